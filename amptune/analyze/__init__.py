@@ -1,0 +1,1 @@
+"""amptune analyze: graph rules and estimates over a PrecisionGraph."""

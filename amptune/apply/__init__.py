@@ -1,0 +1,1 @@
+"""Putting a plan in force on a live model, and checking that it is."""

@@ -1,0 +1,93 @@
+"""The command line: picks a command, imports only that command's module, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from amptune import __version__
+from amptune.errors import AmptuneError, MissingExtraError
+
+INTERRUPTED = 130
+COMMANDS: dict[str, str] = {
+    "lint": "find mixed precision bugs in source files, without importing them",
+    "analyze": "which layers waste the tensor cores or break in 16 or 8 bits, and what each recipe would gain",
+    "tune": "search the fastest format for every layer that trains as well, by measurement",
+    "init": "write the functions that tell amptune how to build and feed a model",
+    "rules": "list all rules and where each came from",
+    "explain": "print the documentation of a rule",
+}
+EXTRA_OF_MODULE = {"torch": "analyze", "networkx": "analyze", "numpy": "analyze", "optuna": "tune", "scipy": "tune",
+                   "rich": "report", "torchao": "fp8"}  # fmt: skip
+
+
+class Command(Protocol):
+    """What a module of ``amptune.commands`` provides."""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do the work; returns the exit code."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our exit code and one clear message."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line; never raises for a user's mistake."""
+    try:
+        return _dispatch(list(argv))
+    except AmptuneError as error:
+        print(f"amptune: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("amptune: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, a pager) went away: not an error of ours, and nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(argv: list[str]) -> int:
+    parser = _Parser(prog="amptune", description="Mixed precision for PyTorch training: lint, analyze, tune.")
+    parser.add_argument("--version", action="version", version=f"amptune {__version__}")
+    chosen = argv[0] if argv and argv[0] in COMMANDS else None
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    module: Command | None = None
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == chosen:
+            module = _load(name)
+            module.configure(sub)
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its message
+        return int(stop.code or 0)
+    assert module is not None
+    try:
+        return module.run(args)
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+
+
+def _load(name: str) -> Command:
+    try:
+        return cast("Command", importlib.import_module(f"amptune.commands.{name}"))
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+
+
+def _missing(error: ModuleNotFoundError) -> Exception:
+    top = (error.name or "").split(".")[0]
+    return MissingExtraError.for_extra(EXTRA_OF_MODULE[top], top) if top in EXTRA_OF_MODULE else error

@@ -1,0 +1,1 @@
+"""Nouns: what every stage speaks of. Standard library and networkx only."""

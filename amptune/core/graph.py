@@ -1,0 +1,203 @@
+"""The PrecisionGraph: the sites of a model, and the tensors that flow between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import networkx as nx
+
+from amptune.core.finding import Location
+
+INPUT = "<input>"
+OUTPUT = "<output>"
+"""Ids of the two pseudo-nodes of the graph: what the batch feeds and what the model (or its loss) returns."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorMeta:
+    """Shape and type of one tensor, without its values. ``dtype`` is torch's name, such as ``float32``."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    requires_grad: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return DTYPE_BYTES.get(self.dtype, 4)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor, dense."""
+        return self.numel * self.itemsize
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether precision is a question for this tensor (complex tensors are not ours to lower)."""
+        return self.dtype in FLOATING_DTYPES
+
+
+FLOATING_DTYPES = frozenset({"float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"})
+DTYPE_BYTES: dict[str, int] = {
+    "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+    "complex128": 16, "complex64": 8, "complex32": 4,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Gemm:
+    """The matrix product [batch] x (M, K) x (K, N) that a site runs in its forward.
+
+    The input gradient is (M, N) x (N, K) and the weight gradient (N, M) x (M, K): the same three numbers, so each of
+    them is a reduction length once. Convolutions are given as their implicit GEMM (M = batch x output positions,
+    N = output channels, K = input channels / groups x kernel size, batch = groups).
+    """
+
+    m: int
+    n: int
+    k: int
+    batch: int = 1
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of one such product (a multiply and an add count as two)."""
+        return 2 * self.batch * self.m * self.n * self.k
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """A parameter of a site: its full name in ``state_dict`` and its shape. Tied parameters carry the same ``key``."""
+
+    name: str
+    meta: TensorMeta
+    key: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One place where precision is decided: a leaf module call, or a functional op in the forward of a module.
+
+    Attributes:
+        id: module path for a module (the first one, for a shared module), ``path#op.n`` for a functional op, with n
+            counting the calls of that op in that forward in order of line and column.
+        op: name in the op table (``amptune.core.ops``): linear, conv2d, softmax, ...
+        kind: whether it is a module call or a functional op.
+        module: path of the module itself, or of the module whose forward holds the op.
+        module_type: fully qualified class of that module.
+        inputs, outputs: tensors of the first call, forward, in order.
+        params: parameters that the site reads.
+        gemms: matrix products of the forward, all calls.
+        flops: floating point operations of the forward, all calls.
+        bytes_moved: bytes read and written by the forward at the captured dtypes, all calls.
+        location: the user's source line that makes the call, when known.
+        code: where the op stands in the source as ``Class.forward#op.n``: equal for all instances of one class.
+        calls: how often one forward of the model calls it.
+        attrs: op arguments that rules need (eps, dim, kernel_size, groups, literal constants, ...).
+        nodes: names of the torch.fx nodes that it covers.
+        opaque: leaf whose inside is not visible or not ours to change (RNN, quantised, custom autograd function).
+    """
+
+    id: str
+    op: str
+    kind: Literal["module", "function"]
+    module: str
+    module_type: str = ""
+    inputs: tuple[TensorMeta, ...] = ()
+    outputs: tuple[TensorMeta, ...] = ()
+    params: tuple[Param, ...] = ()
+    gemms: tuple[Gemm, ...] = ()
+    flops: int = 0
+    bytes_moved: int = 0
+    location: Location | None = None
+    code: str = ""
+    calls: int = 1
+    attrs: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    nodes: tuple[str, ...] = ()
+    opaque: bool = False
+
+    @property
+    def is_module(self) -> bool:
+        """Whether the site is a leaf module call."""
+        return self.kind == "module"
+
+
+class PrecisionGraph:
+    """Sites in call order, and between them the tensors: an edge holds a list, since two sites can share several."""
+
+    def __init__(self) -> None:
+        self.graph: nx.DiGraph = nx.DiGraph()
+        self.graph.add_nodes_from([INPUT, OUTPUT])
+        self._sites: dict[str, Site] = {}
+
+    def add_site(self, site: Site) -> None:
+        """Add a site; raises ValueError when its id is taken."""
+        if site.id in self._sites:
+            raise ValueError(f"two sites are called {site.id!r}")
+        self._sites[site.id] = site
+        self.graph.add_node(site.id)
+
+    def replace_site(self, site: Site) -> None:
+        """Put a new version of a known site in its place, edges kept."""
+        self._sites[self._sites[site.id].id] = site
+
+    def add_tensor(self, source: str, target: str, tensor: TensorMeta) -> None:
+        """Say that ``tensor`` flows from ``source`` to ``target`` (site ids, INPUT or OUTPUT)."""
+        if self.graph.has_edge(source, target):
+            self.graph.edges[source, target]["tensors"].append(tensor)
+        else:
+            self.graph.add_edge(source, target, tensors=[tensor])
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._sites.values())
+
+    def __contains__(self, site_id: object) -> bool:
+        return site_id in self._sites
+
+    def __getitem__(self, site_id: str) -> Site:
+        return self._sites[site_id]
+
+    def edges(self) -> Iterator[tuple[str, str, list[TensorMeta]]]:
+        """All edges as (source, target, tensors)."""
+        for source, target, data in self.graph.edges(data=True):
+            yield source, target, data["tensors"]
+
+    def producers(self, site_id: str) -> list[Site]:
+        """Sites whose output ``site_id`` reads, in order of insertion."""
+        return [self._sites[name] for name in self.graph.predecessors(site_id) if name in self._sites]
+
+    def consumers(self, site_id: str) -> list[Site]:
+        """Sites that read the output of ``site_id``, in order of insertion."""
+        return [self._sites[name] for name in self.graph.successors(site_id) if name in self._sites]
+
+    def tensors(self, source: str, target: str) -> list[TensorMeta]:
+        """Tensors that flow from one site to another; empty when none does."""
+        if not self.graph.has_edge(source, target):
+            return []
+        return list(self.graph.edges[source, target]["tensors"])
+
+    @property
+    def flops(self) -> int:
+        """Forward floating point operations of the whole model."""
+        return sum(site.flops for site in self)
+
+    def fingerprint(self) -> str:
+        """A hash of ids, ops and shapes: two models with the same one have the same search space."""
+        import hashlib
+
+        digest = hashlib.sha256()
+        for site in self:
+            shapes = [tensor.shape for tensor in (*site.inputs, *site.outputs, *(p.meta for p in site.params))]
+            digest.update(repr((site.id, site.op, site.calls, shapes)).encode())
+        return digest.hexdigest()[:16]

@@ -1,0 +1,202 @@
+"""The Plan: which format each site computes in, and the JSON file that carries it. Never pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from amptune.core.formats import Format
+from amptune.errors import PlanError
+
+PLAN_VERSION = 1
+SCALINGS = ("tensorwise", "rowwise", "rowwise_gw_hp")
+HOW = ("swap", "follow", "source", "autocast")
+
+
+@dataclasses.dataclass(frozen=True)
+class SitePlan:
+    """The decision for one site.
+
+    Attributes:
+        format: number format of its matrix products or arithmetic.
+        scaling: FP8 only: how tensors are scaled.
+        pad: multiple to which output features are padded at compute time; 0 = not padded.
+        how: how it is put in force: ``swap`` (module class swapped), ``follow`` (a functional op that runs in the
+            format of its inputs), ``source`` (the source line pins it), ``autocast`` (a local autocast region).
+        why: one sentence for the user.
+    """
+
+    format: Format
+    scaling: str | None = None
+    pad: int = 0
+    how: Literal["swap", "follow", "source", "autocast"] = "swap"
+    why: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalerConfig:
+    """Keyword arguments of ``torch.amp.GradScaler``; its defaults here are torch's own."""
+
+    enabled: bool = False
+    init_scale: float = 65536.0
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 2000
+
+    def to_json(self) -> dict[str, Any]:
+        """The keyword arguments as a dict."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Formats of all sites, and the execution choices that belong to precision.
+
+    Attributes:
+        sites: site id -> decision; a site that is absent stays as the user wrote it.
+        tf32: let what stays FP32 use TF32 in matrix products and convolutions.
+        channels_last: convolution weights in channels_last memory format.
+        loss_format: format that the loss is computed in; ``None`` leaves it as the output comes.
+        loss_compile: run the loss alone under torch.compile.
+        output_format: floating outputs of the model are cast to it; ``None`` leaves them.
+        scaler: loss scaling of the training loop.
+        target, source_sha256, fingerprint: the model it is for.
+        measured_on: gpu, capability, torch, driver, mode.
+    """
+
+    sites: Mapping[str, SitePlan] = dataclasses.field(default_factory=dict, hash=False)
+    tf32: bool = False
+    channels_last: bool = False
+    loss_format: Format | None = Format.FP32
+    loss_compile: bool = False
+    output_format: Format | None = None
+    scaler: ScalerConfig = ScalerConfig()
+    target: str = ""
+    source_sha256: str = ""
+    fingerprint: str = ""
+    measured_on: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    @property
+    def uses_fp16(self) -> bool:
+        """Whether any site computes in FP16, so that small gradients need a loss scale."""
+        return any(site.format is Format.FP16 for site in self.sites.values())
+
+    def behaviour_hash(self) -> str:
+        """Hash of what the plan does (not of why, or where it was measured): equal plans are measured once."""
+        sites = {k: (str(v.format), v.scaling, v.pad, v.how) for k, v in sorted(self.sites.items())}
+        flags = (self.tf32, self.channels_last, str(self.loss_format), self.loss_compile, str(self.output_format))
+        text = json.dumps([sites, flags, self.scaler.to_json()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self, tool: str) -> dict[str, Any]:
+        """The content of plan.json, schema version 1; ``tool`` is "amptune <version>"."""
+        return {
+            "version": PLAN_VERSION,
+            "tool": tool,
+            "model": {
+                "target": self.target,
+                "source_sha256": self.source_sha256,
+                "fingerprint": self.fingerprint,
+            },
+            "measured_on": dict(self.measured_on),
+            "flags": {"tf32": self.tf32, "channels_last": self.channels_last},
+            "loss": {"format": str(self.loss_format) if self.loss_format else None, "compile": self.loss_compile},
+            "output_format": str(self.output_format) if self.output_format else None,
+            "sites": {
+                name: {"format": str(s.format), "scaling": s.scaling, "pad": s.pad, "how": s.how, "why": s.why}
+                for name, s in self.sites.items()
+            },
+            "scaler": self.scaler.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: object, where: str = "plan.json") -> Plan:
+        """Read plan.json's content.
+
+        Raises:
+            PlanError: a newer schema, a missing or wrong field, an unknown format; the message names ``where`` and
+                the field.
+        """
+        reader = _Reader(data, where)
+        version = reader.get("version", int)
+        if version > PLAN_VERSION:
+            raise PlanError(
+                f"{where}: schema version {version} is newer than this amptune reads ({PLAN_VERSION})",
+                hint="upgrade amptune, or run the search again with this version",
+            )
+        model, flags, loss = (_Reader(reader.get(key, dict), f"{where}: {key}") for key in ("model", "flags", "loss"))
+        return cls(
+            sites={k: _site(entry, f"{where}: sites[{k!r}]") for k, entry in reader.get("sites", dict).items()},
+            tf32=flags.get("tf32", bool),
+            channels_last=flags.get("channels_last", bool),
+            loss_format=loss.format("format"),
+            loss_compile=loss.get("compile", bool),
+            output_format=reader.format("output_format"),
+            scaler=_scaler(reader.get("scaler", dict), f"{where}: scaler"),
+            target=model.get("target", str),
+            source_sha256=model.get("source_sha256", str),
+            fingerprint=model.get("fingerprint", str),
+            measured_on=reader.get("measured_on", dict),
+        )
+
+
+class _Reader:
+    """Typed access to a JSON object, with the field's name in every error."""
+
+    def __init__(self, data: object, where: str) -> None:
+        if not isinstance(data, dict):
+            raise PlanError(f"{where}: expected an object, found {type(data).__name__}")
+        self.data = data
+        self.where = where
+
+    def get(self, key: str, kind: type) -> Any:
+        if key not in self.data:
+            raise PlanError(f"{self.where}: field {key!r} is missing")
+        value = self.data[key]
+        wrong_bool = isinstance(value, bool) and kind is not bool
+        if wrong_bool or not isinstance(value, (int, float) if kind is float else kind):
+            raise PlanError(f"{self.where}: field {key!r} is {value!r}, expected {kind.__name__}")
+        return value
+
+    def format(self, key: str) -> Format | None:
+        value = self.data.get(key)
+        if value is None:
+            return None
+        try:
+            return Format.parse(str(value))
+        except ValueError as error:
+            raise PlanError(f"{self.where}: field {key!r}: {error}") from None
+
+
+def _site(entry: object, where: str) -> SitePlan:
+    reader = _Reader(entry, where)
+    number_format = reader.format("format")
+    if number_format is None or number_format is Format.TF32:
+        raise PlanError(f"{where}: field 'format' must be one of fp32, bf16, fp16, fp8_e4m3, fp8_e5m2")
+    scaling, pad, how = reader.data.get("scaling"), reader.data.get("pad", 0), reader.data.get("how", "swap")
+    if scaling is not None and scaling not in SCALINGS:
+        raise PlanError(f"{where}: scaling {scaling!r} is not one of {', '.join(SCALINGS)}")
+    if number_format.is_fp8 and scaling is None:
+        raise PlanError(f"{where}: an FP8 site needs a scaling: one of {', '.join(SCALINGS)}")
+    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
+        raise PlanError(f"{where}: pad {pad!r} must be a multiple such as 8 or 64, or 0 for none")
+    if how not in HOW:
+        raise PlanError(f"{where}: how {how!r} is not one of {', '.join(HOW)}")
+    return SitePlan(number_format, scaling, pad, how, str(reader.data.get("why", "")))
+
+
+def _scaler(data: object, where: str) -> ScalerConfig:
+    reader = _Reader(data, where)
+    config = ScalerConfig(
+        enabled=reader.get("enabled", bool),
+        init_scale=float(reader.get("init_scale", float)),
+        growth_factor=float(reader.get("growth_factor", float)),
+        backoff_factor=float(reader.get("backoff_factor", float)),
+        growth_interval=reader.get("growth_interval", int),
+    )
+    if config.growth_factor <= 1 or not 0 < config.backoff_factor < 1 or config.init_scale <= 0:
+        raise PlanError(f"{where}: needs growth_factor > 1, 0 < backoff_factor < 1 and init_scale > 0")
+    return config

@@ -1,0 +1,1 @@
+"""amptune tune: the search for the fastest valid plan, by measurement."""

@@ -1,0 +1,1 @@
+"""Source rules: one a file, named after its code."""
