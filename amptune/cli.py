@@ -13,6 +13,8 @@ from amptune import __version__
 from amptune.errors import AmptuneError, MissingExtraError
 
 INTERRUPTED = 130
+INTERNAL_ERROR = 3
+TRACEBACK = "AMPTUNE_TRACEBACK"
 COMMANDS: dict[str, str] = {
     "lint": "find mixed precision bugs in source files, without importing them",
     "analyze": "which layers waste the tensor cores or break in 16 or 8 bits, and what each recipe would gain",
@@ -57,6 +59,12 @@ def run(argv: Sequence[str]) -> int:
         # The reader (head, a pager) went away: not an error of ours, and nothing more can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print(f"amptune: internal error: {_origin(error)}", file=sys.stderr)
+        print(f"  this is a bug of amptune; {TRACEBACK}=1 shows the traceback for a report", file=sys.stderr)
+        return INTERNAL_ERROR
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -86,6 +94,15 @@ def _load(name: str) -> Command:
         return cast("Command", importlib.import_module(f"amptune.commands.{name}"))
     except ModuleNotFoundError as error:
         raise _missing(error) from error
+
+
+def _origin(error: Exception) -> str:
+    """Type, text and place of an error that nobody foresaw, on one line."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    place = f" ({os.path.basename(last.tb_frame.f_code.co_filename)}:{last.tb_lineno})" if last else ""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}{place}"
 
 
 def _missing(error: ModuleNotFoundError) -> Exception:

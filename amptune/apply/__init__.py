@@ -1,1 +1,22 @@
-"""Putting a plan in force on a live model, and checking that it is."""
+"""Put a plan in force on a model, and prove that it is."""
+
+from amptune.apply.plan import AppliedPlan, apply
+from amptune.apply.probe import plannable_modules, tied_by_run
+from amptune.apply.realised import Mismatch, check_realised, stale_weight_casts
+from amptune.apply.support import can_pad, how_to_apply, legal_formats
+from amptune.apply.ties import meet_in_one_op, tied_by_dtype
+
+__all__ = [
+    "AppliedPlan",
+    "Mismatch",
+    "apply",
+    "can_pad",
+    "check_realised",
+    "how_to_apply",
+    "legal_formats",
+    "meet_in_one_op",
+    "plannable_modules",
+    "stale_weight_casts",
+    "tied_by_dtype",
+    "tied_by_run",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from amptune.errors import InputError
@@ -16,23 +17,40 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     Raises:
         InputError: the folder is missing or read-only, or the disk is full.
     """
-    data = content.encode() if isinstance(content, str) else content
-    temporary: str | None = None
+    write_all_atomic({path: content})
+
+
+def write_all_atomic(files: Mapping[Path, str | bytes]) -> None:
+    """Replace several files; nothing is replaced before all of them are written out beside their places.
+
+    Raises:
+        InputError: a folder is missing or read-only, or the disk is full.
+    """
+    temporary: dict[Path, str] = {}
+    current = Path()
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, _mode(path))
-        os.replace(temporary, path)
+        for current, content in files.items():
+            descriptor, temporary[current] = tempfile.mkstemp(
+                dir=current.parent, prefix=f".{current.name}.", suffix=".tmp"
+            )
+            _write_out(descriptor, content.encode() if isinstance(content, str) else content)
+            os.chmod(temporary[current], _mode(current))
+        for current, written in temporary.items():
+            os.replace(written, current)
     except OSError as error:
-        if temporary:
+        for written in temporary.values():
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                os.unlink(written)
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}", hint="free space or choose another folder"
+            f"cannot write {current}: {error.strerror or error}", hint="free space or choose another folder"
         ) from error
+
+
+def _write_out(descriptor: int, data: bytes) -> None:
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _mode(path: Path) -> int:

@@ -85,6 +85,12 @@ class Fix:
             "imports": list(self.imports),
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Fix:
+        """The fix that ``to_json`` gave."""
+        edits = tuple(Edit(**edit) for edit in data["edits"])
+        return cls(data["message"], edits, Safety(data["safety"]), tuple(data["imports"]))
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -115,6 +121,14 @@ class Finding:
             "evidence": dict(self.evidence),
             "fix": self.fix.to_json() if self.fix else None,
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Finding:
+        """The finding that ``to_json`` gave."""
+        place = Location(data["path"], data["line"], data["column"], data["end_line"], data["end_column"])
+        fix = Fix.from_json(data["fix"]) if data["fix"] else None
+        severity = Severity.parse(data["severity"])
+        return cls(data["rule"], data["name"], severity, data["message"], place, data["site"], data["evidence"], fix)
 
     @property
     def sort_key(self) -> tuple[str, int, int, str]:

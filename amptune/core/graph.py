@@ -94,6 +94,8 @@ class Site:
         module: path of the module itself, or of the module whose forward holds the op.
         module_type: fully qualified class of that module.
         inputs, outputs: tensors of the first call, forward, in order.
+        sources: for each of ``inputs`` where it comes from: a site id, INPUT, the ``state_dict`` name of a parameter or
+            buffer, or "" for a constant made in the forward. Empty when the frontend does not say.
         params: parameters that the site reads.
         gemms: matrix products of the forward, all calls.
         flops: floating point operations of the forward, all calls.
@@ -101,7 +103,16 @@ class Site:
         location: the user's source line that makes the call, when known.
         code: where the op stands in the source as ``Class.forward#op.n``: equal for all instances of one class.
         calls: how often one forward of the model calls it.
-        attrs: op arguments that rules need (eps, dim, kernel_size, groups, literal constants, ...).
+        attrs: op arguments that rules need, by torch's argument names (eps, dim, groups, min, max, exponent, p, ...).
+            ``scalars``: numbers among the positional operands, as {position: value}: ``x + 1e-8`` has {1: 1e-8}.
+            ``operands``: for a functional op, what each positional argument is: an index into ``inputs`` (twice the
+            same for ``x * x``), or None for a number, a parameter or a constant made in the forward.
+            ``casts``: {index of an input: dtype}, for inputs that the user's code casts on the way (``x.float()``);
+            empty dtype where it is that of another tensor. ``like``: {index of an input: site id}, for inputs made by
+            zeros_like and its kin. ``integers``: {index of an input: count}, for inputs made by arange. ``masked``:
+            attention with a mask.
+            ``dtype``: torch's name, for an op whose call names one. ``channels_last``: its input is laid out so.
+            ``autocast``: False inside a region that switches autocast off.
         nodes: names of the torch.fx nodes that it covers.
         opaque: leaf whose inside is not visible or not ours to change (RNN, quantised, custom autograd function).
     """
@@ -113,6 +124,7 @@ class Site:
     module_type: str = ""
     inputs: tuple[TensorMeta, ...] = ()
     outputs: tuple[TensorMeta, ...] = ()
+    sources: tuple[str, ...] = ()
     params: tuple[Param, ...] = ()
     gemms: tuple[Gemm, ...] = ()
     flops: int = 0

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
-import importlib.metadata
 import inspect
+import os
 import pkgutil
 import re
+import sys
 from collections.abc import Iterable, Sequence
 
 from amptune.core.finding import Severity
+from amptune.core.nearest import nearest
 from amptune.core.rule import GraphRule, Rule, SourceRule
 from amptune.errors import ConfigError
 
@@ -47,7 +48,7 @@ def load_rules(kind: type[Rule] = Rule, packs: Sequence[str] | None = None) -> l
     rules: dict[str, LoadedRule] = {}
     for pack in names:
         for cls in _rules_of(pack, kind):
-            _check(cls)
+            check_rule(cls)
             if (other := rules.get(cls.code)) and other.cls is not cls:
                 raise ConfigError(f"rules {other.cls.__qualname__} ({other.origin}) and {cls.__qualname__} ({pack}) "
                                   f"share the code {cls.code}")  # fmt: skip
@@ -76,16 +77,45 @@ def check_selector(selector: str, rules: Sequence[LoadedRule]) -> None:
         return
     if selector and any(rule.code.startswith(selector) for rule in load_rules()):
         return
-    near = difflib.get_close_matches(selector, [rule.code for rule in load_rules()], n=1)
-    raise ConfigError(f"no rule is called {selector!r}", hint=f"did you mean {near[0]}?" if near else None)
+    near = nearest(selector, [rule.code for rule in load_rules()])
+    raise ConfigError(f"no rule is called {selector!r}", hint=f"did you mean {near}?" if near else None)
 
 
 def _installed_packs() -> list[str]:
     packs = [BUILTIN_PACK]
+    if not _may_have_other_packs():
+        return packs
+    import importlib.metadata
+
     for point in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda p: p.name):
         if point.value not in packs:
             packs.append(point.value)
     return packs
+
+
+def _may_have_other_packs() -> bool:
+    """Whether any installed distribution names our entry point group, ours aside.
+
+    importlib.metadata parses every distribution for this and takes longer than linting ten files, so the usual layout
+    is looked at by hand first; anything unusual (an egg, a zip) gives True.
+    """
+    group = f"[{ENTRY_POINT_GROUP}]".encode()
+    for folder in dict.fromkeys(sys.path):
+        if not os.path.isdir(folder or "."):
+            if folder and os.path.exists(folder) and not folder.endswith(".zip"):
+                return True
+            continue
+        for name in os.listdir(folder or "."):
+            if name.endswith((".egg", ".egg-link")):
+                return True
+            if name.endswith((".dist-info", ".egg-info")) and not name.startswith("amptune-"):
+                try:
+                    with open(os.path.join(folder, name, "entry_points.txt"), "rb") as stream:
+                        if group in stream.read():
+                            return True
+                except OSError:
+                    continue  # most distributions have no entry points
+    return False
 
 
 def _rules_of(pack: str, kind: type[Rule]) -> list[type[Rule]]:
@@ -112,7 +142,8 @@ def _may_hold(module: str, kind: type[Rule]) -> bool:
     return not ((kind is SourceRule and part == "graph") or (kind is GraphRule and part == "source"))
 
 
-def _check(cls: type[Rule]) -> None:
+def check_rule(cls: type[Rule]) -> None:
+    """Raise ConfigError when a rule class lacks an attribute or has a malformed one."""
     where = f"{cls.__module__}.{cls.__qualname__}"
     for attribute in ("code", "name", "severity"):
         if not hasattr(cls, attribute):

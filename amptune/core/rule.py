@@ -15,6 +15,7 @@ from amptune.core.finding import Finding, Severity
 
 if TYPE_CHECKING:
     from amptune.core.graph_context import GraphContext
+    from amptune.lint.settings_file import SettingsFile
     from amptune.lint.source import SourceFile
 
 API_VERSION = 1
@@ -68,8 +69,12 @@ class SourceRule(Rule):
     keywords: ClassVar[tuple[bytes, ...]]
 
     def check(self, source: SourceFile) -> Iterable[Finding]:
-        """Findings in one file. ``source`` has resolved names, scopes and event order; see its class."""
-        raise NotImplementedError
+        """Findings in one Python file or notebook. ``source`` has resolved names and event order; see its class."""
+        return ()
+
+    def check_settings(self, settings: SettingsFile) -> Iterable[Finding]:
+        """Findings in one JSON or YAML file: DeepSpeed, accelerate, training arguments; see its class."""
+        return ()
 
 
 class GraphRule(Rule):

@@ -1,0 +1,136 @@
+"""Put a Plan in force on a model: its module sites become the runtime's table, its pinned ops the runtime's PINS."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from amptune import runtime
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, SitePlan
+from amptune.errors import ApplyError
+
+LOSS = "loss_fn"
+"""Module path of the sites of the loss, which is a function and not part of the model."""
+
+
+class AppliedPlan(runtime.AppliedPlan):
+    """A Plan in force. The runtime's PINS are those of the last plan applied in this process; ``undo`` empties them."""
+
+    def __init__(self, applied: runtime.AppliedPlan, pins: Mapping[str, str]) -> None:
+        super().__init__(applied.model, applied.sites)
+        self.pins = dict(pins)
+        runtime.PINS.clear()
+        runtime.PINS.update(pins)
+
+    def undo(self) -> None:
+        """Give the model back bit for bit, and empty the runtime's PINS."""
+        super().undo()
+        runtime.PINS.clear()
+
+
+def apply(model: nn.Module, plan: Plan, *, codes: Mapping[str, str] | None = None) -> AppliedPlan:
+    """Put ``plan`` in force on ``model``, in place. TF32 is process-wide and the caller's: ``set_backend_flags``.
+
+    Args:
+        model: the model that the plan was made for.
+        plan: its sites are module paths and functional ops (``path#op.n``).
+        codes: site id -> ``Class.forward#op.n`` of functional ops, as capture found them. Where it is silent, the op
+            is taken to stand in the ``forward`` of the module at the site's path.
+
+    Raises:
+        ApplyError: a site that the model does not have, a format that the module cannot compute in, a model that is
+            sharded already, or two instances of one class that pin the same line differently.
+    """
+    _check_names(model, plan)
+    pins = pins_of(model, plan, codes or {})
+    output_format = plan.output_format.label if plan.output_format else None
+    try:
+        applied = runtime.apply_plan(
+            model, runtime_table(plan), channels_last=plan.channels_last, output_format=output_format
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ApplyError(f"the plan does not fit this model: {error}") from error
+    return AppliedPlan(applied, pins)
+
+
+def runtime_table(plan: Plan) -> dict[str, dict[str, Any]]:
+    """The plan's sites as ``runtime.apply_plan`` takes them, by module path.
+
+    A functional op with ``how="autocast"`` puts the module that holds it in an autocast region, of the 16-bit format
+    that one of these ops asks for. Ops that follow their inputs or are pinned in the source need nothing here.
+    """
+    regions: dict[str, dict[str, Any]] = {}
+    table: dict[str, dict[str, Any]] = {}
+    for name, site in plan.sites.items():
+        path, is_function, _ = name.partition("#")
+        if not is_function and site.how in ("swap", "autocast"):
+            table[path] = _entry(site)
+        elif is_function and site.how == "autocast" and (path not in regions or site.format is not Format.FP32):
+            regions[path] = {"format": site.format.label, "how": "autocast"}
+    return {**regions, **table}
+
+
+def pins_of(model: nn.Module, plan: Plan, codes: Mapping[str, str]) -> dict[str, str]:
+    """Source places that the plan computes in FP32: ``Class.forward#op.n`` -> "fp32".
+
+    Raises:
+        ApplyError: instances of one class disagree about one line, which can be pinned for all of them only.
+    """
+    decided: dict[str, tuple[str, bool]] = {}
+    for name, site in plan.sites.items():
+        if "#" not in name or site.how not in ("source", "follow"):
+            continue
+        code = codes.get(name) or _code(model, name)
+        pinned = site.how == "source" and site.format is Format.FP32
+        other, other_pinned = decided.setdefault(code, (name, pinned))
+        if pinned != other_pinned:
+            raise ApplyError(
+                f"sites {other!r} and {name!r} are one source line, {code}, and only one of them is pinned",
+                hint="pin both or neither in the plan",
+            )
+    return {code: Format.FP32.label for code, (_, pinned) in decided.items() if pinned}
+
+
+def _entry(site: SitePlan) -> dict[str, Any]:
+    entry: dict[str, Any] = {"format": site.format.label}
+    if site.how == "autocast":
+        entry["how"] = "autocast"
+    if site.pad:
+        entry["pad"] = site.pad
+    if site.scaling:
+        entry["scaling"] = site.scaling
+    return entry
+
+
+def _code(model: nn.Module, name: str) -> str:
+    path, _, op = name.partition("#")
+    if path == LOSS and not _has_module(model, path):
+        return name
+    forward = type(model.get_submodule(path)).forward
+    return f"{forward.__qualname__.replace('<locals>.', '')}#{op}"
+
+
+def _has_module(model: nn.Module, path: str) -> bool:
+    return any(name == path for name, _ in model.named_modules(remove_duplicate=False))
+
+
+def _check_names(model: nn.Module, plan: Plan) -> None:
+    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    gone = [name for name in plan.sites if (path := name.partition("#")[0]) not in known and path != LOSS]
+    if not gone:
+        return
+    listed = ", ".join(gone[:5]) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
+    raise ApplyError(
+        f"{len(gone)} of the plan's {len(plan.sites)} sites are not in this model: {listed}",
+        hint=_advice(gone[0].partition("#")[0], known),
+    )
+
+
+def _advice(path: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(path, list(known), n=1)
+    nearest = f"did {path!r} become {near[0]!r}? " if near else ""
+    return f"{nearest}make the plan again for the model as it is now"

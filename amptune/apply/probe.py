@@ -1,0 +1,175 @@
+"""Which modules must share a format, found by running the model: what a captured graph cannot say.
+
+User code casts by what it sees (``cos.to(x.dtype)``), so the dtype that arrives at an op depends on formats elsewhere.
+Every group of modules in a 16-bit format but one, in turn, shows which operands that one group decides.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from amptune import runtime
+from amptune.apply.recorder import ModulePaths, Record
+from amptune.apply.support import how_to_apply
+from amptune.apply.ties import merged
+from amptune.capture.names import is_in_place, op_name, spelling_of
+from amptune.core.formats import Format
+from amptune.core.graph import INPUT
+from amptune.core.ops import op_named
+
+Place = tuple[str, str, int]
+"""One call of a torch function: path of the running module, op, and how many calls of it came before there."""
+
+
+def plannable_modules(model: nn.Module, run: Callable[[], object]) -> dict[str, Literal["swap", "autocast"]]:
+    """Modules with weights that one forward calls, and how a format is put in force on each; the finest ones.
+
+    Every one of them needs a format when any has 16 bits: a Linear that the plan leaves out raises on a 16-bit input.
+    A module that is read but never called (Mamba's ``conv1d``) takes none, nor does one whose parts take their own.
+
+    Args:
+        model: the model, in train mode, so that no fast path hides calls.
+        run: one forward.
+    """
+    record = Record()
+    with ModulePaths(model, record).watching(), torch.no_grad():
+        run()
+    found = {
+        path: how
+        for path, module in model.named_modules()
+        if path in record.called and (how := how_to_apply(module)) and next(module.parameters(), None) is not None
+    }
+    return {path: how for path, how in found.items() if not any(other.startswith(f"{path}.") for other in found)}
+
+
+@dataclasses.dataclass
+class _Run:
+    """What arrived at the functions that modules without a format of their own called.
+
+    Attributes:
+        operands: dtypes of the floating operands of each call.
+        one_dtype: calls of ops that raise on mixed dtypes.
+        fp32_only: calls that raised in 16 bits and not in FP32.
+    """
+
+    operands: dict[Place, list[torch.dtype]] = dataclasses.field(default_factory=dict)
+    one_dtype: set[Place] = dataclasses.field(default_factory=set)
+    fp32_only: set[Place] = dataclasses.field(default_factory=set)
+
+
+def tied_by_run(
+    model: nn.Module,
+    run: Callable[[], object],
+    groups: Mapping[str, Collection[str]],
+    *,
+    low: Format = Format.BF16,
+    how: Mapping[str, str] | None = None,
+) -> list[set[str]]:
+    """Disjoint sets of groups that must have one format each, or an op between them raises.
+
+    A set that holds ``INPUT`` meets a tensor that no group decides (a parameter read by a function, the batch) in an
+    op that takes one dtype, or feeds an op that has no 16-bit kernel (fft, linalg): its groups must stay in FP32. Runs
+    the model once, and once more for each group; undoes what it applies. Random state and running statistics are the
+    caller's to restore.
+
+    Args:
+        model: the model, with no plan in force.
+        run: one forward, which should include the loss.
+        groups: name -> module paths that decide together; what is in no group stays as the user wrote it.
+        low: the 16-bit format to probe with.
+        how: module path -> "autocast" where a module runs in an autocast region though it could be swapped.
+    """
+    lowered = _run(model, run, groups, low, how or {}, high=None)
+    low_dtype = runtime.FORMATS[low.label]
+    # What no group lowers is FP32 in every run, and so says nothing of the groups.
+    sources: dict[Place, list[set[str]]] = {
+        place: [set() if dtype == low_dtype else {INPUT} for dtype in dtypes]
+        for place, dtypes in lowered.operands.items()
+        if place in lowered.one_dtype | lowered.fp32_only
+    }
+    for name in groups:
+        raised = _run(model, run, groups, low, how or {}, high=name).operands
+        for place, operands in sources.items():
+            for found, dtype in zip(operands, raised.get(place, ()), strict=False):
+                if dtype != low_dtype and INPUT not in found:
+                    found.add(name)
+    ties = [set().union(*found) for place, found in sources.items() if any(found[0] != other for other in found)]
+    return merged(ties + [{INPUT}.union(*sources[place]) for place in lowered.fp32_only])
+
+
+def _run(
+    model: nn.Module,
+    run: Callable[[], object],
+    groups: Mapping[str, Collection[str]],
+    low: Format,
+    how: Mapping[str, str],
+    high: str | None,
+) -> _Run:
+    """One forward with all groups low but ``high``."""
+    table: dict[str, dict[str, Any]] = {}
+    for name, paths in groups.items():
+        for path in paths:
+            table[path] = {"format": Format.FP32.label if name == high else low.label, "how": how.get(path)}
+    applied = runtime.apply_plan(model, table)
+    running = ModulePaths(model)
+    mode = _Tolerant(running, set(table))
+    try:
+        with running.watching(), torch.no_grad(), mode:
+            run()
+    finally:
+        applied.undo()
+    return mode.seen
+
+
+class _Tolerant(TorchFunctionMode):
+    """Notes the dtypes that arrive at functions, and lets the run go on where they would raise."""
+
+    def __init__(self, paths: ModulePaths, planned: set[str]) -> None:
+        super().__init__()
+        self.seen = _Run()
+        self._paths = paths
+        self._planned = planned
+        self._count: collections.Counter[tuple[str, str]] = collections.Counter()
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # A planned module casts for itself.
+        if any(path in self._planned for path in self._paths.running):
+            return func(*args, **kwargs)
+        dtypes = [tensor.dtype for tensor in runtime.tensors_in((args, kwargs)) if tensor.is_floating_point()]
+        if not dtypes:
+            return func(*args, **kwargs)
+        op = op_name(func, args)
+        place = self._place(op)
+        self.seen.operands[place] = dtypes
+        if op_named(op).same_dtype:
+            self.seen.one_dtype.add(place)
+            args, kwargs = _with_one_dtype(func, args, kwargs, dtypes)
+        try:
+            return func(*args, **kwargs)
+        except (RuntimeError, NotImplementedError):
+            if torch.float32 in dtypes and len(set(dtypes)) == 1:
+                raise
+            result = func(*runtime.cast_all(args, torch.float32), **runtime.cast_all(kwargs, torch.float32))
+        self.seen.fp32_only.add(place)
+        return result
+
+    def _place(self, op: str) -> Place:
+        path = self._paths.running[-1] if self._paths.running else ""
+        self._count[path, op] += 1
+        return path, op, self._count[path, op]
+
+
+def _with_one_dtype(func: Callable[..., Any], args: Any, kwargs: Any, dtypes: list[torch.dtype]) -> Any:
+    if len(set(dtypes)) < 2:
+        return args, kwargs
+    # What is written to keeps its dtype.
+    dtype = args[0].dtype if is_in_place(spelling_of(func)) else torch.float32
+    return runtime.cast_all((args, kwargs), dtype)

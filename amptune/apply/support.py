@@ -1,0 +1,43 @@
+"""What a module can be planned in: how a format is put in force on it, and which formats its kernels take."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+from torch import nn
+
+from amptune import runtime
+from amptune.core.formats import Format
+
+_FIRST_BF16_CAPABILITY = (8, 0)
+"""NVIDIA Ampere; below it bf16 kernels are emulated."""
+
+
+def how_to_apply(module: nn.Module) -> Literal["swap", "autocast"] | None:
+    """How a format is put in force on ``module``; None for a container or another module that takes none itself.
+
+    ``swap`` for a module without parameters means that it computes in the format and gives back its input's dtype.
+    """
+    return cast("Literal['swap', 'autocast'] | None", runtime.how_to_apply(module))
+
+
+def legal_formats(
+    module: nn.Module, *, device_type: str, capability: tuple[int, int] | None = None
+) -> tuple[Format, ...]:
+    """Formats that ``module`` can compute in on a device, FP32 first; empty where ``how_to_apply`` is None.
+
+    Args:
+        module: a module of the model.
+        device_type: "cpu", "cuda", ...
+        capability: compute capability of the CUDA device; None takes a current one.
+    """
+    if how_to_apply(module) is None:
+        return ()
+    if device_type == "cuda" and capability is not None and capability < _FIRST_BF16_CAPABILITY:
+        return (Format.FP32, Format.FP16)
+    return (Format.FP32, Format.BF16, Format.FP16)
+
+
+def can_pad(module: nn.Module) -> bool:
+    """Whether the output features of ``module`` can be padded while it computes."""
+    return type(module) is nn.Linear

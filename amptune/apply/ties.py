@@ -1,0 +1,101 @@
+"""Sites that must share a format, because their outputs meet in an op that takes one dtype only.
+
+An op that is not planned follows its inputs: its output has the promoted dtype of them. So the dtype of a tensor is
+decided by a set of planned modules, called its sources here.
+"""
+
+from __future__ import annotations
+
+from amptune.core.graph import INPUT, PrecisionGraph, Site, TensorMeta
+from amptune.core.ops import Family, op_named
+
+_FIXED = frozenset({INPUT})
+_OWN_FORMAT = (Family.GEMM, Family.CONV, Family.ATTENTION, Family.RNN, Family.EMBEDDING, Family.NORM)
+
+
+def tied_by_dtype(graph: PrecisionGraph) -> list[set[str]]:
+    """Disjoint groups of module sites that must have one format each.
+
+    The op in which their outputs meet (matmul, attention, index_put ...) raises on mixed dtypes. A group that holds
+    ``INPUT`` meets a tensor that no plan casts (the batch, a parameter read by a function, ``torch.zeros``), so its
+    sites must stay in that tensor's format, FP32 as a rule.
+    """
+    sources = _sources(graph)
+    groups: list[set[str]] = []
+    for site in graph:
+        if site.is_module or not op_named(site.op).same_dtype:
+            continue
+        arriving = _arriving(graph, site, sources)
+        if len(arriving) > 1:
+            groups.append(set().union(*arriving))
+    return merged(groups)
+
+
+def meet_in_one_op(graph: PrecisionGraph) -> list[set[str]]:
+    """Sets of module sites whose outputs meet in an op that promotes: FP32 may join either, FP16 and BF16 must not mix.
+
+    Where they did, the result would be FP32 without a word.
+    """
+    sources = _sources(graph)
+    found: list[set[str]] = []
+    for site in graph:
+        if not site.is_module or not _decides(site):
+            sites = set().union(*_arriving(graph, site, sources)) - _FIXED
+            if len(sites) > 1 and sites not in found:
+                found.append(sites)
+    return found
+
+
+def _sources(graph: PrecisionGraph) -> dict[str, frozenset[str]]:
+    """Site id -> sources of its output. Repeats until nothing changes, since a shared module can feed itself."""
+    sources: dict[str, frozenset[str]] = {INPUT: _FIXED}
+    changed = True
+    while changed:
+        before = dict(sources)
+        for site in graph:
+            sources[site.id] = frozenset({site.id}) if _decides(site) else _followed(graph, site, sources)
+        changed = sources != before
+    return sources
+
+
+def _decides(site: Site) -> bool:
+    """Whether the plan gives this site's output its format: a module with weights does, what follows does not."""
+    return site.is_module and (bool(site.params) or op_named(site.op).family in _OWN_FORMAT)
+
+
+def _followed(graph: PrecisionGraph, site: Site, sources: dict[str, frozenset[str]]) -> frozenset[str]:
+    if site.attrs.get("dtype") is not None:
+        return _FIXED
+    arriving = _arriving(graph, site, sources)
+    # Nothing that a plan decides arrives, or something in FP32 does, which every promotion with 16 bits ends in.
+    if not arriving or _FIXED in arriving:
+        return _FIXED
+    return frozenset().union(*arriving)
+
+
+def _arriving(graph: PrecisionGraph, site: Site, sources: dict[str, frozenset[str]]) -> list[frozenset[str]]:
+    """Sources of each floating tensor that ``site`` reads, by producer; its own parameters count as fixed."""
+    found = [
+        sources[producer]
+        for producer in graph.graph.predecessors(site.id)
+        if sources.get(producer) and any(_takes_part(tensor, site) for tensor in graph.tensors(producer, site.id))
+    ]
+    if any(parameter.meta.is_floating for parameter in site.params):
+        found.append(_FIXED)
+    return found
+
+
+def _takes_part(tensor: TensorMeta, site: Site) -> bool:
+    """Whether the tensor's dtype matters: floating, and not a scalar, which promotion ignores beside other tensors."""
+    others = any(other.shape for other in site.inputs if other.is_floating)
+    return tensor.is_floating and (bool(tensor.shape) or not others)
+
+
+def merged(groups: list[set[str]]) -> list[set[str]]:
+    """Groups that share a name joined; INPUT joins nothing, it is a mark. Groups of one say nothing."""
+    merged: list[set[str]] = []
+    for group in groups:
+        touching = [other for other in merged if (other & group) - _FIXED]
+        merged = [other for other in merged if other not in touching]
+        merged.append(group.union(*touching))
+    return [group for group in merged if len(group) > 1]

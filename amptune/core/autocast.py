@@ -1,0 +1,218 @@
+"""Which dtype every site really computes in under a recipe, by torch's own autocast rules, without running anything.
+
+Assumptions: parameters and buffers keep the dtype they were captured with (the recipe's, where it casts the model as a
+whole); the loss runs inside the autocast region; a cast in the user's code that the capture names (``attrs["casts"]``)
+keeps its target. Zero-dimensional tensors do not take part in promotion. An empty dtype stands for one that is not
+known (``x.to(y.dtype)``): it takes no part in promotion either, and no rule speaks of it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from amptune.core.graph import PrecisionGraph, Site, TensorMeta
+from amptune.core.ops import Autocast, Family, Op, op_named
+from amptune.core.recipes import Recipe
+
+DeviceType = Literal["cuda", "cpu"]
+HALF = ("float16", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteDtypes:
+    """The dtypes at one site, by torch's names.
+
+    Attributes:
+        given: its inputs as their producers deliver them, in the order of ``Site.inputs``.
+        inputs: the same as the arithmetic sees them, after autocast's casts.
+        params: its parameters as the arithmetic sees them.
+        outputs: what it delivers, in the order of ``Site.outputs``.
+        raises: why torch would refuse to run it; empty when it runs.
+    """
+
+    given: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    raises: str = ""
+
+    @property
+    def compute(self) -> str:
+        """The dtype of the arithmetic: the widest floating operand, or the result's where there is none."""
+        return promoted(self.inputs + self.params) or promoted(self.outputs) or ""
+
+    @property
+    def in_half(self) -> bool:
+        """Whether both its arithmetic and its result are in 16 bits."""
+        return self.compute in HALF and any(dtype in HALF for dtype in self.outputs)
+
+    @property
+    def casts(self) -> tuple[tuple[int, str, str], ...]:
+        """Casts that autocast inserts: (index of the input, from, to)."""
+        pairs = enumerate(zip(self.given, self.inputs, strict=True))
+        return tuple((index, before, after) for index, (before, after) in pairs if before != after)
+
+
+_WIDTH = {"float64": 4, "float32": 3, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+
+
+def promoted(dtypes: Sequence[str]) -> str:
+    """The floating dtype that torch promotes ``dtypes`` to; empty when none of them is floating."""
+    floating = {dtype for dtype in dtypes if dtype in _WIDTH}
+    if not floating:
+        return ""
+    if set(HALF) <= floating and max(_WIDTH[dtype] for dtype in floating) == 2:
+        return "float32"
+    return max(sorted(floating), key=lambda dtype: _WIDTH[dtype])
+
+
+def realise(graph: PrecisionGraph, recipe: Recipe, device: DeviceType = "cuda") -> dict[str, SiteDtypes]:
+    """Site id -> the dtypes it has when the model runs under ``recipe`` on ``device``."""
+    result: dict[str, SiteDtypes] = {}
+    for site in graph:
+        given = _given(graph, site, result, recipe)
+        result[site.id] = _site_dtypes(site, given, recipe, device)
+    return result
+
+
+def sources_of(graph: PrecisionGraph, site: Site) -> tuple[str, ...]:
+    """Where each of the site's inputs comes from; matched by shape and dtype where the capture does not say."""
+    if len(site.sources) == len(site.inputs):
+        return site.sources
+    waiting: dict[tuple[tuple[int, ...], str], collections.deque[str]] = collections.defaultdict(collections.deque)
+    for producer in graph.graph.predecessors(site.id):
+        for tensor in graph.tensors(producer, site.id):
+            waiting[tensor.shape, tensor.dtype].append(producer)
+    return tuple(
+        queue.popleft() if (queue := waiting.get((tensor.shape, tensor.dtype))) else "" for tensor in site.inputs
+    )
+
+
+def _given(graph: PrecisionGraph, site: Site, known: Mapping[str, SiteDtypes], recipe: Recipe) -> tuple[str, ...]:
+    dtypes = []
+    casts, like = site.attrs.get("casts") or {}, site.attrs.get("like") or {}
+    for index, (tensor, source) in enumerate(zip(site.inputs, sources_of(graph, site), strict=True)):
+        template = like.get(index)
+        if index in casts or not tensor.is_floating:
+            dtypes.append(casts.get(index, tensor.dtype))
+        elif template is not None:
+            dtypes.append(promoted(known[template].outputs) if template in known else "")
+        elif source in known:
+            dtypes.append(_delivered(graph[source], known[source], tensor))
+        else:
+            dtypes.append(_stored(tensor, recipe) if source or recipe.params else tensor.dtype)
+    return tuple(dtypes)
+
+
+def _delivered(producer: Site, dtypes: SiteDtypes, tensor: TensorMeta) -> str:
+    """The dtype of that output of ``producer`` which ``tensor`` is."""
+    for output, dtype in zip(producer.outputs, dtypes.outputs, strict=True):
+        if output.shape == tensor.shape and output.dtype == tensor.dtype:
+            return dtype
+    return promoted(dtypes.outputs) or tensor.dtype
+
+
+def _stored(tensor: TensorMeta, recipe: Recipe) -> str:
+    """The dtype of a parameter, a buffer or an input of the model under a recipe that may cast the whole model."""
+    if recipe.params is not None and tensor.dtype == "float32":
+        return recipe.params.torch_name
+    return tensor.dtype
+
+
+def _site_dtypes(site: Site, given: tuple[str, ...], recipe: Recipe, device: DeviceType) -> SiteDtypes:
+    op = op_named(site.op)
+    half = _region(site, recipe)
+    policy = (op.cuda if device == "cuda" else op.cpu) if half else Autocast.FOLLOW
+    params = tuple(_stored(param.meta, recipe) for param in site.params)
+    target = _cast_target(policy, half, given + params)
+    inputs, raises = given, ""
+    if target:
+        inputs = tuple(_cast(dtype, target) for dtype in given)
+        params = tuple(_cast(dtype, target) for dtype in params)
+    if policy is Autocast.ERROR and any(dtype in HALF for dtype in given):
+        raises = f"{site.op} raises under CUDA autocast"
+    elif op.same_dtype and (mixed := _mixed(site, inputs, params)):
+        raises = f"{site.op} raises on operands of different dtypes ({' and '.join(mixed)})"
+    outputs = tuple(_output(site, op, policy, half, tensor, inputs, params) for tensor in site.outputs)
+    return SiteDtypes(given, inputs, params, outputs, raises)
+
+
+def _region(site: Site, recipe: Recipe) -> str:
+    """The dtype of the autocast region that the site runs in, the model's own regions first; empty outside any."""
+    own = site.attrs.get("autocast")
+    if own is False:
+        return ""
+    if isinstance(own, str):
+        return own
+    return recipe.autocast.torch_name if recipe.autocast else ""
+
+
+def _cast_target(policy: Autocast, half: str, dtypes: Sequence[str]) -> str:
+    """What autocast casts floating operands to; empty for no cast."""
+    if policy is Autocast.LOWER:
+        return half
+    if policy in (Autocast.FP32, Autocast.FP32_OUT):
+        return "float32"
+    if policy is Autocast.PROMOTE:
+        return promoted(dtypes)
+    return ""
+
+
+def _cast(dtype: str, target: str) -> str:
+    """Autocast leaves float64 and what is not floating alone."""
+    return target if dtype in ("float32", *HALF) else dtype
+
+
+def _mixed(site: Site, inputs: Sequence[str], params: Sequence[str]) -> list[str]:
+    tensors = [dtype for tensor, dtype in zip(site.inputs, inputs, strict=True) if tensor.shape or len(inputs) == 1]
+    return sorted(floating) if len(floating := {d for d in (*tensors, *params) if d in _WIDTH}) > 1 else []
+
+
+_NAMED_CASTS = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
+_FOLLOW_ALL = (Family.POINTWISE, Family.SENSITIVE, Family.LOSS, Family.GEMM, Family.REDUCTION)
+_FOLLOW_ALL_OPS = frozenset({"cat", "stack"})
+_FIRST_ONLY = frozenset({"masked_fill", "clamp", "dropout", "prelu", "alpha_dropout", "triu", "tril"})
+
+
+def _output(
+    site: Site, op: Op, policy: Autocast, half: str, tensor: TensorMeta, inputs: Sequence[str], params: Sequence[str]
+) -> str:
+    if not tensor.is_floating:
+        return tensor.dtype
+    named = site.attrs.get("dtype")
+    if op.family is Family.CAST:
+        return _cast_output(site, tensor, inputs)
+    if isinstance(named, str) and named in _WIDTH and op.family not in (Family.GEMM, Family.CONV):
+        return named
+    if policy is Autocast.LOWER:
+        return promoted((*inputs, *params)) if "float64" in inputs else half
+    if policy in (Autocast.FP32, Autocast.FP32_OUT):
+        return "float64" if "float64" in inputs else "float32"
+    return _followed(site, op, tensor, inputs, params)
+
+
+def _cast_output(site: Site, tensor: TensorMeta, inputs: Sequence[str]) -> str:
+    if site.op == "type_as" and len(inputs) > 1:
+        return inputs[1]
+    named = site.attrs.get("dtype")
+    return _NAMED_CASTS.get(site.op) or (named if isinstance(named, str) else tensor.dtype)
+
+
+def _followed(site: Site, op: Op, tensor: TensorMeta, inputs: Sequence[str], params: Sequence[str]) -> str:
+    """The result's dtype for an op that autocast leaves alone."""
+    if op.family is Family.EMBEDDING:
+        return promoted(params) or promoted(inputs) or tensor.dtype
+    if op.family in (Family.CREATE, Family.RANDOM) and not (op.name.endswith("_like") or op.name.startswith("new_")):
+        return tensor.dtype
+    wide = [dtype for meta, dtype in zip(site.inputs, inputs, strict=True) if meta.shape and dtype in _WIDTH]
+    floating = wide or [dtype for dtype in inputs if dtype in _WIDTH]
+    if not floating:
+        return promoted(params) or tensor.dtype
+    takes_all = op.family in _FOLLOW_ALL or op.name in _FOLLOW_ALL_OPS
+    if takes_all and op.name not in _FIRST_ONLY:
+        extra = params if op.family is Family.POINTWISE else ()
+        return promoted((*floating, *extra))
+    return floating[0]

@@ -1,0 +1,197 @@
+"""What a graph rule is given: the graph, the hardware and recipes asked about, and the dtypes that result."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, cast
+
+from amptune.core.autocast import DeviceType, SiteDtypes, realise
+from amptune.core.finding import Finding, Location, Severity
+from amptune.core.formats import Format
+from amptune.core.graph import Gemm, PrecisionGraph, Site
+from amptune.core.hardware import Gpu
+from amptune.core.ops import Family, op_named
+from amptune.core.ranges import Ranges
+from amptune.core.recipes import STOCK, Recipe
+from amptune.core.rule import GraphRule
+
+Mode = Literal["eager", "compile"]
+SMALL_GEMM_FLOPS = 1_000_000
+"""A matrix product under this is bound by its launch: its shape does not matter."""
+SMALL_SHARE = 0.01
+LARGE_SHARE = 0.05
+"""Shares of the model's FLOPs under which a shape is not reported, and from which it is worth a warning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The model under one recipe on one type of device."""
+
+    recipe: Recipe
+    device: DeviceType
+    dtypes: Mapping[str, SiteDtypes] = dataclasses.field(hash=False)
+    ranges: Ranges = dataclasses.field(hash=False)
+
+    @property
+    def label(self) -> str:
+        """How a message names it."""
+        return f"{self.recipe.name} on the CPU" if self.device == "cpu" else self.recipe.name
+
+
+class GraphContext:
+    """All that a graph rule may ask.
+
+    Attributes:
+        graph: the sites and tensors.
+        gpus: devices asked about.
+        gpus_named: whether the user named them or they are present; False for the default table, on which a gap of
+            the hardware is nothing that the user has to act on.
+        recipes: recipes asked about.
+        recipes_named: whether the user named them.
+        mode: eager, or compiled with torch.compile.
+        train: whether there is a backward.
+        torch_version: such as ``2.13.0``.
+        path: the model's file, for findings whose site has no source line.
+        step_ms: predicted step time by (GPU key, recipe name), where one was made and the GPU sets it: in a step that
+            is bound by launches on the processor, faster kernels save nothing.
+    """
+
+    def __init__(
+        self,
+        graph: PrecisionGraph,
+        gpus: tuple[Gpu, ...],
+        *,
+        gpus_named: bool = True,
+        recipes: tuple[Recipe, ...] = STOCK,
+        recipes_named: bool = False,
+        mode: Mode = "eager",
+        train: bool = True,
+        torch_version: str = "",
+        path: str = "model.py",
+        step_ms: Mapping[tuple[str, str], float] | None = None,
+    ) -> None:
+        self.graph = graph
+        self.gpus = gpus
+        self.gpus_named = gpus_named
+        self.recipes = recipes
+        self.recipes_named = recipes_named
+        self.mode = mode
+        self.train = train
+        self.torch_version = torch_version
+        self.path = path
+        self.step_ms = dict(step_ms or {})
+
+    @functools.cached_property
+    def _flops(self) -> int:
+        return max(self.graph.flops, 1)
+
+    @functools.cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The model under each recipe asked about, on each type of device asked about.
+
+        FP8 recipes are left out: what is not a linear runs in them as under BF16 autocast.
+        """
+        devices: list[DeviceType] = []
+        for device, wanted in (("cuda", True), ("cpu", False)):
+            if any(gpu.is_cuda is wanted for gpu in self.gpus):
+                devices.append(cast("DeviceType", device))
+        recipes = [recipe for recipe in self.recipes if not recipe.fp8 and not recipe.tf32]
+        return tuple(self._run(recipe, device) for device in devices for recipe in recipes)
+
+    def _run(self, recipe: Recipe, device: DeviceType) -> Run:
+        dtypes = realise(self.graph, recipe, device)
+        return Run(recipe, device, dtypes, Ranges(self.graph, dtypes))
+
+    def realised(self, recipe: Recipe, device: DeviceType = "cuda") -> Mapping[str, SiteDtypes]:
+        """Site id -> dtypes under a recipe."""
+        for run in self.runs:
+            if run.recipe == recipe and run.device == device:
+                return run.dtypes
+        return realise(self.graph, recipe, device)
+
+    def sites_in_half(self, *ops: str) -> Iterator[tuple[Site, tuple[Run, ...]]]:
+        """Sites of the named ops whose arithmetic and result are in 16 bits, with the runs in which they are."""
+        for site in self.graph:
+            if site.op in ops and (runs := tuple(run for run in self.runs if run.dtypes[site.id].in_half)):
+                yield site, runs
+
+    def share(self, site: Site) -> float:
+        """The share of the model's forward FLOPs of a site and its like: the same op on the same line in all blocks."""
+        return self._group_flops[_group(site)] / self._flops
+
+    def repeats(self, site: Site) -> int:
+        """In how many blocks the site repeats: the same op on the same line, itself included."""
+        return self._group_sizes[_group(site)]
+
+    @functools.cached_property
+    def _group_sizes(self) -> Mapping[object, int]:
+        return collections.Counter(_group(site) for site in self.graph)
+
+    @functools.cached_property
+    def _group_flops(self) -> Mapping[object, int]:
+        totals: collections.Counter[object] = collections.Counter()
+        for site in self.graph:
+            totals[_group(site)] += site.flops
+        return totals
+
+    def large_gemms(self, *families: Family) -> Iterator[tuple[Site, Gemm]]:
+        """Matrix products worth a word, one for each shape of a site: neither tiny nor a tiny part of the model."""
+        for site in self.graph:
+            if op_named(site.op).family in families and self.share(site) >= SMALL_SHARE:
+                for gemm in dict.fromkeys(site.gemms):
+                    if gemm.flops >= SMALL_GEMM_FLOPS:
+                        yield site, gemm
+
+    def tensor_core_gpus(self) -> tuple[Gpu, ...]:
+        """GPUs asked about; the CPU is left out, it has no tensor cores to align for."""
+        return tuple(gpu for gpu in self.gpus if gpu.is_cuda)
+
+    def step_share(self, gpu: Gpu, recipe: str, milliseconds: float) -> float | None:
+        """``milliseconds`` as a share of the predicted step; ``None`` without a prediction."""
+        step = self.step_ms.get((gpu.key, recipe))
+        return milliseconds / step if step else None
+
+    def location(self, site: Site | None) -> Location:
+        """The source line of a site, or the start of the model's file."""
+        return site.location if site and site.location else Location(self.path, 1)
+
+    def finding(
+        self, rule: GraphRule, site: Site | None, message: str, *, severity: Severity | None = None, **evidence: Any
+    ) -> Finding:
+        """A finding of ``rule`` at a site; the severity is the rule's unless another is given."""
+        return Finding(
+            rule=rule.code,
+            name=rule.name,
+            severity=rule.severity if severity is None else severity,
+            message=message,
+            location=self.location(site),
+            site=site.id if site else None,
+            evidence=evidence,
+        )
+
+
+def _group(site: Site) -> object:
+    """What repeated blocks have in common: the source line and the op, or else the path without its numbers."""
+    return (site.op, site.location) if site.location else re.sub(r"\d+", "*", site.id)
+
+
+def listed(gpus: Iterable[Gpu]) -> str:
+    """GPUs for a message: ``v100 (sm_70) and t4 (sm_75)``."""
+    names = [f"{gpu.key} ({gpu.arch})" for gpu in gpus]
+    return " and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def formats_in(runs: tuple[Run, ...], site: Site) -> tuple[Format, ...]:
+    """The 16-bit formats that a site computes in, over some runs."""
+    names = {run.dtypes[site.id].compute for run in runs}
+    return tuple(number_format for number_format in (Format.FP16, Format.BF16) if number_format.torch_name in names)
+
+
+def recipes_in(runs: tuple[Run, ...]) -> str:
+    """The recipes of some runs, for a message: ``autocast-bf16 and autocast-fp16``."""
+    names = list(dict.fromkeys("the model's own dtypes" if run.recipe.half is None else run.label for run in runs))
+    return " and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,295 @@
+"""How long one kernel takes on a GPU: the larger of its arithmetic and its memory traffic, each at a stated efficiency.
+
+Assumptions:
+
+- A kernel runs at a fixed share of the dense peak (``core.hardware``) or of the memory bandwidth. The shares are one
+  table per GPU generation and kind of kernel (``_EFFICIENCY``), never per model. Those of Hopper were set on training
+  steps measured on an H100 (tests/benchmarks/reports); the others are scaled by public library benchmarks (unsure).
+- A matrix product is cut into output tiles; the last wave of tiles may leave multiprocessors idle, and short
+  reductions do not reach the full rate. A library picks the best of a few tile sizes, splitting long reductions.
+- A leading dimension that is not a multiple of 16 bytes falls back to kernels with narrow loads.
+- Where a format is not native, 16-bit products run emulated at a share of the FP32 rate, and TF32 is FP32.
+- Every kernel takes a few microseconds at least, and in eager mode the processor needs several to launch it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping
+
+from amptune.core.formats import Format
+from amptune.core.graph import Gemm
+from amptune.core.hardware import REQUIRED_BYTES, Gpu, best_multiple_for, multiple_for, padded
+
+
+class Traffic(enum.StrEnum):
+    """Kinds of kernels that are bound by memory, by the share of the bandwidth that they reach."""
+
+    POINTWISE = "pointwise"
+    CAST = "cast"
+    NORM = "norm"
+    BATCH_NORM = "batch-norm"
+    BATCH_NORM_BF16 = "batch-norm-bf16"
+    REDUCTION = "reduction"
+    SOFTMAX = "softmax"
+    GATHER = "gather"
+    LAYOUT = "layout"
+    FUSED = "fused"
+    OPTIMIZER = "optimizer"
+
+
+class Pass(enum.StrEnum):
+    """The three matrix products of training: forward, input gradient, weight gradient."""
+
+    FORWARD = "forward"
+    INPUT = "input gradient"
+    WEIGHT = "weight gradient"
+
+
+@dataclasses.dataclass(frozen=True)
+class Efficiency:
+    """Constants of one GPU generation.
+
+    Attributes:
+        gemm: format -> share of the dense peak that a large aligned matrix product reaches.
+        conv: the same for convolutions in the layout that the tensor cores want.
+        attention: format -> share of the peak that fused attention reaches (forward; the backward a little less).
+        memory: kind of traffic -> share of the bandwidth.
+        misaligned: bytes that the leading dimensions are a multiple of -> share of the aligned rate, in 16 bits.
+        ramp: elements of reduction length that a tile's start and end cost.
+        kernel_us: shortest kernel, microseconds.
+        launch_us: time of the processor per kernel in eager mode: forward with its Python, and backward.
+    """
+
+    gemm: Mapping[Format, float]
+    conv: Mapping[Format, float]
+    attention: Mapping[Format, float]
+    memory: Mapping[Traffic, float]
+    misaligned: Mapping[int, float]
+    ramp: int = 96
+    kernel_us: float = 2.5
+    launch_us: tuple[float, float] = (9.0, 7.0)
+
+
+_MEMORY = {
+    Traffic.POINTWISE: 0.82, Traffic.CAST: 0.82, Traffic.NORM: 0.65, Traffic.BATCH_NORM: 0.70,
+    Traffic.BATCH_NORM_BF16: 0.43,
+    Traffic.REDUCTION: 0.70, Traffic.SOFTMAX: 0.75, Traffic.GATHER: 0.45, Traffic.LAYOUT: 0.47,
+    Traffic.OPTIMIZER: 0.85, Traffic.FUSED: 0.62,
+}  # fmt: skip
+
+
+def _formats(fp32: float, tf32: float, half: float, fp8: float) -> dict[Format, float]:
+    return {
+        Format.FP32: fp32, Format.TF32: tf32, Format.FP16: half, Format.BF16: half,
+        Format.FP8_E4M3: fp8, Format.FP8_E5M2: fp8,
+    }  # fmt: skip
+
+
+_AMPERE = Efficiency(
+    gemm=_formats(0.90, 0.75, 0.78, 0.0),
+    conv=_formats(0.75, 0.55, 0.55, 0.0),
+    attention=_formats(0.55, 0.08, 0.55, 0.0),
+    memory=_MEMORY,
+    misaligned={8: 0.8, 4: 0.6, 2: 0.45},
+)
+_HOPPER = Efficiency(
+    gemm=_formats(0.80, 0.52, 0.68, 0.58),
+    conv=_formats(0.55, 0.42, 0.40, 0.40),
+    attention=_formats(0.38, 0.05, 0.40, 0.40),
+    memory=_MEMORY,
+    misaligned={8: 0.5, 4: 0.3, 2: 0.2},
+)
+_EFFICIENCY: dict[str, Efficiency] = {
+    "volta": dataclasses.replace(
+        _AMPERE,
+        gemm=_formats(0.90, 0.90, 0.72, 0.0),
+        attention=_formats(0.45, 0.45, 0.25, 0.0),
+        misaligned={8: 0.6, 4: 0.4, 2: 0.3},
+    ),
+    # The power limit of the T4 halves what its clock promises.
+    "turing": dataclasses.replace(
+        _AMPERE,
+        gemm=_formats(0.55, 0.55, 0.40, 0.0),
+        attention=_formats(0.30, 0.30, 0.15, 0.0),
+        misaligned={8: 0.6, 4: 0.4, 2: 0.3},
+    ),
+    "ampere": _AMPERE,
+    # Half of the FP32 units of these share an issue port with the integers, so FP32 products reach two thirds.
+    "ampere-graphics": dataclasses.replace(_AMPERE, gemm=_formats(0.66, 0.85, 0.85, 0.0)),
+    "ada": dataclasses.replace(_AMPERE, gemm=_formats(0.65, 0.85, 0.85, 0.75)),
+    "hopper": _HOPPER,
+    "blackwell": dataclasses.replace(_HOPPER, attention=_formats(0.38, 0.05, 0.35, 0.35)),
+    "blackwell-graphics": dataclasses.replace(_AMPERE, gemm=_formats(0.65, 0.85, 0.85, 0.75)),
+    "cdna": dataclasses.replace(
+        _HOPPER,
+        gemm=_formats(0.60, 0.45, 0.50, 0.45),
+        misaligned={8: 0.8, 4: 0.7, 2: 0.6},
+    ),
+}
+_EMULATED_SHARE_OF_FP32 = 0.4
+"""BF16 products without BF16 units: under half of the FP32 rate on a T4."""
+
+# Output tiles (rows, columns) and the share of the best rate that the inner loop of each reaches.
+_TILES_TENSOR = ((128, 256, 1.0), (256, 128, 1.0), (128, 128, 0.94), (64, 128, 0.80), (128, 64, 0.80), (64, 64, 0.65))
+_TILES_VECTOR = ((128, 128, 1.0), (128, 64, 0.95), (64, 64, 0.85))
+_SPLIT_K = 1024
+"""Shortest piece that a library cuts a reduction into to fill the multiprocessors."""
+
+
+def efficiency_of(gpu: Gpu) -> Efficiency:
+    """The constants of the GPU's generation."""
+    return _EFFICIENCY[family_of(gpu)]
+
+
+def family_of(gpu: Gpu) -> str:
+    """The generation, and whether it is the data centre's or the graphics product."""
+    if gpu.capability is None:
+        return "cdna"
+    major, minor = gpu.capability
+    if major == 7:
+        return "turing" if minor >= 5 else "volta"
+    if major == 8:
+        return {0: "ampere", 9: "ada"}.get(minor, "ampere-graphics")
+    return {9: "hopper", 10: "blackwell"}.get(major, "blackwell-graphics" if major >= 12 else "blackwell")
+
+
+def peak_of(gpu: Gpu, number_format: Format) -> float:
+    """FLOP/s of the format's matrix products on this GPU, emulated where it has to be; 0 where there is no kernel."""
+    if number_format in gpu.peaks:
+        return gpu.peaks[number_format] * 1e12
+    if number_format is Format.TF32:
+        return gpu.peaks[Format.FP32] * 1e12
+    if number_format in (Format.BF16, Format.FP16):
+        return gpu.peaks[Format.FP32] * 1e12 * _EMULATED_SHARE_OF_FP32
+    return 0.0
+
+
+def oriented(gemm: Gemm, direction: Pass) -> Gemm:
+    """The matrix product of one pass: the input gradient reduces over N, the weight gradient over M."""
+    if direction is Pass.INPUT:
+        return Gemm(gemm.m, gemm.k, gemm.n, gemm.batch)
+    if direction is Pass.WEIGHT:
+        return Gemm(gemm.n, gemm.k, gemm.m, gemm.batch)
+    return gemm
+
+
+def alignment(number_format: Format, *lengths: int) -> int:
+    """The largest power of two, at most 16, of which all rows of these lengths are a multiple in bytes."""
+    return min(math.gcd(length * number_format.bytes, REQUIRED_BYTES) for length in lengths)
+
+
+def gemm_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, *, rows: tuple[int, ...] | None = None) -> float:
+    """Seconds of one matrix product.
+
+    Args:
+        gemm: the product as it is computed (see :func:`oriented`).
+        number_format: of its operands; the result has the same, or BF16 for FP8.
+        rows: lengths in elements of the rows of the operands and the result in memory; by default K and N, which is
+            what ``x @ weight.T`` has.
+    """
+    peak = peak_of(gpu, number_format)
+    if not peak or not gemm.flops:
+        return 0.0
+    constants = efficiency_of(gpu)
+    rate = peak * constants.gemm[number_format] * _shape_share(gemm, number_format, gpu)
+    rate *= _alignment_share(number_format, rows or (gemm.k, gemm.n), constants)
+    item = number_format.bytes
+    result_item = max(item, 2)
+    moved = gemm.batch * ((gemm.m + gemm.n) * gemm.k * item + gemm.m * gemm.n * result_item)
+    return max(gemm.flops / rate, moved / _bandwidth(gpu, Traffic.POINTWISE), constants.kernel_us * 1e-6)
+
+
+def _alignment_share(number_format: Format, rows: tuple[int, ...], constants: Efficiency) -> float:
+    aligned = alignment(number_format, *rows)
+    if aligned >= REQUIRED_BYTES or number_format is Format.FP32:
+        return 1.0
+    share = constants.misaligned[max(aligned, 2)]
+    # TF32 operands are loaded in the same pieces but twice as wide, so half of the elements hit each narrow load.
+    return (1 + share) / 2 if number_format is Format.TF32 else share
+
+
+def _shape_share(gemm: Gemm, number_format: Format, gpu: Gpu) -> float:
+    """The share of the full rate that this shape allows: tile and wave quantisation, and short reductions."""
+    ramp = gemm.k / (gemm.k + efficiency_of(gpu).ramp)
+    return ramp * wave_share(gemm, number_format, gpu)
+
+
+def _fill(gemm: Gemm, rows: int, columns: int, sms: int) -> float:
+    tiles = math.ceil(gemm.m / rows) * math.ceil(gemm.n / columns)
+    inside = gemm.m * gemm.n / (tiles * rows * columns)
+    jobs = tiles * gemm.batch
+    if jobs < sms:
+        jobs = min(jobs * max(1, gemm.k // _SPLIT_K), sms)
+    return inside * jobs / (math.ceil(jobs / sms) * sms)
+
+
+def wave_share(gemm: Gemm, number_format: Format, gpu: Gpu) -> float:
+    """The share of the full rate that tile and wave quantisation leave to this product, with the best of the tiles."""
+    tiles = _TILES_VECTOR if number_format is Format.FP32 else _TILES_TENSOR
+    return max(inner * _fill(gemm, rows, columns, gpu.sms) for rows, columns, inner in tiles)
+
+
+def training_gemm_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, *, input_grad: bool = True) -> float:
+    """Seconds of the three products of a linear layer; all of them have rows of K and of N elements in memory."""
+    passes = (Pass.FORWARD, Pass.INPUT, Pass.WEIGHT) if input_grad else (Pass.FORWARD, Pass.WEIGHT)
+    rows = (gemm.k, gemm.n)
+    return sum(gemm_seconds(oriented(gemm, each), number_format, gpu, rows=rows) for each in passes)
+
+
+def padded_gemm(gemm: Gemm, number_format: Format, gpu: Gpu) -> Gemm:
+    """The product with K and N rounded up as :func:`padded_size` says."""
+    return dataclasses.replace(
+        gemm, k=padded_size(gemm.k, number_format, gpu), n=padded_size(gemm.n, number_format, gpu)
+    )
+
+
+_CHEAP_WASTE = 0.02
+
+
+def padded_size(value: int, number_format: Format, gpu: Gpu) -> int:
+    """The size to pad a dimension to: the GPU's best multiple where that wastes at most 2 %, else the smallest."""
+    smallest = padded(value, multiple_for(number_format))
+    if smallest == value:
+        return value
+    best = padded(value, best_multiple_for(number_format, gpu))
+    return best if best <= value * (1 + _CHEAP_WASTE) else smallest
+
+
+def attention_seconds(flops: int, number_format: Format, gpu: Gpu, *, backward: bool) -> float:
+    """Seconds of fused attention whose forward has ``flops``; the backward recomputes scores: 2.5 times as many."""
+    constants = efficiency_of(gpu)
+    # TF32 has no part in fused attention: the FP32 kernel runs at its own rate with either setting.
+    number_format = Format.FP32 if number_format is Format.TF32 else number_format
+    rate = peak_of(gpu, number_format) * constants.attention[number_format]
+    if not rate or not flops:
+        return 0.0
+    seconds = 2.5 * flops / (0.85 * rate) if backward else flops / rate
+    return max(seconds, constants.kernel_us * 1e-6)
+
+
+def conv_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, *, bytes_moved: int) -> float:
+    """Seconds of one convolution pass given as its implicit product, and the bytes of its three tensors."""
+    constants = efficiency_of(gpu)
+    rate = peak_of(gpu, number_format) * constants.conv[number_format]
+    if not rate:
+        return 0.0
+    if gemm.batch > 1:
+        # Grouped and depthwise convolutions fill few lanes of a matrix unit: the narrow side decides.
+        rate *= min(1.0, max(gemm.n, 1) / 32)
+    rate *= _shape_share(gemm, number_format, gpu)
+    memory = bytes_moved / _bandwidth(gpu, Traffic.POINTWISE)
+    return max(gemm.flops / rate, memory, constants.kernel_us * 1e-6)
+
+
+def traffic_seconds(bytes_moved: float, kind: Traffic, gpu: Gpu) -> float:
+    """Seconds of a kernel that only moves bytes."""
+    if not bytes_moved:
+        return 0.0
+    return max(bytes_moved / _bandwidth(gpu, kind), efficiency_of(gpu).kernel_us * 1e-6)
+
+
+def _bandwidth(gpu: Gpu, kind: Traffic) -> float:
+    return gpu.bandwidth * 1e9 * efficiency_of(gpu).memory[kind]

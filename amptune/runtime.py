@@ -1,0 +1,1020 @@
+"""Puts a precision plan in force on a model, with torch alone.
+
+This file stands beside a patched model as ``amptune_runtime.py``; nothing else of amptune is needed to run that model.
+
+What a plan does to a model:
+
+* A planned Linear, convolution, norm or embedding changes its class to one that casts its input and its weight to the
+  planned format in ``forward``. Parameters stay as they are (FP32 master weights), so the optimizer, checkpoints and
+  ``state_dict`` do not change. The output is in the planned format.
+* A module that cannot be split that way (MultiheadAttention, RNNs, anything unknown) runs in its own autocast region.
+* A module without parameters (Softmax, GELU, pooling) that the plan names computes in the planned format and gives its
+  result back in the dtype of its input; one that the plan does not name follows its input.
+* ``fp32(F.softmax)(x, -1)`` does the same to a function that is called in a ``forward``.
+
+Apply the plan before ``torch.compile``, ``DistributedDataParallel``, ``fully_shard`` and before the optimizer takes its
+first step. ``AppliedPlan.undo()`` gives the model back bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import copyreg
+import dataclasses
+import difflib
+import fnmatch
+import functools
+import threading
+import types
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "PINS",
+    "AppliedPlan",
+    "__version__",
+    "apply_plan",
+    "fp32",
+    "how_to_apply",
+    "loss_in",
+    "match_paths",
+    "pinned",
+    "require",
+    "set_backend_flags",
+    "undo_plan",
+]
+
+__version__ = "0.1.0"
+
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FP8_FORMATS = ("fp8_e4m3", "fp8_e5m2")
+HOW = ("swap", "autocast", "follow", "source")
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """What the plan says about one module: format, how it is put in force, and padding of output features."""
+
+    format: str
+    dtype: torch.dtype
+    how: str = "swap"
+    pad: int = 0
+    strided: bool = False
+
+
+# --- casts -----------------------------------------------------------------------------------------------------------
+
+
+class _State(threading.local):
+    """Per thread: weight casts of the outermost forward that is running, and how deep we are in our own regions."""
+
+    casts: dict[tuple[int, torch.dtype, int], tuple[Tensor, int, Tensor]] | None = None
+    regions: int = 0
+
+
+_state = _State()
+_warned_of_autocast = False
+
+
+# Asked once: the question costs as much as launching a kernel.
+_DEVICES_WITH_AUTOCAST = [
+    name for name in ("cpu", "cuda", "xpu", "mps", "hpu", "xla") if torch.amp.is_autocast_available(name)
+]
+_UNCHANGED = contextlib.nullcontext()
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """Switch autocast off for a planned computation; says once that the user's own region does nothing there."""
+    if device_type not in _DEVICES_WITH_AUTOCAST or not torch.is_autocast_enabled(device_type):
+        return _UNCHANGED
+    if not torch.compiler.is_compiling() and not _state.regions:
+        _warn_of_outer_autocast()
+    return torch.autocast(device_type, enabled=False)
+
+
+def _warn_of_outer_autocast() -> None:
+    global _warned_of_autocast
+    if not _warned_of_autocast:
+        _warned_of_autocast = True
+        warnings.warn(
+            "torch.autocast is active around a model that has a precision plan: planned modules ignore it, but other "
+            "operations still follow it. Remove the autocast region, or undo the plan.",
+            stacklevel=4,
+        )
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype or not tensor.is_floating_point() else tensor.to(dtype)
+
+
+def _lowered(parameter: Tensor, dtype: torch.dtype, extra_rows: int) -> Tensor:
+    low = parameter.to(dtype)
+    if extra_rows:
+        low = F.pad(low, (0, 0) * (low.dim() - 1) + (0, extra_rows))
+    return low
+
+
+class _Reuse(torch.autograd.Function):
+    """Stands for a cast that was made before: forward gives the cast's values, backward the cast's gradient.
+
+    Each use has its own node, so that the gradients of several uses are added in the parameter's dtype. Sharing the
+    cast itself would add them in 16 bits, where a sum of equal parts stops after 256 of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, low: Tensor) -> Tensor:
+        ctx.rows, ctx.dtype = parameter.shape[0], parameter.dtype
+        return low.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient[: ctx.rows].to(ctx.dtype), None
+
+
+def _weight(parameter: Tensor | None, dtype: torch.dtype, extra_rows: int = 0) -> Any:
+    """The parameter in ``dtype``, with ``extra_rows`` zero rows; None for a parameter that is None.
+
+    A cast is reused within one outermost forward only. No key can tell that a weight changed (fused optimizers and
+    ``.data`` writes leave ``_version`` alone), but nothing trains inside a forward. What is kept are values without
+    a graph, so that a cast made under no_grad freezes nothing; and only while autograd keeps them alive anyway.
+    """
+    if parameter is None or (parameter.dtype == dtype and not extra_rows):
+        return parameter
+    casts = None if torch.compiler.is_compiling() else _state.casts
+    if casts is None or not torch.is_grad_enabled() or _in_backward() or torch._C._are_functorch_transforms_active():
+        return _lowered(parameter, dtype, extra_rows)
+    key = (id(parameter), dtype, extra_rows)
+    held = casts.get(key)
+    if held is not None and held[0] is parameter and held[1] == parameter._version:
+        return _Reuse.apply(parameter, held[2])  # type: ignore[no-untyped-call]
+    low = _lowered(parameter, dtype, extra_rows)
+    casts[key] = (parameter, parameter._version, low.detach())
+    return low
+
+
+def _in_backward() -> bool:
+    """Whether autograd runs us, as it does when a checkpointed region is computed again."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """``value`` with ``function`` on each tensor in its tuples, lists, dicts and dataclasses, types kept.
+
+    A tensor that occurs twice is mapped once: MultiheadAttention asks whether ``query is key``. A container in which
+    nothing changes is passed on itself: the callee may write to it.
+    """
+    return _mapped(function, value, {})[0]
+
+
+def _mapped(function: Callable[[Tensor], Tensor], value: Any, memo: dict[int, Tensor]) -> tuple[Any, bool]:
+    if isinstance(value, Tensor):
+        if id(value) not in memo:
+            memo[id(value)] = function(value)
+        return memo[id(value)], memo[id(value)] is not value
+    parts = _parts(value)
+    if parts is None:
+        return value, False
+    pairs = {key: _mapped(function, part, memo) for key, part in parts.items()}
+    if not any(changed for _, changed in pairs.values()):
+        return value, False
+    return _rebuilt(value, {key: part for key, (part, _) in pairs.items()}), True
+
+
+def _parts(value: Any) -> dict[Any, Any] | None:
+    """What a container holds, by index, key or field; None for what is no container."""
+    if isinstance(value, (tuple, list)):
+        return dict(enumerate(value))
+    if isinstance(value, dict):
+        return dict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: getattr(value, field.name) for field in dataclasses.fields(value) if hasattr(value, field.name)
+        }
+    return None
+
+
+def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
+    if isinstance(value, (tuple, list)):
+        items = list(parts.values())
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    if type(value) is dict:
+        return parts
+    if isinstance(value, dict) and hasattr(value, "__dataclass_fields__"):
+        return type(value)(**parts)  # transformers' ModelOutput: its constructor keeps fields and keys together
+    result = copy.copy(value)
+    for key, part in parts.items():
+        if isinstance(value, dict):
+            result[key] = part
+        else:
+            object.__setattr__(result, key, part)
+    return result
+
+
+def cast_all(value: Any, dtype: torch.dtype) -> Any:
+    """``value`` with the floating tensors in it cast to ``dtype``."""
+    return _map_tensors(functools.partial(_cast, dtype=dtype), value)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in nested tuples, lists, dicts and dataclasses."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for part in (_parts(value) or {}).values() for tensor in tensors_in(part)]
+
+
+def _promoted(tensors: list[Tensor]) -> torch.dtype | None:
+    dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
+    return functools.reduce(torch.promote_types, dtypes) if dtypes else None
+
+
+# --- functions -------------------------------------------------------------------------------------------------------
+
+PINS: dict[str, str] = {}
+"""Trial-time lookup of ``pinned``: place of a functional op in the source -> format."""
+
+
+def fp32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, computed in float32 with autocast off.
+
+    16-bit tensors among the arguments (also inside lists, tuples, dicts) are cast up; floating results are cast back
+    to the promoted dtype of the floating arguments, so that what follows sees what it saw before. Results that stay
+    float32: scalars, losses, and those of a call that names a ``dtype``. An in-place function writes its argument.
+    """
+    return functools.partial(_in_fp32, function)
+
+
+def pinned(code: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``fp32(function)`` while ``PINS[code]`` is "fp32", else ``function``. ``code`` is "Class.forward#op.n"."""
+    return fp32(function) if PINS.get(code) == "fp32" else function
+
+
+def loss_in(number_format: str | None, *, compile: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator of a loss function: the model's output, its first argument, comes to it in ``number_format``.
+
+    Only tensors of fewer bits are cast, so "fp32" raises a 16-bit output and leaves a float32 or float64 one. None
+    leaves all. ``compile`` runs the loss, cast included, under torch.compile.
+    """
+    dtype = None if number_format is None else FORMATS[_known("loss format", number_format, FORMATS)]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def loss(output: Any, *args: Any, **kwargs: Any) -> Any:
+            return function(_raised(output, dtype), *args, **kwargs)
+
+        # A loss may be a module, whose attributes are not the wrapper's to take.
+        return functools.update_wrapper(torch.compile(loss) if compile else loss, function, updated=())
+
+    return decorate
+
+
+def _raised(value: Any, dtype: torch.dtype | None) -> Any:
+    if dtype is None:
+        return value
+
+    def raise_one(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype.itemsize < dtype.itemsize else tensor
+
+    return _map_tensors(raise_one, value)
+
+
+def _in_fp32(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    tensors = tensors_in((args, kwargs))
+    device_type = tensors[0].device.type if tensors else "cpu"
+    out = kwargs.pop("out", None)
+    raised_args, raised_kwargs = _map_tensors(_upcast, (args, kwargs))
+    with _without_autocast(device_type):
+        result = function(*raised_args, **raised_kwargs)
+    kind = _kind_of(function)
+    target = args[0] if kind == "in-place" else out
+    if target is not None:
+        return target if target is result else target.copy_(result)
+    back = _promoted(tensors)
+    if back in (None, torch.float32, torch.float64) or kind == "loss" or kwargs.get("dtype") is not None:
+        return result
+    return _map_tensors(functools.partial(_cast_back, dtype=back), result)
+
+
+def _upcast(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _cast_back(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    # A scalar does not take part in type promotion, so it harms nobody in float32, and a loss needs the digits.
+    return tensor if dtype is None or tensor.dim() == 0 else _cast(tensor, dtype)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _kind_of(function: Callable[..., Any]) -> str:
+    """ "in-place", "loss" or "", by the name of a torch function. A constant: torch.compile does not follow names."""
+    name = getattr(function, "__name__", "")
+    if name.endswith(("_loss", "cross_entropy", "kl_div", "_with_logits")):
+        return "loss"
+    return "in-place" if name.endswith("_") and not name.endswith("__") else ""
+
+
+# --- planned modules -------------------------------------------------------------------------------------------------
+
+
+class _Planned:
+    """What the planned classes share. ``_amptune`` is set when the class of an existing module is changed."""
+
+    _amptune: Site
+
+    def extra_repr(self) -> str:
+        """The module's own text, and the format."""
+        own = super().extra_repr()  # type: ignore[misc]
+        pad = f", pad={self._amptune.pad}" if self._amptune.pad else ""
+        return f"{own}{', ' if own else ''}format={self._amptune.format}{pad}"
+
+
+class PlannedLinear(_Planned, nn.Linear):
+    """Linear in the planned format, its output features padded with zeros to a multiple of ``pad``.
+
+    The padded output is cut back to its size. The cut is copied to contiguous memory unless the plan says
+    ``strided``, because ``.view`` of a strided tensor can raise in the code that follows.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        site = self._amptune
+        extra = -self.weight.shape[0] % site.pad if site.pad else 0
+        with _without_autocast(input.device.type):
+            weight = _weight(self.weight, site.dtype, extra)
+            output = F.linear(_cast(input, site.dtype), weight, _weight(self.bias, site.dtype, extra))
+        if not extra:
+            return output
+        output = output.narrow(-1, 0, self.weight.shape[0])
+        return output if site.strided else output.contiguous()
+
+
+class _PlannedConv(_Planned):
+    weight: Any
+    bias: Any
+    _conv_forward: Callable[..., Tensor]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the convolution's own forward, in the planned format."""
+        dtype = self._amptune.dtype
+        with _without_autocast(input.device.type):
+            return self._conv_forward(_cast(input, dtype), _weight(self.weight, dtype), _weight(self.bias, dtype))
+
+
+class PlannedConv1d(_PlannedConv, nn.Conv1d):
+    """Conv1d in the planned format."""
+
+
+class PlannedConv2d(_PlannedConv, nn.Conv2d):
+    """Conv2d in the planned format."""
+
+
+class PlannedConv3d(_PlannedConv, nn.Conv3d):
+    """Conv3d in the planned format."""
+
+
+class _PlannedConvTranspose(_Planned):
+    weight: Any
+    bias: Any
+    stride: Any
+    padding: Any
+    kernel_size: Any
+    dilation: Any
+    groups: Any
+    padding_mode: Any
+    _output_padding: Callable[..., list[int]]
+    _convolve: Callable[..., Tensor]
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """As the transposed convolution's own forward, in the planned format."""
+        if self.padding_mode != "zeros":
+            raise ValueError(f"only zeros is supported as padding_mode of {type(self).__name__}")
+        site, spatial = self._amptune, len(self.kernel_size)
+        with _without_autocast(input.device.type):
+            weight, bias = _weight(self.weight, site.dtype), _weight(self.bias, site.dtype)
+            output_padding = self._output_padding(
+                input, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
+            )
+            return type(self)._convolve(
+                _cast(input, site.dtype), weight, bias, self.stride, self.padding, output_padding, self.groups,
+                self.dilation,
+            )  # fmt: skip
+
+
+class PlannedConvTranspose1d(_PlannedConvTranspose, nn.ConvTranspose1d):
+    """ConvTranspose1d in the planned format."""
+
+    _convolve = staticmethod(F.conv_transpose1d)
+
+
+class PlannedConvTranspose2d(_PlannedConvTranspose, nn.ConvTranspose2d):
+    """ConvTranspose2d in the planned format."""
+
+    _convolve = staticmethod(F.conv_transpose2d)
+
+
+class PlannedConvTranspose3d(_PlannedConvTranspose, nn.ConvTranspose3d):
+    """ConvTranspose3d in the planned format."""
+
+    _convolve = staticmethod(F.conv_transpose3d)
+
+
+class PlannedEmbedding(_Planned, nn.Embedding):
+    """Embedding whose rows are gathered in the table's dtype and cast afterwards.
+
+    Casting the table first reads all of it, and sums the gradient of a frequent token in 16 bits.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Integer tensor (...) -> (..., embedding_dim)."""
+        return super().forward(input).to(self._amptune.dtype)
+
+
+class PlannedEmbeddingBag(_Planned, nn.EmbeddingBag):
+    """EmbeddingBag that gathers and sums in the table's dtype and casts the result."""
+
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        """As EmbeddingBag's own forward."""
+        if per_sample_weights is not None:
+            per_sample_weights = per_sample_weights.to(self.weight.dtype)
+        return super().forward(input, offsets, per_sample_weights).to(self._amptune.dtype)
+
+
+class PlannedLayerNorm(_Planned, nn.LayerNorm):
+    """LayerNorm in the planned format; the kernel takes mean and variance in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., *normalized_shape) -> the same shape."""
+        dtype = self._amptune.dtype
+        with _without_autocast(input.device.type):
+            weight, bias = _weight(self.weight, dtype), _weight(self.bias, dtype)
+            return F.layer_norm(_cast(input, dtype), self.normalized_shape, weight, bias, self.eps)
+
+
+class PlannedRMSNorm(_Planned, nn.RMSNorm):
+    """RMSNorm in the planned format; the kernel takes the mean square in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., *normalized_shape) -> the same shape."""
+        dtype = self._amptune.dtype
+        # Without an eps torch takes the epsilon of the input's dtype, which would change with the plan.
+        eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
+        with _without_autocast(x.device.type):
+            return F.rms_norm(_cast(x, dtype), self.normalized_shape, _weight(self.weight, dtype), eps)
+
+
+class PlannedGroupNorm(_Planned, nn.GroupNorm):
+    """GroupNorm in the planned format; the kernel takes mean and variance in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, ...) -> the same shape."""
+        dtype = self._amptune.dtype
+        with _without_autocast(input.device.type):
+            weight, bias = _weight(self.weight, dtype), _weight(self.bias, dtype)
+            return F.group_norm(_cast(input, dtype), self.num_groups, weight, bias, self.eps)
+
+
+class _PlannedStatistics(_Planned):
+    """A norm with running statistics: input in the planned format, weights and statistics in float32.
+
+    The kernels take mixed dtypes, are faster with float32 weights, and running statistics must not be rounded.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the norm's own forward, with the input cast."""
+        with _without_autocast(input.device.type):
+            result: Tensor = super().forward(_cast(input, self._amptune.dtype))  # type: ignore[misc]
+            return result
+
+
+class PlannedBatchNorm1d(_PlannedStatistics, nn.BatchNorm1d):
+    """BatchNorm1d on input in the planned format."""
+
+
+class PlannedBatchNorm2d(_PlannedStatistics, nn.BatchNorm2d):
+    """BatchNorm2d on input in the planned format."""
+
+
+class PlannedBatchNorm3d(_PlannedStatistics, nn.BatchNorm3d):
+    """BatchNorm3d on input in the planned format."""
+
+
+class PlannedSyncBatchNorm(_PlannedStatistics, nn.SyncBatchNorm):
+    """SyncBatchNorm on input in the planned format."""
+
+
+class PlannedInstanceNorm1d(_PlannedStatistics, nn.InstanceNorm1d):
+    """InstanceNorm1d on input in the planned format."""
+
+
+class PlannedInstanceNorm2d(_PlannedStatistics, nn.InstanceNorm2d):
+    """InstanceNorm2d on input in the planned format."""
+
+
+class PlannedInstanceNorm3d(_PlannedStatistics, nn.InstanceNorm3d):
+    """InstanceNorm3d on input in the planned format."""
+
+
+class PlannedPReLU(_Planned, nn.PReLU):
+    """PReLU in the planned format."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, ...) -> the same shape."""
+        dtype = self._amptune.dtype
+        with _without_autocast(input.device.type):
+            return F.prelu(_cast(input, dtype), _weight(self.weight, dtype))
+
+
+class PlannedBilinear(_Planned, nn.Bilinear):
+    """Bilinear in the planned format."""
+
+    def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
+        """(..., in1_features), (..., in2_features) -> (..., out_features)."""
+        dtype = self._amptune.dtype
+        with _without_autocast(input1.device.type):
+            weight, bias = _weight(self.weight, dtype), _weight(self.bias, dtype)
+            return F.bilinear(_cast(input1, dtype), _cast(input2, dtype), weight, bias)
+
+
+_PLANNED: tuple[type[nn.Module], ...] = (
+    PlannedLinear, PlannedConv1d, PlannedConv2d, PlannedConv3d, PlannedConvTranspose1d, PlannedConvTranspose2d,
+    PlannedConvTranspose3d, PlannedEmbedding, PlannedEmbeddingBag, PlannedLayerNorm, PlannedRMSNorm, PlannedGroupNorm,
+    PlannedBatchNorm1d, PlannedBatchNorm2d, PlannedBatchNorm3d, PlannedSyncBatchNorm, PlannedInstanceNorm1d,
+    PlannedInstanceNorm2d, PlannedInstanceNorm3d, PlannedPReLU, PlannedBilinear,
+)  # fmt: skip
+SWAPS: dict[type[nn.Module], type[nn.Module]] = {cls.__bases__[1]: cls for cls in _PLANNED}
+"""Exact module class -> planned class. Subclasses (peft, quantised) compute in ways unknown here: not swapped."""
+
+_LOWERED_BY_AUTOCAST = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+_ONE_LEAF = (*_LOWERED_BY_AUTOCAST, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_PARAMETRIZED = "parametrizations"
+"""Name of the child that torch.nn.utils.parametrize adds to a module."""
+_BYPASSED = (nn.modules.linear.NonDynamicallyQuantizableLinear,)
+"""Classes of children whose forward their parent never calls."""
+
+
+def how_to_apply(module: nn.Module) -> str | None:
+    """ "swap" or "autocast", as a format is put in force on this module; None for one that takes no format itself.
+
+    None: containers, TorchScript, modules whose parameters are not there yet or not floating, and the ``out_proj`` of
+    MultiheadAttention, which the attention reads without calling it.
+    """
+    if isinstance(module, (torch.jit.ScriptModule, *_BYPASSED)):
+        return None
+    base = _base_class(type(module))
+    if base in SWAPS:
+        return "swap"
+    parameters = [parameter for parameter in module.parameters() if parameter is not None]
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
+        return None
+    has_children = any(name != _PARAMETRIZED for name, _ in module.named_children())
+    if base in _CONTAINERS or (has_children and not issubclass(base, _ONE_LEAF)):
+        return None
+    if not parameters:
+        return "swap"
+    return "autocast" if any(parameter.is_floating_point() for parameter in parameters) else None
+
+
+# --- classes made for one class of the user's ------------------------------------------------------------------------
+
+
+class _Made:
+    """Mixin of the classes that wrap the ``forward`` of a class that only the user knows. They keep its name."""
+
+    _amptune_made: tuple[type, tuple[str, ...]]
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        # The user's own __init_subclass__ (a registry, say) must not hear of classes that we make.
+        pass
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = super().__reduce_ex__(protocol)
+        made = type(self).__dict__.get("_amptune_made")
+        if made is None or not isinstance(reduced, tuple) or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
+            return reduced
+        return (_new_made, made, *reduced[2:])
+
+
+class _MadeLeaf(_Made, _Planned):
+    """As _Made, for a module that the plan names."""
+
+
+def _new_made(base: Any, kinds: tuple[str, ...]) -> Any:
+    """An empty instance of the made class: what pickle and deepcopy start from."""
+    cls = functools.reduce(_made_class, kinds, base)
+    return cls.__new__(cls)
+
+
+_made: dict[tuple[type, str], Any] = {}
+
+
+def _made_class(original: Any, kind: str) -> Any:
+    """The subclass of ``original`` whose forward goes through ``_RUN[kind]``; the same one each time."""
+    if (original, kind) not in _made:
+        _made[original, kind] = _make_class(original, kind)
+    return _made[original, kind]
+
+
+def _make_class(original: Any, kind: str) -> Any:
+    run = _RUN[kind]
+    inner = original.forward
+
+    @functools.wraps(inner)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return run(self, inner, args, kwargs)
+
+    base, kinds = original.__dict__.get("_amptune_made", (original, ()))
+    body = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "_amptune_made": (base, (*kinds, kind)),
+        "_amptune_original": original,
+        "forward": forward,
+    }
+    bases: tuple[type, ...] = (_Made if kind == "root" else _MadeLeaf, original)
+    if issubclass(original, _Made):
+        bases = (original,)
+    return types.new_class(original.__name__, bases, exec_body=lambda space: space.update(body))
+
+
+def _original_class(cls: type) -> type | None:
+    """The class that ``cls`` was made from or swapped in for; None for a class that is not ours."""
+    if "_amptune_made" in cls.__dict__:
+        return cls.__dict__["_amptune_original"]  # type: ignore[no-any-return]
+    return cls.__bases__[1] if cls in _PLANNED else None
+
+
+def _base_class(cls: type) -> type:
+    while (original := _original_class(cls)) is not None:
+        cls = original
+    return cls
+
+
+def _device_type(module: nn.Module, args: Any) -> str:
+    tensors = tensors_in(args) or list(module.parameters())
+    return tensors[0].device.type if tensors else "cpu"
+
+
+def _run_region(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A module in an autocast region of its own; in float32, with autocast off and 16-bit inputs cast up."""
+    dtype = module._amptune.dtype
+    device_type = _device_type(module, (args, kwargs))
+    if dtype == torch.float32:
+        args, kwargs = _map_tensors(_upcast, (args, kwargs))
+        with _without_autocast(device_type):
+            return inner(module, *args, **kwargs)
+    if isinstance(module, _LOWERED_BY_AUTOCAST):
+        args, kwargs = cast_all((args, kwargs), dtype)
+    result = _call_under_autocast(device_type, dtype, inner, module, args, kwargs)
+    return cast_all(result, dtype) if how_to_apply(module) else result
+
+
+def _call_under_autocast(
+    device_type: str, dtype: torch.dtype, inner: Any, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    counted = not torch.compiler.is_compiling()
+    if counted:
+        _state.regions += 1
+    try:
+        # Autocast's own cache of weight casts does not ask for dtype or grad mode.
+        with torch.autocast(device_type, dtype=dtype, cache_enabled=False):
+            return inner(module, *args, **kwargs)
+    finally:
+        if counted:
+            _state.regions -= 1
+
+
+def _run_pinned(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A module without parameters: computes in its format, gives back the promoted dtype of its inputs."""
+    dtype = module._amptune.dtype
+    back = _promoted(tensors_in((args, kwargs)))
+    device_type = _device_type(module, (args, kwargs))
+    args, kwargs = cast_all((args, kwargs), dtype)
+    with _without_autocast(device_type):
+        result = inner(module, *args, **kwargs)
+    is_loss = isinstance(module, nn.modules.loss._Loss)
+    return result if is_loss else _map_tensors(functools.partial(_cast_back, dtype=back), result)
+
+
+def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The outermost forward: weight casts are reused inside it, and its outputs get the plan's output format."""
+    opens = (
+        not torch.compiler.is_compiling() and _state.casts is None and not _in_backward() and not _is_sharded(module)
+    )
+    if not opens:
+        result = inner(module, *args, **kwargs)
+    else:
+        _state.casts = {}
+        try:
+            result = inner(module, *args, **kwargs)
+        finally:
+            _state.casts = None
+    dtype = module._amptune_root.output_dtype
+    return result if dtype is None else cast_all(result, dtype)
+
+
+_RUN: dict[str, Callable[..., Any]] = {"autocast": _run_region, "pinned": _run_pinned, "root": _run_root}
+
+
+# --- applying and undoing --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Root:
+    """What the root of a planned model remembers."""
+
+    output_dtype: torch.dtype | None
+
+
+class AppliedPlan:
+    """A plan in force on ``model``; ``sites`` is the table by module path, globs resolved."""
+
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site]) -> None:
+        self.model = model
+        self.sites = dict(sites)
+
+    def undo(self) -> None:
+        """Give the model back as it was: classes, hooks, strides, attributes. Parameters keep what they learned."""
+        undo_plan(self.model)
+
+
+def apply_plan(
+    model: nn.Module,
+    sites: Mapping[str, str | Mapping[str, Any]],
+    *,
+    channels_last: bool = False,
+    output_format: str | None = None,
+) -> AppliedPlan:
+    """Put a precision plan in force on ``model``, in place; one that is in force already is undone first.
+
+    Args:
+        model: any module; one wrapped by torch.compile or DistributedDataParallel is unwrapped.
+        sites: module path or glob -> "fp32", "bf16", "fp16", or a dict with the keys ``format``; ``pad``, a multiple
+            to which a Linear's output features are padded while computing; ``strided``, to leave the padded output
+            uncopied; ``how``, "autocast" to run the module (a container too) in an autocast region. In a glob ``*``
+            stands for one part of a path and ``**`` for any number; a glob that ends in a wildcard means modules with
+            parameters. An exact path beats a glob, a longer glob a shorter one.
+        channels_last: keep the weights of convolutions in channels_last memory format.
+        output_format: format of the model's floating outputs.
+
+    Raises:
+        ValueError: a path or glob that matches nothing, a format or key that is unknown or does not fit the module.
+        RuntimeError: the model is sharded already.
+    """
+    model = _unwrap(model)
+    _refuse_sharded(model)
+    output_dtype = None if output_format is None else FORMATS[_known("output format", output_format, FORMATS)]
+    resolved = _resolve(model, sites)
+    undo_plan(model)
+    modules = {id(module): (module, resolved[path]) for path, module in _all_modules(model).items() if path in resolved}
+    for module, site in modules.values():
+        _change_class(module, site)
+    _turn_off_fast_paths(model)
+    if channels_last:
+        _to_channels_last(model)
+    model.__class__ = _made_class(type(model), "root")
+    model.__dict__["_amptune_root"] = _Root(output_dtype)
+    return AppliedPlan(model, resolved)
+
+
+def _all_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every path of every module: a shared one has several."""
+    return dict(model.named_modules(remove_duplicate=False))
+
+
+def undo_plan(model: nn.Module) -> None:
+    """Undo the plan in force on ``model``, if any. A copy or an unpickled model can be undone like the original."""
+    model = _unwrap(model)
+    for module in model.modules():
+        state = module.__dict__
+        if "_amptune" in state or "_amptune_root" in state:
+            base = _base_class(type(module))
+            if base is type(module):
+                raise RuntimeError(f"undo the plan before {type(module).__name__} replaces the module's class")
+            module.__class__ = base
+        if "_amptune_stride" in state:
+            _restore_strides(module)
+        if "_amptune_nested" in state:
+            module.use_nested_tensor = state["_amptune_nested"]
+        hooks = [key for key, hook in module._forward_pre_hooks.items() if hook is _no_fast_path]
+        for key in hooks:
+            del module._forward_pre_hooks[key]
+        for name in ("_amptune", "_amptune_root", "_amptune_stride", "_amptune_nested"):
+            state.pop(name, None)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    if hasattr(model, "_orig_mod"):
+        return _unwrap(model._orig_mod)  # type: ignore[arg-type]
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return _unwrap(model.module)
+    return model
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    names = {cls.__name__ for cls in type(module).__mro__}
+    return not names.isdisjoint({"FSDPModule", "FullyShardedDataParallel"})
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    if any(map(_is_sharded, model.modules())):
+        raise RuntimeError("the model is sharded (FSDP): apply the plan before fully_shard changes its classes")
+
+
+def _change_class(module: nn.Module, site: Site) -> None:
+    if type(module) in SWAPS and site.how == "swap":
+        cls = SWAPS[type(module)]
+    elif site.how == "swap":
+        cls = _made_class(type(module), "pinned")
+    else:
+        cls = _made_class(type(module), "autocast")
+    module.__class__ = cls
+    module.__dict__["_amptune"] = site
+
+
+def _no_fast_path(module: nn.Module, args: Any) -> None:
+    """A hook that does nothing: TransformerEncoderLayer skips its children in eval mode unless it finds a hook."""
+
+
+def _turn_off_fast_paths(model: nn.Module) -> None:
+    for module in model.modules():
+        if not isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
+            continue
+        if not any("_amptune" in part.__dict__ for part in module.modules()):
+            continue
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.register_forward_pre_hook(_no_fast_path)
+        elif hasattr(module, "use_nested_tensor"):
+            module.__dict__["_amptune_nested"] = module.use_nested_tensor
+            module.use_nested_tensor = False
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _to_channels_last(model: nn.Module) -> None:
+    seen: set[int] = set()
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if not isinstance(module, nn.modules.conv._ConvNd) or weight is None or id(weight) in seen:
+            continue
+        seen.add(id(weight))
+        if weight.dim() in _CHANNELS_LAST:
+            module.__dict__["_amptune_stride"] = weight.stride()
+            weight.data = weight.data.contiguous(memory_format=_CHANNELS_LAST[weight.dim()])
+
+
+def _restore_strides(module: nn.Module) -> None:
+    weight: Any = module._parameters["weight"]
+    stride = module.__dict__["_amptune_stride"]
+    for holder in (weight, weight.grad):
+        if holder is not None:
+            data = torch.empty_strided(holder.shape, stride, dtype=holder.dtype, device=holder.device)
+            holder.data = data.copy_(holder.data)
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def match_paths(pattern: str, paths: Iterable[str]) -> list[str]:
+    """The module paths that a key of the table matches: ``*``, ``?`` and ``[..]`` within a part, ``**`` any parts."""
+    parts = tuple(pattern.split("."))
+    return [path for path in paths if _parts_match(parts, tuple(path.split(".")))]
+
+
+def _parts_match(pattern: tuple[str, ...], path: tuple[str, ...]) -> bool:
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_parts_match(pattern[1:], path[start:]) for start in range(len(path) + 1))
+    return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _parts_match(pattern[1:], path[1:])
+
+
+def _is_glob(key: str) -> bool:
+    return any(character in key for character in "*?[")
+
+
+def _resolve(model: nn.Module, sites: Mapping[str, str | Mapping[str, Any]]) -> dict[str, Site]:
+    """The table with globs resolved to paths, keys of greater precedence last, follow and source left out."""
+    modules = _all_modules(model)
+    found: dict[str, Site] = {}
+    for key in sorted(sites, key=lambda key: (not _is_glob(key), len(key))):
+        entry = _entry(key, sites[key])
+        paths = [key] if key in modules else _paths_of_glob(key, entry, modules)
+        for path in paths:
+            found[path] = _site(path, modules[path], entry, exact=path == key)
+    _check_shared(found, modules)
+    return {path: site for path, site in found.items() if site.how in ("swap", "autocast")}
+
+
+def _paths_of_glob(key: str, entry: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> list[str]:
+    paths = [path for path in match_paths(key, modules) if path and _PARAMETRIZED not in path.split(".")]
+    if entry.get("how") != "autocast":
+        paths = [path for path in paths if how_to_apply(modules[path])]
+        if _is_glob(key.rpartition(".")[2]):  # "blocks.*" means layers, and hardly the dropout among them
+            paths = [path for path in paths if next(modules[path].parameters(), None) is not None]
+    if paths and _is_glob(key):
+        return paths
+    raise ValueError(f"the plan names {key!r}, which the model does not have{_nearest(key, modules)}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _known(what: str, name: Any, known: Iterable[str]) -> str:
+    names = list(known)
+    if name not in names:
+        raise ValueError(f"{what} {name!r} is not one of {', '.join(names)}{_nearest(str(name), names)}")
+    return str(name)
+
+
+_ENTRY_KEYS = ("format", "pad", "strided", "how", "scaling", "why")
+
+
+def _entry(key: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
+    entry = {"format": value} if isinstance(value, str) else dict(value)
+    for name in entry:
+        _known(f"site {key!r}: key", name, _ENTRY_KEYS)
+    if "format" not in entry:
+        raise ValueError(f"site {key!r}: the key 'format' is missing")
+    if entry["format"] in FP8_FORMATS:
+        raise ValueError(f"site {key!r}: this version of the runtime does not compute in {entry['format']}")
+    _known(f"site {key!r}: format", entry["format"], FORMATS)
+    if entry.get("how") is not None:
+        _known(f"site {key!r}: how", entry["how"], HOW)
+    pad = entry.get("pad") or 0
+    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
+        raise ValueError(f"site {key!r}: pad {pad!r} is not a multiple such as 8 or 64, or 0 for none")
+    return entry
+
+
+def _site(path: str, module: nn.Module, entry: Mapping[str, Any], *, exact: bool) -> Site:
+    base = _base_class(type(module))
+    where = f"site {path!r} ({base.__name__})"
+    how = entry.get("how")
+    if how in ("follow", "source"):
+        return Site(entry["format"], FORMATS[entry["format"]], how)
+    if "forward" in module.__dict__:
+        raise ValueError(f"{where}: its forward was replaced on the instance; apply the plan before that is done")
+    possible = how_to_apply(module)
+    if possible is None and how != "autocast":
+        raise ValueError(f"{where} takes no format itself; name its children, or give it how='autocast'")
+    if how == "swap" and possible != "swap":
+        raise ValueError(f"{where} cannot be swapped; leave out 'how', or give it how='autocast'")
+    pad = entry.get("pad") or 0
+    how = how or possible
+    if pad and not (base is nn.Linear and how == "swap"):
+        if exact:
+            raise ValueError(f"{where}: pad is for the output features of Linear")
+        pad = 0
+    return Site(entry["format"], FORMATS[entry["format"]], str(how), pad, bool(entry.get("strided")))
+
+
+def _check_shared(found: Mapping[str, Site], modules: Mapping[str, nn.Module]) -> None:
+    first: dict[int, str] = {}
+    for path, site in found.items():
+        other = first.setdefault(id(modules[path]), path)
+        if found[other] != site:
+            raise ValueError(f"{other!r} and {path!r} are one module, and the plan gives it two formats")
+
+
+# --- process-wide ----------------------------------------------------------------------------------------------------
+
+
+def set_backend_flags(*, tf32: bool) -> Callable[[], None]:
+    """Let float32 matrix products and convolutions use TF32, or forbid it; returns a function that restores.
+
+    Process-wide, and read by backward when it runs: set it once, before training.
+    """
+    before = _matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    def restore() -> None:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    return restore
+
+
+def _matmul_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # the user set torch.backends.cuda.matmul.fp32_precision, and this getter refuses to answer
+        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+
+
+def require(version: str) -> None:
+    """Raise RuntimeError unless this runtime is the one (major and minor version) that a patched file was made for."""
+    if version.split(".")[:2] != __version__.split(".")[:2]:
+        raise RuntimeError(
+            f"this file was patched for amptune runtime {version}, but {__file__} is {__version__}: "
+            "put the amptune_runtime.py that was written with it beside it, or patch it again"
+        )

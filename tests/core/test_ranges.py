@@ -1,0 +1,150 @@
+"""Bounds from ops and literals, checked for soundness against torch, and the relations that intervals do not see."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amptune.core.autocast import realise
+from amptune.core.formats import Format
+from amptune.core.graph import PrecisionGraph, Site, TensorMeta
+from amptune.core.intervals import RULES, Range
+from amptune.core.ranges import Ranges
+from amptune.core.recipes import RECIPES, Recipe
+
+FLOAT = TensorMeta((4, 8), "float32", True)
+
+
+def site(name: str, op: str, *sources: str, **attrs: Any) -> Site:
+    return Site(
+        name, op, "function", "", inputs=(FLOAT,) * len(sources), outputs=(FLOAT,), sources=sources, attrs=attrs
+    )
+
+
+def ranges(*sites: Site, recipe: Recipe = RECIPES["fp32"]) -> Ranges:
+    graph = PrecisionGraph()
+    for each in sites:
+        graph.add_site(each)
+    return Ranges(graph, realise(graph, recipe))
+
+
+UNARY = {
+    "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "exp": torch.exp, "square": torch.square,
+    "abs": torch.abs, "neg": torch.neg, "gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu,
+    "elu": torch.nn.functional.elu, "erf_": torch.erf, "sin": torch.sin, "atan": torch.atan, "expm1": torch.expm1,
+    "exp2": torch.exp2, "softplus": torch.nn.functional.softplus, "relu6": torch.nn.functional.relu6,
+    "logsigmoid": torch.nn.functional.logsigmoid, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "log": torch.log,
+    "log1p": torch.log1p, "reciprocal": torch.reciprocal,
+}  # fmt: skip
+
+
+@given(st.floats(-30, 30), st.floats(0, 20), st.floats(0, 1), st.sampled_from(sorted(set(UNARY) & set(RULES))))
+def test_bounds_of_unary_ops_hold(low: float, width: float, share: float, op: str) -> None:
+    low, high = (
+        (abs(low) + 1e-3, abs(low) + 1e-3 + width) if op in ("sqrt", "rsqrt", "log", "log1p") else (low, low + width)
+    )
+    found = RULES[op](site("x", op, "a"), [Range(low, high)])
+    value = UNARY[op](torch.tensor(low + share * (high - low), dtype=torch.float64)).item()
+    slack = 1e-3 + 1e-6 * abs(value)
+    assert math.isnan(value) or found.low - slack <= value <= found.high + slack, (op, found, value)
+
+
+@given(st.floats(-9, 9), st.floats(0, 9), st.floats(-9, 9), st.floats(0, 9), st.floats(0, 1), st.floats(0, 1),
+       st.sampled_from(["add", "sub", "mul", "div", "maximum", "minimum"]))  # fmt: skip
+def test_bounds_of_binary_ops_hold(
+    a: float, wide: float, b: float, other: float, first: float, second: float, op: str
+) -> None:
+    found = RULES[op](site("x", op, "a", "b"), [Range(a, a + wide), Range(b, b + other)])
+    left, right = (
+        torch.tensor(a + first * wide, dtype=torch.float64),
+        torch.tensor(b + second * other, dtype=torch.float64),
+    )
+    function = getattr(torch, op)
+    value = function(left, right).item()
+    slack = 1e-6 * (1 + abs(value))
+    assert math.isnan(value) or found.low - slack <= value <= found.high + slack, (op, found, value)
+
+
+@pytest.mark.parametrize(("exponent", "low", "high"), [(2, 0, math.inf), (4, 0, math.inf), (3, -math.inf, math.inf)])
+def test_powers(exponent: int, low: float, high: float) -> None:
+    found = ranges(site("p", "pow", "<input>", scalars={1: exponent}))["p"]
+    assert (found.low, found.high) == (low, high)
+
+
+def test_literals_and_positions() -> None:
+    found = ranges(
+        site("s", "sigmoid", "<input>"),
+        site("rest", "sub", "s", scalars={0: 1}, operands=[None, 0]),
+        site("back", "sub", "s", scalars={1: 1}, operands=[0, None]),
+    )
+    assert found["rest"] == Range(0.0, 1.0)
+    assert found["back"] == Range(-1.0, 0.0)
+
+
+def test_an_eps_that_the_format_cannot_hold_is_gone() -> None:
+    sites = (site("h", "linear", "<input>"), site("a", "abs", "h"), site("e", "add", "a", scalars={1: 1e-8}))
+    assert ranges(*sites)["e"].low == pytest.approx(1e-8)
+    assert ranges(*sites, recipe=RECIPES["autocast-fp16"])["e"].low == 0.0
+    assert ranges(*sites, recipe=RECIPES["autocast-bf16"])["e"].low > 0.0
+
+
+def test_an_explicit_cast_keeps_the_eps() -> None:
+    sites = (site("h", "linear", "<input>"), site("a", "abs", "h", casts={0: "float32"}),
+             site("e", "add", "a", scalars={1: 1e-8}))  # fmt: skip
+    assert ranges(*sites, recipe=RECIPES["autocast-fp16"])["e"].low > 0.0
+
+
+def test_a_product_with_itself_is_not_negative() -> None:
+    assert ranges(site("h", "linear", "<input>"), site("q", "mul", "h", operands=[0, 0]))["q"].low == 0.0
+    two = Site("q", "mul", "function", "", inputs=(FLOAT, FLOAT), outputs=(FLOAT,), sources=("h", "g"))
+    assert ranges(site("h", "linear", "<input>"), site("g", "linear", "<input>"), two)["q"].low == -math.inf
+
+
+def test_the_shifted_exponential_and_its_sum() -> None:
+    found = ranges(
+        site("h", "linear", "<input>"),
+        site("m", "amax", "h"),
+        site("d", "sub", "h", "m"),
+        site("e", "exp", "d"),
+        site("s", "sum", "e"),
+        site("p", "div", "e", "s"),
+    )
+    assert found["d"].high == 0.0
+    assert found["e"] == Range(0.0, 1.0)
+    assert found["s"].low == 1.0
+    assert found["p"] == Range(0.0, 1.0)
+
+
+def test_the_maximum_of_something_else_shifts_nothing() -> None:
+    found = ranges(
+        site("h", "linear", "<input>"),
+        site("g", "linear", "<input>"),
+        site("m", "amax", "g"),
+        site("d", "sub", "h", "m"),
+    )
+    assert found["d"].high == math.inf
+
+
+def test_constants_are_not_judged() -> None:
+    constant = Site("c", "sqrt", "function", "", inputs=(FLOAT,), outputs=(FLOAT,), sources=("",))
+    assert not ranges(constant)["c"].is_known
+
+
+def test_rounding_bounds_outwards_never_loses_infinity() -> None:
+    assert Range(-70000.0, 70000.0).rounded(Format.FP16) == Range(-math.inf, math.inf)
+    assert Range(0.0, 500.0).rounded(Format.FP8_E4M3).high == math.inf
+
+
+@pytest.mark.parametrize(
+    ("attrs", "expected"),
+    [({"min": 1e-4}, (1e-4, math.inf)), ({"min": 0, "max": 1}, (0, 1)), ({"scalars": {1: -1, 2: 1}}, (-1, 1)),
+     ({"max": 5, "scalars": {1: 5}}, (-math.inf, 5))],
+)  # fmt: skip
+def test_clamp(attrs: dict[str, Any], expected: tuple[float, float]) -> None:
+    found = ranges(site("c", "clamp", "<input>", **attrs))["c"]
+    assert (found.low, found.high) == pytest.approx(expected)

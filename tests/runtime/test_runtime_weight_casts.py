@@ -1,0 +1,243 @@
+"""Weight casts are reused within one outermost forward only, and never in a way that stops training."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from amptune import runtime
+from amptune.runtime import apply_plan
+
+
+class _Shared(nn.Module):
+    """A layer that is called three times in one forward."""
+
+    def __init__(self, use_reentrant: bool | None = None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            if self.use_reentrant is None:
+                x = torch.tanh(self.layer(x))
+            else:
+                x = checkpoint(lambda y: torch.tanh(self.layer(y)), x, use_reentrant=self.use_reentrant)
+        return self.head(x)
+
+
+class _CountCasts(TorchDispatchMode):
+    """Counts the casts that read one of the given parameters."""
+
+    def __init__(self, *parameters: torch.Tensor) -> None:
+        super().__init__()
+        self.parameters = parameters
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "_to_copy" in func.__name__ and any(args[0] is parameter for parameter in self.parameters):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _losses(model: nn.Module, make: Callable[..., torch.optim.Optimizer], steps: int = 8) -> list[float]:
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(16, 8, generator=generator), torch.randint(0, 3, (16,), generator=generator)
+    optimizer = make(model.parameters())
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x).float(), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "fused_adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.05, fused=True),
+    "fused_sgd": lambda parameters: torch.optim.SGD(parameters, lr=2.0, fused=True),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.05),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_loss_falls_as_it_does_without_reuse(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _Shared()
+    twin = copy.deepcopy(model)
+    apply_plan(model, {"*": "bf16"})
+    apply_plan(twin, {"*": "bf16"})
+    with_reuse = _losses(model, OPTIMIZERS[name])
+    monkeypatch.setattr(runtime, "_in_backward", lambda: True)  # each cast is made anew
+    without = _losses(twin, OPTIMIZERS[name])
+    assert with_reuse == without
+    assert with_reuse[-1] < 0.8 * with_reuse[0]
+
+
+def test_a_layer_called_three_times_is_cast_once_in_a_forward_and_again_in_the_next() -> None:
+    model = _Shared()
+    apply_plan(model, {"*": "bf16"})
+    with _CountCasts(model.layer.weight) as casts:
+        model(torch.randn(2, 8))
+        assert casts.count == 1
+        model(torch.randn(2, 8))
+        assert casts.count == 2
+
+
+def test_reuse_adds_the_gradients_of_all_calls() -> None:
+    model = _Shared()
+    plain = copy.deepcopy(model)
+    apply_plan(model, {"*": "bf16"})
+    x = torch.randn(4, 8)
+    model(x).float().pow(2).sum().backward()
+    plain(x).pow(2).sum().backward()
+    assert model.layer.weight.grad is not None
+    torch.testing.assert_close(model.layer.weight.grad, plain.layer.weight.grad, rtol=0.1, atol=0.05)
+
+
+def test_a_cast_made_under_no_grad_does_not_stop_gradients() -> None:
+    class Peeks(_Shared):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                self.layer(x)
+            return super().forward(x)
+
+    model = Peeks()
+    apply_plan(model, {"*": "bf16"})
+    model(torch.randn(2, 8)).sum().backward()
+    assert model.layer.weight.grad is not None
+    assert model.layer.weight.grad.abs().sum() > 0
+
+
+def test_no_cast_outlives_the_forward_even_when_it_raises() -> None:
+    class Raises(_Shared):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            super().forward(x)
+            raise KeyboardInterrupt
+
+    model = Raises()
+    apply_plan(model, {"*": "bf16"})
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.randn(2, 8))
+    model.layer.weight.data.zero_()
+    model.layer.bias.data.zero_()
+    assert model.layer(torch.ones(1, 8)).abs().sum() == 0
+
+
+def test_a_call_outside_the_models_forward_sees_new_weights() -> None:
+    model = _Shared()
+    apply_plan(model, {"*": "bf16"})
+    model.layer(torch.ones(1, 8))
+    model.layer.weight.data.zero_()
+    model.layer.bias.data.zero_()
+    assert model.layer(torch.ones(1, 8)).abs().sum() == 0
+
+
+def test_a_weight_changed_inside_the_forward_is_cast_again() -> None:
+    class Normalises(_Shared):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first = self.layer(x)
+            with torch.no_grad():
+                self.layer.weight.zero_()
+                self.layer.bias.zero_()
+            return first + self.layer(x)
+
+    model = Normalises()
+    apply_plan(model, {"layer": "bf16"})
+    x = torch.randn(2, 8)
+    with torch.no_grad():
+        expected = model.layer(x)
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_gives_the_same_gradients(use_reentrant: bool) -> None:
+    plain = _Shared()
+    checkpointed = _Shared(use_reentrant)
+    checkpointed.load_state_dict(plain.state_dict())
+    gradients = []
+    for model in (plain, checkpointed):
+        apply_plan(model, {"*": "bf16"})
+        x = torch.ones(4, 8, requires_grad=True)
+        model(x).float().pow(2).sum().backward()
+        gradients.append([p.grad for p in model.parameters()] + [x.grad])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
+        assert one is not None
+
+
+def test_the_whole_model_under_reentrant_checkpointing_trains() -> None:
+    model = _Shared()
+    apply_plan(model, {"*": "bf16"})
+    x = torch.ones(4, 8, requires_grad=True)
+    checkpoint(model, x, use_reentrant=True).float().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_gradient_accumulation_adds_up() -> None:
+    model = _Shared()
+    apply_plan(model, {"*": "bf16"})
+    a, b = torch.randn(4, 8), torch.randn(4, 8)
+    separately = []
+    for x in (a, b):
+        model.zero_grad()
+        model(x).float().sum().backward()
+        separately.append(model.layer.weight.grad)
+    model.zero_grad()
+    model(a).float().sum().backward()
+    model(b).float().sum().backward()
+    torch.testing.assert_close(model.layer.weight.grad, separately[0] + separately[1])
+
+
+def test_two_threads_keep_their_casts_apart() -> None:
+    import threading
+
+    model = _Shared()
+    apply_plan(model, {"*": "bf16"})
+    x = torch.randn(4, 8)
+    expected = model(x)
+    outputs: list[torch.Tensor] = []
+    threads = [threading.Thread(target=lambda: outputs.append(model(x))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outputs) == 4
+    assert all(torch.equal(output, expected) for output in outputs)
+
+
+def test_inference_mode_works_before_and_after_training() -> None:
+    model = _Shared()
+    apply_plan(model, {"*": "bf16"})
+    with torch.inference_mode():
+        model(torch.randn(2, 8))
+    model(torch.randn(2, 8)).sum().backward()
+    assert model.layer.weight.grad is not None
+
+
+def test_functional_call_with_other_parameters_uses_them() -> None:
+    model = _Shared()
+    apply_plan(model, {"*": "bf16"})
+    zeros = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    assert torch.func.functional_call(model, zeros, (torch.ones(1, 8),)).abs().sum() == 0
+
+
+def test_per_sample_gradients_of_torch_func() -> None:
+    model = _Shared()
+    apply_plan(model, {"*": "bf16"})
+    parameters = dict(model.named_parameters())
+    x = torch.randn(3, 8)
+
+    def loss(values: dict[str, torch.Tensor], row: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(model, values, (row[None],)).float().sum()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    model(x).float().sum().backward()
+    torch.testing.assert_close(gradients["layer.weight"].sum(0), model.layer.weight.grad, rtol=0.05, atol=0.05)
