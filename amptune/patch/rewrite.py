@@ -1,0 +1,193 @@
+"""Write a plan into the user's file: a marked block, one line where the model is built, and the ops that it pins."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Collection, Mapping
+
+import libcst as cst
+
+from amptune.core.formats import Format
+from amptune.core.opcodes import FunctionalOp, find_functional_ops
+from amptune.core.ops import op_named
+from amptune.core.plan import Plan
+from amptune.core.source_names import Names
+from amptune.core.spellings import OPERATOR_FUNCTIONS
+from amptune.errors import InputError, PlanError
+from amptune.patch.bindings import binding_of, changes_model, defines_class, has_subclass
+from amptune.patch.block import (
+    LocalNames,
+    comment_of,
+    insert_after,
+    insert_block,
+    remove_block,
+    render_block,
+)
+from amptune.patch.pins import rewrite_ops
+from amptune.patch.spec import PatchSpec
+from amptune.patch.structure import ADDED_MARK, Placement, place, remove
+from amptune.patch.table import check_table, table_of
+from amptune.patch.text import BOM, parse
+from amptune.patch.unpin import OPERATOR_MODULES, unpin
+
+
+def patch_source(source: str, plan: Plan, spec: PatchSpec) -> str:
+    """``source`` with ``plan`` in force; a patch that is in it already is replaced, and nothing else changes.
+
+    Args:
+        source: the user's file, with its line endings and byte order mark.
+        plan: its module sites become a table; the ops that it pins in the source are pinned where they stand.
+        spec: what the file's model is.
+
+    Raises:
+        InputError: the file is not Python, has a damaged patch, or does not define what the spec names.
+        PlanError: the plan names a site that is gone, or pins an op that cannot be pinned alone.
+    """
+    bom = BOM if source.startswith(BOM) else ""
+    text = unpatch_source(source, spec.path).removeprefix(BOM)
+    tree = parse(text, spec.path)
+    entries = table_of(plan, spec)
+    check_table(entries, plan, spec)
+    names = LocalNames.free_in(text)
+    pins = pins_of(plan, spec)
+    modules = _modules_for(tree, text, pins)
+    placement = _placement(tree, plan, spec, names)
+    used = {"apply_plan"} | ({"fp32"} if pins else set()) | ({"loss_in"} if placement.decorator else set())
+    block = render_block(plan, entries, names, used=used, imports=modules.imports)
+    patched = place(_pin(text, pins, names, modules, spec), placement)
+    return bom + _rebind(insert_block(patched, block), spec, placement)
+
+
+def unpatch_source(source: str, path: str = "model.py") -> str:
+    """``source`` without its patch; a file that has none is returned as it is.
+
+    Raises:
+        InputError: the file is not Python, the markers of the patch are damaged, or a pinned call was edited so that
+            it cannot be undone.
+    """
+    bom = BOM if source.startswith(BOM) else ""
+    text, names = remove_block(source.removeprefix(BOM), path)
+    parse(text, path)
+    if names is None:
+        return source
+    plain = unpin(text, names.fp32, path)
+    return bom + remove(plain, names)
+
+
+def pins_of(plan: Plan, spec: PatchSpec) -> dict[str, str]:
+    """Code of each op that the plan pins in FP32 in the source -> the reason, empty where it is too long to show.
+
+    Raises:
+        PlanError: instances of one class disagree about a line, which can be pinned for all of them only.
+    """
+    code_of = {site.id: site.code for site in spec.sites}
+    decided: dict[str, tuple[str, bool]] = {}
+    reasons: dict[str, str] = {}
+    for name, site in plan.sites.items():
+        if "#" not in name or site.how not in ("source", "follow"):
+            continue
+        code = code_of.get(name) or name
+        pinned = site.how == "source" and site.format is Format.FP32
+        other, other_pinned = decided.setdefault(code, (name, pinned))
+        if pinned != other_pinned:
+            raise PlanError(
+                f"sites {other!r} and {name!r} are one source line, {code}, and only one of them is pinned",
+                hint="pin both or neither in the plan",
+            )
+        if pinned:
+            op = code.rpartition("#")[2].rpartition(".")[0]
+            reasons.setdefault(code, comment_of(site.why) or comment_of(op_named(op).why_sensitive))
+    return reasons
+
+
+def loss_decorator(plan: Plan, names: LocalNames) -> str:
+    """What ``loss_fn`` is decorated with; empty where its input is in the right format anyway."""
+    lowers = any(site.format is not Format.FP32 for site in plan.sites.values())
+    output_may_be_low = lowers if plan.output_format is None else plan.output_format is not Format.FP32
+    raises = plan.loss_format is Format.FP32 and output_may_be_low
+    if not raises and not plan.loss_compile:
+        return ""
+    compiled = ", compile=True" if plan.loss_compile else ""
+    return f"{names.loss_in}({chr(34) + Format.FP32.label + chr(34) if raises else None}{compiled})"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Modules:
+    """What torch and operator are called, and the imports that are missing for that."""
+
+    torch: str
+    operator: str
+    imports: tuple[str, ...]
+
+
+def _modules_for(tree: ast.Module, text: str, codes: Collection[str]) -> _Modules:
+    spellings = {op.spelling for op in find_functional_ops(text) if op.code in codes}
+    names = Names(tree)
+    plain, taken = OPERATOR_MODULES
+    torch, operator = names.name_of("torch"), names.name_of(plain)
+    imports: list[str] = []
+    if torch is None and any(spelling.startswith(".") for spelling in spellings):
+        torch = "amptune_torch" if "torch" in _words(tree) else "torch"
+        imports.append("import torch" if torch == "torch" else f"import torch as {torch}")
+    if operator != plain and spellings & OPERATOR_FUNCTIONS.keys():
+        operator = taken if plain in _words(tree) else plain
+        imports.append(f"import {plain}" if operator == plain else f"import {plain} as {taken}")
+    return _Modules(torch or "torch", operator or plain, tuple(imports))
+
+
+def _words(tree: ast.Module) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def _pin(text: str, pins: Mapping[str, str], names: LocalNames, modules: _Modules, spec: PatchSpec) -> str:
+    if not pins:
+        return text
+
+    def wrap(_: FunctionalOp, function: cst.BaseExpression) -> cst.BaseExpression:
+        return cst.Call(cst.Name(names.fp32), [cst.Arg(function)])
+
+    module, done = rewrite_ops(text, pins, wrap, torch=modules.torch, operator=modules.operator)
+    missed = sorted(set(pins) - set(done))
+    if missed:
+        raise PlanError(
+            f"the plan pins {missed[0]}, which {spec.path} does not have as a call that can be pinned",
+            hint="the file changed since the plan was made, or the op stands in an f-string or `*=`: tune again",
+        )
+    return module.code
+
+
+def _placement(tree: ast.Module, plan: Plan, spec: PatchSpec, names: LocalNames) -> Placement:
+    arguments = f"{names.table}{', channels_last=True' if plan.channels_last else ''}"
+    if plan.output_format:
+        arguments += f', output_format="{plan.output_format}"'
+    top_class, function = (spec.top_class or "").replace("<locals>.", "") or None, spec.make_model
+    if top_class and not defines_class(tree, top_class):
+        raise InputError(f"{spec.path} does not define the class {top_class}", hint="it changed since it was tuned")
+    if top_class and not (function and changes_model(tree, function)):
+        function = None
+    elif function:
+        top_class = None
+    if not top_class and not (function and binding_of(tree, function)):
+        raise InputError(f"{spec.path} has neither the model's class nor a function that builds it")
+    decorator = loss_decorator(plan, names) if spec.loss and binding_of(tree, spec.loss) else ""
+    only_exact = bool(top_class) and has_subclass(tree, str(top_class))
+    call = f"{names.apply_plan}({{}}, {arguments})"
+    return Placement(call, top_class, function, only_exact, spec.loss, decorator)
+
+
+def _rebind(text: str, spec: PatchSpec, placement: Placement) -> str:
+    """Lines for a loss or a model function that the file imports or assigns, and so has no body to write into."""
+    tree = ast.parse(text)
+    added: list[tuple[int, str]] = []
+    loss = binding_of(tree, placement.loss) if placement.loss and placement.decorator else None
+    if loss and not loss.is_def:
+        added.append((loss.line, f"{spec.loss} = {placement.decorator}({spec.loss})  {ADDED_MARK}\n"))
+    maker = binding_of(tree, placement.function) if placement.function else None
+    if maker and not maker.is_def:
+        call = placement.call.format("make(*args, **kwargs)")
+        header = f"def {placement.function}(*args, make={placement.function}, **kwargs):  {ADDED_MARK}\n"
+        added.append((maker.line, f"\n\n{header}    return {call}.model\n"))
+    for line, lines in sorted(added, reverse=True):
+        text = insert_after(text, line, lines)
+    return text

@@ -1,0 +1,76 @@
+"""What patching has to know of a model besides its plan and its source text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amptune.core.graph import Site
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteRef:
+    """A site of the model, without its shapes.
+
+    Attributes:
+        id: module path, or ``path#op.n`` for a functional op.
+        code: place of a functional op in the source, ``Class.forward#op.n``; empty for a module.
+        module_type: class of the module, or of the one that holds the op.
+    """
+
+    id: str
+    code: str = ""
+    module_type: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchSpec:
+    """Where the plan goes in a file.
+
+    Attributes:
+        path: the file, as the user should see it in messages and in the diff.
+        sites: every site of the model, planned or not.
+        modules: every module path of the model, containers and leaves; a glob of the table must not match one that
+            the plan leaves alone.
+        shared: further paths of a module that is reached by several -> its first path, which is its site id.
+        top_class: the model's class where this file defines it, as ``Class`` or ``Outer.Class``.
+        make_model: the function of this file that builds the model. Where there is no ``top_class``, as for a model
+            from a package, what it returns is what the plan is applied to.
+        loss: the loss function of this file.
+    """
+
+    path: str
+    sites: tuple[SiteRef, ...] = ()
+    modules: tuple[str, ...] = ()
+    shared: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    top_class: str | None = None
+    make_model: str | None = None
+    loss: str | None = None
+
+    @classmethod
+    def from_sites(
+        cls,
+        path: str,
+        sites: Iterable[Site],
+        *,
+        module_paths: Iterable[tuple[str, int]] = (),
+        top_class: str | None = None,
+        make_model: str | None = None,
+        loss: str | None = None,
+    ) -> PatchSpec:
+        """A spec from a captured graph.
+
+        Args:
+            path: the file.
+            sites: sites of the graph.
+            module_paths: (path, identity) of every module, duplicates included:
+                ``((n, id(m)) for n, m in model.named_modules(remove_duplicate=False))``.
+            top_class, make_model, loss: as the attributes.
+        """
+        paths = list(module_paths)
+        first: dict[int, str] = {}
+        shared = {name: kept for name, identity in paths if (kept := first.setdefault(identity, name)) != name}
+        refs = tuple(SiteRef(site.id, site.code, site.module_type) for site in sites)
+        return cls(path, refs, tuple(name for name, _ in paths), shared, top_class, make_model, loss)

@@ -1,0 +1,195 @@
+"""The plan as a table that a person reads: one line for a role that repeated blocks share, one per layer elsewhere."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import fnmatch
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, SitePlan
+from amptune.errors import PlanError
+from amptune.patch.spec import PatchSpec
+
+Value = tuple[tuple[str, str | int], ...]
+"""What the table says of a site, as sorted items: hashable, and equal where two sites are treated alike."""
+_MAX_INDICES = 4
+_NUMBER = re.compile(r"\d+$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of the table.
+
+    Attributes:
+        key: a module path or a glob, ``*`` for one part of a path.
+        value: keys and values as the runtime reads them.
+        why: the reason that the plan gives, where all its sites have the same.
+    """
+
+    key: str
+    value: Value
+    why: str = ""
+
+
+def table_of(plan: Plan, spec: PatchSpec) -> list[Entry]:
+    """The table for the plan's module sites and autocast regions, in the plan's order.
+
+    A glob stands only where every module that it matches is planned and most agree; those that do not agree follow it
+    by their full path, which beats the glob.
+    """
+    values = _with_shared(site_values(plan), spec)
+    whys = {name.partition("#")[0]: site.why for name, site in plan.sites.items()}
+    known = list(spec.modules) or list(values)
+    entries: list[Entry] = []
+    left = dict.fromkeys(values)
+    for path in values:
+        if path not in left:
+            continue
+        group = _widest_group(path, values, known, left)
+        entries.extend(_entries(group, values, whys))
+        for member in group.members:
+            del left[member]
+    return [entry for entry in entries if entry.key not in spec.shared or _in_a_glob(entry.key, entries)]
+
+
+def site_values(plan: Plan) -> dict[str, Value]:
+    """Module path -> what the table says of it, for every site that the table has to name.
+
+    A functional op with ``how="autocast"`` puts the module that holds it in a region, of the 16-bit format that one
+    of its ops asks for; ops that follow their inputs or are pinned in the source need no line.
+    """
+    regions: dict[str, Value] = {}
+    values: dict[str, Value] = {}
+    for name, site in plan.sites.items():
+        path, is_function, _ = name.partition("#")
+        if not is_function and site.how in ("swap", "autocast"):
+            values[path] = _value(site)
+        elif is_function and site.how == "autocast" and (path not in regions or site.format is not Format.FP32):
+            regions[path] = _value(site)
+    decided = {**regions, **values}
+    in_order = dict.fromkeys(name.partition("#")[0] for name in plan.sites)
+    return {path: decided[path] for path in in_order if path in decided}
+
+
+def resolve(entries: Iterable[Entry], paths: Iterable[str]) -> dict[str, Value]:
+    """What the runtime makes of the table: an exact path beats a glob, a longer glob a shorter one."""
+    paths = list(paths)
+    found: dict[str, Value] = {}
+    for entry in sorted(entries, key=lambda entry: (not _is_glob(entry.key, paths), len(entry.key))):
+        matched = _matched(entry.key, paths) if _is_glob(entry.key, paths) else [entry.key]
+        found.update(dict.fromkeys(matched, entry.value))
+    return found
+
+
+def check_table(entries: Sequence[Entry], plan: Plan, spec: PatchSpec) -> None:
+    """Raise PlanError unless the table says of every module exactly what the plan says of it.
+
+    Raises:
+        PlanError: a site of the plan that the model does not have.
+        AssertionError: the table and the plan differ, which is a defect of ours.
+    """
+    values = site_values(plan)
+    known = set(spec.modules) or set(values)
+    gone = [path for path in values if path not in known]
+    if gone:
+        raise PlanError(
+            f"the plan names {gone[0]!r}, which the model in {spec.path} does not have",
+            hint="the plan is for another model, or the file changed since: run the search again",
+        )
+    found = resolve(entries, sorted(known))
+    expected = _with_shared(values, spec)
+    assert values.keys() <= found.keys(), "the table leaves out a site"
+    assert all(expected.get(path) == value for path, value in found.items()), "the table does not resolve to the plan"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    key: str
+    members: tuple[str, ...]
+    value: Value | None
+
+
+def _value(site: SitePlan) -> Value:
+    items: dict[str, str | int] = {"format": site.format.label}
+    if site.scaling:
+        items["scaling"] = site.scaling
+    if site.pad:
+        items["pad"] = site.pad
+    if site.how == "autocast":
+        items["how"] = "autocast"
+    return tuple(items.items())
+
+
+def _with_shared(values: Mapping[str, Value], spec: PatchSpec) -> dict[str, Value]:
+    """``values``, and the same for the further paths of a shared module, which a glob may match."""
+    return {**values, **{path: values[first] for path, first in spec.shared.items() if first in values}}
+
+
+def _in_a_glob(path: str, entries: Iterable[Entry]) -> bool:
+    return any(_is_special(entry.key) and _matched(entry.key, [path]) for entry in entries)
+
+
+def _entries(group: _Group, values: Mapping[str, Value], whys: Mapping[str, str]) -> Iterator[Entry]:
+    agreeing = [path for path in group.members if values[path] == group.value]
+    reasons = {whys.get(path, "") for path in agreeing}
+    yield Entry(group.key, group.value or (), reasons.pop() if len(reasons) == 1 else "")
+    for path in group.members:
+        if values[path] != group.value:
+            yield Entry(path, values[path], whys.get(path, ""))
+
+
+def _widest_group(path: str, values: Mapping[str, Value], known: Sequence[str], left: Mapping[str, None]) -> _Group:
+    """The most general glob for ``path`` whose modules are all planned and agree, else mostly agree, else the path."""
+    candidates = [_group(pattern, values, known) for pattern in _patterns(path)]
+    usable = [group for group in candidates if group and all(member in left for member in group.members)]
+    agreed = [group for group in usable if all(values[member] == group.value for member in group.members)]
+    # A group whose minority holds `path` itself is as good: the path is then listed under the glob.
+    return next(iter([*agreed, *usable]), _Group(path, (path,), values[path]))
+
+
+def _group(pattern: str, values: Mapping[str, Value], known: Sequence[str]) -> _Group | None:
+    members = _matched(pattern, known)
+    # A person may read `*` as "anything, dots too": both readings must name the same modules.
+    loosely = [path for path in known if fnmatch.fnmatchcase(path, pattern)]
+    if len(members) < 2 or len(loosely) != len(members) or any(member not in values for member in members):
+        return None
+    ((value, count),) = collections.Counter(values[member] for member in members).most_common(1)
+    return _Group(pattern, tuple(members), value) if 2 * count > len(members) else None
+
+
+def _patterns(path: str) -> Iterator[str]:
+    """Globs for ``path`` with its block numbers as ``*``, from the most general to the least.
+
+    A number at the end of a container's name counts (``layer1`` of a ResNet); one at the end of a layer's own name
+    (``fc1``) is part of its role.
+    """
+    parts = path.split(".")
+    if any(_is_special(part) for part in parts):
+        return
+    last = parts[-1] if not parts[-1].isdigit() else "*"
+    general = [*(_NUMBER.sub("*", part) for part in parts[:-1]), last]
+    numbers = [position for position, part in enumerate(general) if "*" in part][:_MAX_INDICES]
+    for count in range(len(numbers), 0, -1):
+        for chosen in itertools.combinations(numbers, count):
+            yield ".".join(general[place] if place in chosen else part for place, part in enumerate(parts))
+
+
+def _matched(pattern: str, paths: Iterable[str]) -> list[str]:
+    wanted = pattern.split(".")
+    return [path for path in paths if _parts_match(wanted, path.split("."))]
+
+
+def _parts_match(pattern: Sequence[str], parts: Sequence[str]) -> bool:
+    return len(pattern) == len(parts) and all(map(fnmatch.fnmatchcase, parts, pattern))
+
+
+def _is_special(text: str) -> bool:
+    return any(character in text for character in "*?[")
+
+
+def _is_glob(key: str, paths: Sequence[str]) -> bool:
+    return _is_special(key) and key not in paths
