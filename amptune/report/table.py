@@ -1,0 +1,139 @@
+"""Analyze's tables for the terminal: what each recipe would take on each GPU, and which sites it would gain on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from amptune.core.recipes import RECIPES
+
+FIXED = "+fixed"
+GIB = 2**30
+_SITE_WIDTH = 40
+_MOST_COLUMNS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteRow:
+    """One line of the table of sites: a site, or the like sites of repeated blocks.
+
+    Attributes:
+        name: site id; a pattern where ``count`` is more than 1.
+        op: name in the op table.
+        shape: of the matrix product, or of the output.
+        count: sites in it.
+        milliseconds: predicted time of a step by recipe, all sites together.
+        note: why it should stay in FP32, where that is known.
+    """
+
+    name: str
+    op: str
+    shape: str
+    count: int
+    milliseconds: Mapping[str, float] = dataclasses.field(hash=False)
+    note: str = ""
+
+
+def render_estimates(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], mode: str) -> str:
+    """Step time and speedup against FP32 of each recipe on each GPU, and memory; the fixed model where it differs.
+
+    Recipes are rows and GPUs columns; with many GPUs the other way round.
+
+    Args:
+        estimate: the ``estimate`` object of analyze's JSON.
+        mode: eager or compile, for the heading.
+    """
+    gpus = [gpu for gpu, table in estimate.items() if table]
+    if not gpus:
+        return ""
+    known = _ordered({recipe for gpu in gpus for recipe in estimate[gpu]})
+    recipes = [name for name in known if not name.endswith(FIXED) or _differs(estimate, gpus, name)]
+    grid = [
+        [recipe, *(_cell(estimate[gpu].get(recipe)) for gpu in gpus), _memory(estimate, recipe)] for recipe in recipes
+    ]
+    rows = [["recipe", *gpus, "memory"], *grid]
+    if len(gpus) > _MOST_COLUMNS:
+        rows = [list(column) for column in zip(*rows, strict=True)]
+    title = f"predicted training step, {mode} mode: milliseconds, speedup over fp32, peak memory (nothing was run)"
+    return "\n".join([title, *_aligned(rows), *_legend(rows)]) + "\n"
+
+
+def _legend(rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [cell for row in rows for cell in row]
+    notes = {
+        FIXED: "+fixed: misaligned dimensions padded, convolutions in channels_last",
+        "!": "!: needs more than the GPU's memory",
+        "*": "*: bound by launches on the processor, not by the GPU",
+    }
+    return [f"  {note}" for mark, note in notes.items() if any(cell.endswith(mark) for cell in cells)]
+
+
+def _memory(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], recipe: str) -> str:
+    found = next((table[recipe]["memory_bytes"] for table in estimate.values() if recipe in table), 0)
+    return f"{found / GIB:.1f} GiB"
+
+
+def _ordered(recipes: Collection[str]) -> list[str]:
+    """In the order of the recipes' table, each with its fixed twin after it."""
+    return [name for recipe in RECIPES for name in (recipe, recipe + FIXED) if name in recipes]
+
+
+def _differs(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], gpus: Sequence[str], recipe: str) -> bool:
+    """Whether fixing changes a recipe by half a percent or more on some GPU."""
+    plain = recipe.removesuffix(FIXED)
+    for gpu in gpus:
+        before, after = estimate[gpu].get(plain), estimate[gpu].get(recipe)
+        if before and after and abs(before["step_ms"] - after["step_ms"]) >= 0.005 * before["step_ms"]:
+            return True
+    return False
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    marks = ("" if entry.get("fits", True) else "!") + ("*" if entry.get("bound") == "launch" else "")
+    return f"{entry['step_ms']:9.2f} {entry['speedup']:5.2f}x{marks}"
+
+
+def render_sites(rows: Sequence[SiteRow], recipes: Sequence[str], gpu: str, limit: int = 12) -> str:
+    """The sites that gain most, one line each.
+
+    Args:
+        rows: in the order to show them.
+        recipes: columns, by recipe name.
+        gpu: on which the times are predicted.
+        limit: lines to show.
+    """
+    if not rows:
+        return ""
+    header = ["site", "op", "shape", *(f"{recipe} ms" for recipe in recipes), "note"]
+    body = [
+        [
+            _shortened(row.name) + (f" ({row.count}x)" if row.count > 1 else ""),
+            row.op,
+            row.shape,
+            *(_number(row.milliseconds.get(recipe)) for recipe in recipes),
+            row.note,
+        ]
+        for row in rows[:limit]
+    ]
+    left = len(rows) - limit
+    more = [f"... and {left} more"] if left > 0 else []
+    title = f"where the time goes on {gpu}, largest gain first (predicted milliseconds a step)"
+    return "\n".join([title, *_aligned([header, *body]), *more]) + "\n"
+
+
+def _shortened(name: str) -> str:
+    name = name or "(the model)"
+    return name if len(name) <= _SITE_WIDTH else "..." + name[3 - _SITE_WIDTH :]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [f"  {line}" for line in lines]
