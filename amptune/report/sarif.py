@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -56,7 +57,8 @@ def _results(findings: Sequence[Finding], described: dict[str, int]) -> list[dic
     seen: dict[str, int] = {}
     results = []
     for finding in findings:
-        print_ = hashlib.sha256(f"{finding.rule} {finding.location.path} {finding.message}".encode()).hexdigest()[:32]
+        identity = f"{finding.rule} {finding.location.path} {finding.message}".encode(errors="surrogateescape")
+        print_ = hashlib.sha256(identity).hexdigest()[:32]
         seen[print_] = seen.get(print_, -1) + 1
         result: dict[str, Any] = {
             "ruleId": finding.rule,
@@ -88,7 +90,10 @@ def _location(finding: Finding) -> dict[str, Any]:
 
 def _artifact(path: str) -> dict[str, str]:
     absolute = path.startswith("/")
-    return {"uri": ("file://" if absolute else "") + quote(path), **({} if absolute else {"uriBaseId": "SRCROOT"})}
+    return {
+        "uri": ("file://" if absolute else "") + quote(os.fsencode(path)),
+        **({} if absolute else {"uriBaseId": "SRCROOT"}),
+    }
 
 
 def _region(place: Location | Edit) -> dict[str, int]:

@@ -66,7 +66,7 @@ def _legend(rows: Sequence[Sequence[str]]) -> list[str]:
         "!": "!: needs more than the GPU's memory",
         "*": "*: bound by launches on the processor, not by the GPU",
     }
-    return [f"  {note}" for mark, note in notes.items() if any(cell.endswith(mark) for cell in cells)]
+    return [f"  {note}" for mark, note in notes.items() if any(mark in cell for cell in cells)]
 
 
 def _memory(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], recipe: str) -> str:

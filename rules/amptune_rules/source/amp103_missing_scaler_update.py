@@ -1,0 +1,252 @@
+"""AMP103: scaler.step without scaler.update before the next iteration."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amptune.core.finding import Finding, Fix, Severity
+from amptune.core.rule import Example, SourceRule
+from amptune.lint import edits
+from amptune.lint.events import Event
+from amptune.lint.flow import Flow
+from amptune.lint.source import SourceFile
+
+
+class MissingScalerUpdate(SourceRule):
+    """scaler.step runs again, or the step function ends, without scaler.update.
+
+    ## What it does
+    Looks for a path from `scaler.step(optimizer)` to the next backward and step, or to the end of a function that does
+    one step, on which `scaler.update()` is not called. A warning where other paths do call it.
+
+    ## Why is this bad
+    `update` lowers the loss scale after an overflow, raises it after 2000 good steps, and forgets which optimizers were
+    unscaled. Without it the scale stays at its first value: steps with an overflow are skipped for ever, and a second
+    `unscale_` or `step` of the same optimizer raises RuntimeError.
+
+    ## Example
+    ```python
+    import torch
+    scaler = torch.amp.GradScaler("cuda")
+    for x, y in loader:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss = loss_fn(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+    ```
+
+    ## Use instead
+    ```python
+    import torch
+    scaler = torch.amp.GradScaler("cuda")
+    for x, y in loader:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss = loss_fn(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    ```
+
+    ## Fix safety
+    Safe: adds `scaler.update()` after the last `scaler.step` of the block, which is where the documentation has it.
+
+    ## References
+    - https://docs.pytorch.org/docs/stable/amp.html#gradient-scaling
+    """
+
+    code = "AMP103"
+    name = "missing-scaler-update"
+    severity = Severity.ERROR
+    keywords = (b"caler.step",)
+
+    INVALID = (
+        Example(
+            "no update at all",
+            """\
+import torch
+
+def train(model, loader, optimizer):
+    scaler = torch.cuda.amp.GradScaler()  # <- AMP401
+    for x in loader:
+        optimizer.zero_grad()
+        scaler.scale(model(x)).backward()
+        scaler.step(optimizer)  # <- AMP103@9
+""",
+            fixed="""\
+import torch
+
+def train(model, loader, optimizer):
+    scaler = torch.cuda.amp.GradScaler()
+    for x in loader:
+        optimizer.zero_grad()
+        scaler.scale(model(x)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+""",
+        ),
+        Example(
+            "update only on some iterations",
+            """\
+import torch
+
+def train(model, loader, optimizer, log_every):
+    scaler = torch.amp.GradScaler("cuda")
+    for i, x in enumerate(loader):
+        scaler.scale(model(x)).backward()
+        scaler.step(optimizer)  # <- AMP103
+        optimizer.zero_grad()
+        if i % log_every == 0:
+            scaler.update()
+""",
+        ),
+        Example(
+            "two optimizers, never updated",
+            """\
+import torch
+
+def step(scaler: torch.amp.GradScaler, loss, opt_a, opt_b):
+    scaler.scale(loss).backward()
+    scaler.step(opt_a)  # <- AMP103
+    scaler.step(opt_b)  # <- AMP103
+""",
+            fixed="""\
+import torch
+
+def step(scaler: torch.amp.GradScaler, loss, opt_a, opt_b):
+    scaler.scale(loss).backward()
+    scaler.step(opt_a)
+    scaler.step(opt_b)
+    scaler.update()
+""",
+        ),
+    )
+    VALID = (
+        Example(
+            "one update after both steps, under the same gate",
+            """\
+import torch
+
+def train(model, loader, opt_a, opt_b, n):
+    scaler = torch.amp.GradScaler("cuda")
+    for i, x in enumerate(loader):
+        scaler.scale(model(x) / n).backward()
+        if (i + 1) % n == 0:
+            scaler.step(opt_a)
+            scaler.step(opt_b)
+            opt_a.zero_grad()
+            opt_b.zero_grad()
+        if (i + 1) % n == 0:
+            scaler.update()
+""",
+        ),
+        Example(
+            "the update is in another method of the class",
+            """\
+import torch
+
+class Loop:
+    def __init__(self):
+        self.scaler = torch.amp.GradScaler("cuda")
+
+    def optimizer_step(self, optimizer):
+        self.scaler.step(optimizer)
+
+    def after_step(self):
+        self.scaler.update()
+""",
+        ),
+        Example(
+            "the caller updates",
+            """\
+import torch
+
+def step(scaler, optimizer):
+    scaler.step(optimizer)
+
+def train(model, loader, optimizer):
+    scaler = torch.amp.GradScaler("cuda")
+    for x in loader:
+        scaler.scale(model(x)).backward()
+        step(scaler, optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+""",
+        ),
+        Example(
+            "the scaler is always switched off",
+            """\
+import torch
+
+scaler = torch.amp.GradScaler("cuda", enabled=False)
+
+def train(model, loader, optimizer):
+    for x in loader:
+        scaler.scale(model(x)).backward()
+        scaler.step(optimizer)
+        optimizer.zero_grad()
+""",
+        ),
+        Example(
+            "no gradient scaler",
+            """\
+class Ladder:
+    def climb(self, scaler):
+        scaler.step(3)
+""",
+        ),
+    )
+
+    def check(self, source: SourceFile) -> Iterator[Finding]:
+        """Steps from which no update follows."""
+        for flow in source.flows:
+            for step in flow.of("step"):
+                if step.receiver is None or source.kinds.is_switched_off(step.receiver):
+                    continue
+                if self._lacks_update(source, flow, step):
+                    # Where it is there but can be missed, the way past it may be one that never happens.
+                    sometimes = bool(flow.of("update", scaler=step.scaler))
+                    severity = Severity.WARNING if sometimes else Severity.ERROR
+                    fix = self._fix(source, flow, step)
+                    yield source.finding(self, step.node, self._message(step), severity=severity, fix=fix)
+
+    def _lacks_update(self, source: SourceFile, flow: Flow, step: Event) -> bool:
+        def updated(event: Event) -> bool:
+            return event.kind == "update" and event.scaler == step.scaler
+
+        if not step.optimizer:
+            return False
+        backwards = flow.of("backward", "scale", scaler=step.scaler)
+        if not flow.of("update", scaler=step.scaler):
+            elsewhere = any(event.kind == "update" for event in source.events)
+            return not elsewhere and (bool(backwards) or _scales_in_its_class(source, step))
+        return any(
+            flow.path(step, backward, without=updated) and flow.path(backward, step, without=updated)
+            for backward in backwards
+        )
+
+    def _message(self, step: Event) -> str:
+        name = step.scaler_name
+        return f"{name}.step without {name}.update() before the next iteration: the loss scale never adapts"
+
+    def _fix(self, source: SourceFile, flow: Flow, step: Event) -> Fix | None:
+        if step.calls or flow.of("update", scaler=step.scaler):
+            return None
+        statement = source.statement_of(step.node)
+        block = getattr(source.parent(statement), "body", [])
+        steps = [source.statement_of(other.node) for other in flow.of("step", scaler=step.scaler)]
+        last = [item for item in block if item in steps]
+        if not last or len(last) != len(set(steps)) or not isinstance(last[-1], ast.Expr | ast.Assign):
+            return None
+        return Fix(
+            f"add {step.scaler_name}.update()", (edits.insert_after(source, last[-1], f"{step.scaler_name}.update()"),)
+        )
+
+
+def _scales_in_its_class(source: SourceFile, step: Event) -> bool:
+    """Whether another method of the class scales with the same scaler, so that the class runs the whole protocol."""
+    cls = source.class_of(step.node)
+    scales = [event for event in source.events if event.kind == "scale" and event.scaler == step.scaler]
+    return cls is not None and any(source.class_of(event.node) is cls for event in scales)

@@ -1,0 +1,318 @@
+"""AMP109: a gradient scaler is switched on although the training runs in bfloat16."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amptune.core.finding import Edit, Finding, Fix, Safety, Severity
+from amptune.core.rule import Example, SourceRule
+from amptune.lint import edits
+from amptune.lint.fold import UNKNOWN, UNKNOWN_DTYPE
+from amptune.lint.regions import Region
+from amptune.lint.source import SourceFile
+
+_BF16 = frozenset({"bfloat16"})
+
+
+class GradscalerWithBf16(SourceRule):
+    """A GradScaler is enabled while autocast, or the parameters, are bfloat16.
+
+    ## What it does
+    Flags a `GradScaler` that is not `enabled=False` in a file whose autocast regions all use bfloat16 (warning), whose
+    trained model is converted to bfloat16 (error), or whose regions may use either 16-bit dtype while the scaler is on
+    in both cases (info).
+
+    ## Why is this bad
+    BF16 has the exponent range of FP32 (smallest normal 1.2e-38), so gradients do not underflow and there is nothing to
+    scale; each step pays for the finite checks, and a step with an infinity is skipped silently. With BF16 parameters
+    it raises: the CUDA kernel behind `unscale_` and `step` has no BFloat16 version.
+
+    ## Example
+    ```python
+    import torch
+    scaler = torch.amp.GradScaler("cuda")
+    for x, y in loader:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = loss_fn(model(x), y)
+    ```
+
+    ## Use instead
+    ```python
+    import torch
+    dtype = torch.bfloat16
+    scaler = torch.amp.GradScaler("cuda", enabled=dtype is torch.float16)
+    for x, y in loader:
+        with torch.autocast("cuda", dtype=dtype):
+            loss = loss_fn(model(x), y)
+    ```
+
+    ## Fix safety
+    Unsafe: `enabled=` is added to the scaler, `dtype is torch.float16` where the dtype has a name that the scaler's
+    line can use, else `False`. Checkpoints that hold the scaler's state load into a scaler that ignores it.
+
+    ## References
+    - https://docs.pytorch.org/docs/stable/amp.html#gradient-scaling
+    - https://github.com/pytorch/pytorch/issues/127176
+    """
+
+    code = "AMP109"
+    name = "gradscaler-with-bf16"
+    severity = Severity.WARNING
+    keywords = (b"GradScaler",)
+
+    INVALID = (
+        Example(
+            "bf16 autocast",
+            """\
+import torch
+
+def train(model, loader, optimizer):
+    scaler = torch.amp.GradScaler("cuda")  # <- AMP109@14
+    for x in loader:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = model(x)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+""",
+            fixed="""\
+import torch
+
+def train(model, loader, optimizer):
+    scaler = torch.amp.GradScaler("cuda", enabled=False)
+    for x in loader:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = model(x)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+""",
+        ),
+        Example(
+            "dtype has a name",
+            """\
+import torch
+
+DTYPE = torch.bfloat16
+scaler = torch.amp.GradScaler("cuda", init_scale=1024.0, enabled=True)  # <- AMP109
+
+def loss_of(model, x):
+    with torch.autocast("cuda", dtype=DTYPE):
+        return model(x)
+""",
+            fixed="""\
+import torch
+
+DTYPE = torch.bfloat16
+scaler = torch.amp.GradScaler("cuda", init_scale=1024.0, enabled=DTYPE is torch.float16)
+
+def loss_of(model, x):
+    with torch.autocast("cuda", dtype=DTYPE):
+        return model(x)
+""",
+        ),
+        Example(
+            "bf16 parameters",
+            """\
+import torch
+
+def train(model, loader):
+    model = model.to("cuda", torch.bfloat16)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cuda")  # <- AMP109
+    for x in loader:
+        scaler.scale(model(x)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+""",
+            fixed="""\
+import torch
+
+def train(model, loader):
+    model = model.to("cuda", torch.bfloat16)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cuda", enabled=False)
+    for x in loader:
+        scaler.scale(model(x)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+""",
+        ),
+        Example(
+            "dtype chosen at run time, scaler always on",
+            """\
+import torch
+
+dtype = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+scaler = torch.amp.GradScaler("cuda")  # <- AMP109
+
+def loss_of(model, x):
+    with torch.autocast("cuda", dtype=dtype):
+        return model(x)
+""",
+            fixed="""\
+import torch
+
+dtype = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+scaler = torch.amp.GradScaler("cuda", enabled=dtype is torch.float16)
+
+def loss_of(model, x):
+    with torch.autocast("cuda", dtype=dtype):
+        return model(x)
+""",
+        ),
+    )
+    VALID = (
+        Example(
+            "float16",
+            """\
+import torch
+
+scaler = torch.amp.GradScaler("cuda")
+
+def loss_of(model, x):
+    with torch.autocast("cuda", dtype=torch.float16):
+        return model(x)
+""",
+        ),
+        Example(
+            "on for float16 only",
+            """\
+import torch
+
+dtype = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+scaler = torch.amp.GradScaler("cuda", enabled=(dtype == torch.float16))
+
+def loss_of(model, x):
+    with torch.autocast("cuda", dtype=dtype):
+        return model(x)
+""",
+        ),
+        Example(
+            "made in the float16 branch",
+            """\
+import torch
+
+def make(precision):
+    if precision == "bf16":
+        return torch.autocast("cuda", dtype=torch.bfloat16), None
+    return torch.autocast("cuda", dtype=torch.float16), torch.amp.GradScaler("cuda")
+""",
+        ),
+        Example(
+            "bfloat16 only in evaluation",
+            """\
+import torch
+
+scaler = torch.amp.GradScaler("cuda")
+
+def loss_of(model, x):
+    with torch.autocast("cuda"):
+        return model(x)
+
+@torch.no_grad()
+def evaluate(model, x):
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        return model(x)
+""",
+        ),
+        Example(
+            "dtype comes from the caller",
+            """\
+import torch
+
+def train(model, loader, dtype):
+    scaler = torch.amp.GradScaler("cuda")
+    with torch.autocast("cuda", dtype=dtype):
+        return model(next(loader)), scaler
+""",
+        ),
+    )
+
+    def check(self, source: SourceFile) -> Iterator[Finding]:
+        """Scalers that are on, against the dtypes the file trains in."""
+        scalers = [call for call in source.kinds.scaler_constructors() if self._may_be_on(source, call)]
+        if not scalers:
+            return
+        regions = [region for region in source.region_stacks.autocasts() if _is_training(source, region)]
+        model = _bf16_model(source)
+        for call in scalers:
+            if model is not None:
+                message = f"GradScaler with bfloat16 parameters ({model}): step raises, no BFloat16 unscale kernel"
+                yield self._finding(source, call, message, Severity.ERROR, regions)
+            elif regions and all(region.dtypes == _BF16 for region in regions):
+                message = (
+                    "GradScaler with bfloat16 autocast: bfloat16 has the range of float32, there is nothing to scale"
+                )
+                yield self._finding(source, call, message, Severity.WARNING, regions)
+            elif any(region.dtypes == {"bfloat16", "float16"} for region in regions) and not _is_guarded(source, call):
+                message = "GradScaler is on for float16 and bfloat16 autocast alike: only float16 needs it"
+                yield self._finding(source, call, message, Severity.INFO, regions)
+
+    def _may_be_on(self, source: SourceFile, call: ast.Call) -> bool:
+        enabled = source.kinds.enabled_by(call)
+        if enabled is None:
+            return not source.has_splat(call)
+        value = source.constant(enabled)
+        return value is not UNKNOWN and bool(value)
+
+    def _finding(
+        self, source: SourceFile, call: ast.Call, message: str, severity: Severity, regions: list[Region]
+    ) -> Finding:
+        return source.finding(self, call, message, severity=severity, fix=self._fix(source, call, regions))
+
+    def _fix(self, source: SourceFile, call: ast.Call, regions: list[Region]) -> Fix:
+        value = "False"
+        dtypes = [_dtype_argument(source, region) for region in regions]
+        name = next((item for item in dtypes if isinstance(item, ast.Name)), None)
+        if name is not None and _is_usable_at(source, name, call):
+            value = f"{name.id} is torch.float16"
+        old = source.kinds.enabled_by(call)
+        edit: Edit = edits.replace(source, old, value) if old else edits.add_argument(source, call, f"enabled={value}")
+        return Fix(f"set enabled={value}", (edit,), Safety.UNSAFE, ("import torch",) if "torch." in value else ())
+
+
+def _is_training(source: SourceFile, region: Region) -> bool:
+    return region.enabled is not False and not source.no_grad(region.call) and UNKNOWN_DTYPE not in region.dtypes
+
+
+def _is_guarded(source: SourceFile, call: ast.Call) -> bool:
+    """Whether the scaler is made under some condition, which may well be the dtype."""
+    return source.enclosing(call, ast.If, ast.IfExp, ast.Match) is not None
+
+
+def _dtype_argument(source: SourceFile, region: Region) -> ast.expr | None:
+    if not isinstance(region.call, ast.Call):
+        return None
+    by_device = region.device is None or "torch.amp.autocast" in source.qualified(region.call.func)
+    return source.argument(region.call, "dtype", 1 if by_device else None)
+
+
+def _is_usable_at(source: SourceFile, name: ast.Name, call: ast.Call) -> bool:
+    """Whether the name means the same at the call, and is bound before it."""
+    there = source.scopes.lookup(name.id, call)
+    if not there or there != source.bindings(name):
+        return False
+    return all(getattr(binding.node, "lineno", 0) < call.lineno for binding in there)
+
+
+def _bf16_model(source: SourceFile) -> str | None:
+    """The conversion that makes a trained model bfloat16, as text; None when there is none."""
+    trained = {_receiver(source, call) for call in source.method_calls("parameters")}
+    for call in source.method_calls("bfloat16"):
+        if _receiver(source, call) in trained:
+            return source.segment(call)
+    for call in source.method_calls("to"):
+        dtypes = [source.dtypes(item) for item in (*call.args, *(keyword.value for keyword in call.keywords))]
+        if _receiver(source, call) in trained and _BF16 in dtypes:
+            return source.segment(call)
+    return None
+
+
+def _receiver(source: SourceFile, call: ast.Call) -> str:
+    return source.segment(call.func.value) if isinstance(call.func, ast.Attribute) else ""

@@ -1,0 +1,371 @@
+"""AMP110: the parameters that a GradScaler is to unscale the gradients of are float16."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.rule import Example, SourceRule
+from amptune.lint.source import SourceFile
+from amptune_rules.source._protocol import last_name, runs_before
+
+_FP16 = frozenset({"float16"})
+_ADAPTERS = ("get_peft_model", "prepare_model_for_kbit_training", "inject_adapter_in_model", "cast_training_params")
+_OWN_SCALING = ("fp16", "mixedprecision", "deepspeed", "master")
+
+
+class Fp16ParamsWithGradscaler(SourceRule):
+    """A model whose weights were converted to float16 is trained through a GradScaler.
+
+    ## What it does
+    Flags `.half()`, `.to(torch.float16)` and `torch_dtype=torch.float16` on a model whose parameters go to the
+    optimizer, in a file that makes a `GradScaler` (error), or makes one under another condition (info).
+
+    ## Why is this bad
+    `scaler.unscale_` and `scaler.step` raise `ValueError: Attempting to unscale FP16 gradients.`. The scaler is made
+    for float32 weights: a float16 weight of 1.0 cannot take an update below 4.9e-4 (half of its last place), so most
+    steps of a typical learning rate would be rounded away.
+
+    ## Example
+    ```python
+    import torch
+    model = Net().cuda().half()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    scaler = torch.amp.GradScaler("cuda")
+    for x, y in loader:
+        scaler.scale(loss_fn(model(x.half()), y)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    ```
+
+    ## Use instead
+    ```python
+    import torch
+    model = Net().cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    scaler = torch.amp.GradScaler("cuda")
+    for x, y in loader:
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss = loss_fn(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    ```
+
+    ## Fix safety
+    No fix. Dropping the conversion needs autocast around the forward, and the inputs must not be converted either; a
+    model that was loaded in float16 to save memory needs its trainable parameters cast to float32.
+
+    ## References
+    - https://docs.pytorch.org/docs/stable/amp.html#gradient-scaling
+    """
+
+    code = "AMP110"
+    name = "fp16-params-with-gradscaler"
+    severity = Severity.ERROR
+    keywords = (b"GradScaler",)
+
+    INVALID = (
+        Example(
+            "half model",
+            """\
+import torch
+
+def train(make, loader):
+    model = make()
+    model.half()  # <- AMP110@5
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cuda")
+    for x in loader:
+        optimizer.zero_grad()
+        scaler.scale(model(x)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+""",
+        ),
+        Example(
+            "converted to a dtype that has a name, filtered parameters",
+            """\
+import torch
+
+class Trainer:
+    def __init__(self, model, device):
+        dtype = torch.float16
+        self.model = model.to(device, dtype=dtype)  # <- AMP110
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(weights, lr=1e-4)
+        self.scaler = torch.amp.GradScaler("cuda")
+""",
+        ),
+        Example(
+            "loaded in float16",
+            """\
+import torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("gpt2", torch_dtype=torch.float16)  # <- AMP110
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+scaler = torch.amp.GradScaler("cuda")
+""",
+        ),
+        Example(
+            "converted under another flag",
+            """\
+import torch
+
+def train(model, args):
+    if args.half_weights:
+        model = model.half()  # <- AMP110
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cuda", enabled=args.amp)
+    return optimizer, scaler
+""",
+        ),
+    )
+    VALID = (
+        Example(
+            "float32 weights and autocast",
+            """\
+import torch
+
+def train(model, loader):
+    model = model.to("cuda")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cuda")
+    for x in loader:
+        optimizer.zero_grad()
+        with torch.autocast("cuda"):
+            loss = model(x.to("cuda", torch.float16))  # <- AMP209
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+""",
+        ),
+        Example(
+            "the half model is a frozen teacher",
+            """\
+import torch
+
+def train(student, teacher):
+    teacher = teacher.half().eval()
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    return teacher, optimizer, torch.amp.GradScaler("cuda")
+""",
+        ),
+        Example(
+            "trainable parameters cast back",
+            """\
+import torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("gpt2", torch_dtype=torch.float16)
+for p in model.parameters():
+    if p.requires_grad:
+        p.data = p.data.float()
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+scaler = torch.amp.GradScaler("cuda")
+""",
+        ),
+        Example(
+            "converted for export after the training",
+            """\
+import torch
+
+def train(model, loader, path):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cuda")
+    for x in loader:
+        optimizer.zero_grad()
+        scaler.scale(model(x)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    model.half()
+    torch.save(model, path)
+""",
+        ),
+        Example(
+            "adapters in float32 on a half model",
+            """\
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("gpt2", torch_dtype=torch.float16)
+model = get_peft_model(model, LoraConfig())
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+scaler = torch.amp.GradScaler("cuda")
+""",
+        ),
+        Example(
+            "scaler only without half weights",
+            """\
+import torch
+
+def prepare(model, half):
+    if half:
+        model = model.half()
+        scaler = None
+    else:
+        scaler = torch.amp.GradScaler("cuda")
+    return torch.optim.SGD(model.parameters(), 0.1), scaler
+""",
+        ),
+    )
+
+    def check(self, source: SourceFile) -> Iterator[Finding]:
+        """Conversions to float16 of what the optimizer trains."""
+        scalers = [call for call in source.kinds.scaler_constructors() if _may_be_on(source, call)]
+        if not scalers or _casts_back(source):
+            return
+        for optimizer, model in _trained(source):
+            for conversion in _conversions(source, model):
+                if not _is_in_force(source, conversion, optimizer):
+                    continue
+                related = [call for call in scalers if not _excludes(source, conversion, call)]
+                if not related:
+                    continue
+                certain = any(_goes_with(source, conversion, call) for call in related)
+                message = (
+                    f"{source.segment(model)} has float16 weights here, scaler.step raises 'Attempting to unscale FP16 "
+                    "gradients': keep float32 weights and use autocast"
+                )
+                yield source.finding(self, conversion, message, severity=Severity.ERROR if certain else Severity.INFO)
+
+
+def _may_be_on(source: SourceFile, call: ast.Call) -> bool:
+    enabled = source.kinds.enabled_by(call)
+    return enabled is None or source.constant(enabled) is not False
+
+
+def _trained(source: SourceFile) -> Iterator[tuple[ast.Call, ast.expr]]:
+    """Optimizer constructors with the models whose ``parameters()`` they get."""
+    for call in source.nodes(ast.Call):
+        names = source.qualified(call.func)
+        if not any(name.startswith("torch.optim.") and ".lr_scheduler." not in name for name in names):
+            continue
+        first = source.argument(call, "params", 0)
+        for leaf in source.values(first) if first is not None else ():
+            for part in ast.walk(leaf):
+                if isinstance(part, ast.Call) and _is_parameters(part) and isinstance(part.func, ast.Attribute):
+                    yield call, part.func.value
+
+
+def _conversions(source: SourceFile, model: ast.expr) -> Iterator[ast.Call]:
+    """Calls that make the model, or what it is bound to, float16; none where something else is put around it."""
+    values = [binding.value for binding in source.bindings(model) if binding.value is not None]
+    chain = list(dict.fromkeys(call for value in (*values, *source.values(model)) for call in _chain(value)))
+    if any(last_name(call.func) in _ADAPTERS for call in chain):
+        return
+    for call in chain:
+        if _makes_half(source, call):
+            yield call
+    target = ast.dump(model)
+    bound = [binding.node for binding in source.bindings(model)]
+    for call in source.method_calls("half", "to", "type"):
+        assert isinstance(call.func, ast.Attribute)
+        same = ast.dump(call.func.value) == target and [item.node for item in source.bindings(call.func.value)] == bound
+        if same and call not in chain and isinstance(source.parent(call), ast.Expr) and _makes_half(source, call):
+            yield call
+
+
+def _chain(value: ast.expr) -> list[ast.Call]:
+    """Calls that a value is made by: ``Net().cuda().half()``, and the same inside ``DDP(...)``."""
+    found: list[ast.Call] = []
+    while isinstance(value, ast.Call):
+        found.append(value)
+        if isinstance(value.func, ast.Attribute) and isinstance(value.func.value, ast.Call):
+            value = value.func.value
+        elif len(value.args) >= 1 and isinstance(value.args[0], ast.Call):
+            value = value.args[0]
+        else:
+            break
+    return found
+
+
+def _makes_half(source: SourceFile, call: ast.Call) -> bool:
+    name = last_name(call.func)
+    if name == "half":
+        return not call.args and isinstance(call.func, ast.Attribute)
+    arguments = {item.arg: item.value for item in call.keywords}
+    if name == "from_pretrained":
+        dtype = arguments.get("torch_dtype", arguments.get("dtype"))
+        return dtype is not None and source.dtypes(dtype) == _FP16 and "quantization_config" not in arguments
+    if name in ("to", "type"):
+        return any(source.dtypes(item) == _FP16 for item in (*call.args, *arguments.values()) if _is_dtype(item))
+    return False
+
+
+def _is_dtype(item: ast.expr) -> bool:
+    return not isinstance(item, ast.Constant)
+
+
+def _is_in_force(source: SourceFile, conversion: ast.Call, optimizer: ast.Call) -> bool:
+    """Whether the conversion is there when the training runs: not after it, not in an export function."""
+    function = source.function_of(conversion)
+    if function is source.function_of(optimizer):
+        return _before_step(source, conversion)
+    if isinstance(source.parent(conversion), ast.Expr):
+        return function is not None and function.name in ("__init__", "setup", "build_model", "prepare")
+    return True  # what the model is bound to, or what a function of this file returns for it
+
+
+def _before_step(source: SourceFile, conversion: ast.Call) -> bool:
+    function = source.function_of(conversion)
+    steps = [event.node for event in source.events if event.kind == "step" and event.function is function]
+    return not any(runs_before(source, step, conversion) for step in steps)
+
+
+def _gates(source: SourceFile, node: ast.AST) -> list[tuple[ast.If, bool]]:
+    """The conditions around a node in its function, each with the side that the node is on."""
+    found: list[tuple[ast.If, bool]] = []
+    child = node
+    for ancestor in source.ancestors(node):
+        if isinstance(ancestor, ast.FunctionDef | ast.AsyncFunctionDef):
+            break
+        if isinstance(ancestor, ast.If):
+            found.append((ancestor, child in ancestor.body))
+        child = ancestor
+    return found
+
+
+def _excludes(source: SourceFile, conversion: ast.Call, scaler: ast.Call) -> bool:
+    """Whether the two are on different sides of one condition."""
+    sides = dict(_gates(source, scaler))
+    return any(sides.get(gate, side) is not side for gate, side in _gates(source, conversion))
+
+
+def _goes_with(source: SourceFile, conversion: ast.Call, scaler: ast.Call) -> bool:
+    """Whether the scaler is sure to be on when the weights are converted."""
+    around = {(ast.dump(gate.test), side) for gate, side in _gates(source, scaler)}
+    own = {(ast.dump(gate.test), side) for gate, side in _gates(source, conversion)}
+    choice = isinstance(source.parent(scaler), ast.IfExp) or isinstance(source.parent(conversion), ast.IfExp)
+    enabled = source.kinds.enabled_by(scaler)
+    switched = enabled is not None and source.constant(enabled) is not True
+    if switched and own:
+        return any(ast.dump(enabled) == test for test, side in own if side) if enabled is not None else False
+    return own <= around and not choice
+
+
+def _casts_back(source: SourceFile) -> bool:
+    """Whether the file makes parameters float32 again, or has an optimizer that keeps master weights."""
+    if any(last_name(call.func) == "cast_training_params" for call in source.nodes(ast.Call)):
+        return True
+    for name in (*source.nodes(ast.Name), *source.nodes(ast.Attribute)):
+        if any(word in last_name(name).lower() for word in ("fp16_optimizer", "master_param", "master_weight")):
+            return True
+    for loop in source.nodes(ast.For):
+        if any(_is_parameters(part) for part in ast.walk(loop.iter)):
+            inside = [part for item in loop.body for part in ast.walk(item) if isinstance(part, ast.Call)]
+            if any(last_name(call.func) == "float" or _makes_float32(source, call) for call in inside):
+                return True
+    return False
+
+
+def _is_parameters(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and last_name(node.func) in ("parameters", "named_parameters")
+
+
+def _makes_float32(source: SourceFile, call: ast.Call) -> bool:
+    arguments = [*call.args, *(item.value for item in call.keywords)]
+    return last_name(call.func) == "to" and any(source.dtypes(item) == {"float32"} for item in arguments)
