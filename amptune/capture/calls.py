@@ -1,0 +1,119 @@
+"""The calls of torch functions that a forward makes: what every frontend records in the same way."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from amptune.capture.attrs import named_arguments, op_attrs
+from amptune.capture.autocast import AutocastRegions
+from amptune.capture.casts import cast_attrs
+from amptune.capture.cost import gemms_of
+from amptune.capture.functions import FunctionCall, FunctionCalls
+from amptune.capture.modulestack import ModuleCall, ModuleStack
+from amptune.capture.names import op_name
+from amptune.capture.where import Place, current_place
+from amptune.core.graph import Gemm
+
+LOSS = "loss_fn"
+_DROPOUTS = {"dropout", "alpha_dropout"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One outermost call of a torch function.
+
+    Attributes:
+        number: its place in the run, from 1.
+        op: its name in the op table.
+        function: what was called.
+        place: where in the source.
+        holder: path of the module whose forward makes it (``loss_fn`` in the loss).
+        holder_type: class of that module.
+        leaf: the leaf module call that it belongs to, if any.
+        autocast: dtype of the model's own autocast region that it runs in; False in one that switches autocast off;
+            None outside.
+        attrs: its literal arguments, see :func:`amptune.capture.attrs.op_attrs`.
+        gemms: the matrix products that it runs.
+        does_nothing: whether it gives back its input: dropout that is switched off.
+        custom: the custom autograd function that it belongs to, if any.
+    """
+
+    number: int
+    op: str
+    function: Callable[..., Any]
+    place: Place
+    holder: str
+    holder_type: str
+    leaf: ModuleCall | None
+    autocast: str | bool | None
+    attrs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    gemms: tuple[Gemm, ...] = ()
+    does_nothing: bool = False
+    custom: FunctionCall | None = None
+
+
+class CallRecorder(TorchFunctionMode):
+    """Sees each torch function call of a forward once, at the level at which people write it.
+
+    ``on_call`` runs the function, and says whether the call made or changed a tensor; other calls are forgotten.
+    """
+
+    def __init__(self, stack: ModuleStack) -> None:
+        super().__init__()
+        self.stack = stack
+        self.calls: list[Call] = []
+        self.regions = AutocastRegions()
+        self.functions = FunctionCalls(stack)
+        self.in_loss = False
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Record the calls made inside."""
+        # A compiled part of the model runs as it is written: the compiler cannot work under a recorder.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, self.stack.watch(), self.regions.watch(), self.functions.watch(), self:
+            yield
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.on_call(func, args, kwargs or {})
+
+    def on_call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call; a frontend overrides this to keep what it needs of it."""
+        return func(*args, **kwargs)
+
+    def call_of(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Call:
+        """Describe a call that has just run, and count it."""
+        holder, leaf = self.stack.holder, self.stack.leaf
+        self._mark_custom()
+        op = op_name(func, args)
+        named = named_arguments(func, args, kwargs)
+        call = Call(
+            number=len(self.calls) + 1,
+            op=op,
+            function=func,
+            place=leaf.place if leaf else current_place(4),
+            holder=LOSS if self.in_loss else (holder.path if holder else ""),
+            holder_type="" if self.in_loss or not holder else holder.type_name,
+            leaf=leaf,
+            autocast=self.regions.current,
+            attrs={} if leaf else op_attrs(op, named, args) | cast_attrs(func, args, kwargs, result),
+            gemms=gemms_of(op, args, kwargs, result),
+            custom=self.functions.outermost,
+            does_nothing=op in _DROPOUTS and (named.get("p") == 0 or not named.get("training", named.get("train"))),
+        )
+        self.calls.append(call)
+        return call
+
+    def _mark_custom(self) -> None:
+        """A module that runs inside a custom function makes the function a mere wrapper."""
+        custom, holder = self.functions.outermost, self.stack.holder
+        if custom is not None and holder is not None and holder.number > custom.modules_before:
+            custom.holds_modules = True

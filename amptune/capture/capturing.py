@@ -1,0 +1,164 @@
+"""``capture``: tries the frontends in order, and says which one worked and what it assumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from torch import fx
+
+from amptune.capture.build import build_graph
+from amptune.capture.failure import Attempt, explained
+from amptune.capture.frontends import Frontends, Recorded, TooLargeError
+from amptune.capture.target import Target
+from amptune.capture.usercode import UserCodeError, quiet, user_code
+from amptune.core.graph import PrecisionGraph, Site
+from amptune.core.ops import OPS
+from amptune.errors import UsageError
+
+Frontend = Literal["export", "record-fake", "record-real"]
+FRONTENDS: tuple[Frontend, ...] = ("export", "record-fake", "record-real")
+EXPORT_LIMIT = 400
+"""Modules from which torch.export is left out: it takes about 5 ms a call, a recorded forward about 1 ms."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+    """What a capture gives.
+
+    Attributes:
+        graph_module: the forward (and loss) as fx nodes; ``meta["amptune_op"]`` names each node's op.
+        graph: its sites and the tensors between them.
+        frontend: which way worked.
+        seconds: wall time of the capture.
+        has_loss: whether the user's loss is part of the graph.
+        notes: what was guessed, assumed or given up, for the user to read.
+    """
+
+    graph_module: fx.GraphModule
+    graph: PrecisionGraph
+    frontend: Frontend
+    seconds: float
+    has_loss: bool
+    notes: tuple[str, ...]
+
+
+def capture(target: Target, *, frontends: Sequence[str] = FRONTENDS, train: bool = True) -> Capture:
+    """Capture the target's forward and loss, by the first frontend that shows what a training step runs.
+
+    torch.export is kept only where it sees the sites that a recorded forward sees: models ask whether they are being
+    exported, and then take another path (masks for all cases in place of a causal kernel).
+
+    Args:
+        target: what to capture.
+        frontends: which to try, in order.
+        train: whether the model is in training mode.
+
+    Raises:
+        UsageError: an unknown frontend.
+        TargetError: the model or the batch cannot be made.
+        CaptureError: the model does not run, or no frontend can capture it.
+    """
+    unknown = [name for name in frontends if name not in FRONTENDS]
+    if unknown or not frontends:
+        raise UsageError(f"unknown frontend {', '.join(unknown) or '(none)'}; known: {', '.join(FRONTENDS)}")
+    start = time.perf_counter()
+    session = _Session(target, train)
+    with quiet():
+        done = session.first(frontends)
+    notes = tuple(dict.fromkeys([*target.notes, *session.frontends.notes, *session.notes, *_remarks(done)]))
+    return Capture(done.module, done.graph, done.frontend, time.perf_counter() - start, done.has_loss, notes)
+
+
+def _remarks(done: _Done) -> Iterator[str]:
+    """What the user should know about a graph."""
+    unknown = sorted({site.op for site in done.graph if site.op not in OPS and not site.opaque})
+    if unknown:
+        yield f"ops outside amptune's table, which no rule looks at: {', '.join(unknown)}"
+    opaque = sorted({site.op for site in done.graph if site.opaque and site.op not in OPS})
+    if opaque:
+        yield f"code whose inside stays as it is: {', '.join(opaque)}"
+    if done.frontend == "record-real":
+        yield "the path through the model is that of one real run with this batch"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Done:
+    frontend: Frontend
+    module: fx.GraphModule
+    graph: PrecisionGraph
+    has_loss: bool
+
+
+class _Session:
+    """One capture: tries frontends in order, and keeps what failed."""
+
+    def __init__(self, target: Target, train: bool) -> None:
+        self.frontends = Frontends(target, train=train)
+        self.notes: list[str] = []
+        self.failed: list[Attempt] = []
+        self._done: dict[str, _Done | None] = {}
+        self._too_large: TooLargeError | None = None
+
+    def first(self, names: Sequence[str]) -> _Done:
+        """What the first frontend that works gives.
+
+        Raises:
+            CaptureError: none of them works.
+        """
+        for name in names:
+            done = self._export(names) if name == "export" else self._try(name)
+            if done is not None:
+                return done
+        if self._too_large is not None and all(attempt.needs_values for attempt in self.failed):
+            raise self._too_large
+        raise explained(self.failed)
+
+    def _export(self, names: Sequence[str]) -> _Done | None:
+        """The exported graph, if it shows what a recorded forward shows; else the recorded one."""
+        recorded = self._try("record-fake") if "record-fake" in names else None
+        if "record-fake" in names and recorded is None:
+            return None  # what fakes cannot run cannot be exported either
+        if recorded is not None and self.frontends.module_count > EXPORT_LIMIT:
+            self.notes.append(f"torch.export was left out: the model has {self.frontends.module_count} modules")
+            return recorded
+        exported = self._try("export")
+        if exported is None or recorded is None or _same_sites(exported.graph, recorded.graph):
+            return exported or recorded
+        self.notes.append("torch.export shows another path than a forward does; the forward counts")
+        return recorded
+
+    def _try(self, name: str) -> _Done | None:
+        if name not in self._done:
+            self._done[name] = self._attempt(name)
+        return self._done[name]
+
+    def _attempt(self, name: str) -> _Done | None:
+        ways: dict[str, tuple[Frontend, Callable[[], Recorded]]] = {
+            "export": ("export", self.frontends.export),
+            "record-fake": ("record-fake", self.frontends.record_fake),
+            "record-real": ("record-real", self.frontends.record_real),
+        }
+        frontend, run = ways[name]
+        try:
+            with user_code():
+                found = run()
+        except UserCodeError as error:
+            self.failed.append(Attempt(name, error, *self.frontends.failed_in, self.frontends.in_loss))
+            return None
+        except TooLargeError as error:
+            self._too_large = error
+            return None
+        return _Done(frontend, found.module, build_graph(found.module, found.prepared.model), found.has_loss)
+
+
+def _same_sites(first: PrecisionGraph, second: PrecisionGraph) -> bool:
+    return {_seen(site) for site in first} == {_seen(site) for site in second}
+
+
+def _seen(site: Site) -> tuple[object, ...]:
+    """What two frontends must agree on."""
+    shapes = tuple((meta.shape, meta.dtype) for meta in (*site.inputs, *site.outputs))
+    return site.id, site.op, site.calls, site.gemms, shapes, repr(sorted(site.attrs.items()))

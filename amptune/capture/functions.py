@@ -1,0 +1,80 @@
+"""Custom autograd functions: one site each, since their backward fits their forward as it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.autograd.function import Function
+
+from amptune.capture.modulestack import ModuleStack
+from amptune.capture.where import Place, current_place
+
+
+@dataclasses.dataclass
+class FunctionCall:
+    """One running call of a custom autograd function.
+
+    Attributes:
+        name: its class.
+        number: which call it is.
+        place: where it is called.
+        modules_before: how many module calls had begun before it.
+        holds_modules: whether a module ran inside, as in a checkpointed block: then it is no site of its own.
+    """
+
+    name: str
+    number: int
+    place: Place
+    modules_before: int
+    holds_modules: bool = False
+
+
+class FunctionCalls:
+    """The custom autograd functions that are running, outermost first; those of torch itself are left out."""
+
+    def __init__(self, stack: ModuleStack) -> None:
+        self.stack = stack
+        self.running: list[FunctionCall] = []
+        self.finished: Callable[[FunctionCall, Any], None] = lambda call, result: None
+        self.started: Callable[[FunctionCall, tuple[Any, ...]], None] = lambda call, args: None
+        self._count = 0
+
+    @property
+    def outermost(self) -> FunctionCall | None:
+        """The one that counts."""
+        return self.running[0] if self.running else None
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Follow ``Function.apply`` inside."""
+        original = vars(Function)["apply"]
+        calls = self
+
+        def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+            run = original.__get__(None, cls)
+            if cls.__module__.startswith("torch."):
+                return run(*args, **kwargs)
+            with calls._run(cls.__name__) as call:
+                calls.started(call, args)
+                result = run(*args, **kwargs)
+            calls.finished(call, result)
+            return result
+
+        Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
+        try:
+            yield
+        finally:
+            Function.apply = original  # type: ignore[method-assign]
+
+    @contextlib.contextmanager
+    def _run(self, name: str) -> Iterator[FunctionCall]:
+        self._count += 1
+        call = FunctionCall(name, self._count, current_place(5), self.stack.count)
+        self.running.append(call)
+        try:
+            yield call
+        finally:
+            self.running.pop()

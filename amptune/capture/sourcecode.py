@@ -1,0 +1,38 @@
+"""The code of a functional op (``Class.forward#op.n``) from the position of its call."""
+
+from __future__ import annotations
+
+import functools
+import linecache
+from collections.abc import Sequence
+
+from amptune.capture.where import Position
+from amptune.core.opcodes import FunctionalOp, find_functional_ops
+
+
+def code_at(position: Position, op: str) -> str:
+    """The code of the call that ends at ``position``; the only call of ``op`` on that line; else empty.
+
+    The end decides: the interpreter starts a method call of several lines at the method's name.
+    """
+    ops = _ops_of(position.filename)
+    location = position.location()
+    end = (location.end_line, location.end_column)
+    ending = [found for found in ops if (found.end_line, found.end_column) == end]
+    exact = [found for found in ending if found.op == op] or ending
+    if len(exact) == 1:
+        return exact[0].code
+    same_line = [found for found in ops if found.line <= position.line <= found.end_line and found.op == op]
+    return same_line[0].code if len(same_line) == 1 else ""
+
+
+def _ops_of(filename: str) -> Sequence[FunctionalOp]:
+    return _found(filename, "".join(linecache.getlines(filename)))
+
+
+@functools.lru_cache(maxsize=256)
+def _found(filename: str, text: str) -> Sequence[FunctionalOp]:
+    try:
+        return find_functional_ops(text)
+    except SyntaxError:  # code made at run time: nothing to point at
+        return ()

@@ -1,0 +1,101 @@
+"""Running the user's code: what it prints stays off stdout, and what it raises becomes one message with its line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import site
+import sys
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from amptune.errors import AmptuneError
+
+TORCH_FOLDER = str(Path(torch.__file__).parent) + os.sep
+OWN_FOLDER = str(Path(__file__).parents[1]) + os.sep
+STDLIB_FOLDER = str(Path(sysconfig.get_paths()["stdlib"])) + os.sep
+PACKAGE_FOLDERS = tuple(
+    {str(Path(folder)) + os.sep for folder in (*site.getsitepackages(), sysconfig.get_paths()["purelib"])}
+)
+LONGEST_LINES, LONGEST = 6, 500
+"""How much of an exception's text is shown."""
+
+
+class UserCodeError(Exception):
+    """What the user's code raised, with the line that raised it; callers turn it into the error of their stage."""
+
+    def __init__(self, cause: BaseException) -> None:
+        self.cause = cause
+        self.place = place_of(cause)
+        super().__init__(describe(cause))
+
+
+@contextlib.contextmanager
+def user_code() -> Iterator[None]:
+    """Send prints to stderr, and raise UserCodeError for whatever the code inside raises (sys.exit included).
+
+    Errors of amptune, Ctrl-C and running out of memory pass through: their handlers need to see them as they are.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (AmptuneError, UserCodeError, KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserCodeError(error) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and log lines: trying what fits is full of failures that mean nothing to the user."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def describe(error: BaseException) -> str:
+    """``ValueError: text``, cut where torch's explanations grow long."""
+    text = error.msg if isinstance(error, SyntaxError) else str(error).strip()
+    text = "\n".join(text.splitlines()[:LONGEST_LINES])
+    text = text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def place_of(error: BaseException) -> str:
+    """``path:line`` of the innermost frame that is neither torch's, the standard library's nor ours; may be empty."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{shown_path(error.filename)}:{error.lineno or 1}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_readable_code(frame.filename)]
+    own_code = [frame for frame in frames if not is_package_code(frame.filename)] or frames
+    return f"{shown_path(own_code[-1].filename)}:{own_code[-1].lineno}" if own_code else ""
+
+
+def is_readable_code(filename: str) -> bool:
+    """Whether code is the user's or a package's: not torch's, the standard library's, ours, nor made up at run time."""
+    if filename.startswith(("<", TORCH_FOLDER, OWN_FOLDER)):
+        return False
+    return not filename.startswith(STDLIB_FOLDER) or is_package_code(filename)
+
+
+def is_package_code(filename: str) -> bool:
+    """Whether code belongs to an installed package."""
+    return filename.startswith(PACKAGE_FOLDERS)
+
+
+def shown_path(filename: str) -> str:
+    """The path as messages and findings show it: relative to the working directory where it lies inside it."""
+    path = Path(filename)
+    with contextlib.suppress(ValueError, OSError):
+        path = path.resolve().relative_to(Path.cwd().resolve()) if path.is_absolute() else path
+    return path.as_posix()

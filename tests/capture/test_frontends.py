@@ -1,0 +1,281 @@
+"""The three ways of capturing see the same sites."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from amptune.capture import Capture, capture
+from amptune.core.graph import PrecisionGraph
+from amptune.core.ops import OPS
+from amptune.errors import CaptureError, UsageError
+from tests.capture.conftest import Load
+from tests.capture.zoo import RECORDED, ZOO
+
+
+def described(graph: PrecisionGraph) -> dict[str, object]:
+    sites = {site.id: dataclasses.replace(site, nodes=(), attrs={}) for site in graph}
+    attrs = {f"{site.id} attrs": dict(site.attrs) for site in graph}
+    edges = {(a, b): sorted(map(repr, tensors)) for a, b, tensors in graph.edges()}
+    return {**sites, **attrs, **{str(key): value for key, value in edges.items()}}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch.compile's own
+@pytest.mark.parametrize("name", ZOO)
+def test_all_frontends_that_can_see_a_model_agree_on_it(name: str, load: Load) -> None:
+    example = ZOO[name]
+    target = load(example.source, name="Net", inputs=example.inputs)
+    captures = [capture(target, frontends=[frontend]) for frontend in example.frontends]
+    for found in captures:
+        assert set(example.sites) <= {site.id for site in found.graph}
+        assert described(found.graph) == described(captures[0].graph), found.frontend
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch.compile's own
+@pytest.mark.parametrize("name", ZOO)
+def test_the_default_order_finds_a_frontend(name: str, load: Load) -> None:
+    example = ZOO[name]
+    found = capture(load(example.source, name="Net", inputs=example.inputs))
+    assert found.frontend in example.frontends
+    assert len(found.graph) >= len(example.sites)
+    assert {site.op for site in found.graph if not site.opaque} <= OPS.keys()
+
+
+@pytest.mark.parametrize("frontend", ["export", *RECORDED])
+def test_captures_are_repeatable(frontend: str, load: Load) -> None:
+    example = ZOO["attention by hand"]
+    target = load(example.source, name="Net", inputs=example.inputs)
+    first, second = (capture(target, frontends=[frontend]) for _ in range(2))
+    assert first.graph.fingerprint() == second.graph.fingerprint()
+    assert described(first.graph) == described(second.graph)
+
+
+def test_a_capture_leaves_the_random_state_alone(load: Load) -> None:
+    target = load(ZOO["convolutions"].source, name="Net", inputs=("2x3x32x32",))
+
+    def draw() -> tuple[list[float], float, float]:
+        return torch.rand(3).tolist(), random.random(), float(np.random.rand())
+
+    def seed() -> None:
+        torch.manual_seed(5)
+        random.seed(5)
+        np.random.seed(5)
+
+    seed()
+    expected = draw()
+    seed()
+    capture(target)
+    assert draw() == expected
+
+
+def test_a_capture_leaves_torch_as_it_was(load: Load) -> None:
+    before = (nn.Module.__call__, nn.Module.register_parameter, torch.autograd.Function.apply, torch.autocast.__init__)
+    capture(load(ZOO["autocast regions"].source, name="Net", inputs=("4x8",)))
+    after = (nn.Module.__call__, nn.Module.register_parameter, torch.autograd.Function.apply, torch.autocast.__init__)
+    assert before == after
+
+
+def test_the_recorded_graph_computes_what_the_model_computes(load: Load) -> None:
+    target = load(ZOO["attention by hand"].source, name="Net", inputs=("2x8x16",))
+    found = capture(target, frontends=["record-real"], train=False)
+    batch = target.make_batch()
+    assert found.graph_module(batch)[0].shape == (2, 8, 16)
+    torch.manual_seed(0)
+    model = target.make_model().eval()
+    model.load_state_dict({name: _attribute(found.graph_module, name) for name in model.state_dict()})
+    torch.manual_seed(1)
+    expected = model(batch)
+    torch.manual_seed(1)
+    assert torch.equal(found.graph_module(batch)[0], expected)
+
+
+def _attribute(module: nn.Module, name: str) -> torch.Tensor:
+    *path, last = name.split(".")
+    for part in path:
+        module = getattr(module, part)
+    return getattr(module, last)
+
+
+@pytest.mark.parametrize("frontend", ["export", *RECORDED])
+def test_nodes_carry_op_and_value(frontend: str, load: Load) -> None:
+    found = capture(load(ZOO["convolutions"].source, name="Net", inputs=("2x3x32x32",)), frontends=[frontend])
+    calls = [node for node in found.graph_module.graph.nodes if node.op.startswith("call")]
+    assert calls
+    assert all(node.meta["amptune_op"] and node.meta["val"] is not None for node in calls)
+    covered = {name for site in found.graph for name in site.nodes}
+    assert covered <= {node.name for node in calls}
+
+
+def test_the_loss_is_part_of_the_graph(load: Load) -> None:
+    target = load(
+        """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.out = nn.Linear(8, 5)
+
+            def forward(self, x):
+                return self.out(x)
+
+        def make_model(): return Net()
+        def make_batch(): return torch.randn(4, 8), torch.randint(5, (4,))
+        def loss_fn(output, batch): return F.cross_entropy(output * 2, batch[1])
+        """
+    )
+    for frontend in ("export", *RECORDED):
+        found = capture(target, frontends=[frontend])
+        assert found.has_loss
+        assert [site.id for site in found.graph] == ["out", "loss_fn#mul.0", "loss_fn#cross_entropy.0"]
+        assert found.graph["loss_fn#cross_entropy.0"].code == "loss_fn#cross_entropy.0"
+        assert found.graph.tensors("loss_fn#cross_entropy.0", "<output>")[0].shape == ()
+
+
+def test_a_loss_inside_the_model_counts_as_one(load: Load) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(8, 5)
+
+        def forward(self, x):
+            logits = self.out(x)
+            return {"logits": logits, "loss": logits.square().mean()}
+    """
+    assert capture(load(text, inputs=("4x8",))).has_loss
+    assert not capture(load(ZOO["lazy layers"].source, name="Net", inputs=("2x3x8x8",))).has_loss
+
+
+def test_export_that_takes_another_path_is_not_believed(load: Load) -> None:
+    target = load(
+        """
+        from torch._subclasses import FakeTensor
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+                self.register_buffer("steps", torch.zeros(1))
+
+            def forward(self, x, mask):
+                return self.a(x) if isinstance(mask, FakeTensor) else self.b(x)
+        """,
+        name="Net",
+        inputs=("x=4x8", "mask=4:int64"),
+    )
+    found = capture(target)
+    assert found.frontend == "record-fake"
+    assert [site.id for site in found.graph] == ["b"]
+    assert any("another path" in note for note in found.notes)
+
+
+def test_code_that_asks_whether_it_is_compiled_is_told_no(load: Load) -> None:
+    target = load(
+        """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+            def forward(self, x):
+                return self.a(x) if torch.compiler.is_compiling() else self.b(x)
+        """,
+        inputs=("4x8",),
+    )
+    assert [site.id for site in capture(target, frontends=["export"]).graph] == ["b"]
+
+
+def test_large_models_are_not_exported(load: Load) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(500)))
+
+        def forward(self, x):
+            return self.layers(x)
+    """
+    found = capture(load(text, inputs=("2x4",)))
+    assert (found.frontend, len(found.graph)) == ("record-fake", 500)
+
+
+def test_unknown_frontends_are_refused(load: Load) -> None:
+    target = load(ZOO["lazy layers"].source, name="Net", inputs=("2x3x8x8",))
+    with pytest.raises(UsageError, match="symbolic"):
+        capture(target, frontends=["symbolic"])
+    with pytest.raises(UsageError):
+        capture(target, frontends=[])
+
+
+def test_a_real_run_with_few_samples_gives_the_shapes_of_all(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv1d(4, 6, 3), nn.Linear(6, 5)
+
+        def forward(self, x):
+            y = self.conv(x.reshape(-1, 4, 10)).mean(-1)
+            return self.out(y) if y.sum() < 1e9 else y
+    """
+    target = load(text, inputs=("64x2x4x10",))
+    full = capture(target, frontends=["record-real"])
+    monkeypatch.setattr("amptune.capture.frontends.LARGE_RUN", 0)
+    small = capture(target, frontends=["record-real"])
+    assert any("2 of the 64 samples" in note for note in small.notes)
+    assert described(small.graph) == described(full.graph)
+    assert small.graph["conv"].outputs[0].shape == (128, 6, 8)
+
+
+def test_a_path_that_depends_on_the_samples_keeps_the_small_shapes(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(8, 8)
+
+        def forward(self, x):
+            for _ in range(len(x)):
+                x = self.out(x) if x.sum() < 1e9 else x
+            return x
+    """
+    monkeypatch.setattr("amptune.capture.frontends.LARGE_RUN", 0)
+    found = capture(load(text, inputs=("64x8",)))
+    assert found.graph["out"].outputs[0].shape == (2, 8)
+    assert any("depends on the samples" in note for note in found.notes)
+
+
+def test_a_model_too_large_for_a_real_run_says_so(load: Load) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.big, self.out = nn.Linear(10_000_000, 1_000_000), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.out(x) if x.sum() < 1 else self.big(x)
+    """
+    with pytest.raises(CaptureError, match=r"40 TB"):
+        capture(load(text, inputs=("64x8",)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_scripted_code_is_one_opaque_site_in_a_real_run(load: Load) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), torch.jit.trace(nn.Sequential(nn.Linear(8, 8)), torch.ones(1, 8))
+            self.c = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.c(self.b(self.a(x)))
+    """
+    found: Capture = capture(load(text, inputs=("4x8",)), frontends=["record-real"])
+    assert [site.id for site in found.graph] == ["a", "b", "c"]
+    assert found.graph["b"].opaque
+    assert [site.id for site in found.graph.producers("c")] == ["b"]
