@@ -1,0 +1,57 @@
+# make demo: tune a real model end to end.   make test: everything that must pass before a change lands.
+# Needs Python 3.11 or newer, pip and make. Each target creates .venv when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+JOBS ?= 2
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: demo test test-full lint types layers unit format bench-lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.dev lint types layers unit
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+layers: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-full: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu"
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-lint: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/lint_speed.py
+
+clean:
+	rm -rf $(VENV) amptune-out
+
+# torch is installed by itself and first: a range would pull a build with several GB of CUDA libraries.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "amptune needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[tune,report]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[dev]'
+	touch $@

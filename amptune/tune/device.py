@@ -1,0 +1,121 @@
+"""What the device at hand is, what it can do, and how to wait for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from typing import Any
+
+import torch
+
+from amptune.core.formats import Format
+from amptune.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A torch device with the facts that a result must name."""
+
+    name: str
+
+    @property
+    def torch(self) -> torch.device:
+        """The torch device."""
+        return torch.device(self.name)
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether kernels run asynchronously on a GPU."""
+        return self.torch.type == "cuda"
+
+    def synchronize(self) -> None:
+        """Wait until all work queued on the device is done."""
+        if self.is_cuda:
+            torch.cuda.synchronize(self.torch)
+
+    def describe(self) -> dict[str, Any]:
+        """Name, compute capability, torch, driver: what a measurement is valid for."""
+        facts: dict[str, Any] = {"type": self.torch.type, "torch": torch.__version__}
+        if self.is_cuda:
+            properties = torch.cuda.get_device_properties(self.torch)
+            facts |= {
+                "gpu": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory_bytes": properties.total_memory,
+                "cuda": torch.version.cuda,
+                "driver": _driver_version(),
+            }
+        else:
+            facts |= {"gpu": _cpu_name(), "capability": torch.backends.cpu.get_cpu_capability(), "driver": None,
+                      "threads": torch.get_num_threads()}  # fmt: skip
+        return facts
+
+    def has_tf32(self) -> bool:
+        """Whether FP32 matrix products can run as TF32 (compute capability 8.0 and above)."""
+        return self.is_cuda and torch.cuda.get_device_capability(self.torch) >= (8, 0)
+
+    def formats(self) -> tuple[Format, ...]:
+        """16-bit formats worth trying here, each by one small matrix product that must run."""
+        candidates = [f for f in (Format.BF16, Format.FP16) if self._multiplies(f)]
+        if self.is_cuda and torch.cuda.get_device_capability(self.torch) < (8, 0):
+            # Emulated on older GPUs, at a fraction of the FP32 rate, while is_bf16_supported() answers True.
+            candidates = [f for f in candidates if f is not Format.BF16]
+        return tuple(candidates)
+
+    def _multiplies(self, number_format: Format) -> bool:
+        x = torch.ones(16, 16, device=self.torch, dtype=getattr(torch, number_format.torch_name))
+        try:
+            return bool(torch.isfinite(x @ x).all())
+        except RuntimeError:
+            return False
+
+    def peak_memory(self) -> int | None:
+        """Highest number of bytes allocated since the last reset; ``None`` on a CPU, where torch does not count."""
+        return int(torch.cuda.max_memory_allocated(self.torch)) if self.is_cuda else None
+
+    def reset_peak_memory(self) -> None:
+        """Start counting the peak anew."""
+        if self.is_cuda:
+            torch.cuda.reset_peak_memory_stats(self.torch)
+
+
+def find_device(name: str | None) -> Device:
+    """The device called ``name``, or the best one present.
+
+    Raises:
+        UsageError: torch does not know it, or it is not here.
+    """
+    if name is None:
+        return Device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name!r}: {str(error).splitlines()[0]}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name!r}: amptune tune measures on cpu and cuda only")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name!r}: no CUDA device is available to this torch ({torch.__version__})",
+                         hint="use --device cpu, or install a CUDA build of torch")  # fmt: skip
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name!r}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    return Device(name)
+
+
+def _driver_version() -> str | None:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+    except Exception:  # an optional library over an optional driver interface: any failure means "not known"
+        return None
+    return version.decode() if isinstance(version, bytes) else str(version)
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            names = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

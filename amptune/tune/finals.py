@@ -1,0 +1,101 @@
+"""The finalists: measured again in turns, so that the winner is decided by paired rounds and not by one lucky trial."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from amptune.core.formats import Format
+from amptune.core.plan import Plan
+from amptune.tune.process import TrialError
+from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.search import Search
+from amptune.tune.study import TrialRecord
+from amptune.tune.timing import StepTime, pooled, speedup_interval
+
+NUM_FINALISTS = 3
+MAX_ROUNDS = 6
+TIME_SHARE = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """How the search ended.
+
+    Attributes:
+        kind: ``plan`` when a plan beats the best stock recipe beyond the noise, else ``stock``.
+        stock: the best stock recipe's trial.
+        stock_step: its step time in the repeats.
+        record: the winning trial: a plan's, or the stock recipe's again.
+        step: its step time in the repeats.
+        speedup: over the best stock recipe, mean of the paired rounds; 1.0 for the recipe itself.
+        speedup_low: lower end of the one-sided 95 % interval.
+        repeated: whether the repeats ran; without them the recorded trials decide.
+        formats_only: speedup of the same plan without padding, layout and loss choices; None when not measured.
+    """
+
+    kind: Literal["plan", "stock"]
+    stock: TrialRecord
+    stock_step: StepTime
+    record: TrialRecord
+    step: StepTime
+    speedup: float = 1.0
+    speedup_low: float = 1.0
+    formats_only: float | None = None
+    repeated: bool = True
+
+
+def decide(search: Search) -> Verdict:
+    """Repeat the best plans and the best stock recipe in turns, and name the winner."""
+    stock = search.best_stock()
+    finalists = search.best_plans(NUM_FINALISTS)
+    if not finalists:
+        return _stock_verdict(stock, _recorded(stock), repeated=False)
+    candidates = [search.recipes[str(stock.outcome.recipe)]]
+    candidates += [plan_candidate(search.plan_of(record)) for record in finalists]
+    candidates.append(plan_candidate(_formats_only(search.plan_of(finalists[0]))))
+    rounds = _repeat(search, candidates, _num_rounds(search, [stock, *finalists, finalists[0]]))
+    if rounds is None:
+        return _stock_verdict(stock, _recorded(stock), repeated=False)
+    stock_rounds, plan_rounds, bare_rounds = rounds[0], rounds[1:-1], rounds[-1]
+    index = min(range(len(finalists)), key=lambda i: pooled(plan_rounds[i]).median)
+    speedup, low = speedup_interval(stock_rounds, plan_rounds[index])
+    if low <= 1.0:
+        return _stock_verdict(stock, pooled(stock_rounds))
+    winner = finalists[index]
+    bare = speedup_interval(stock_rounds, bare_rounds)[0] if index == 0 else None
+    return Verdict("plan", stock, pooled(stock_rounds), winner, pooled(plan_rounds[index]), speedup, low, bare)
+
+
+def _num_rounds(search: Search, records: Sequence[TrialRecord]) -> int:
+    """Rounds that fit in the share of the search's time that repeats may take, at least two."""
+    per_round = sum(8 * record.outcome.median_ms + 500 for record in records) / 1e3
+    return max(2, min(MAX_ROUNDS, int(TIME_SHARE * search.progress.seconds() / per_round)))
+
+
+def _repeat(search: Search, candidates: list[Candidate], rounds: int) -> list[list[StepTime]] | None:
+    search.progress.stage("repeating the finalists")
+    try:
+        found: list[list[StepTime]] = search.worker.request(
+            "repeat", candidates, rounds, timeout=search.options.trial_timeout
+        )
+    except TrialError as failure:
+        search.progress.line(f"the repeats failed ({failure.reason}): the best stock recipe stands")
+        return None
+    return found
+
+
+def _formats_only(plan: Plan) -> Plan:
+    """The plan's formats with the loss in FP32, no padding and the user's memory format."""
+    sites = {name: dataclasses.replace(site, pad=0) for name, site in plan.sites.items()}
+    return dataclasses.replace(plan, sites=sites, channels_last=False, loss_format=Format.FP32, loss_compile=False)
+
+
+def _stock_verdict(stock: TrialRecord, step: StepTime, repeated: bool = True) -> Verdict:
+    return Verdict("stock", stock, step, stock, step, repeated=repeated)
+
+
+def _recorded(record: TrialRecord) -> StepTime:
+    step = record.outcome.step_ms or {}
+    return StepTime(step["median"], step["low"], step["high"], (step["median"],) * int(step["repeats"]))

@@ -1,0 +1,38 @@
+"""Settings of one search, as the command line gives them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from amptune.capture.target import TargetSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneOptions:
+    """What to search, for how long, and what counts as training as well.
+
+    Attributes:
+        target: the model.
+        out: folder of the results.
+        budget: trials: stock recipes, front and search together; the final repeats come on top.
+        timeout: seconds for the whole search, ``None`` for no limit. It stops after the trial in flight.
+        trial_timeout: seconds after which a trial counts as hung.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+        seed: of the weights, the order of the batches and the sampler.
+        tolerance: largest loss gap to the FP32 reference, relative, that is still valid.
+        steps: training steps (K) that a trial is judged on.
+        existing: what to do with an ``out`` that holds a study: refuse it, continue it, or start anew.
+    """
+
+    target: TargetSpec
+    out: Path
+    budget: int = 50
+    timeout: float | None = None
+    trial_timeout: float = 600.0
+    device: str = "cpu"
+    seed: int = 0
+    tolerance: float = 0.005
+    steps: int = 20
+    existing: Literal["refuse", "resume", "overwrite"] = "refuse"

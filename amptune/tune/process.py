@@ -1,0 +1,122 @@
+"""The parent's side of the worker: sends requests, waits with a time limit, replaces a worker that breaks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from amptune.errors import AmptuneError, WorkError
+from amptune.tune.worker import Job, serve
+
+GRACE_SECONDS = 5.0
+
+
+class TrialError(Exception):
+    """The request failed in a way that concerns only the candidate: crash, hang, out of memory, an exception."""
+
+    def __init__(self, reason: str, details: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.details = details
+
+
+class WorkerProcess:
+    """A persistent worker, started at the first request and again after it broke. Use as a context manager."""
+
+    def __init__(self, job: Job, on_progress: Callable[[str, int, int], None]) -> None:
+        self.job = job
+        self.on_progress = on_progress
+        self._process: BaseProcess | None = None
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+        """The result of one method of Worker.
+
+        Raises:
+            AmptuneError: what the worker raised for the user to read.
+            TrialError: anything else; the worker is replaced where it has to be.
+        """
+        connection = self._start()
+        deadline = time.monotonic() + timeout
+        try:
+            connection.send((name, arguments))
+            return self._wait(connection, deadline, timeout)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise TrialError(f"the worker process died ({self._exit_reason()})") from None
+
+    def stop(self) -> None:
+        """End the worker, by force when it does not answer."""
+        if self._connection is not None:
+            self._connection.close()
+        process, self._process, self._connection = self._process, None, None
+        if process is not None:
+            process.join(0.2)
+            process.terminate()
+            process.join(GRACE_SECONDS)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def _start(self) -> Connection:
+        if self._connection is not None and self._process is not None and self._process.is_alive():
+            return self._connection
+        self.stop()
+        # spawn: a forked child cannot use CUDA, and would inherit the parent's threads.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, self.job), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._connection = ours
+        return ours
+
+    def _wait(self, connection: Connection, deadline: float, timeout: float) -> Any:
+        while True:
+            if not connection.poll(max(0.0, deadline - time.monotonic())):
+                self.stop()
+                raise TrialError(f"no result within {timeout:.0f} s")
+            kind, content = connection.recv()
+            if kind == "progress":
+                self.on_progress(*content)
+            elif kind == "result":
+                return content
+            elif kind == "error":
+                assert isinstance(content, AmptuneError)
+                raise content
+            else:
+                reason, details, fatal = content
+                if fatal:
+                    self.stop()
+                raise TrialError(reason, details)
+
+    def _exit_reason(self) -> str:
+        process = self._process
+        if process is None:
+            return "no process"
+        process.join(GRACE_SECONDS)
+        code = process.exitcode
+        self.stop()
+        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+def must(request: Callable[[], Any], what: str) -> Any:
+    """The result of a request that the search cannot go on without.
+
+    Raises:
+        WorkError: it failed; the message says what was being done.
+    """
+    try:
+        return request()
+    except TrialError as failure:
+        raise WorkError(f"{what}: {failure.reason}", hint=failure.details.strip().splitlines()[-3].strip()
+                        if failure.details.count("\n") > 3 else None) from failure  # fmt: skip

@@ -1,0 +1,304 @@
+"""Does a candidate train as well as FP32? Judged by a loss gap after K steps and by a gate on every gradient.
+
+K steps alone are nearly blind: a layer that never trains can stay within 0.5 % of the loss. So next to the gap each
+parameter's gradient is compared with the reference's at the same weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from amptune.errors import CaptureError, TuneError
+from amptune.tune.batches import Batches
+from amptune.tune.recipes import Candidate, backend_flags
+from amptune.tune.training import Run, Workbench, loss_of, seed_everything, snapshot, training
+
+NUM_ORDERS = 3
+MIN_COSINE = 0.98
+NORM_RATIO = (0.9, 1.1)
+MAX_ZERO_RISE = 0.01
+NEGLIGIBLE = 1e-4
+"""A gradient whose root mean square is below this share of the model's is rounding noise around a true zero (the bias
+of attention keys is one), so its direction says nothing."""
+ROUNDING = 1e-5
+"""Elements below this share of their tensor's root mean square are rounding noise of the FP32 reference."""
+T_95_TWO_DEGREES = 2.92
+"""One-sided 95 % quantile of Student's t for three paired differences."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientGate:
+    """How the gradients at the same weights compare: the worst parameter of each kind, and what failed.
+
+    ``failures`` are sentences, ``failing`` the names of the parameters they are about.
+    """
+
+    worst_cosine: float
+    worst_cosine_of: str
+    worst_norm_ratio: float
+    worst_norm_ratio_of: str
+    failures: tuple[str, ...]
+    failing: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every parameter's gradient is close enough."""
+        return not self.failures
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """Verdict on one candidate.
+
+    Attributes:
+        loss_gap: signed, (L_candidate - L_reference) / max(|L_reference|, L_initial - L_reference), mean over orders.
+        upper: upper end of its one-sided 95 % interval.
+        threshold: what ``upper`` may be: the larger of the tolerance and the reference's own noise.
+        gate: gradients; ``None`` when the candidate's losses were not finite.
+        skipped: optimizer steps that the scaler skipped, of ``steps``.
+        reason: why it is not valid; empty when it is.
+        evaluation: the user's ``evaluate`` after the K steps, in FP32, when there is one.
+    """
+
+    loss_gap: float
+    upper: float
+    threshold: float
+    gate: GradientGate | None
+    skipped: int
+    steps: int
+    reason: str
+    evaluation: float | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether it trains as well as the reference."""
+        return not self.reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What the FP32 run did: losses per order, noise, and the gradients at the weights it ended with."""
+
+    losses: tuple[float, ...]
+    initial_loss: float
+    noise: float
+    state: dict[str, torch.Tensor]
+    gradients: dict[str, torch.Tensor]
+    tolerance: float
+
+    def gap(self, order: int, loss: float) -> float:
+        """Signed relative gap of ``loss`` to this order's reference."""
+        reference = self.losses[order]
+        # A loss near zero would make any rounding a large relative gap, hence the progress made as alternative scale.
+        scale = max(abs(reference), self.initial_loss - reference)
+        return (loss - reference) / scale if scale > 0 else math.inf
+
+
+def measure_reference(bench: Workbench, batches: Batches, tolerance: float, seed: int) -> Reference:
+    """Train the FP32 reference (TF32 off) in every order and keep what the others are judged against.
+
+    Raises:
+        TuneError: the reference itself gives NaN or infinity.
+    """
+    fp32 = Candidate("fp32")
+    with training(bench, fp32):
+        initial = held_back_loss(bench, batches)
+    if not math.isfinite(initial):
+        raise TuneError(
+            f"the loss of the FP32 model is {initial} before the first step",
+            hint="no precision setting can cure this: check the batch and the model in FP32 first",
+        )
+    losses = []
+    state: dict[str, torch.Tensor] = {}
+    for order in range(NUM_ORDERS):
+        loss, _ = _train(bench, fp32, batches, order, seed)
+        if not math.isfinite(loss):
+            raise TuneError(
+                f"the FP32 reference reaches a loss of {loss} within {len(batches.train)} steps",
+                hint="no precision setting can cure this: lower the learning rate in make_optimizer, or check the data",
+            )
+        losses.append(loss)
+        if order == 0:
+            state = snapshot(bench.model)
+    draft = Reference(tuple(losses), initial, 0.0, state, {}, tolerance)
+    noise = _noise(bench, fp32, batches, draft, seed)
+    gradients, _ = gradients_at(bench, fp32, batches, state, seed)
+    return dataclasses.replace(draft, noise=noise, gradients=gradients)
+
+
+def judge(bench: Workbench, candidate: Candidate, batches: Batches, reference: Reference, seed: int) -> Quality:
+    """Train ``candidate`` as the reference was trained, and compare."""
+    gaps: list[float] = []
+    skipped = 0
+    threshold = max(reference.tolerance, reference.noise)
+    for order in range(NUM_ORDERS):
+        loss, run = _train(bench, candidate, batches, order, seed)
+        skipped += run.skipped
+        if not math.isfinite(loss):
+            return _failed(reference, skipped, f"the loss is {loss} after {len(batches.train)} steps")
+        gaps.append(reference.gap(order, loss))
+    evaluation = user_evaluation(bench)
+    steps = NUM_ORDERS * len(batches.train)
+    gap, upper = statistics.fmean(gaps), upper_bound(gaps)
+    gradients, loss = gradients_at(bench, candidate, batches, reference.state, seed)
+    gate = compare_gradients(reference.gradients, gradients)
+    reason = _reason(gap, upper, threshold, gate, skipped, steps)
+    return Quality(gap, upper, threshold, gate, skipped, steps, reason, evaluation)
+
+
+def upper_bound(gaps: Sequence[float]) -> float:
+    """Upper end of the one-sided 95 % interval of the mean of three paired gaps (Student's t)."""
+    return statistics.fmean(gaps) + T_95_TWO_DEGREES * statistics.stdev(gaps) / math.sqrt(len(gaps))
+
+
+def compare_gradients(reference: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> GradientGate:
+    """Cosine, norm ratio and share of zeros of every parameter's gradient against the reference's."""
+    failures: dict[str, list[str]] = {}
+    cosines: list[tuple[float, str]] = [(1.0, "")]
+    ratios: list[tuple[float, str]] = [(1.0, "")]
+    floor = NEGLIGIBLE * _root_mean_square(reference.values())
+    for name, expected in reference.items():
+        actual = found.get(name)
+        if actual is None:
+            failures[name] = [f"{name} gets no gradient"]
+            continue
+        if not bool(torch.isfinite(actual).all()):
+            failures[name] = [f"the gradient of {name} is not finite"]
+            continue
+        if _root_mean_square([expected]) <= floor:
+            continue
+        cosine, ratio, zero_rise = _compare(expected, actual)
+        cosines.append((cosine, name))
+        ratios.append((ratio, name))
+        failures[name] = _gradient_failures(name, cosine, ratio, zero_rise)
+    worst_cosine, cosine_of = min(cosines)
+    worst_ratio, ratio_of = max(ratios, key=lambda item: abs(math.log(max(item[0], 1e-30))))
+    sentences = tuple(sentence for found in failures.values() for sentence in found)
+    failing = tuple(name for name, found in failures.items() if found)
+    return GradientGate(worst_cosine, cosine_of, worst_ratio, ratio_of, sentences, failing)
+
+
+def gradients_at(
+    bench: Workbench, candidate: Candidate, batches: Batches, state: dict[str, torch.Tensor], seed: int
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Unscaled gradients of the first training batch at the weights ``state``, under ``candidate``.
+
+    One step is trained first and the weights are set back, so that a cast kept from older weights shows.
+    """
+    scale = candidate.scaler.init_scale if candidate.scaler.enabled else 1.0
+    with training(bench, candidate) as run:
+        seed_everything(seed)
+        run.step(batches.train[0])
+        while True:
+            bench.restore(state)
+            seed_everything(seed)
+            loss = run.loss(batches.train[0])
+            (loss * scale).backward()
+            named = bench.model.named_parameters()
+            gradients = {name: p.grad.float() / scale for name, p in named if p.grad is not None}
+            if scale <= 1 or all(bool(torch.isfinite(g).all()) for g in gradients.values()):
+                return gradients, loss.item()
+            # What the scaler does after an overflow: back off and try again.
+            scale *= candidate.scaler.backoff_factor
+
+
+def held_back_loss(bench: Workbench, batches: Batches) -> float:
+    """Mean loss of the FP32 parameters, evaluated in FP32, on the held-back batches.
+
+    The model must not be under a plan or autocast here, so that a loss that is merely rounded neither hides nor fakes
+    a gap.
+    """
+    fp32 = Candidate("fp32")
+    was_training = bench.model.training
+    bench.model.eval()
+    try:
+        with torch.no_grad(), backend_flags(False):
+            losses = [loss_of(bench, fp32, batch).float().item() for batch in batches.held_back]
+    finally:
+        bench.model.train(was_training)
+    return statistics.fmean(losses)
+
+
+def user_evaluation(bench: Workbench) -> float | None:
+    """The user's ``evaluate`` on the current weights in FP32, when the target has one.
+
+    Raises:
+        CaptureError: it raises, or returns something that is not a number.
+    """
+    if bench.target.evaluate is None:
+        return None
+    try:
+        with backend_flags(False):
+            return float(bench.target.evaluate(bench.model))
+    except Exception as error:
+        raise CaptureError(f"evaluate(model) raised {type(error).__name__}: {error}") from error
+
+
+def _train(bench: Workbench, candidate: Candidate, batches: Batches, order: int, seed: int) -> tuple[float, Run]:
+    """Held-back FP32 loss after training on the batches in one order."""
+    with training(bench, candidate) as run:
+        seed_everything(seed + order)
+        for batch in batches.order(order):
+            run.counted_step(batch)
+    return held_back_loss(bench, batches), run
+
+
+def _noise(bench: Workbench, fp32: Candidate, batches: Batches, reference: Reference, seed: int) -> float:
+    """Gap of the reference to itself with another random seed (dropout, atomics): its own run-to-run noise."""
+    first = abs(reference.gap(0, _train(bench, fp32, batches, 0, seed + 1000)[0]))
+    if first == 0:
+        return 0.0
+    others = [abs(reference.gap(i, _train(bench, fp32, batches, i, seed + 1000)[0])) for i in range(1, NUM_ORDERS)]
+    return max(first, *others)
+
+
+def _compare(expected: torch.Tensor, actual: torch.Tensor) -> tuple[float, float, float]:
+    a, b = expected.double().flatten(), actual.double().flatten()
+    norm_a, norm_b = a.norm().item(), b.norm().item()
+    cosine = (a @ b).item() / (norm_a * norm_b) if norm_a * norm_b > 0 else 0.0
+    # What is a true zero up to FP32's rounding may well come out as an exact one.
+    counts = a.abs() > ROUNDING * norm_a / math.sqrt(a.numel())
+    zero_rise = ((b == 0) & counts).double().mean().item()
+    return cosine, norm_b / norm_a if norm_a else math.inf, zero_rise
+
+
+def _gradient_failures(name: str, cosine: float, ratio: float, zero_rise: float) -> list[str]:
+    failures = []
+    if cosine < MIN_COSINE:
+        failures.append(
+            f"the gradient of {name} points elsewhere: cosine {cosine:.3f}, at least {MIN_COSINE} is needed"
+        )
+    if not NORM_RATIO[0] <= ratio <= NORM_RATIO[1]:
+        failures.append(f"the gradient of {name} has {ratio:.3g} times its norm, 0.9 to 1.1 is allowed")
+    if zero_rise > MAX_ZERO_RISE:
+        failures.append(f"{zero_rise:.1%} of the gradient of {name} underflow to zero")
+    return failures
+
+
+def _root_mean_square(tensors: Iterable[torch.Tensor]) -> float:
+    total, count = 0.0, 0
+    for tensor in tensors:
+        total += tensor.double().square().sum().item()
+        count += tensor.numel()
+    return math.sqrt(total / count) if count else 0.0
+
+
+def _reason(gap: float, upper: float, threshold: float, gate: GradientGate, skipped: int, steps: int) -> str:
+    if skipped > steps // 2:
+        return f"the scaler skipped {skipped} of {steps} steps"
+    if upper > threshold:
+        return f"loss gap {gap:+.3%}, up to {upper:+.3%}, allowed {threshold:.3%}"
+    if gate.failures:
+        more = f" (and {len(gate.failures) - 1} more)" if len(gate.failures) > 1 else ""
+        return gate.failures[0] + more
+    return ""
+
+
+def _failed(reference: Reference, skipped: int, reason: str) -> Quality:
+    threshold = max(reference.tolerance, reference.noise)
+    return Quality(math.inf, math.inf, threshold, None, skipped, 0, reason)

@@ -1,0 +1,86 @@
+"""Candidates: the stock recipes that users pick today, and plans; both run through the same training step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, ScalerConfig
+from amptune.tune.device import Device
+
+NO_SCALER = ScalerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One way to train the model: a stock recipe (``plan`` is None) or a plan.
+
+    Attributes:
+        name: stock recipe name, or ``plan``.
+        plan: formats per site; ``None`` runs the model as the user wrote it.
+        autocast: format of a torch.autocast region around forward and loss; ``None`` for no region.
+        tf32: TF32 for what stays in FP32.
+        scaler: loss scaling.
+    """
+
+    name: str
+    plan: Plan | None = None
+    autocast: Format | None = None
+    tf32: bool = False
+    scaler: ScalerConfig = NO_SCALER
+
+    @property
+    def key(self) -> str:
+        """Equal for candidates that do the same."""
+        return self.plan.behaviour_hash() if self.plan else f"stock:{self.name}"
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether this is a recipe that needs no amptune."""
+        return self.plan is None
+
+
+def plan_candidate(plan: Plan) -> Candidate:
+    """The candidate that trains with ``plan``."""
+    return Candidate("plan", plan, None, plan.tf32, plan.scaler)
+
+
+def stock_candidates(device: Device) -> list[Candidate]:
+    """The stock recipes that this device can run, the FP32 reference first."""
+    recipes = [Candidate("fp32")]
+    if device.has_tf32():
+        recipes.append(Candidate("tf32", tf32=True))
+    formats = device.formats()
+    if Format.BF16 in formats:
+        recipes.append(Candidate("autocast-bf16", autocast=Format.BF16))
+    if Format.FP16 in formats:
+        recipes.append(Candidate("autocast-fp16", autocast=Format.FP16, scaler=ScalerConfig(enabled=True)))
+    return recipes
+
+
+@contextlib.contextmanager
+def backend_flags(tf32: bool) -> Iterator[None]:
+    """TF32 on or off for matrix products and convolutions, both ways back afterwards.
+
+    Through set_float32_matmul_precision, which keeps the older getters working in the user's libraries. cuDNN allows
+    TF32 by default, so the FP32 reference has to switch it off.
+    """
+    precision, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolution
+
+
+def autocast_region(candidate: Candidate, device: Device) -> contextlib.AbstractContextManager[object]:
+    """The autocast region of a recipe, or nothing."""
+    if candidate.autocast is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.torch.type, dtype=getattr(torch, candidate.autocast.torch_name))

@@ -1,0 +1,81 @@
+"""result.json: everything that was measured, in the fields that other tools read."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from typing import Any
+
+import optuna
+import torch
+
+from amptune import __version__
+from amptune.tune.finals import Verdict
+from amptune.tune.search import Search
+from amptune.tune.study import Outcome, TrialRecord
+from amptune.tune.timing import StepTime
+
+RESULT_VERSION = 1
+TOOL = f"amptune {__version__}"
+
+
+def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str) -> dict[str, Any]:
+    """The content of result.json, schema version 1.
+
+    Times are milliseconds with quartiles, memory is bytes (null on a CPU), ``loss_gap`` is signed and relative.
+    """
+    options, prepared = search.options, search.prepared
+    return {
+        "version": RESULT_VERSION,
+        "tool": TOOL,
+        "verdict": verdict.kind,
+        "device": prepared.device,
+        "mode": "eager",
+        "seed": options.seed,
+        "versions": {
+            "amptune": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "optuna": optuna.__version__,
+        },
+        "noise": prepared.noise,
+        "tolerance": options.tolerance,
+        "steps": options.steps,
+        "quality_data": prepared.quality_data,
+        "notes": list(prepared.notes),
+        "stock": [_entry(record) for record in search.records() if record.outcome.recipe],
+        "best": _entry(verdict.record, verdict.step) | {"plan": plan_file},
+        "speedup_over_best_stock": round(verdict.speedup, 4),
+        "speedup_low": round(verdict.speedup_low, 4),
+        "attribution": {"full": round(verdict.speedup, 4), "without_loss_and_layout": _rounded(verdict.formats_only)},
+        "repeated": verdict.repeated,
+        "repeats": {"stock": _entry(verdict.stock, verdict.stock_step)},
+        "trials": [_trial(record) for record in search.records()],
+        "seconds": round(seconds, 1),
+    }
+
+
+def _entry(record: TrialRecord, step: StepTime | None = None) -> dict[str, Any]:
+    outcome = record.outcome
+    return {
+        "recipe": outcome.recipe or "plan",
+        "step_ms": step.to_json() if step else outcome.step_ms,
+        "memory_bytes": outcome.memory_bytes,
+        "loss_gap": outcome.loss_gap,
+        "valid": outcome.valid,
+        "reason": outcome.reason,
+        "trial": record.number,
+    } | _evaluation(outcome)
+
+
+def _evaluation(outcome: Outcome) -> dict[str, Any]:
+    return {} if outcome.evaluation is None else {"evaluation": outcome.evaluation}
+
+
+def _trial(record: TrialRecord) -> dict[str, Any]:
+    fields = dataclasses.asdict(record.outcome)
+    return {"number": record.number, **fields, "point": record.point}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

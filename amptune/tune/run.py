@@ -1,0 +1,203 @@
+"""``amptune tune`` as one function: from a target to an output folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from amptune.capture import Capture, Target, capture, load_target
+from amptune.core.files import write_atomic
+from amptune.core.plan import Plan
+from amptune.core.scaler import GradientRecord, choose_scaler
+from amptune.core.tables import CostTable
+from amptune.errors import InputError, TuneError, UsageError
+from amptune.patch.instrument import instrument_source, pinnable_sites
+from amptune.patch.rewrite import unpatch_source
+from amptune.patch.spec import PatchSpec
+from amptune.patch.text import read_source
+from amptune.tune.emit import Emission, emit, plan_text
+from amptune.tune.explain import with_reasons
+from amptune.tune.finals import Verdict, decide
+from amptune.tune.options import TuneOptions
+from amptune.tune.process import WorkerProcess, must
+from amptune.tune.progress import Progress
+from amptune.tune.recipes import Candidate
+from amptune.tune.result import result_json
+from amptune.tune.search import Search
+from amptune.tune.space import Space, edges_of, is_pin_candidate
+from amptune.tune.stockplan import plan_of_stock
+from amptune.tune.study import locked_folder, open_study
+from amptune.tune.worker import Job, Prepared
+
+SETUP_TIMEOUT = 3600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneResult:
+    """What a tune leaves: the content of result.json, the final plan, and the files written."""
+
+    data: dict[str, Any]
+    plan: Plan
+    verdict: Verdict
+    files: dict[str, Path]
+
+
+def tune(options: TuneOptions, progress: Progress) -> TuneResult:
+    """Search, decide, and write the output folder.
+
+    Raises:
+        AmptuneError: see the error tree; what was in the folder before is left as it was unless the search started.
+    """
+    started = time.monotonic()
+    target = load_target(options.target)
+    _refuse_patched(target)
+    progress.stage("capturing the model")
+    captured = capture(target)
+    for note in (*target.notes, *captured.notes):
+        progress.line(f"note: {note}")
+    with locked_folder(options.out, options.existing), _worker(options, target, captured, progress) as worker:
+        progress.stage("training the FP32 reference")
+        prepared: Prepared = _ask(worker, "prepare", what="the FP32 reference failed")
+        search = _start(options, target, captured, worker, prepared, progress)
+        _announce(search)
+        search.run()
+        verdict = decide(search)
+        plan, record = _final_plan(search, verdict)
+        data = result_json(search, verdict, time.monotonic() - started, "plan.json")
+        spec: PatchSpec = _ask(worker, "patch_spec", captured.graph, what="the model cannot be described")
+        emission = Emission(options.out, target, captured, spec, plan, record, search.table, verdict, data)
+        files = emit(emission, lambda path, candidate: _check_emitted(worker, path, candidate))
+    return TuneResult(data, plan, verdict, files)
+
+
+def _refuse_patched(target: Target) -> None:
+    """Raise InputError for a file that a plan is in force in: the search would measure plans on top of it."""
+    if target.path is None:
+        return
+    text, _ = read_source(target.path)
+    if unpatch_source(text, str(target.path)) != text:
+        raise InputError(
+            f"{target.path} already has a plan of amptune in it",
+            hint=f"tune the original; git apply -R takes the plan out again ({target.path.stem}.patch)",
+        )
+
+
+@contextlib.contextmanager
+def _worker(options: TuneOptions, target: Target, captured: Capture, progress: Progress) -> Iterator[WorkerProcess]:
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    codes = {site.id: site.code for site in captured.graph if site.code and not site.is_module}
+    source, pins = _trial_source(target, captured)
+    job = Job(options, source, codes, pins, threads)
+    with WorkerProcess(job, progress.stage) as worker:
+        yield worker
+
+
+def _trial_source(target: Target, captured: Capture) -> tuple[str | None, tuple[str, ...]]:
+    """The user's file with a lookup at each functional op that a plan may pin, and the sites of these ops.
+
+    None for a model from a package, which has no file to pin in.
+    """
+    if target.path is None:
+        return None, ()
+    text, _ = read_source(target.path)
+    sites = pinnable_sites(text, target.path, filter(is_pin_candidate, captured.graph))
+    return instrument_source(text, {site.code for site in sites}), tuple(site.id for site in sites)
+
+
+def _start(
+    options: TuneOptions,
+    target: Target,
+    captured: Capture,
+    worker: WorkerProcess,
+    prepared: Prepared,
+    progress: Progress,
+) -> Search:
+    """Open the study and bring together what the search needs; a resumed study keeps its cost table."""
+    graph = captured.graph
+    space: Space = _ask(worker, "space", graph, what="the search space cannot be built")
+    recipes: list[Candidate] = _ask(worker, "recipes", what="the device cannot be asked for its formats")
+    identity = {
+        "model": graph.fingerprint(),
+        "search_space": space.fingerprint(),
+        "device": prepared.device.get("gpu"),
+        "seed": options.seed,
+        "steps": options.steps,
+    }
+    study = open_study(options.out, options.existing, options.seed)
+    header = study.header
+    if study.resumed and header:
+        _check_same(header["identity"], identity)
+        requeued = study.requeue_interrupted()
+        progress.line(f"continuing after {len(study.records())} trials, {requeued} of them measured again")
+        table = CostTable.from_json(header["costs"])
+    else:
+        table = _ask(worker, "costs", space, graph, what="the cost table cannot be measured")
+        study.start({"identity": identity, "costs": table.to_json()})
+    return Search(
+        options=options, study=study, worker=worker, prepared=prepared, recipes={c.name: c for c in recipes},
+        space=space, table=table, edges=edges_of(graph, space), plan_header=_plan_header(target, captured, prepared),
+        progress=progress, on_best=lambda plan: write_atomic(options.out / "plan.json", plan_text(plan)),
+    )  # fmt: skip
+
+
+def _plan_header(target: Target, captured: Capture, prepared: Prepared) -> dict[str, Any]:
+    device = prepared.device
+    measured_on = {key: device.get(key) for key in ("gpu", "capability", "torch", "driver")} | {"mode": "eager"}
+    return {
+        "target": target.spec.text,
+        "source_sha256": target.source_sha256,
+        "fingerprint": captured.graph.fingerprint(),
+        "measured_on": measured_on,
+    }
+
+
+def _check_same(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise UsageError, naming what changed, unless a study may be continued."""
+    for key, value in now.items():
+        if then.get(key) != value:
+            raise UsageError(
+                f"the study was started with another {key.replace('_', ' ')} (then {then.get(key)}, now {value})",
+                hint="start anew with --overwrite, or choose another --out",
+            )
+
+
+def _announce(search: Search) -> None:
+    space, prepared = search.space, search.prepared
+    formats = ", ".join(f.label for f in space.formats) or "none"
+    search.progress.line(
+        f"{prepared.device.get('gpu')}: 16-bit formats {formats}; {len(space.groups)} groups of sites; "
+        f"reference loss {prepared.initial_loss:.4f} -> {prepared.reference_loss:.4f} in {search.options.steps} steps, "
+        f"noise {prepared.noise:.3%}, quality on {prepared.quality_data}"
+    )
+
+
+def _final_plan(search: Search, verdict: Verdict) -> tuple[Plan, GradientRecord]:
+    """The winner as a plan, with reasons and the tuned scaler."""
+    if verdict.kind == "plan":
+        plan = with_reasons(search.plan_of(verdict.record), search.table)
+    else:
+        plan = plan_of_stock(search.recipes[str(verdict.record.outcome.recipe)], search.plan_header)
+    if not plan.uses_fp16:
+        return plan, GradientRecord()
+    search.progress.stage("recording gradients for the loss scale")
+    record: GradientRecord = _ask(search.worker, "record_gradients", plan, what="the gradients cannot be recorded")
+    return dataclasses.replace(plan, scaler=choose_scaler(record)), record
+
+
+def _check_emitted(worker: WorkerProcess, path: Path, candidate: Candidate) -> None:
+    """Raise TuneError unless the emitted model does what was measured."""
+    differences: list[str] = _ask(worker, "check_emitted", path, candidate, what="the patched model does not run")
+    if differences:
+        raise TuneError(
+            f"the patched model differs from the measured plan: {'; '.join(differences[:3])}",
+            hint="plan.json is written; please report this model",
+        )
+
+
+def _ask(worker: WorkerProcess, request: str, *arguments: object, what: str) -> Any:
+    return must(lambda: worker.request(request, *arguments, timeout=SETUP_TIMEOUT), what)

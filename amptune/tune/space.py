@@ -1,0 +1,244 @@
+"""The search space: groups of sites that decide together, the choices of a whole plan, and the way to a Plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from amptune.apply import how_to_apply, plannable_modules, tied_by_run
+from amptune.core.formats import Format
+from amptune.core.graph import INPUT, PrecisionGraph, Site
+from amptune.core.ops import Family, op_named
+from amptune.core.plan import Plan, ScalerConfig, SitePlan
+from amptune.core.tables import CostTable
+from amptune.tune.recipes import Candidate
+from amptune.tune.training import Workbench, loss_of, training
+
+PINNED_FAMILIES = frozenset({Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX, Family.NORM})
+"""Functional ops of these families may be pinned in FP32 at their source line; the others follow their inputs."""
+LOW, HIGH = "low", "fp32"
+LOSS = "loss_fn"
+COMPILED_LOSS = "fp32-compiled"
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)")
+
+
+How = Literal["swap", "follow", "source", "autocast"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Sites with one decision: same role in repeated blocks, or tied because their outputs meet in one op.
+
+    Attributes:
+        name: the role, with block numbers as ``*``; for a pin the op's place in the source.
+        sites: ids of the sites.
+        kind: ``module`` chooses FP32 or the plan's 16-bit format, ``pin`` chooses FP32 or to follow, ``fixed`` has
+            no choice: its outputs meet a tensor that no plan casts, in an op that takes one dtype only.
+        how: how each site is put in force, in the order of ``sites``.
+    """
+
+    name: str
+    sites: tuple[str, ...]
+    kind: Literal["module", "pin", "fixed"]
+    how: tuple[How, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """All choices of a plan.
+
+    A point is a dict: group name -> ``low`` or ``fp32``, ``:format`` the 16-bit format that ``low`` stands for,
+    ``:tf32`` and ``:channels_last`` where the device and the model have them, and ``:loss`` where the loss is the
+    user's function: ``fp32``, ``follow`` (the format that the output has) or ``fp32-compiled`` (torch.compile of the
+    loss alone: the cast up then costs no memory).
+    """
+
+    groups: tuple[Group, ...]
+    formats: tuple[Format, ...]
+    tf32: bool
+    channels_last: bool
+    losses: tuple[str, ...] = ()
+
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """Name of each choice and its values, in a fixed order."""
+        choices: dict[str, tuple[str, ...]] = {":format": tuple(f.label for f in self.formats)}
+        choices |= {group.name: (HIGH, LOW) for group in self.groups if group.kind != "fixed"}
+        if self.losses:
+            choices[":loss"] = self.losses
+        if self.tf32:
+            choices[":tf32"] = ("on", "off")
+        if self.channels_last:
+            choices[":channels_last"] = ("off", "on")
+        return choices
+
+    def point(self, chosen: Mapping[str, str]) -> dict[str, str]:
+        """A full point from the choices that differ from FP32 everywhere."""
+        return {name: chosen.get(name, values[0]) for name, values in self.choices().items()}
+
+    def fingerprint(self) -> str:
+        """Changes when the space does: a study of another space is not continued."""
+        text = json.dumps([self.choices(), [(g.name, g.sites, g.how) for g in self.groups]])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def decode(self, point: Mapping[str, str], table: CostTable, header: Mapping[str, Any]) -> Plan:
+        """The plan of a point. ``header`` gives the fields that name the model and the device."""
+        low = Format.parse(point[":format"])
+        sites: dict[str, SitePlan] = {}
+        for group in self.groups:
+            sites |= _decide(group, point.get(group.name, HIGH), low, table)
+        plan = Plan(
+            sites=sites,
+            tf32=point.get(":tf32") == "on",
+            channels_last=point.get(":channels_last") == "on",
+            loss_format=None if point.get(":loss") == "follow" else Format.FP32,
+            loss_compile=point.get(":loss") == COMPILED_LOSS,
+            **header,
+        )
+        return dataclasses.replace(plan, scaler=ScalerConfig(enabled=plan.uses_fp16))
+
+
+def build_space(
+    bench: Workbench,
+    graph: PrecisionGraph,
+    batch: Any,
+    *,
+    pins: Collection[str] = (),
+    losses: tuple[str, ...] = (),
+) -> Space:
+    """The space of a model on a device.
+
+    Args:
+        bench: the live model, which is run to see what can be planned and what must agree.
+        graph: its sites.
+        batch: what to run it on.
+        pins: functional sites that can be pinned in the user's source.
+        losses: choices of the loss; empty when it is not a function of the user's.
+    """
+    formats = bench.device.formats()
+    groups = _module_groups(bench, batch, formats[0]) if formats else []
+    groups += _leaf_pins(bench.model, graph) + _source_pins([graph[site] for site in pins])
+    has_convolutions = any(op_named(site.op).family is Family.CONV and "2d" in site.op for site in graph)
+    return Space(tuple(groups), formats, bench.device.has_tf32(), has_convolutions, losses)
+
+
+def role_of(path: str) -> str:
+    """The path with every block number replaced by ``*``: what repeated blocks have in common."""
+    return _INDEX.sub("*", path)
+
+
+def edges_of(graph: PrecisionGraph, space: Space) -> list[tuple[str, str, int]]:
+    """(source, target, elements) for each floating tensor between module sites, looking through what follows.
+
+    Functional ops and modules outside the plan run in the format of their inputs, so a cast between two planned
+    sites is paid once, on the path between them.
+    """
+    # A dict, for its order.
+    planned = {site: group for group in space.groups if group.kind != "pin" for site in group.sites if site in graph}
+    edges: list[tuple[str, str, int]] = []
+    for source in planned:
+        seen = {source}
+        stack = [source]
+        while stack:
+            here = stack.pop()
+            for consumer in graph.consumers(here):
+                numel = sum(t.numel for t in graph.tensors(here, consumer.id) if t.is_floating)
+                if consumer.id in planned:
+                    edges.append((source, consumer.id, numel))
+                elif consumer.id not in seen:
+                    seen.add(consumer.id)
+                    stack.append(consumer.id)
+    return edges
+
+
+def _module_groups(bench: Workbench, batch: Any, low: Format) -> list[Group]:
+    """Modules with weights: same role and class decide together, and so does what meets in an op of one dtype."""
+    fp32 = Candidate("fp32")
+    with training(bench, fp32):
+
+        def run() -> None:
+            loss_of(bench, fp32, batch)
+
+        how: dict[str, How] = dict(plannable_modules(bench.model, run))
+        roles = _by_role(bench.model, how)
+        ties = tied_by_run(bench.model, run, roles, low=low, how=how)
+    bench.restore()
+    tie_of = {name: index for index, tie in enumerate(ties) for name in tie - {INPUT}}
+    joined: dict[str, list[str]] = {}
+    for name in roles:
+        joined.setdefault(f"tie {tie_of[name]}" if name in tie_of else name, []).append(name)
+    return [
+        _joined(names, roles, how, any(INPUT in tie and names[0] in tie for tie in ties)) for names in joined.values()
+    ]
+
+
+def _by_role(model: nn.Module, paths: Iterable[str]) -> dict[str, list[str]]:
+    """Name of a group -> paths with the same role, class and shapes of parameters: what costs and fails alike."""
+    roles: dict[tuple[str, str, tuple[torch.Size, ...]], list[str]] = {}
+    for path in paths:
+        module = model.get_submodule(path)
+        shapes = tuple(parameter.shape for parameter in module.parameters())
+        roles.setdefault((role_of(path), type(module).__name__, shapes), []).append(path)
+    count = Counter(role for role, _, _ in roles)
+    return {role if count[role] == 1 else _told_apart(role, found): found for (role, _, _), found in roles.items()}
+
+
+def _told_apart(role: str, paths: list[str]) -> str:
+    """A name for one of several groups of a role: its path, or the role with its first member."""
+    return paths[0] if len(paths) == 1 else f"{role} as {paths[0]}"
+
+
+def _joined(names: list[str], roles: Mapping[str, list[str]], how: Mapping[str, How], fixed: bool) -> Group:
+    sites = tuple(path for name in names for path in roles[name])
+    label = "+".join(names) if len(names) <= 4 else f"{names[0]}+{len(names) - 1} more"
+    return Group(label, sites, "fixed" if fixed else "module", tuple(how[site] for site in sites))
+
+
+def _leaf_pins(model: nn.Module, graph: PrecisionGraph) -> list[Group]:
+    """Leaf modules without weights that are sensitive (Softmax, Softplus ...): FP32, or the format of their input."""
+    by_role: dict[str, list[str]] = {}
+    for site in graph:
+        is_leaf = site.is_module and not site.params and site.module != LOSS
+        if is_leaf and _is_sensitive(site) and how_to_apply(model.get_submodule(site.module)) == "swap":
+            by_role.setdefault(role_of(site.id), []).append(site.id)
+    swap: How = "swap"
+    return [Group(role, tuple(sites), "pin", (swap,) * len(sites)) for role, sites in by_role.items()]
+
+
+def is_pin_candidate(site: Site) -> bool:
+    """Whether a functional site may need FP32 by itself. The loss is left out: its format is a choice of its own."""
+    return not site.is_module and site.module != LOSS and _is_sensitive(site)
+
+
+def _is_sensitive(site: Site) -> bool:
+    op = op_named(site.op)
+    return bool(op.why_sensitive) and op.family in PINNED_FAMILIES
+
+
+def _source_pins(sites: Iterable[Site]) -> list[Group]:
+    """One group for all calls of an op in one function: the formats that ran can be told apart by op, not by call."""
+    by_place: dict[str, list[str]] = {}
+    for site in sites:
+        by_place.setdefault(site.code.rpartition(".")[0], []).append(site.id)
+    source: How = "source"
+    return [Group(place, tuple(ids), "pin", (source,) * len(ids)) for place, ids in by_place.items()]
+
+
+def _decide(group: Group, choice: str, low: Format, table: CostTable) -> dict[str, SitePlan]:
+    decided: dict[str, SitePlan] = {}
+    for site, how in zip(group.sites, group.how, strict=True):
+        if group.kind == "pin":
+            if choice == HIGH:
+                decided[site] = SitePlan(Format.FP32, how=how)
+            continue
+        number_format = low if choice == LOW else Format.FP32
+        pad = table.site(site, number_format).pad
+        decided[site] = SitePlan(number_format, pad=pad, how=how)
+    return decided

@@ -1,0 +1,213 @@
+"""The Optuna study on disk: one journal file, one process at a time, nothing lost when that process is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from amptune.errors import InputError, UsageError
+
+NAME = "amptune"
+JOURNAL = "study.journal"
+LOCK = ".study.lock"
+HEADER = "header"
+NUM_STARTUP_TRIALS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one trial gave, as it is kept in the journal and told in result.json.
+
+    ``state`` is valid, invalid (measured, but does not train as well), slow (given up) or failed; ``failing`` names
+    the parameters whose gradients are wrong.
+    """
+
+    kind: str
+    state: str
+    reason: str = ""
+    recipe: str | None = None
+    plan_hash: str | None = None
+    step_ms: Mapping[str, Any] | None = None
+    predicted_ms: float | None = None
+    memory_bytes: int | None = None
+    loss_gap: float | None = None
+    loss_gap_upper: float | None = None
+    worst_cosine: float | None = None
+    skipped_steps: int | None = None
+    evaluation: float | None = None
+    failing: Sequence[str] = ()
+
+    @property
+    def valid(self) -> bool:
+        """Whether the trial was measured and trains as well as the reference."""
+        return self.state == "valid"
+
+    @property
+    def median_ms(self) -> float:
+        """Step time; infinite when there is none."""
+        return float(self.step_ms["median"]) if self.step_ms else math.inf
+
+
+class TrialRecord:
+    """A finished trial: its number, its point and its outcome."""
+
+    def __init__(self, trial: FrozenTrial) -> None:
+        self.number = trial.number
+        self.point: dict[str, str] = dict(trial.params)
+        self.outcome = Outcome(**trial.user_attrs["outcome"])
+
+
+class StudyFile:
+    """The study of one output folder."""
+
+    def __init__(self, study: optuna.Study, resumed: bool) -> None:
+        self.study = study
+        self.resumed = resumed
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What the study was started with: model, space, settings, cost table."""
+        header: dict[str, Any] = self.study.user_attrs.get(HEADER, {})
+        return header
+
+    def start(self, header: Mapping[str, Any]) -> None:
+        """Write the header of a new study."""
+        self.study.set_user_attr(HEADER, dict(header))
+
+    @property
+    def lined_up(self) -> bool:
+        """Whether the stock recipes and the front were lined up: a kill may have come before."""
+        return bool(self.study.user_attrs.get("lined_up"))
+
+    def mark_lined_up(self) -> None:
+        """Remember that they were."""
+        self.study.set_user_attr("lined_up", True)
+
+    def enqueue(self, point: Mapping[str, str], kind: str, recipe: str | None = None) -> None:
+        """Line up a point; enqueued points are asked for before the sampler."""
+        self.study.enqueue_trial(dict(point), user_attrs={"kind": kind, "recipe": recipe})
+
+    def ask(self, choices: Mapping[str, tuple[str, ...]]) -> tuple[Trial, dict[str, str]]:
+        """The next trial and its point."""
+        trial = self.study.ask()
+        return trial, {name: str(trial.suggest_categorical(name, values)) for name, values in choices.items()}
+
+    def tell(self, trial: Trial, outcome: Outcome) -> None:
+        """Close a trial. A candidate that was measured but is not valid is complete with a violated constraint."""
+        trial.set_user_attr("outcome", dataclasses.asdict(outcome))
+        if outcome.step_ms is None:
+            self.study.tell(trial, state=TrialState.FAIL)
+            return
+        trial.set_constraint("quality", 0.0 if outcome.valid else 1.0)
+        self.study.tell(trial, outcome.median_ms)
+
+    def records(self) -> list[TrialRecord]:
+        """All finished trials that were measured or failed as candidates, by number."""
+        return [TrialRecord(trial) for trial in self.study.get_trials(deepcopy=False) if "outcome" in trial.user_attrs]
+
+    def num_waiting(self) -> int:
+        """How many points are lined up."""
+        return len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+    def requeue_interrupted(self) -> int:
+        """Close trials that were in flight when the process died and line their points up again."""
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in running:
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            # The point is complete only when all parameters were suggested before the kill.
+            if trial.params or trial.user_attrs.get("kind"):
+                fixed = trial.system_attrs.get("fixed_params", trial.params)
+                attributes: dict[str, Any] = {k: trial.user_attrs.get(k) for k in ("kind", "recipe")}
+                self.study.enqueue_trial(fixed, user_attrs=attributes)
+        return len(running)
+
+
+class _HeldLock(BaseJournalFileLock):
+    """The journal's lock: nothing to do, since this process holds the folder's lock for its whole life.
+
+    Optuna's own lock file survives a kill and then costs 30 s of waiting; the operating system frees ours.
+    """
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, existing: str) -> Iterator[None]:
+    """Hold ``folder`` (made when missing) for this process, after checking that its study may be touched.
+
+    Raises:
+        UsageError: a study is there and ``existing`` is ``refuse``, or another process works on it.
+        InputError: the folder cannot be written.
+    """
+    _make_folder(folder)
+    if existing == "refuse" and _holds_study(folder / JOURNAL):
+        hint = "continue it with --resume, or start anew with --overwrite"
+        raise UsageError(f"{folder / JOURNAL} already holds a study", hint=hint)
+    lock = filelock.FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        message = f"{folder}: another amptune tune is working in this folder"
+        raise UsageError(message, hint="choose another --out") from None
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}", hint="choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_study(folder: Path, existing: str, seed: int) -> StudyFile:
+    """The study in a locked folder: a new one, or the one to continue. ``seed`` is the sampler's."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path = folder / JOURNAL
+    if existing == "overwrite":
+        path.unlink(missing_ok=True)
+    resumed = _holds_study(path)
+    if resumed:
+        _cut_torn_line(path)
+    storage = JournalStorage(JournalFileBackend(str(path), lock_obj=_HeldLock()))
+    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=NUM_STARTUP_TRIALS)
+    study = optuna.create_study(
+        storage=storage, study_name=NAME, direction="minimize", sampler=sampler, load_if_exists=True
+    )
+    return StudyFile(study, resumed)
+
+
+def _holds_study(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop what follows the last newline: a write that a kill cut short would make the next append corrupt."""
+    with open(path, "r+b") as stream:
+        content = stream.read()
+        end = content.rfind(b"\n") + 1
+        if end != len(content):
+            stream.truncate(end)
+            os.fsync(stream.fileno())
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {folder}: {error.strerror or error}", hint="choose another --out"
+        ) from None

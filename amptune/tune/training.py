@@ -1,0 +1,173 @@
+"""One training run under a candidate: the model, its optimizer, its scaler, and the step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from amptune.apply import apply
+from amptune.capture.target import Target
+from amptune.core.formats import Format
+from amptune.errors import CaptureError
+from amptune.runtime import loss_in
+from amptune.tune.batches import to_device
+from amptune.tune.device import Device
+from amptune.tune.recipes import Candidate, autocast_region, backend_flags
+
+
+@dataclasses.dataclass
+class Workbench:
+    """One model on the device and the state it starts every run from.
+
+    There is a single model: a candidate is applied to it, trained, and undone, so that memory holds one model only.
+    """
+
+    target: Target
+    device: Device
+    model: nn.Module
+    initial: dict[str, torch.Tensor]
+    codes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    _targets: dict[tuple[Format | None, bool], Target] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def build(cls, target: Target, device: Device, seed: int, codes: Mapping[str, str] | None = None) -> Workbench:
+        """The target's model with weights from ``seed``, in train mode.
+
+        ``codes``: site id of each functional op -> its place in the source, for the ops that a plan pins.
+        """
+        seed_everything(seed)
+        model = target.make_model().to(device.torch)
+        model.train()
+        if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
+            # Lazy modules get their parameters in the first forward.
+            with torch.no_grad():
+                target.call(model, to_device(target.make_batch(), device.torch))
+        return cls(target, device, model, snapshot(model), codes or {})
+
+    def target_with_loss(self, loss_format: Format | None, compiled: bool) -> Target:
+        """The target with its ``loss_fn`` decorated as the patched file decorates it; compiled once and kept."""
+        key = (loss_format, compiled)
+        if key not in self._targets:
+            loss_fn = self.target.loss_fn
+            if loss_fn is not None:
+                loss_fn = loss_in(loss_format.label if loss_format else None, compile=compiled)(loss_fn)
+            self._targets[key] = dataclasses.replace(self.target, loss_fn=loss_fn)
+        return self._targets[key]
+
+    def restore(self, state: dict[str, torch.Tensor] | None = None) -> None:
+        """Set weights and buffers to ``state``, by default the initial one, and drop the gradients."""
+        with torch.no_grad():
+            current = self.model.state_dict(keep_vars=True)
+            for name, value in (self.initial if state is None else state).items():
+                current[name].data.copy_(value)
+        self.model.zero_grad(set_to_none=True)
+        self.model.train()
+
+
+def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def make_optimizer(target: Target, model: nn.Module, device: Device) -> torch.optim.Optimizer:
+    """The user's optimizer, else AdamW with a learning rate of 3e-4, fused where the device has it.
+
+    Raises:
+        CaptureError: ``make_optimizer`` raises or returns something else than an optimizer.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise CaptureError("the model has no parameter that requires a gradient, so there is nothing to train")
+    if target.make_optimizer is None:
+        return torch.optim.AdamW(trainable, lr=3e-4, fused=True)
+    try:
+        optimizer = target.make_optimizer(trainable)
+    except Exception as error:
+        raise CaptureError(f"make_optimizer(params) raised {type(error).__name__}: {error}") from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise CaptureError(f"make_optimizer(params) returned {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    return optimizer
+
+
+def loss_of(bench: Workbench, candidate: Candidate, batch: Any) -> torch.Tensor:
+    """Forward and loss of one batch under the candidate, which must already be applied to the model."""
+    with autocast_region(candidate, bench.device):
+        return loss_of_output(bench, candidate, bench.target.call(bench.model, batch), batch)
+
+
+def loss_of_output(bench: Workbench, candidate: Candidate, output: Any, batch: Any) -> torch.Tensor:
+    """The loss of an output in the candidate's loss format; an autocast recipe must be in force already."""
+    plan = candidate.plan
+    if plan is None:
+        return bench.target.loss(output, batch)
+    return bench.target_with_loss(plan.loss_format, plan.loss_compile).loss(output, batch)
+
+
+class Run:
+    """Training under one candidate, from the workbench's current weights. Use ``training`` to make one."""
+
+    def __init__(self, bench: Workbench, candidate: Candidate) -> None:
+        self.bench = bench
+        self.candidate = candidate
+        self.optimizer = make_optimizer(bench.target, bench.model, bench.device)
+        config = candidate.scaler
+        self.scaler = torch.amp.GradScaler(
+            bench.device.torch.type,
+            init_scale=config.init_scale,
+            growth_factor=config.growth_factor,
+            backoff_factor=config.backoff_factor,
+            growth_interval=config.growth_interval,
+            enabled=config.enabled,
+        )
+        self.steps = 0
+        self.skipped = 0
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        """Forward and loss of one batch, in the candidate's formats."""
+        return loss_of(self.bench, self.candidate, batch)
+
+    def step(self, batch: Any) -> torch.Tensor:
+        """One whole training step; the loss comes back on the device, so that nothing waits for it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(batch)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def counted_step(self, batch: Any) -> torch.Tensor:
+        """A step that also counts whether the scaler skipped it, which waits for the device: not for timing."""
+        before = self.scaler.get_scale()
+        loss = self.step(batch)
+        self.steps += 1
+        self.skipped += self.scaler.get_scale() < before
+        return loss
+
+
+@contextlib.contextmanager
+def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tensor] | None = None) -> Iterator[Run]:
+    """A run from ``state`` (default: the initial weights), with the candidate in force; undone on leaving."""
+    bench.restore(state)
+    with backend_flags(candidate.tf32):
+        applied = apply(bench.model, candidate.plan, codes=bench.codes) if candidate.plan else None
+        try:
+            yield Run(bench, candidate)
+        finally:
+            if applied is not None:
+                applied.undo()
+            bench.model.zero_grad(set_to_none=True)

@@ -1,0 +1,239 @@
+"""The child process that owns the device: it builds the model once and measures what the parent asks for.
+
+A candidate that crashes the process, hangs or exhausts the memory takes this process with it and nothing else: the
+parent starts a new one and goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amptune.apply import check_realised, stale_weight_casts
+from amptune.capture import Target, load_target
+from amptune.core.graph import PrecisionGraph
+from amptune.core.plan import Plan
+from amptune.core.scaler import GradientRecord
+from amptune.core.tables import CostTable
+from amptune.errors import AmptuneError
+from amptune.patch.spec import PatchSpec
+from amptune.tune.batches import Batches, load_batches
+from amptune.tune.costs import measure_costs
+from amptune.tune.device import Device
+from amptune.tune.emitted import compare_emitted
+from amptune.tune.gradients import record_gradients
+from amptune.tune.options import TuneOptions
+from amptune.tune.quality import Quality, Reference, judge, measure_reference
+from amptune.tune.recipes import Candidate, plan_candidate, stock_candidates
+from amptune.tune.space import COMPILED_LOSS, Space, build_space
+from amptune.tune.timing import StepTime, measure_interleaved, measure_step
+from amptune.tune.training import Workbench, training
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the child needs to start.
+
+    Attributes:
+        options: settings.
+        trial_source: the user's source with lookups at its functional ops; None for a model from a package.
+        codes: site id of each functional op -> its place in that source.
+        pins: functional sites that a plan may pin there.
+        threads: of torch on the CPU.
+    """
+
+    options: TuneOptions
+    trial_source: str | None
+    codes: dict[str, str]
+    pins: tuple[str, ...]
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What the parent learns once the reference has run."""
+
+    device: dict[str, Any]
+    noise: float
+    initial_loss: float
+    reference_loss: float
+    quality_data: str
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One candidate, measured: ``step`` is None when it was given up as too slow."""
+
+    step: StepTime | None
+    memory: int | None
+    quality: Quality | None
+    mismatches: tuple[str, ...] = ()
+
+
+Report = Callable[[str, int, int], None]
+
+
+class Worker:
+    """Answers one request at a time; every public method is a request."""
+
+    def __init__(self, job: Job, report: Report) -> None:
+        self.options = job.options
+        self.report = report
+        self.pins = job.pins
+        self.device = Device(job.options.device)
+        self.target: Target = load_target(job.options.target, source=job.trial_source)
+        self.bench = Workbench.build(self.target, self.device, job.options.seed, job.codes)
+        self.batches: Batches = load_batches(self.target, job.options.steps, self.device.torch)
+        self._reference: Reference | None = None
+
+    @property
+    def reference(self) -> Reference:
+        """The FP32 run, done at the first use."""
+        if self._reference is None:
+            self.report("training the FP32 reference", 0, 0)
+            self._reference = measure_reference(self.bench, self.batches, self.options.tolerance, self.options.seed)
+        return self._reference
+
+    def prepare(self) -> Prepared:
+        """Run the reference."""
+        reference = self.reference
+        return Prepared(
+            self.device.describe(),
+            reference.noise,
+            reference.initial_loss,
+            sum(reference.losses) / len(reference.losses),
+            self.batches.quality_data,
+            tuple(self.target.notes),
+        )
+
+    def space(self, graph: PrecisionGraph) -> Space:
+        """The search space, which depends on the live modules."""
+        return build_space(self.bench, graph, self.batches.train[0], pins=self.pins, losses=self._losses())
+
+    def patch_spec(self, graph: PrecisionGraph) -> PatchSpec:
+        """Where the plan goes in the user's file, or in a file of its own for a model from a package."""
+        cls, module = type(self.bench.model), self.target.module
+        own = self.target.path is not None and cls.__module__ == module.__name__
+        return PatchSpec.from_sites(
+            str(self.target.path or self.target.spec.text),
+            graph,
+            module_paths=((n, id(m)) for n, m in self.bench.model.named_modules(remove_duplicate=False)),
+            top_class=cls.__qualname__ if own else None,
+            make_model="make_model" if hasattr(module, "make_model") else None,
+            loss="loss_fn" if hasattr(module, "loss_fn") else None,
+        )
+
+    def recipes(self) -> list[Candidate]:
+        """The stock recipes that this device can run."""
+        return stock_candidates(self.device)
+
+    def costs(self, space: Space, graph: PrecisionGraph) -> CostTable:
+        """Measure the cost table of the sites of ``space``; ``graph`` says how often each is called."""
+        calls = {
+            site: graph[site].calls if site in graph else 1
+            for group in space.groups
+            if group.kind == "module"
+            for site in group.sites
+        }
+
+        def progress(done: int, total: int) -> None:
+            self.report("measuring sites", done, total)
+
+        return measure_costs(self.bench, calls, self.batches.train[0], space.formats, progress)
+
+    def trial(self, candidate: Candidate, limit_ms: float | None) -> Measured:
+        """Check the realised formats, measure the step, then the quality of one candidate."""
+        reference = self.reference
+        mismatches = self._mismatches(candidate)
+        if mismatches:
+            return Measured(None, None, None, mismatches)
+        step, memory = measure_step(self.bench, candidate, self.batches, limit_ms)
+        if step is None:
+            return Measured(None, None, None)
+        quality = judge(self.bench, candidate, self.batches, reference, self.options.seed)
+        return Measured(step, memory, quality)
+
+    def repeat(self, candidates: list[Candidate], rounds: int) -> list[list[StepTime]]:
+        """Measure finalists in turns."""
+
+        def progress(done: int) -> None:
+            self.report("repeating the finalists", done, rounds)
+
+        return measure_interleaved(self.bench, candidates, self.batches, rounds, progress)
+
+    def record_gradients(self, plan: Plan) -> GradientRecord:
+        """Magnitudes of the gradients that FP16 has to hold, over the K training steps."""
+        return record_gradients(self.bench, plan, self.batches, self.options.seed)
+
+    def check_emitted(self, path: Path, candidate: Candidate) -> list[str]:
+        """Differences between the emitted file's model and the applied plan; empty when they agree bit for bit."""
+        return compare_emitted(self.bench, path, candidate, self.batches.train[0], self.options)
+
+    def _losses(self) -> tuple[str, ...]:
+        """Choices for the loss. Compiling it alone is offered on a GPU only: elsewhere it needs a C++ compiler."""
+        if self.target.loss_fn is None:
+            return ()
+        return ("fp32", "follow", COMPILED_LOSS) if self.device.is_cuda else ("fp32", "follow")
+
+    def _mismatches(self, candidate: Candidate) -> tuple[str, ...]:
+        if candidate.plan is None:
+            return ()
+        # What a compiled loss runs inside is not recorded; its uncompiled twin has the same formats.
+        plan = dataclasses.replace(candidate.plan, loss_compile=False)
+        with training(self.bench, plan_candidate(plan)) as run:
+            batch = self.batches.train[0]
+
+            def forward_and_backward() -> None:
+                run.loss(batch).backward()
+
+            def step() -> None:
+                run.step(batch)
+
+            found = check_realised(self.bench.model, forward_and_backward, plan)
+            found += stale_weight_casts(self.bench.model, step, forward_and_backward, plan)
+            return tuple(map(str, found))
+
+
+def serve(connection: Connection, job: Job) -> None:
+    """Entry point of the child: build a Worker, answer requests until the pipe closes."""
+    # What the user's code prints must not mix with what the command was asked for on stdout.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    torch.set_num_threads(job.threads)
+
+    def report(text: str, done: int, total: int) -> None:
+        connection.send(("progress", (text, done, total)))
+
+    worker: Worker | None = None
+    while True:
+        try:
+            name, arguments = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            worker = worker or Worker(job, report)
+            connection.send(("result", getattr(worker, name)(*arguments)))
+        except KeyboardInterrupt:
+            return
+        except AmptuneError as error:
+            connection.send(("error", error))
+        except Exception as error:
+            connection.send(("failure", (_one_line(error), traceback.format_exc(), _is_fatal(error))))
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")
+
+
+def _is_fatal(error: Exception) -> bool:
+    """Whether the process can no longer be trusted: after a CUDA fault every later call fails."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | torch.AcceleratorError) or "CUDA error" in str(error)

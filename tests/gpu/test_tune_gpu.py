@@ -1,0 +1,69 @@
+"""What only a CUDA device can show: run with ``pytest -m gpu``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from amptune.capture import TargetSpec, load_target
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, ScalerConfig, SitePlan
+from amptune.tune.batches import load_batches
+from amptune.tune.device import Device
+from amptune.tune.options import TuneOptions
+from amptune.tune.progress import Progress
+from amptune.tune.quality import judge, measure_reference
+from amptune.tune.recipes import Candidate, plan_candidate, stock_candidates
+from amptune.tune.run import tune
+from amptune.tune.timing import measure_step
+from amptune.tune.training import Workbench
+
+from ..tune.conftest import MLP
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "net.py"
+    path.write_text(MLP)
+    return path
+
+
+def test_stock_recipes_and_plans_are_valid(model_file: Path) -> None:
+    device = Device("cuda")
+    target = load_target(TargetSpec(str(model_file)))
+    bench = Workbench.build(target, device, seed=0)
+    batches = load_batches(target, 10, device.torch)
+    reference = measure_reference(bench, batches, tolerance=0.02, seed=0)
+    fp16 = Plan(sites={n: SitePlan(Format.FP16) for n in ("embed", "norm", "fc1", "fc2")},
+                scaler=ScalerConfig(enabled=True))  # fmt: skip
+    padded = Plan(sites={"fc2": SitePlan(Format.BF16, pad=64)}, loss_compile=True)
+    for candidate in (*stock_candidates(device), plan_candidate(fp16), plan_candidate(padded)):
+        quality = judge(bench, candidate, batches, reference, seed=0)
+        assert quality.valid, (candidate.name, quality.reason)
+        step, memory = measure_step(bench, candidate, batches)
+        assert step is not None
+        assert memory is not None
+        assert memory > 0
+
+
+def test_a_whole_search(model_file: Path, tmp_path: Path) -> None:
+    options = TuneOptions(TargetSpec(str(model_file)), tmp_path / "out", budget=10, device="cuda", steps=5)
+    tune(options, Progress(10))
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert {entry["recipe"] for entry in result["stock"]} >= {"fp32", "autocast-fp16"}
+    assert result["device"]["gpu"] == torch.cuda.get_device_name()
+
+
+def test_tf32_is_off_in_the_reference() -> None:
+    x = torch.randn(512, 512, device="cuda")
+    exact = x.double() @ x.double()
+    from amptune.tune.recipes import backend_flags
+
+    with backend_flags(False):
+        assert (x @ x - exact).abs().max() < 1e-3
+    assert Candidate("fp32").tf32 is False

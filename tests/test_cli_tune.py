@@ -1,0 +1,202 @@
+"""``amptune tune`` as a user runs it: a process, a model file, an output folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .tune.conftest import MLP
+
+FAST = ("--steps", "3", "--device", "cpu")
+NO_AMPTUNE = (
+    "import sys; sys.modules.update({'amptune': None, 'amptune_rules': None, 'libcst': None, 'optuna': None})\n"
+)
+
+
+def amptune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "amptune", *arguments],
+        cwd=folder, capture_output=True, text=True, check=False, timeout=300, env=_environment(),
+    )  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    root = Path(__file__).resolve().parents[1]
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "rules")]), "OMP_NUM_THREADS": "1"}
+
+
+def in_fresh_python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code where amptune and its dependencies cannot be imported."""
+    return subprocess.run(
+        [sys.executable, "-c", NO_AMPTUNE + code], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tuned")
+    (folder / "net.py").write_text(MLP)
+    result = amptune(folder, "tune", "net.py", "--budget", "6", *FAST)
+    assert result.returncode == 0, result.stderr
+    (folder / "stdout.txt").write_text(result.stdout)
+    return folder
+
+
+def test_every_file_is_there_and_named_on_stdout(tuned: Path) -> None:
+    out = tuned / "amptune-out" / "net"
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "plan.json", "scaler.json", "result.json", "report.html", "study.journal", "net_amptuned.py",
+        "amptune_runtime.py", "net.patch",
+    }  # fmt: skip
+    stdout = (tuned / "stdout.txt").read_text()
+    assert all(f"amptune-out/net/{name}" in stdout for name in ("net_amptuned.py", "scaler.json", "report.html"))
+
+
+def test_the_result_holds_what_the_contract_names(tuned: Path) -> None:
+    result = json.loads((tuned / "amptune-out/net/result.json").read_text())
+    assert result["version"] == 1
+    assert result["verdict"] in ("plan", "stock")
+    assert [entry["recipe"] for entry in result["stock"]][:1] == ["fp32"]
+    assert len(result["trials"]) == 6
+    assert {"device", "mode", "best", "speedup_over_best_stock", "seconds", "noise", "quality_data", "seed",
+            "versions", "attribution"} <= result.keys()  # fmt: skip
+    assert set(result["best"]["step_ms"]) == {"median", "low", "high", "repeats"}
+    assert {"number", "kind", "plan_hash", "state", "reason", "step_ms", "predicted_ms", "loss_gap"} <= result[
+        "trials"
+    ][0].keys()
+
+
+def test_the_patched_model_trains_without_amptune(tuned: Path) -> None:
+    folder = tuned / "without"
+    shutil.copytree(tuned / "amptune-out/net", folder)
+    shutil.copy(tuned / "net.py", folder)
+    code = """
+import torch, net, net_amptuned
+torch.manual_seed(0); original = net.make_model()
+torch.manual_seed(0); patched = net_amptuned.make_model()
+before = {k: (v.shape, v.dtype) for k, v in original.state_dict().items()}
+patched.load_state_dict(original.state_dict())
+assert {k: (v.shape, v.dtype) for k, v in patched.state_dict().items()} == before
+optimizer = torch.optim.AdamW(patched.parameters(), lr=3e-3, fused=True)
+losses = []
+batches = net_amptuned.train_batches()
+for _ in range(30):
+    batch = next(batches)
+    optimizer.zero_grad()
+    loss = net_amptuned.loss_fn(patched(batch[0]), batch)
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.item())
+assert losses[-1] < losses[0] - 0.3, losses
+original.load_state_dict(patched.state_dict())
+print("trained")
+"""
+    result = in_fresh_python(folder, code)
+    assert result.stdout == "trained\n", result.stderr
+
+
+def test_the_diff_applies(tuned: Path) -> None:
+    if shutil.which("git") is None:
+        pytest.fail("git is needed to apply the diff")
+    folder = tuned / "applied"
+    folder.mkdir()
+    shutil.copy(tuned / "net.py", folder)
+    patch = tuned / "amptune-out/net/net.patch"
+    subprocess.run(["git", "apply", "--unsafe-paths", str(patch)], cwd=folder, check=True)
+    assert (folder / "net.py").read_text() == (tuned / "amptune-out/net/net_amptuned.py").read_text()
+
+
+def test_a_second_run_touches_nothing_unless_told(tuned: Path) -> None:
+    out = tuned / "amptune-out" / "net"
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    result = amptune(tuned, "tune", "net.py", "--budget", "6", *FAST)
+    assert result.returncode == 2
+    assert "--resume" in result.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
+def test_a_changed_model_is_not_resumed(tuned: Path) -> None:
+    folder = tuned / "changed"
+    folder.mkdir()
+    shutil.copytree(tuned / "amptune-out", folder / "amptune-out")
+    (folder / "net.py").write_text(MLP.replace("32", "40"))
+    before = (folder / "amptune-out/net/result.json").read_bytes()
+    result = amptune(folder, "tune", "net.py", "--budget", "7", "--resume", *FAST)
+    assert result.returncode == 2
+    assert "another model" in result.stderr
+    assert (folder / "amptune-out/net/result.json").read_bytes() == before
+
+
+def test_a_killed_search_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MLP)
+    journal = tmp_path / "amptune-out/net/study.journal"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "amptune", "tune", "net.py", "--budget", "5", *FAST],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment(),
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (journal.exists() and b'"outcome"' in journal.read_bytes()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    measured = journal.read_bytes().count(b'"outcome"')
+    assert measured >= 1
+    result = amptune(tmp_path, "tune", "net.py", "--budget", "5", "--resume", "--format", "json", *FAST)
+    assert result.returncode == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert len(data["trials"]) == 5
+    assert f"continuing after {measured} trials" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "code", "words"),
+    [
+        (None, ("missing.py",), 2, ("missing.py",)),
+        ("x = 1\n", ("net.py",), 2, ("net.py", "nn.Module")),
+        (MLP, ("net.py", "--device", "cuda:7"), 2, ("cuda:7",)),
+        (MLP, ("net.py", "--budget", "0"), 2, ("--budget",)),
+        (MLP, ("net.py", "--arg", "width"), 2, ("NAME=VALUE",)),
+        (MLP.replace("return F.cross_entropy(", "return float('nan') * F.cross_entropy("), ("net.py",), 3, ("nan",)),
+        (
+            MLP.replace(
+                "(output.flatten(0, 1), batch[1].flatten())",
+                "(output.flatten(0, 1), batch[1].flatten(), reduction='none')",
+            ),
+            ("net.py",),
+            3,
+            ("one element", "loss.mean()"),
+        ),
+        (MLP.replace("nn.Linear(16, 32)", "nn.Linear(17, 32)"), ("net.py",), 3, ("fc1", "17")),
+        (MLP.replace("while True:", "for _ in range(2):"), ("net.py",), 3, ("train_batches() yielded 2",)),
+    ],
+    ids=["missing", "no model", "device", "budget", "arg", "nan reference", "not scalar", "shape", "few batches"],
+)
+def test_bad_input_is_one_message(
+    tmp_path: Path, source: str | None, arguments: tuple[str, ...], code: int, words: tuple[str, ...]
+) -> None:
+    if source is not None:
+        (tmp_path / "net.py").write_text(source)
+    result = amptune(tmp_path, "tune", *arguments, "--steps", "3")
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    assert result.stdout == ""
+    assert not (tmp_path / "amptune-out/net/result.json").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MLP)
+    (tmp_path / "file").write_text("")
+    result = amptune(tmp_path, "tune", "net.py", "--out", "file/out", *FAST)
+    assert result.returncode == 2
+    assert "file/out" in result.stderr
+    assert "Traceback" not in result.stderr

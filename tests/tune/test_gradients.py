@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, SitePlan
+from amptune.core.scaler import choose_scaler
+from amptune.tune.gradients import exponent_histogram, record_gradients
+
+from .conftest import MLP, Make
+
+FP16_HEAD = Plan(sites={"fc2": SitePlan(Format.FP16)})
+
+
+def test_exponents_are_floors_of_log2() -> None:
+    amax, counts = exponent_histogram(torch.tensor([0.0, 1.0, -1.5, 2.0, 0.25]))
+    assert amax == 1.0
+    assert counts == {0: 2, 1: 1, -2: 1}
+
+
+def test_zeros_and_infinities() -> None:
+    assert exponent_histogram(torch.zeros(4)) == (-math.inf, {})
+    assert exponent_histogram(torch.tensor([1.0, math.inf]))[0] == math.inf
+
+
+def test_one_entry_a_step_for_fp16_sites_only(make_bench: Make) -> None:
+    bench, batches = make_bench(steps=5)
+    record = record_gradients(bench, FP16_HEAD, batches, seed=0)
+    assert len(record.steps) == 5
+    # grad_output (16, 8, 13) and the gradients of weight (13, 32) and bias (13)
+    assert sum(record.steps[0].exponents.values()) <= 16 * 8 * 13 + 13 * 32 + 13
+    nothing = record_gradients(bench, Plan(sites={"fc2": SitePlan(Format.BF16)}), batches, seed=0)
+    assert nothing.amax_log2 == -math.inf
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0**-20])
+def test_the_scale_follows_the_gradients(make_bench: Make, factor: float) -> None:
+    bench, batches = make_bench(MLP.replace("return F.cross_entropy(", f"return {factor} * F.cross_entropy("))
+    record = record_gradients(bench, FP16_HEAD, batches, seed=0)
+    scaled = 2.0**record.amax_log2 * choose_scaler(record).init_scale
+    assert 65504 / 32 < scaled <= 65504 / 8

@@ -1,0 +1,144 @@
+"""The judge must reject what trains wrong although its loss looks right, and accept plain 16-bit training."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, ScalerConfig, SitePlan
+from amptune.errors import CaptureError, TuneError
+from amptune.tune.quality import compare_gradients, judge, measure_reference, upper_bound
+from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.training import Workbench
+
+from .conftest import MLP, Make
+
+BF16_EVERYWHERE = Plan(sites={name: SitePlan(Format.BF16) for name in ("embed", "norm", "fc1", "fc2")})
+
+
+@contextmanager
+def broken_forward(bench: Workbench, name: str, forward) -> Iterator[None]:  # type: ignore[no-untyped-def]
+    module = bench.model.get_submodule(name)
+    module.forward = forward.__get__(module)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def test_bf16_plan_and_stock_autocast_are_valid(make_bench: Make) -> None:
+    bench, batches = make_bench(steps=8)
+    reference = measure_reference(bench, batches, tolerance=0.02, seed=0)
+    for candidate in (plan_candidate(BF16_EVERYWHERE), Candidate("autocast-bf16", autocast=Format.BF16)):
+        quality = judge(bench, candidate, batches, reference, seed=0)
+        assert quality.valid, quality.reason
+        assert quality.gate is not None
+        assert quality.gate.worst_cosine > 0.98
+        assert quality.skipped == 0
+
+
+def test_fp32_candidate_has_no_gap_at_all(make_bench: Make) -> None:
+    bench, batches = make_bench()
+    reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
+    quality = judge(bench, Candidate("fp32"), batches, reference, seed=0)
+    assert quality.loss_gap == 0.0
+    assert reference.noise == 0.0
+
+
+def test_a_layer_that_never_trains_is_rejected(make_bench: Make) -> None:
+    bench, batches = make_bench()
+    reference = measure_reference(bench, batches, tolerance=0.5, seed=0)
+
+    def frozen(self, x):  # type: ignore[no-untyped-def]
+        return torch.nn.functional.linear(x, self.weight.detach(), self.bias)
+
+    with broken_forward(bench, "fc1", frozen):
+        quality = judge(bench, Candidate("fp32"), batches, reference, seed=0)
+    assert quality.upper < 0.5, "the loss alone must not be what gives it away here"
+    assert not quality.valid
+    assert "fc1.weight" in quality.reason
+
+
+def test_a_stale_weight_cast_is_rejected(make_bench: Make) -> None:
+    bench, batches = make_bench()
+    reference = measure_reference(bench, batches, tolerance=10.0, seed=0)
+    kept: dict[int, torch.Tensor] = {}
+
+    def stale(self, x):  # type: ignore[no-untyped-def]
+        weight = kept.setdefault(id(self), self.weight.detach().clone())
+        return torch.nn.functional.linear(x, weight + (self.weight - self.weight.detach()), self.bias)
+
+    with broken_forward(bench, "fc2", stale):
+        quality = judge(bench, Candidate("fp32"), batches, reference, seed=0)
+    assert not quality.valid
+    assert "gradient" in quality.reason
+
+
+def test_overflowing_losses_are_rejected(make_bench: Make) -> None:
+    bench, batches = make_bench(MLP.replace("return self.fc2(", "return 3e4 * self.fc2("))
+    reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
+    plan = dataclasses.replace(
+        Plan(sites={name: SitePlan(Format.FP16) for name in ("embed", "norm", "fc1", "fc2")}),
+        loss_format=None,
+        scaler=ScalerConfig(enabled=True),
+    )
+    quality = judge(bench, plan_candidate(plan), batches, reference, seed=0)
+    assert not quality.valid
+
+
+def test_a_reference_that_is_nan_is_an_error_of_the_model(make_bench: Make) -> None:
+    bench, batches = make_bench(MLP.replace("return self.fc2(", "return float('nan') * self.fc2("))
+    with pytest.raises(TuneError, match="nan before the first step"):
+        measure_reference(bench, batches, tolerance=0.005, seed=0)
+
+
+def test_dropout_is_noise_of_the_reference(make_bench: Make) -> None:
+    bench, batches = make_bench(
+        MLP.replace("F.relu(self.fc1(x))", "F.dropout(F.relu(self.fc1(x)), 0.5, self.training)")
+    )
+    assert measure_reference(bench, batches, tolerance=0.005, seed=0).noise > 0
+
+
+def test_too_few_batches_are_named(make_bench: Make) -> None:
+    finite = MLP.replace("while True:", "for _ in range(5):")
+    with pytest.raises(CaptureError, match="yielded 5 batches, but 10 are needed"):
+        make_bench(finite, steps=6)
+
+
+def test_upper_bound_grows_with_the_spread() -> None:
+    assert upper_bound([0.01, 0.01, 0.01]) == pytest.approx(0.01)
+    assert upper_bound([0.0, 0.01, 0.02]) > 0.02
+
+
+def gate(reference: torch.Tensor, found: torch.Tensor | None):  # type: ignore[no-untyped-def]
+    big = torch.ones(100)
+    return compare_gradients({"w": reference, "other": big}, {"other": big} | ({} if found is None else {"w": found}))
+
+
+def test_gradient_gate() -> None:
+    g = torch.linspace(-1, 1, 100)
+    assert gate(g, g * 1.05).passed
+    assert "norm" in gate(g, g * 1.2).failures[0]
+    assert "points elsewhere" in gate(g, g.flip(0)).failures[0]
+    assert "no gradient" in gate(g, None).failures[0]
+    assert "not finite" in gate(g, g / 0.0).failures[0]
+    flushed = torch.where(g.abs() < 0.05, torch.zeros_like(g), g)
+    assert "underflow to zero" in gate(g, flushed).failures[0]
+
+
+def test_rounding_noise_around_a_true_zero_is_not_judged() -> None:
+    assert gate(torch.full((10,), 1e-9), torch.full((10,), -1e-9)).passed
+
+
+def test_worst_values_are_reported() -> None:
+    g = torch.linspace(-1, 1, 100)
+    result = gate(g, g * 1.05)
+    assert result.worst_norm_ratio == pytest.approx(1.05, rel=1e-3)
+    assert result.worst_norm_ratio_of == "w"
+    assert math.isclose(result.worst_cosine, 1.0, abs_tol=1e-6)

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import torch
+
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, SitePlan
+from amptune.tune.device import Device
+from amptune.tune.recipes import Candidate, backend_flags, plan_candidate, stock_candidates
+
+
+def test_backend_flags_go_back_to_what_they_were() -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with backend_flags(True):
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+        with backend_flags(False):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_the_reference_comes_first_and_fp16_gets_a_scaler() -> None:
+    recipes = stock_candidates(Device("cpu"))
+    assert recipes[0] == Candidate("fp32")
+    assert {r.name for r in recipes} <= {"fp32", "autocast-bf16", "autocast-fp16"}, "a CPU has no TF32"
+    assert all(r.scaler.enabled == (r.autocast is Format.FP16) for r in recipes)
+
+
+def test_plans_that_do_the_same_have_one_key() -> None:
+    a = Plan(sites={"x": SitePlan(Format.BF16, why="one reason")})
+    b = Plan(sites={"x": SitePlan(Format.BF16, why="another")})
+    c = Plan(sites={"x": SitePlan(Format.BF16, pad=64)})
+    assert plan_candidate(a).key == plan_candidate(b).key != plan_candidate(c).key

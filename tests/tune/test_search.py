@@ -1,0 +1,194 @@
+"""The search against a worker that answers from a formula: no model, no clock, so every run is the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amptune.capture import TargetSpec
+from amptune.core.formats import Format
+from amptune.core.tables import CastPrice, CostTable, SiteCost
+from amptune.tune.finals import decide
+from amptune.tune.options import TuneOptions
+from amptune.tune.process import TrialError
+from amptune.tune.progress import Progress
+from amptune.tune.quality import GradientGate, Quality
+from amptune.tune.recipes import Candidate
+from amptune.tune.search import Search
+from amptune.tune.space import Group, Space
+from amptune.tune.study import locked_folder, open_study
+from amptune.tune.timing import StepTime
+from amptune.tune.worker import Measured, Prepared
+
+SITES = [f"block.{i}.fc" for i in range(8)]
+FP32, BF16 = Format.FP32, Format.BF16
+TRUE_MS = {name: {FP32: 4.0, BF16: 1.0 if i % 3 else 6.0} for i, name in enumerate(SITES)}
+"""Every third site is really slower in bf16, which the table of the test does not know."""
+FRAGILE = "block.1.fc"
+"""A site that does not train in bf16."""
+
+
+def step(ms: float) -> StepTime:
+    return StepTime.of([ms * 0.999, ms, ms * 1.001])
+
+
+class FormulaWorker:
+    """Times and judges a candidate by formula; counts what it was asked."""
+
+    def __init__(self) -> None:
+        self.measured: list[Candidate] = []
+        self.crash_on: set[int] = set()
+
+    def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+        if name == "trial":
+            return self.trial(arguments[0])
+        assert name == "repeat"
+        return [[step(self.milliseconds(c))] * 3 for c in arguments[0]]
+
+    def milliseconds(self, candidate: Candidate) -> float:
+        if candidate.plan is None:
+            low = candidate.autocast or FP32
+            return 10 + sum(TRUE_MS[name][low] for name in SITES)
+        return 10 + sum(TRUE_MS[name][candidate.plan.sites[name].format] for name in SITES)
+
+    def trial(self, candidate: Candidate) -> Measured:
+        self.measured.append(candidate)
+        if len(self.measured) in self.crash_on:
+            raise TrialError("the worker process died (signal 9)")
+        broken = candidate.plan is not None and candidate.plan.sites[FRAGILE].format is not FP32
+        failing = (f"{FRAGILE}.weight",) if broken else ()
+        gate = GradientGate(0.5 if broken else 1.0, FRAGILE, 1.0, "", failing, failing)
+        quality = Quality(0.0, 0.0, 0.005, gate, 0, 60, gate.failures[0] if broken else "")
+        return Measured(step(self.milliseconds(candidate)), None, quality)
+
+
+def make_search(folder: Path, worker: FormulaWorker, budget: int, existing: str = "refuse") -> Search:
+    groups = tuple(Group(name, (name,), "module", ("swap",)) for name in SITES)
+    table = CostTable(
+        {name: {FP32: SiteCost(4.0), BF16: SiteCost(1.0)} for name in SITES},
+        {frozenset((FP32, BF16)): CastPrice(0.1, 0.0)},
+    )
+    options = TuneOptions(TargetSpec("m.py"), folder, budget=budget)
+    recipes = {"fp32": Candidate("fp32"), "autocast-bf16": Candidate("autocast-bf16", autocast=BF16)}
+    return Search(
+        options=options,
+        study=open_study(folder, existing, seed=0),
+        worker=worker,  # type: ignore[arg-type]
+        prepared=Prepared({"gpu": "formula"}, 0.0, 3.0, 2.0, "train_batches", ()),
+        recipes=recipes,
+        space=Space(groups, (BF16,), tf32=False, channels_last=False, losses=("fp32", "follow")),
+        table=table,
+        edges=[],
+        plan_header={"target": "m.py"},
+        progress=Progress(budget),
+    )
+
+
+@pytest.fixture
+def worker() -> FormulaWorker:
+    return FormulaWorker()
+
+
+def test_stock_recipes_come_first_and_the_budget_counts_all(tmp_path: Path, worker: FormulaWorker) -> None:
+    search = make_search(tmp_path, worker, budget=10)
+    search.run()
+    assert [c.name for c in worker.measured[:3]] == ["fp32", "autocast-bf16", "plan"]
+    assert len(worker.measured) == 10
+    assert len(search.records()) == 10
+
+
+def test_it_finds_what_the_cost_table_does_not_know(tmp_path: Path, worker: FormulaWorker) -> None:
+    search = make_search(tmp_path, worker, budget=50)
+    search.run()
+    best = search.plan_of(search.best_plans(1)[0])
+    expected = {name: FP32 if name == FRAGILE or i % 3 == 0 else BF16 for i, name in enumerate(SITES)}
+    assert {name: site.format for name, site in best.sites.items()} == expected
+
+
+def test_no_plan_is_measured_twice(tmp_path: Path, worker: FormulaWorker) -> None:
+    search = make_search(tmp_path, worker, budget=50)
+    search.run()
+    keys = [candidate.key for candidate in worker.measured]
+    assert len(keys) == len(set(keys))
+
+
+def test_a_small_space_ends_early(tmp_path: Path, worker: FormulaWorker) -> None:
+    search = make_search(tmp_path, worker, budget=2000)
+    search.options = dataclasses.replace(search.options, budget=2000)
+    search.space = Space(search.space.groups[:1], (BF16,), tf32=False, channels_last=False, losses=("fp32", "follow"))
+    for name in SITES[1:]:
+        TRUE_MS.setdefault(name, {})
+    worker.milliseconds = lambda candidate: 5.0  # type: ignore[method-assign]
+    worker.trial = lambda c: (  # type: ignore[method-assign]
+        worker.measured.append(c) or Measured(step(5.0), None, Quality(0.0, 0.0, 0.005, None, 0, 60, ""))
+    )
+    search.run()
+    assert len(worker.measured) == 2 + 4, "two recipes, and two groups of choices (site, loss) of two values each"
+
+
+def test_a_crash_fails_one_trial_only(tmp_path: Path, worker: FormulaWorker) -> None:
+    worker.crash_on = {3, 5}
+    search = make_search(tmp_path, worker, budget=12)
+    search.run()
+    failed = [record for record in search.records() if record.outcome.state == "failed"]
+    assert [record.outcome.reason for record in failed] == ["the worker process died (signal 9)"] * 2
+    assert len(search.records()) == 12
+
+
+def test_wrong_gradients_are_repaired_at_their_site(tmp_path: Path, worker: FormulaWorker) -> None:
+    search = make_search(tmp_path, worker, budget=7)
+    search.run()
+    plans = [c.plan for c in worker.measured if c.plan]
+    assert any(p.sites[FRAGILE].format is FP32 and p.sites["block.2.fc"].format is BF16 for p in plans)
+
+
+def test_an_invalid_plan_never_wins(tmp_path: Path, worker: FormulaWorker) -> None:
+    honest = worker.milliseconds
+    worker.milliseconds = lambda c: honest(c) - (1 if c.plan else 0)  # type: ignore[method-assign]
+    search = make_search(tmp_path, worker, budget=4)
+    search.run()
+    verdict = decide(search)
+    assert verdict.record.outcome.valid
+    invalid = [record for record in search.records() if record.outcome.state == "invalid"]
+    assert invalid
+    assert min(r.outcome.median_ms for r in invalid) < verdict.record.outcome.median_ms
+
+
+def test_the_winner_beats_the_best_stock_recipe(tmp_path: Path, worker: FormulaWorker) -> None:
+    search = make_search(tmp_path, worker, budget=40)
+    search.run()
+    verdict = decide(search)
+    assert verdict.kind == "plan"
+    assert verdict.stock.outcome.recipe == "autocast-bf16"
+    assert verdict.speedup > 1
+    assert verdict.speedup_low <= verdict.speedup
+
+
+def test_nothing_gained_is_said(tmp_path: Path, worker: FormulaWorker) -> None:
+    worker.milliseconds = lambda candidate: 8.0 if candidate.autocast else 9.0  # type: ignore[method-assign]
+    search = make_search(tmp_path, worker, budget=12)
+    search.run()
+    verdict = decide(search)
+    assert verdict.kind == "stock"
+    assert verdict.record.outcome.recipe == "autocast-bf16"
+    assert verdict.speedup == 1.0
+
+
+def test_a_resumed_search_measures_only_what_is_left(tmp_path: Path, worker: FormulaWorker) -> None:
+    with locked_folder(tmp_path, "refuse"):
+        make_search(tmp_path, worker, budget=7).run()
+    with locked_folder(tmp_path, "resume"):
+        search = make_search(tmp_path, worker, budget=12, existing="resume")
+        search.run()
+    assert len(worker.measured) == 12
+    assert len({candidate.key for candidate in worker.measured}) == 12
+
+
+def test_the_prediction_adds_what_the_sites_do_not_explain(tmp_path: Path, worker: FormulaWorker) -> None:
+    search = make_search(tmp_path, worker, budget=3)
+    search.run()
+    fp32 = search.space.point({})
+    assert search.predicted_step(fp32) == pytest.approx(10 + sum(TRUE_MS[name][FP32] for name in SITES), rel=1e-3)

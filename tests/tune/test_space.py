@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from amptune.capture import capture
+from amptune.core.formats import Format
+from amptune.core.graph import PrecisionGraph
+from amptune.core.tables import CostTable, SiteCost
+from amptune.tune.front import front_points, predicted_ms
+from amptune.tune.space import Space, build_space, edges_of, is_pin_candidate, role_of
+
+from .conftest import Make
+
+FP32, BF16, FP16 = Format.FP32, Format.BF16, Format.FP16
+BLOCKS = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q = nn.Linear(16, 16)
+        self.k = nn.Linear(16, 16)
+        self.v = nn.Linear(16, 16)
+
+    def forward(self, x):
+        weights = torch.softmax(self.q(x) @ self.k(x).transpose(-2, -1), -1)
+        return weights @ self.v(x)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Attention() for _ in range(3))
+        self.scale = nn.Parameter(torch.ones(16, 16))
+        self.before = nn.Linear(16, 16)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + self.drop(block(x))
+        return self.before(x) @ self.scale
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.randn(2, 5, 16)
+
+
+def loss_fn(output, batch):
+    return output.softmax(-1).log().mean()
+"""
+
+
+@pytest.fixture
+def graph_and_space(make_bench: Make) -> tuple[PrecisionGraph, Space]:
+    bench, batches = make_bench(BLOCKS)
+    graph = capture(bench.target).graph
+    pins = [site.id for site in graph if is_pin_candidate(site)]
+    space = build_space(bench, graph, batches.train[0], pins=pins, losses=("fp32", "follow"))
+    return graph, dataclasses.replace(space, formats=(BF16, FP16))
+
+
+def test_roles() -> None:
+    assert role_of("blocks.11.attn.q") == "blocks.*.attn.q"
+    assert role_of("layers.0.experts.3.w1") == "layers.*.experts.*.w1"
+    assert role_of("conv1") == "conv1"
+    assert role_of("0") == "*"
+
+
+def test_what_meets_in_a_matmul_decides_together(graph_and_space: tuple[PrecisionGraph, Space]) -> None:
+    _, space = graph_and_space
+    groups = {site: group for group in space.groups for site in group.sites}
+    attention = groups["blocks.0.q"]
+    assert {"blocks.0.k", "blocks.0.v", "blocks.2.q", "blocks.2.v"} <= set(attention.sites)
+    assert groups["before"].kind == "fixed", "it meets a parameter that no plan casts"
+    assert "drop" not in groups
+
+
+def test_functional_ops_can_be_pinned_but_the_loss_has_its_own_choice(
+    graph_and_space: tuple[PrecisionGraph, Space],
+) -> None:
+    _, space = graph_and_space
+    pins = {group.name: group.sites for group in space.groups if group.kind == "pin"}
+    assert pins == {"Attention.forward#softmax": ("blocks.0#softmax.0", "blocks.1#softmax.0", "blocks.2#softmax.0")}
+
+
+def test_a_point_becomes_a_plan(graph_and_space: tuple[PrecisionGraph, Space]) -> None:
+    _, space = graph_and_space
+    attention = next(g for g in space.groups if "blocks.0.q" in g.sites)
+    table = CostTable({"blocks.0.q": {BF16: SiteCost(1.0, pad=64)}}, {})
+    plan = space.decode(space.point({attention.name: "low", ":loss": "follow"}), table, {"target": "x.py"})
+    assert plan.sites["blocks.0.q"].format is BF16
+    assert plan.sites["blocks.0.q"].pad == 64
+    assert plan.sites["before"].format is FP32, "what is fixed is still cast to FP32, whatever arrives"
+    assert plan.sites["blocks.0#softmax.0"].how == "source"
+    assert plan.loss_format is None
+    assert not plan.scaler.enabled
+    assert space.decode(space.point({attention.name: "low", ":format": "fp16"}), table, {}).scaler.enabled
+    assert (
+        "blocks.0#softmax.0" not in space.decode(space.point({"Attention.forward#softmax": "low"}), table, {}).sites
+    ), "an op that is not pinned follows its inputs"
+
+
+def test_edges_look_through_what_follows(graph_and_space: tuple[PrecisionGraph, Space]) -> None:
+    graph, space = graph_and_space
+    pairs = {(a, b) for a, b, _ in edges_of(graph, space)}
+    assert ("blocks.0.v", "blocks.1.q") in pairs, "through matmul, dropout and the residual add"
+    assert ("blocks.2.v", "before") in pairs
+    assert not any("#" in name for pair in pairs for name in pair)
+
+
+def test_the_front_starts_with_the_cheapest_and_has_no_duplicates(
+    graph_and_space: tuple[PrecisionGraph, Space],
+) -> None:
+    graph, space = graph_and_space
+    sites = [site for group in space.groups if group.kind == "module" for site in group.sites]
+    table = CostTable({s: {FP32: SiteCost(3.0), BF16: SiteCost(1.0), FP16: SiteCost(2.0)} for s in sites}, {})
+    points = front_points(space, table, edges_of(graph, space))
+    assert points[0][":format"] == "bf16"
+    assert len({tuple(sorted(p.items())) for p in points}) == len(points)
+    costs = [predicted_ms(space, table, edges_of(graph, space), point) for point in points]
+    assert costs[0] == min(costs)
+
+
+def test_another_space_has_another_fingerprint(graph_and_space: tuple[PrecisionGraph, Space]) -> None:
+    _, space = graph_and_space
+    other = Space(space.groups[1:], space.formats, space.tf32, space.channels_last, space.losses)
+    assert (
+        space.fingerprint()
+        == Space(space.groups, space.formats, False, space.channels_last, space.losses).fingerprint()
+    )
+    assert space.fingerprint() != other.fingerprint()

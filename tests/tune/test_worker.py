@@ -1,0 +1,84 @@
+"""The worker process: what breaks in it fails one request, and the next one is answered by a new process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from amptune.capture import TargetSpec
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, SitePlan
+from amptune.errors import TuneError, WorkError
+from amptune.tune.options import TuneOptions
+from amptune.tune.process import TrialError, WorkerProcess, must
+from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.worker import Job
+
+from .conftest import MLP
+
+MISBEHAVING = MLP.replace(
+    "        x = self.norm(self.embed(ids))",
+    """        x = self.norm(self.embed(ids))
+        if x.dtype == torch.bfloat16:
+            import os, time
+            print("printed by the model")
+            how = open(__file__.replace(".py", ".how")).read()
+            os._exit(7) if how == "exit" else time.sleep(60) if how == "hang" else 1 / 0""",
+)
+LOWERED = plan_candidate(Plan(sites={name: SitePlan(Format.BF16) for name in ("embed", "norm", "fc1", "fc2")}))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "net.py").write_text(MISBEHAVING)
+    return tmp_path
+
+
+@pytest.fixture
+def worker(folder: Path) -> Iterator[WorkerProcess]:
+    options = TuneOptions(TargetSpec(str(folder / "net.py")), folder / "out", steps=2)
+    with WorkerProcess(Job(options, None, {}, (), threads=1), lambda *_: None) as process:
+        yield process
+
+
+def test_a_crash_a_hang_and_an_exception_fail_one_trial_each(worker: WorkerProcess, folder: Path) -> None:
+    how = folder / "net.how"
+    how.write_text("raise")
+    with pytest.raises(TrialError, match="ZeroDivisionError: division by zero"):
+        worker.request("trial", LOWERED, None, timeout=120)
+    how.write_text("exit")
+    with pytest.raises(TrialError, match=r"worker process died \(exit code 7\)"):
+        worker.request("trial", LOWERED, None, timeout=120)
+    how.write_text("hang")
+    with pytest.raises(TrialError, match="no result within 15 s"):
+        worker.request("trial", LOWERED, None, timeout=15)
+    measured = worker.request("trial", Candidate("fp32"), None, timeout=120)
+    assert measured.quality.valid
+
+
+def test_what_the_user_must_read_comes_through(folder: Path, worker: WorkerProcess) -> None:
+    nan = MLP.replace("return F.cross_entropy(", "return float('nan') * F.cross_entropy(")
+    (folder / "net.py").write_text(nan)
+    with pytest.raises(TuneError, match="nan before the first step"):
+        worker.request("prepare", timeout=120)
+
+
+def test_a_request_that_must_not_fail_says_what_was_being_done() -> None:
+    def fails() -> None:
+        raise TrialError("out of memory")
+
+    with pytest.raises(WorkError, match="the reference failed: out of memory"):
+        must(fails, "the reference failed")
+
+
+def test_what_the_model_prints_stays_off_stdout(
+    worker: WorkerProcess, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "net.how").write_text("raise")
+    with pytest.raises(TrialError):
+        worker.request("trial", LOWERED, None, timeout=120)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "printed by the model" in captured.err
