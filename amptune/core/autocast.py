@@ -2,8 +2,8 @@
 
 Assumptions: parameters and buffers keep the dtype they were captured with (the recipe's, where it casts the model as a
 whole); the loss runs inside the autocast region; a cast in the user's code that the capture names (``attrs["casts"]``)
-keeps its target. Zero-dimensional tensors do not take part in promotion. An empty dtype stands for one that is not
-known (``x.to(y.dtype)``): it takes no part in promotion either, and no rule speaks of it.
+keeps its target. Zero-dimensional tensors do not take part in promotion. What
+becomes of a dtype that is not known is not known either, unless it meets FP32, and no rule speaks of it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from amptune.core.recipes import Recipe
 
 DeviceType = Literal["cuda", "cpu"]
 HALF = ("float16", "bfloat16")
+UNKNOWN = ""
+"""Stands for a dtype that the capture cannot tell, such as that of ``x.to(y.dtype)``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class SiteDtypes:
     @property
     def compute(self) -> str:
         """The dtype of the arithmetic: the widest floating operand, or the result's where there is none."""
-        return promoted(self.inputs + self.params) or promoted(self.outputs) or ""
+        return promoted(self.inputs + self.params) or promoted(self.outputs)
 
     @property
     def in_half(self) -> bool:
@@ -99,7 +101,7 @@ def _given(graph: PrecisionGraph, site: Site, known: Mapping[str, SiteDtypes], r
         if index in casts or not tensor.is_floating:
             dtypes.append(casts.get(index, tensor.dtype))
         elif template is not None:
-            dtypes.append(promoted(known[template].outputs) if template in known else "")
+            dtypes.append(promoted(known[template].outputs) if template in known else UNKNOWN)
         elif source in known:
             dtypes.append(_delivered(graph[source], known[source], tensor))
         else:
@@ -112,7 +114,9 @@ def _delivered(producer: Site, dtypes: SiteDtypes, tensor: TensorMeta) -> str:
     for output, dtype in zip(producer.outputs, dtypes.outputs, strict=True):
         if output.shape == tensor.shape and output.dtype == tensor.dtype:
             return dtype
-    return promoted(dtypes.outputs) or tensor.dtype
+    if not producer.outputs and dtypes.given:
+        return dtypes.given[0]  # ``x[i] = y`` returns nothing: what is read later is x, written
+    return promoted(dtypes.outputs) or (UNKNOWN if UNKNOWN in dtypes.outputs else tensor.dtype)
 
 
 def _stored(tensor: TensorMeta, recipe: Recipe) -> str:
@@ -126,7 +130,8 @@ def _site_dtypes(site: Site, given: tuple[str, ...], recipe: Recipe, device: Dev
     op = op_named(site.op)
     half = _region(site, recipe)
     policy = (op.cuda if device == "cuda" else op.cpu) if half else Autocast.FOLLOW
-    params = tuple(_stored(param.meta, recipe) for param in site.params)
+    named = site.attrs.get("param_casts") or {}
+    params = tuple(named.get(param.name, _stored(param.meta, recipe)) for param in site.params)
     target = _cast_target(policy, half, given + params)
     inputs, raises = given, ""
     if target:
@@ -172,6 +177,7 @@ def _mixed(site: Site, inputs: Sequence[str], params: Sequence[str]) -> list[str
 
 
 _NAMED_CASTS = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
+_PRODUCTS = (Family.GEMM, Family.CONV, Family.ATTENTION, Family.RNN)
 _FOLLOW_ALL = (Family.POINTWISE, Family.SENSITIVE, Family.LOSS, Family.GEMM, Family.REDUCTION)
 _FOLLOW_ALL_OPS = frozenset({"cat", "stack"})
 _FIRST_ONLY = frozenset({"masked_fill", "clamp", "dropout", "prelu", "alpha_dropout", "triu", "tril"})
@@ -185,7 +191,7 @@ def _output(
     named = site.attrs.get("dtype")
     if op.family is Family.CAST:
         return _cast_output(site, tensor, inputs)
-    if isinstance(named, str) and named in _WIDTH and op.family not in (Family.GEMM, Family.CONV):
+    if isinstance(named, str) and (named in _WIDTH or named == UNKNOWN) and op.family not in _PRODUCTS:
         return named
     if policy is Autocast.LOWER:
         return promoted((*inputs, *params)) if "float64" in inputs else half
@@ -207,12 +213,25 @@ def _followed(site: Site, op: Op, tensor: TensorMeta, inputs: Sequence[str], par
         return promoted(params) or promoted(inputs) or tensor.dtype
     if op.family in (Family.CREATE, Family.RANDOM) and not (op.name.endswith("_like") or op.name.startswith("new_")):
         return tensor.dtype
-    wide = [dtype for meta, dtype in zip(site.inputs, inputs, strict=True) if meta.shape and dtype in _WIDTH]
-    floating = wide or [dtype for dtype in inputs if dtype in _WIDTH]
+    wide = [dtype for meta, dtype in zip(site.inputs, inputs, strict=True) if meta.shape and _may_float(meta, dtype)]
+    floating = wide or [dtype for meta, dtype in zip(site.inputs, inputs, strict=True) if _may_float(meta, dtype)]
     if not floating:
         return promoted(params) or tensor.dtype
-    takes_all = op.family in _FOLLOW_ALL or op.name in _FOLLOW_ALL_OPS
-    if takes_all and op.name not in _FIRST_ONLY:
-        extra = params if op.family is Family.POINTWISE else ()
-        return promoted((*floating, *extra))
-    return floating[0]
+    if site.attrs.get("in_place") or not _takes_all(op):
+        return floating[0]
+    return _joined((*floating, *(params if op.family is Family.POINTWISE else ())))
+
+
+def _may_float(meta: TensorMeta, dtype: str) -> bool:
+    return dtype in _WIDTH or (meta.is_floating and dtype == UNKNOWN)
+
+
+def _takes_all(op: Op) -> bool:
+    """Whether all operands promote each other, rather than the first one deciding."""
+    return (op.family in _FOLLOW_ALL or op.name in _FOLLOW_ALL_OPS) and op.name not in _FIRST_ONLY
+
+
+def _joined(dtypes: Sequence[str]) -> str:
+    """The promotion of operands of which some may be unknown: only FP32 and wider is certain then."""
+    known = promoted(dtypes)
+    return known if UNKNOWN not in dtypes or _WIDTH.get(known, 0) >= _WIDTH["float32"] else UNKNOWN

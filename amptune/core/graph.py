@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any, Literal
 
 from amptune.core.finding import Location
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 INPUT = "<input>"
 OUTPUT = "<output>"
@@ -107,10 +108,11 @@ class Site:
             ``scalars``: numbers among the positional operands, as {position: value}: ``x + 1e-8`` has {1: 1e-8}.
             ``operands``: for a functional op, what each positional argument is: an index into ``inputs`` (twice the
             same for ``x * x``), or None for a number, a parameter or a constant made in the forward.
+            ``in_place``: it writes its first operand, whose dtype stays.
             ``casts``: {index of an input: dtype}, for inputs that the user's code casts on the way (``x.float()``);
-            empty dtype where it is that of another tensor. ``like``: {index of an input: site id}, for inputs made by
-            zeros_like and its kin. ``integers``: {index of an input: count}, for inputs made by arange. ``masked``:
-            attention with a mask.
+            empty dtype where it is that of another tensor. ``param_casts``: {name: dtype}, the same for parameters.
+            ``like``: {index of an input: site id}, for inputs made by zeros_like and its kin.
+            ``integers``: {index of an input: count}, for inputs made by arange. ``masked``: attention with a mask.
             ``dtype``: torch's name, for an op whose call names one. ``channels_last``: its input is laid out so.
             ``autocast``: False inside a region that switches autocast off.
         nodes: names of the torch.fx nodes that it covers.
@@ -146,6 +148,9 @@ class PrecisionGraph:
     """Sites in call order, and between them the tensors: an edge holds a list, since two sites can share several."""
 
     def __init__(self) -> None:
+        # Here and not above: the rules name these classes, and can be listed and explained without networkx.
+        import networkx as nx
+
         self.graph: nx.DiGraph = nx.DiGraph()
         self.graph.add_nodes_from([INPUT, OUTPUT])
         self._sites: dict[str, Site] = {}

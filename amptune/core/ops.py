@@ -87,7 +87,7 @@ _FAMILIES: dict[Family, str] = {
     "leaky_relu elu selu celu prelu logsigmoid erf clamp where masked_fill lerp addcmul addcdiv square sign floor "
     "ceil round sin cos atan atan2 maximum minimum remainder fmod dropout glu threshold softsign hypot "
     "eq ne lt le gt ge logical_and logical_or logical_not bitwise isnan isinf nan_to_num copysign floor_divide "
-    "triu tril alpha_dropout fused_rms_norm_scale hardshrink softshrink tanhshrink",
+    "triu tril alpha_dropout fused_rms_norm_scale hardshrink softshrink tanhshrink polar complex",
     Family.POOL: "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
     "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool "
     "interpolate grid_sample pixel_shuffle",

@@ -27,6 +27,7 @@ class Ranges:
         self.graph = graph
         self._dtypes = dtypes
         self._known: dict[str, Range] = {}
+        self._constants: set[str] = {""}
         for site in graph:
             self._known[site.id] = self._delivered(site)
 
@@ -103,8 +104,9 @@ class Ranges:
         return Range(-1.0, 1.0) if whole.op in _NORMS else None
 
     def _computed(self, site: Site) -> Range:
-        if site.inputs and not site.params and not any(sources_of(self.graph, site)):
-            return ANY  # worked out from constants alone: they are what the user wants them to be
+        if not site.params and self._constants.issuperset(sources_of(self.graph, site)):
+            self._constants.add(site.id)  # worked out from constants alone: they are what the user wants them to be
+            return ANY
         if (rule := RULES.get(site.op)) is not None:
             return rule(site, [self.operand(site, index) for index in range(arity(site))])
         if op_named(site.op).family is Family.POOL or site.op in _COPIES_ONE:

@@ -195,7 +195,8 @@ def gemm_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, *, rows: tuple[int
         return 0.0
     constants = efficiency_of(gpu)
     rate = peak * constants.gemm[number_format] * _shape_share(gemm, number_format, gpu)
-    rate *= _alignment_share(number_format, rows or (gemm.k, gemm.n), constants)
+    if gpu.is_native(number_format):  # emulation does not load operands as the matrix units do
+        rate *= _alignment_share(number_format, rows or (gemm.k, gemm.n), constants)
     item = number_format.bytes
     result_item = max(item, 2)
     moved = gemm.batch * ((gemm.m + gemm.n) * gemm.k * item + gemm.m * gemm.n * result_item)

@@ -62,11 +62,13 @@ class Rule:
 class SourceRule(Rule):
     """A rule over one source file.
 
-    ``keywords``: byte strings of which at least one must occur in a file for the rule to be asked at all; the union
-    over the selected rules is the prefilter that keeps most files unparsed.
+    ``keywords``: byte strings of which at least one must occur in a file for the rule to be asked at all, and
+    ``requires``: byte strings that must occur all. Together over the selected rules they are the prefilter that keeps
+    most files unparsed.
     """
 
     keywords: ClassVar[tuple[bytes, ...]]
+    requires: ClassVar[tuple[bytes, ...]] = ()
 
     def check(self, source: SourceFile) -> Iterable[Finding]:
         """Findings in one Python file or notebook. ``source`` has resolved names and event order; see its class."""

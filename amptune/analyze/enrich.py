@@ -1,0 +1,235 @@
+"""What rules need of the fx nodes beyond the PrecisionGraph: order of operands, explicit casts, memory layout.
+
+Adds to ``Site.attrs`` the keys ``operands``, ``in_place``, ``casts``, ``param_casts``, ``like``, ``masked``,
+``channels_last`` and ``integers`` that the class describes, and empties a ``dtype`` that is another tensor's. A site
+whose nodes do not line up with its inputs is left as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import linecache
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from amptune.core.autocast import UNKNOWN
+from amptune.core.graph import PrecisionGraph, Site
+from amptune.core.ops import Family, op_named
+
+_TRANSPARENT = (Family.VIEW, Family.CAST)
+_REVERSED = frozenset({"rsub", "rtruediv", "rdiv", "rpow", "rfloordiv", "rmod", "rmatmul"})
+_ORDERED = (Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX, Family.GEMM)
+_NAMED_CASTS = {"float": "float32", "half": "float16", "bfloat16": "bfloat16", "double": "float64"}
+_LITERAL = re.compile(
+    r"\.(float|half|bfloat16|double)\(\)|torch\.(float32|float16|bfloat16|float64|float|half|double)\b"
+)
+_CONVOLUTIONS = ("conv2d", "conv_transpose2d")
+
+
+def enrich(graph: PrecisionGraph, module: fx.GraphModule) -> None:
+    """Add the keys to all sites of ``graph``, in place, from the nodes that they cover."""
+    nodes = {node.name: node for node in module.graph.nodes}
+    owners = {name: site.id for site in graph for name in site.nodes}
+    for site in list(graph):
+        covered = _first_call([nodes[name] for name in site.nodes if name in nodes])
+        read = _read(covered)
+        outside = [node for node in read if not _is_own(node, site)]
+        if not covered or len(outside) != len(site.inputs):
+            continue
+        added = dict(_facts(site, covered, outside, owners))
+        if casts := _param_casts(site, read):
+            added["param_casts"] = casts
+        if added:
+            graph.replace_site(dataclasses.replace(site, attrs={**site.attrs, **added}))
+
+
+def _first_call(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """The nodes of the site's first call."""
+    return [node for node in nodes if _call_key(node) == _call_key(nodes[0])]
+
+
+def _call_key(node: fx.Node) -> Any:
+    call = node.meta.get("amptune_call")
+    if call is None:
+        return None
+    return ("leaf", call.leaf.number) if call.leaf else ("call", call.number)
+
+
+def _read(covered: Sequence[fx.Node]) -> list[fx.Node]:
+    """Nodes that the call reads from outside, parameters included, in order."""
+    own = set(covered)
+    return list(dict.fromkeys(argument for node in covered for argument in node.all_input_nodes if argument not in own))
+
+
+def _param_casts(site: Site, read: Sequence[fx.Node]) -> dict[str, str]:
+    """Name -> dtype of the parameters that the user's code casts before the op reads them."""
+    names = {param.name for param in site.params}
+    found = {}
+    for node in read:
+        stored = _root(node).meta.get("amptune_stored")
+        if stored in names and (dtype := _explicit_cast(node)) is not None:
+            found[str(stored)] = dtype
+    return found
+
+
+def _is_own(node: fx.Node, site: Site) -> bool:
+    stored = _root(node).meta.get("amptune_stored")
+    if stored is None:
+        return False
+    if stored in {param.name for param in site.params}:
+        return True
+    return site.is_module and str(stored).startswith(f"{site.module}.")
+
+
+def _walk(node: fx.Node) -> Iterator[fx.Node]:
+    """The node and those that it is a view or a cast of."""
+    yield node
+    while _family(node) in _TRANSPARENT and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+        yield node
+
+
+def _root(node: fx.Node) -> fx.Node:
+    *_, last = _walk(node)
+    return last
+
+
+def _family(node: fx.Node) -> Family | None:
+    op = node.meta.get("amptune_op")
+    if op == "getitem":
+        return Family.VIEW
+    return op_named(str(op)).family if op else None
+
+
+def _facts(
+    site: Site, covered: Sequence[fx.Node], outside: Sequence[fx.Node], owners: Mapping[str, str]
+) -> Iterator[tuple[str, Any]]:
+    positions = {node: index for index, node in enumerate(outside)}
+    if not site.is_module and op_named(site.op).family in _ORDERED:
+        yield from _operands(site, covered, positions)
+    if not site.is_module and _is_in_place(covered[0]):
+        yield "in_place", True
+    if not site.is_module and site.attrs.get("dtype") and not _LITERAL.search(_source(covered[0])):
+        yield "dtype", UNKNOWN
+    casts = {index: dtype for node, index in positions.items() if (dtype := _explicit_cast(node)) is not None}
+    if casts:
+        yield "casts", casts
+    like = {index: owners.get(name, "") for node, index in positions.items() if (name := _template(node)) is not None}
+    if like:
+        yield "like", like
+    if site.op == "scaled_dot_product_attention":
+        mask = covered[0].kwargs.get("attn_mask", covered[0].args[3] if len(covered[0].args) > 3 else None)
+        yield "masked", isinstance(mask, fx.Node)
+    integers = {index: _count(_root(node)) for node, index in positions.items() if _is_arange(_root(node))}
+    if integers:
+        yield "integers", integers
+    if site.op in _CONVOLUTIONS and outside:
+        layout = _is_channels_last(outside[0].meta.get("val"))
+        if layout is not None:
+            yield "channels_last", layout
+
+
+def _operands(site: Site, covered: Sequence[fx.Node], positions: Mapping[fx.Node, int]) -> Iterator[tuple[str, Any]]:
+    """Positions in ``inputs`` of the positional arguments; turned round for ``1 - x`` and the like."""
+    node = covered[0]
+    is_reversed = _spelling(node) in _REVERSED
+    scalars = dict(site.attrs.get("scalars") or {})
+    if len(covered) > 1 and not (is_reversed and len(positions) == len(scalars) == 1):
+        return  # a call that torch.export took apart, as it does 1 / x
+    layout = [positions.get(argument) if isinstance(argument, fx.Node) else None for argument in node.args]
+    if len(layout) == 1 and 1 in scalars:
+        layout.append(None)  # the number was given by name, or stands in a later node
+    if is_reversed and len(layout) == 2:
+        layout.reverse()
+        yield "scalars", {1 - place: value for place, value in scalars.items()}
+    yield "operands", layout
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    """Whether the call writes its first argument: ``x += y``, ``x.add_(y)``, ``x[i] = y``."""
+    call = node.meta.get("amptune_call")
+    name = str(getattr(getattr(call, "function", None), "__name__", ""))
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
+    return name.endswith("_")
+
+
+def _spelling(node: fx.Node) -> str:
+    call = node.meta.get("amptune_call")
+    target = getattr(call, "function", None) or node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+    return name.split(".")[0].strip("_")
+
+
+def _explicit_cast(node: fx.Node) -> str | None:
+    """The dtype that the user's code casts the tensor to on the way; ``None`` where it casts nothing.
+
+    ``x.to(y.dtype)`` follows ``y`` under autocast, and shows here as a cast to what ``y`` was in the capture: its dtype
+    is unknown, an empty string. So is that of ``torch.zeros(n, dtype=y.dtype)``.
+    """
+    for step in _walk(node):
+        op = str(step.meta.get("amptune_op"))
+        if op in _NAMED_CASTS:
+            return _NAMED_CASTS[op]
+        value = step.meta.get("val")
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+            continue
+        if op == "type_as":
+            return UNKNOWN
+        if _family(step) in (Family.CAST, Family.CREATE, Family.RANDOM) and _names_dtype(step):
+            return str(value.dtype).removeprefix("torch.") if _LITERAL.search(_source(step)) else UNKNOWN
+    return None
+
+
+def _names_dtype(node: fx.Node) -> bool:
+    """Whether a cast or creation is given a dtype, rather than a device alone."""
+    call = node.meta.get("amptune_call")
+    return call is not None and call.attrs.get("dtype") is not None
+
+
+def _template(node: fx.Node) -> str | None:
+    """The name of the node that ``zeros_like(y)`` and its kin take their dtype from."""
+    root = _root(node)
+    op = str(root.meta.get("amptune_op"))
+    follows = op.endswith("_like") or op.startswith("new_")
+    if follows and root.all_input_nodes and not any(isinstance(v, torch.dtype) for v in root.kwargs.values()):
+        return str(_root(root.all_input_nodes[0]).name)
+    return None
+
+
+def _source(node: fx.Node) -> str:
+    """The text of the call that a node stands for."""
+    place = getattr(node.meta.get("amptune_call"), "place", None)
+    spot = getattr(place, "origin", None)
+    if spot is None:
+        return ""
+    lines = [linecache.getline(spot.filename, number) for number in range(spot.line, spot.end_line + 1)]
+    if not lines:
+        return ""
+    lines[-1] = lines[-1].encode()[: spot.end_column].decode(errors="ignore")
+    lines[0] = lines[0].encode()[spot.column :].decode(errors="ignore")
+    text = "".join(lines)
+    # Of a chain such as a.float().mean() only the last call is this node's.
+    return text[text.rfind(".to(") :] if ".to(" in text else text
+
+
+def _is_arange(node: fx.Node) -> bool:
+    return node.meta.get("amptune_op") == "arange"
+
+
+def _count(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.numel() if isinstance(value, torch.Tensor) else 0
+
+
+def _is_channels_last(value: Any) -> bool | None:
+    """Whether an image is laid out so; ``None`` where its strides fit both layouts."""
+    if not isinstance(value, torch.Tensor) or value.dim() != 4:
+        return None
+    last = value.is_contiguous(memory_format=torch.channels_last)
+    first = value.is_contiguous()
+    return None if last and first else last

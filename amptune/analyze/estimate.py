@@ -1,0 +1,219 @@
+"""Predicted step time and memory of each recipe on each GPU: a roofline over the sites, nothing is run.
+
+Assumptions, beside those of ``core.roofline`` (kernels), ``analyze.moves`` (bytes), ``analyze.kernels`` (casts),
+``analyze.fusion`` (compiled models) and ``analyze.memory``:
+
+- A step is forward, loss, backward and one fused AdamW step on FP32 states (28 bytes of traffic for each parameter).
+- Kernels run one after the other. In eager mode the processor launches each of them, and the step takes the longer of
+  launching and running: max(launches, kernels), never the kernels alone.
+- The input pipeline costs nothing. One GPU; no communication.
+- The fixed model (``+fixed``) has misaligned dimensions of its products padded and convolutions in channels_last.
+- FP8 recipes convert the linear modules whose dimensions FP8 takes; all else runs under BF16 autocast.
+
+How far this is from measured steps is printed by tests/benchmarks/estimate_check.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from amptune.analyze.fusion import Fusion, is_fused
+from amptune.analyze.kernels import Kernel, Move, Setting, SiteKernels, kernels_of
+from amptune.analyze.memory import Memory, step_memory
+from amptune.core.autocast import SiteDtypes, realise, sources_of
+from amptune.core.formats import Format
+from amptune.core.graph import DTYPE_BYTES, PrecisionGraph, Site
+from amptune.core.graph_context import Mode
+from amptune.core.hardware import Gpu
+from amptune.core.recipes import RECIPES, Recipe
+from amptune.core.roofline import Traffic, efficiency_of, peak_of
+
+FIXED = "+fixed"
+ADAMW_BYTES = 7
+"""Times the bytes of a parameter: it and two moments are read and written, the gradient is read."""
+UNSCALE_BYTES = 2
+"""Times the bytes of a gradient: GradScaler reads and writes them all before the step."""
+COMPILED_LAUNCH_SHARE = 0.45
+"""Of the eager processor time for each kernel: no Python between them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """One recipe on one GPU.
+
+    Attributes:
+        step_ms: predicted time of a training step.
+        memory: predicted memory.
+        speedup: FP32's step over this one.
+        bound: whether the GPU or the launches on the processor set the time.
+        runs: False where the recipe does not fit the GPU's memory.
+    """
+
+    step_ms: float
+    memory: Memory
+    speedup: float
+    bound: str
+    fits: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The form in analyze's JSON."""
+        return {
+            "step_ms": round(self.step_ms, 4),
+            "memory_bytes": self.memory.peak,
+            "speedup": round(self.speedup, 3),
+            "bound": self.bound,
+            "fits": self.fits,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteTimes:
+    """Predicted milliseconds of one site in a step, by recipe (``+fixed`` included)."""
+
+    site: Site
+    milliseconds: Mapping[str, float] = dataclasses.field(hash=False)
+
+    @property
+    def gain(self) -> float:
+        """What the best recipe saves against FP32, in milliseconds."""
+        return self.milliseconds.get("fp32", 0.0) - min(self.milliseconds.values(), default=0.0)
+
+
+def estimate_all(
+    graph: PrecisionGraph, gpus: Sequence[Gpu], recipes: Sequence[Recipe], *, mode: Mode = "eager", train: bool = True
+) -> dict[str, dict[str, Estimate]]:
+    """GPU key -> recipe name -> prediction, for GPUs with tabulated peaks and recipes that they can run.
+
+    Args:
+        graph: the captured model.
+        gpus: devices; those without peaks (the CPU) are left out.
+        recipes: recipes to predict. FP32 is always predicted, as the base of the speedups.
+        mode: eager or compile.
+        train: with a backward and an optimizer step.
+    """
+    wanted = list(dict.fromkeys([RECIPES["fp32"], *recipes]))
+    tables: dict[str, dict[str, Estimate]] = {gpu.key: {} for gpu in gpus if gpu.is_cuda}
+    for recipe in wanted:
+        for fixed in (False, True):
+            work = _Work(graph, Setting(recipe, fixed=fixed, train=train, fused=mode == "compile"))
+            name = recipe.name + (FIXED if fixed else "")
+            for gpu in gpus:
+                if gpu.is_cuda and can_run(recipe, gpu):
+                    tables[gpu.key][name] = work.on(gpu, tables[gpu.key])
+    asked = {recipe.name for recipe in recipes} | {"fp32"}
+    return {key: {n: e for n, e in table.items() if n.removesuffix(FIXED) in asked} for key, table in tables.items()}
+
+
+def can_run(recipe: Recipe, gpu: Gpu) -> bool:
+    """Whether the GPU multiplies in the recipe's format at all; TF32 without TF32 units is no recipe of its own."""
+    if recipe.tf32:
+        return gpu.is_native(Format.TF32)
+    return peak_of(gpu, recipe.format) > 0
+
+
+class _Work:
+    """All kernels of one step under one setting, ready to be timed on any GPU."""
+
+    def __init__(self, graph: PrecisionGraph, setting: Setting) -> None:
+        dtypes = realise(graph, setting.recipe)
+        self.setting = setting
+        self.kernels = list(step_kernels(graph, dtypes, setting).values())
+        self.memory = step_memory(graph, dtypes, setting)
+        self.extra = [*_accumulations(graph, dtypes, setting), *_optimizer(self.memory, setting)]
+
+    def on(self, gpu: Gpu, others: Mapping[str, Estimate]) -> Estimate:
+        """The prediction for one GPU; ``others`` has the FP32 one already."""
+        times = _Times(gpu)
+        forward = sum(times.of(kernel) for each in self.kernels for kernel in each.forward)
+        backward = sum(times.of(kernel) for each in self.kernels for kernel in each.backward)
+        running = forward + backward + sum(times.of(kernel) for kernel in self.extra)
+        launching = self._launch_seconds(gpu)
+        step = max(running, launching) * 1e3
+        base = others.get("fp32")
+        return Estimate(
+            step_ms=step,
+            memory=self.memory,
+            speedup=base.step_ms / step if base and step else 1.0,
+            bound="launch" if launching > running else "gpu",
+            fits=self.memory.peak <= gpu.memory,
+        )
+
+    def _launch_seconds(self, gpu: Gpu) -> float:
+        ahead, behind = efficiency_of(gpu).launch_us
+        forward = sum(kernel.launches for each in self.kernels for kernel in each.forward)
+        backward = sum(kernel.launches for each in self.kernels for kernel in each.backward)
+        eager = (forward * ahead + (backward + len(self.extra)) * behind) * 1e-6
+        return eager * (COMPILED_LAUNCH_SHARE if self.setting.fused else 1.0)
+
+
+class _Times:
+    """Times of kernels on one GPU; equal kernels of repeated blocks are timed once."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self._known: dict[Kernel, float] = {}
+
+    def of(self, kernel: Kernel) -> float:
+        """Seconds."""
+        if kernel not in self._known:
+            self._known[kernel] = kernel.seconds(self._gpu)
+        return self._known[kernel]
+
+
+def step_kernels(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setting: Setting) -> dict[str, SiteKernels]:
+    """Site id -> its kernels, fused with its neighbours' where the model is compiled."""
+    fusion = Fusion(graph, dtypes) if setting.fused else None
+    result = {}
+    for site in graph:
+        own = kernels_of(site, dtypes[site.id], setting)
+        if fusion is not None and is_fused(site):
+            shared = fusion.kernels(site, train=setting.train)
+            own = SiteKernels(own.forward + shared.forward, own.backward + shared.backward)
+        result[site.id] = own
+    return result
+
+
+def _accumulations(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setting: Setting) -> Iterable[Kernel]:
+    """Gradients that several consumers hand back to one tensor: each further one is added in memory."""
+    if not setting.train or setting.fused:
+        return
+    readers: dict[str, int] = {}
+    for site in graph:
+        for tensor, source in zip(site.inputs, sources_of(graph, site), strict=True):
+            if tensor.requires_grad and tensor.is_floating:
+                readers[source] = readers.get(source, 0) + 1
+    for site in graph:
+        extra = readers.get(site.id, 1) - 1
+        # Several parts of one output (a chunked projection) come back as one concatenation, not as sums.
+        whole = max((tensor.numel for tensor in site.outputs), default=0)
+        if extra > 0 and whole:
+            item = DTYPE_BYTES.get(dtypes[site.id].outputs[0], 4)
+            yield Move(Traffic.POINTWISE, 3 * extra * whole * item, extra)
+
+
+def _optimizer(memory: Memory, setting: Setting) -> Iterable[Kernel]:
+    if setting.train and memory.gradients:
+        yield Move(Traffic.OPTIMIZER, ADAMW_BYTES * memory.gradients)
+        if setting.recipe.half is Format.FP16:
+            yield Move(Traffic.OPTIMIZER, UNSCALE_BYTES * memory.gradients)
+
+
+def site_times(
+    graph: PrecisionGraph, gpu: Gpu, recipes: Sequence[Recipe], *, mode: Mode = "eager", train: bool = True
+) -> list[SiteTimes]:
+    """Predicted times of every site on one GPU, those with the largest gain first."""
+    times = _Times(gpu)
+    found: dict[str, dict[str, float]] = {site.id: {} for site in graph}
+    for recipe in dict.fromkeys([RECIPES["fp32"], *recipes]):
+        if not can_run(recipe, gpu):
+            continue
+        dtypes = realise(graph, recipe)
+        for fixed in (False, True):
+            setting = Setting(recipe, fixed=fixed, train=train, fused=mode == "compile")
+            for name, each in step_kernels(graph, dtypes, setting).items():
+                seconds = sum(times.of(kernel) for kernel in (*each.forward, *each.backward))
+                found[name][recipe.name + (FIXED if fixed else "")] = seconds * 1e3
+    table = [SiteTimes(graph[name], milliseconds) for name, milliseconds in found.items()]
+    return sorted(table, key=lambda row: -row.gain)

@@ -1,0 +1,240 @@
+"""Peak memory of a training step, by walking the graph forward and backward with what autograd keeps.
+
+Counted: parameters, gradients and AdamW's two moments; what each op saves for its backward (a tensor that several ops
+save counts once, a cast copy for each consumer); intermediate tensors until their last reader; gradients of
+activations until they are used; 16-bit copies of weights. Not counted: workspaces beyond a constant, fragmentation,
+buffers. The peak is that of ``torch.cuda.max_memory_allocated``.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from amptune.analyze.fusion import Fusion, is_fused
+from amptune.analyze.kernels import Setting, converts_to_fp8, input_bytes, needs_backward, output_bytes
+from amptune.analyze.moves import cost_of
+from amptune.core.autocast import SiteDtypes, sources_of
+from amptune.core.graph import DTYPE_BYTES, OUTPUT, Param, PrecisionGraph, Site
+from amptune.core.ops import Family, op_named
+
+WORKSPACE = 40 * 2**20
+"""cuBLAS keeps 32 MiB on Hopper and 8 MiB before; cuDNN and the batch take some more."""
+ADAM_MOMENTS = 2
+LOSS = "loss_fn"
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one training step, by what they hold."""
+
+    params: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+def step_memory(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setting: Setting) -> Memory:
+    """The memory of a step under one recipe."""
+    params = _unique_params(graph)
+    stored = sum(_stored_bytes(param, setting) for param in params)
+    trained = [param for param in params if param.meta.requires_grad] if setting.train else []
+    gradients = sum(_stored_bytes(param, setting) for param in trained)
+    walk = _Walk(graph, dtypes, setting)
+    forward, kept = walk.forward()
+    base = stored + ADAM_MOMENTS * gradients + WORKSPACE
+    if not setting.train:
+        return Memory(stored, 0, 0, kept, stored + WORKSPACE + forward)
+    peak = base + max(forward, walk.backward(), gradients)
+    return Memory(stored, gradients, ADAM_MOMENTS * gradients, kept, peak)
+
+
+def _unique_params(graph: PrecisionGraph) -> list[Param]:
+    found = {param.key or param.name: param for site in graph for param in site.params}
+    return list(found.values())
+
+
+def _stored_bytes(param: Param, setting: Setting) -> int:
+    half = setting.recipe.params
+    item = half.bytes if half is not None and param.meta.dtype == "float32" else param.meta.itemsize
+    return param.meta.numel * item
+
+
+class _Walk:
+    """One forward and one backward over the sites, keeping count of what is alive."""
+
+    def __init__(self, graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setting: Setting) -> None:
+        self.graph = graph
+        self.dtypes = dtypes
+        self.setting = setting
+        self.order = list(graph)
+        self._fusion = Fusion(graph, dtypes) if setting.fused else None
+        self._delivered = {site.id: self._size(site) for site in self.order}
+        self._saved = {site.id: list(self._saves(site)) if setting.train else [] for site in self.order}
+        self._holders: collections.Counter[str] = collections.Counter()
+        self._sizes: dict[str, int] = {}
+        self._kept_by_caller = {site.id for site in self.order if self._is_result(site)}
+
+    def _size(self, site: Site) -> int:
+        """Bytes that the site's outputs take; a compiler writes only what another kernel reads."""
+        if self._fusion is not None and is_fused(site):
+            return self._fusion.bytes_written(site)
+        return sum(output_bytes(site, self.dtypes[site.id]))
+
+    def _is_result(self, site: Site) -> bool:
+        """Whether the caller holds the output through the backward: what the loss reads, and the loss."""
+        read_by_loss = any(each.module == LOSS for each in self.graph.consumers(site.id)) and site.module != LOSS
+        return read_by_loss or OUTPUT in self.graph.graph.successors(site.id)
+
+    def forward(self) -> tuple[int, int]:
+        """Peak of the forward, and what is left for the backward (activations), in bytes."""
+        last_reader = self._last_readers()
+        alive, peak = 0, 0
+        waiting: dict[int, list[str]] = collections.defaultdict(list)
+        for position, site in enumerate(self.order):
+            alive += self._delivered[site.id] + self._hold(site)
+            peak = max(peak, alive + self._scratch(site))
+            waiting[last_reader.get(site.id, position)].append(site.id)
+            for name in waiting.pop(position, ()):
+                if name not in self._kept_by_caller and not self._holders[name]:
+                    alive -= self._delivered[name]
+        self._alive = alive
+        return peak, alive
+
+    def _last_readers(self) -> dict[str, int]:
+        last: dict[str, int] = {}
+        for position, site in enumerate(self.order):
+            for source in sources_of(self.graph, site):
+                last[source] = position
+        return last
+
+    def _hold(self, site: Site) -> int:
+        """Register what the site saves; returns the bytes that are new beside the outputs themselves."""
+        new = 0
+        for key, size in self._saved[site.id]:
+            self._holders[key] += 1
+            if self._holders[key] == 1 and key not in self.graph:
+                new += size
+                self._sizes[key] = size
+        return new
+
+    def _scratch(self, site: Site) -> int:
+        """Copies that live only while the op runs: cast inputs that nobody saves."""
+        if self.setting.fused:
+            return 0
+        casts = {index for index, _, _ in self.dtypes[site.id].casts}
+        sizes = input_bytes(site, self.dtypes[site.id].inputs)
+        saved = {key for key, _ in self._saved[site.id]}
+        return sum(sizes[index] for index in casts if _cast_key(site, index) not in saved)
+
+    def backward(self) -> int:
+        """Peak of the backward in bytes, gradients of parameters included."""
+        alive, peak = self._alive, self._alive
+        gradients: dict[str, int] = {}
+        seen: set[str] = set()
+        for site in reversed(self.order):
+            if not needs_backward(site):
+                alive -= self._release(site)
+                continue
+            alive += self._open_gradients(site, gradients, seen)
+            peak = max(peak, alive + self._backward_scratch(site))
+            alive -= self._release(site) + gradients.pop(site.id, 0)
+        return peak
+
+    def _open_gradients(self, site: Site, gradients: dict[str, int], seen: set[str]) -> int:
+        """Gradients that the site's backward allocates: of its inputs once, and of its parameters for good."""
+        opened = 0
+        for tensor, source in zip(site.inputs, sources_of(self.graph, site), strict=True):
+            if tensor.requires_grad and source in self.graph and source not in gradients:
+                gradients[source] = self._delivered[source]
+                opened += gradients[source]
+        for param in site.params:
+            key = param.key or param.name
+            if param.meta.requires_grad and key not in seen:
+                seen.add(key)
+                opened += _stored_bytes(param, self.setting)
+        return opened
+
+    def _backward_scratch(self, site: Site) -> int:
+        """What a backward holds while it runs: a cast gradient, and for a loss one more tensor of the logits' size."""
+        if self.setting.fused:
+            return 0
+        inputs = input_bytes(site, self.dtypes[site.id].inputs)
+        casts = sum(inputs[index] for index, _, _ in self.dtypes[site.id].casts if site.inputs[index].requires_grad)
+        if site.op == "cross_entropy":
+            # The gradients of log_softmax's output and input are alive together, before the cast is.
+            return 2 * max(inputs, default=0) - sum(self._delivered.get(s, 0) for s in sources_of(self.graph, site))
+        weights = sum(
+            param.meta.numel * DTYPE_BYTES[dtype]
+            for param, dtype in zip(site.params, self.dtypes[site.id].params, strict=True)
+            if dtype != param.meta.dtype and dtype in DTYPE_BYTES
+        )
+        return casts + weights
+
+    def _release(self, site: Site) -> int:
+        freed = 0
+        for key, _ in self._saved[site.id]:
+            self._holders[key] -= 1
+            if not self._holders[key]:
+                freed += self._sizes.get(key, 0) if key not in self.graph else self._held_output(key)
+        return freed
+
+    def _held_output(self, name: str) -> int:
+        return 0 if name in self._kept_by_caller else self._delivered[name]
+
+    def _saves(self, site: Site) -> Iterator[tuple[str, int]]:
+        """(storage, bytes) of what autograd keeps; a storage that is a site's output has that site's id."""
+        if not needs_backward(site) or (self.setting.fused and is_fused(site)):
+            return
+        family = op_named(site.op).family
+        dtypes = self.dtypes[site.id]
+        for param, dtype in zip(site.params, dtypes.params, strict=True):
+            if dtype and param.meta.dtype != dtype and param.meta.is_floating:
+                yield f"weight:{param.key or param.name}:{dtype}", param.meta.numel * DTYPE_BYTES.get(dtype, 4)
+        if family in (Family.GEMM, Family.CONV, Family.ATTENTION, Family.RNN):
+            yield from self._inputs(site)
+            if family in (Family.ATTENTION, Family.RNN):
+                yield site.id, 0
+            if converts_to_fp8(site) and self.setting.recipe.fp8:
+                # Both layouts of the FP8 operands are kept beside the BF16 input.
+                yield f"fp8:{site.id}", 2 * sum(t.numel for t in site.inputs) + sum(p.meta.numel for p in site.params)
+            return
+        yield from self._of_table(site, dtypes)
+
+    def _of_table(self, site: Site, dtypes: SiteDtypes) -> Iterator[tuple[str, int]]:
+        cost = cost_of(site.op)
+        if cost is None:
+            return
+        numel = sum(tensor.numel for tensor in site.outputs)
+        if site.op in ("mul", "div"):
+            if len(site.inputs) + len(site.params) > 1 or not site.attrs.get("scalars"):
+                yield from self._inputs(site)
+        elif site.op == "cross_entropy":
+            yield f"log_softmax:{site.id}", max(input_bytes(site, dtypes.inputs), default=0)
+        elif cost.saves in ("inputs", "both"):
+            yield from self._inputs(site)
+        if cost.saves in ("output", "both"):
+            yield site.id, 0
+        if cost.saves == "mask":
+            yield f"mask:{site.id}", numel
+        if cost.saves == "indices" and "pool" in site.op:
+            yield f"indices:{site.id}", 8 * numel
+            yield from self._inputs(site)
+
+    def _inputs(self, site: Site) -> Iterator[tuple[str, int]]:
+        dtypes = self.dtypes[site.id]
+        cast = {index for index, _, _ in dtypes.casts}
+        sizes = input_bytes(site, dtypes.inputs)
+        for index, source in enumerate(sources_of(self.graph, site)):
+            if not site.inputs[index].is_floating:
+                continue
+            if index in cast:
+                yield _cast_key(site, index), sizes[index]
+            elif source in self.graph:
+                yield source, self._delivered[source]
+
+
+def _cast_key(site: Site, index: int) -> str:
+    return f"cast:{site.id}:{index}"

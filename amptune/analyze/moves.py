@@ -1,0 +1,94 @@
+"""Bytes that ops other than matrix products move, forward and backward, and what autograd keeps of them.
+
+Counted in units of X (bytes of all inputs as the kernel reads them) and Y (bytes of all outputs), for the kernels that
+eager torch runs. An op that is absent has the entry of its family. Assumes training mode (dropout draws a mask, batch
+norm takes the batch's statistics).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from amptune.core.ops import Family, op_named
+from amptune.core.roofline import Traffic
+
+Saves = Literal["inputs", "output", "both", "mask", "indices", "nothing"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Units of X, units of Y and kernels, forward and backward."""
+
+    traffic: Traffic
+    forward: tuple[float, float, int]
+    backward: tuple[float, float, int]
+    saves: Saves = "inputs"
+
+
+_P = Traffic.POINTWISE
+_UNARY = Cost(_P, (1, 1, 1), (2, 1, 1))
+_KEEPS_OUTPUT = Cost(_P, (1, 1, 1), (1, 2, 1), "output")
+_LINEAR = Cost(_P, (1, 1, 1), (1, 1, 1), "nothing")
+_COPY = Cost(Traffic.LAYOUT, (1, 1, 1), (1, 1, 1), "nothing")
+_FREE_BACKWARD = Cost(_P, (1, 1, 1), (0, 0, 0), "nothing")
+_NORM = Cost(Traffic.NORM, (1, 1, 1), (3, 2, 2))
+_FAMILIES: dict[Family, Cost] = {
+    Family.POINTWISE: _UNARY,
+    Family.SENSITIVE: Cost(_P, (1, 1, 1), (4, 1, 2)),
+    Family.NORM: _NORM,
+    Family.SOFTMAX: Cost(Traffic.SOFTMAX, (1, 1, 1), (1, 2, 1), "output"),
+    Family.REDUCTION: Cost(Traffic.REDUCTION, (1, 1, 1), (3, 1, 2)),
+    Family.POOL: Cost(_P, (1, 1, 1), (1, 1, 1)),
+    Family.LOSS: Cost(_P, (1.5, 1, 2), (2, 0, 2)),
+    Family.MEMORY: _COPY,
+    Family.EMBEDDING: Cost(Traffic.GATHER, (0, 2, 1), (0, 3, 3), "nothing"),
+    Family.LINALG: Cost(Traffic.GATHER, (4, 4, 4), (6, 6, 6), "both"),
+    Family.FFT: Cost(Traffic.LAYOUT, (2, 2, 2), (2, 2, 2), "nothing"),
+    Family.OTHER: Cost(_P, (1, 1, 1), (2, 1, 1)),
+}
+
+
+def _rows(names: str, cost: Cost) -> dict[str, Cost]:
+    return dict.fromkeys(names.split(), cost)
+
+
+_OPS: dict[str, Cost] = {
+    # The backward of a sum of tensors hands the gradient on; broadcast and cast operands are counted apart.
+    **_rows("add sub", _FREE_BACKWARD),
+    **_rows("neg", _LINEAR),
+    **_rows("relu relu6 sigmoid tanh hardsigmoid exp expm1 exp2 softsign", _KEEPS_OUTPUT),
+    **_rows("log log2 log10 log1p abs", _UNARY),
+    **_rows("sqrt reciprocal", Cost(_P, (1, 1, 1), (1, 4, 2), "output")),
+    **_rows("rsqrt", Cost(_P, (1, 1, 1), (1, 6, 3), "output")),
+    **_rows("sin cos", Cost(_P, (1, 1, 1), (4, 1, 2))),
+    **_rows("pow square", Cost(_P, (1, 1, 1), (6, 1, 3))),
+    **_rows("where", Cost(_P, (1, 1, 1), (1, 1, 2), "mask")),
+    **_rows("masked_fill triu tril", Cost(_P, (1, 1, 1), (1, 1, 1), "mask")),
+    **_rows("dropout alpha_dropout", Cost(_P, (1, 1.5, 1), (1, 1.5, 1), "mask")),
+    **_rows("eq ne lt le gt ge logical_and logical_or logical_not bitwise isnan isinf sign floor ceil round "
+            "floor_divide argmax argmin any all count_nonzero", Cost(_P, (1, 1, 1), (0, 0, 0), "nothing")),
+    **_rows("sum", Cost(Traffic.REDUCTION, (1, 1, 1), (0, 0, 0), "nothing")),
+    **_rows("mean", Cost(Traffic.REDUCTION, (1, 1, 1), (1, 1, 1), "nothing")),
+    **_rows("var std var_mean std_mean", Cost(Traffic.REDUCTION, (1, 1, 1), (5, 1, 3))),
+    **_rows("norm linalg_vector_norm normalize", Cost(Traffic.REDUCTION, (1, 1, 1), (4, 1, 3))),
+    **_rows("cumsum", Cost(Traffic.REDUCTION, (1, 1, 1), (3, 0, 3), "nothing")),
+    **_rows("max min amax amin", Cost(Traffic.REDUCTION, (1, 1, 1), (2, 1, 2))),
+    **_rows("topk sort", Cost(Traffic.GATHER, (3, 2, 3), (1, 1, 2), "indices")),
+    "batch_norm": Cost(Traffic.BATCH_NORM, (2, 1, 2), (3, 2, 2)),
+    "logsumexp": Cost(Traffic.SOFTMAX, (4, 1, 4), (3, 1, 3), "both"),
+    # log_softmax writes a second tensor of the logits' size; backward fills one with zeros and reads both.
+    "cross_entropy": Cost(Traffic.SOFTMAX, (2, 1, 2), (4, 0, 2), "inputs"),
+    "nll_loss": Cost(_P, (0.1, 1, 1), (1, 0, 1), "indices"),
+    "mse_loss": Cost(_P, (1.5, 1, 2), (1.5, 0, 2)),
+    "binary_cross_entropy_with_logits": Cost(_P, (4, 1, 6), (3, 0, 5)),
+    **_rows("max_pool1d max_pool2d max_pool3d", Cost(_P, (1, 3, 1), (1, 3, 1), "indices")),
+    **_rows("cat stack", Cost(Traffic.LAYOUT, (1, 1, 1), (0, 0, 0), "nothing")),
+    **_rows("gather index index_select take_along_dim", Cost(Traffic.GATHER, (0, 2, 1), (1, 2, 2), "indices")),
+    **_rows("embedding_bag", Cost(Traffic.GATHER, (0, 4, 1), (0, 4, 3), "nothing")),
+}  # fmt: skip
+
+
+def cost_of(op: str) -> Cost | None:
+    """The entry of an op; ``None`` for one that moves nothing (views, casts, constants) or is a matrix product."""
+    return _OPS.get(op) or _FAMILIES.get(op_named(op).family)

@@ -1,0 +1,142 @@
+"""Runs the graph rules over a captured model and predicts what each recipe would cost on each GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from amptune.analyze.enrich import enrich
+from amptune.analyze.estimate import Estimate, SiteTimes, estimate_all, site_times
+from amptune.analyze.grouping import group
+from amptune.capture import Capture
+from amptune.core.finding import Finding
+from amptune.core.graph import PrecisionGraph
+from amptune.core.graph_context import GraphContext, Mode
+from amptune.core.hardware import Gpu
+from amptune.core.recipes import STOCK, Recipe
+from amptune.core.registry import load_rules, select_rules
+from amptune.core.rule import GraphRule
+from amptune.lint.suppress import find_suppressions, suppress
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is asked about a model.
+
+    Attributes:
+        gpus: devices.
+        gpus_named: whether the user named them or they are present.
+        recipes: recipes to judge and to predict.
+        recipes_named: whether the user named them.
+        mode: eager or compile.
+        train: whether there is a backward.
+        torch_version: of the torch that captured the model.
+        path: the model's file, for findings without a line.
+        select, ignore: rule codes or prefixes.
+        ignore_modules: globs of module paths whose findings are dropped.
+    """
+
+    gpus: tuple[Gpu, ...]
+    gpus_named: bool = True
+    recipes: tuple[Recipe, ...] = STOCK
+    recipes_named: bool = False
+    mode: Mode = "eager"
+    train: bool = True
+    torch_version: str = ""
+    path: str = "model.py"
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    ignore_modules: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What analyze found out.
+
+    Attributes:
+        findings: sorted by place; repeated blocks are one finding.
+        estimates: GPU key -> recipe name (``+fixed`` for the repaired model) -> prediction.
+        sites: predicted times of each site on the first GPU, for the table of sites.
+        capture: what was captured, for the report.
+    """
+
+    findings: tuple[Finding, ...]
+    estimates: Mapping[str, Mapping[str, Estimate]] = dataclasses.field(hash=False)
+    sites: tuple[SiteTimes, ...] = ()
+    capture: Capture | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What analyze adds to the JSON of lint: ``capture`` and ``estimate``."""
+        added: dict[str, Any] = {}
+        if self.capture is not None:
+            added["capture"] = {
+                "frontend": self.capture.frontend,
+                "sites": len(self.capture.graph),
+                "seconds": round(self.capture.seconds, 3),
+            }
+        added["estimate"] = {
+            gpu: {recipe: estimate.to_json() for recipe, estimate in table.items()}
+            for gpu, table in self.estimates.items()
+        }
+        return added
+
+
+def analyze(capture: Capture, question: Question) -> Analysis:
+    """Judge a captured model.
+
+    Raises:
+        ConfigError: a selector that matches no rule, or a rule pack that does not load.
+    """
+    enrich(capture.graph, capture.graph_module)
+    return dataclasses.replace(analyze_graph(capture.graph, question), capture=capture)
+
+
+def analyze_graph(graph: PrecisionGraph, question: Question) -> Analysis:
+    """Judge a graph, however it was made."""
+    rules = select_rules(load_rules(GraphRule), question.select, question.ignore)
+    estimates = estimate_all(graph, question.gpus, question.recipes, mode=question.mode, train=question.train)
+    every = {(gpu, name): each for gpu, table in estimates.items() for name, each in table.items()}
+    step_ms = {key: each.step_ms for key, each in every.items() if each.bound == "gpu"}
+    context = GraphContext(
+        graph,
+        question.gpus,
+        gpus_named=question.gpus_named,
+        recipes=question.recipes,
+        recipes_named=question.recipes_named,
+        mode=question.mode,
+        train=question.train,
+        torch_version=question.torch_version,
+        path=question.path,
+        step_ms=step_ms,
+    )
+    found = [finding for rule in rules for finding in cast("GraphRule", rule.cls()).check(context)]
+    kept = _unsuppressed([each for each in found if not _is_ignored(each, question.ignore_modules)])
+    timed = [gpu for gpu in question.gpus if gpu.is_cuda]
+    sites = site_times(graph, timed[0], question.recipes, mode=question.mode, train=question.train) if timed else ()
+    return Analysis(tuple(group(kept, step_ms, question.gpus)), estimates, tuple(sites))
+
+
+def _is_ignored(finding: Finding, modules: Iterable[str]) -> bool:
+    return finding.site is not None and any(fnmatch.fnmatchcase(finding.site, pattern) for pattern in modules)
+
+
+def _unsuppressed(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings without those that a comment on their source line silences; unused comments are lint's business."""
+    by_file: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_file.setdefault(finding.location.path, []).append(finding)
+    kept: list[Finding] = []
+    for path, group_of_file in by_file.items():
+        left, _ = suppress(group_of_file, find_suppressions(_text(path), python=True))
+        kept.extend(left)
+    return kept
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""  # a finding in a package without source has no line to carry a comment

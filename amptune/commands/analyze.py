@@ -1,0 +1,213 @@
+"""``amptune analyze``: parses the arguments, captures the model, judges it, prints the report."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from amptune.config import FAIL_ON, Config, load_config
+from amptune.core.finding import Severity
+from amptune.core.recipes import RECIPES, STOCK, recipe_named
+from amptune.core.registry import LoadedRule, load_rules, select_rules
+from amptune.core.rule import GraphRule
+from amptune.errors import UsageError, WorkError
+
+if TYPE_CHECKING:
+    from amptune.analyze.runner import Analysis, Question
+    from amptune.capture import Capture, TargetSpec
+
+FORMATS = ("text", "json", "sarif", "github")
+DEFAULT_TIMEOUT = 600.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``analyze``."""
+    parser.add_argument("model", nargs="?", help="model.py, model.py:Name or package.module:callable "
+                        "(default: [tool.amptune] model, else model.py)")  # fmt: skip
+    parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
+    parser.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE[:HIGH]]",
+                        help="model input, such as 16x1024:int64:50257")  # fmt: skip
+    asked = parser.add_argument_group("what to report on")
+    asked.add_argument("--gpu", action="append", default=[], metavar="NAME",
+                       help="h100, a100, v100, ..., cpu or all; may be repeated (default: the one here)")  # fmt: skip
+    asked.add_argument("--recipe", action="append", default=[], metavar="NAME",
+                       help=f"{', '.join(RECIPES)}; may be repeated (default: stock)")  # fmt: skip
+    asked.add_argument("--compile", action="store_true", help="the model runs under torch.compile")
+    asked.add_argument("--no-loss", action="store_true", help="the forward alone: no loss, backward or optimizer")
+    rules = parser.add_argument_group("rules")
+    for flag, text in (("--select", "rules to run, as G101 or G1,G2"), ("--ignore", "rules to leave out")):
+        rules.add_argument(flag, action="append", default=[], metavar="CODES", help=text)
+    output = parser.add_argument_group("output")
+    output.add_argument("--format", choices=FORMATS, default="text", help="form of the report (default: text)")
+    output.add_argument("--fail-on", choices=FAIL_ON, help="lowest severity that exits 1 (default: error)")
+    output.add_argument("--timeout", type=_seconds, default=DEFAULT_TIMEOUT, metavar="SECONDS",
+                        help=f"give up after this time (default {DEFAULT_TIMEOUT:.0f})")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Analyze and report; the exit code is 0, or 1 for findings at or above ``--fail-on``."""
+    config = load_config()
+    with _Watchdog(args.timeout):
+        _say("importing torch")
+        from amptune.analyze.runner import analyze
+
+        question = _question(args, config)
+        captured = _capture(args, config)
+        analysis = analyze(captured, question)
+    sys.stdout.write(_render(args.format, analysis, question))
+    return _exit_code(args.fail_on or config.fail_on, analysis)
+
+
+def _question(args: argparse.Namespace, config: Config) -> Question:
+    import torch
+
+    from amptune.analyze.device import chosen_gpus
+    from amptune.analyze.runner import Question
+
+    gpus, named, note = chosen_gpus(tuple(args.gpu))
+    if note:
+        _say(note)
+    rules = load_rules(GraphRule)
+    select = _codes(args.select) or _of_graph_rules(config.select, rules)
+    ignore = (*_of_graph_rules(config.ignore, rules), *_codes(args.ignore))
+    select_rules(rules, select, ignore)  # a wrong selector is said before the model is captured
+    return Question(
+        gpus=gpus,
+        gpus_named=named,
+        recipes=tuple(recipe_named(name) for name in _codes(args.recipe)) or STOCK,
+        recipes_named=bool(args.recipe),
+        mode="compile" if args.compile else "eager",
+        train=not args.no_loss,
+        torch_version=torch.__version__,
+        path=_model(args, config).partition(":")[0],
+        select=select,
+        ignore=ignore,
+    )
+
+
+def _capture(args: argparse.Namespace, config: Config) -> Capture:
+    from amptune.capture import TargetSpec, capture, load_target
+
+    spec: TargetSpec = TargetSpec(_model(args, config), _arguments(args.arg), tuple(args.input))
+    _say(f"capturing {spec.text}")
+    captured = capture(load_target(spec), train=not args.no_loss)
+    for note in captured.notes:
+        _say(f"note: {note}")
+    _say(f"{len(captured.graph)} sites captured by {captured.frontend} in {captured.seconds:.1f} s")
+    return captured
+
+
+def _model(args: argparse.Namespace, config: Config) -> str:
+    return args.model or config.model or "model.py"
+
+
+def _of_graph_rules(selectors: Sequence[str], rules: Sequence[LoadedRule]) -> tuple[str, ...]:
+    """Those selectors of the settings that speak of graph rules: the settings are lint's as well."""
+    return tuple(code for code in selectors if any(rule.code.startswith(code) for rule in rules))
+
+
+def _codes(items: Sequence[str]) -> tuple[str, ...]:
+    return tuple(code.strip() for item in items for code in item.split(",") if code.strip())
+
+
+def _arguments(pairs: Sequence[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise UsageError(f"--arg {pair!r} is not NAME=VALUE", hint="write it as --arg d_model=512")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _render(form: str, analysis: Analysis, question: Question) -> str:
+    match form:
+        case "json":
+            from amptune.report import json
+
+            return json.render(analysis.findings, extra=analysis.to_json())
+        case "sarif":
+            from amptune.report import sarif
+
+            rules = select_rules(load_rules(GraphRule), question.select, question.ignore)
+            return sarif.render(analysis.findings, rules=rules)
+        case "github":
+            from amptune.report import github
+
+            return github.render(analysis.findings)
+    return _text(analysis, question)
+
+
+def _text(analysis: Analysis, question: Question) -> str:
+    from amptune.analyze.sitetable import site_rows
+    from amptune.report import table, text
+
+    placed = [finding for finding in analysis.findings if finding.site is not None]
+    general = [finding for finding in analysis.findings if finding.site is None]
+    found = text.render(placed, lines=_lines, color=_color()) + text.render(general, color=_color())
+    parts = [found or "no findings\n", table.render_estimates(analysis.to_json()["estimate"], question.mode)]
+    timed = [gpu for gpu in question.gpus if gpu.is_cuda]
+    if timed:
+        half = f"autocast-{timed[0].best_16bit}"
+        columns = [name for name in ("fp32", "tf32", half) if any(name in row.milliseconds for row in analysis.sites)]
+        parts.append(table.render_sites(site_rows(analysis.sites), columns, timed[0].key))
+    return "\n".join(part for part in parts if part)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return stream.read().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []  # without a source the finding stands alone
+
+
+def _exit_code(fail_on: str, analysis: Analysis) -> int:
+    if fail_on == "never":
+        return 0
+    lowest = Severity.parse(fail_on)
+    return 1 if any(finding.severity >= lowest for finding in analysis.findings) else 0
+
+
+def _color() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def _say(text: str) -> None:
+    print(f"amptune: {text}", file=sys.stderr, flush=True)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0 or math.isinf(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+class _Watchdog:
+    """Ends the process when the work inside takes too long.
+
+    The user's forward may hang anywhere, in C code as well, where no exception reaches; nothing has been written to
+    stdout by then.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+
+    def __enter__(self) -> None:
+        self._timer.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._timer.cancel()
+
+    def _expire(self) -> None:
+        error = WorkError(
+            f"analyze did not finish within {self.seconds:g} s",
+            hint="the model may hang or wait for input; --timeout gives it more time, a smaller batch less work",
+        )
+        print(f"amptune: error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)

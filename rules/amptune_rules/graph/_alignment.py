@@ -1,0 +1,100 @@
+"""What the alignment rules share: the dimensions of a matrix product, and what padding one would save."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from amptune.core.finding import Severity
+from amptune.core.formats import Format
+from amptune.core.graph import Gemm, Site
+from amptune.core.graph_context import LARGE_SHARE, GraphContext
+from amptune.core.hardware import multiple_for
+from amptune.core.ops import Family, op_named
+from amptune.core.roofline import padded_gemm, padded_size, training_gemm_seconds
+
+WORTH_A_WARNING = 0.01
+"""Share of the predicted step that a fix has to save before its finding is a warning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Misaligned:
+    """One dimension of one matrix product that is not a multiple of 16 bytes in 16-bit formats."""
+
+    site: Site
+    gemm: Gemm
+    value: int
+    padded: int
+    saves_ms: Mapping[str, float] = dataclasses.field(hash=False)
+
+    @property
+    def waste(self) -> float:
+        """Extra work that padding adds, as a share."""
+        return self.padded / self.value - 1
+
+
+def misaligned(context: GraphContext, dimension: Literal["k", "n"]) -> Iterator[Misaligned]:
+    """Matrix products worth a word whose K or N is not a multiple of 8."""
+    gpus = context.tensor_core_gpus()
+    if not gpus or not any(recipe.half for recipe in context.recipes):
+        return
+    for site, gemm in context.large_gemms(Family.GEMM, Family.RNN, Family.ATTENTION):
+        if not _is_own_choice(site, gemm, dimension):
+            continue
+        value = getattr(gemm, dimension)
+        if value % multiple_for(Format.BF16):
+            size = padded_size(value, Format.BF16, gpus[0])
+            yield Misaligned(site, gemm, value, size, _savings(context, site, gemm))
+
+
+def _is_own_choice(site: Site, gemm: Gemm, dimension: Literal["k", "n"]) -> bool:
+    """Whether the dimension is one that the user chose: not the gates of an RNN (they follow the hidden size), nor the
+    products inside an attention, whose head dimension has a rule of its own."""
+    family = op_named(site.op).family
+    if family is Family.RNN:
+        return dimension == "k"
+    return family is not Family.ATTENTION or (site.op == "multi_head_attention" and gemm.batch == 1)
+
+
+def _savings(context: GraphContext, site: Site, gemm: Gemm) -> dict[str, float]:
+    """Milliseconds of a training step saved by padding K and N, by GPU, in its best 16-bit format."""
+    count = site.gemms.count(gemm)
+    saved = {}
+    for gpu in context.tensor_core_gpus():
+        best = gpu.best_16bit
+        before = training_gemm_seconds(gemm, best, gpu)
+        after = training_gemm_seconds(padded_gemm(gemm, best, gpu), best, gpu)
+        saved[gpu.key] = max(0.0, count * (before - after) * 1e3)
+    return saved
+
+
+def severity_of(context: GraphContext, found: Misaligned) -> Severity:
+    """Speed is a warning only where the shape is a large part of the model and the fix a real part of the step."""
+    if context.mode == "compile" or context.share(found.site) < LARGE_SHARE:
+        return Severity.INFO
+    shares = [
+        context.step_share(gpu, f"autocast-{gpu.best_16bit}", milliseconds * context.repeats(found.site))
+        for gpu in context.tensor_core_gpus()
+        if (milliseconds := found.saves_ms[gpu.key]) > 0
+    ]
+    worth = any(share is not None and share >= WORTH_A_WARNING for share in shares)
+    return Severity.WARNING if worth else Severity.INFO
+
+
+def notes(context: GraphContext, found: Misaligned) -> str:
+    """That both dimensions have to be padded, where both are odd, and what torch.compile does about it."""
+    other = found.gemm.n if found.value == found.gemm.k else found.gemm.k
+    together = f" together with the other, {other}" if other % multiple_for(Format.BF16) else ""
+    return together + ("; inductor may pad it by itself" if context.mode == "compile" else "")
+
+
+def linear_name(site: Site, dimension: Literal["k", "n"]) -> str:
+    """What the user calls the dimension."""
+    if site.op == "linear":
+        return "in_features" if dimension == "k" else "out_features"
+    if op_named(site.op).family is Family.RNN:
+        return "input or hidden size"
+    if site.op == "multi_head_attention":
+        return "embed_dim"
+    return "reduction length" if dimension == "k" else "columns"

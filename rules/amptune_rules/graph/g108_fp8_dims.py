@@ -1,0 +1,89 @@
+"""G108: a linear that cannot run in FP8 because of its dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.formats import Format
+from amptune.core.graph import Gemm, Site
+from amptune.core.graph_context import SMALL_GEMM_FLOPS, SMALL_SHARE, GraphContext
+from amptune.core.hardware import FP8_MULTIPLE, padded
+from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._examples import model_file
+
+
+class Fp8Dims(GraphRule):
+    """K or N of a linear is not a multiple of 16, which FP8 products require.
+
+    ## What it does
+    Looks at the linears that the FP8 recipes would convert, on GPUs that have FP8, and at explicit scaled_mm calls.
+
+    ## Why is this bad
+    torch.nn.functional.scaled_mm (cublasLt) refuses such operands: the call raises. FP8 training tools skip the layer,
+    or pad it at a cost, so it stays in BF16. An error where the model itself calls scaled_mm or an FP8 recipe was
+    asked for by name; information otherwise.
+
+    ## Example
+    ```python
+    self.fc = nn.Linear(1000, 4096)
+    ```
+
+    ## Use instead
+    ```python
+    self.fc = nn.Linear(1008, 4096)
+    ```
+
+    ## Fix safety
+    No automatic fix: the size is part of the model. `amptune tune` leaves such a layer in BF16 or pads it.
+
+    ## References
+    torch.nn.functional.scaled_mm; cuBLAS documentation, cublasLtMatmul, FP8 data types; torchao float8 training.
+    """
+
+    code = "G108"
+    name = "fp8-dims"
+    severity = Severity.ERROR
+    INVALID = (
+        Example("in_features of 1000", model_file("return self.fc(x)  # <- G108", init="self.fc = nn.Linear(1000, "
+                                                                                       "2048)",
+                                                  batch="torch.randn(64, 1000)"), options={"gpus": ("h100",)}),
+    )  # fmt: skip
+    VALID = (
+        Example("in_features of 1008", model_file("return self.fc(x)", init="self.fc = nn.Linear(1008, 2048)",
+                                                  batch="torch.randn(64, 1008)"), options={"gpus": ("h100",)}),
+        Example("a GPU without FP8", model_file("return self.fc(x)", init="self.fc = nn.Linear(1000, 2048)",
+                                                batch="torch.randn(64, 1000)"), options={"gpus": ("a100",)}),
+    )  # fmt: skip
+
+    def check(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each linear or scaled_mm."""
+        has_fp8 = any(gpu.is_native(Format.FP8_E4M3) for gpu in context.tensor_core_gpus())
+        asked = any(recipe.fp8 for recipe in context.recipes)
+        for site, gemm in _candidates(context, linears=has_fp8 and asked):
+            sides = {name: value for name, value in (("K", gemm.k), ("N", gemm.n)) if value % FP8_MULTIPLE}
+            if not sides:
+                continue
+            certain = site.op == "scaled_mm" or context.recipes_named
+            listed = " and ".join(
+                f"{name} = {value} (pad to {padded(value, FP8_MULTIPLE)})" for name, value in sides.items()
+            )
+            effect = "the FP8 product raises" if certain else "it cannot run in FP8 and stays in BF16"
+            yield context.finding(
+                self,
+                site,
+                f"{listed}: not a multiple of {FP8_MULTIPLE}, so {effect}",
+                severity=Severity.ERROR if certain else Severity.INFO,
+                dimension=list(sides),
+                value=list(sides.values()),
+                padded=[padded(value, FP8_MULTIPLE) for value in sides.values()],
+                flops_share=round(context.share(site), 4),
+            )
+
+
+def _candidates(context: GraphContext, linears: bool) -> Iterator[tuple[Site, Gemm]]:
+    for site in context.graph:
+        large = context.share(site) >= SMALL_SHARE and any(gemm.flops >= SMALL_GEMM_FLOPS for gemm in site.gemms)
+        if site.op == "scaled_mm" or (site.op == "linear" and linears and large and not site.opaque):
+            for gemm in dict.fromkeys(site.gemms):
+                yield site, gemm

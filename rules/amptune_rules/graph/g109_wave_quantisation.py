@@ -1,0 +1,94 @@
+"""G109: a matrix product whose tiles leave most of the last wave empty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.graph import Gemm
+from amptune.core.graph_context import LARGE_SHARE, GraphContext
+from amptune.core.hardware import Gpu
+from amptune.core.ops import Family
+from amptune.core.roofline import Pass, oriented, wave_share
+from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._examples import model_file
+
+WASTED = 0.30
+"""Report from this share of the multiprocessors' time lost."""
+WORTH_FLOPS = 1_000_000_000
+"""A smaller product is over before its waves matter."""
+
+
+class WaveQuantisation(GraphRule):
+    """The output tiles of a large matrix product fill its last wave badly.
+
+    ## What it does
+    Cuts the output of each large product into the tiles that libraries use (128 x 256, 128 x 128, 64 x 64, ...) and
+    counts the waves over the GPU's multiprocessors; reports where the best tile loses 30 % or more. Long reductions
+    are split over the idle multiprocessors and are not reported.
+
+    ## Why is this bad
+    A wave takes as long for 5 tiles as for 132. The waste is the same in all formats of the tensor cores, so the gain
+    from a narrower format is less than its peak promises.
+
+    ## Example
+    ```python
+    self.fc = nn.Linear(1024, 17 * 128)   # with 8 * 128 rows on 132 multiprocessors: 136 tiles
+    ```
+
+    ## Use instead
+    ```python
+    self.fc = nn.Linear(1024, 16 * 128)   # 128 tiles: one wave
+    ```
+
+    ## Fix safety
+    Information only: the estimate is of a model of the library's choices.
+
+    ## References
+    NVIDIA, Matrix Multiplication Background User's Guide, wave quantization.
+    """
+
+    code = "G109"
+    name = "wave-quantisation"
+    severity = Severity.INFO
+    INVALID = (
+        Example("17 x 8 tiles on 132 multiprocessors", model_file(
+            "return self.fc(x)  # <- G109", init="self.fc = nn.Linear(1024, 17 * 128)",
+            batch="torch.randn(8 * 128, 1024)"), options={"gpus": ("h100",)}),
+    )  # fmt: skip
+    VALID = (
+        Example("16 x 8 tiles on 132 multiprocessors", model_file(
+            "return self.fc(x)", init="self.fc = nn.Linear(1024, 16 * 128)",
+            batch="torch.randn(8 * 128, 1024)"), options={"gpus": ("h100",)}),
+        Example("many waves", model_file(
+            "return self.fc(x)", init="self.fc = nn.Linear(4096, 4096)",
+            batch="torch.randn(8192, 4096)"), options={"gpus": ("h100",)}),
+    )  # fmt: skip
+
+    def check(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each shape and site, naming the GPUs on which it wastes."""
+        for site, gemm in context.large_gemms(Family.GEMM):
+            if context.share(site) < LARGE_SHARE:
+                continue
+            lost = {
+                gpu.key: 1 - share for gpu in context.tensor_core_gpus() if (share := _share(gemm, gpu)) is not None
+            }
+            bad = {key: value for key, value in lost.items() if value >= WASTED}
+            if bad:
+                listed = ", ".join(f"{value:.0%} on {key}" for key, value in bad.items())
+                yield context.finding(
+                    self,
+                    site,
+                    f"a {gemm.m} x {gemm.n} output cut into tiles leaves multiprocessors idle: {listed} lost in the "
+                    "forward product",
+                    dimension="M x N",
+                    value=[gemm.m, gemm.n],
+                    lost={key: round(value, 3) for key, value in bad.items()},
+                    flops_share=round(context.share(site), 4),
+                )
+
+
+def _share(gemm: Gemm, gpu: Gpu) -> float | None:
+    """The used share of the multiprocessors; ``None`` for a product that is over before it matters."""
+    forward = oriented(gemm, Pass.FORWARD)
+    return wave_share(forward, gpu.best_16bit, gpu) if gemm.flops >= WORTH_FLOPS else None

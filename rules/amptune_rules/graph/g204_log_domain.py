@@ -1,0 +1,105 @@
+"""G204: a logarithm of what can be zero or less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, Run, recipes_in
+from amptune.core.intervals import Range
+from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._examples import model_file
+from amptune_rules.graph._numeric import eps_before, floating_sites, is_signed
+
+_INSTEAD = {
+    "softmax": "; use log_softmax",
+    "sigmoid": "; use logsigmoid, or a loss with_logits",
+    "sum": "; use logsumexp where it is a sum of exponentials",
+}
+
+
+class LogDomain(GraphRule):
+    """A logarithm whose input can be zero, below zero, or is protected by an eps that the format rounds to zero.
+
+    ## What it does
+    Follows the ops and literals that lead to each log, log2 and log10, and rounds them as each recipe would.
+
+    ## Why is this bad
+    A softmax or sigmoid reaches exactly 0 from logits about 104 apart in FP32 and 17 in FP16; its logarithm is -inf
+    and the gradient NaN. An eps under 3e-8 is zero in FP16, so `log(p + 1e-8)` is `log(p)` there.
+
+    ## Example
+    ```python
+    loss = -torch.log(torch.softmax(logits, -1))
+    ```
+
+    ## Use instead
+    ```python
+    loss = -torch.log_softmax(logits, -1)
+    ```
+
+    ## Fix safety
+    No automatic fix.
+
+    ## References
+    Exposing Numerical Bugs in Deep Learning with Gradient Back-propagation (ESEC/FSE 2021): 12 of 22 PyTorch defects.
+    """
+
+    code = "G204"
+    name = "log-domain"
+    severity = Severity.WARNING
+    INVALID = (
+        Example("log of softmax", model_file("return torch.log(torch.softmax(self.fc(x), -1))  # <- G204")),
+        Example("log of one minus sigmoid", model_file("return torch.log(1 - torch.sigmoid(self.fc(x)))  # <- G204")),
+        Example("an eps that FP16 cannot hold", model_file(
+            "return torch.log(torch.relu(self.fc(x)) + 1e-8)  # <- G204")),
+    )  # fmt: skip
+    VALID = (
+        Example("log_softmax", model_file("return torch.log_softmax(self.fc(x), -1)")),
+        Example("an eps that FP16 can hold", model_file("return torch.log(torch.relu(self.fc(x)) + 1e-4)")),
+        Example("eps added in FP32", model_file("return torch.log(torch.softmax(self.fc(x), -1) + 1e-8)")),
+        Example("1 + exp of a bounded input", model_file(
+            "return torch.log(1 + torch.exp(torch.tanh(self.fc(x))))")),
+    )  # fmt: skip
+
+    def check(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each logarithm, for the plainest reason."""
+        for site in floating_sites(context, "log", "log2", "log10"):
+            bad = tuple(run for run in context.runs if _reaches_zero(run.ranges.operand(site, 0)))
+            eps = eps_before(context.runs[0], site) if context.runs else None
+            if bad and eps is not None:
+                yield context.finding(
+                    self,
+                    site,
+                    f"the eps of {eps:g} that protects {site.op} rounds to zero under "
+                    f"{recipes_in(bad)}: {site.op}(0) is -inf",
+                    eps=eps,
+                )
+            elif bad:
+                yield self._unprotected(context, site, bad[0])
+            elif context.runs and is_signed(context.runs[0], site):
+                yield context.finding(
+                    self,
+                    site,
+                    f"{site.op} of the output of a layer, which has both signs: NaN "
+                    "below "
+                    "zero; clamp it, or use softplus before it",
+                )
+
+    def _unprotected(self, context: GraphContext, site: Site, run: Run) -> Finding:
+        root = run.ranges.root(site, 0)
+        low = run.ranges.operand(site, 0).low
+        made_by = root.op if root else "its input"
+        return context.finding(
+            self,
+            site,
+            f"{site.op} of {made_by}, whose values start at {low:g}: {site.op}(0) is -inf and its gradient NaN"
+            f"{_INSTEAD.get(made_by, '')}",
+            low=low,
+        )
+
+
+def _reaches_zero(found: Range) -> bool:
+    """Whether the bound says that zero or less is reached, rather than that nothing is known."""
+    return found.is_known and -1e30 < found.low <= 0

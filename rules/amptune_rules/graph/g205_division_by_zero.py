@@ -1,0 +1,127 @@
+"""G205: a division by what can be zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.graph_context import GraphContext, recipes_in
+from amptune.core.intervals import Range
+from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._examples import model_file
+from amptune_rules.graph._numeric import eps_before, floating_sites, source_dtype
+
+
+class DivisionByZero(GraphRule):
+    """A denominator that can be zero, or whose eps the format rounds to zero.
+
+    ## What it does
+    Follows the ops and literals that lead to each denominator and rounds them as each recipe would. Where an eps was
+    written and vanishes, it is a warning; where none was written and the denominator is a norm, a sum or an absolute
+    value, it is information.
+
+    ## Why is this bad
+    0 / 0 is NaN, and one NaN in a forward makes every gradient NaN. The usual eps of 1e-8 is zero in FP16, whose
+    smallest number is 6e-8. (Under CUDA autocast norm and sum give FP32, so their eps holds.)
+
+    ## Example
+    ```python
+    y = x / (x.abs().mean(-1, keepdim=True) + 1e-8)
+    ```
+
+    ## Use instead
+    ```python
+    y = x / (x.abs().mean(-1, keepdim=True) + 1e-4)     # or in float32
+    ```
+
+    ## Fix safety
+    No automatic fix.
+
+    ## References
+    Mixed Precision Training (ICLR 2018); torch.finfo.
+    """
+
+    code = "G205"
+    name = "division-by-zero"
+    severity = Severity.WARNING
+    INVALID = (
+        Example("an eps that FP16 cannot hold", model_file(
+            """
+            h = self.fc(x)
+            return h / (h.abs().mean(-1, keepdim=True) + 1e-8)  # <- G205
+            """)),
+        Example("a norm without eps", model_file(
+            """
+            h = self.fc(x)
+            return h / h.norm(dim=-1, keepdim=True)  # <- G205
+            """)),
+    )  # fmt: skip
+    VALID = (
+        Example("norm is FP32 under autocast", model_file(
+            """
+            h = self.fc(x)
+            return h / (h.norm(dim=-1, keepdim=True) + 1e-8)
+            """)),
+        Example("an eps that FP16 can hold", model_file(
+            """
+            h = self.fc(x)
+            return h / (h.abs().mean(-1, keepdim=True) + 1e-4)
+            """)),
+        Example("softmax by hand with the maximum subtracted", model_file(
+            """
+            h = self.fc(x)
+            e = torch.exp(h - h.amax(-1, keepdim=True))
+            return e / e.sum(-1, keepdim=True)
+            """)),
+        Example("one plus what is not negative", model_file("return x / (1 + self.fc(x).abs())")),
+    )  # fmt: skip
+
+    def check(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each division."""
+        for site in floating_sites(context, "div", "reciprocal"):
+            place = 0 if site.op == "reciprocal" else 1
+            bad = tuple(run for run in context.runs if _touches_zero(run.ranges.operand(site, place)))
+            if not bad:
+                continue
+            root = bad[0].ranges.root(site, place)
+            if root is None:
+                continue
+            eps = eps_before(bad[0], site, place)
+            if eps is not None:
+                rounded = ", ".join(dict.fromkeys(source_dtype(run, site, place) or "float16" for run in bad))
+                yield context.finding(
+                    self,
+                    site,
+                    f"the eps of {eps:g} in the denominator rounds to zero in {rounded} (under {recipes_in(bad)}): "
+                    "a zero denominator gives NaN or infinity",
+                    eps=eps,
+                )
+            elif len(bad) == len(context.runs) and root.op not in _COUNTS:
+                yield context.finding(
+                    self,
+                    site,
+                    f"division by {root.op}, which can be zero: 0 / 0 is NaN in every format; add an eps",
+                    severity=Severity.INFO,
+                )
+
+
+_COUNTS = (
+    "softmax",
+    "sigmoid",
+    "where",
+    "masked_fill",
+    "clamp",
+    "dropout",
+    "max",
+    "amax",
+    "one_hot",
+    "eq",
+    "ne",
+    "gt",
+    "lt",
+)
+
+
+def _touches_zero(found: Range) -> bool:
+    """Whether zero is an end of what is known, rather than inside of what is unknown."""
+    return found.is_known and (found.low == 0 or found.high == 0)

@@ -1,0 +1,111 @@
+"""G210: attention scores that are scaled after the product, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.formats import Format
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, Run
+from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._examples import model_file
+from amptune_rules.graph._numeric import runs_in
+
+_PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum")
+_BETWEEN = ("add", "masked_fill", "where", "div", "mul", "sub", "clamp")
+WIDE_HEAD = 32
+
+
+class UnscaledAttentionLogits(GraphRule):
+    """A product of queries and keys that reaches a softmax in FP16 without having been scaled before the product.
+
+    ## What it does
+    Follows each batched product in FP16 to a softmax, and looks for a multiplication or division by a number on the
+    way to the product (good) or after it (too late for FP16's range).
+
+    ## Why is this bad
+    The product of two vectors of 128 elements of size 25 is 80000, over FP16's 65504: infinite before the scale
+    brings it down. T5 leaves the scale out on purpose (it is folded into the initial weights).
+
+    ## Example
+    ```python
+    scores = (q @ k.transpose(-2, -1)) / math.sqrt(d)
+    ```
+
+    ## Use instead
+    ```python
+    scores = (q / math.sqrt(d)) @ k.transpose(-2, -1)     # or F.scaled_dot_product_attention
+    ```
+
+    ## Fix safety
+    Information only.
+
+    ## References
+    Megatron-LM's apply_query_key_layer_scaling; transformers issue 9295.
+    """
+
+    code = "G210"
+    name = "unscaled-attention-logits"
+    severity = Severity.INFO
+    INVALID = (
+        Example("scaled after the product", model_file(
+            """
+            q = self.fc(x)
+            return torch.softmax(q @ q.transpose(-2, -1) / 8.0, -1) @ q  # <- G210
+            """, batch="torch.randn(2, 32, 64)")),
+    )  # fmt: skip
+    VALID = (
+        Example("scaled before the product", model_file(
+            """
+            q = self.fc(x) / 8.0
+            return torch.softmax(q @ q.transpose(-2, -1), -1) @ q
+            """, batch="torch.randn(2, 32, 64)")),
+        Example("the fused attention", model_file(
+            """
+            q = self.fc(x)
+            return F.scaled_dot_product_attention(q, q, q)
+            """, batch="torch.randn(2, 4, 32, 64)")),
+        Example("BF16 alone", model_file(
+            """
+            q = self.fc(x)
+            return torch.softmax(q @ q.transpose(-2, -1) / 8.0, -1) @ q
+            """, batch="torch.randn(2, 32, 64)"), options={"recipes": ("autocast-bf16",)}),
+    )  # fmt: skip
+
+    def check(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each such product."""
+        for site, half in context.sites_in_half(*_PRODUCTS):
+            runs = runs_in(half, site, Format.FP16)
+            head = max((gemm.k for gemm in site.gemms), default=0)
+            if runs and head >= WIDE_HEAD and _reaches_softmax(context, site) and not _is_scaled(runs[0], site):
+                yield context.finding(
+                    self,
+                    site,
+                    f"a product over {head} elements reaches a softmax in fp16 and is not scaled before it: vectors of "
+                    f"size {(Format.FP16.max / head) ** 0.5:.0f} already give 65504; scale the queries first",
+                    count=head,
+                    format="fp16",
+                )
+
+
+def _reaches_softmax(context: GraphContext, site: Site, depth: int = 4) -> bool:
+    for consumer in context.graph.consumers(site.id):
+        if consumer.op in ("softmax", "log_softmax"):
+            return True
+        if depth and consumer.op in _BETWEEN and _reaches_softmax(context, consumer, depth - 1):
+            return True
+    return False
+
+
+def _is_scaled(run: Run, site: Site) -> bool:
+    """Whether an operand was multiplied by a number, normalised or bounded just before."""
+    for index in range(2):
+        root = run.ranges.root(site, index)
+        if root is None:
+            continue
+        if root.op in ("mul", "div") and (root.attrs.get("scalars") or root.params or len(root.inputs) > 1):
+            return True
+        if root.op in ("normalize", "layer_norm", "rms_norm", "softmax", "tanh", "sigmoid"):
+            return True
+    return False

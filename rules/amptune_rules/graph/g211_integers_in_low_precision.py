@@ -1,0 +1,95 @@
+"""G211: positions or counts that are rounded to 16 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.formats import Format
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, Run, recipes_in
+from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._examples import model_file
+
+
+class IntegersInLowPrecision(GraphRule):
+    """Integers (positions, timesteps, counts) that enter a 16-bit op which cannot tell neighbours apart.
+
+    ## What it does
+    Reports ops that run in 16 bits on a tensor that the user's code made from integers of its own (arange) with more
+    elements than the format counts exactly: 256 in BF16, 2048 in FP16. Autocast does this to a matmul with positions.
+
+    ## Why is this bad
+    BF16 has no 257: positions 256 and 257 become one. Rotary embeddings computed so are wrong for long sequences.
+
+    ## Example
+    ```python
+    angles = positions.float()[:, None] @ inv_freq[None, :]     # under bf16 autocast
+    ```
+
+    ## Use instead
+    ```python
+    with torch.autocast("cuda", enabled=False):
+        angles = positions.float()[:, None] @ inv_freq[None, :]
+    ```
+
+    ## Fix safety
+    No automatic fix.
+
+    ## References
+    transformers pull request 29285.
+    """
+
+    code = "G211"
+    name = "integers-in-low-precision"
+    severity = Severity.WARNING
+    INVALID = (
+        Example("rotary angles under autocast", model_file(
+            """
+            t = torch.arange(1024, device=x.device).float()
+            angles = t[:, None] @ self.freq[None, :]  # <- G211
+            return self.fc(x) * angles.cos()
+            """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('freq', torch.rand(64))",
+            batch="torch.randn(2, 1024, 64)")),
+    )  # fmt: skip
+    VALID = (
+        Example("autocast off", model_file(
+            """
+            with torch.autocast(x.device.type, enabled=False):
+                t = torch.arange(1024, device=x.device).float()
+                angles = t[:, None] @ self.freq[None, :]
+            return self.fc(x) * angles.cos()
+            """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('freq', torch.rand(64))",
+            batch="torch.randn(2, 1024, 64)")),
+        Example("an elementwise product stays FP32", model_file(
+            """
+            t = torch.arange(1024, device=x.device).float()
+            angles = t[:, None] * self.freq[None, :]
+            return self.fc(x) * angles.cos()
+            """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('freq', torch.rand(64))",
+            batch="torch.randn(2, 1024, 64)")),
+    )  # fmt: skip
+
+    def check(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each such op."""
+        for site in context.graph:
+            for length, number_format, runs in self._rounded(context, site):
+                yield context.finding(
+                    self,
+                    site,
+                    f"integers 0 to {length - 1} are rounded to {number_format} (under {recipes_in(runs)}), which "
+                    "has no "
+                    f"{number_format.largest_exact_integer + 1}: compute this in float32 with autocast off",
+                    count=length,
+                    format=str(number_format),
+                )
+                break
+
+    def _rounded(self, context: GraphContext, site: Site) -> Iterable[tuple[int, Format, tuple[Run, ...]]]:
+        made = site.attrs.get("integers") or {}
+        for index, length in made.items():
+            for number_format in (Format.BF16, Format.FP16):
+                name = number_format.torch_name
+                runs = tuple(run for run in context.runs if run.dtypes[site.id].inputs[index] == name)
+                if runs and length > number_format.largest_exact_integer:
+                    yield length, number_format, runs

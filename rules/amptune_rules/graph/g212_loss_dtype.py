@@ -1,0 +1,81 @@
+"""G212: a loss that is computed in 16 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext
+from amptune.core.ops import Family, op_named
+from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._examples import model_file
+from amptune_rules.graph._numeric import where_in
+
+LOSS = "loss_fn"
+
+
+class LossDtype(GraphRule):
+    """A loss, or the mean or sum that ends one, in 16 bits.
+
+    ## What it does
+    Reports loss functions, and reductions to a single number inside loss_fn, that run in 16 bits. CUDA autocast runs
+    torch's losses in FP32, but not a mean written by hand.
+
+    ## Why is this bad
+    A loss of 2.3 in BF16 moves in steps of 0.016: the curve is a staircase. Its gradient is exact only as far as the
+    rounded result allows, and in FP16 squared errors over 65504 are infinite.
+
+    ## Example
+    ```python
+    loss = (output - target).abs().mean()             # output in bf16, target in bf16
+    ```
+
+    ## Use instead
+    ```python
+    loss = (output.float() - target.float()).abs().mean()
+    ```
+
+    ## Fix safety
+    No automatic fix. A plan of `amptune tune` computes the loss in FP32.
+
+    ## References
+    ATen/autocast_mode.h (torch 2.13).
+    """
+
+    code = "G212"
+    name = "loss-dtype"
+    severity = Severity.WARNING
+    INVALID = (
+        Example("a hand-written mean of 16-bit outputs", model_file(
+            "return self.fc(x)", loss="output.abs().mean()  # <- G212")),
+        Example("cross entropy of a bf16 model", model_file(
+            "return self.fc(x)", cast=".bfloat16()", batch="torch.randn(32, 64).bfloat16()",
+            loss="F.cross_entropy(output, output.detach().argmax(-1))  # <- G212")),
+    )  # fmt: skip
+    VALID = (
+        Example("cross entropy under autocast", model_file(
+            "return self.fc(x)", loss="F.cross_entropy(output, output.detach().argmax(-1))")),
+        Example("cast up first", model_file("return self.fc(x)", loss="output.float().abs().mean()")),
+    )  # fmt: skip
+
+    def check(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each loss op."""
+        losses = [op for site in context.graph if _is_loss(op := site)]
+        in_half = dict(context.sites_in_half(*{site.op for site in losses}))
+        for site in losses:
+            if site in in_half:
+                yield context.finding(
+                    self,
+                    site,
+                    f"the loss ({site.op}) is computed in {where_in(in_half[site], site)}: its result "
+                    "keeps "
+                    "3 digits; cast the outputs with .float() first",
+                )
+
+
+def _is_loss(site: Site) -> bool:
+    if op_named(site.op).family is Family.LOSS:
+        return True
+    single = bool(site.outputs) and site.outputs[0].numel == 1
+    return site.module == LOSS and site.op in ("mean", "sum", "var") and single and site.inputs[0].numel > 1

@@ -1,0 +1,104 @@
+"""G214: a square in FP16 of what may pass 255."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.formats import Format
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, Run
+from amptune.core.intervals import exponent_of
+from amptune.core.ops import Family, op_named
+from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._examples import model_file
+from amptune_rules.graph._numeric import runs_in, where_in
+
+LIMIT = Format.FP16.max**0.5
+
+
+class SquareOverflow(GraphRule):
+    """x * x, square or an even power of it in FP16, where nothing bounds x by 255.9.
+
+    ## What it does
+    Reports squares that run in FP16. Under CUDA autocast pow runs in FP32, but `x * x` and square do not. The output
+    of a norm layer is taken as small.
+
+    ## Why is this bad
+    256 squared is 65536, which is infinite in FP16. Hand-written RMS norms and squared ReLUs meet such activations.
+
+    ## Example
+    ```python
+    y = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
+    ```
+
+    ## Use instead
+    ```python
+    y = torch.nn.functional.rms_norm(x, x.shape[-1:])
+    ```
+
+    ## Fix safety
+    No automatic fix. `amptune tune` pins such an op in FP32.
+
+    ## References
+    Mixed Precision Training (ICLR 2018).
+    """
+
+    code = "G214"
+    name = "square-overflow"
+    severity = Severity.WARNING
+    INVALID = (
+        Example("a hand-written RMS norm", model_file(
+            """
+            h = self.fc(x)
+            return h * torch.rsqrt((h * h).mean(-1, keepdim=True) + 1e-5)  # <- G214
+            """)),
+    )  # fmt: skip
+    VALID = (
+        Example("pow, which autocast runs in FP32", model_file(
+            """
+            h = self.fc(x)
+            return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5)
+            """)),
+        Example("cast up first", model_file(
+            """
+            h = self.fc(x).float()
+            return h * torch.rsqrt((h * h).mean(-1, keepdim=True) + 1e-5)
+            """)),
+        Example("a bounded square", model_file(
+            """
+            h = torch.sigmoid(self.fc(x))
+            return h * h
+            """)),
+    )  # fmt: skip
+
+    def check(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each square."""
+        for site, half in context.sites_in_half("mul", "square", "pow"):
+            if not _is_square(half[0], site):
+                continue
+            runs = tuple(
+                run for run in runs_in(half, site, Format.FP16) if run.ranges.operand(site, 0).magnitude > LIMIT
+            )
+            if runs and not _is_normalised(runs[0], site):
+                yield context.finding(
+                    self,
+                    site,
+                    f"a square runs in {where_in(runs, site)}: inputs over {LIMIT:.1f} give infinity, and nothing "
+                    "in the "
+                    "graph bounds them; compute it in float32",
+                    limit=round(LIMIT, 1),
+                    format="fp16",
+                )
+
+
+def _is_square(run: Run, site: Site) -> bool:
+    if site.op == "mul":
+        return run.ranges.same(site, 0, site, 1)
+    exponent = exponent_of(site)
+    return site.op == "square" or (exponent is not None and exponent >= 2 and exponent % 2 == 0)
+
+
+def _is_normalised(run: Run, site: Site) -> bool:
+    root = run.ranges.root(site, 0)
+    return root is not None and op_named(root.op).family is Family.NORM

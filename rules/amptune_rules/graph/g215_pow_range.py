@@ -1,0 +1,76 @@
+"""G215: a power with a large or unknown exponent in FP16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.formats import Format
+from amptune.core.graph_context import GraphContext
+from amptune.core.intervals import exponent_of
+from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._examples import model_file
+from amptune_rules.graph._numeric import runs_in, where_in
+
+LARGE = 3.0
+
+
+class PowRange(GraphRule):
+    """pow with an exponent of 3 and more, or one that is a tensor, in FP16.
+
+    ## What it does
+    Reports such powers where they run in FP16 and nothing bounds the base; CUDA autocast runs pow in FP32.
+
+    ## Why is this bad
+    x cubed passes 65504 from |x| = 40.3, the fourth power from 16.
+
+    ## Example
+    ```python
+    y = x.half() ** 3
+    ```
+
+    ## Use instead
+    ```python
+    y = x.float() ** 3
+    ```
+
+    ## Fix safety
+    No automatic fix.
+
+    ## References
+    ATen/autocast_mode.h (torch 2.13).
+    """
+
+    code = "G215"
+    name = "pow-range"
+    severity = Severity.WARNING
+    INVALID = (
+        Example("a cube in a half model", model_file("return self.fc(x) ** 3  # <- G215", cast=".half()",
+                                                     batch="torch.randn(32, 64).half()")),
+    )  # fmt: skip
+    VALID = (
+        Example("the same under autocast", model_file("return self.fc(x) ** 3")),
+        Example("a bounded base", model_file("return torch.tanh(self.fc(x)) ** 3", cast=".half()",
+                                             batch="torch.randn(32, 64).half()")),
+    )  # fmt: skip
+
+    def check(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each power."""
+        for site, half in context.sites_in_half("pow"):
+            exponent = exponent_of(site)
+            if exponent is not None and exponent < LARGE:
+                continue
+            limit = Format.FP16.max ** (1 / exponent) if exponent else 1.0
+            runs = tuple(
+                run for run in runs_in(half, site, Format.FP16) if run.ranges.operand(site, 0).magnitude > limit
+            )
+            if runs:
+                what = f"the power of {exponent:g}" if exponent else "a power with a tensor as exponent"
+                bound = f" from |x| = {limit:.1f}" if exponent else ""
+                yield context.finding(
+                    self,
+                    site,
+                    f"{what} runs in {where_in(runs, site)} and passes 65504{bound}; compute it in float32",
+                    limit=round(limit, 2),
+                    format="fp16",
+                )

@@ -1,0 +1,90 @@
+"""G218: a variance as the difference of two means of squares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, Run
+from amptune.core.intervals import exponent_of
+from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._examples import model_file
+
+
+class Cancellation(GraphRule):
+    """E[x^2] - E[x]^2: a difference of two nearly equal numbers.
+
+    ## What it does
+    Recognises a subtraction of the square of a mean from a mean of squares of the same tensor.
+
+    ## Why is this bad
+    Where the mean is large against the deviation, the leading digits cancel and what is left are rounding errors: in
+    BF16 the result has no digit from a ratio of 16, in FP32 from 3000. It can even be negative, and its root NaN.
+
+    ## Example
+    ```python
+    variance = (x * x).mean(-1) - x.mean(-1) ** 2
+    ```
+
+    ## Use instead
+    ```python
+    variance = x.var(-1, unbiased=False)
+    ```
+
+    ## Fix safety
+    No automatic fix.
+
+    ## References
+    Higham, Accuracy and Stability of Numerical Algorithms, section 1.9.
+    """
+
+    code = "G218"
+    name = "cancellation"
+    severity = Severity.INFO
+    INVALID = (
+        Example("variance by two means", model_file(
+            """
+            h = self.fc(x)
+            return (h * h).mean(-1) - h.mean(-1) ** 2  # <- G218
+            """)),
+    )  # fmt: skip
+    VALID = (
+        Example("var", model_file("return self.fc(x).var(-1, unbiased=False)")),
+        Example("deviations squared", model_file(
+            """
+            h = self.fc(x)
+            return ((h - h.mean(-1, keepdim=True)) ** 2).mean(-1)
+            """)),
+    )  # fmt: skip
+
+    def check(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each such subtraction."""
+        if not context.runs:
+            return
+        run = context.runs[0]
+        for site in context.graph:
+            if site.op == "sub" and _is_difference_of_means(run, site):
+                yield context.finding(
+                    self,
+                    site,
+                    "E[x^2] - E[x]^2 cancels where the mean is large against the deviation, and can be "
+                    "negative; use var, or subtract the mean first",
+                )
+
+
+def _is_difference_of_means(run: Run, site: Site) -> bool:
+    first, second = run.ranges.root(site, 0), run.ranges.root(site, 1)
+    if first is None or second is None or first.op != "mean" or not _is_square(run, second):
+        return False
+    inner, mean = run.ranges.root(first, 0), run.ranges.root(second, 0)
+    return (
+        inner is not None and _is_square(run, inner) and mean is not None and mean.op == "mean"
+        and run.ranges.same(inner, 0, mean, 0)
+    )  # fmt: skip
+
+
+def _is_square(run: Run, site: Site) -> bool:
+    if site.op == "pow":
+        return exponent_of(site) == 2
+    return site.op == "square" or (site.op == "mul" and run.ranges.same(site, 0, site, 1))

@@ -1,0 +1,126 @@
+"""G302: tensors that autocast casts up and down again around a cheap op."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from amptune.core.autocast import HALF, SiteDtypes
+from amptune.core.finding import Finding, Severity
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, Run
+from amptune.core.ops import Family, op_named
+from amptune.core.roofline import Traffic, traffic_seconds
+from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._examples import model_file
+
+WORTH = 0.01
+_CHEAP = (Family.SENSITIVE, Family.POINTWISE, Family.REDUCTION)
+_LOWERED = (Family.GEMM, Family.CONV, Family.ATTENTION)
+
+
+class CastPingPong(GraphRule):
+    """A 16-bit tensor that is cast to FP32 for a pointwise op and back to 16 bits for the next product.
+
+    ## What it does
+    Counts, under each autocast recipe, pointwise ops and reductions that autocast runs in FP32 on a 16-bit input and
+    whose result reaches a matrix product, and prices the casts; reports those of 1 % of the predicted step and more.
+    Eager mode only: a compiler fuses casts.
+
+    ## Why is this bad
+    Each cast reads and writes the whole tensor, forward and backward, and everything between works on twice the bytes.
+    In GPT-2's tanh form of GELU one pow puts the whole activation in FP32.
+
+    ## Example
+    ```python
+    y = 0.5 * x * (1 + torch.tanh(c * (x + 0.044715 * torch.pow(x, 3))))
+    ```
+
+    ## Use instead
+    ```python
+    y = torch.nn.functional.gelu(x, approximate="tanh")
+    ```
+
+    ## Fix safety
+    Information: the FP32 may be wanted.
+
+    ## References
+    ATen/autocast_mode.h (torch 2.13).
+    """
+
+    code = "G302"
+    name = "cast-ping-pong"
+    severity = Severity.INFO
+    INVALID = (
+        Example("GELU by hand", model_file(
+            """
+            h = self.up(x)
+            h = 0.5 * h * (1 + torch.tanh(0.79788 * (h + 0.044715 * torch.pow(h, 3))))  # <- G302
+            return self.down(h)
+            """, init="self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)",
+            batch="torch.randn(65536, 64)")),
+    )  # fmt: skip
+    VALID = (
+        Example("the fused GELU", model_file(
+            "return self.down(F.gelu(self.up(x), approximate='tanh'))",
+            init="self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)", batch="torch.randn(65536, 64)")),
+        Example("a compiled model", model_file(
+            "return self.down(torch.pow(self.up(x), 3))",
+            init="self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)", batch="torch.randn(65536, 64)"),
+            options={"mode": "compile"}),
+    )  # fmt: skip
+
+    def check(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each op that starts such a detour."""
+        if context.mode == "compile":
+            return
+        for run in context.runs:
+            if run.recipe.autocast is None or run.device != "cuda":
+                continue
+            for site in context.graph:
+                if (moved := _bytes_of_detour(context, run, site)) and self._is_worth(context, run, site, moved):
+                    yield context.finding(
+                        self,
+                        site,
+                        f"{site.op} casts its 16-bit input to float32 and the result reaches a product that casts "
+                        "it back:"
+                        f" about {moved / 2**20:.0f} MiB of extra traffic a step ({run.label})",
+                        bytes=moved,
+                        saves_ms=self._saved(context, moved),
+                    )
+            return  # BF16 and FP16 move the same bytes
+
+    def _is_worth(self, context: GraphContext, run: Run, site: Site, moved: int) -> bool:
+        repeats = context.repeats(site)
+        for gpu in context.tensor_core_gpus():
+            milliseconds = traffic_seconds(moved, Traffic.CAST, gpu) * 1e3 * repeats
+            share = context.step_share(gpu, run.recipe.name, milliseconds)
+            if share is not None and share >= WORTH:
+                return True
+        return False
+
+    def _saved(self, context: GraphContext, moved: int) -> dict[str, float]:
+        gpus = context.tensor_core_gpus()
+        return {gpu.key: traffic_seconds(moved, Traffic.CAST, gpu) * 1e3 for gpu in gpus}
+
+
+def _bytes_of_detour(context: GraphContext, run: Run, site: Site) -> int:
+    """Bytes of the up-cast and its backward, and of the wider results on the way to the next product."""
+    dtypes: SiteDtypes = run.dtypes[site.id]
+    if op_named(site.op).family not in _CHEAP or not site.outputs:
+        return 0
+    ups = [index for index, before, after in dtypes.casts if before in HALF and after == "float32"]
+    large = [index for index in ups if site.inputs[index].numel == site.outputs[0].numel]
+    if not large or not _reaches_product(context, run, site):
+        return 0
+    # Forward reads 2 bytes and writes 4, backward reads 4 and writes 2; the result is 2 bytes wider, twice each way.
+    return sum(12 * site.inputs[index].numel for index in large) + 8 * site.outputs[0].numel
+
+
+def _reaches_product(context: GraphContext, run: Run, site: Site, depth: int = 8) -> bool:
+    for consumer in context.graph.consumers(site.id):
+        family = op_named(consumer.op).family
+        if family in _LOWERED and run.dtypes[consumer.id].casts:
+            return True
+        if family in _CHEAP and depth and _reaches_product(context, run, consumer, depth - 1):
+            return True
+    return False

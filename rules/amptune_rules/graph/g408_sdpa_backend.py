@@ -1,0 +1,87 @@
+"""G408: an attention that cannot use the flash kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, listed
+from amptune.core.hardware import Gpu
+from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._examples import model_file
+
+FLASH_LIMIT = 256
+AMPERE = (8, 0)
+
+
+class SdpaBackend(GraphRule):
+    """scaled_dot_product_attention with arguments or on a GPU that the flash kernel does not take.
+
+    ## What it does
+    Reports attention with an explicit mask, with a head dimension over 256, in FP64, or on GPUs below compute
+    capability 8.0; and names the kernel that runs instead.
+
+    ## Why is this bad
+    The memory-efficient kernel takes masks but is slower, and the math path writes the whole score matrix. FP32
+    attention never has the flash kernel, under TF32 as well: much of what a 16-bit recipe gains on a transformer is
+    here.
+
+    ## Example
+    ```python
+    F.scaled_dot_product_attention(q, k, v, attn_mask=torch.tril(torch.ones(t, t, dtype=torch.bool)))
+    ```
+
+    ## Use instead
+    ```python
+    F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    ```
+
+    ## Fix safety
+    Information only.
+
+    ## References
+    torch.nn.attention.sdpa_kernel; aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
+    """
+
+    code = "G408"
+    name = "sdpa-backend"
+    severity = Severity.INFO
+    INVALID = (
+        Example("an explicit mask", model_file(
+            """
+            mask = torch.ones(128, 128, dtype=torch.bool, device=x.device).tril()
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)  # <- G408
+            """, batch="torch.randn(2, 4, 128, 64, requires_grad=True)")),
+        Example("a T4", model_file("return F.scaled_dot_product_attention(x, x, x)  # <- G408",
+                                   batch="torch.randn(2, 4, 128, 64, requires_grad=True)"), options={"gpus": ("t4",)}),
+    )  # fmt: skip
+    VALID = (
+        Example("is_causal", model_file("return F.scaled_dot_product_attention(x, x, x, is_causal=True)",
+                                        batch="torch.randn(2, 4, 128, 64, requires_grad=True)")),
+    )  # fmt: skip
+
+    def check(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each attention."""
+        for site in context.graph:
+            if site.op == "scaled_dot_product_attention" and site.inputs and context.tensor_core_gpus():
+                if reason := _why_not_flash(site):
+                    yield context.finding(self, site, f"no flash attention here: {reason}")
+                elif old := [gpu for gpu in context.tensor_core_gpus() if _is_before_ampere(gpu)]:
+                    reason = "the memory-efficient kernel runs instead"
+                    yield context.finding(self, site, f"no flash attention on {listed(old)}: {reason}")
+
+
+def _is_before_ampere(gpu: Gpu) -> bool:
+    return gpu.capability is not None and gpu.capability < AMPERE
+
+
+def _why_not_flash(site: Site) -> str:
+    head = site.inputs[0].shape[-1]
+    if any(tensor.dtype == "float64" for tensor in site.inputs):
+        return "float64 runs on the math path"
+    if head > FLASH_LIMIT:
+        return f"a head dimension of {head} is over {FLASH_LIMIT}, it runs on the math path"
+    if site.attrs.get("masked"):
+        return "with an explicit mask the memory-efficient kernel runs; is_causal=True, where it fits, needs no mask"
+    return ""

@@ -1,0 +1,119 @@
+"""Facts that only the fx nodes have, the same from every frontend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amptune.analyze.enrich import enrich
+from amptune.capture import TargetSpec, capture, load_target
+from amptune.core.graph import PrecisionGraph
+
+FRONTENDS = ["export", "record-fake", "record-real"]
+MODEL = """\
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        h = self.fc(x)
+{body}
+
+
+def make_model():
+    return Model()
+
+
+def make_batch():
+    return torch.randn(4, 8), None
+
+
+def loss_fn(output, batch):
+    return output.sum()
+"""
+
+
+def graph_of(body: str, folder: Path, frontend: str) -> PrecisionGraph:
+    file = folder / "model.py"
+    file.write_text(MODEL.format(body=f"        {body}"))
+    captured = capture(load_target(TargetSpec(str(file))), frontends=(frontend,))
+    enrich(captured.graph, captured.graph_module)
+    return captured.graph
+
+
+def attrs(body: str, folder: Path, frontend: str, site: str) -> Mapping[str, Any]:
+    return graph_of(body, folder, frontend)[site].attrs
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize(
+    ("body", "site", "operands", "scalars"),
+    [
+        ("return h * h", "#mul.0", [0, 0], None),
+        ("return h + 1e-8", "#add.0", [0, None], {1: 1e-8}),
+        ("return 1 - h", "#sub.0", [None, 0], {0: 1}),
+        ("return 2.0 / h", "#div.0", [None, 0], {0: 2.0}),
+        ("return h / x", "#div.0", [0, 1], None),
+        ("return self.fc.bias - h", "#sub.0", [None, 0], None),
+    ],
+)
+def test_operands(
+    body: str, site: str, operands: list[int | None], scalars: dict[int, float] | None, frontend: str, tmp_path: Path
+) -> None:
+    found = attrs(body, tmp_path, frontend, site)
+    assert found["operands"] == operands
+    assert (found.get("scalars") or None) == scalars
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return h.float().var(-1)", {0: "float32"}),
+        ("return h.to(torch.float32).var(-1)", {0: "float32"}),
+        ("return h.half().var(-1)", {0: "float16"}),
+        ("return h.to(x.dtype).var(-1)", {0: ""}),
+        ("return h.to(x.device).var(-1)", None),
+        ("return h.transpose(0, 1).float().transpose(0, 1).var(-1)", {0: "float32"}),
+        ("return h.var(-1)", None),
+    ],
+)
+def test_casts(body: str, expected: dict[int, str] | None, frontend: str, tmp_path: Path) -> None:
+    assert attrs(body, tmp_path, frontend, "#var.0").get("casts") == expected
+
+
+@pytest.mark.parametrize("frontend", ["record-fake", "record-real"])
+def test_a_cast_beside_the_tensor_leaves_the_tensor_alone(frontend: str, tmp_path: Path) -> None:
+    graph = graph_of("y = h.float(); return y.var(-1) + h.std(-1)", tmp_path, frontend)
+    assert graph["#var.0"].attrs["casts"] == {0: "float32"}
+    assert "casts" not in graph["#std.0"].attrs
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_zeros_like_names_its_template(frontend: str, tmp_path: Path) -> None:
+    found = attrs("return torch.zeros_like(h) + h", tmp_path, frontend, "#add.0")
+    assert found["like"] == {0: "fc"}
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_positions_are_counted(frontend: str, tmp_path: Path) -> None:
+    body = "return torch.arange(32.0, device=x.device).view(4, 8) * h"
+    assert attrs(body, tmp_path, frontend, "#mul.0")["integers"] == {0: 32}
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_a_parameter_may_be_cast_too(frontend: str, tmp_path: Path) -> None:
+    body = (
+        "h[torch.zeros(4, 8, dtype=torch.bool)] = self.fc.bias.sum().to(h.dtype); return h * self.fc.bias.to(h.dtype)"
+    )
+    graph = graph_of(body, tmp_path, frontend)
+    assert graph["#mul.0"].attrs["param_casts"] == {"fc.bias": ""}

@@ -1,0 +1,137 @@
+"""Predicted steps: sums that can be checked by hand, and orderings that must hold."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from amptune.analyze.estimate import FIXED, can_run, estimate_all, site_times
+from amptune.analyze.kernels import Move, Product, Setting, kernels_of
+from amptune.core.autocast import realise
+from amptune.core.formats import Format
+from amptune.core.graph import INPUT, PrecisionGraph
+from amptune.core.hardware import GPUS
+from amptune.core.recipes import RECIPES, STOCK
+from amptune.core.roofline import Pass, Traffic
+from tests.analyze.graphs import graph_of, linear, mlp, op
+
+H100 = GPUS["h100"]
+
+
+def steps(graph: PrecisionGraph, gpu: str = "h100", **more: object) -> dict[str, float]:
+    table = estimate_all(graph, [GPUS[gpu]], STOCK, **more)[gpu]  # type: ignore[arg-type]
+    return {name: estimate.step_ms for name, estimate in table.items()}
+
+
+def test_three_products_of_a_linear_and_two_for_the_first() -> None:
+    graph = mlp(layers=2)
+    dtypes = realise(graph, RECIPES["fp32"])
+    first, second = (kernels_of(graph[f"layers.{i}"], dtypes[f"layers.{i}"], Setting(RECIPES["fp32"])) for i in (0, 1))
+    directions = [
+        [k.direction for k in each.forward + each.backward if isinstance(k, Product)] for each in (first, second)
+    ]
+    assert directions == [[Pass.FORWARD, Pass.WEIGHT], [Pass.FORWARD, Pass.INPUT, Pass.WEIGHT]]
+
+
+def test_autocast_adds_a_weight_cast_and_an_activation_cast_each_way() -> None:
+    graph = mlp(m=8, width=16, layers=2)
+    dtypes = realise(graph, RECIPES["autocast-bf16"])
+    kernels = kernels_of(graph["layers.0"], dtypes["layers.0"], Setting(RECIPES["autocast-bf16"]))
+    casts = [kernel for kernel in kernels.forward if isinstance(kernel, Move) and kernel.traffic is Traffic.CAST]
+    assert sorted(cast.bytes for cast in casts) == [8 * 16 * 6, 16 * 16 * 6]
+    later = kernels_of(graph["layers.1"], dtypes["layers.1"], Setting(RECIPES["autocast-bf16"]))
+    assert len([k for k in later.forward if isinstance(k, Move)]) == 1  # its input is bf16 already
+
+
+def test_without_training_nothing_goes_backward() -> None:
+    graph = mlp(layers=1)
+    dtypes = realise(graph, RECIPES["fp32"])
+    assert not kernels_of(graph["layers.0"], dtypes["layers.0"], Setting(RECIPES["fp32"], train=False)).backward
+    assert steps(graph, train=False)["fp32"] < 0.6 * steps(graph)["fp32"]
+
+
+def test_recipes_are_ordered_on_large_products() -> None:
+    found = steps(mlp(m=16384))
+    assert found["fp32"] > found["tf32"] > found["autocast-bf16"]
+
+
+def test_compiled_fp8_wins_on_large_products_and_loses_on_small_ones() -> None:
+    large, small = steps(mlp(m=16384, width=8192), mode="compile"), steps(mlp(m=8192, width=512), mode="compile")
+    assert large["fp8-tensorwise"] < large["autocast-bf16"]
+    assert small["fp8-tensorwise"] > small["autocast-bf16"]
+
+
+def test_padding_a_misaligned_head_pays() -> None:
+    found = steps(mlp(m=16384, width=768, out=50257))
+    assert found["autocast-bf16" + FIXED] < 0.7 * found["autocast-bf16"]
+    assert found["fp32" + FIXED] == pytest.approx(found["fp32"], rel=0.01)
+
+
+def test_nothing_to_fix_costs_nothing() -> None:
+    found = steps(mlp())
+    assert found["autocast-bf16" + FIXED] == found["autocast-bf16"]
+
+
+def test_a_tiny_model_is_bound_by_launches_and_gains_nothing() -> None:
+    table = estimate_all(mlp(m=8, width=16), [H100], STOCK)["h100"]
+    assert {estimate.bound for estimate in table.values()} == {"launch"}
+    assert table["autocast-bf16"].step_ms > table["fp32"].step_ms  # the casts are launches as well
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpu", "expected"),
+    [("tf32", "v100", False), ("tf32", "a100", True), ("fp8-rowwise", "a100", False), ("fp8-rowwise", "h100", True),
+     ("autocast-bf16", "v100", True), ("autocast-fp16", "t4", True)],
+)  # fmt: skip
+def test_which_recipe_runs_where(recipe: str, gpu: str, expected: bool) -> None:
+    assert can_run(RECIPES[recipe], GPUS[gpu]) is expected
+
+
+def test_a_recipe_that_cannot_run_is_absent_and_the_cpu_is_left_out() -> None:
+    tables = estimate_all(mlp(), [GPUS["a100"], GPUS["cpu"]], STOCK)
+    assert set(tables) == {"a100"}
+    assert not any(name.startswith("fp8") for name in tables["a100"])
+
+
+def test_speedup_is_against_fp32_also_when_fp32_was_not_asked_for() -> None:
+    table = estimate_all(mlp(m=16384), [H100], [RECIPES["autocast-bf16"]])["h100"]
+    assert table["autocast-bf16"].speedup == pytest.approx(table["fp32"].step_ms / table["autocast-bf16"].step_ms)
+
+
+def test_contiguous_convolutions_pay_for_transposes_on_tensor_cores_alone() -> None:
+    from amptune.core.graph import Gemm, Param, Site
+    from tests.analyze.graphs import tensor
+
+    image = tensor(32, 256, 56, 56)
+    site = Site("conv", "conv2d", "module", "conv", inputs=(image,), outputs=(image,),
+                params=(Param("conv.weight", tensor(256, 256, 3, 3), "w"),), sources=(INPUT,),
+                gemms=(Gemm(32 * 56 * 56, 256, 256 * 9),), attrs={"channels_last": False})  # fmt: skip
+    last = dataclasses.replace(site, attrs={"channels_last": True})
+    contiguous, channels_last = steps(graph_of(site)), steps(graph_of(last))
+    assert contiguous["autocast-bf16"] > 1.05 * channels_last["autocast-bf16"]
+    assert contiguous["autocast-bf16" + FIXED] == channels_last["autocast-bf16"]
+    assert contiguous["fp32"] == channels_last["fp32"]
+
+
+def test_site_times_add_up_to_the_kernels_of_the_step() -> None:
+    graph = mlp(m=16384)
+    rows = site_times(graph, H100, STOCK)
+    assert [row.gain for row in rows] == sorted((row.gain for row in rows), reverse=True)
+    total = sum(row.milliseconds["fp32"] for row in rows)
+    assert 0.9 * steps(graph)["fp32"] < total < steps(graph)["fp32"]
+
+
+def test_compiling_saves_the_pointwise_traffic() -> None:
+    sites = [linear("a", INPUT, 16384, 1024, 1024)]
+    for index in range(6):
+        sites.append(op(f"#gelu.{index}", "gelu", sites[-1].id, shape=(16384, 1024)))
+    sites.append(linear("b", sites[-1].id, 16384, 1024, 1024))
+    graph = graph_of(*sites)
+    eager, compiled = steps(graph)["autocast-bf16"], steps(graph, mode="compile")["autocast-bf16"]
+    assert compiled < 0.7 * eager
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_every_recipe_has_a_format(recipe: str) -> None:
+    assert RECIPES[recipe].format in Format

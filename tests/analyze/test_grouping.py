@@ -1,0 +1,43 @@
+"""Findings of repeated blocks as one."""
+
+from __future__ import annotations
+
+from amptune.analyze.grouping import group
+from amptune.core.finding import Finding, Location, Severity
+from amptune.core.hardware import GPUS
+
+PLACE = Location("model.py", 3, 5, 3, 20)
+STEP = {("h100", "autocast-bf16"): 10.0}
+
+
+def finding(site: str, message: str = "K = 7", place: Location = PLACE, **evidence: object) -> Finding:
+    return Finding("G101", "gemm-k-misaligned", Severity.WARNING, message, place, site, evidence)
+
+
+def test_like_findings_become_one_that_lists_its_sites() -> None:
+    (found,) = group([finding(f"blocks.{i}.fc") for i in range(5)], {}, [])
+    assert found.site == "blocks.0.fc"
+    assert found.evidence["sites"] == [f"blocks.{i}.fc" for i in range(5)]
+    assert "[5 sites: blocks.0.fc, blocks.1.fc, ...]" in found.message
+
+
+def test_savings_are_added_up_and_set_against_the_step() -> None:
+    (found,) = group([finding(f"b.{i}", saves_ms={"h100": 0.5}) for i in range(3)], STEP, [GPUS["h100"]])
+    assert found.evidence["saves_ms"] == {"h100": 1.5}
+    assert "1.5 of 10 ms on h100 a step (predicted)" in found.message
+
+
+def test_a_step_bound_by_launches_saves_nothing() -> None:
+    (found,) = group([finding("b", saves_ms={"h100": 0.5})], {}, [GPUS["h100"]])
+    assert "would save" not in found.message
+
+
+def test_different_lines_and_messages_stay_apart_and_are_sorted() -> None:
+    other = Location("model.py", 1)
+    found = group([finding("b"), finding("a", message="K = 9"), finding("c", place=other)], {}, [])
+    assert [(each.location.line, each.message) for each in found] == [(1, "K = 7"), (3, "K = 9"), (3, "K = 7")]
+
+
+def test_a_finding_without_a_site_has_no_list() -> None:
+    bare = Finding("G405", "arch-no-bf16", Severity.WARNING, "no BF16 units", PLACE)
+    assert group([bare], {}, []) == [bare]

@@ -1,0 +1,130 @@
+"""analyze over graphs and over captured files: selection, suppression, JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from amptune.analyze.runner import Analysis, Question, analyze, analyze_graph
+from amptune.capture import TargetSpec, capture, load_target
+from amptune.core.hardware import gpus_named
+from amptune.errors import ConfigError
+from tests.analyze.graphs import mlp
+
+QUESTION = Question(gpus_named(("h100",)))
+MODEL = """\
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Linear(1000, 1003)
+        self.down = nn.Linear(1003, 1000)
+
+    def forward(self, x):
+        h = F.relu(self.up(x)){first}
+        return x + self.down(h){second}
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(*(Block() for _ in range(3)))
+
+    def forward(self, x):
+        return self.blocks(x)
+
+
+def make_model():
+    return Model()
+
+
+def make_batch():
+    return torch.randn(8192, 1000), torch.randn(8192, 1000)
+
+
+def loss_fn(output, batch):
+    return F.mse_loss(output, batch[1])
+"""
+
+
+def judge(folder: Path, first: str = "", second: str = "", **changes: object) -> Analysis:
+    file = folder / "model.py"
+    file.write_text(MODEL.format(first=first, second=second))
+    captured = capture(load_target(TargetSpec(str(file))))
+    return analyze(captured, dataclasses.replace(QUESTION, path=str(file), **changes))  # type: ignore[arg-type]
+
+
+def test_repeated_blocks_give_one_finding_for_each_line(tmp_path: Path) -> None:
+    found = [finding for finding in judge(tmp_path).findings if finding.rule in ("G101", "G102")]
+    assert [(finding.rule, finding.location.line, len(finding.evidence["sites"])) for finding in found] == [
+        ("G102", 13, 3),
+        ("G101", 14, 3),
+    ]
+    up = found[0]
+    assert (up.evidence["value"], up.evidence["padded"]) == (1003, 1008)
+    assert up.evidence["waste"] == pytest.approx(5 / 1003, rel=1e-3)
+    assert up.evidence["saves_ms"]["h100"] > 0
+    assert "1003" in up.message
+    assert "1008" in up.message
+    assert "would save about" in up.message
+
+
+def test_a_comment_on_the_line_silences_one_rule(tmp_path: Path) -> None:
+    found = judge(tmp_path, first="  # amptune: ignore[G102] the data has this width").findings
+    assert not [finding for finding in found if finding.rule == "G102"]
+    assert [finding for finding in found if finding.rule == "G101"]
+
+
+def test_a_comment_without_codes_silences_the_line(tmp_path: Path) -> None:
+    found = judge(tmp_path, first="  # amptune: ignore", second="  # amptune: ignore").findings
+    assert not [finding for finding in found if finding.location.line in (13, 14)]
+
+
+def test_module_paths_can_be_left_out(tmp_path: Path) -> None:
+    found = judge(tmp_path, ignore_modules=("blocks.0.*", "blocks.1.*"))
+    sites = {site for finding in found.findings for site in finding.evidence.get("sites", [])}
+    assert sites
+    assert all(site.startswith("blocks.2") for site in sites)
+
+
+@pytest.mark.parametrize(
+    ("select", "ignore", "expected"),
+    [(("G102",), (), {"G102"}), (("G1",), ("G101", "G108"), {"G102"}), (("G2",), (), set())],
+)  # fmt: skip
+def test_rules_are_selected_by_prefix(
+    tmp_path: Path, select: tuple[str, ...], ignore: tuple[str, ...], expected: set[str]
+) -> None:
+    assert {finding.rule for finding in judge(tmp_path, select=select, ignore=ignore).findings} == expected
+
+
+def test_a_selector_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="G999"):
+        analyze_graph(mlp(), dataclasses.replace(QUESTION, select=("G999",)))
+
+
+def test_json_has_capture_and_estimate(tmp_path: Path) -> None:
+    data = judge(tmp_path).to_json()
+    assert data["capture"]["sites"] == 13
+    assert data["capture"]["frontend"] in ("export", "record-fake", "record-real")
+    cell = data["estimate"]["h100"]["autocast-bf16+fixed"]
+    assert set(cell) >= {"step_ms", "memory_bytes", "speedup"}
+    assert cell["speedup"] > data["estimate"]["h100"]["autocast-bf16"]["speedup"] > 1
+
+
+def test_the_same_question_gives_the_same_answer(tmp_path: Path) -> None:
+    first, second = judge(tmp_path), judge(tmp_path)
+    assert first.findings == second.findings
+    assert first.to_json()["estimate"] == second.to_json()["estimate"]
+
+
+def test_hardware_gaps_are_warnings_only_on_named_gpus() -> None:
+    named = analyze_graph(mlp(), dataclasses.replace(QUESTION, gpus=gpus_named(("v100",)), select=("G405",)))
+    table = dataclasses.replace(QUESTION, gpus=gpus_named(("v100",)), gpus_named=False, select=("G405",))
+    assert [str(finding.severity) for finding in named.findings] == ["warning"]
+    assert [str(finding.severity) for finding in analyze_graph(mlp(), table).findings] == ["info"]

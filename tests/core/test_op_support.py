@@ -1,0 +1,48 @@
+"""The generated table of ops without 16-bit kernels, checked by running some of them on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from amptune.core.op_support import lacks_kernel, table_version
+
+SQUARE = torch.eye(4)
+TRIED = {
+    "cholesky": torch.linalg.cholesky,
+    "inverse": torch.linalg.inv,
+    "qr": torch.linalg.qr,
+    "fft": torch.fft.fft,
+    "cdist": lambda x: torch.cdist(x, x),
+    "exp": torch.exp,
+    "softmax": lambda x: torch.softmax(x, -1),
+    "matmul": lambda x: x @ x,
+    "layer_norm": lambda x: torch.nn.functional.layer_norm(x, (4,)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("op", TRIED)
+def test_the_table_says_what_torch_does_on_the_cpu(op: str, dtype: str) -> None:
+    try:
+        TRIED[op](SQUARE.to(getattr(torch, dtype)))
+        runs = True
+    except RuntimeError:
+        runs = False
+    assert lacks_kernel(op, dtype, "cpu") is not runs
+
+
+@pytest.mark.parametrize("op", ["matmul", "bmm", "linear", "scaled_dot_product_attention"])
+def test_products_run_in_bf16_on_cuda(op: str) -> None:
+    """A table made without a GPU would say that they do not, unless all capabilities are assumed."""
+    assert not lacks_kernel(op, "bfloat16", "cuda")
+
+
+def test_backward_gaps_and_unknown_ops() -> None:
+    assert lacks_kernel("embedding_bag", "bfloat16", "cuda", "backward")
+    assert not lacks_kernel("embedding_bag", "bfloat16", "cuda")
+    assert not lacks_kernel("no_such_op", "float16", "cuda")
+
+
+def test_the_table_names_its_torch() -> None:
+    assert table_version().startswith("2.")
