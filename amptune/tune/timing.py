@@ -61,7 +61,10 @@ def measure_step(
         # The first step sets up kernels and optimizer state, so it says nothing; the fastest of the others does.
         elapsed = min(warm[1:])
         if limit_ms is not None and elapsed > limit_ms:
-            return None, None
+            # Another program may have had the machine: a second look before the candidate is given up.
+            elapsed = min(_seconds(run, batch) * 1e3 for batch in batches.train[:WARMUP_STEPS])
+            if elapsed > limit_ms:
+                return None, None
         count = min(MAX_STEPS, max(MIN_STEPS, int(SECONDS * 1e3 / max(elapsed, 1e-3))))
         return StepTime.of(timed_steps(run, batches, count)), device.peak_memory()
 
