@@ -30,6 +30,7 @@ class Config:
         baseline: file of known findings, relative to root.
         rule_paths: files or folders with rules of this project alone.
         model: what analyze and tune work on when no path is given.
+        ignore_modules: globs of site ids (module paths) whose findings analyze leaves out.
     """
 
     root: Path
@@ -42,6 +43,7 @@ class Config:
     baseline: str | None = None
     rule_paths: tuple[str, ...] = ()
     model: str | None = None
+    ignore_modules: tuple[str, ...] = ()
 
 
 def load_config(path: Path | None = None, start: Path | None = None) -> Config:
@@ -149,4 +151,5 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "baseline": _string,
     "rule-paths": _strings,
     "model": _string,
+    "ignore-modules": _strings,
 }

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from amptune.analyze.fusion import Fusion, is_fused
-from amptune.analyze.kernels import Kernel, Move, Setting, SiteKernels, kernels_of
+from amptune.analyze.kernels import Kernel, Move, Setting, SiteKernels, converts_to_fp8, kernels_of
 from amptune.analyze.memory import Memory, step_memory
 from amptune.core.autocast import SiteDtypes, realise, sources_of
 from amptune.core.formats import Format
@@ -84,7 +84,7 @@ class SiteTimes:
 def estimate_all(
     graph: PrecisionGraph, gpus: Sequence[Gpu], recipes: Sequence[Recipe], *, mode: Mode = "eager", train: bool = True
 ) -> dict[str, dict[str, Estimate]]:
-    """GPU key -> recipe name -> prediction, for GPUs with tabulated peaks and recipes that they can run.
+    """GPU key -> recipe name -> prediction, for GPUs with tabulated peaks and recipes that they and the model can run.
 
     Args:
         graph: the captured model.
@@ -93,7 +93,7 @@ def estimate_all(
         mode: eager or compile.
         train: with a backward and an optimizer step.
     """
-    wanted = list(dict.fromkeys([RECIPES["fp32"], *recipes]))
+    wanted = [recipe for recipe in dict.fromkeys([RECIPES["fp32"], *recipes]) if applies(graph, recipe)]
     tables: dict[str, dict[str, Estimate]] = {gpu.key: {} for gpu in gpus if gpu.is_cuda}
     for recipe in wanted:
         for fixed in (False, True):
@@ -104,6 +104,11 @@ def estimate_all(
                     tables[gpu.key][name] = work.on(gpu, tables[gpu.key])
     asked = {recipe.name for recipe in recipes} | {"fp32"}
     return {key: {n: e for n, e in table.items() if n.removesuffix(FIXED) in asked} for key, table in tables.items()}
+
+
+def applies(graph: PrecisionGraph, recipe: Recipe) -> bool:
+    """Whether the recipe changes anything in this model: an FP8 recipe without a layer to convert is BF16 autocast."""
+    return recipe.fp8 is None or any(converts_to_fp8(site) for site in graph)
 
 
 def can_run(recipe: Recipe, gpu: Gpu) -> bool:
@@ -207,7 +212,7 @@ def site_times(
     times = _Times(gpu)
     found: dict[str, dict[str, float]] = {site.id: {} for site in graph}
     for recipe in dict.fromkeys([RECIPES["fp32"], *recipes]):
-        if not can_run(recipe, gpu):
+        if not (can_run(recipe, gpu) and applies(graph, recipe)):
             continue
         dtypes = realise(graph, recipe)
         for fixed in (False, True):

@@ -107,7 +107,7 @@ class CallRecorder(TorchFunctionMode):
             attrs={} if leaf else op_attrs(op, named, args) | cast_attrs(func, args, kwargs, result),
             gemms=gemms_of(op, args, kwargs, result),
             custom=self.functions.outermost,
-            does_nothing=op in _DROPOUTS and (named.get("p") == 0 or not named.get("training", named.get("train"))),
+            does_nothing=op in _DROPOUTS and _is_off(named),
         )
         self.calls.append(call)
         return call
@@ -117,3 +117,8 @@ class CallRecorder(TorchFunctionMode):
         custom, holder = self.functions.outermost, self.stack.holder
         if custom is not None and holder is not None and holder.number > custom.modules_before:
             custom.holds_modules = True
+
+
+def _is_off(dropout: Mapping[str, Any]) -> bool:
+    """Whether dropout with these arguments drops nothing."""
+    return dropout.get("p") == 0 or not dropout.get("training", dropout.get("train", True))

@@ -161,4 +161,4 @@ def _same_sites(first: PrecisionGraph, second: PrecisionGraph) -> bool:
 def _seen(site: Site) -> tuple[object, ...]:
     """What two frontends must agree on."""
     shapes = tuple((meta.shape, meta.dtype) for meta in (*site.inputs, *site.outputs))
-    return site.id, site.op, site.calls, site.gemms, shapes, repr(sorted(site.attrs.items()))
+    return site.id, site.op, site.calls, site.gemms, site.sources, shapes, repr(sorted(site.attrs.items()))

@@ -14,8 +14,9 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from amptune.capture.calls import CallRecorder
+from amptune.capture.calls import Call, CallRecorder
 from amptune.capture.casts import call_visibly
+from amptune.capture.cost import gemms_of
 from amptune.capture.fakes import map_tensors
 from amptune.capture.forward import Prepared, run
 from amptune.capture.functions import FunctionCall
@@ -23,6 +24,7 @@ from amptune.capture.modulestack import ModuleStack
 from amptune.capture.names import op_name
 from amptune.capture.target import tensors_in
 from amptune.capture.usercode import TORCH_FOLDER
+from amptune.capture.where import Place
 
 _DROPPED = {
     torch.ops.aten._assert_tensor_metadata.default,
@@ -136,6 +138,7 @@ class _Inliner:
         self.program = program
         self.graph = fx.Graph()
         self.attributes: dict[str, Any] = {}
+        self._hidden = 0
 
     def module(self) -> fx.GraphModule:
         """The plain graph module."""
@@ -197,10 +200,23 @@ class _Inliner:
         name = op_name(node.target, node.args) if callable(node.target) else "get_attr"
         name = "alias" if node.meta.get("amptune_alias") else name
         new.meta["amptune_op"] = name
+        if node.op == "call_function" and "amptune_call" not in new.meta:
+            self._hidden += 1
+            new.meta["amptune_call"] = _hidden_call(node, name, -self._hidden)
         written = _written(node)
         if written is not None:
             new.meta["amptune_writes"] = env[written]
         return new
+
+
+def _hidden_call(node: fx.Node, op: str, number: int) -> Call:
+    """The call of a node that came about without a torch function, as under ``DisableTorchFunction``."""
+    modules = list(node.meta.get("nn_module_stack", {}).values()) or [("", "")]
+    path, kind = modules[-1]
+    holder = str(path).removeprefix("model").removeprefix(".")
+    gemms = gemms_of(op, node.args, node.kwargs, node.meta.get("val"))
+    assert callable(node.target)
+    return Call(number, op, node.target, Place(None, None), holder, str(kind), None, None, gemms=gemms)
 
 
 def _mapped(value: Any, env: Mapping[fx.Node, Any]) -> Any:

@@ -70,7 +70,7 @@ class FakeRecorder(GraphRecorder):
 def _check_dtypes(op: str, tensors: list[torch.Tensor]) -> None:
     """Fakes multiply matrices of different dtypes, which real ones refuse."""
     entry = op_named(op)
-    if entry.family not in _PRODUCTS or not entry.same_dtype or torch.is_autocast_enabled("cpu"):
+    if entry.family not in _PRODUCTS or not entry.same_dtype or torch.is_autocast_enabled(tensors[0].device.type):
         return
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.is_floating_point()})
     if len(dtypes) > 1:

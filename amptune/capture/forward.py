@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from amptune.capture.calls import CallRecorder
-from amptune.capture.target import Target, loss_inside, tensors_in
+from amptune.capture.target import Target, batch_tensors, loss_inside, tensors_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def batch_names(batch: Any) -> list[tuple[str, torch.Tensor]]:
     """A name for each tensor of a batch: its key in a dict, else ``input_n``."""
     keyed = batch.items() if isinstance(batch, dict) else ()
     names = {id(tensor): f"batch_{key}" for key, tensor in keyed if isinstance(tensor, torch.Tensor)}
-    unique = {id(tensor): tensor for tensor in tensors_in(batch)}
+    unique = {id(tensor): tensor for tensor in batch_tensors(batch)}
     return [(_identifier(names.get(key, f"input_{n}")), tensor) for n, (key, tensor) in enumerate(unique.items())]
 
 

@@ -16,7 +16,8 @@ from amptune.capture.modulestack import ModuleCall, ModuleStack
 from amptune.capture.prepare import prepare_fake, prepare_real, weight_bytes
 from amptune.capture.record import GraphRecorder
 from amptune.capture.shrink import SMALL, common_batch_size, cut, grow
-from amptune.capture.target import Target, tensors_in
+from amptune.capture.target import Target, batch_tensors
+from amptune.capture.usercode import describe
 from amptune.errors import CaptureError
 
 LARGE_RUN = 10**11
@@ -89,9 +90,12 @@ class Frontends:
         self._check_memory()
         prepared = prepare_real(self.target, train=self.train, notes=self.notes)
         size = common_batch_size(prepared.batch)
-        if size is None or not _is_large_run(prepared):
-            return self._record(prepared, GraphRecorder(prepared.model, self._stack(prepared)))
-        return self._record_small(prepared, size)
+        if size is not None and _is_large_run(prepared):
+            try:
+                return self._record_small(prepared, size)
+            except Exception as error:  # code that counts on its batch size: the whole batch tells what is wrong
+                self.notes.append(f"the whole batch had to run, since with {SMALL[0]} samples: {describe(error)}")
+        return self._record(prepared, GraphRecorder(prepared.model, self._stack(prepared)))
 
     def _record_small(self, prepared: Prepared, size: int) -> Recorded:
         first, second = (
@@ -129,5 +133,5 @@ class Frontends:
 
 
 def _is_large_run(prepared: Prepared) -> bool:
-    numbers = max(tensor.numel() for tensor in tensors_in(prepared.batch))
+    numbers = max(tensor.numel() for tensor in batch_tensors(prepared.batch))
     return numbers * sum(param.numel() for param in prepared.model.parameters()) > LARGE_RUN

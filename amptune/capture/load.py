@@ -187,8 +187,8 @@ def _supply_batch(target: Target, module: ModuleType) -> None:
         specs = guess_inputs(target)
     target.inputs = specs
     target.feed = lambda: make_inputs(specs)
-    if target.loss_fn is not None and own is None:
-        target.notes.append("make_batch() is missing: loss_fn is left out, since guessed inputs have no targets")
+    if target.loss_fn is not None:
+        target.notes.append("loss_fn is left out: inputs that are given by --input or guessed have no targets")
         target.loss_fn, target.has_loss = None, False
 
 

@@ -14,7 +14,7 @@ from torch import fx
 
 from amptune.capture.calls import Call
 from amptune.capture.fakes import map_tensors
-from amptune.capture.target import tensors_in
+from amptune.capture.target import batch_tensors, tensors_in
 from amptune.core.graph import Gemm
 
 SMALL = (2, 3)
@@ -23,7 +23,7 @@ SMALL = (2, 3)
 
 def common_batch_size(batch: Any) -> int | None:
     """The leading extent that all tensors of a batch share; None where they differ or it is small already."""
-    leading = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors_in(batch)}
+    leading = {tensor.shape[0] if tensor.dim() else 0 for tensor in batch_tensors(batch)}
     size = leading.pop() if len(leading) == 1 else 0
     return size if size > SMALL[-1] else None
 

@@ -105,7 +105,7 @@ class Target:
                 batch = self.feed()
         except UserCodeError as error:
             raise _failed("make_batch() failed", error) from error
-        if not any(True for _ in tensors_in(batch)):
+        if not any(True for _ in batch_tensors(batch)):
             raise TargetError(
                 f"make_batch() returned {_kind_of(batch)}, which holds no tensor",
                 hint="return (inputs, targets), or a dict with the names of forward's parameters",
@@ -237,6 +237,14 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from tensors_in(getattr(value, field.name, None))
+
+
+def batch_tensors(batch: Any) -> Iterator[torch.Tensor]:
+    """All tensors of a batch, also those in the attributes of objects, as graph libraries have."""
+    yield from tensors_in(batch)
+    if not isinstance(batch, torch.Tensor | Mapping | tuple | list) and not dataclasses.is_dataclass(batch):
+        for value in vars(batch).values() if hasattr(batch, "__dict__") else ():
+            yield from tensors_in(value)
 
 
 def _kind_of(value: Any) -> str:

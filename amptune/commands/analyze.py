@@ -15,11 +15,11 @@ from amptune.core.finding import Severity
 from amptune.core.recipes import RECIPES, STOCK, recipe_named
 from amptune.core.registry import LoadedRule, load_rules, select_rules
 from amptune.core.rule import GraphRule
-from amptune.errors import UsageError, WorkError
+from amptune.errors import WorkError
 
 if TYPE_CHECKING:
     from amptune.analyze.runner import Analysis, Question
-    from amptune.capture import Capture, TargetSpec
+    from amptune.capture import Capture
 
 FORMATS = ("text", "json", "sarif", "github")
 DEFAULT_TIMEOUT = 600.0
@@ -51,6 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Analyze and report; the exit code is 0, or 1 for findings at or above ``--fail-on``."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that a terminal cannot show must not end a run
+            stream.reconfigure(errors="backslashreplace")
     config = load_config()
     with _Watchdog(args.timeout):
         _say("importing torch")
@@ -87,13 +90,15 @@ def _question(args: argparse.Namespace, config: Config) -> Question:
         path=_model(args, config).partition(":")[0],
         select=select,
         ignore=ignore,
+        ignore_modules=config.ignore_modules,
     )
 
 
 def _capture(args: argparse.Namespace, config: Config) -> Capture:
-    from amptune.capture import TargetSpec, capture, load_target
+    from amptune.capture import capture, load_target
+    from amptune.commands.targets import target_spec
 
-    spec: TargetSpec = TargetSpec(_model(args, config), _arguments(args.arg), tuple(args.input))
+    spec = target_spec(_model(args, config), args.arg, args.input)
     _say(f"capturing {spec.text}")
     captured = capture(load_target(spec), train=not args.no_loss)
     for note in captured.notes:
@@ -113,13 +118,6 @@ def _of_graph_rules(selectors: Sequence[str], rules: Sequence[LoadedRule]) -> tu
 
 def _codes(items: Sequence[str]) -> tuple[str, ...]:
     return tuple(code.strip() for item in items for code in item.split(",") if code.strip())
-
-
-def _arguments(pairs: Sequence[str]) -> dict[str, str]:
-    for pair in pairs:
-        if "=" not in pair:
-            raise UsageError(f"--arg {pair!r} is not NAME=VALUE", hint="write it as --arg d_model=512")
-    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _render(form: str, analysis: Analysis, question: Question) -> str:

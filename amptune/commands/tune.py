@@ -8,8 +8,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amptune.errors import UsageError
-
 if TYPE_CHECKING:
     from amptune.tune.options import TuneOptions
     from amptune.tune.run import TuneResult
@@ -96,15 +94,15 @@ def _table(data: dict[str, Any]) -> str:
 
 
 def _options(args: argparse.Namespace) -> TuneOptions:
-    from amptune.capture import TargetSpec
+    from amptune.commands.targets import stem_of, target_spec
     from amptune.config import default_model
     from amptune.tune.device import find_device
     from amptune.tune.options import TuneOptions
 
     text = args.model or default_model()
     return TuneOptions(
-        target=TargetSpec(text, _arguments(args.arg), tuple(args.input)),
-        out=args.out or Path("amptune-out") / _stem(text),
+        target=target_spec(text, args.arg, args.input),
+        out=args.out or Path("amptune-out") / stem_of(text),
         budget=args.budget,
         timeout=args.timeout,
         trial_timeout=args.trial_timeout,
@@ -114,18 +112,6 @@ def _options(args: argparse.Namespace) -> TuneOptions:
         steps=args.steps,
         existing=args.existing,
     )
-
-
-def _arguments(pairs: list[str]) -> dict[str, str]:
-    for pair in pairs:
-        if "=" not in pair:
-            raise UsageError(f"--arg {pair!r} is not NAME=VALUE", hint="write it as --arg d_model=512")
-    return dict(pair.split("=", 1) for pair in pairs)
-
-
-def _stem(text: str) -> str:
-    file, _, name = text.partition(":")
-    return Path(file).stem if file.endswith(".py") else name or file.rsplit(".", 1)[-1]
 
 
 def _positive_int(text: str) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from amptune.apply import check_realised, stale_weight_casts
+from amptune.apply.handoff import patch_spec
 from amptune.capture import Target, load_target
 from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan
@@ -121,16 +122,7 @@ class Worker:
 
     def patch_spec(self, graph: PrecisionGraph) -> PatchSpec:
         """Where the plan goes in the user's file, or in a file of its own for a model from a package."""
-        cls, module = type(self.bench.model), self.target.module
-        own = self.target.path is not None and cls.__module__ == module.__name__
-        return PatchSpec.from_sites(
-            str(self.target.path or self.target.spec.text),
-            graph,
-            module_paths=((n, id(m)) for n, m in self.bench.model.named_modules(remove_duplicate=False)),
-            top_class=cls.__qualname__ if own else None,
-            make_model="make_model" if hasattr(module, "make_model") else None,
-            loss="loss_fn" if hasattr(module, "loss_fn") else None,
-        )
+        return patch_spec(self.target, self.bench.model, graph)
 
     def recipes(self) -> list[Candidate]:
         """The stock recipes that this device can run."""

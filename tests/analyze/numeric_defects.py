@@ -79,6 +79,9 @@ PAIRS = (
          "return torch.logit(torch.sigmoid(h.float()).clamp(1e-6, 1 - 1e-6))", ("G213",), "bf16"),
     Pair("a mask of ones in a linear", "return h @ torch.arange(1024.0, device=h.device)[:64 * 16].view(64, 16)",
          "return h @ torch.arange(64.0, device=h.device).view(64, 1)", ("G211",), "bf16"),
+    Pair("a mask of -1e9", "m = torch.ones(64, 64, dtype=torch.bool).triu(1)\nreturn (h @ x).masked_fill(m, -1e9)",
+         "m = torch.ones(64, 64, dtype=torch.bool).triu(1)\ns = h @ x\n"
+         "return s.masked_fill(m, torch.finfo(torch.float16).min)", ("G201",), "fp16"),
     Pair("an inverse under autocast", "return torch.linalg.inv(h @ h.T)", "return torch.linalg.inv((h @ h.T).float())",
          ("G404",), "bf16"),
     Pair("a spectrum under autocast", "return torch.fft.rfft(h).abs()", "return torch.fft.rfft(h.float()).abs()",

@@ -101,6 +101,12 @@ def test_settings_of_the_project(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
+def test_modules_can_be_left_out_by_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.amptune]\nignore-modules = ["fc*"]\n')
+    found = json.loads(run(tmp_path, "--gpu", "h100", "--format", "json").stdout)["findings"]
+    assert {finding["site"] for finding in found} == {"#log.0"}
+
+
 def test_no_loss_is_the_forward_alone(tmp_path: Path) -> None:
     with_loss = json.loads(run(tmp_path, "--gpu", "h100", "--format", "json").stdout)
     without = json.loads(run(tmp_path, "--gpu", "h100", "--format", "json", "--no-loss").stdout)

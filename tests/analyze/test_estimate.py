@@ -94,6 +94,11 @@ def test_a_recipe_that_cannot_run_is_absent_and_the_cpu_is_left_out() -> None:
     assert not any(name.startswith("fp8") for name in tables["a100"])
 
 
+def test_an_fp8_recipe_without_a_layer_to_convert_is_left_out() -> None:
+    assert not any(name.startswith("fp8") for name in steps(mlp(m=4096, width=1000)))
+    assert "fp8-tensorwise" in steps(mlp(m=4096, width=1008))
+
+
 def test_speedup_is_against_fp32_also_when_fp32_was_not_asked_for() -> None:
     table = estimate_all(mlp(m=16384), [H100], [RECIPES["autocast-bf16"]])["h100"]
     assert table["autocast-bf16"].speedup == pytest.approx(table["fp32"].step_ms / table["autocast-bf16"].step_ms)

@@ -279,3 +279,62 @@ def test_scripted_code_is_one_opaque_site_in_a_real_run(load: Load) -> None:
     assert [site.id for site in found.graph] == ["a", "b", "c"]
     assert found.graph["b"].opaque
     assert [site.id for site in found.graph.producers("c")] == ["b"]
+
+
+def test_code_behind_a_disabled_torch_function_is_exported_too(load: Load) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            y = self.a(x)
+            with torch._C.DisableTorchFunction():
+                y = y * 2
+            return self.b(y)
+    """
+    graph = capture(load(text, inputs=("4x8",)), frontends=["export"]).graph
+    assert [site.id for site in graph] == ["a", "#mul.0", "b"]
+    assert graph.producers("b") == [graph["#mul.0"]]
+
+
+def test_a_batch_that_cannot_be_cut_runs_whole(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(8, 8)
+
+        def forward(self, x):
+            y = self.out(x.view(64, 8))
+            return y if y.sum() < 1e9 else x
+    """
+    monkeypatch.setattr("amptune.capture.frontends.LARGE_RUN", 0)
+    found = capture(load(text, inputs=("64x8",)))
+    assert found.graph["out"].outputs[0].shape == (64, 8)
+    assert any("whole batch had to run" in note for note in found.notes)
+
+
+def test_a_batch_of_another_type_is_looked_into(load: Load) -> None:
+    text = """
+    class Graph:
+        def __init__(self):
+            self.x, self.edges = torch.randn(10, 7), torch.randint(10, (2, 40))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(7, 3)
+
+        def forward(self, graph):
+            source, target = graph.edges
+            x = self.fc(graph.x)
+            return torch.zeros_like(x).index_add_(0, target, x[source])
+
+    def make_model(): return Net()
+    def make_batch(): return Graph()
+    """
+    graph = capture(load(text)).graph
+    assert [site.id for site in graph] == ["fc", "#index.0", "#index_add.0"]
+    assert graph["fc"].sources == ("<input>",)

@@ -1,0 +1,23 @@
+"""From a live model to what patching needs to know of it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from amptune.capture import Target
+from amptune.core.graph import PrecisionGraph
+from amptune.patch.spec import PatchSpec
+
+
+def patch_spec(target: Target, model: nn.Module, graph: PrecisionGraph) -> PatchSpec:
+    """Where a plan goes in the user's file, or in a file of its own for a model from a package."""
+    cls, module = type(model), target.module
+    own = target.path is not None and cls.__module__ == module.__name__
+    return PatchSpec.from_sites(
+        str(target.path or target.spec.text),
+        graph,
+        module_paths=((name, id(part)) for name, part in model.named_modules(remove_duplicate=False)),
+        top_class=cls.__qualname__ if own else None,
+        make_model="make_model" if hasattr(module, "make_model") else None,
+        loss="loss_fn" if hasattr(module, "loss_fn") else None,
+    )

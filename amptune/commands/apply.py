@@ -1,0 +1,28 @@
+"""``amptune apply``: a plan that exists, as a patched model, without a search."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("plan", type=Path, help="plan.json of an earlier tune, possibly edited")
+    parser.add_argument("model", nargs="?", help="the model that it is for (default: as for tune)")
+    parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
+    parser.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE[:HIGH]]", help="model input")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default amptune-out/<model>)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the files and print where they lie."""
+    from amptune.apply.patching import apply_plan_file
+    from amptune.commands.targets import stem_of, target_spec
+    from amptune.config import default_model
+
+    text = args.model or default_model()
+    out = args.out or Path("amptune-out") / stem_of(text)
+    for path in apply_plan_file(args.plan, target_spec(text, args.arg, args.input), out).values():
+        print(path)
+    return 0
