@@ -173,7 +173,8 @@ def _notes(gpu: Gpu | None) -> tuple[str, ...]:
     notes = []
     if gpu is not None and gpu.notes:
         notes.append(gpu.notes)
-    if gpu is not None and torch.cuda.is_bf16_supported() and not gpu.is_native(Format.BF16):
+    # amptune: ignore[AMP604] asked with emulation on purpose, to warn of the answer
+    if gpu is not None and torch.cuda.is_bf16_supported(including_emulation=True) and not gpu.is_native(Format.BF16):
         notes.append("torch.cuda.is_bf16_supported() says True here: ask with including_emulation=False")
     made, here = table_version().split("+")[0], torch.__version__.split("+")[0]
     if made.rsplit(".", 1)[0] != here.rsplit(".", 1)[0]:

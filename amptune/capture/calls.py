@@ -31,7 +31,6 @@ class Call:
     Attributes:
         number: its place in the run, from 1.
         op: its name in the op table.
-        function: what was called.
         place: where in the source.
         holder: path of the module whose forward makes it (``loss_fn`` in the loss).
         holder_type: class of that module.
@@ -46,7 +45,6 @@ class Call:
 
     number: int
     op: str
-    function: Callable[..., Any]
     place: Place
     holder: str
     holder_type: str
@@ -98,7 +96,6 @@ class CallRecorder(TorchFunctionMode):
         call = Call(
             number=len(self.calls) + 1,
             op=op,
-            function=func,
             place=leaf.place if leaf else current_place(4),
             holder=LOSS if self.in_loss else (holder.path if holder else ""),
             holder_type="" if self.in_loss or not holder else holder.type_name,

@@ -65,10 +65,10 @@ def capture(target: Target, *, frontends: Sequence[str] = FRONTENDS, train: bool
     if unknown or not frontends:
         raise UsageError(f"unknown frontend {', '.join(unknown) or '(none)'}; known: {', '.join(FRONTENDS)}")
     start = time.perf_counter()
-    session = _Session(target, train)
+    attempts = _Attempts(target, train)
     with quiet():
-        done = session.first(frontends)
-    notes = tuple(dict.fromkeys([*target.notes, *session.frontends.notes, *session.notes, *_remarks(done)]))
+        done = attempts.first(frontends)
+    notes = tuple(dict.fromkeys([*target.notes, *attempts.frontends.notes, *attempts.notes, *_remarks(done)]))
     return Capture(done.module, done.graph, done.frontend, time.perf_counter() - start, done.has_loss, notes)
 
 
@@ -92,7 +92,7 @@ class _Done:
     has_loss: bool
 
 
-class _Session:
+class _Attempts:
     """One capture: tries frontends in order, and keeps what failed."""
 
     def __init__(self, target: Target, train: bool) -> None:

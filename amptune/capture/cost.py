@@ -6,8 +6,9 @@ operations. Softmax, norms and pointwise ops count as zero, as in torch.utils.fl
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -15,6 +16,7 @@ from torch import fx
 from amptune.core.graph import Gemm
 
 Shape = tuple[int, ...]
+_Handler = Callable[[list[Any], dict[str, Any], Any], tuple[Gemm, ...]]
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1, "lstm_cell": 4, "gru_cell": 3, "rnn_cell": 1}
 
 
@@ -188,44 +190,35 @@ def _multi_head(args: list[Any], kwargs: dict[str, Any], output: Any) -> tuple[G
     return *projections, scores, mixed, Gemm(m=queries, n=width, k=width)
 
 
-def _recurrent(gates: int) -> Callable[[list[Any], dict[str, Any], Any], tuple[Gemm, ...]]:
-    """All steps of a layer share its input product; the recurrent product runs once a step."""
+def _recurrent(gates: int) -> _Handler:
+    """lstm(input, hidden, weights, ...) or, for packed sequences, lstm(data, batch_sizes, hidden, weights, ...).
+
+    All steps of a layer share one input product; the recurrent product runs once a step.
+    """
 
     def handler(args: list[Any], kwargs: dict[str, Any], output: Any) -> tuple[Gemm, ...]:
-        packed = not isinstance(args[3], list | tuple) if len(args) > 3 else True
-        weights = args[2] if packed and isinstance(args[2], list | tuple) else args[3]
+        packed = isinstance(args[3], list | tuple)
+        hidden, weights = (args[2], args[3]) if packed else (args[1], args[2])
+        state = shape_of(hidden[0] if isinstance(hidden, list | tuple) else hidden)
+        rows = math.prod(shape_of(args[0])[:-1])
+        batch = state[-2] if len(state) > 2 else 1
         matrices = [shape for weight in weights if len(shape := shape_of(weight)) == 2]
-        given = shape_of(args[0])
-        rows = math.prod(given[:-1])
-        batch = shape_of(args[1][0] if isinstance(args[1], list | tuple) else args[1])[-2:-1] or (1,)
-        steps = max(1, rows // max(1, batch[0]))
-        gemms = []
-        for inner, recurrent in _weight_pairs(matrices, gates):
-            gemms.append(Gemm(m=rows, n=inner[0], k=inner[1]))
-            gemms.append(Gemm(m=max(1, rows // steps), n=recurrent[0], k=recurrent[1], batch=steps))
-        return tuple(gemms)
+        return tuple(_layers(matrices, gates, rows, steps=max(1, rows // batch)))
 
     return handler
 
 
-def _weight_pairs(matrices: list[Shape], gates: int) -> list[tuple[Shape, Shape]]:
-    """Weights come as (input, recurrent) for each layer and direction, with a projection in between for some LSTMs."""
-    pairs, index = [], 0
-    while index + 1 < len(matrices):
-        pairs.append((matrices[index], matrices[index + 1]))
-        index += 2
-        if (
-            index < len(matrices)
-            and matrices[index][0] * gates < matrices[index - 1][0] + 1
-            and _is_projection(matrices, index, gates)
-        ):
-            index += 1
-    return pairs
-
-
-def _is_projection(matrices: list[Shape], index: int, gates: int) -> bool:
-    hidden = matrices[index - 1][0] // gates
-    return matrices[index][1] == hidden and matrices[index][0] < hidden
+def _layers(matrices: list[Shape], gates: int, rows: int, steps: int) -> Iterator[Gemm]:
+    """Weights come as (input, recurrent) for each layer and direction, and a projection after them in some LSTMs."""
+    left = collections.deque(matrices)
+    while len(left) > 1:
+        inner, recurrent = left.popleft(), left.popleft()
+        hidden, state = inner[0] // gates, recurrent[1]
+        yield Gemm(m=rows, n=inner[0], k=inner[1])
+        yield Gemm(m=max(1, rows // steps), n=recurrent[0], k=state, batch=steps)
+        if state < hidden and left and left[0] == (state, hidden):
+            left.popleft()
+            yield Gemm(m=max(1, rows // steps), n=state, k=hidden, batch=steps)
 
 
 def _cell(args: list[Any], kwargs: dict[str, Any], output: Any) -> tuple[Gemm, ...]:
@@ -249,7 +242,7 @@ def _tensordot(args: list[Any], kwargs: dict[str, Any], output: Any) -> tuple[Ge
     return (Gemm(m=rows, n=kept // max(1, rows), k=inner),)
 
 
-_HANDLERS: dict[str, Callable[[list[Any], dict[str, Any], Any], tuple[Gemm, ...]]] = {
+_HANDLERS: dict[str, _Handler] = {
     "linear": _linear,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv"), _matmul),
     **dict.fromkeys(("addmm", "addmv", "addbmm", "baddbmm"), _added_product),

@@ -215,8 +215,7 @@ def _hidden_call(node: fx.Node, op: str, number: int) -> Call:
     path, kind = modules[-1]
     holder = str(path).removeprefix("model").removeprefix(".")
     gemms = gemms_of(op, node.args, node.kwargs, node.meta.get("val"))
-    assert callable(node.target)
-    return Call(number, op, node.target, Place(None, None), holder, str(kind), None, None, gemms=gemms)
+    return Call(number, op, Place(None, None), holder, str(kind), None, None, gemms=gemms)
 
 
 def _mapped(value: Any, env: Mapping[fx.Node, Any]) -> Any:

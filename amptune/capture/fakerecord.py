@@ -19,6 +19,7 @@ from amptune.core.ops import Family, op_named
 
 _READERS = frozenset({"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__", "numpy",
                       "__array__", "is_nonzero", "equal", "allclose"})  # fmt: skip
+_GROUPED = {"grouped_mm", "_grouped_mm"}
 _PRODUCTS = {Family.GEMM, Family.CONV, Family.ATTENTION}
 
 
@@ -47,7 +48,7 @@ class FakeRecorder(GraphRecorder):
             raise UnknownValueError(f"Tensor.{spelling_of(func)} reads a value that depends on the data")
         if fake:
             _check_dtypes(op_name(func, args), tensors)
-        if fake and "grouped_mm" in spelling_of(func):
+        if fake and spelling_of(func) in _GROUPED:
             result = _grouped_product(func, args, kwargs)
         else:
             with self.mode if not fake and _is_large(tensors) else contextlib.nullcontext():

@@ -25,10 +25,6 @@ class ParameterNames:
         """The parameter called ``name``; tied ones share the key, which is the first name of the tensor."""
         return Param(name, tensor_meta(self._params[name]), self._keys[name])
 
-    def key(self, name: str) -> str:
-        """The first name of the tensor that ``name`` is."""
-        return self._keys[name]
-
     def own(self, path: str, module: nn.Module) -> list[str]:
         """Names of a module's parameters, with those of its submodules."""
         prefix = f"{path}." if path else ""

@@ -110,9 +110,7 @@ class GraphRecorder(CallRecorder):
         node = self.graph.call_function(opaque, (entry.type_name, self._argument([*tensors_in((args, kwargs))])))
         node.meta["amptune_op"] = op = entry.type_name.rpartition(".")[2]
         leaf = dataclasses.replace(entry, leaf=True)
-        call = Call(
-            len(self.calls) + 1, op, opaque, entry.place, entry.path, entry.type_name, leaf, self.regions.current
-        )
+        call = Call(len(self.calls) + 1, op, entry.place, entry.path, entry.type_name, leaf, self.regions.current)
         self.calls.append(call)
         node.meta["amptune_call"] = call
         self._unpack(node, unknown)

@@ -61,12 +61,10 @@ class Place:
     Attributes:
         origin: the code that calls the op, which may be a torch module.
         reader: the innermost line that the user can read: not torch's.
-        function: qualified name of the reader's function.
     """
 
     origin: Position | None
     reader: Position | None
-    function: str = ""
 
 
 def current_place(skip: int = 1) -> Place:
@@ -78,7 +76,7 @@ def current_place(skip: int = 1) -> Place:
         kind = _kind_of(code.co_filename)
         if kind == "reader":
             position = _position(code, frame.f_lasti)
-            return Place(origin or position, position, code.co_qualname)
+            return Place(origin or position, position)
         if kind == "torch" and origin is None:
             origin = _position(code, frame.f_lasti)
         frame = frame.f_back

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+from collections.abc import Collection
 from typing import Literal
 
 from amptune.lint.index import FunctionNode, TreeIndex
@@ -87,8 +88,10 @@ def _shown(text: str) -> str:
 class Classifier:
     """Turns a call or a ``.grad`` into an event."""
 
-    def __init__(self, index: TreeIndex, names: Names, kinds: Kinds) -> None:
+    def __init__(self, index: TreeIndex, names: Names, kinds: Kinds, aliases: Collection[str] = ()) -> None:
+        """``aliases``: identifiers that may stand for a function of another name."""
         self._index = index
+        self._aliases = aliases
         self._names = names
         self._kinds = kinds
 
@@ -104,7 +107,12 @@ class Classifier:
         if isinstance(func, ast.Name) and func.id in METHODS:
             return True
         name = func.id if isinstance(func, ast.Name) else func.attr if isinstance(func, ast.Attribute) else ""
+        if name in self._aliases and any(last_name in _CLIPS for last_name in self._last_names(func)):
+            return True
         return "scal" in name.lower() and self._kinds.of(func) == "wrapper_scaler"
+
+    def _last_names(self, func: ast.expr) -> list[str]:
+        return [name.rpartition(".")[2] for name in self._names.qualified(func)]
 
     def event(self, node: ast.expr, words: Words, calls: tuple[ast.Call, ...] = ()) -> Event | None:
         """The event that the node is, if it is one."""

@@ -64,7 +64,7 @@ class Flow:
 
     def path(
         self, start: Event | None, end: Event | None, without: Blocker = (), *, same_iteration: bool = False,
-        assume: Iterable[tuple[str, bool]] = (),
+        assume: Iterable[tuple[str, bool]] = (), not_round: Collection[int] = (),
     ) -> tuple[Event, ...] | None:  # fmt: skip
         """The events on some path from ``start`` to ``end`` with no event of ``without`` strictly between them.
 
@@ -78,6 +78,7 @@ class Flow:
             without: kinds of events, or a predicate.
             same_iteration: do not start a new iteration of a loop that holds both ``start`` and ``end``.
             assume: further conditions, by text, that hold on the path.
+            not_round: loops, as ``loops`` names them, of which no new iteration is started.
 
         Returns:
             The events on the path, ``start`` and ``end`` included; None when there is no such path.
@@ -89,8 +90,8 @@ class Flow:
         fixed = self._assumed([event for event in (start, end) if event], assume)
         search = _Search(mask, (fixed[0], fixed[1]), blocks, frozenset())
         starts = [(0, *fixed)] if start is None else self._reached(search).get(source, [])
-        if same_iteration:
-            search = dataclasses.replace(search, barred=self._common_loops(source, target))
+        common = self._common_loops(source, target) if same_iteration else frozenset()
+        search = dataclasses.replace(search, barred=common.union(not_round))
         return self._find([(source, known, value) for _, known, value in starts], target, search)
 
     def always_between(self, start: Event, end: Event, kinds: Blocker, *, same_iteration: bool = True) -> bool:

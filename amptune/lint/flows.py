@@ -22,7 +22,7 @@ class Flows:
         self._index = index
         self._scopes = scopes
         self._names = names
-        self.classifier = Classifier(index, names, kinds)
+        self.classifier = Classifier(index, names, kinds, scopes.alias_identifiers)
 
     @cached_property
     def all(self) -> list[Flow]:

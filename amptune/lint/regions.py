@@ -110,8 +110,7 @@ class Regions:
         return [region for region in regions if region.kind == "autocast"]
 
     def _is_autocast_call(self, call: ast.Call) -> bool:
-        func, _ = self._callee(call)
-        return any(name in AUTOCAST_DEVICE for name in self._names.qualified(func))
+        return any(name in AUTOCAST_DEVICE for func, _ in self._callees(call) for name in self._names.qualified(func))
 
     def as_region(self, expression: ast.expr) -> Region:
         """What a context expression is, wherever it stands."""
@@ -134,32 +133,51 @@ class Regions:
         return chosen if certain else dataclasses.replace(chosen, certain=False)
 
     def _leaf(self, leaf: ast.expr, node: ast.AST) -> Region:
-        func, call = self._callee(leaf)
-        for name in self._names.qualified(func):
-            if name in AUTOCAST_DEVICE:
-                return self._autocast_region(leaf, call, AUTOCAST_DEVICE[name], node)
-            if name in _NO_GRAD:
-                return Region("no_grad", node, leaf)
-            if name in _ENABLE_GRAD:
-                return Region("enable_grad", node, leaf)
-            if name == "torch.set_grad_enabled" and call and call.args:
-                mode = self._folder.constant(call.args[0])
-                kind: RegionKind = "other" if mode is UNKNOWN else "enable_grad" if mode else "no_grad"
-                return Region(kind, node, leaf)
+        """The region that one expression makes; uncertain when what it calls may be something else as well."""
+        regions = [self._made_by(func, call, leaf, node) for func, call in self._callees(leaf)]
+        found = next((region for region in regions if region.kind != "other"), regions[0])
+        certain = all(region.kind == found.kind for region in regions)
+        return found if certain else dataclasses.replace(found, certain=False)
+
+    def _made_by(self, func: ast.expr, call: ast.Call | None, leaf: ast.expr, node: ast.AST) -> Region:
+        names = self._names.qualified(func)
+        for name in names:
+            region = self._named(name, call, leaf, node)
+            if region is not None:
+                others = any(self._named(other, call, leaf, node) is None for other in names)
+                return dataclasses.replace(region, certain=False) if others else region
         if isinstance(func, ast.Attribute) and func.attr in ("autocast", "maybe_autocast", "autocast_context"):
             # accelerator.autocast(), fabric.autocast() and the like: on or off by the framework's settings
             return Region("autocast", node, leaf, dtypes=frozenset({UNKNOWN_DTYPE}), enabled=None)
         return Region("other", node, leaf)
 
-    def _callee(self, leaf: ast.expr) -> tuple[ast.expr, ast.Call | None]:
-        """What is called to make the context; looks through a stored ``functools.partial``."""
+    def _named(self, name: str, call: ast.Call | None, leaf: ast.expr, node: ast.AST) -> Region | None:
+        if name in AUTOCAST_DEVICE:
+            return self._autocast_region(leaf, call, AUTOCAST_DEVICE[name], node)
+        if name in _NO_GRAD:
+            return Region("no_grad", node, leaf)
+        if name in _ENABLE_GRAD:
+            return Region("enable_grad", node, leaf)
+        if name == "torch.set_grad_enabled" and call and call.args:
+            mode = self._folder.constant(call.args[0])
+            kind: RegionKind = "other" if mode is UNKNOWN else "enable_grad" if mode else "no_grad"
+            return Region(kind, node, leaf)
+        return None
+
+    def _callees(self, leaf: ast.expr) -> list[tuple[ast.expr, ast.Call | None]]:
+        """What may be called to make the context; looks through a stored ``functools.partial``."""
         if not isinstance(leaf, ast.Call):
-            return leaf, None
+            return [(leaf, None)]
+        if not isinstance(leaf.func, ast.Name | ast.Attribute | ast.IfExp | ast.Call):
+            return [(leaf.func, leaf)]
+        found: list[tuple[ast.expr, ast.Call | None]] = []
         for value in self._names.values(leaf.func):
             if isinstance(value, ast.Call) and value.args and "functools.partial" in self._names.qualified(value.func):
                 merged = ast.Call(value.args[0], [*value.args[1:], *leaf.args], [*value.keywords, *leaf.keywords])
-                return value.args[0], merged
-        return leaf.func, leaf
+                found.append((value.args[0], merged))
+            else:
+                found.append((value, leaf))
+        return found
 
     def _autocast_region(self, leaf: ast.expr, call: ast.Call | None, device: str | None, node: ast.AST) -> Region:
         if call is None:

@@ -72,7 +72,7 @@ def show(root: Path, findings: list[dict[str, Any]]) -> None:
         if item["severity"] == "info":
             continue
         line = item["line"]
-        print(f"\n=== {item['path']}:{line} {item['code']} {item['severity']}: {item['message']}")
+        print(f"\n=== {item['path']}:{line} {item['rule']} {item['severity']}: {item['message']}")
         text = (root / item["path"]).read_text(encoding="utf-8", errors="replace").splitlines()
         for number in range(max(1, line - CONTEXT), min(len(text), line + CONTEXT) + 1):
             print(f"{'>' if number == line else ' '}{number:5} {text[number - 1]}")

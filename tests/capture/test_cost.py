@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from amptune.capture.cost import einsum_products, gemms_of, product_of
@@ -84,3 +85,22 @@ def test_an_einsum_of_one_operand_is_no_product() -> None:
 
 def test_other_ops_count_nothing() -> None:
     assert gemms_of("softmax", (rand(4, 4), -1), {}, rand(4, 4)) == ()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_recurrent_products(packed: bool) -> None:
+    layer = nn.LSTM(6, 8, 2, proj_size=3)
+    state = (rand(2, 4, 3), rand(2, 4, 8))
+    flat = [*layer._flat_weights]
+    given = rand(5, 4, 6)
+    args = (given.flatten(0, 1), torch.full((5,), 4), state, flat) if packed else (given, state, flat, True)
+    assert gemms_of("lstm", args, {}, None) == (
+        Gemm(m=20, n=32, k=6), Gemm(m=4, n=32, k=3, batch=5), Gemm(m=4, n=3, k=8, batch=5),
+        Gemm(m=20, n=32, k=3), Gemm(m=4, n=32, k=3, batch=5), Gemm(m=4, n=3, k=8, batch=5),
+    )  # fmt: skip
+
+
+def test_a_recurrent_layer_without_a_batch() -> None:
+    layer = nn.GRU(6, 8)
+    args = (rand(5, 6), rand(1, 8), [*layer._flat_weights], True)
+    assert gemms_of("gru", args, {}, None) == (Gemm(m=5, n=24, k=6), Gemm(m=1, n=24, k=8, batch=5))

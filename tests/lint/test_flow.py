@@ -476,3 +476,36 @@ def test_deep_nesting_is_one_error() -> None:
     )
     report = report_text("a.py", chain + "scaler.update()\n", [rule() for rule in source_rules(["amptune_rules"])])
     assert [error.message for error in report.errors] == ["nested too deeply for some rules"]
+
+
+def test_a_helper_speaks_in_the_words_of_its_caller() -> None:
+    flow = only_flow("""
+    class Trainer:
+        def __init__(self):
+            self.scaler = torch.amp.GradScaler("cuda")
+
+        def clip(self, opt, *, sc):
+            sc.unscale_(opt)
+
+        def step(self, loss):
+            self.scaler.scale(loss).backward()
+            self.clip(self.optimizer, sc=self.scaler)
+            self.scaler.step(self.optimizer)
+    """)
+    unscale = one(flow, "unscale")
+    assert (unscale.scaler, unscale.optimizer) == ("self.scaler", "self.optimizer")
+    assert flow.path(one(flow, "backward"), one(flow, "step"), without=("unscale",)) is None
+
+
+def test_loops_that_are_not_gone_round() -> None:
+    flow = only_flow("""
+    def step(scaler, batches, optimizers, model):
+        for batch in batches:
+            for optimizer in optimizers:
+                scaler.scale(model(batch)).backward()
+                scaler.step(optimizer)
+            scaler.update()
+    """)
+    step, backward = one(flow, "step"), one(flow, "backward")
+    assert flow.path(step, backward, without=("update",)) is not None
+    assert flow.path(step, backward, without=("update",), not_round=flow.loops(step)[-1:]) is None

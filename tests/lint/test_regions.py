@@ -108,3 +108,29 @@ def test_regions_asked_for_in_different_ways_keep_their_places() -> None:
     assert entered is not None
     assert isinstance(made.node, ast.Call)
     assert isinstance(entered.node, ast.With)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        "functools.partial(torch.autocast, 'cuda') if amp else nullcontext",
+        "functools.partial(torch.autocast, device_type='cuda') if amp else functools.partial(torch.autocast, 'cuda')",
+        "functools.partial(torch.autocast, 'cuda')",
+        "torch.cuda.amp.autocast if amp else nullcontext",
+        "torch.cuda.amp.autocast",
+    ],
+)
+def test_a_maker_of_contexts_that_may_make_another_one(context: str) -> None:
+    region = inside("ctx()", f"ctx = {context}")
+    assert (region.kind, region.device) == ("autocast", "cuda")
+    assert region.certain is ("nullcontext" not in context)
+
+
+def test_a_fallback_import_that_does_nothing_is_uncertain() -> None:
+    before = """
+try:
+    from torch.cuda.amp import autocast
+except ImportError:
+    from contextlib import nullcontext as autocast
+"""
+    assert inside("autocast()", before).certain is False

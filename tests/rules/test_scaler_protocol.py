@@ -12,6 +12,94 @@ from amptune.testing import read_marks, source_rules
 RULES = [rule() for rule in source_rules(["amptune_rules"]) if rule.code.startswith("AMP1")]
 
 CASES = {
+    "102: clip under another name": """
+        import torch
+        from torch.nn.utils import clip_grad_norm_ as limit
+        def train(model, loader, optimizer):
+            scaler = torch.amp.GradScaler("cuda")
+            for x in loader:
+                optimizer.zero_grad()
+                scaler.scale(model(x)).backward()
+                scaler.unscale_(optimizer)
+                scaler.step(optimizer)
+                limit(model.parameters(), 1.0)  # <- AMP102
+                scaler.update()
+        """,
+    "109: conversion and scaler under conditions that exclude each other": """
+        import torch
+        class Engine:
+            def __init__(self, module, dtype):
+                self.module = module
+                self.optimizer = torch.optim.SGD(self.module.parameters(), 0.1)
+                if dtype == torch.float16:
+                    self.scaler = torch.amp.GradScaler("cuda")
+            def convert(self):
+                if self.config.bf16:
+                    self.module.bfloat16()
+        """,
+    "109: conversion under a condition, scaler always": """
+        import torch
+        def main(model, bf16):
+            if bf16:
+                model.bfloat16()
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            scaler = torch.amp.GradScaler("cuda")  # <- AMP109
+            return optimizer, scaler
+        """,
+    "103: one update serves a loop over the optimizers": """
+        import torch
+        def train(models, optimizers, loader):
+            scaler = torch.amp.GradScaler("cuda")
+            for x in loader:
+                for model, optimizer in zip(models, optimizers):
+                    optimizer.zero_grad()
+                    scaler.scale(model(x)).backward()
+                    scaler.step(optimizer)
+                scaler.update()
+        """,
+    "103: a loop over the optimizers and no update": """
+        import torch
+        def train(models, optimizers, loader):
+            scaler = torch.amp.GradScaler("cuda")
+            for x in loader:
+                for model, optimizer in zip(models, optimizers):
+                    optimizer.zero_grad()
+                    scaler.scale(model(x)).backward()
+                    scaler.step(optimizer)  # <- AMP103
+        """,
+    "101: optimizers of a list, some of them skipped": """
+        import torch
+        def train(model, loader, optimizers, turn):
+            scaler = torch.amp.GradScaler("cuda")
+            for x in loader:
+                loss, wanted = model(x)
+                scaler.scale(loss).backward()
+                for i, optimizer in enumerate(optimizers):
+                    if wanted is not None and i != wanted:
+                        continue
+                    scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                for i, optimizer in enumerate(optimizers):
+                    if wanted is not None and i != wanted:
+                        continue
+                    scaler.step(optimizer)
+                scaler.update()
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+        """,
+    "101: optimizers of a list, unscaled after the clip": """
+        import torch
+        def train(model, loader, optimizers):
+            scaler = torch.amp.GradScaler("cuda")
+            for x in loader:
+                scaler.scale(model(x)).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # <- AMP101
+                for optimizer in optimizers:
+                    scaler.unscale_(optimizer)
+                    scaler.step(optimizer)
+                    optimizer.zero_grad()
+                scaler.update()
+        """,
     # --- defects -----------------------------------------------------------------------------------------------
     "102: clip after update, functions from a star import": """
         from torch.cuda.amp import *

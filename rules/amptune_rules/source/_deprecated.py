@@ -13,7 +13,7 @@ from amptune.lint.source import SourceFile
 # Words of a test that choose between versions. A bare comparison with a number ("if num_gpus > 1") is none.
 _VERSION = re.compile(
     r"version|hasattr|getattr|torch_?(?:v|ge|gt|le|lt|major|minor|new|old|\d)|\b(?:major|minor)\b|has_(?:new|torch|amp)|"
-    r"(?:greater|less|newer|older)_(?:or|than)|at_least",
+    r"(?:greater|less|newer|older)_?(?:or|than|eq)|at_least",
     re.IGNORECASE,
 )
 

@@ -11,6 +11,7 @@ from amptune.lint import edits
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
 from amptune.lint.source import SourceFile
+from amptune_rules.source._protocol import same_optimizer, varies
 
 
 class ClipWithoutUnscale(SourceRule):
@@ -234,12 +235,12 @@ def train(model, loader, optimizer, scaler):
         """Clips that a scaled gradient can reach."""
         for flow in source.flows:
             for clip in flow.of("clip"):
-                if clip.owner == "user" and (step := self._step_on_bad_path(flow, clip)):
+                if clip.owner == "user" and (step := self._step_on_bad_path(source, flow, clip)):
                     yield source.finding(
                         self, clip.node, self._message(clip, step), fix=self._fix(source, flow, clip, step)
                     )
 
-    def _step_on_bad_path(self, flow: Flow, clip: Event) -> Event | None:
+    def _step_on_bad_path(self, source: SourceFile, flow: Flow, clip: Event) -> Event | None:
         """The step whose gradients are still scaled when they are clipped."""
         for step in flow.of("step"):
             if flow.path(clip, step, same_iteration=True) is None or _other_model(clip, step):
@@ -249,10 +250,12 @@ def train(model, loader, optimizer, scaler):
                 done = event.kind == "unscale" and event.scaler == step.scaler
                 by_hand = event.kind in ("grad_write", "get_scale")
                 cleared = event.kind in ("step", "zero_grad") and event.scaler == step.scaler
-                return (done and _same_optimizer(event.optimizer, step.optimizer)) or by_hand or cleared
+                return (done and same_optimizer(event.optimizer, step.optimizer)) or by_hand or cleared
 
             for backward in flow.of("backward", scaler=step.scaler):
-                if backward.scaled and flow.path(backward, clip, without=unscaled, same_iteration=True):
+                if not backward.scaled or _unscaled_in_a_loop(source, flow, backward, clip, step):
+                    continue
+                if flow.path(backward, clip, without=unscaled, same_iteration=True):
                     return step
         return None
 
@@ -272,8 +275,15 @@ def train(model, loader, optimizer, scaler):
         return Fix(f"insert {code}", (edits.insert_before(source, statement, code),))
 
 
-def _same_optimizer(a: str, b: str) -> bool:
-    return a == b or "[" in a or "[" in b
+def _unscaled_in_a_loop(source: SourceFile, flow: Flow, backward: Event, clip: Event, step: Event) -> bool:
+    """Whether a loop over the optimizers unscales before the clip; which of them it skips, the program knows."""
+    return any(
+        isinstance(event.node, ast.Call)
+        and varies(source, source.argument(event.node, "optimizer", 0), event.calls)
+        and flow.path(backward, event, same_iteration=True) is not None
+        and flow.path(event, clip, same_iteration=True) is not None
+        for event in flow.of("unscale", scaler=step.scaler)
+    )
 
 
 def _other_model(clip: Event, step: Event) -> bool:

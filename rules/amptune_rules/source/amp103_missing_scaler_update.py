@@ -11,6 +11,7 @@ from amptune.lint import edits
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
 from amptune.lint.source import SourceFile
+from amptune_rules.source._protocol import varies
 
 
 class MissingScalerUpdate(SourceRule):
@@ -60,7 +61,8 @@ class MissingScalerUpdate(SourceRule):
     code = "AMP103"
     name = "missing-scaler-update"
     severity = Severity.ERROR
-    keywords = (b"caler.step",)
+    keywords = (b"caler",)
+    requires = (b".step",)
 
     INVALID = (
         Example(
@@ -222,8 +224,10 @@ class Ladder:
         if not flow.of("update", scaler=step.scaler):
             elsewhere = any(event.kind == "update" for event in source.events)
             return not elsewhere and (bool(backwards) or _scales_in_its_class(source, step))
+        same_batch = _loop_over_optimizers(source, flow, step)
         return any(
-            flow.path(step, backward, without=updated) and flow.path(backward, step, without=updated)
+            flow.path(step, backward, without=updated, not_round=same_batch)
+            and flow.path(backward, step, without=updated, not_round=same_batch)
             for backward in backwards
         )
 
@@ -243,6 +247,12 @@ class Ladder:
         return Fix(
             f"add {step.scaler_name}.update()", (edits.insert_after(source, last[-1], f"{step.scaler_name}.update()"),)
         )
+
+
+def _loop_over_optimizers(source: SourceFile, flow: Flow, step: Event) -> tuple[int, ...]:
+    """The innermost loop around a step of its loop variable: one update after that loop serves all its steps."""
+    optimizer = source.argument(step.node, "optimizer", 0) if isinstance(step.node, ast.Call) else None
+    return flow.loops(step)[-1:] if varies(source, optimizer, step.calls) else ()
 
 
 def _scales_in_its_class(source: SourceFile, step: Event) -> bool:

@@ -9,6 +9,7 @@ from amptune.core.finding import Edit, Finding, Fix, Safety, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.fold import UNKNOWN, UNKNOWN_DTYPE
+from amptune.lint.index import FUNCTIONS
 from amptune.lint.regions import Region
 from amptune.lint.source import SourceFile
 
@@ -240,11 +241,13 @@ def train(model, loader, dtype):
         if not scalers:
             return
         regions = [region for region in source.region_stacks.autocasts() if _is_training(source, region)]
-        model = _bf16_model(source)
+        models = _bf16_models(source)
         for call in scalers:
-            if model is not None:
-                message = f"GradScaler with bfloat16 parameters ({model}): step raises, no BFloat16 unscale kernel"
-                yield self._finding(source, call, message, Severity.ERROR, regions)
+            if (model := _trained_with(source, models, call)) is not None:
+                text = source.segment(model)
+                message = f"GradScaler with bfloat16 parameters ({text}): step raises, no BFloat16 unscale kernel"
+                severity = Severity.WARNING if _conditions(source, model) else Severity.ERROR
+                yield self._finding(source, call, message, severity, regions)
             elif regions and all(region.dtypes == _BF16 for region in regions):
                 message = (
                     "GradScaler with bfloat16 autocast: bfloat16 has the range of float32, there is nothing to scale"
@@ -301,17 +304,38 @@ def _is_usable_at(source: SourceFile, name: ast.Name, call: ast.Call) -> bool:
     return all(getattr(binding.node, "lineno", 0) < call.lineno for binding in there)
 
 
-def _bf16_model(source: SourceFile) -> str | None:
-    """The conversion that makes a trained model bfloat16, as text; None when there is none."""
+def _trained_with(source: SourceFile, conversions: list[ast.Call], scaler: ast.Call) -> ast.Call | None:
+    """The conversion to bfloat16 that holds where the scaler is made; one under another condition may exclude it."""
+    conditions = _conditions(source, scaler)
+    return next((item for item in conversions if not conditions or _conditions(source, item) <= conditions), None)
+
+
+def _conditions(source: SourceFile, node: ast.AST) -> frozenset[str]:
+    """The tests of the conditions around a node in its function, with the side that it stands on."""
+    found: set[str] = set()
+    child = node
+    for ancestor in source.ancestors(node):
+        if isinstance(ancestor, FUNCTIONS):
+            break
+        if isinstance(ancestor, ast.If | ast.IfExp) and child is not ancestor.test:
+            body = ancestor.body if isinstance(ancestor.body, list) else [ancestor.body]
+            found.add(f"{child in body} {source.segment(ancestor.test)}")
+        child = ancestor
+    return frozenset(found)
+
+
+def _bf16_models(source: SourceFile) -> list[ast.Call]:
+    """The conversions that make a trained model bfloat16."""
+    found: list[ast.Call] = []
     trained = {_receiver(source, call) for call in source.method_calls("parameters")}
     for call in source.method_calls("bfloat16"):
         if _receiver(source, call) in trained:
-            return source.segment(call)
+            found.append(call)
     for call in source.method_calls("to"):
         dtypes = [source.dtypes(item) for item in (*call.args, *(keyword.value for keyword in call.keywords))]
         if _receiver(source, call) in trained and _BF16 in dtypes:
-            return source.segment(call)
-    return None
+            found.append(call)
+    return found
 
 
 def _receiver(source: SourceFile, call: ast.Call) -> str:

@@ -206,7 +206,7 @@ def loss_of(model, x, y):
     with torch.autocast("cuda"):
         p = torch.softmax(model(x), dim=-1)
         with torch.autocast("cuda", enabled=False):
-            return torch.log(p)
+            return torch.log(p)  # <- AMP304
 """,
         ),
     )

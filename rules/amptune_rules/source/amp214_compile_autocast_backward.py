@@ -18,8 +18,8 @@ class CompileAutocastBackward(SourceRule):
     """A compiled function mixes autocast with a backward that runs outside of it.
 
     ## What it does
-    Flags `torch.compile` of a step function that holds both an autocast region and a backward after it, and of a model
-    with an `autocast(enabled=False)` part that is called inside a region. Files that set
+    Flags `torch.compile` of a model with an `autocast(enabled=False)` part that is called in a region (warning), and of
+    a step function that holds both an autocast region and a backward after it (information). Files that set
     `torch._functorch.config.backward_pass_autocast` are left alone.
 
     ## Why is this bad
@@ -169,7 +169,7 @@ def train(loader):
                     f"{function.name} is compiled with autocast and backward in it: compile the model alone, or set "
                     "torch._functorch.config.backward_pass_autocast"
                 )
-                yield source.finding(self, place, message)
+                yield source.finding(self, place, message, severity=Severity.INFO)
         for call in source.calls(_COMPILE):
             part = _float32_part(source, call)
             if part is not None and _is_called_in_autocast(source, call) and not _runs_no_backward(source):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator, Sequence
 
 from amptune.core.finding import Edit, Finding, Fix, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.source import SourceFile
+from amptune_rules.source._deprecated import is_version_guarded, root, single_import_edit
 
 _DEVICES = {
     "torch.cuda.amp.autocast": "cuda",
@@ -18,7 +18,6 @@ _DEVICES = {
     "torch.cpu.amp.GradScaler": "cpu",
 }
 _MOVED = ("autocast", "GradScaler")
-_VERSION = re.compile(r"version|hasattr|torch_?\d|[<>]=? *\(?\d", re.IGNORECASE)
 _AUTOCAST_PLACES = ("enabled", "dtype", "cache_enabled")
 
 
@@ -225,40 +224,21 @@ NOTE = "use torch.amp, not torch.cuda.amp.GradScaler"
         names = source.qualified(use)
         if len(names) != 1 or _is_part_of_import_alias(source, use):
             return False
-        return not _is_fallback(source, use) and not any(
-            _is_fallback(source, binding.node) for binding in source.bindings(_root(use)) if binding.kind == "import"
+        return not is_version_guarded(source, use) and not any(
+            is_version_guarded(source, binding.node)
+            for binding in source.bindings(root(use))
+            if binding.kind == "import"
         )
-
-
-def _root(use: ast.expr) -> ast.expr:
-    while isinstance(use, ast.Attribute):
-        use = use.value
-    return use
 
 
 def _is_part_of_import_alias(source: SourceFile, use: ast.expr) -> bool:
     """Whether the name reaches torch through an assignment of this file; the right side of that is flagged."""
-    return any(binding.kind == "assign" for binding in source.bindings(_root(use)))
-
-
-def _is_fallback(source: SourceFile, node: ast.AST) -> bool:
-    """Whether the node is one side of a choice by version, or a try around an import."""
-    child = node
-    for ancestor in source.ancestors(node):
-        if isinstance(ancestor, ast.ExceptHandler):
-            return True
-        if isinstance(ancestor, ast.Try) and child in ancestor.body and isinstance(child, ast.Import | ast.ImportFrom):
-            return True
-        test = ancestor.test if isinstance(ancestor, ast.If | ast.IfExp) else None
-        if test is not None and child is not test and _VERSION.search(source.segment(test)):
-            return True
-        child = ancestor
-    return False
+    return any(binding.kind == "assign" for binding in source.bindings(root(use)))
 
 
 def _group(source: SourceFile, use: ast.expr) -> object:
     """The import statement whose rewrite the use hangs on; "path" when it spells torch.cuda.amp itself."""
-    imports = [binding for binding in source.bindings(_root(use)) if binding.kind == "import"]
+    imports = [binding for binding in source.bindings(root(use)) if binding.kind == "import"]
     if len(imports) != 1:
         return "other"
     return "path" if imports[0].target == "torch" else imports[0].node
@@ -296,7 +276,7 @@ def _single_fix(source: SourceFile, use: ast.expr) -> Fix | None:
     if argument_edits is None:
         return None
     name = source.qualified(use)[0].rpartition(".")[2]
-    torch_name = source.segment(_root(use))
+    torch_name = source.segment(root(use))
     return Fix("use torch.amp", (edits.replace(source, use, f"{torch_name}.amp.{name}"), *argument_edits))
 
 
@@ -322,7 +302,7 @@ def _argument_edits(source: SourceFile, call: ast.AST | None, use: ast.expr) -> 
 
 def _fix(source: SourceFile, uses: Sequence[ast.expr]) -> Fix | None:
     """One fix for an import and all uses of what it imports."""
-    binding = next(item for item in source.bindings(_root(uses[0])) if item.kind == "import")
+    binding = next(item for item in source.bindings(root(uses[0])) if item.kind == "import")
     statement = binding.node
     assert isinstance(statement, ast.Import | ast.ImportFrom)
     if _is_module_import(statement):
@@ -376,15 +356,4 @@ def _import_edit(source: SourceFile, statement: ast.Import | ast.ImportFrom) -> 
         return edits.replace(source, statement, f"from torch import amp{suffix}")
     if not isinstance(statement, ast.ImportFrom) or _is_module_import(statement):
         return None
-    moved = [_alias_text(alias) for alias in statement.names if alias.name in _MOVED]
-    kept = [_alias_text(alias) for alias in statement.names if alias.name not in _MOVED]
-    new = f"from torch.amp import {', '.join(moved)}"
-    if not kept:
-        return edits.replace(source, statement, new)
-    indent = source.lines[statement.lineno - 1][: statement.col_offset]
-    old = f"from {statement.module} import {', '.join(kept)}"
-    return edits.replace(source, statement, f"{old}{source.newline}{indent}{new}")
-
-
-def _alias_text(alias: ast.alias) -> str:
-    return f"{alias.name} as {alias.asname}" if alias.asname else alias.name
+    return single_import_edit(source, statement, _MOVED, "torch.amp")

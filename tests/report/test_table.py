@@ -1,0 +1,59 @@
+"""The terminal tables of analyze."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amptune.report.table import SiteRow, render_estimates, render_sites
+
+
+def entry(step: float, speedup: float = 1.0, **more: Any) -> dict[str, Any]:
+    return {"step_ms": step, "speedup": speedup, "memory_bytes": 3 * 2**30, "bound": "gpu", "fits": True, **more}
+
+
+def test_fixed_is_shown_only_where_it_differs() -> None:
+    table = {"h100": {"fp32": entry(10.0), "fp32+fixed": entry(10.0), "autocast-bf16": entry(4.0, 2.5),
+                      "autocast-bf16+fixed": entry(2.0, 5.0)}}  # fmt: skip
+    text = render_estimates(table, "eager")
+    assert "fp32+fixed" not in text
+    assert "autocast-bf16+fixed" in text
+    assert "2.00  5.00x" in text
+    assert "3.0 GiB" in text
+    assert "padded" in text
+
+
+def test_recipes_stand_in_the_order_of_the_table_whatever_the_first_gpu_runs() -> None:
+    table = {"v100": {"fp32": entry(9.0), "autocast-fp16": entry(3.0)},
+             "h100": {"fp32": entry(3.0), "autocast-fp16": entry(1.0), "tf32": entry(2.0)}}  # fmt: skip
+    lines = [line.split()[0] for line in render_estimates(table, "eager").splitlines()]
+    assert lines[1:5] == ["recipe", "fp32", "tf32", "autocast-fp16"]
+
+
+def test_many_gpus_become_rows() -> None:
+    table = {f"gpu{number}": {"fp32": entry(1.0)} for number in range(6)}
+    lines = render_estimates(table, "eager").splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["recipe", *table, "memory"]
+
+
+def test_marks_are_explained_only_where_they_stand() -> None:
+    plain = render_estimates({"h100": {"fp32": entry(1.0)}}, "eager")
+    marked = render_estimates({"h100": {"fp32": entry(1.0, fits=False, bound="launch")}}, "eager")
+    assert "launches" not in plain
+    assert "1.00x!*" in marked
+    assert "needs more than the GPU's memory" in marked
+    assert "bound by launches" in marked
+
+
+def test_nothing_to_say() -> None:
+    assert render_estimates({}, "eager") == ""
+    assert render_estimates({"cpu": {}}, "eager") == ""
+    assert render_sites([], ["fp32"], "h100") == ""
+
+
+def test_sites_are_cut_and_the_rest_is_counted() -> None:
+    rows = [SiteRow(f"blocks.{n}.a_very_long_name_of_a_module_in_a_deep_model", "linear", "8x8x8", 1, {"fp32": 1.0})
+            for n in range(5)]  # fmt: skip
+    text = render_sites(rows, ["fp32", "tf32"], "h100", limit=3)
+    assert "... and 2 more" in text
+    assert text.count("1.000") == 3
+    assert max(map(len, text.splitlines())) < 110
