@@ -63,12 +63,16 @@ class SourceRule(Rule):
     """A rule over one source file.
 
     ``keywords``: byte strings of which at least one must occur in a file for the rule to be asked at all, and
-    ``requires``: byte strings that must occur all. Together over the selected rules they are the prefilter that keeps
-    most files unparsed.
+    ``requires``: byte strings that must occur all. ``may_concern`` looks closer at files that have those. Together over
+    the selected rules they are the prefilter that keeps most files unparsed.
     """
 
     keywords: ClassVar[tuple[bytes, ...]]
     requires: ClassVar[tuple[bytes, ...]] = ()
+
+    def may_concern(self, data: bytes) -> bool:
+        """Whether a file with these bytes can have findings; asked when keywords are common. When in doubt, True."""
+        return True
 
     def check(self, source: SourceFile) -> Iterable[Finding]:
         """Findings in one Python file or notebook. ``source`` has resolved names and event order; see its class."""

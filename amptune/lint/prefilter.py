@@ -12,16 +12,25 @@ class Prefilter:
 
     def __init__(self, rules: Sequence[SourceRule]) -> None:
         self._rules = list(rules)
+        # A closer look costs more than a search for bytes, and is not needed once another rule has spoken.
+        self._closer = [rule for rule in rules if type(rule).may_concern is not SourceRule.may_concern]
         groups: dict[frozenset[bytes], set[bytes]] = {}
         for rule in rules:
-            groups.setdefault(frozenset(rule.requires), set()).update(rule.keywords)
+            if rule not in self._closer:
+                groups.setdefault(frozenset(rule.requires), set()).update(rule.keywords)
         self._groups = [(tuple(sorted(requires)), _shortest(keywords)) for requires, keywords in groups.items()]
 
     def passes(self, data: bytes) -> bool:
         """Whether any rule would be asked."""
-        return any(
+        plain = any(
             all(word in data for word in requires) and any(word in data for word in keywords)
             for requires, keywords in self._groups
+        )
+        return plain or any(
+            all(word in data for word in rule.requires)
+            and any(word in data for word in rule.keywords)
+            and rule.may_concern(data)
+            for rule in self._closer
         )
 
     def asked(self, data: bytes) -> list[SourceRule]:
@@ -33,7 +42,11 @@ class Prefilter:
                 known[word] = word in data
             return known[word]
 
-        return [rule for rule in self._rules if all(map(has, rule.requires)) and any(map(has, rule.keywords))]
+        return [
+            rule
+            for rule in self._rules
+            if all(map(has, rule.requires)) and any(map(has, rule.keywords)) and rule.may_concern(data)
+        ]
 
 
 def _shortest(keywords: set[bytes]) -> tuple[bytes, ...]:

@@ -38,3 +38,22 @@ def test_keywords_are_alternatives_and_requirements_are_not() -> None:
 
 def test_no_rules_ask_nothing() -> None:
     assert not Prefilter([]).passes(b"anything")
+
+
+def test_a_closer_look_decides_for_its_own_rule_alone() -> None:
+    class Closer(SourceRule):
+        code, name, severity = "A001", "x", Severity.INFO
+        keywords, requires = (b"arange(",), (b"torch",)
+
+        def may_concern(self, data: bytes) -> bool:
+            assert b"torch" in data
+            assert b"arange(" in data
+            return b"bfloat16" in data
+
+    prefilter = Prefilter([Closer(), rule("A002", (b"arange(",), (b"jax",))])
+    assert [found.code for found in prefilter.asked(b"torch.arange( bfloat16")] == ["A001"]
+    assert prefilter.passes(b"torch.arange( bfloat16")
+    assert not prefilter.passes(b"torch.arange(")
+    assert [found.code for found in prefilter.asked(b"jax torch arange(")] == ["A002"]
+    assert prefilter.passes(b"jax torch arange(")
+    assert not prefilter.passes(b"bfloat16")

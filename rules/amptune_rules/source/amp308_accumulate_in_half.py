@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.source import SourceFile
+from amptune_rules.source._bytes import mentions_sixteen_bits
 from amptune_rules.source._half_risk import is_guarded
 from amptune_rules.source._precision import Fact, precision
 
@@ -123,6 +124,10 @@ def sums(batches):
 """,
         ),
     )
+
+    def may_concern(self, data: bytes) -> bool:
+        """See the base class."""
+        return mentions_sixteen_bits(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Additions to an accumulator in loops."""

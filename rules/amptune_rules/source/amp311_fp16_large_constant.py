@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.source import SourceFile
+from amptune_rules.source._bytes import mentions_half
 from amptune_rules.source._constants import overflows, shown
 from amptune_rules.source._half_risk import is_guarded
 from amptune_rules.source._precision import Fact, precision
@@ -114,6 +115,10 @@ def show(x, seconds):
 """,
         ),
     )
+
+    def may_concern(self, data: bytes) -> bool:
+        """See the base class."""
+        return mentions_half(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Constants in constructors and in sums and products."""

@@ -10,6 +10,7 @@ from amptune.core.finding import Finding, Fix, Safety, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.source import SourceFile
+from amptune_rules.source._bytes import mentions_sixteen_bits
 from amptune_rules.source._half_risk import Chance, Level, Risk, evidence_at, half_risk, is_guarded, is_network_code
 from amptune_rules.source._precision import Fact, precision
 from amptune_rules.source._reaching import reaching
@@ -177,6 +178,11 @@ def losses(x, y, model):
 """,
         ),
     )
+
+    def may_concern(self, data: bytes) -> bool:
+        """See the base class."""
+        widened = b"float32" in data or b".float()" in data  # norms that compute in float32, as most do
+        return not widened or mentions_sixteen_bits(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Means and sums of squares."""
