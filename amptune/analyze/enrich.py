@@ -152,7 +152,7 @@ def _operands(site: Site, covered: Sequence[fx.Node], positions: Mapping[fx.Node
 def _is_in_place(node: fx.Node) -> bool:
     """Whether the call writes its first argument: ``x += y``, ``x.add_(y)``, ``x[i] = y``."""
     call = node.meta.get("amptune_call")
-    name = str(getattr(getattr(call, "function", None), "__name__", ""))
+    name = str(getattr(call.function, "__name__", "")) if call else ""
     if name.startswith("__"):
         return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
     return name.endswith("_")
@@ -160,7 +160,7 @@ def _is_in_place(node: fx.Node) -> bool:
 
 def _spelling(node: fx.Node) -> str:
     call = node.meta.get("amptune_call")
-    target = getattr(call, "function", None) or node.target
+    target = call.function if call and call.function else node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
     return name.split(".")[0].strip("_")
 

@@ -41,6 +41,7 @@ class Call:
         gemms: the matrix products that it runs.
         does_nothing: whether it gives back its input: dropout that is switched off.
         custom: the custom autograd function that it belongs to, if any.
+        function: what was called, ``2 / x`` and ``x / 2`` being one op; None where no torch function was.
     """
 
     number: int
@@ -54,6 +55,7 @@ class Call:
     gemms: tuple[Gemm, ...] = ()
     does_nothing: bool = False
     custom: FunctionCall | None = None
+    function: Callable[..., Any] | None = None
 
 
 class CallRecorder(TorchFunctionMode):
@@ -96,6 +98,7 @@ class CallRecorder(TorchFunctionMode):
         call = Call(
             number=len(self.calls) + 1,
             op=op,
+            function=func,
             place=leaf.place if leaf else current_place(4),
             holder=LOSS if self.in_loss else (holder.path if holder else ""),
             holder_type="" if self.in_loss or not holder else holder.type_name,
