@@ -169,14 +169,17 @@ def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     A tensor that occurs twice is mapped once: MultiheadAttention asks whether ``query is key``. A container in which
     nothing changes is passed on itself: the callee may write to it.
     """
-    return _mapped(function, value, {})[0]
+    return _mapped(function, value, [])[0]
 
 
-def _mapped(function: Callable[[Tensor], Tensor], value: Any, memo: dict[int, Tensor]) -> tuple[Any, bool]:
+def _mapped(function: Callable[[Tensor], Tensor], value: Any, memo: list[tuple[Tensor, Tensor]]) -> tuple[Any, bool]:
     if isinstance(value, Tensor):
-        if id(value) not in memo:
-            memo[id(value)] = function(value)
-        return memo[id(value)], memo[id(value)] is not value
+        # A list and "is": under torch.compile a key made of id() is a guard that each new tensor breaks.
+        for seen, mapped in memo:
+            if seen is value:
+                return mapped, mapped is not value
+        memo.append((value, function(value)))
+        return memo[-1][1], memo[-1][1] is not value
     parts = _parts(value)
     if parts is None:
         return value, False
