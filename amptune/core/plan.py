@@ -8,11 +8,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from amptune.core.choice import SCALINGS, Choice
 from amptune.core.formats import Format
 from amptune.errors import PlanError
 
 PLAN_VERSION = 1
-SCALINGS = ("tensorwise", "rowwise", "rowwise_gw_hp")
 HOW = ("swap", "follow", "source", "autocast")
 
 
@@ -34,6 +34,11 @@ class SitePlan:
     pad: int = 0
     how: Literal["swap", "follow", "source", "autocast"] = "swap"
     why: str = ""
+
+    @property
+    def choice(self) -> Choice:
+        """Format and scaling as one value."""
+        return Choice(self.format, self.scaling)
 
 
 @dataclasses.dataclass(frozen=True)

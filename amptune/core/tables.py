@@ -1,4 +1,4 @@
-"""Measured tables that a search stands on: what a site costs in each format, and what a cast costs."""
+"""Measured tables that a search stands on: what a site costs in each choice, and what a cast costs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,56 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from amptune.core.choice import Choice
 from amptune.core.formats import Format
+
+Edge = tuple[str, str, int]
+"""(source site, target site, elements) of one tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SiteCost:
-    """Milliseconds of forward and backward of one site in one format, weight cast included.
+    """Milliseconds of one site in one choice, all its calls in a step, weight cast included.
 
-    ``pad`` is the padding of output features that was fastest, 0 for none. ``ms`` is infinite where the format has no
-    kernel on the device.
+    Attributes:
+        forward: the forward pass; where the parts were not measured apart, the whole.
+        input_grad: gradient of the input.
+        weight_grad: gradient of the weight.
+        pad: multiple that output features were padded to, because it was fastest; 0 for none.
+        pad_in: the same for input features.
+
+    Times are infinite where the choice has no kernel on the device.
     """
 
-    ms: float
+    forward: float
+    input_grad: float = 0.0
+    weight_grad: float = 0.0
     pad: int = 0
+    pad_in: int = 0
+
+    @property
+    def ms(self) -> float:
+        """Forward and backward together."""
+        return self.forward + self.input_grad + self.weight_grad
+
+    def times(self, calls: int) -> SiteCost:
+        """The cost of ``calls`` calls."""
+        return dataclasses.replace(
+            self,
+            forward=self.forward * calls,
+            input_grad=self.input_grad * calls,
+            weight_grad=self.weight_grad * calls,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with null for an infinite time."""
+        return {k: v if math.isfinite(v) else None for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SiteCost:
+        """What ``to_json`` gave."""
+        fields: dict[str, Any] = {key: math.inf if value is None else value for key, value in data.items()}
+        return cls(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +73,19 @@ class CastPrice:
 
 @dataclasses.dataclass(frozen=True)
 class CostTable:
-    """Costs by site and format, and cast prices by format pair.
+    """Costs by site and choice, and cast prices by format pair.
 
-    Sites that are absent cost the same in every format (or are not measured), so they do not sway the allocation.
+    Sites that are absent cost the same in every choice (or are not measured), so they do not sway the allocation.
     """
 
-    sites: Mapping[str, Mapping[Format, SiteCost]]
+    sites: Mapping[str, Mapping[Choice, SiteCost]]
     casts: Mapping[frozenset[Format], CastPrice]
 
     def to_json(self) -> dict[str, Any]:
-        """A form that JSON holds; infinite times become null."""
+        """A form that JSON holds: choices by their labels."""
         return {
             "sites": {
-                name: {f.label: [cost.ms if math.isfinite(cost.ms) else None, cost.pad] for f, cost in costs.items()}
+                name: {choice.label: cost.to_json() for choice, cost in costs.items()}
                 for name, costs in self.sites.items()
             },
             "casts": [
@@ -60,7 +97,7 @@ class CostTable:
     def from_json(cls, data: Mapping[str, Any]) -> CostTable:
         """The table that ``to_json`` gave."""
         sites = {
-            name: {Format.parse(f): SiteCost(math.inf if ms is None else ms, pad) for f, (ms, pad) in costs.items()}
+            name: {Choice.parse(label): SiteCost.from_json(cost) for label, cost in costs.items()}
             for name, costs in data["sites"].items()
         }
         casts = {
@@ -69,9 +106,9 @@ class CostTable:
         }
         return cls(sites, casts)
 
-    def site(self, site_id: str, number_format: Format) -> SiteCost:
+    def site(self, site_id: str, choice: Choice) -> SiteCost:
         """The measured cost; zero for what was not measured."""
-        return self.sites.get(site_id, {}).get(number_format, SiteCost(0.0))
+        return self.sites.get(site_id, {}).get(choice, SiteCost(0.0))
 
     def cast(self, source: Format, target: Format, numel: int) -> float:
         """Milliseconds of one cast of ``numel`` elements, with the gradient's way back; zero between equal formats."""
@@ -80,12 +117,12 @@ class CostTable:
         price = self.casts.get(frozenset((source, target)))
         return price.of(numel) if price else 0.0
 
-    def total(self, formats: Mapping[str, Format], edges: Iterable[tuple[str, str, int]]) -> float:
-        """Predicted milliseconds of all sites and casts of an assignment. ``edges``: (source, target, numel)."""
-        sites = sum(self.site(name, chosen).ms for name, chosen in formats.items())
+    def total(self, choices: Mapping[str, Choice], edges: Iterable[Edge]) -> float:
+        """Predicted milliseconds of all sites and casts of an assignment of sites to choices."""
+        sites = sum(self.site(name, chosen).ms for name, chosen in choices.items())
         casts = sum(
-            self.cast(formats[source], formats[target], numel)
+            self.cast(choices[source].output_format, choices[target].output_format, numel)
             for source, target, numel in edges
-            if source in formats and target in formats
+            if source in choices and target in choices
         )
         return sites + casts

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from amptune.core.choice import FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.core.tables import CostTable
@@ -221,13 +222,9 @@ def _class(format_name: str) -> str:
 
 
 def _saved(name: str, decision: SitePlan, costs: CostTable | None) -> float | None:
-    measured: Mapping[Format, object] = costs.sites.get(name, {}) if costs else {}
-    if (
-        costs is None
-        or decision.format is Format.FP32
-        or Format.FP32 not in measured
-        or decision.format not in measured
-    ):
+    measured: Mapping[Choice, object] = costs.sites.get(name, {}) if costs else {}
+    choice = decision.choice
+    if costs is None or choice == FP32 or FP32 not in measured or choice not in measured:
         return None
-    saved = costs.site(name, Format.FP32).ms - costs.site(name, decision.format).ms
+    saved = costs.site(name, FP32).ms - costs.site(name, choice).ms
     return saved if math.isfinite(saved) else None

@@ -1,4 +1,4 @@
-"""The assignment of two formats to the groups of a graph that is fastest by the cost table, cast prices included.
+"""The assignment of two choices to the groups of a graph that is fastest by the cost table, cast prices included.
 
 Minimise  sum_i cost_i(x_i) + sum_(i,j) price_ij [x_i != x_j]  over x in {high, low}: an s-t minimum cut, so the answer
 is the optimum of the model, not a heuristic's.
@@ -10,29 +10,29 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import networkx as nx
 
-from amptune.core.formats import Format
-from amptune.core.tables import CostTable
+from amptune.core.choice import FP32, Choice
+from amptune.core.tables import CostTable, Edge
 
 _SOURCE, _SINK = "high", "low"
 
 
 def allocate_two(
     groups: Mapping[str, Sequence[str]],
-    edges: Iterable[tuple[str, str, int]],
+    edges: Iterable[Edge],
     table: CostTable,
-    low: Format,
+    low: Choice,
     *,
-    high: Format = Format.FP32,
+    high: Choice = FP32,
     penalty: Mapping[str, float] | None = None,
-) -> dict[str, Format]:
-    """The best format for each group, of ``high`` and ``low``.
+) -> dict[str, Choice]:
+    """The best choice for each group, of ``high`` and ``low``.
 
     Args:
         groups: group name -> its sites, which decide together.
         edges: (source site, target site, elements) for each tensor between sites.
         table: measured costs and cast prices, milliseconds.
-        low: the 16-bit format to use where it pays.
-        high: the other format.
+        low: the choice to make where it pays.
+        high: the other one.
         penalty: milliseconds added to a group's low cost, such as lambda times its error.
     """
     network = nx.DiGraph()
@@ -46,15 +46,15 @@ def allocate_two(
     for source, target, numel in edges:
         a, b = group_of.get(source), group_of.get(target)
         if a is not None and b is not None and a != b:
-            price = table.cast(high, low, numel)
+            price = table.cast(high.output_format, low.output_format, numel)
             _add(network, a, b, price)
             _add(network, b, a, price)
     _, (high_side, _low_side) = nx.minimum_cut(network, _SOURCE, _SINK)
     return {name: high if ("group", name) in high_side else low for name in groups}
 
 
-def _capacity(table: CostTable, sites: Sequence[str], number_format: Format) -> float:
-    total = sum(table.site(site, number_format).ms for site in sites)
+def _capacity(table: CostTable, sites: Sequence[str], choice: Choice) -> float:
+    total = sum(table.site(site, choice).ms for site in sites)
     return min(total, 1e12)  # networkx reads an infinite capacity as unbounded flow
 
 

@@ -1,4 +1,4 @@
-"""The measured cost table: forward and backward time of each unique site in each format on this device, and of casts.
+"""The measured cost table: forward and backward time of each unique site in each choice on this device, and of casts.
 
 Sites with equal type, parameters and input shapes cost the same, so each such signature is measured once. Sites are
 measured by themselves, in eager mode, with inputs already in their format: casts are priced on the graph's edges.
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from amptune.core.choice import FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.tables import CastPrice, CostTable, SiteCost
 from amptune.runtime import apply_plan
@@ -57,25 +58,27 @@ def measure_costs(
     bench: Workbench,
     num_calls: Mapping[str, int],
     batch: Any,
-    formats: Sequence[Format],
+    choices: Mapping[str, Sequence[Choice]],
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> CostTable:
-    """Cost of every module site in FP32 and in each of ``formats``, and the cast prices.
+    """Cost of every module site in FP32 and in each of its ``choices``, and the cast prices.
 
     ``num_calls``: path of each module site -> how often one forward of the model calls it.
     """
     calls = record_calls(bench, list(num_calls), batch)
     by_signature: dict[Signature, list[str]] = {}
     for path, call in calls.items():
-        by_signature.setdefault(_signature(bench.model.get_submodule(path), call), []).append(path)
-    sites: dict[str, dict[Format, SiteCost]] = {}
+        key = (_signature(bench.model.get_submodule(path), call), tuple(choices[path]))
+        by_signature.setdefault(key, []).append(path)
+    sites: dict[str, dict[Choice, SiteCost]] = {}
     for done, paths in enumerate(by_signature.values()):
         progress(done, len(by_signature))
         module = bench.model.get_submodule(paths[0])
-        costs = measure_site(module, calls[paths[0]], formats, bench.device)
+        costs = measure_site(module, calls[paths[0]], choices[paths[0]], bench.device)
         for path in paths:
-            sites[path] = {f: SiteCost(cost.ms * num_calls[path], cost.pad) for f, cost in costs.items()}
-    return CostTable(sites, measure_casts((Format.FP32, *formats), bench.device))
+            sites[path] = {choice: cost.times(num_calls[path]) for choice, cost in costs.items()}
+    formats = {Format.FP32} | {choice.output_format for offered in choices.values() for choice in offered}
+    return CostTable(sites, measure_casts(sorted(formats, key=list(Format).index), bench.device))
 
 
 def record_calls(bench: Workbench, paths: Sequence[str], batch: Any) -> dict[str, Call]:
@@ -100,17 +103,19 @@ def record_calls(bench: Workbench, paths: Sequence[str], batch: Any) -> dict[str
     return calls
 
 
-def measure_site(module: nn.Module, call: Call, formats: Sequence[Format], device: Device) -> dict[Format, SiteCost]:
-    """Cost of one leaf module in FP32 and in each format, with the best padding."""
+def measure_site(module: nn.Module, call: Call, choices: Sequence[Choice], device: Device) -> dict[Choice, SiteCost]:
+    """Cost of one leaf module in FP32 and in each choice, with the best padding."""
     with backend_flags(False):
-        base = _time_in(module, call, Format.FP32, 0, device, float("inf"))
-        costs = {Format.FP32: SiteCost(base)}
-        for number_format in formats:
+        base = _time_in(module, call, FP32, 0, device, float("inf"))
+        costs = {FP32: SiteCost(base)}
+        for choice in choices:
+            if choice == FP32:
+                continue
             limit = max(HOPELESS * base, base + HOPELESS_MS)
-            variants = [SiteCost(_time_in(module, call, number_format, 0, device, limit))]
+            variants = [SiteCost(_time_in(module, call, choice, 0, device, limit))]
             if type(module) is nn.Linear and module.out_features % 8:
-                variants.append(SiteCost(_time_in(module, call, number_format, PAD, device, limit), PAD))
-            costs[number_format] = min(variants, key=lambda cost: cost.ms)
+                variants.append(SiteCost(_time_in(module, call, choice, PAD, device, limit), pad=PAD))
+            costs[choice] = min(variants, key=lambda cost: cost.ms)
     return costs
 
 
@@ -131,12 +136,13 @@ def _time_cast(size: int, a: Format, b: Format, device: Device) -> float:
     return _median_ms(lambda: x.to(second).to(first), device)
 
 
-def _time_in(module: nn.Module, call: Call, number_format: Format, pad: int, device: Device, limit: float) -> float:
-    """Milliseconds of forward and backward of a copy of ``module`` in a format; infinite when it has no kernel."""
+def _time_in(module: nn.Module, call: Call, choice: Choice, pad: int, device: Device, limit: float) -> float:
+    """Milliseconds of forward and backward of a copy of ``module`` in a choice; infinite when it has no kernel."""
     holder = nn.Sequential(copy.deepcopy(module))
     try:
-        apply_plan(holder, {"0": {"format": number_format.label, "pad": pad}})
-        args, kwargs = _fill(call.args, number_format, device), _fill(call.kwargs, number_format, device)
+        apply_plan(holder, {"0": {"format": choice.format.label, "scaling": choice.scaling, "pad": pad}})
+        arriving = choice.output_format
+        args, kwargs = _fill(call.args, arriving, device), _fill(call.kwargs, arriving, device)
         output = _first_tensor(holder[0](*args, **kwargs))
         gradient = torch.randn_like(output) if output is not None and output.requires_grad else None
 

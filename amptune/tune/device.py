@@ -7,9 +7,12 @@ import platform
 from typing import Any
 
 import torch
+from torch import nn
 
+from amptune.core.choice import FP8, Choice
 from amptune.core.formats import Format
 from amptune.errors import UsageError
+from amptune.runtime import apply_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,25 @@ class Device:
             # Emulated on older GPUs, at a fraction of the FP32 rate, while is_bf16_supported() answers True.
             candidates = [f for f in candidates if f is not Format.BF16]
         return tuple(candidates)
+
+    def fp8_choices(self) -> tuple[Choice, ...]:
+        """FP8 choices that run here, each by one small linear forward and backward.
+
+        Only where the hardware multiplies FP8 (compute capability 8.9 and above): elsewhere it is emulation.
+        """
+        if not self.is_cuda or torch.cuda.get_device_capability(self.torch) < (8, 9):
+            return ()
+        return tuple(choice for choice in FP8 if self._trains(choice))
+
+    def _trains(self, choice: Choice) -> bool:
+        layer = nn.Sequential(nn.Linear(64, 64)).to(self.torch)
+        x = torch.ones(64, 64, device=self.torch, dtype=torch.bfloat16, requires_grad=True)
+        try:
+            apply_plan(layer, {"0": {"format": choice.format.label, "scaling": choice.scaling}})
+            layer(x).float().sum().backward()
+        except (RuntimeError, ValueError, NotImplementedError):
+            return False
+        return True
 
     def _multiplies(self, number_format: Format) -> bool:
         x = torch.ones(16, 16, device=self.torch, dtype=getattr(torch, number_format.torch_name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from amptune.core.choice import FP32
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.core.tables import CostTable
@@ -20,18 +21,18 @@ def _why(name: str, site: SitePlan, table: CostTable) -> str:
     if site.how == "source":
         return "numerically sensitive: computed in fp32 at its source line"
     costs = table.sites.get(name, {})
-    measured = ", ".join(f"{f.label} {_ms(cost.ms)}" for f, cost in costs.items())
+    measured = ", ".join(f"{choice.label} {_ms(cost.ms)}" for choice, cost in costs.items())
     if not measured:
         return "not measured alone; decided with its group by whole steps"
     padding = f", output padded to a multiple of {site.pad}" if site.pad else ""
-    return f"alone, forward and backward: {measured}{padding}{_verdict(site, costs.get(Format.FP32), table, name)}"
+    return f"alone, forward and backward: {measured}{padding}{_verdict(site, costs.get(FP32), table, name)}"
 
 
 def _verdict(site: SitePlan, fp32: object, table: CostTable, name: str) -> str:
     if site.format is not Format.FP32 or fp32 is None:
         return ""
     best = min(cost.ms for cost in table.sites[name].values())
-    slower = math.isclose(best, table.site(name, Format.FP32).ms)
+    slower = math.isclose(best, table.site(name, FP32).ms)
     return "; fp32 is the fastest" if slower else "; its casts, or its group, cost more than it saves"
 
 

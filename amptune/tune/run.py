@@ -168,9 +168,9 @@ def _check_same(then: dict[str, Any], now: dict[str, Any]) -> None:
 
 def _announce(search: Search) -> None:
     space, prepared = search.space, search.prepared
-    formats = ", ".join(f.label for f in space.formats) or "none"
+    choices = ", ".join(choice.label for choice in space.offered()) or "none"
     search.progress.line(
-        f"{prepared.device.get('gpu')}: 16-bit formats {formats}; {len(space.groups)} groups of sites; "
+        f"{prepared.device.get('gpu')}: choices beside fp32: {choices}; {len(space.groups)} groups of sites; "
         f"reference loss {prepared.initial_loss:.4f} -> {prepared.reference_loss:.4f} in {search.options.steps} steps, "
         f"noise {prepared.noise:.3%}, quality on {prepared.quality_data}"
     )

@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from optuna.trial import Trial
 
+from amptune.core.choice import Choice
 from amptune.core.plan import Plan
-from amptune.core.tables import CostTable
+from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
 from amptune.tune.front import front_points, predicted_ms
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.space import HIGH, LOW, Space
+from amptune.tune.space import FOLLOW, HIGH, Space
 from amptune.tune.study import Outcome, StudyFile, TrialRecord
 from amptune.tune.worker import Measured, Prepared
 
@@ -45,7 +46,7 @@ class Search:
     recipes: dict[str, Candidate]
     space: Space
     table: CostTable
-    edges: Sequence[tuple[str, str, int]]
+    edges: Sequence[Edge]
     plan_header: dict[str, str]
     progress: Progress
     on_best: Callable[[Plan], None] = lambda _plan: None
@@ -118,16 +119,21 @@ class Search:
 
     def _enqueue_start(self) -> None:
         for name, candidate in self.recipes.items():
-            low = {group.name: LOW for group in self.space.groups} if candidate.autocast else {}
-            chosen = low | ({":format": candidate.autocast.label} if candidate.autocast else {})
-            self.study.enqueue(self.space.point(chosen), "stock", name)
-        if not self.space.formats or not self.space.groups:
+            self.study.enqueue(self._stock_point(candidate), "stock", name)
+        if not self.space.offered():
             self.progress.line("this device has no 16-bit format, or the model no site to plan: only stock recipes run")
             return
         left = self.options.budget - len(self.recipes)
         points = front_points(self.space, self.table, self.edges)
         for point in points[: max(1, math.ceil(FRONT_SHARE * left))]:
             self.study.enqueue(point, "front")
+
+    def _stock_point(self, candidate: Candidate) -> dict[str, str]:
+        """The point that is most like a recipe, which itself is not in the space."""
+        if candidate.autocast is None:
+            return self.space.point({})
+        pins = {group.name: FOLLOW for group in self.space.groups if group.kind == "pin"}
+        return self.space.uniform(Choice(candidate.autocast)) | pins
 
     def _enqueue_neighbour(self) -> None:
         """Every other search trial is the untried single change of the best plan that the cost model likes most.

@@ -14,17 +14,20 @@ import torch
 from torch import nn
 
 from amptune.apply import how_to_apply, plannable_modules, tied_by_run
+from amptune.core.choice import BF16, FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
-from amptune.core.tables import CostTable
+from amptune.core.tables import CostTable, Edge
 from amptune.tune.recipes import Candidate
 from amptune.tune.training import Workbench, loss_of, training
 
 PINNED_FAMILIES = frozenset({Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX, Family.NORM})
 """Functional ops of these families may be pinned in FP32 at their source line; the others follow their inputs."""
-LOW, HIGH = "low", "fp32"
+HIGH, FOLLOW = "fp32", "follow"
+FP8_MULTIPLE = 16
+"""Every dimension of an FP8 matrix product must be a multiple of this: cuBLASLt's rule, which torch checks."""
 LOSS = "loss_fn"
 COMPILED_LOSS = "fp32-compiled"
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)")
@@ -40,37 +43,61 @@ class Group:
     Attributes:
         name: the role, with block numbers as ``*``; for a pin the op's place in the source.
         sites: ids of the sites.
-        kind: ``module`` chooses FP32 or the plan's 16-bit format, ``pin`` chooses FP32 or to follow, ``fixed`` has
-            no choice: its outputs meet a tensor that no plan casts, in an op that takes one dtype only.
+        kind: ``module`` chooses one of ``choices``, ``pin`` chooses FP32 or to follow, ``fixed`` has no choice: its
+            outputs meet a tensor that no plan casts, in an op that takes one dtype only.
         how: how each site is put in force, in the order of ``sites``.
+        choices: what a module group may be, FP32 first.
+        fp8: sites that FP8 fits, by their kind and dimensions; the others run in BF16 where the group is FP8.
     """
 
     name: str
     sites: tuple[str, ...]
     kind: Literal["module", "pin", "fixed"]
     how: tuple[How, ...]
+    choices: tuple[Choice, ...] = ()
+    fp8: frozenset[str] = frozenset()
+
+    def values(self) -> tuple[str, ...]:
+        """The values of this group's choice in a point, FP32 first; empty where there is nothing to choose."""
+        if self.kind == "pin":
+            return (HIGH, FOLLOW)
+        return tuple(choice.label for choice in self.choices) if self.kind == "module" else ()
+
+    def site_choice(self, site: str, chosen: Choice) -> Choice:
+        """What one site runs in where the group is ``chosen``."""
+        return BF16 if chosen.format.is_fp8 and site not in self.fp8 else chosen
+
+    def site_choices(self, site: str) -> tuple[Choice, ...]:
+        """What one site can come to run in."""
+        return tuple(dict.fromkeys(self.site_choice(site, choice) for choice in self.choices))
 
 
 @dataclasses.dataclass(frozen=True)
 class Space:
     """All choices of a plan.
 
-    A point is a dict: group name -> ``low`` or ``fp32``, ``:format`` the 16-bit format that ``low`` stands for,
+    A point is a dict: name of a module group -> label of a ``Choice``, name of a pin -> ``fp32`` or ``follow``;
     ``:tf32`` and ``:channels_last`` where the device and the model have them, and ``:loss`` where the loss is the
     user's function: ``fp32``, ``follow`` (the format that the output has) or ``fp32-compiled`` (torch.compile of the
     loss alone: the cast up then costs no memory).
     """
 
     groups: tuple[Group, ...]
-    formats: tuple[Format, ...]
     tf32: bool
     channels_last: bool
     losses: tuple[str, ...] = ()
 
+    def module_groups(self) -> list[Group]:
+        """Groups that choose a format."""
+        return [group for group in self.groups if group.kind == "module"]
+
+    def offered(self) -> tuple[Choice, ...]:
+        """Every choice beside FP32 that some group has, in order."""
+        return tuple(sorted({choice for group in self.module_groups() for choice in group.choices} - {FP32}))
+
     def choices(self) -> dict[str, tuple[str, ...]]:
         """Name of each choice and its values, in a fixed order."""
-        choices: dict[str, tuple[str, ...]] = {":format": tuple(f.label for f in self.formats)}
-        choices |= {group.name: (HIGH, LOW) for group in self.groups if group.kind != "fixed"}
+        choices = {group.name: values for group in self.groups if (values := group.values())}
         if self.losses:
             choices[":loss"] = self.losses
         if self.tf32:
@@ -83,17 +110,39 @@ class Space:
         """A full point from the choices that differ from FP32 everywhere."""
         return {name: chosen.get(name, values[0]) for name, values in self.choices().items()}
 
+    def uniform(self, choice: Choice) -> dict[str, str]:
+        """The point with ``choice`` wherever it is legal, BF16 where FP8 does not fit, and FP32 elsewhere."""
+        chosen: dict[str, str] = {}
+        for group in self.module_groups():
+            legal = [c for c in (choice, Choice(choice.output_format)) if c in group.choices]
+            chosen[group.name] = (legal or [FP32])[0].label
+        return self.point(chosen)
+
+    def site_choices(self, point: Mapping[str, str]) -> dict[str, Choice]:
+        """What each site of the module groups runs in at ``point``, and FP32 for what is fixed."""
+        chosen: dict[str, Choice] = {}
+        for group in self.groups:
+            if group.kind != "pin":
+                choice = Choice.parse(point.get(group.name, HIGH)) if group.kind == "module" else FP32
+                chosen |= {site: group.site_choice(site, choice) for site in group.sites}
+        return chosen
+
     def fingerprint(self) -> str:
         """Changes when the space does: a study of another space is not continued."""
-        text = json.dumps([self.choices(), [(g.name, g.sites, g.how) for g in self.groups]])
+        text = json.dumps([self.choices(), [(g.name, g.sites, g.how, sorted(g.fp8)) for g in self.groups]])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def decode(self, point: Mapping[str, str], table: CostTable, header: Mapping[str, Any]) -> Plan:
         """The plan of a point. ``header`` gives the fields that name the model and the device."""
-        low = Format.parse(point[":format"])
+        chosen = self.site_choices(point)
         sites: dict[str, SitePlan] = {}
         for group in self.groups:
-            sites |= _decide(group, point.get(group.name, HIGH), low, table)
+            for site, how in zip(group.sites, group.how, strict=True):
+                if group.kind != "pin":
+                    choice, cost = chosen[site], table.site(site, chosen[site])
+                    sites[site] = SitePlan(choice.format, choice.scaling, cost.pad, how)
+                elif point.get(group.name, HIGH) == HIGH:
+                    sites[site] = SitePlan(Format.FP32, how=how)
         plan = Plan(
             sites=sites,
             tf32=point.get(":tf32") == "on",
@@ -122,11 +171,13 @@ def build_space(
         pins: functional sites that can be pinned in the user's source.
         losses: choices of the loss; empty when it is not a function of the user's.
     """
-    formats = bench.device.formats()
-    groups = _module_groups(bench, batch, formats[0]) if formats else []
+    choices = tuple(Choice(number_format) for number_format in bench.device.formats())
+    if BF16 in choices:
+        choices += bench.device.fp8_choices()
+    groups = _module_groups(bench, graph, batch, choices) if choices else []
     groups += _leaf_pins(bench.model, graph) + _source_pins([graph[site] for site in pins])
     has_convolutions = any(op_named(site.op).family is Family.CONV and "2d" in site.op for site in graph)
-    return Space(tuple(groups), formats, bench.device.has_tf32(), has_convolutions, losses)
+    return Space(tuple(groups), bench.device.has_tf32(), has_convolutions, losses)
 
 
 def role_of(path: str) -> str:
@@ -134,7 +185,7 @@ def role_of(path: str) -> str:
     return _INDEX.sub("*", path)
 
 
-def edges_of(graph: PrecisionGraph, space: Space) -> list[tuple[str, str, int]]:
+def edges_of(graph: PrecisionGraph, space: Space) -> list[Edge]:
     """(source, target, elements) for each floating tensor between module sites, looking through what follows.
 
     Functional ops and modules outside the plan run in the format of their inputs, so a cast between two planned
@@ -142,23 +193,23 @@ def edges_of(graph: PrecisionGraph, space: Space) -> list[tuple[str, str, int]]:
     """
     # A dict, for its order.
     planned = {site: group for group in space.groups if group.kind != "pin" for site in group.sites if site in graph}
-    edges: list[tuple[str, str, int]] = []
+    edges: list[Edge] = []
     for source in planned:
         seen = {source}
         stack = [source]
         while stack:
             here = stack.pop()
             for consumer in graph.consumers(here):
-                numel = sum(t.numel for t in graph.tensors(here, consumer.id) if t.is_floating)
+                tensors = [tensor for tensor in graph.tensors(here, consumer.id) if tensor.is_floating]
                 if consumer.id in planned:
-                    edges.append((source, consumer.id, numel))
+                    edges += [(source, consumer.id, tensor.numel) for tensor in tensors]
                 elif consumer.id not in seen:
                     seen.add(consumer.id)
                     stack.append(consumer.id)
     return edges
 
 
-def _module_groups(bench: Workbench, batch: Any, low: Format) -> list[Group]:
+def _module_groups(bench: Workbench, graph: PrecisionGraph, batch: Any, choices: tuple[Choice, ...]) -> list[Group]:
     """Modules with weights: same role and class decide together, and so does what meets in an op of one dtype."""
     fp32 = Candidate("fp32")
     with training(bench, fp32):
@@ -168,15 +219,24 @@ def _module_groups(bench: Workbench, batch: Any, low: Format) -> list[Group]:
 
         how: dict[str, How] = dict(plannable_modules(bench.model, run))
         roles = _by_role(bench.model, how)
-        ties = tied_by_run(bench.model, run, roles, low=low, how=how)
+        ties = tied_by_run(bench.model, run, roles, low=choices[0].format, how=how)
     bench.restore()
     tie_of = {name: index for index, tie in enumerate(ties) for name in tie - {INPUT}}
     joined: dict[str, list[str]] = {}
     for name in roles:
         joined.setdefault(f"tie {tie_of[name]}" if name in tie_of else name, []).append(name)
+    fixed = [any(INPUT in tie and names[0] in tie for tie in ties) for names in joined.values()]
+    fp8 = frozenset(path for path in how if path in graph and fp8_fits(bench.model.get_submodule(path), graph[path]))
     return [
-        _joined(names, roles, how, any(INPUT in tie and names[0] in tie for tie in ties)) for names in joined.values()
+        _joined(names, roles, how, () if is_fixed else choices, fp8)
+        for names, is_fixed in zip(joined.values(), fixed, strict=True)
     ]
+
+
+def fp8_fits(module: nn.Module, site: Site) -> bool:
+    """Whether FP8 can run this site: a Linear, all three dimensions of its products multiples of 16."""
+    sizes = [size for gemm in site.gemms for size in (gemm.m, gemm.n, gemm.k)]
+    return type(module) is nn.Linear and bool(sizes) and not any(size % FP8_MULTIPLE for size in sizes)
 
 
 def _by_role(model: nn.Module, paths: Iterable[str]) -> dict[str, list[str]]:
@@ -195,10 +255,22 @@ def _told_apart(role: str, paths: list[str]) -> str:
     return paths[0] if len(paths) == 1 else f"{role} as {paths[0]}"
 
 
-def _joined(names: list[str], roles: Mapping[str, list[str]], how: Mapping[str, How], fixed: bool) -> Group:
+def _joined(
+    names: list[str],
+    roles: Mapping[str, list[str]],
+    how: Mapping[str, How],
+    choices: tuple[Choice, ...],
+    fp8: frozenset[str],
+) -> Group:
+    """One group of these roles; without ``choices`` it is fixed in FP32."""
     sites = tuple(path for name in names for path in roles[name])
     label = "+".join(names) if len(names) <= 4 else f"{names[0]}+{len(names) - 1} more"
-    return Group(label, sites, "fixed" if fixed else "module", tuple(how[site] for site in sites))
+    fitting = fp8.intersection(site for site in sites if how[site] == "swap")
+    legal = tuple(choice for choice in choices if fitting or not choice.format.is_fp8)
+    methods = tuple(how[site] for site in sites)
+    if not choices:
+        return Group(label, sites, "fixed", methods)
+    return Group(label, sites, "module", methods, (FP32, *legal), fitting)
 
 
 def _leaf_pins(model: nn.Module, graph: PrecisionGraph) -> list[Group]:
@@ -229,16 +301,3 @@ def _source_pins(sites: Iterable[Site]) -> list[Group]:
         by_place.setdefault(site.code.rpartition(".")[0], []).append(site.id)
     source: How = "source"
     return [Group(place, tuple(ids), "pin", (source,) * len(ids)) for place, ids in by_place.items()]
-
-
-def _decide(group: Group, choice: str, low: Format, table: CostTable) -> dict[str, SitePlan]:
-    decided: dict[str, SitePlan] = {}
-    for site, how in zip(group.sites, group.how, strict=True):
-        if group.kind == "pin":
-            if choice == HIGH:
-                decided[site] = SitePlan(Format.FP32, how=how)
-            continue
-        number_format = low if choice == LOW else Format.FP32
-        pad = table.site(site, number_format).pad
-        decided[site] = SitePlan(number_format, pad=pad, how=how)
-    return decided

@@ -130,17 +130,14 @@ class Worker:
 
     def costs(self, space: Space, graph: PrecisionGraph) -> CostTable:
         """Measure the cost table of the sites of ``space``; ``graph`` says how often each is called."""
-        calls = {
-            site: graph[site].calls if site in graph else 1
-            for group in space.groups
-            if group.kind == "module"
-            for site in group.sites
-        }
+        groups = {site: group for group in space.module_groups() for site in group.sites}
+        calls = {site: graph[site].calls if site in graph else 1 for site in groups}
+        choices = {site: group.site_choices(site) for site, group in groups.items()}
 
         def progress(done: int, total: int) -> None:
             self.report("measuring sites", done, total)
 
-        return measure_costs(self.bench, calls, self.batches.train[0], space.formats, progress)
+        return measure_costs(self.bench, calls, self.batches.train[0], choices, progress)
 
     def trial(self, candidate: Candidate, limit_ms: float | None) -> Measured:
         """Check the realised formats, measure the step, then the quality of one candidate."""

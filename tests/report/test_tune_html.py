@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amptune.core.choice import BF16, FP32
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph, Site
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
@@ -241,10 +242,10 @@ def test_blocks_that_are_alike_are_shown_once_in_the_tree():
 def test_saved_time_is_against_fp32_and_may_be_negative():
     costs = CostTable(
         {
-            "blocks.0.fc": {Format.FP32: SiteCost(5.0), Format.BF16: SiteCost(1.25)},
-            "blocks.1.fc": {Format.FP32: SiteCost(1.0), Format.BF16: SiteCost(1.5)},
-            "head": {Format.FP32: SiteCost(float("inf")), Format.BF16: SiteCost(1.5)},
-            "embed": {Format.FP32: SiteCost(1.0), Format.BF16: SiteCost(1.5)},
+            "blocks.0.fc": {FP32: SiteCost(5.0), BF16: SiteCost(1.25)},
+            "blocks.1.fc": {FP32: SiteCost(1.0), BF16: SiteCost(1.5)},
+            "head": {FP32: SiteCost(float("inf")), BF16: SiteCost(1.5)},
+            "embed": {FP32: SiteCost(1.0), BF16: SiteCost(1.5)},
         },
         {},
     )

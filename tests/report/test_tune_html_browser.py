@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from amptune.core.choice import BF16, FP32
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.core.tables import CostTable, SiteCost
@@ -70,7 +71,7 @@ def click(column, times=1):
 
 def costs():
     saved = {"blocks.0.fc": 9.0, "blocks.1.fc": 12.0, "head": 100.0}
-    return CostTable({k: {Format.FP32: SiteCost(v), Format.BF16: SiteCost(1.0)} for k, v in saved.items()}, {})
+    return CostTable({k: {FP32: SiteCost(v), BF16: SiteCost(1.0)} for k, v in saved.items()}, {})
 
 
 def test_sites_sort_by_number_with_the_unknown_last(opened):

@@ -2,29 +2,31 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Mapping
 
 import pytest
 
+from amptune.core.choice import BF16, FP32, Choice
 from amptune.core.formats import Format
-from amptune.core.tables import CastPrice, CostTable, SiteCost
+from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
 from amptune.tune.allocate import allocate_two
 
-FP32, BF16 = Format.FP32, Format.BF16
+PAIR = frozenset((Format.FP32, Format.BF16))
 
 
-def random_problem(seed: int) -> tuple[dict[str, list[str]], list[tuple[str, str, int]], CostTable]:
+def random_problem(seed: int) -> tuple[dict[str, list[str]], list[Edge], CostTable]:
     rng = random.Random(seed)
     sites = [f"s{i}" for i in range(rng.randint(2, 9))]
     edges = [(a, b, rng.randint(1, 1000)) for a, b in itertools.combinations(sites, 2) if rng.random() < 0.4]
     costs = {s: {FP32: SiteCost(rng.uniform(0, 2)), BF16: SiteCost(rng.uniform(0, 2))} for s in sites}
-    table = CostTable(costs, {frozenset((FP32, BF16)): CastPrice(rng.uniform(0, 0.5), rng.uniform(0, 1e-3))})
+    table = CostTable(costs, {PAIR: CastPrice(rng.uniform(0, 0.5), rng.uniform(0, 1e-3))})
     groups: dict[str, list[str]] = {}
     for site in sites:
         groups.setdefault(f"g{rng.randint(0, len(sites) - 1)}", []).append(site)
     return groups, edges, table
 
 
-def total(groups, edges, table, chosen) -> float:  # type: ignore[no-untyped-def]
+def total(groups: dict[str, list[str]], edges: list[Edge], table: CostTable, chosen: Mapping[str, Choice]) -> float:
     formats = {site: chosen[name] for name, sites in groups.items() for site in sites}
     return table.total(formats, edges)
 
@@ -49,10 +51,10 @@ def test_a_cheap_island_is_not_worth_its_casts() -> None:
     }
     edges = [("a", "norm", 100), ("norm", "b", 100)]
     groups = {name: [name] for name in costs}
-    dear = CostTable(costs, {frozenset((FP32, BF16)): CastPrice(1.0, 0.0)})
-    free = CostTable(costs, {frozenset((FP32, BF16)): CastPrice(0.0, 0.0)})
-    assert allocate_two(groups, edges, dear, BF16)["norm"] is BF16
-    assert allocate_two(groups, edges, free, BF16)["norm"] is FP32
+    dear = CostTable(costs, {PAIR: CastPrice(1.0, 0.0)})
+    free = CostTable(costs, {PAIR: CastPrice(0.0, 0.0)})
+    assert allocate_two(groups, edges, dear, BF16)["norm"] == BF16
+    assert allocate_two(groups, edges, free, BF16)["norm"] == FP32
 
 
 def test_a_format_without_a_kernel_is_never_chosen() -> None:
@@ -63,5 +65,5 @@ def test_a_format_without_a_kernel_is_never_chosen() -> None:
 
 def test_a_penalty_keeps_a_group_high() -> None:
     table = CostTable({"a": {FP32: SiteCost(5.0), BF16: SiteCost(1.0)}}, {})
-    assert allocate_two({"a": ["a"]}, [], table, BF16)["a"] is BF16
-    assert allocate_two({"a": ["a"]}, [], table, BF16, penalty={"a": 10.0})["a"] is FP32
+    assert allocate_two({"a": ["a"]}, [], table, BF16)["a"] == BF16
+    assert allocate_two({"a": ["a"]}, [], table, BF16, penalty={"a": 10.0})["a"] == FP32

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from amptune.core.choice import BF16, FP32
 from amptune.core.formats import Format
 from amptune.core.tables import CostTable
 from amptune.tune.costs import Call, FloatTensor, measure_casts, measure_costs, measure_site, record_calls
@@ -14,7 +15,7 @@ from amptune.tune.device import Device
 from .conftest import Make
 
 CPU = Device("cpu")
-FP32, BF16 = Format.FP32, Format.BF16
+PAIR = (Format.FP32, Format.BF16)
 
 
 def test_calls_keep_shapes_and_real_indices(make_bench: Make) -> None:
@@ -26,7 +27,8 @@ def test_calls_keep_shapes_and_real_indices(make_bench: Make) -> None:
 
 def test_every_module_site_gets_a_cost_in_every_format(make_bench: Make) -> None:
     bench, batches = make_bench()
-    table = measure_costs(bench, {"embed": 1, "norm": 1, "fc1": 2, "fc2": 1}, batches.train[0], (BF16,))
+    calls = {"embed": 1, "norm": 1, "fc1": 2, "fc2": 1}
+    table = measure_costs(bench, calls, batches.train[0], dict.fromkeys(calls, (FP32, BF16)))
     assert set(table.sites) == {"embed", "norm", "fc1", "fc2"}
     assert not [
         (name, costs) for name, costs in table.sites.items() if not all(0 < c.ms < 1000 for c in costs.values())
@@ -56,19 +58,19 @@ def test_what_cannot_run_costs_infinity() -> None:
 
 
 def test_cast_prices_are_not_negative_and_grow() -> None:
-    price = measure_casts((FP32, BF16), CPU)[frozenset((FP32, BF16))]
+    price = measure_casts(PAIR, CPU)[frozenset(PAIR)]
     assert price.fixed >= 0
     assert price.of(10_000_000) > price.of(1_000) >= 0
 
 
 def test_a_table_survives_json() -> None:
     costs = measure_site(nn.Linear(8, 8), Call((FloatTensor((4, 9), True),), {}), (BF16,), CPU)
-    table = CostTable({"a": costs}, measure_casts((FP32, BF16), CPU))
+    table = CostTable({"a": costs}, measure_casts(PAIR, CPU))
     assert CostTable.from_json(table.to_json()) == table
 
 
 def test_prices_are_paid_where_formats_differ() -> None:
-    table = CostTable({}, measure_casts((FP32, BF16), CPU))
+    table = CostTable({}, measure_casts(PAIR, CPU))
     edges = [("a", "b", 1000)]
     assert table.total({"a": FP32, "b": FP32}, edges) == 0
-    assert table.total({"a": FP32, "b": BF16}, edges) == pytest.approx(table.cast(FP32, BF16, 1000))
+    assert table.total({"a": FP32, "b": BF16}, edges) == pytest.approx(table.cast(*PAIR, 1000))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from amptune.capture import TargetSpec
+from amptune.core.choice import BF16, FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.tables import CastPrice, CostTable, SiteCost
 from amptune.tune.finals import decide
@@ -24,7 +25,6 @@ from amptune.tune.timing import StepTime
 from amptune.tune.worker import Measured, Prepared
 
 SITES = [f"block.{i}.fc" for i in range(8)]
-FP32, BF16 = Format.FP32, Format.BF16
 TRUE_MS = {name: {FP32: 4.0, BF16: 1.0 if i % 3 else 6.0} for i, name in enumerate(SITES)}
 """Every third site is really slower in bf16, which the table of the test does not know."""
 FRAGILE = "block.1.fc"
@@ -50,15 +50,15 @@ class FormulaWorker:
 
     def milliseconds(self, candidate: Candidate) -> float:
         if candidate.plan is None:
-            low = candidate.autocast or FP32
+            low = Choice(candidate.autocast or Format.FP32)
             return 10 + sum(TRUE_MS[name][low] for name in SITES)
-        return 10 + sum(TRUE_MS[name][candidate.plan.sites[name].format] for name in SITES)
+        return 10 + sum(TRUE_MS[name][candidate.plan.sites[name].choice] for name in SITES)
 
     def trial(self, candidate: Candidate) -> Measured:
         self.measured.append(candidate)
         if len(self.measured) in self.crash_on:
             raise TrialError("the worker process died (signal 9)")
-        broken = candidate.plan is not None and candidate.plan.sites[FRAGILE].format is not FP32
+        broken = candidate.plan is not None and candidate.plan.sites[FRAGILE].choice != FP32
         failing = (f"{FRAGILE}.weight",) if broken else ()
         gate = GradientGate(0.5 if broken else 1.0, FRAGILE, 1.0, "", failing, failing)
         quality = Quality(0.0, 0.0, 0.005, gate, 0, 60, gate.failures[0] if broken else "")
@@ -66,20 +66,20 @@ class FormulaWorker:
 
 
 def make_search(folder: Path, worker: FormulaWorker, budget: int, existing: str = "refuse") -> Search:
-    groups = tuple(Group(name, (name,), "module", ("swap",)) for name in SITES)
+    groups = tuple(Group(name, (name,), "module", ("swap",), (FP32, BF16)) for name in SITES)
     table = CostTable(
         {name: {FP32: SiteCost(4.0), BF16: SiteCost(1.0)} for name in SITES},
-        {frozenset((FP32, BF16)): CastPrice(0.1, 0.0)},
+        {frozenset((Format.FP32, Format.BF16)): CastPrice(0.1, 0.0)},
     )
     options = TuneOptions(TargetSpec("m.py"), folder, budget=budget)
-    recipes = {"fp32": Candidate("fp32"), "autocast-bf16": Candidate("autocast-bf16", autocast=BF16)}
+    recipes = {"fp32": Candidate("fp32"), "autocast-bf16": Candidate("autocast-bf16", autocast=Format.BF16)}
     return Search(
         options=options,
         study=open_study(folder, existing, seed=0),
         worker=worker,  # type: ignore[arg-type]
         prepared=Prepared({"gpu": "formula"}, 0.0, 3.0, 2.0, "train_batches", ()),
         recipes=recipes,
-        space=Space(groups, (BF16,), tf32=False, channels_last=False, losses=("fp32", "follow")),
+        space=Space(groups, tf32=False, channels_last=False, losses=("fp32", "follow")),
         table=table,
         edges=[],
         plan_header={"target": "m.py"},
@@ -105,7 +105,7 @@ def test_it_finds_what_the_cost_table_does_not_know(tmp_path: Path, worker: Form
     search.run()
     best = search.plan_of(search.best_plans(1)[0])
     expected = {name: FP32 if name == FRAGILE or i % 3 == 0 else BF16 for i, name in enumerate(SITES)}
-    assert {name: site.format for name, site in best.sites.items()} == expected
+    assert {name: site.choice for name, site in best.sites.items()} == expected
 
 
 def test_no_plan_is_measured_twice(tmp_path: Path, worker: FormulaWorker) -> None:
@@ -118,7 +118,7 @@ def test_no_plan_is_measured_twice(tmp_path: Path, worker: FormulaWorker) -> Non
 def test_a_small_space_ends_early(tmp_path: Path, worker: FormulaWorker) -> None:
     search = make_search(tmp_path, worker, budget=2000)
     search.options = dataclasses.replace(search.options, budget=2000)
-    search.space = Space(search.space.groups[:1], (BF16,), tf32=False, channels_last=False, losses=("fp32", "follow"))
+    search.space = Space(search.space.groups[:1], tf32=False, channels_last=False, losses=("fp32", "follow"))
     for name in SITES[1:]:
         TRUE_MS.setdefault(name, {})
     worker.milliseconds = lambda candidate: 5.0  # type: ignore[method-assign]
@@ -142,7 +142,7 @@ def test_wrong_gradients_are_repaired_at_their_site(tmp_path: Path, worker: Form
     search = make_search(tmp_path, worker, budget=7)
     search.run()
     plans = [c.plan for c in worker.measured if c.plan]
-    assert any(p.sites[FRAGILE].format is FP32 and p.sites["block.2.fc"].format is BF16 for p in plans)
+    assert any(p.sites[FRAGILE].choice == FP32 and p.sites["block.2.fc"].choice == BF16 for p in plans)
 
 
 def test_an_invalid_plan_never_wins(tmp_path: Path, worker: FormulaWorker) -> None:

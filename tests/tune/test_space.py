@@ -3,17 +3,18 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from torch import nn
 
 from amptune.capture import capture
-from amptune.core.formats import Format
-from amptune.core.graph import PrecisionGraph
+from amptune.core.choice import BF16, FP8, FP16, FP32
+from amptune.core.graph import Gemm, PrecisionGraph, Site
 from amptune.core.tables import CostTable, SiteCost
 from amptune.tune.front import front_points, predicted_ms
-from amptune.tune.space import Space, build_space, edges_of, is_pin_candidate, role_of
+from amptune.tune.space import Group, Space, build_space, edges_of, fp8_fits, is_pin_candidate, role_of
 
 from .conftest import Make
 
-FP32, BF16, FP16 = Format.FP32, Format.BF16, Format.FP16
+ROWWISE = FP8[1]
 BLOCKS = """
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,12 @@ def graph_and_space(make_bench: Make) -> tuple[PrecisionGraph, Space]:
     graph = capture(bench.target).graph
     pins = [site.id for site in graph if is_pin_candidate(site)]
     space = build_space(bench, graph, batches.train[0], pins=pins, losses=("fp32", "follow"))
-    return graph, dataclasses.replace(space, formats=(BF16, FP16))
+    # As on a device with all of them: a CPU without FP16 would leave it out.
+    groups = [
+        dataclasses.replace(g, choices=(FP32, BF16, FP16, *FP8), fp8=frozenset({"blocks.0.q"})) if g.choices else g
+        for g in space.groups
+    ]
+    return graph, dataclasses.replace(space, groups=tuple(groups))
 
 
 def test_roles() -> None:
@@ -96,17 +102,54 @@ def test_a_point_becomes_a_plan(graph_and_space: tuple[PrecisionGraph, Space]) -
     _, space = graph_and_space
     attention = next(g for g in space.groups if "blocks.0.q" in g.sites)
     table = CostTable({"blocks.0.q": {BF16: SiteCost(1.0, pad=64)}}, {})
-    plan = space.decode(space.point({attention.name: "low", ":loss": "follow"}), table, {"target": "x.py"})
-    assert plan.sites["blocks.0.q"].format is BF16
+    plan = space.decode(space.point({attention.name: "bf16", ":loss": "follow"}), table, {"target": "x.py"})
+    assert plan.sites["blocks.0.q"].choice == BF16
     assert plan.sites["blocks.0.q"].pad == 64
-    assert plan.sites["before"].format is FP32, "what is fixed is still cast to FP32, whatever arrives"
+    assert plan.sites["before"].choice == FP32, "what is fixed is still cast to FP32, whatever arrives"
     assert plan.sites["blocks.0#softmax.0"].how == "source"
     assert plan.loss_format is None
     assert not plan.scaler.enabled
-    assert space.decode(space.point({attention.name: "low", ":format": "fp16"}), table, {}).scaler.enabled
+    assert space.decode(space.point({attention.name: "fp16"}), table, {}).scaler.enabled
     assert (
-        "blocks.0#softmax.0" not in space.decode(space.point({"Attention.forward#softmax": "low"}), table, {}).sites
+        "blocks.0#softmax.0" not in space.decode(space.point({"Attention.forward#softmax": "follow"}), table, {}).sites
     ), "an op that is not pinned follows its inputs"
+
+
+def test_fp8_goes_to_the_sites_that_it_fits_and_the_rest_run_in_bf16(
+    graph_and_space: tuple[PrecisionGraph, Space],
+) -> None:
+    _, space = graph_and_space
+    attention = next(g for g in space.groups if "blocks.0.q" in g.sites)
+    plan = space.decode(space.point({attention.name: ROWWISE.label}), CostTable({}, {}), {})
+    assert plan.sites["blocks.0.q"].choice == ROWWISE
+    assert plan.sites["blocks.0.k"].choice == BF16
+    assert attention.site_choices("blocks.0.k") == (FP32, BF16, FP16)
+    assert not plan.scaler.enabled
+
+
+def test_a_uniform_point_takes_what_is_legal() -> None:
+    linear = Group("linear", ("linear",), "module", ("swap",), (FP32, BF16, ROWWISE), frozenset({"linear"}))
+    norm = Group("norm", ("norm",), "module", ("swap",), (FP32, BF16))
+    space = Space((linear, norm), tf32=False, channels_last=False)
+    assert space.uniform(ROWWISE) == {"linear": "fp8_e4m3:rowwise", "norm": "bf16"}
+    assert space.uniform(FP16) == {"linear": "fp32", "norm": "fp32"}
+    assert space.offered() == (BF16, ROWWISE)
+
+
+@pytest.mark.parametrize(
+    ("module", "rows", "fits"),
+    [
+        (nn.Linear(32, 64), 16, True),
+        (nn.Linear(32, 61), 16, False),
+        (nn.Linear(24, 64), 16, False),
+        (nn.Linear(32, 64), 10, False),
+        (nn.Conv1d(32, 64, 1), 16, False),
+    ],
+)
+def test_fp8_needs_a_linear_with_dimensions_in_sixteens(module: nn.Module, rows: int, fits: bool) -> None:
+    out_features, in_features = module.weight.shape[:2]
+    site = Site("fc", "linear", "module", "fc", gemms=(Gemm(rows, int(out_features), int(in_features)),))
+    assert fp8_fits(module, site) is fits
 
 
 def test_edges_look_through_what_follows(graph_and_space: tuple[PrecisionGraph, Space]) -> None:
@@ -124,7 +167,7 @@ def test_the_front_starts_with_the_cheapest_and_has_no_duplicates(
     sites = [site for group in space.groups if group.kind == "module" for site in group.sites]
     table = CostTable({s: {FP32: SiteCost(3.0), BF16: SiteCost(1.0), FP16: SiteCost(2.0)} for s in sites}, {})
     points = front_points(space, table, edges_of(graph, space))
-    assert points[0][":format"] == "bf16"
+    assert {points[0][group.name] for group in space.module_groups()} == {"bf16"}
     assert len({tuple(sorted(p.items())) for p in points}) == len(points)
     costs = [predicted_ms(space, table, edges_of(graph, space), point) for point in points]
     assert costs[0] == min(costs)
@@ -132,9 +175,6 @@ def test_the_front_starts_with_the_cheapest_and_has_no_duplicates(
 
 def test_another_space_has_another_fingerprint(graph_and_space: tuple[PrecisionGraph, Space]) -> None:
     _, space = graph_and_space
-    other = Space(space.groups[1:], space.formats, space.tf32, space.channels_last, space.losses)
-    assert (
-        space.fingerprint()
-        == Space(space.groups, space.formats, False, space.channels_last, space.losses).fingerprint()
-    )
+    other = Space(space.groups[1:], space.tf32, space.channels_last, space.losses)
+    assert space.fingerprint() == Space(space.groups, False, space.channels_last, space.losses).fingerprint()
     assert space.fingerprint() != other.fingerprint()
