@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 JOBS ?= 2
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test test-full lint types layers unit format bench-lint clean
+.PHONY: demo test test-full lint types layers unit format bench-lint bench-op-support bench-estimate clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -36,6 +36,14 @@ format: $(VENV)/.dev
 
 bench-lint: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/lint_speed.py
+
+# Which ops run in which format on the devices here; regenerates amptune/data/op_support.json.
+bench-op-support: $(VENV)/.dev
+	PYTHONPATH=.:rules $(BIN)/python tests/benchmarks/op_support.py
+
+# Predicted against measured steps; needs a GPU and a CUDA build of torch.
+bench-estimate: $(VENV)/.dev
+	PYTHONPATH=.:rules $(BIN)/python tests/benchmarks/estimate_check.py
 
 clean:
 	rm -rf $(VENV) amptune-out

@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
+from amptune.core.efficiency import Efficiency
 from amptune.core.formats import Format
 from amptune.errors import UsageError
 
@@ -42,6 +43,7 @@ class Gpu:
         sms: streaming multiprocessors (NVIDIA) or compute units (AMD).
         l2: last-level cache in bytes.
         notes: what a user should know before trusting a number.
+        measured: shares of peaks and bandwidth that were measured on this very device; ``None`` for its generation's.
     """
 
     key: str
@@ -54,6 +56,7 @@ class Gpu:
     sms: int
     l2: int
     notes: str = ""
+    measured: Efficiency | None = dataclasses.field(default=None, hash=False)
 
     @property
     def arch(self) -> str:

@@ -1,4 +1,4 @@
-"""Which ops have no kernel for a 16-bit format, from the table that tests/benchmarks/op_support.py generates."""
+"""Which ops run in which format on which device, from the table that tests/benchmarks/op_support.py generates."""
 
 from __future__ import annotations
 
@@ -10,16 +10,38 @@ from typing import Any, Literal
 
 Direction = Literal["forward", "backward"]
 
+_REFUSED = frozenset("-!n")
+"""Symbols of cells that raise, end the process, or are claimed not to run (the table's ``symbols`` has them all)."""
+
 
 def lacks_kernel(op: str, dtype: str, device: str, direction: Direction = "forward") -> bool:
     """Whether ``op`` raises on tensors of ``dtype`` (torch's name) on ``device`` (cuda or cpu)."""
-    gaps: Mapping[str, Any] = _table()["gaps"]
-    return dtype in gaps.get(op, {}).get(device, {}).get(direction, ())
+    return _symbol(op, dtype, device, direction) in _REFUSED
 
 
-def table_version() -> str:
-    """The torch version that the table was generated with."""
-    return str(_table()["torch"])
+def ops_without_kernel(dtype: str, device: str, direction: Direction = "forward") -> tuple[str, ...]:
+    """Names of all ops that raise in ``dtype`` and run in FP32, in alphabetical order."""
+    return tuple(
+        op
+        for op in _table()["ops"]
+        if lacks_kernel(op, dtype, device, direction) and not lacks_kernel(op, "float32", device, direction)
+    )
+
+
+def table_version(device: str = "cuda") -> str:
+    """The torch version that the device's part of the table was generated with."""
+    return str(_table()["devices"][device]["torch"])
+
+
+def tried_on(device: str) -> str:
+    """The product that the device's part was tried on; empty where it only repeats what torch's tests claim."""
+    return str(_table()["devices"][device]["name"])
+
+
+def _symbol(op: str, dtype: str, device: str, direction: Direction) -> str:
+    cells = str(_table()["ops"].get(op, {}).get(device, {}).get(direction, ""))
+    formats = _table()["formats"]
+    return cells[formats.index(dtype)] if cells and dtype in formats else "."
 
 
 @functools.cache

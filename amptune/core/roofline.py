@@ -3,8 +3,7 @@
 Assumptions:
 
 - A kernel runs at a fixed share of the dense peak (``core.hardware``) or of the memory bandwidth. The shares are one
-  table per GPU generation and kind of kernel (``_EFFICIENCY``), never per model. Those of Hopper were set on training
-  steps measured on an H100 (tests/benchmarks/reports); the others are scaled by public library benchmarks (unsure).
+  set for each GPU generation and kind of kernel (``core.efficiency``), or measured on the GPU at hand, never per model.
 - A matrix product is cut into output tiles; the last wave of tiles may leave multiprocessors idle, and short
   reductions do not reach the full rate. A library picks the best of a few tile sizes, splitting long reductions.
 - A leading dimension that is not a multiple of 16 bytes falls back to kernels with narrow loads.
@@ -17,27 +16,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping
 
+from amptune.core.efficiency import EFFICIENCY, Efficiency
+from amptune.core.efficiency import Traffic as Traffic
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm
 from amptune.core.hardware import REQUIRED_BYTES, Gpu, best_multiple_for, multiple_for, padded
-
-
-class Traffic(enum.StrEnum):
-    """Kinds of kernels that are bound by memory, by the share of the bandwidth that they reach."""
-
-    POINTWISE = "pointwise"
-    CAST = "cast"
-    NORM = "norm"
-    BATCH_NORM = "batch-norm"
-    BATCH_NORM_BF16 = "batch-norm-bf16"
-    REDUCTION = "reduction"
-    SOFTMAX = "softmax"
-    GATHER = "gather"
-    LAYOUT = "layout"
-    FUSED = "fused"
-    OPTIMIZER = "optimizer"
 
 
 class Pass(enum.StrEnum):
@@ -48,100 +32,21 @@ class Pass(enum.StrEnum):
     WEIGHT = "weight gradient"
 
 
-@dataclasses.dataclass(frozen=True)
-class Efficiency:
-    """Constants of one GPU generation.
-
-    Attributes:
-        gemm: format -> share of the dense peak that a large aligned matrix product reaches.
-        conv: the same for convolutions in the layout that the tensor cores want.
-        attention: format -> share of the peak that fused attention reaches (forward; the backward a little less).
-        memory: kind of traffic -> share of the bandwidth.
-        misaligned: bytes that the leading dimensions are a multiple of -> share of the aligned rate, in 16 bits.
-        ramp: elements of reduction length that a tile's start and end cost.
-        kernel_us: shortest kernel, microseconds.
-        launch_us: time of the processor per kernel in eager mode: forward with its Python, and backward.
-    """
-
-    gemm: Mapping[Format, float]
-    conv: Mapping[Format, float]
-    attention: Mapping[Format, float]
-    memory: Mapping[Traffic, float]
-    misaligned: Mapping[int, float]
-    ramp: int = 96
-    kernel_us: float = 2.5
-    launch_us: tuple[float, float] = (9.0, 7.0)
-
-
-_MEMORY = {
-    Traffic.POINTWISE: 0.82, Traffic.CAST: 0.82, Traffic.NORM: 0.65, Traffic.BATCH_NORM: 0.70,
-    Traffic.BATCH_NORM_BF16: 0.43,
-    Traffic.REDUCTION: 0.70, Traffic.SOFTMAX: 0.75, Traffic.GATHER: 0.45, Traffic.LAYOUT: 0.47,
-    Traffic.OPTIMIZER: 0.85, Traffic.FUSED: 0.62,
-}  # fmt: skip
-
-
-def _formats(fp32: float, tf32: float, half: float, fp8: float) -> dict[Format, float]:
-    return {
-        Format.FP32: fp32, Format.TF32: tf32, Format.FP16: half, Format.BF16: half,
-        Format.FP8_E4M3: fp8, Format.FP8_E5M2: fp8,
-    }  # fmt: skip
-
-
-_AMPERE = Efficiency(
-    gemm=_formats(0.90, 0.75, 0.78, 0.0),
-    conv=_formats(0.75, 0.55, 0.55, 0.0),
-    attention=_formats(0.55, 0.08, 0.55, 0.0),
-    memory=_MEMORY,
-    misaligned={8: 0.8, 4: 0.6, 2: 0.45},
-)
-_HOPPER = Efficiency(
-    gemm=_formats(0.80, 0.52, 0.68, 0.58),
-    conv=_formats(0.55, 0.42, 0.40, 0.40),
-    attention=_formats(0.38, 0.05, 0.40, 0.40),
-    memory=_MEMORY,
-    misaligned={8: 0.5, 4: 0.3, 2: 0.2},
-)
-_EFFICIENCY: dict[str, Efficiency] = {
-    "volta": dataclasses.replace(
-        _AMPERE,
-        gemm=_formats(0.90, 0.90, 0.72, 0.0),
-        attention=_formats(0.45, 0.45, 0.25, 0.0),
-        misaligned={8: 0.6, 4: 0.4, 2: 0.3},
-    ),
-    # The power limit of the T4 halves what its clock promises.
-    "turing": dataclasses.replace(
-        _AMPERE,
-        gemm=_formats(0.55, 0.55, 0.40, 0.0),
-        attention=_formats(0.30, 0.30, 0.15, 0.0),
-        misaligned={8: 0.6, 4: 0.4, 2: 0.3},
-    ),
-    "ampere": _AMPERE,
-    # Half of the FP32 units of these share an issue port with the integers, so FP32 products reach two thirds.
-    "ampere-graphics": dataclasses.replace(_AMPERE, gemm=_formats(0.66, 0.85, 0.85, 0.0)),
-    "ada": dataclasses.replace(_AMPERE, gemm=_formats(0.65, 0.85, 0.85, 0.75)),
-    "hopper": _HOPPER,
-    "blackwell": dataclasses.replace(_HOPPER, attention=_formats(0.38, 0.05, 0.35, 0.35)),
-    "blackwell-graphics": dataclasses.replace(_AMPERE, gemm=_formats(0.65, 0.85, 0.85, 0.75)),
-    "cdna": dataclasses.replace(
-        _HOPPER,
-        gemm=_formats(0.60, 0.45, 0.50, 0.45),
-        misaligned={8: 0.8, 4: 0.7, 2: 0.6},
-    ),
-}
 _EMULATED_SHARE_OF_FP32 = 0.4
 """BF16 products without BF16 units: under half of the FP32 rate on a T4."""
 
 # Output tiles (rows, columns) and the share of the best rate that the inner loop of each reaches.
 _TILES_TENSOR = ((128, 256, 1.0), (256, 128, 1.0), (128, 128, 0.94), (64, 128, 0.80), (128, 64, 0.80), (64, 64, 0.65))
 _TILES_VECTOR = ((128, 128, 1.0), (128, 64, 0.95), (64, 64, 0.85))
+_LANES = 32
+"""Rows or columns of a group of a convolution that fill a matrix unit."""
 _SPLIT_K = 1024
 """Shortest piece that a library cuts a reduction into to fill the multiprocessors."""
 
 
 def efficiency_of(gpu: Gpu) -> Efficiency:
-    """The constants of the GPU's generation."""
-    return _EFFICIENCY[family_of(gpu)]
+    """The constants measured on the GPU, or those of its generation."""
+    return gpu.measured or EFFICIENCY[family_of(gpu)]
 
 
 def family_of(gpu: Gpu) -> str:
@@ -278,9 +183,11 @@ def conv_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, *, bytes_moved: in
     if not rate:
         return 0.0
     if gemm.batch > 1:
-        # Grouped and depthwise convolutions fill few lanes of a matrix unit: the narrow side decides.
-        rate *= min(1.0, max(gemm.n, 1) / 32)
-    rate *= _shape_share(gemm, number_format, gpu)
+        # A group fills few lanes of a matrix unit, so the narrowest side decides; depthwise ones run on vector units.
+        lanes = min(1.0, min(gemm.m, gemm.n, gemm.k) / _LANES)
+        rate = max(rate * lanes, peak_of(gpu, Format.FP32) * constants.depthwise[number_format])
+    else:
+        rate *= _shape_share(gemm, number_format, gpu)
     memory = bytes_moved / _bandwidth(gpu, Traffic.POINTWISE)
     return max(gemm.flops / rate, memory, constants.kernel_us * 1e-6)
 

@@ -1,124 +1,247 @@
-"""Predicted training steps against measured ones: prints each error, and the medians.
+"""Predicted training steps against measured ones: step time, speedup over FP32 and peak memory of each recipe.
 
-The measured steps are those of stock recipes on an H100 80GB SXM (torch 2.11, CUDA 13.0; forward, loss, backward and
-fused AdamW; median of 12 after 5 warm-ups). The efficiencies of Hopper in amptune/core/roofline.py were set on these
-numbers as a whole, so this is a check of fit and not of prediction; models that were not looked at belong here as soon
-as they are measured.
+On a GPU it measures (tests/benchmarks/step_times.py: forward, loss, backward, fused AdamW, eager mode) and calibrates
+the roofline by amptune's own micro-benchmark; then it predicts, and writes steps_<gpu>.json (all that was measured) and
+estimate_<gpu>.json and .md (the comparison). Without a GPU, or with --measured, it predicts for the steps in a file.
 
-    python tests/benchmarks/estimate_check.py [--json]
+    PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py --out DIR [--models vit,t5] [--no-profile]
+    PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py --measured tests/benchmarks/reports/steps_h200.json
+
+Two sets of constants are compared: ``table`` (amptune/core/efficiency.py, what a machine without this GPU uses) and
+``calibrated`` (measured on this GPU by the micro-benchmark, which looks at no model). Models that the structure of the
+estimate was adjusted on are marked ``seen``; the medians that count are those of the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
+import os
 import statistics
 import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amptune.analyze.enrich import enrich
-from amptune.analyze.estimate import Estimate, estimate_all
-from amptune.capture import TargetSpec, capture, load_target
-from amptune.core.graph import PrecisionGraph
-from amptune.core.hardware import GPUS
+from amptune.core.files import write_atomic
+from amptune.core.hardware import GPUS, Gpu, gpu_for_device
 from amptune.core.recipes import RECIPES
+from tests.benchmarks.step_times import ENTRIES, Entry, measure
 
-MODELS = Path(__file__).parent / "models"
+REPORTS = Path(__file__).parent / "reports"
 GIB = 2**30
+PROFILE_UNTIL = 110.0
+"""Seconds after which no further step is profiled: the whole run stays under three minutes."""
+GROUPS = ("unseen", "seen")
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """One model in one mode: milliseconds by recipe (``+fixed`` for the repaired model), and memory in GiB."""
+def measured_here(entries: Sequence[Entry], *, profile: bool) -> dict[str, Any]:
+    """Everything that is measured on the GPU at hand: its facts, its calibration, and the steps."""
+    import torch
 
-    model: str
-    mode: str
-    step_ms: dict[str, float]
-    memory_gib: dict[str, float] = dataclasses.field(default_factory=dict)
-    arguments: dict[str, str] = dataclasses.field(default_factory=dict)
-    note: str = ""
+    from amptune.analyze.calibrate import calibrate
+    from amptune.analyze.device import present_gpu
+
+    start = time.perf_counter()
+    gpu = present_gpu()
+    if gpu is None:
+        raise SystemExit("no CUDA device here: give the steps of another machine with --measured")
+    rows: list[dict[str, Any]] = []
+    found = {
+        "version": 1,
+        "gpu": {"name": gpu.name, "capability": list(gpu.capability or ()), "memory": gpu.memory, "sms": gpu.sms,
+                "bandwidth": gpu.bandwidth},
+        "torch": torch.__version__,
+        "calibration": calibrate(gpu).to_json(),
+        "rows": rows,
+    }  # fmt: skip
+    for entry in entries:
+        try:
+            for row in measure(entry, profile=lambda: profile and time.perf_counter() - start < PROFILE_UNTIL):
+                rows.append(row)
+                _say(f"{row['model']:10s} {row['recipe']:22s} {row['step_ms']['median']:9.2f} ms "
+                     f"{row['memory_bytes'] / GIB:6.2f} GiB")  # fmt: skip
+        except torch.OutOfMemoryError as error:
+            _say(f"{entry.model}: {str(error).splitlines()[0]}")
+        torch.cuda.empty_cache()
+    found["seconds"] = round(time.perf_counter() - start, 1)
+    return found
 
 
-MEASURED = (
-    Measured("nanogpt", "eager", {"fp32": 308.8, "tf32": 130.0, "autocast-bf16": 77.6, "autocast-fp16": 80.4,
-                                  "autocast-bf16+fixed": 51.7}, {"autocast-bf16": 16.5}),
-    Measured("bert", "eager", {"fp32": 281.1, "tf32": 119.6, "autocast-bf16": 57.7}, {"autocast-bf16": 13.2}),
-    Measured("resnet50", "eager", {"autocast-bf16": 60.2, "autocast-fp16": 48.7, "autocast-bf16+fixed": 34.9,
-                                   "autocast-fp16+fixed": 28.0, "fp32+fixed": 140.5, "tf32+fixed": 52.7}),
-    Measured("vit", "eager", {"tf32": 70.6, "autocast-bf16": 35.3, "autocast-fp16": 42.9},
-             note="what the measured model was is not recorded beyond ViT-B/16; fp16 was 40.8 to 45"),
-    Measured("llama", "eager", {"fp32": 745.6, "tf32": 259.6, "autocast-bf16": 92.9}, {"autocast-bf16": 19.0}),
-    Measured("nanogpt", "compile", {"autocast-bf16": 46.0, "autocast-bf16+fixed": 37.2}),
-    Measured("nanogpt", "compile", {"autocast-bf16": 37.2, "fp8-tensorwise": 44.1, "fp8-rowwise": 50.6},
-             arguments={"vocab": "50304"}),
-    Measured("llama", "compile", {"autocast-bf16": 73.7, "fp8-tensorwise": 65.8},
-             {"autocast-bf16": 14.7, "fp8-tensorwise": 27.7}),
-    Measured("llama8b", "compile", {"autocast-bf16": 121.6, "fp8-tensorwise": 100.0, "fp8-rowwise": 113.7}),
-)  # fmt: skip
+def gpu_of(measured: Mapping[str, Any]) -> Gpu:
+    """The GPU that was measured, with its table's constants."""
+    facts = measured["gpu"]
+    if "key" in facts:
+        return GPUS[facts["key"]]
+    capability = (facts["capability"][0], facts["capability"][1])
+    return gpu_for_device(facts["name"], capability, facts["memory"], facts["sms"], facts["bandwidth"])
 
 
-def graph_of(entry: Measured) -> PrecisionGraph:
-    """The captured model of one entry."""
-    captured = capture(load_target(TargetSpec(str(MODELS / f"{entry.model}.py"), entry.arguments)))
+def predict(spec: Any, recipes: Sequence[str], gpus: Mapping[str, Gpu], mode: str) -> dict[str, Any]:
+    """Constants -> recipe (``+fixed`` included) -> milliseconds and bytes, for one model in a process of its own."""
+    from amptune.analyze.enrich import enrich
+    from amptune.analyze.estimate import estimate_all
+    from amptune.capture import capture, load_target
+
+    captured = capture(load_target(spec))
     enrich(captured.graph, captured.graph_module)
-    return captured.graph
+    result = {}
+    for label, gpu in gpus.items():
+        table = estimate_all(captured.graph, [gpu], [RECIPES[name] for name in recipes], mode=mode)[gpu.key]  # type: ignore[arg-type]
+        result[label] = {
+            name: {"ms": each.step_ms, "bytes": each.memory.peak, "bound": each.bound} for name, each in table.items()
+        }
+    return result
 
 
-def compare(entry: Measured) -> list[dict[str, Any]]:
-    """One row for each measured number of an entry."""
-    recipes = [RECIPES[name] for name in dict.fromkeys(key.removesuffix("+fixed") for key in entry.step_ms)]
-    table = estimate_all(graph_of(entry), [GPUS["h100"]], recipes, mode=entry.mode)["h100"]  # type: ignore[arg-type]
-    base = next(iter(entry.step_ms))
-    return [_row(entry, name, table, base) for name in entry.step_ms]
+def compare(measured: Mapping[str, Any], entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """One row for each measured step and set of constants."""
+    gpus = {"table": gpu_of(measured)}
+    if measured.get("calibration"):
+        from amptune.analyze.calibrate import constants_from
+
+        gpus["calibrated"] = dataclasses.replace(
+            gpus["table"], measured=constants_from(gpus["table"], measured["calibration"])
+        )
+    groups = {(row["model"], row["mode"], tuple(sorted(row.get("arguments", {}).items()))) for row in measured["rows"]}
+    found = []
+    with concurrent.futures.ProcessPoolExecutor(
+        max(1, min(5, (os.cpu_count() or 2) // 2)), mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
+        jobs = []
+        for model, mode, arguments in sorted(groups):
+            entry = dataclasses.replace(next(e for e in entries if e.model == model), arguments=dict(arguments))
+            rows = [row for row in measured["rows"]
+                    if (row["model"], row["mode"], tuple(sorted(row.get("arguments", {}).items())))
+                    == (model, mode, arguments)]  # fmt: skip
+            names = list(dict.fromkeys(row["recipe"].removesuffix("+fixed") for row in rows))
+            jobs.append((entry, rows, pool.submit(predict, entry.spec, names, gpus, mode)))
+        for entry, rows, job in jobs:
+            found += list(_rows(entry, rows, job.result()))
+    return found
 
 
-def _row(entry: Measured, name: str, table: dict[str, Estimate], base: str) -> dict[str, Any]:
-    predicted, measured = table[name], entry.step_ms[name]
-    speedup = {"predicted": table[base].step_ms / predicted.step_ms, "measured": entry.step_ms[base] / measured}
-    memory = entry.memory_gib.get(name)
-    return {
-        "model": entry.model + "".join(f" {value}" for value in entry.arguments.values()),
-        "mode": entry.mode,
-        "recipe": name,
-        "measured_ms": measured,
-        "predicted_ms": round(predicted.step_ms, 1),
-        "error": round(predicted.step_ms / measured - 1, 3),
-        "speedup_error": None if name == base else round(speedup["predicted"] / speedup["measured"] - 1, 3),
-        "memory_error": round(predicted.memory.peak / GIB / memory - 1, 3) if memory else None,
-    }
+def _rows(entry: Entry, rows: Sequence[Mapping[str, Any]], predicted: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    base = next((row for row in rows if row["recipe"] == "fp32"), rows[0])
+    for constants, table in predicted.items():
+        for row in rows:
+            name = row["recipe"]
+            ms, memory = row["step_ms"]["median"], row.get("memory_bytes")
+            speedup = base["step_ms"]["median"] / ms
+            expected = table[base["recipe"]]["ms"] / table[name]["ms"]
+            yield {
+                "model": entry.model + "".join(f" {value}" for value in row.get("arguments", {}).values()),
+                "group": "seen" if entry.seen else "unseen",
+                "constants": constants,
+                "mode": row["mode"],
+                "recipe": name,
+                "bound": table[name]["bound"],
+                "measured_ms": round(ms, 2),
+                "predicted_ms": round(table[name]["ms"], 2),
+                "error": round(table[name]["ms"] / ms - 1, 4),
+                "measured_speedup": None if row is base else round(speedup, 3),
+                "predicted_speedup": None if row is base else round(expected, 3),
+                "speedup_error": None if row is base else round(expected / speedup - 1, 4),
+                "measured_gib": round(memory / GIB, 3) if memory else None,
+                "predicted_gib": round(table[name]["bytes"] / GIB, 3) if memory else None,
+                "memory_error": round(table[name]["bytes"] / memory - 1, 4) if memory else None,
+            }
 
 
-def medians(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Median absolute errors."""
-    return {
-        key: statistics.median(abs(row[key]) for row in rows if row[key] is not None)
-        for key in ("error", "speedup_error", "memory_error")
-    }
+ERRORS = {"error": "step time", "speedup_error": "speedup", "memory_error": "memory"}
+
+
+def medians(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Constants -> group -> median absolute error of step time, speedup and memory."""
+    table: dict[str, dict[str, dict[str, float | None]]] = {}
+    for constants in dict.fromkeys(row["constants"] for row in rows):
+        for group in (*GROUPS, "all"):
+            chosen = [row for row in rows if row["constants"] == constants and group in (row["group"], "all")]
+            if chosen:
+                table.setdefault(constants, {})[group] = {key: _median(chosen, key) for key in ERRORS}
+    return table
+
+
+def _median(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    errors = [abs(row[key]) for row in rows if row[key] is not None]
+    return round(statistics.median(errors), 4) if errors else None
+
+
+HEAD = """# Predicted against measured training steps, {name}
+
+Written by `tests/benchmarks/estimate_check.py`. Measured: forward, loss, backward, fused AdamW, torch {torch}; median
+step, `max_memory_allocated`. Speedups are against FP32 with TF32 off; `+fixed` is the model with aligned dimensions or
+convolutions in channels_last.
+
+`calibrated`: constants measured on this GPU by amptune's micro-benchmark, which looks at no model. `table`: the
+constants of amptune/core/efficiency.py. `unseen` models were never looked at when the estimate was written.
+
+## Median absolute errors
+
+| constants | models | step time | speedup | memory |
+|---|---|---|---|---|"""
+COLUMNS = (
+    "| model | models | constants | mode | recipe | measured ms | predicted ms | error | speedup measured | predicted "
+    "| error | GiB measured | predicted | error |"
+)
+
+
+def markdown(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    """The comparison for people."""
+    name = measured["gpu"].get("name") or measured["gpu"]["key"]
+    lines = [HEAD.format(name=name, torch=measured["torch"])]
+    for constants, groups in summary.items():
+        for group, errors in groups.items():
+            lines.append(f"| {constants} | {group} | " + " | ".join(_percent(errors[key]) for key in ERRORS) + " |")
+    lines += ["", "## Every step", "", COLUMNS, "|---" * COLUMNS.count(" |") + "|"]
+    for row in rows:
+        cells = [row["model"], row["group"], row["constants"], row["mode"], row["recipe"], row["measured_ms"],
+                 row["predicted_ms"], _percent(row["error"], sign=True), row["measured_speedup"],
+                 row["predicted_speedup"], _percent(row["speedup_error"], sign=True), row["measured_gib"],
+                 row["predicted_gib"], _percent(row["memory_error"], sign=True)]  # fmt: skip
+        lines.append("| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _percent(value: float | None, *, sign: bool = False) -> str:
+    return "-" if value is None else f"{value:+.1%}" if sign else f"{value:.1%}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
-    """Print the table."""
+    """Measure or read, predict, write, print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="all rows as JSON")
-    as_json = parser.parse_args().json
-    rows = [row for entry in MEASURED for row in compare(entry)]
-    if as_json:
-        print(json.dumps({"rows": rows, "median": medians(rows)}, indent=1))
-        return 0
-    header = ("model", "mode", "recipe", "measured_ms", "predicted_ms", "error", "speedup_error", "memory_error")
-    print("".join(f"{name:>20s}" for name in header))
-    for row in rows:
-        print("".join(f"{_text(row[name], name):>20s}" for name in header))
-    print("median absolute error: " + ", ".join(f"{key} {value:.1%}" for key, value in medians(rows).items()))
+    parser.add_argument("--measured", type=Path, help="steps measured elsewhere (steps_<gpu>.json)")
+    parser.add_argument("--models", help="comma-separated; default: all")
+    parser.add_argument("--out", type=Path, default=REPORTS, help="folder of the reports")
+    parser.add_argument("--no-profile", action="store_true", help="leave the kernels of the steps out")
+    args = parser.parse_args()
+    wanted = set(args.models.split(",")) if args.models else {entry.model for entry in ENTRIES}
+    entries = [entry for entry in ENTRIES if entry.model in wanted and entry.eager]
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.measured:
+        measured = json.loads(args.measured.read_text(encoding="utf-8"))
+        measured["rows"] = [row for row in measured["rows"] if row["model"] in wanted]
+    else:
+        measured = measured_here(entries, profile=not args.no_profile)
+    key = measured["gpu"].get("key") or gpu_of(measured).key
+    if not args.measured:
+        write_atomic(args.out / f"steps_{key}.json", json.dumps(measured, indent=1) + "\n")
+    rows = compare(measured, ENTRIES)
+    summary = medians(rows)
+    report = {"version": 1, "gpu": measured["gpu"], "torch": measured["torch"], "median": summary, "rows": rows}
+    write_atomic(args.out / f"estimate_{key}.json", json.dumps(report, indent=1) + "\n")
+    text = markdown(measured, rows, summary)
+    write_atomic(args.out / f"estimate_{key}.md", text)
+    print(text)
     return 0
-
-
-def _text(value: Any, name: str) -> str:
-    if value is None:
-        return "-"
-    return f"{value:+.1%}" if name.endswith("error") else str(value)
 
 
 if __name__ == "__main__":

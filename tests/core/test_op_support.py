@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amptune.core.op_support import lacks_kernel, table_version
+from amptune.core.op_support import lacks_kernel, ops_without_kernel, table_version, tried_on
 
 SQUARE = torch.eye(4)
 TRIED = {
@@ -46,3 +46,11 @@ def test_backward_gaps_and_unknown_ops() -> None:
 
 def test_the_table_names_its_torch() -> None:
     assert table_version().startswith("2.")
+
+
+def test_cells_say_how_they_were_obtained() -> None:
+    assert tried_on("cpu"), "the CPU's part was run"
+    assert table_version("cpu").startswith("2.")
+    assert "cholesky" in ops_without_kernel("bfloat16", "cpu")
+    assert "exp" not in ops_without_kernel("bfloat16", "cpu")
+    assert len(ops_without_kernel("float8_e4m3fn", "cpu")) > 100

@@ -1,0 +1,102 @@
+"""Measures in about two seconds what the GPU at hand reaches: the constants of the roofline, kernel by kernel.
+
+Each probe runs one kind of kernel by itself, on random numbers (zeros draw less power and run faster), and divides what
+the roofline would take at a share of 1 by the time that it took. No model is looked at, so predictions of models are
+predictions. Two constants are not measured and stay those of the GPU's generation: the ramp of short reductions, which
+the shapes of the probes divide out, and the bandwidth share of fused chains in compiled models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from amptune.analyze.probes import Probe, all_probes, launch_us, shortest_kernel_us
+from amptune.core.efficiency import Efficiency
+from amptune.core.formats import Format
+from amptune.core.hardware import Gpu
+from amptune.core.roofline import efficiency_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What was measured, and the constants that follow."""
+
+    gpu: Gpu
+    probes: tuple[Probe, ...]
+    efficiency: Efficiency
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """All probes: time, ideal time and share, and the constants that are not shares."""
+        return {
+            "gpu": self.gpu.name,
+            "torch": torch.__version__,
+            "seconds": round(self.seconds, 2),
+            "kernel_us": self.efficiency.kernel_us,
+            "launch_us": list(self.efficiency.launch_us),
+            "probes": {
+                probe.name: {
+                    "us": round(probe.seconds * 1e6, 2),
+                    "ideal_us": round(probe.ideal * 1e6, 2),
+                    "share": round(probe.share, 4),
+                }
+                for probe in self.probes
+            },
+        }
+
+
+def calibrate(gpu: Gpu) -> Calibration:
+    """Measure the present GPU, which ``gpu`` describes (see :func:`amptune.analyze.device.present_gpu`).
+
+    A probe that does not run (no kernel, no memory) leaves the constant of the GPU's generation in place.
+    """
+    start = time.perf_counter()
+    precision = torch.get_float32_matmul_precision()
+    conv_tf32 = torch.backends.cudnn.allow_tf32
+    bare = dataclasses.replace(gpu, measured=None)
+    try:
+        probes = tuple(all_probes(bare))
+        shortest, launches = shortest_kernel_us(bare), launch_us()
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = conv_tf32
+        torch.cuda.empty_cache()
+    shares = {probe.name: probe.share for probe in probes}
+    return Calibration(gpu, probes, _efficiency(bare, shares, shortest, launches), time.perf_counter() - start)
+
+
+def calibrated(gpu: Gpu) -> Gpu:
+    """The GPU with the constants that were measured on it."""
+    return dataclasses.replace(gpu, measured=calibrate(gpu).efficiency)
+
+
+def constants_from(gpu: Gpu, data: Mapping[str, Any]) -> Efficiency:
+    """The constants out of a calibration's JSON, for predictions on a machine without that GPU."""
+    shares = {name: float(probe["share"]) for name, probe in data["probes"].items()}
+    ahead, behind = data["launch_us"]
+    return _efficiency(gpu, shares, data["kernel_us"], (ahead, behind))
+
+
+def _efficiency(gpu: Gpu, shares: Mapping[str, float], shortest: float, launches: tuple[float, float]) -> Efficiency:
+    known = efficiency_of(gpu)
+
+    def by_format(kind: str, old: Mapping[Format, float]) -> dict[Format, float]:
+        found = {each: shares.get(f"{kind} {each}", share) for each, share in old.items()}
+        return found | {Format.FP8_E5M2: found[Format.FP8_E4M3]}
+
+    return dataclasses.replace(
+        known,
+        gemm=by_format("gemm", known.gemm),
+        conv=by_format("conv", known.conv),
+        depthwise=by_format("depthwise", known.depthwise),
+        attention=by_format("attention", known.attention),
+        memory={kind: shares.get(f"memory {kind}", share) for kind, share in known.memory.items()},
+        misaligned={each: shares.get(f"misaligned {each}", share) for each, share in known.misaligned.items()},
+        kernel_us=shortest,
+        launch_us=launches,
+    )

@@ -1,0 +1,76 @@
+"""The micro-benchmark: every probe runs (on the meta device here), and its share becomes a constant of the roofline."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from amptune.analyze import probes
+from amptune.analyze.calibrate import calibrate, constants_from
+from amptune.analyze.probes import Run
+from amptune.core.efficiency import EFFICIENCY, Traffic
+from amptune.core.formats import Format
+from amptune.core.graph import Gemm
+from amptune.core.hardware import GPUS
+from amptune.core.roofline import gemm_seconds, traffic_seconds
+
+H200 = GPUS["h200"]
+
+
+@pytest.fixture
+def _on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_once(run: Run) -> float:
+        run()
+        return 1e-3
+
+    monkeypatch.setattr(probes, "DEVICE", "meta")
+    monkeypatch.setattr(probes, "time_on_gpu", time_once)
+    monkeypatch.setattr(probes.torch.cuda, "synchronize", lambda: None)
+
+
+@pytest.mark.usefixtures("_on_meta")
+def test_every_kind_of_kernel_is_probed_and_its_share_becomes_the_constant() -> None:
+    found = calibrate(H200)
+    data = json.loads(json.dumps(found.to_json()))
+    shares = {name: probe["share"] for name, probe in data["probes"].items()}
+    # The meta device knows neither fused AdamW nor FP8 on every build; all else must have run.
+    wanted = {f"{kind} {each}" for kind in ("gemm", "conv") for each in ("fp32", "tf32", "bf16", "fp16")}
+    wanted |= {f"{kind} {each}" for kind in ("depthwise", "attention") for each in ("fp32", "bf16", "fp16")}
+    wanted |= {f"memory {each}" for each in Traffic if each not in (Traffic.FUSED, Traffic.OPTIMIZER)}
+    assert wanted | {"misaligned 2", "misaligned 4", "misaligned 8"} <= set(shares)
+    assert found.efficiency.gemm[Format.BF16] == pytest.approx(shares["gemm bf16"], rel=1e-3)
+    assert found.efficiency.memory[Traffic.NORM] == pytest.approx(shares["memory norm"], rel=1e-3)
+    assert found.efficiency.memory[Traffic.FUSED] == EFFICIENCY["hopper"].memory[Traffic.FUSED]
+    again = constants_from(H200, data)
+    assert again.gemm == pytest.approx(found.efficiency.gemm, rel=1e-2)
+    assert again.launch_us == pytest.approx(found.efficiency.launch_us)
+
+
+def test_measured_constants_replace_those_of_the_generation() -> None:
+    slower = dataclasses.replace(
+        EFFICIENCY["hopper"],
+        gemm={each: share / 2 for each, share in EFFICIENCY["hopper"].gemm.items()},
+        memory={each: share / 2 for each, share in EFFICIENCY["hopper"].memory.items()},
+    )
+    gpu = dataclasses.replace(H200, measured=slower)
+    gemm = Gemm(8192, 8192, 8192)
+    assert gemm_seconds(gemm, Format.BF16, gpu) == pytest.approx(2 * gemm_seconds(gemm, Format.BF16, H200))
+    assert traffic_seconds(1e9, Traffic.CAST, gpu) == pytest.approx(2 * traffic_seconds(1e9, Traffic.CAST, H200))
+
+
+@pytest.mark.gpu
+def test_the_gpu_at_hand_reaches_a_plausible_share_of_its_peaks() -> None:
+    from amptune.analyze.device import present_gpu
+
+    gpu = present_gpu()
+    assert gpu is not None
+    calibrate(gpu)  # the first run loads libraries
+    found = calibrate(gpu)
+    assert found.seconds < 4
+    assert {probe.name for probe in found.probes} >= {"gemm fp32", "memory pointwise", "memory optimizer"}
+    for probe in found.probes:
+        assert 0 < probe.share < 1.15, probe
+    assert 0.5 < found.efficiency.kernel_us < 10
+    assert all(1 < each < 60 for each in found.efficiency.launch_us)
