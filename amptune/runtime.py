@@ -40,6 +40,7 @@ __all__ = [
     "AppliedPlan",
     "__version__",
     "apply_plan",
+    "base_class",
     "fp32",
     "how_to_apply",
     "loss_in",
@@ -257,11 +258,13 @@ def pinned(code: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return fp32(function) if PINS.get(code) == "fp32" else function
 
 
-def loss_in(number_format: str | None, *, compile: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def loss_in(
+    number_format: str | None, *, compile: bool = False, backend: str = "inductor"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator of a loss function: the model's output, its first argument, comes to it in ``number_format``.
 
     Only tensors of fewer bits are cast, so "fp32" raises a 16-bit output and leaves a float32 or float64 one. None
-    leaves all. ``compile`` runs the loss, cast included, under torch.compile.
+    leaves all. ``compile`` runs the loss, cast included, under torch.compile with the given backend.
     """
     dtype = None if number_format is None else FORMATS[_known("loss format", number_format, FORMATS)]
 
@@ -270,7 +273,7 @@ def loss_in(number_format: str | None, *, compile: bool = False) -> Callable[[Ca
             return function(_raised(output, dtype), *args, **kwargs)
 
         # A loss may be a module, whose attributes are not the wrapper's to take.
-        return functools.update_wrapper(torch.compile(loss) if compile else loss, function, updated=())
+        return functools.update_wrapper(torch.compile(loss, backend=backend) if compile else loss, function, updated=())
 
     return decorate
 
@@ -568,7 +571,7 @@ def how_to_apply(module: nn.Module) -> str | None:
     """
     if isinstance(module, (torch.jit.ScriptModule, *_BYPASSED)):
         return None
-    base = _base_class(type(module))
+    base = base_class(type(module))
     if base in SWAPS:
         return "swap"
     parameters = [parameter for parameter in module.parameters() if parameter is not None]
@@ -652,7 +655,8 @@ def _original_class(cls: type) -> type | None:
     return cls.__bases__[1] if cls in _PLANNED else None
 
 
-def _base_class(cls: type) -> type:
+def base_class(cls: type) -> type:
+    """The user's or torch's class that a planned class was made from; a class that is not ours is its own."""
     while (original := _original_class(cls)) is not None:
         cls = original
     return cls
@@ -796,7 +800,7 @@ def undo_plan(model: nn.Module) -> None:
     for module in model.modules():
         state = module.__dict__
         if "_amptune" in state or "_amptune_root" in state:
-            base = _base_class(type(module))
+            base = base_class(type(module))
             if base is type(module):
                 raise RuntimeError(f"undo the plan before {type(module).__name__} replaces the module's class")
             module.__class__ = base
@@ -959,7 +963,7 @@ def _entry(key: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _site(path: str, module: nn.Module, entry: Mapping[str, Any], *, exact: bool) -> Site:
-    base = _base_class(type(module))
+    base = base_class(type(module))
     where = f"site {path!r} ({base.__name__})"
     how = entry.get("how")
     if how in ("follow", "source"):

@@ -40,6 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="largest loss gap to FP32 that is still valid (default 0.005)")  # fmt: skip
     parser.add_argument("--steps", type=_positive_int, default=20, metavar="K",
                         help="training steps a trial is judged on (default 20)")  # fmt: skip
+    parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND",
+                        help="measure under torch.compile: blocks in the search, at the end all")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default amptune-out/<model>)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", dest="existing", action="store_const", const="resume", default="refuse",
@@ -110,8 +112,29 @@ def _options(args: argparse.Namespace) -> TuneOptions:
         seed=args.seed,
         tolerance=args.tolerance,
         steps=args.steps,
+        compile_with=_backend(args.compile),
         existing=args.existing,
     )
+
+
+def _backend(name: str | None) -> str | None:
+    """A backend of torch.compile that this torch has.
+
+    Raises:
+        UsageError: it has none of this name.
+    """
+    if name is None:
+        return None
+    import torch
+
+    known = torch.compiler.list_backends(exclude_tags=())
+    if name not in known:
+        from amptune.core.nearest import nearest
+        from amptune.errors import UsageError
+
+        hint = f"did you mean {near!r}?" if (near := nearest(name, known)) else f"known: {', '.join(known)}"
+        raise UsageError(f"--compile {name!r}: torch.compile has no such backend", hint=hint)
+    return name
 
 
 def _positive_int(text: str) -> int:

@@ -23,6 +23,7 @@ class TuneOptions:
         seed: of the weights, the order of the batches and the sampler.
         tolerance: largest loss gap to the FP32 reference, relative, that is still valid.
         steps: training steps (K) that a trial is judged on.
+        compile_with: backend of torch.compile for compile mode; ``None`` measures in eager mode.
         existing: what to do with an ``out`` that holds a study: refuse it, continue it, or start anew.
     """
 
@@ -35,4 +36,10 @@ class TuneOptions:
     seed: int = 0
     tolerance: float = 0.005
     steps: int = 20
+    compile_with: str | None = None
     existing: Literal["refuse", "resume", "overwrite"] = "refuse"
+
+    @property
+    def mode(self) -> str:
+        """``eager`` or ``compile``: how the model runs, and so what its measurements are valid for."""
+        return "compile" if self.compile_with else "eager"

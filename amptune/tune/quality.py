@@ -16,7 +16,7 @@ import torch
 from amptune.errors import CaptureError, TuneError
 from amptune.tune.batches import Batches
 from amptune.tune.recipes import Candidate, backend_flags
-from amptune.tune.training import Run, Workbench, loss_of, seed_everything, snapshot, training
+from amptune.tune.training import Run, Workbench, eager, loss_of, seed_everything, snapshot, training
 
 NUM_ORDERS = 3
 MIN_COSINE = 0.98
@@ -217,7 +217,7 @@ def held_back_loss(bench: Workbench, batches: Batches) -> float:
     was_training = bench.model.training
     bench.model.eval()
     try:
-        with torch.no_grad(), backend_flags(False):
+        with torch.no_grad(), backend_flags(False), eager(bench):
             losses = [loss_of(bench, fp32, batch).float().item() for batch in batches.held_back]
     finally:
         bench.model.train(was_training)

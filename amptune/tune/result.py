@@ -30,7 +30,7 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         "tool": TOOL,
         "verdict": verdict.kind,
         "device": prepared.device,
-        "mode": "eager",
+        "mode": options.mode,
         "seed": options.seed,
         "versions": {
             "amptune": __version__,

@@ -127,9 +127,11 @@ def _start(
         "device": prepared.device.get("gpu"),
         "seed": options.seed,
         "steps": options.steps,
+        "mode": options.mode,
     }
     study = open_study(options.out, options.existing, options.seed)
     header = study.header
+    plan_header = _plan_header(target, captured, prepared, options.mode)
     if study.resumed and header:
         _check_same(header["identity"], identity)
         requeued = study.requeue_interrupted()
@@ -140,14 +142,14 @@ def _start(
         study.start({"identity": identity, "costs": table.to_json()})
     return Search(
         options=options, study=study, worker=worker, prepared=prepared, recipes={c.name: c for c in recipes},
-        space=space, table=table, edges=edges_of(graph, space), plan_header=_plan_header(target, captured, prepared),
+        space=space, table=table, edges=edges_of(graph, space), plan_header=plan_header,
         progress=progress, on_best=lambda plan: write_atomic(options.out / "plan.json", plan_text(plan)),
     )  # fmt: skip
 
 
-def _plan_header(target: Target, captured: Capture, prepared: Prepared) -> dict[str, Any]:
+def _plan_header(target: Target, captured: Capture, prepared: Prepared, mode: str) -> dict[str, Any]:
     device = prepared.device
-    measured_on = {key: device.get(key) for key in ("gpu", "capability", "torch", "driver")} | {"mode": "eager"}
+    measured_on = {key: device.get(key) for key in ("gpu", "capability", "torch", "driver")} | {"mode": mode}
     return {
         "target": target.spec.text,
         "source_sha256": target.source_sha256,

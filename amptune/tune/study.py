@@ -47,6 +47,7 @@ class Outcome:
     worst_cosine: float | None = None
     skipped_steps: int | None = None
     evaluation: float | None = None
+    compile_seconds: float | None = None
     failing: Sequence[str] = ()
 
     @property

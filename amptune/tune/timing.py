@@ -48,25 +48,26 @@ class StepTime:
 
 def measure_step(
     bench: Workbench, candidate: Candidate, batches: Batches, limit_ms: float | None = None
-) -> tuple[StepTime | None, int | None]:
-    """Step time and peak memory in bytes (``None`` on a CPU).
+) -> tuple[StepTime | None, int | None, float | None]:
+    """Step time, peak memory in bytes (``None`` on a CPU), and seconds of compiling (``None`` in eager mode).
 
     The time is ``None`` when a step of the warm-up takes longer than ``limit_ms``: hopelessly slow candidates (16-bit
     convolutions on a CPU can be 90 times slower) are not worth the wait.
     """
     device = bench.device
     with training(bench, candidate) as run:
-        device.reset_peak_memory()
         warm = [_seconds(run, batches.train[i % len(batches.train)]) * 1e3 for i in range(WARMUP_STEPS)]
         # The first step sets up kernels and optimizer state, so it says nothing; the fastest of the others does.
         elapsed = min(warm[1:])
+        compiling = (sum(warm) - len(warm) * elapsed) / 1e3 if bench.compilation else None
         if limit_ms is not None and elapsed > limit_ms:
             # Another program may have had the machine: a second look before the candidate is given up.
             elapsed = min(_seconds(run, batch) * 1e3 for batch in batches.train[:WARMUP_STEPS])
             if elapsed > limit_ms:
-                return None, None
+                return None, None, compiling
         count = min(MAX_STEPS, max(MIN_STEPS, int(SECONDS * 1e3 / max(elapsed, 1e-3))))
-        return StepTime.of(timed_steps(run, batches, count)), device.peak_memory()
+        device.reset_peak_memory()  # the compiler's own trials of kernels are not part of a step
+        return StepTime.of(timed_steps(run, batches, count)), device.peak_memory(), compiling
 
 
 def timed_steps(run: Run, batches: Batches, count: int) -> list[float]:

@@ -17,6 +17,7 @@ from amptune.core.formats import Format
 from amptune.errors import CaptureError
 from amptune.runtime import loss_in
 from amptune.tune.batches import to_device
+from amptune.tune.compilation import BACKEND, Compilation, compiled
 from amptune.tune.device import Device
 from amptune.tune.recipes import Candidate, autocast_region, backend_flags
 
@@ -26,6 +27,7 @@ class Workbench:
     """One model on the device and the state it starts every run from.
 
     There is a single model: a candidate is applied to it, trained, and undone, so that memory holds one model only.
+    ``compilation`` says how torch.compile runs it; None is eager mode.
     """
 
     target: Target
@@ -33,7 +35,8 @@ class Workbench:
     model: nn.Module
     initial: dict[str, torch.Tensor]
     codes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    _targets: dict[tuple[Format | None, bool], Target] = dataclasses.field(default_factory=dict)
+    compilation: Compilation | None = None
+    _targets: dict[tuple[Format | None, str | None], Target] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def build(cls, target: Target, device: Device, seed: int, codes: Mapping[str, str] | None = None) -> Workbench:
@@ -50,13 +53,17 @@ class Workbench:
                 target.call(model, to_device(target.make_batch(), device.torch))
         return cls(target, device, model, snapshot(model), codes or {})
 
-    def target_with_loss(self, loss_format: Format | None, compiled: bool) -> Target:
-        """The target with its ``loss_fn`` decorated as the patched file decorates it; compiled once and kept."""
-        key = (loss_format, compiled)
+    def target_with_loss(self, loss_format: Format | None, backend: str | None) -> Target:
+        """The target with its ``loss_fn`` decorated as the patched file decorates it; kept, so compiled once.
+
+        ``backend``: of torch.compile, None for an eager loss.
+        """
+        key = (loss_format, backend)
         if key not in self._targets:
             loss_fn = self.target.loss_fn
             if loss_fn is not None:
-                loss_fn = loss_in(loss_format.label if loss_format else None, compile=compiled)(loss_fn)
+                label = loss_format.label if loss_format else None
+                loss_fn = loss_in(label, compile=bool(backend), backend=backend or BACKEND)(loss_fn)
             self._targets[key] = dataclasses.replace(self.target, loss_fn=loss_fn)
         return self._targets[key]
 
@@ -111,11 +118,18 @@ def loss_of(bench: Workbench, candidate: Candidate, batch: Any) -> torch.Tensor:
 
 
 def loss_of_output(bench: Workbench, candidate: Candidate, output: Any, batch: Any) -> torch.Tensor:
-    """The loss of an output in the candidate's loss format; an autocast recipe must be in force already."""
+    """The loss of an output in the candidate's loss format; an autocast recipe must be in force already.
+
+    In compile mode every loss is compiled, the stock recipes' too.
+    """
     plan = candidate.plan
-    if plan is None:
+    loss_format = plan.loss_format if plan else None
+    backend = BACKEND if plan and plan.loss_compile else None
+    if bench.compilation is not None:
+        backend = bench.compilation.backend
+    if loss_format is None and backend is None:
         return bench.target.loss(output, batch)
-    return bench.target_with_loss(plan.loss_format, plan.loss_compile).loss(output, batch)
+    return bench.target_with_loss(loss_format, backend).loss(output, batch)
 
 
 class Run:
@@ -160,13 +174,24 @@ class Run:
 
 
 @contextlib.contextmanager
+def eager(bench: Workbench) -> Iterator[None]:
+    """Set compile mode aside: for the FP32 reference and for recordings, which a compiler would hide things from."""
+    compilation, bench.compilation = bench.compilation, None
+    try:
+        yield
+    finally:
+        bench.compilation = compilation
+
+
+@contextlib.contextmanager
 def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tensor] | None = None) -> Iterator[Run]:
     """A run from ``state`` (default: the initial weights), with the candidate in force; undone on leaving."""
     bench.restore(state)
     with backend_flags(candidate.tf32):
         applied = apply(bench.model, candidate.plan, codes=bench.codes) if candidate.plan else None
         try:
-            yield Run(bench, candidate)
+            with compiled(bench.model, bench.compilation):
+                yield Run(bench, candidate)
         finally:
             if applied is not None:
                 applied.undo()

@@ -27,6 +27,7 @@ from amptune.core.tables import CostTable
 from amptune.errors import AmptuneError
 from amptune.patch.spec import PatchSpec
 from amptune.tune.batches import Batches, load_batches
+from amptune.tune.compilation import Compilation, forget_compiled
 from amptune.tune.costs import measure_costs
 from amptune.tune.device import Device
 from amptune.tune.emitted import compare_emitted
@@ -36,7 +37,7 @@ from amptune.tune.quality import Quality, Reference, judge, measure_reference
 from amptune.tune.recipes import Candidate, plan_candidate, stock_candidates
 from amptune.tune.space import COMPILED_LOSS, Space, build_space
 from amptune.tune.timing import StepTime, measure_interleaved, measure_step
-from amptune.tune.training import Workbench, training
+from amptune.tune.training import Workbench, eager, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Measured:
     memory: int | None
     quality: Quality | None
     mismatches: tuple[str, ...] = ()
+    compile_seconds: float | None = None
 
 
 Report = Callable[[str, int, int], None]
@@ -93,6 +95,8 @@ class Worker:
         self.device = Device(job.options.device)
         self.target: Target = load_target(job.options.target, source=job.trial_source)
         self.bench = Workbench.build(self.target, self.device, job.options.seed, job.codes)
+        if job.options.compile_with:
+            self.bench.compilation = Compilation(job.options.compile_with)
         self.batches: Batches = load_batches(self.target, job.options.steps, self.device.torch)
         self._reference: Reference | None = None
 
@@ -101,7 +105,8 @@ class Worker:
         """The FP32 run, done at the first use."""
         if self._reference is None:
             self.report("training the FP32 reference", 0, 0)
-            self._reference = measure_reference(self.bench, self.batches, self.options.tolerance, self.options.seed)
+            with eager(self.bench):
+                self._reference = measure_reference(self.bench, self.batches, self.options.tolerance, self.options.seed)
         return self._reference
 
     def prepare(self) -> Prepared:
@@ -118,7 +123,8 @@ class Worker:
 
     def space(self, graph: PrecisionGraph) -> Space:
         """The search space, which depends on the live modules."""
-        return build_space(self.bench, graph, self.batches.train[0], pins=self.pins, losses=self._losses())
+        with eager(self.bench):
+            return build_space(self.bench, graph, self.batches.train[0], pins=self.pins, losses=self._losses())
 
     def patch_spec(self, graph: PrecisionGraph) -> PatchSpec:
         """Where the plan goes in the user's file, or in a file of its own for a model from a package."""
@@ -137,40 +143,56 @@ class Worker:
         def progress(done: int, total: int) -> None:
             self.report("measuring sites", done, total)
 
-        return measure_costs(self.bench, calls, self.batches.train[0], choices, progress)
+        with eager(self.bench):
+            return measure_costs(self.bench, calls, self.batches.train[0], choices, progress)
 
     def trial(self, candidate: Candidate, limit_ms: float | None) -> Measured:
         """Check the realised formats, measure the step, then the quality of one candidate."""
         reference = self.reference
-        mismatches = self._mismatches(candidate)
+        forget_compiled()
+        with eager(self.bench):
+            mismatches = self._mismatches(candidate)
         if mismatches:
             return Measured(None, None, None, mismatches)
-        step, memory = measure_step(self.bench, candidate, self.batches, limit_ms)
+        step, memory, compile_seconds = measure_step(self.bench, candidate, self.batches, limit_ms)
         if step is None:
-            return Measured(None, None, None)
+            return Measured(None, None, None, compile_seconds=compile_seconds)
         quality = judge(self.bench, candidate, self.batches, reference, self.options.seed)
-        return Measured(step, memory, quality)
+        return Measured(step, memory, quality, compile_seconds=compile_seconds)
 
     def repeat(self, candidates: list[Candidate], rounds: int) -> list[list[StepTime]]:
-        """Measure finalists in turns."""
+        """Measure finalists in turns; in compile mode each model whole, as the user will run it."""
 
         def progress(done: int) -> None:
             self.report("repeating the finalists", done, rounds)
 
-        return measure_interleaved(self.bench, candidates, self.batches, rounds, progress)
+        forget_compiled()
+        blocks = self.bench.compilation
+        self.bench.compilation = blocks.whole() if blocks else None
+        try:
+            return measure_interleaved(self.bench, candidates, self.batches, rounds, progress)
+        finally:
+            self.bench.compilation = blocks
 
     def record_gradients(self, plan: Plan) -> GradientRecord:
         """Magnitudes of the gradients that FP16 has to hold, over the K training steps."""
-        return record_gradients(self.bench, plan, self.batches, self.options.seed)
+        with eager(self.bench):
+            return record_gradients(self.bench, plan, self.batches, self.options.seed)
 
     def check_emitted(self, path: Path, candidate: Candidate) -> list[str]:
         """Differences between the emitted file's model and the applied plan; empty when they agree bit for bit."""
-        return compare_emitted(self.bench, path, candidate, self.batches.train[0], self.options)
+        with eager(self.bench):
+            return compare_emitted(self.bench, path, candidate, self.batches.train[0], self.options)
 
     def _losses(self) -> tuple[str, ...]:
-        """Choices for the loss. Compiling it alone is offered on a GPU only: elsewhere it needs a C++ compiler."""
+        """Choices for the loss. Compiling it alone is offered on a GPU only: elsewhere it needs a C++ compiler.
+
+        In compile mode it is compiled in any case, and its cast up costs nothing: there is no choice to make.
+        """
         if self.target.loss_fn is None:
             return ()
+        if self.bench.compilation is not None:
+            return (COMPILED_LOSS,)
         return ("fp32", "follow", COMPILED_LOSS) if self.device.is_cuda else ("fp32", "follow")
 
     def _mismatches(self, candidate: Candidate) -> tuple[str, ...]:

@@ -20,16 +20,17 @@ def test_a_step_time_has_median_and_quartiles() -> None:
 
 def test_a_step_is_timed_as_a_whole(make_bench: Make) -> None:
     bench, batches = make_bench(SLOW)
-    step, memory = measure_step(bench, Candidate("fp32"), batches)
+    step, memory, compiling = measure_step(bench, Candidate("fp32"), batches)
     assert step is not None
     assert 20 <= step.median < 200
+    assert compiling is None
     assert memory is None, "torch does not count a CPU's memory"
 
 
 def test_a_hopeless_candidate_is_given_up(make_bench: Make) -> None:
     bench, batches = make_bench(SLOW)
     started = time.perf_counter()
-    assert measure_step(bench, Candidate("fp32"), batches, limit_ms=5.0) == (None, None)
+    assert measure_step(bench, Candidate("fp32"), batches, limit_ms=5.0) == (None, None, None)
     assert time.perf_counter() - started < 1.0
 
 

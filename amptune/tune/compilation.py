@@ -1,0 +1,91 @@
+"""Compile mode: which parts of a model run under torch.compile, and how that is taken back.
+
+A search compiles repeated blocks alone: they share one compiled code, so a trial waits seconds for the compiler and
+not a minute. The finalists are compiled whole, as the user will run them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import nn
+
+from amptune.runtime import base_class
+
+BACKEND = "inductor"
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+RECOMPILE_LIMIT = 64
+"""Versions that one piece of code may be compiled in: blocks of one class that a plan gives different formats."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compilation:
+    """How the model is compiled.
+
+    Attributes:
+        backend: of torch.compile.
+        scope: ``blocks`` for the repeated blocks alone (the whole model where it has none), or ``whole``.
+    """
+
+    backend: str = BACKEND
+    scope: Literal["blocks", "whole"] = "blocks"
+
+    def whole(self) -> Compilation:
+        """The same, for the whole model."""
+        return dataclasses.replace(self, scope="whole")
+
+
+def parts_to_compile(model: nn.Module, scope: str) -> list[nn.Module]:
+    """The modules that are compiled, each with its own call of torch.compile."""
+    return (repeated_blocks(model) or [model]) if scope == "blocks" else [model]
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The outermost modules with children that stand beside others of their class in a ModuleList or Sequential."""
+    blocks: list[nn.Module] = []
+    for child in model.children():
+        alike = _alike(child) if isinstance(child, nn.ModuleList | nn.Sequential) else []
+        if alike:
+            rest = [part for part in child.children() if not any(part is block for block in alike)]
+            blocks += alike
+            blocks += [block for part in rest for block in repeated_blocks(part)]
+        else:
+            blocks += repeated_blocks(child)
+    return list({id(block): block for block in blocks}.values())
+
+
+def _alike(container: nn.Module) -> list[nn.Module]:
+    """Children of the container, themselves with children, whose class occurs at least twice in it."""
+    classes = [base_class(type(child)) for child in container.children()]
+    return [
+        child
+        for child, cls in zip(container.children(), classes, strict=True)
+        if classes.count(cls) > 1 and cls not in _CONTAINERS and next(child.children(), None) is not None
+    ]
+
+
+@contextlib.contextmanager
+def compiled(model: nn.Module, compilation: Compilation | None) -> Iterator[None]:
+    """Run the parts under torch.compile while the block runs. Nothing is compiled before the first call."""
+    if compilation is None:
+        yield
+        return
+    parts = parts_to_compile(model, compilation.scope)
+    for part in parts:
+        part.compile(backend=compilation.backend)
+    try:
+        # A graph that is compiled too often would go on in eager mode without a word: that is a failed trial.
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True):
+            yield
+    finally:
+        for part in parts:
+            part.__dict__.pop("_compiled_call_impl", None)
+
+
+def forget_compiled() -> None:
+    """Drop all compiled code: what one trial compiled must not stand in the way of the next."""
+    torch._dynamo.reset()

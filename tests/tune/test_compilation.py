@@ -1,0 +1,147 @@
+"""Compile mode: what is compiled, how often, and that it is taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, SitePlan
+from amptune.tune.compilation import Compilation, compiled, forget_compiled, repeated_blocks
+from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.timing import measure_step
+from amptune.tune.training import eager, training
+
+from .conftest import Make
+
+# torch.compile looks at the .grad of what enters a block.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+
+
+class Block(nn.Module):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.fc(x).relu()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(8, 8)
+        self.stages = nn.ModuleList([nn.Sequential(Block(), Block()), nn.Sequential(Block(), Block(), nn.ReLU())])
+        self.head = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(x)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    forget_compiled()
+    yield
+    forget_compiled()
+
+
+def test_repeated_blocks_are_the_outermost_of_a_class() -> None:
+    net = Net()
+    blocks = [module for module in net.modules() if isinstance(module, Block)]
+    assert [id(block) for block in repeated_blocks(net)] == [id(block) for block in blocks]
+    assert repeated_blocks(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))) == []
+    nested = nn.ModuleList([nn.ModuleDict({"inner": Net()}), nn.ModuleDict({"inner": Net()})])
+    assert len(repeated_blocks(nested)) == 2 * len(blocks)
+
+
+@pytest.mark.parametrize("scope", ["blocks", "whole"])
+def test_compiled_parts_run_and_are_set_back(scope: str) -> None:
+    model = Net()
+    x = torch.randn(3, 8)
+    expected = model(x)
+    before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    with compiled(model, Compilation("aot_eager", scope)):  # type: ignore[arg-type]
+        assert torch.allclose(model(x), expected)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert {name: dict(module.__dict__) for name, module in model.named_modules()} == before
+
+
+COMPILED = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return x + self.fc(F.gelu(self.norm(x)))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(16, 16)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.randn(8, 16), torch.arange(8) % 5
+
+
+def loss_fn(output, batch):
+    return F.cross_entropy(output, batch[1])
+"""
+
+
+def num_graphs() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def test_a_candidate_is_compiled_once_for_all_its_blocks_and_runs(make_bench: Make) -> None:
+    """Blocks share their code, and training again under the same candidate finds it compiled."""
+    bench, batches = make_bench(COMPILED)
+    bench.compilation = Compilation("aot_eager")
+    plan = plan_candidate(Plan({f"blocks.{i}.fc": SitePlan(Format.BF16) for i in range(3)}))
+    for candidate in (Candidate("autocast-bf16", autocast=Format.BF16), plan):
+        forget_compiled()
+        torch._dynamo.utils.counters.clear()
+        step, _, compiling = measure_step(bench, candidate, batches)
+        assert step is not None
+        assert compiling is not None
+        first = num_graphs()
+        assert first == 2, "one graph for the three blocks, one for the loss"
+        with training(bench, candidate) as run:
+            run.step(batches.train[0])
+        assert num_graphs() == first
+
+
+def test_eager_sets_compile_mode_aside(make_bench: Make) -> None:
+    bench, batches = make_bench(COMPILED)
+    bench.compilation = Compilation("aot_eager")
+    torch._dynamo.utils.counters.clear()
+    with eager(bench), training(bench, Candidate("fp32")) as run:
+        run.step(batches.train[0])
+    assert num_graphs() == 0
+    assert bench.compilation == Compilation("aot_eager")
