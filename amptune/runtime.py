@@ -259,7 +259,7 @@ def pinned(code: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def loss_in(
-    number_format: str | None, *, compile: bool = False, backend: str = "inductor"
+    number_format: str | None, *, compile: bool = False, backend: Any = "inductor"
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator of a loss function: the model's output, its first argument, comes to it in ``number_format``.
 
