@@ -4,7 +4,7 @@ from amptune.apply.plan import AppliedPlan, apply
 from amptune.apply.probe import plannable_modules, tied_by_run
 from amptune.apply.realised import Mismatch, check_realised, stale_weight_casts
 from amptune.apply.support import can_pad, how_to_apply, legal_formats
-from amptune.apply.ties import meet_in_one_op, tied_by_dtype
+from amptune.apply.ties import meet_in_one_op, sources_of, takes_part, tied_by_dtype
 
 __all__ = [
     "AppliedPlan",
@@ -16,7 +16,9 @@ __all__ = [
     "legal_formats",
     "meet_in_one_op",
     "plannable_modules",
+    "sources_of",
     "stale_weight_casts",
+    "takes_part",
     "tied_by_dtype",
     "tied_by_run",
 ]

@@ -20,12 +20,12 @@ def tied_by_dtype(graph: PrecisionGraph) -> list[set[str]]:
     ``INPUT`` meets a tensor that no plan casts (the batch, a parameter read by a function, ``torch.zeros``), so its
     sites must stay in that tensor's format, FP32 as a rule.
     """
-    sources = _sources(graph)
+    sources = sources_of(graph)
     groups: list[set[str]] = []
     for site in graph:
         if site.is_module or not op_named(site.op).same_dtype:
             continue
-        arriving = _arriving(graph, site, sources)
+        arriving = arriving_at(graph, site, sources)
         if len(arriving) > 1:
             groups.append(set().union(*arriving))
     return merged(groups)
@@ -36,18 +36,21 @@ def meet_in_one_op(graph: PrecisionGraph) -> list[set[str]]:
 
     Where they did, the result would be FP32 without a word.
     """
-    sources = _sources(graph)
+    sources = sources_of(graph)
     found: list[set[str]] = []
     for site in graph:
         if not site.is_module or not _decides(site):
-            sites = set().union(*_arriving(graph, site, sources)) - _FIXED
+            sites = set().union(*arriving_at(graph, site, sources)) - _FIXED
             if len(sites) > 1 and sites not in found:
                 found.append(sites)
     return found
 
 
-def _sources(graph: PrecisionGraph) -> dict[str, frozenset[str]]:
-    """Site id -> sources of its output. Repeats until nothing changes, since a shared module can feed itself."""
+def sources_of(graph: PrecisionGraph) -> dict[str, frozenset[str]]:
+    """Site id -> sites that decide the dtype of its output; INPUT stands for what no plan changes.
+
+    Repeats until nothing changes, since a shared module can feed itself.
+    """
     sources: dict[str, frozenset[str]] = {INPUT: _FIXED}
     changed = True
     while changed:
@@ -66,26 +69,26 @@ def _decides(site: Site) -> bool:
 def _followed(graph: PrecisionGraph, site: Site, sources: dict[str, frozenset[str]]) -> frozenset[str]:
     if site.attrs.get("dtype") is not None:
         return _FIXED
-    arriving = _arriving(graph, site, sources)
+    arriving = arriving_at(graph, site, sources)
     # Nothing that a plan decides arrives, or something in FP32 does, which every promotion with 16 bits ends in.
     if not arriving or _FIXED in arriving:
         return _FIXED
     return frozenset().union(*arriving)
 
 
-def _arriving(graph: PrecisionGraph, site: Site, sources: dict[str, frozenset[str]]) -> list[frozenset[str]]:
+def arriving_at(graph: PrecisionGraph, site: Site, sources: dict[str, frozenset[str]]) -> list[frozenset[str]]:
     """Sources of each floating tensor that ``site`` reads, by producer; its own parameters count as fixed."""
     found = [
         sources[producer]
         for producer in graph.graph.predecessors(site.id)
-        if sources.get(producer) and any(_takes_part(tensor, site) for tensor in graph.tensors(producer, site.id))
+        if sources.get(producer) and any(takes_part(tensor, site) for tensor in graph.tensors(producer, site.id))
     ]
     if any(parameter.meta.is_floating for parameter in site.params):
         found.append(_FIXED)
     return found
 
 
-def _takes_part(tensor: TensorMeta, site: Site) -> bool:
+def takes_part(tensor: TensorMeta, site: Site) -> bool:
     """Whether the tensor's dtype matters: floating, and not a scalar, which promotion ignores beside other tensors."""
     others = any(other.shape for other in site.inputs if other.is_floating)
     return tensor.is_floating and (bool(tensor.shape) or not others)

@@ -4,14 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from amptune.core.choice import Choice
 from amptune.core.formats import Format
 
-Edge = tuple[str, str, int]
-"""(source site, target site, elements) of one tensor."""
+EDGE_FORMATS = (Format.FP32, Format.BF16, Format.FP16)
+"""Formats that travel between sites."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge:
+    """One tensor on its way, which is cast where the two sides differ in format.
+
+    A tensor that ops outside the plan made (adds, views) has the format that the outputs of several sites promote to.
+
+    Attributes:
+        sources: sites whose promoted output formats the tensor has; INPUT stands for FP32 that no plan changes.
+        into: the site that reads it; or, for the operand of an op that promotes, the sources of all its operands.
+        numel: elements.
+        share: of the price: 1.0 for a cast with the gradient's cast back, 0.5 for one of the two.
+    """
+
+    sources: tuple[str, ...]
+    into: tuple[str, ...]
+    numel: int
+    share: float = 1.0
+
+    def to_json(self) -> list[Any]:
+        """The fields in their order."""
+        return [list(self.sources), list(self.into), self.numel, self.share]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Edge:
+        """What ``to_json`` gave."""
+        sources, into, numel, share = data
+        return cls(tuple(sources), tuple(into), numel, share)
+
+
+def promoted(formats: Iterable[Format]) -> Format:
+    """The format of an op's output whose inputs have these: FP32 where they differ, as torch promotes."""
+    distinct = set(formats)
+    return distinct.pop() if len(distinct) == 1 else Format.FP32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +153,12 @@ class CostTable:
         return price.of(numel) if price else 0.0
 
     def total(self, choices: Mapping[str, Choice], edges: Iterable[Edge]) -> float:
-        """Predicted milliseconds of all sites and casts of an assignment of sites to choices."""
+        """Predicted milliseconds of all sites and casts of an assignment; a site that is not in it is in FP32."""
+        formats = {name: choice.output_format for name, choice in choices.items()}
+
+        def arriving(names: Iterable[str]) -> Format:
+            return promoted(formats.get(name, Format.FP32) for name in names)
+
         sites = sum(self.site(name, chosen).ms for name, chosen in choices.items())
-        casts = sum(
-            self.cast(choices[source].output_format, choices[target].output_format, numel)
-            for source, target, numel in edges
-            if source in choices and target in choices
-        )
+        casts = sum(self.cast(arriving(e.sources), arriving(e.into), e.numel) * e.share for e in edges)
         return sites + casts

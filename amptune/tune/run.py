@@ -20,6 +20,7 @@ from amptune.patch.instrument import instrument_source, pinnable_sites
 from amptune.patch.rewrite import unpatch_source
 from amptune.patch.spec import PatchSpec
 from amptune.patch.text import read_source
+from amptune.tune.edges import edges_of
 from amptune.tune.emit import Emission, emit, plan_text
 from amptune.tune.explain import with_reasons
 from amptune.tune.finals import Verdict, decide
@@ -29,7 +30,7 @@ from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate
 from amptune.tune.result import result_json
 from amptune.tune.search import Search
-from amptune.tune.space import Space, edges_of, is_pin_candidate
+from amptune.tune.space import Space, is_pin_candidate
 from amptune.tune.stockplan import plan_of_stock
 from amptune.tune.study import locked_folder, open_study
 from amptune.tune.worker import Job, Prepared

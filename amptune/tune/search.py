@@ -17,6 +17,7 @@ from amptune.core.choice import Choice
 from amptune.core.plan import Plan
 from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
+from amptune.tune.allocate import problem_of
 from amptune.tune.front import front_points, predicted_ms
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess
@@ -62,6 +63,7 @@ class Search:
             if not self.study.num_waiting() and not self._enqueue_repair():
                 self._enqueue_neighbour()
             trial, point = self.study.ask(self.space.choices())
+            point = self.space.made_legal(point)
             candidate = self._candidate(trial, point)
             known = self._known(candidate)
             if known is not None:
@@ -103,7 +105,7 @@ class Search:
 
     def plan_of(self, record: TrialRecord) -> Plan:
         """The plan that a record measured."""
-        return self.space.decode(record.point, self.table, self.plan_header)
+        return self.space.decode(self.space.made_legal(record.point), self.table, self.plan_header)
 
     def predicted_step(self, point: dict[str, str]) -> float | None:
         """Predicted milliseconds of a whole step: what the FP32 step takes beside its sites, plus the point's sites.
@@ -124,7 +126,7 @@ class Search:
             self.progress.line("this device has no 16-bit format, or the model no site to plan: only stock recipes run")
             return
         left = self.options.budget - len(self.recipes)
-        points = front_points(self.space, self.table, self.edges)
+        points = front_points(self.space, problem_of(self.space, self.table, self.edges))
         for point in points[: max(1, math.ceil(FRONT_SHARE * left))]:
             self.study.enqueue(point, "front")
 
@@ -170,8 +172,8 @@ class Search:
     def _neighbours(self, point: dict[str, str]) -> Iterator[dict[str, str]]:
         for name, values in self.space.choices().items():
             for value in values:
-                if value != point[name]:
-                    yield point | {name: value}
+                if value != point[name] and self.space.is_legal(changed := point | {name: value}):
+                    yield changed
 
     def _predicted(self, point: Mapping[str, str]) -> float:
         return predicted_ms(self.space, self.table, self.edges, point)

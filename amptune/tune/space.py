@@ -7,19 +7,19 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from amptune.apply import how_to_apply, plannable_modules, tied_by_run
+from amptune.apply import how_to_apply, meet_in_one_op, plannable_modules, tied_by_run
 from amptune.core.choice import BF16, FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
-from amptune.core.tables import CostTable, Edge
+from amptune.core.tables import CostTable
 from amptune.tune.recipes import Candidate
 from amptune.tune.training import Workbench, loss_of, training
 
@@ -80,12 +80,21 @@ class Space:
     ``:tf32`` and ``:channels_last`` where the device and the model have them, and ``:loss`` where the loss is the
     user's function: ``fp32``, ``follow`` (the format that the output has) or ``fp32-compiled`` (torch.compile of the
     loss alone: the cast up then costs no memory).
+
+    Attributes:
+        groups: what decides together.
+        tf32: whether ``:tf32`` is a choice.
+        channels_last: whether ``:channels_last`` is one.
+        losses: values of ``:loss``; empty where it is no choice.
+        meets: sets of module groups whose outputs meet in an op that promotes: FP16 and BF16 in one of them would give
+            FP32 without a word, so that is no legal point.
     """
 
     groups: tuple[Group, ...]
     tf32: bool
     channels_last: bool
     losses: tuple[str, ...] = ()
+    meets: tuple[frozenset[str], ...] = ()
 
     def module_groups(self) -> list[Group]:
         """Groups that choose a format."""
@@ -126,6 +135,24 @@ class Space:
                 choice = Choice.parse(point.get(group.name, HIGH)) if group.kind == "module" else FP32
                 chosen |= {site: group.site_choice(site, choice) for site in group.sites}
         return chosen
+
+    def is_legal(self, point: Mapping[str, str]) -> bool:
+        """Whether FP16 and BF16 meet nowhere."""
+        return not any(len(self._halves(point, names)) > 1 for names in self.meets)
+
+    def made_legal(self, point: Mapping[str, str]) -> dict[str, str]:
+        """The point, with what is FP16 turned into BF16 wherever the two meet (or into FP32 where BF16 is none)."""
+        legal = dict(point)
+        values = self.choices()
+        # Turning one group can make it meet another; each round turns at least one, so this ends.
+        while clashing := [names for names in self.meets if len(self._halves(legal, names)) > 1]:
+            for name in clashing[0]:
+                if Choice.parse(legal[name]).output_format is Format.FP16:
+                    legal[name] = BF16.label if BF16.label in values[name] else HIGH
+        return legal
+
+    def _halves(self, point: Mapping[str, str], names: Iterable[str]) -> set[Format]:
+        return {Choice.parse(point[name]).output_format for name in names} - {Format.FP32}
 
     def fingerprint(self) -> str:
         """Changes when the space does: a study of another space is not continued."""
@@ -177,36 +204,20 @@ def build_space(
     groups = _module_groups(bench, graph, batch, choices) if choices else []
     groups += _leaf_pins(bench.model, graph) + _source_pins([graph[site] for site in pins])
     has_convolutions = any(op_named(site.op).family is Family.CONV and "2d" in site.op for site in graph)
-    return Space(tuple(groups), bench.device.has_tf32(), has_convolutions, losses)
+    meets = _meeting(graph, [group for group in groups if group.kind == "module"])
+    return Space(tuple(groups), bench.device.has_tf32(), has_convolutions, losses, meets)
+
+
+def _meeting(graph: PrecisionGraph, groups: Sequence[Group]) -> tuple[frozenset[str], ...]:
+    """The largest sets of groups whose outputs meet in an op that promotes."""
+    group_of = {site: group.name for group in groups for site in group.sites}
+    sets = {frozenset(group_of[site] for site in sites if site in group_of) for sites in meet_in_one_op(graph)}
+    return tuple(sorted((s for s in sets if len(s) > 1 and not any(s < other for other in sets)), key=sorted))
 
 
 def role_of(path: str) -> str:
     """The path with every block number replaced by ``*``: what repeated blocks have in common."""
     return _INDEX.sub("*", path)
-
-
-def edges_of(graph: PrecisionGraph, space: Space) -> list[Edge]:
-    """(source, target, elements) for each floating tensor between module sites, looking through what follows.
-
-    Functional ops and modules outside the plan run in the format of their inputs, so a cast between two planned
-    sites is paid once, on the path between them.
-    """
-    # A dict, for its order.
-    planned = {site: group for group in space.groups if group.kind != "pin" for site in group.sites if site in graph}
-    edges: list[Edge] = []
-    for source in planned:
-        seen = {source}
-        stack = [source]
-        while stack:
-            here = stack.pop()
-            for consumer in graph.consumers(here):
-                tensors = [tensor for tensor in graph.tensors(here, consumer.id) if tensor.is_floating]
-                if consumer.id in planned:
-                    edges += [(source, consumer.id, tensor.numel) for tensor in tensors]
-                elif consumer.id not in seen:
-                    seen.add(consumer.id)
-                    stack.append(consumer.id)
-    return edges
 
 
 def _module_groups(bench: Workbench, graph: PrecisionGraph, batch: Any, choices: tuple[Choice, ...]) -> list[Group]:

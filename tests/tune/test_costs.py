@@ -8,7 +8,7 @@ from torch import nn
 
 from amptune.core.choice import BF16, FP32
 from amptune.core.formats import Format
-from amptune.core.tables import CostTable
+from amptune.core.tables import CostTable, Edge
 from amptune.tune.costs import Call, FloatTensor, measure_casts, measure_costs, measure_site, record_calls
 from amptune.tune.device import Device
 
@@ -71,6 +71,6 @@ def test_a_table_survives_json() -> None:
 
 def test_prices_are_paid_where_formats_differ() -> None:
     table = CostTable({}, measure_casts(PAIR, CPU))
-    edges = [("a", "b", 1000)]
+    edges = [Edge(("a",), ("b",), 1000)]
     assert table.total({"a": FP32, "b": FP32}, edges) == 0
     assert table.total({"a": FP32, "b": BF16}, edges) == pytest.approx(table.cast(*PAIR, 1000))

@@ -7,10 +7,12 @@ from torch import nn
 
 from amptune.capture import capture
 from amptune.core.choice import BF16, FP8, FP16, FP32
-from amptune.core.graph import Gemm, PrecisionGraph, Site
-from amptune.core.tables import CostTable, SiteCost
+from amptune.core.graph import INPUT, Gemm, PrecisionGraph, Site
+from amptune.core.tables import CostTable, Edge, SiteCost
+from amptune.tune.allocate import problem_of
+from amptune.tune.edges import edges_of
 from amptune.tune.front import front_points, predicted_ms
-from amptune.tune.space import Group, Space, build_space, edges_of, fp8_fits, is_pin_candidate, role_of
+from amptune.tune.space import Group, Space, build_space, fp8_fits, is_pin_candidate, role_of
 
 from .conftest import Make
 
@@ -154,23 +156,52 @@ def test_fp8_needs_a_linear_with_dimensions_in_sixteens(module: nn.Module, rows:
 
 def test_edges_look_through_what_follows(graph_and_space: tuple[PrecisionGraph, Space]) -> None:
     graph, space = graph_and_space
-    pairs = {(a, b) for a, b, _ in edges_of(graph, space)}
-    assert ("blocks.0.v", "blocks.1.q") in pairs, "through matmul, dropout and the residual add"
-    assert ("blocks.2.v", "before") in pairs
-    assert not any("#" in name for pair in pairs for name in pair)
+    edges = edges_of(graph, space)
+    assert not any("#" in name for edge in edges for name in (*edge.sources, *edge.into))
+    # The residual stream starts with the batch in FP32, so every reader in 16 bits casts it, whoever else wrote it.
+    assert {edge.sources for edge in edges if edge.into == ("blocks.1.q",)} == {(INPUT,)}
+    branches = tuple(f"blocks.{i}.{name}" for i in range(3) for name in "kqv")
+    assert edges.count(Edge(branches, (INPUT,), 2 * 5 * 16, 0.5)) == 3, "each branch casts its gradient back"
 
 
 def test_the_front_starts_with_the_cheapest_and_has_no_duplicates(
     graph_and_space: tuple[PrecisionGraph, Space],
 ) -> None:
     graph, space = graph_and_space
-    sites = [site for group in space.groups if group.kind == "module" for site in group.sites]
-    table = CostTable({s: {FP32: SiteCost(3.0), BF16: SiteCost(1.0), FP16: SiteCost(2.0)} for s in sites}, {})
-    points = front_points(space, table, edges_of(graph, space))
+    sites = [site for group in space.module_groups() for site in group.sites]
+    costs = {FP32: 3.0, BF16: 1.0, FP16: 2.0} | dict.fromkeys(FP8, 2.5)
+    table = CostTable({site: {c: SiteCost(ms) for c, ms in costs.items()} for site in sites}, {})
+    edges = edges_of(graph, space)
+    points = front_points(space, problem_of(space, table, edges))
     assert {points[0][group.name] for group in space.module_groups()} == {"bf16"}
     assert len({tuple(sorted(p.items())) for p in points}) == len(points)
-    costs = [predicted_ms(space, table, edges_of(graph, space), point) for point in points]
-    assert costs[0] == min(costs)
+    assert {label for point in points for label in point.values()} >= {"fp16", "fp8_e4m3:rowwise", "follow"}
+    predicted = [predicted_ms(space, table, edges, point) for point in points]
+    assert predicted[0] == min(predicted)
+
+
+def meeting_space() -> Space:
+    names, choices = ("a", "b", "c"), (FP32, BF16, FP16, ROWWISE)
+    groups = tuple(Group(name, (name,), "module", ("swap",), choices, frozenset({name})) for name in names)
+    return Space(groups, tf32=False, channels_last=False, meets=(frozenset("ab"), frozenset("bc")))
+
+
+def test_fp16_and_bf16_meet_in_no_op() -> None:
+    space = meeting_space()
+    assert space.is_legal({"a": "fp16", "b": "fp32", "c": "bf16"})
+    assert not space.is_legal({"a": "fp16", "b": "fp8_e4m3:rowwise", "c": "fp32"}), "an FP8 product gives BF16"
+    point = {"a": "fp16", "b": "fp16", "c": "bf16"}
+    assert space.made_legal(point) == {"a": "bf16", "b": "bf16", "c": "bf16"}
+    assert space.made_legal({"a": "fp16", "b": "fp16", "c": "fp32"}) == {"a": "fp16", "b": "fp16", "c": "fp32"}
+
+
+def test_what_meets_is_read_from_the_graph(make_bench: Make) -> None:
+    bench, batches = make_bench(BLOCKS.replace("x = x + self.drop(block(x))", "x = block(x) + self.before(x)"))
+    space = build_space(bench, capture(bench.target).graph, batches.train[0])
+    met = [names for names in space.meets if any("q" in name for name in names)]
+    assert len(met) <= 1
+    for names in space.meets:
+        assert len(names) > 1
 
 
 def test_another_space_has_another_fingerprint(graph_and_space: tuple[PrecisionGraph, Space]) -> None:

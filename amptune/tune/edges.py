@@ -1,0 +1,71 @@
+"""The tensors between planned sites, as the allocation prices them: where formats differ, somebody pays a cast."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from amptune.apply import sources_of, takes_part
+from amptune.core.graph import INPUT, PrecisionGraph, Site
+from amptune.core.tables import Edge
+from amptune.tune.space import LOSS, Space
+
+_ONE_WAY = 0.5
+"""Share of the price of a cast without a way back: of the batch, or of a gradient alone."""
+
+
+def edges_of(graph: PrecisionGraph, space: Space) -> list[Edge]:
+    """Edges into planned sites, between the operands of ops that promote, and into the loss.
+
+    Ops and modules outside the plan follow their inputs: adds, views, activations. A residual stream is FP32 as soon
+    as one of the sites that write it is, and each reader in 16 bits then casts it once, however many wrote it. An
+    operand in fewer bits than the others of its op costs the cast of its gradient. The loss is taken to be FP32: its
+    edges end in ``LOSS``.
+    """
+    planned = {site for group in space.groups if group.kind != "pin" for site in group.sites}
+    sources = {name: _decided(found, planned) for name, found in sources_of(graph).items()}
+    edges: list[Edge] = []
+    for site in graph:
+        if site.id in planned:
+            edges += _into(graph, site, (site.id,), sources)
+        elif site.module == LOSS:
+            edges += _into_loss(graph, site, sources)
+        else:
+            edges += _promotions(graph, site, sources)
+    return edges
+
+
+def _decided(found: frozenset[str], planned: Collection[str]) -> tuple[str, ...]:
+    return tuple(sorted({site if site in planned else INPUT for site in found}))
+
+
+def _into(
+    graph: PrecisionGraph, site: Site, into: tuple[str, ...], sources: Mapping[str, tuple[str, ...]]
+) -> list[Edge]:
+    """One edge for each floating tensor that ``site`` reads."""
+    found = []
+    for producer in graph.graph.predecessors(site.id):
+        arriving = sources.get(producer, ())
+        if not arriving or arriving == into:
+            continue
+        share = _ONE_WAY if producer == INPUT else 1.0
+        tensors = [tensor for tensor in graph.tensors(producer, site.id) if takes_part(tensor, site)]
+        found += [Edge(arriving, into, tensor.numel, share) for tensor in tensors]
+    return found
+
+
+def _into_loss(graph: PrecisionGraph, site: Site, sources: Mapping[str, tuple[str, ...]]) -> list[Edge]:
+    from_model = {producer.id for producer in graph.producers(site.id) if producer.module != LOSS}
+    return _into(graph, site, (LOSS,), {name: found for name, found in sources.items() if name in from_model})
+
+
+def _promotions(graph: PrecisionGraph, site: Site, sources: Mapping[str, tuple[str, ...]]) -> list[Edge]:
+    """The gradients that an op with operands of several formats casts back to each of them."""
+    fixed = [INPUT] if any(parameter.meta.is_floating for parameter in site.params) else []
+    edges = _into(graph, site, (), sources)
+    union = tuple(sorted({name for edge in edges for name in edge.sources}.union(fixed)))
+    into = (INPUT,) if INPUT in union else union
+    return [
+        Edge(edge.sources, into, edge.numel, _ONE_WAY)
+        for edge in edges
+        if edge.sources != into and INPUT not in edge.sources
+    ]
