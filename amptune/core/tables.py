@@ -59,6 +59,7 @@ class SiteCost:
         weight_grad: gradient of the weight.
         pad: multiple that output features were padded to, because it was fastest; 0 for none.
         pad_in: the same for input features.
+        spread: interquartile range of forward and backward together, over the repeats.
 
     Times are infinite where the choice has no kernel on the device.
     """
@@ -68,6 +69,7 @@ class SiteCost:
     weight_grad: float = 0.0
     pad: int = 0
     pad_in: int = 0
+    spread: float = 0.0
 
     @property
     def ms(self) -> float:
@@ -81,6 +83,7 @@ class SiteCost:
             forward=self.forward * calls,
             input_grad=self.input_grad * calls,
             weight_grad=self.weight_grad * calls,
+            spread=self.spread * calls,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -111,18 +114,22 @@ class CostTable:
     """Costs by site and choice, and cast prices by format pair.
 
     Sites that are absent cost the same in every choice (or are not measured), so they do not sway the allocation.
+    ``channels_last`` has the costs of the sites that images pass through, in that memory format.
     """
 
     sites: Mapping[str, Mapping[Choice, SiteCost]]
     casts: Mapping[frozenset[Format], CastPrice]
+    channels_last: Mapping[str, Mapping[Choice, SiteCost]] = dataclasses.field(default_factory=dict)
+
+    def in_channels_last(self) -> CostTable:
+        """The table of a model whose images are in channels_last format."""
+        return dataclasses.replace(self, sites={**self.sites, **self.channels_last})
 
     def to_json(self) -> dict[str, Any]:
         """A form that JSON holds: choices by their labels."""
         return {
-            "sites": {
-                name: {choice.label: cost.to_json() for choice, cost in costs.items()}
-                for name, costs in self.sites.items()
-            },
+            "sites": _costs_to_json(self.sites),
+            "channels_last": _costs_to_json(self.channels_last),
             "casts": [
                 [*sorted(f.label for f in pair), price.fixed, price.per_byte] for pair, price in self.casts.items()
             ],
@@ -131,15 +138,11 @@ class CostTable:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CostTable:
         """The table that ``to_json`` gave."""
-        sites = {
-            name: {Choice.parse(label): SiteCost.from_json(cost) for label, cost in costs.items()}
-            for name, costs in data["sites"].items()
-        }
         casts = {
             frozenset((Format.parse(a), Format.parse(b))): CastPrice(fixed, per_byte)
             for a, b, fixed, per_byte in data["casts"]
         }
-        return cls(sites, casts)
+        return cls(_costs_from_json(data["sites"]), casts, _costs_from_json(data.get("channels_last", {})))
 
     def site(self, site_id: str, choice: Choice) -> SiteCost:
         """The measured cost; zero for what was not measured."""
@@ -162,3 +165,14 @@ class CostTable:
         sites = sum(self.site(name, chosen).ms for name, chosen in choices.items())
         casts = sum(self.cast(arriving(e.sources), arriving(e.into), e.numel) * e.share for e in edges)
         return sites + casts
+
+
+def _costs_to_json(sites: Mapping[str, Mapping[Choice, SiteCost]]) -> dict[str, Any]:
+    return {name: {choice.label: cost.to_json() for choice, cost in costs.items()} for name, costs in sites.items()}
+
+
+def _costs_from_json(data: Mapping[str, Any]) -> dict[str, dict[Choice, SiteCost]]:
+    return {
+        name: {Choice.parse(label): SiteCost.from_json(cost) for label, cost in costs.items()}
+        for name, costs in data.items()
+    }

@@ -1,17 +1,17 @@
-"""The measured cost table: forward and backward time of each unique site in each choice on this device, and of casts.
+"""The measured cost table: what each unique site takes in each choice on this device, and what casts cost.
 
 Sites with equal type, parameters and input shapes cost the same, so each such signature is measured once. Sites are
 measured by themselves, in eager mode, with inputs already in their format: casts are priced on the graph's edges.
+Under torch.compile, matrix products take what they take in eager mode; what is bound by memory is fused with its
+neighbours, so it is priced by the bytes that it moves, and casts cost nothing.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,13 +20,12 @@ from torch import nn
 from amptune.core.choice import FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.tables import CastPrice, CostTable, SiteCost
-from amptune.runtime import apply_plan
+from amptune.tune.costcache import CostCache
 from amptune.tune.device import Device
 from amptune.tune.recipes import Candidate, backend_flags
+from amptune.tune.sitetimes import HEAD_START_CYCLES, Call, FloatTensor, Variant, time_site
 from amptune.tune.training import Workbench, loss_of, training
 
-REPEATS = 7
-WARMUPS = 4
 HOPELESS = 5.0
 """A format whose warm-up takes this many times the FP32 time is not measured further."""
 HOPELESS_MS = 5.0
@@ -34,24 +33,12 @@ HOPELESS_MS = 5.0
 PAD = 64
 """Multiple that padded output features are brought to: 128 bytes of 16-bit numbers, what GEMM kernels like best."""
 CAST_SIZES = (1 << 12, 1 << 20)
-
-Signature = tuple[Any, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """Arguments of one call of a leaf module, with tensors of floats replaced by their shapes to save memory."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class FloatTensor:
-    """Stands for a floating tensor argument of this shape."""
-
-    shape: tuple[int, ...]
-    requires_grad: bool
+CAST_SIZES_GPU = (1 << 16, 1 << 25)
+CAST_REPEATS = 9
+FUSED_PASSES = 5
+"""Times that a fused pointwise or norm module moves its tensor: forward reads and writes, backward reads the gradient
+and the input and writes the input's gradient."""
+_FUSED = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.PReLU, nn.Softmax, nn.GELU)
 
 
 def measure_costs(
@@ -60,25 +47,105 @@ def measure_costs(
     batch: Any,
     choices: Mapping[str, Sequence[Choice]],
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    *,
+    fused: bool = False,
+    layouts: bool = False,
+    cache: CostCache | None = None,
 ) -> CostTable:
     """Cost of every module site in FP32 and in each of its ``choices``, and the cast prices.
 
-    ``num_calls``: path of each module site -> how often one forward of the model calls it.
+    Args:
+        bench: the live model.
+        num_calls: path of each module site -> how often one forward of the model calls it.
+        batch: what to run it on.
+        choices: path -> what may be decided for it.
+        progress: told (done, total) of the unique sites.
+        fused: price for torch.compile.
+        layouts: measure sites that images pass through in channels_last format as well.
+        cache: costs that are known already; None measures all.
     """
     calls = record_calls(bench, list(num_calls), batch)
-    by_signature: dict[Signature, list[str]] = {}
+    alike: dict[tuple[Any, ...], list[str]] = {}
     for path, call in calls.items():
         key = (_signature(bench.model.get_submodule(path), call), tuple(choices[path]))
-        by_signature.setdefault(key, []).append(path)
+        alike.setdefault(key, []).append(path)
+    measure = _Measure(bench.device, fused, cache or CostCache(bench.device))
     sites: dict[str, dict[Choice, SiteCost]] = {}
-    for done, paths in enumerate(by_signature.values()):
-        progress(done, len(by_signature))
-        module = bench.model.get_submodule(paths[0])
-        costs = measure_site(module, calls[paths[0]], choices[paths[0]], bench.device)
-        for path in paths:
-            sites[path] = {choice: cost.times(num_calls[path]) for choice, cost in costs.items()}
+    images: dict[str, dict[Choice, SiteCost]] = {}
+    for done, ((signature, offered), paths) in enumerate(alike.items()):
+        progress(done, len(alike))
+        module, call = bench.model.get_submodule(paths[0]), calls[paths[0]]
+        with backend_flags(False):
+            tables = [(sites, measure.site(module, call, signature, offered, channels_last=False))]
+            if layouts and _takes_images(call):
+                tables.append((images, measure.site(module, call, signature, offered, channels_last=True)))
+        for table, costs in tables:
+            for path in paths:
+                table[path] = {choice: cost.times(num_calls[path]) for choice, cost in costs.items()}
+    measure.cache.save()
     formats = {Format.FP32} | {choice.output_format for offered in choices.values() for choice in offered}
-    return CostTable(sites, measure_casts(sorted(formats, key=list(Format).index), bench.device))
+    casts = measure_casts(sorted(formats, key=list(Format).index), bench.device)
+    return CostTable(sites, dict.fromkeys(casts, CastPrice(0.0, 0.0)) if fused else casts, images)
+
+
+@dataclasses.dataclass
+class _Measure:
+    """Measures sites, or takes what is known of them."""
+
+    device: Device
+    fused: bool
+    cache: CostCache
+    _bandwidth: float | None = None
+
+    def site(
+        self, module: nn.Module, call: Call, signature: Any, choices: Sequence[Choice], *, channels_last: bool
+    ) -> dict[Choice, SiteCost]:
+        """Cost of one leaf module in FP32 and in each choice, with the best padding."""
+        if self.fused and isinstance(module, _FUSED):
+            return {choice: self._by_bytes(call, choice) for choice in (FP32, *choices)}
+        base = self._known(module, call, signature, Variant(FP32, 0, channels_last), float("inf"))
+        costs = {FP32: base}
+        limit = max(HOPELESS * base.ms, base.ms + HOPELESS_MS)
+        for choice in choices:
+            if choice != FP32:
+                variants = [Variant(choice, pad, channels_last) for pad in _pads(module)]
+                found = [self._known(module, call, signature, variant, limit) for variant in variants]
+                costs[choice] = min(found, key=lambda cost: cost.ms)
+        return costs
+
+    def _known(self, module: nn.Module, call: Call, signature: Any, variant: Variant, limit: float) -> SiteCost:
+        key = (signature, variant)
+        cost = self.cache.get(key)
+        if cost is None:
+            cost = time_site(module, call, variant, self.device, limit)
+            self.cache.add(cost, key)
+        return cost
+
+    def _by_bytes(self, call: Call, choice: Choice) -> SiteCost:
+        if self._bandwidth is None:
+            self._bandwidth = bandwidth(self.device)
+        elements = sum(_numel(value) for value in [*call.args, *call.kwargs.values()])
+        per_pass = elements * choice.output_format.bytes / self._bandwidth * 1e3
+        return SiteCost(2 * per_pass, (FUSED_PASSES - 2) * per_pass)
+
+
+def measure_site(module: nn.Module, call: Call, choices: Sequence[Choice], device: Device) -> dict[Choice, SiteCost]:
+    """Cost of one leaf module in FP32 and in each choice, with the best padding."""
+    with backend_flags(False):
+        measure = _Measure(device, False, CostCache(device))
+        return measure.site(module, call, _signature(module, call), choices, channels_last=False)
+
+
+def _pads(module: nn.Module) -> tuple[int, ...]:
+    return (0, PAD) if type(module) is nn.Linear and module.out_features % 8 else (0,)
+
+
+def _takes_images(call: Call) -> bool:
+    return any(isinstance(value, FloatTensor) and len(value.shape) == 4 for value in call.args)
+
+
+def _numel(value: Any) -> int:
+    return torch.Size(value.shape).numel() if isinstance(value, FloatTensor) else 0
 
 
 def record_calls(bench: Workbench, paths: Sequence[str], batch: Any) -> dict[str, Call]:
@@ -103,71 +170,40 @@ def record_calls(bench: Workbench, paths: Sequence[str], batch: Any) -> dict[str
     return calls
 
 
-def measure_site(module: nn.Module, call: Call, choices: Sequence[Choice], device: Device) -> dict[Choice, SiteCost]:
-    """Cost of one leaf module in FP32 and in each choice, with the best padding."""
-    with backend_flags(False):
-        base = _time_in(module, call, FP32, 0, device, float("inf"))
-        costs = {FP32: SiteCost(base)}
-        for choice in choices:
-            if choice == FP32:
-                continue
-            limit = max(HOPELESS * base, base + HOPELESS_MS)
-            variants = [SiteCost(_time_in(module, call, choice, 0, device, limit))]
-            if type(module) is nn.Linear and module.out_features % 8:
-                variants.append(SiteCost(_time_in(module, call, choice, PAD, device, limit), pad=PAD))
-            costs[choice] = min(variants, key=lambda cost: cost.ms)
-    return costs
-
-
 def measure_casts(formats: Sequence[Format], device: Device) -> dict[frozenset[Format], CastPrice]:
     """Fixed and per-byte price of casting there and back again for each pair of formats (a line through two sizes)."""
     prices = {}
+    sizes = CAST_SIZES_GPU if device.is_cuda else CAST_SIZES
     for a, b in itertools.combinations(formats, 2):
-        times = [_time_cast(size, a, b, device) for size in CAST_SIZES]
-        per_element = max(0.0, (times[1] - times[0]) / (CAST_SIZES[1] - CAST_SIZES[0]))
-        fixed = max(0.0, times[0] - per_element * CAST_SIZES[0])
+        times = [_time_cast(size, a, b, device) for size in sizes]
+        per_element = max(0.0, (times[1] - times[0]) / (sizes[1] - sizes[0]))
+        fixed = max(0.0, times[0] - per_element * sizes[0])
         prices[frozenset((a, b))] = CastPrice(fixed, per_element / 4)
     return prices
+
+
+def bandwidth(device: Device) -> float:
+    """Bytes a second that a large copy reads and writes."""
+    size = CAST_SIZES_GPU[1] if device.is_cuda else CAST_SIZES[1]
+    x = torch.randn(size, device=device.torch)
+    milliseconds = statistics.median(_times(lambda: x.clone(), device))
+    return 2 * x.nbytes / (milliseconds / 1e3)
 
 
 def _time_cast(size: int, a: Format, b: Format, device: Device) -> float:
     first, second = (getattr(torch, f.torch_name) for f in (a, b))
     x = torch.randn(size, device=device.torch).to(first)
-    return _median_ms(lambda: x.to(second).to(first), device)
+    return statistics.median(_times(lambda: x.to(second).to(first), device))
 
 
-def _time_in(module: nn.Module, call: Call, choice: Choice, pad: int, device: Device, limit: float) -> float:
-    """Milliseconds of forward and backward of a copy of ``module`` in a choice; infinite when it has no kernel."""
-    holder = nn.Sequential(copy.deepcopy(module))
-    try:
-        apply_plan(holder, {"0": {"format": choice.format.label, "scaling": choice.scaling, "pad": pad}})
-        arriving = choice.output_format
-        args, kwargs = _fill(call.args, arriving, device), _fill(call.kwargs, arriving, device)
-        output = _first_tensor(holder[0](*args, **kwargs))
-        gradient = torch.randn_like(output) if output is not None and output.requires_grad else None
-
-        def once() -> None:
-            result = _first_tensor(holder[0](*args, **kwargs))
-            if gradient is not None and result is not None:
-                result.backward(gradient)
-
-        return _median_ms(once, device, limit)
-    except RuntimeError:
-        return float("inf")  # no kernel for this format on this device: a legal answer of the table
-
-
-def _median_ms(function: Callable[[], object], device: Device, limit: float = float("inf")) -> float:
-    times = []
-    for index in range(WARMUPS + REPEATS):
-        device.synchronize()
-        begin = time.perf_counter()
-        function()
-        device.synchronize()
-        times.append((time.perf_counter() - begin) * 1e3)
-        # The first run sets things up; one slow run among the others may be the machine's noise.
-        if index + 1 == WARMUPS and min(times[1:]) > limit:
-            return float("inf")
-    return statistics.median(times[WARMUPS:])
+def _times(function: Callable[[], object], device: Device) -> Iterator[float]:
+    """Milliseconds of each of several runs, after a first one that does not count."""
+    function()
+    device.synchronize()
+    device.head_start(HEAD_START_CYCLES)
+    marks = [(device.mark(), function(), device.mark()) for _ in range(CAST_REPEATS)]
+    device.synchronize()
+    return (device.elapsed(start, end) for start, _, end in marks)
 
 
 def _shapes_of(value: Any) -> Any:
@@ -180,21 +216,12 @@ def _shapes_of(value: Any) -> Any:
     return value
 
 
-def _fill(value: Any, number_format: Format, device: Device) -> Any:
-    if isinstance(value, FloatTensor):
-        dtype = getattr(torch, number_format.torch_name)
-        return torch.randn(value.shape, device=device.torch).to(dtype).requires_grad_(value.requires_grad)
-    if isinstance(value, dict):
-        return {key: _fill(item, number_format, device) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_fill(item, number_format, device) for item in value)
-    return value
-
-
-def _signature(module: nn.Module, call: Call) -> Signature:
+def _signature(module: nn.Module, call: Call) -> tuple[Any, ...]:
+    """What the cost depends on, the same in every process: it is also a key on disk."""
     parameters = tuple((name, tuple(p.shape), p.requires_grad) for name, p in module.named_parameters())
     shapes = repr(_shape_repr(call.args)) + repr(_shape_repr(call.kwargs))
-    return (type(module), module.extra_repr(), parameters, shapes)
+    cls = type(module)
+    return (f"{cls.__module__}.{cls.__qualname__}", module.extra_repr(), parameters, shapes)
 
 
 def _shape_repr(value: Any) -> Any:
@@ -205,13 +232,3 @@ def _shape_repr(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_shape_repr(item) for item in value)
     return value
-
-
-def _first_tensor(value: Any) -> torch.Tensor | None:
-    if isinstance(value, torch.Tensor):
-        return value
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, tuple | list):
-        return next((found for item in value if (found := _first_tensor(item)) is not None), None)
-    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import time
 from typing import Any
 
 import torch
@@ -35,6 +36,27 @@ class Device:
         """Wait until all work queued on the device is done."""
         if self.is_cuda:
             torch.cuda.synchronize(self.torch)
+
+    def mark(self) -> Any:
+        """A point in time of the work queued so far; see ``elapsed``."""
+        if not self.is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def elapsed(self, start: Any, end: Any) -> float:
+        """Milliseconds between two marks, after ``synchronize``."""
+        return float(start.elapsed_time(end)) if self.is_cuda else (end - start) * 1e3
+
+    def head_start(self, cycles: int) -> None:
+        """Keep the GPU busy for so many clock cycles, so that Python can queue work ahead of it."""
+        if self.is_cuda:
+            torch.cuda._sleep(cycles)
+
+    def flush_bytes(self) -> int:
+        """Bytes to write between measurements to empty a GPU's cache; 0 on a CPU, where that would take too long."""
+        return 2 * int(torch.cuda.get_device_properties(self.torch).L2_cache_size) if self.is_cuda else 0
 
     def describe(self) -> dict[str, Any]:
         """Name, compute capability, torch, driver: what a measurement is valid for."""

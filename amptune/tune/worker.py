@@ -144,7 +144,10 @@ class Worker:
             self.report("measuring sites", done, total)
 
         with eager(self.bench):
-            return measure_costs(self.bench, calls, self.batches.train[0], choices, progress)
+            return measure_costs(
+                self.bench, calls, self.batches.train[0], choices, progress,
+                fused=self.options.compile_with is not None, layouts=space.channels_last,
+            )  # fmt: skip
 
     def trial(self, candidate: Candidate, limit_ms: float | None) -> Measured:
         """Check the realised formats, measure the step, then the quality of one candidate."""

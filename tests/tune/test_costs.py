@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +10,11 @@ from torch import nn
 
 from amptune.core.choice import BF16, FP32
 from amptune.core.formats import Format
-from amptune.core.tables import CostTable, Edge
-from amptune.tune.costs import Call, FloatTensor, measure_casts, measure_costs, measure_site, record_calls
+from amptune.core.tables import CostTable, Edge, SiteCost
+from amptune.tune.costcache import CostCache
+from amptune.tune.costs import measure_casts, measure_costs, measure_site, record_calls
 from amptune.tune.device import Device
+from amptune.tune.sitetimes import Call, FloatTensor
 
 from .conftest import Make
 
@@ -74,3 +78,71 @@ def test_prices_are_paid_where_formats_differ() -> None:
     edges = [Edge(("a",), ("b",), 1000)]
     assert table.total({"a": FP32, "b": FP32}, edges) == 0
     assert table.total({"a": FP32, "b": BF16}, edges) == pytest.approx(table.cast(*PAIR, 1000))
+
+
+def test_forward_and_both_gradients_are_measured_apart() -> None:
+    call = Call((FloatTensor((64, 32), True),), {})
+    cost = measure_site(nn.Linear(32, 32), call, (BF16,), CPU)[FP32]
+    assert cost.forward > 0
+    assert cost.input_grad > 0
+    assert cost.weight_grad >= 0
+    assert cost.spread >= 0
+    frozen = nn.Linear(32, 32).requires_grad_(False)
+    assert measure_site(frozen, call, (BF16,), CPU)[FP32].weight_grad == 0
+    first = Call((FloatTensor((64, 32), False),), {})
+    assert measure_site(nn.Linear(32, 32), first, (BF16,), CPU)[FP32].input_grad == 0
+
+
+CONV = """
+import torch
+from torch import nn
+
+
+def make_model():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 5))
+
+
+def make_batch():
+    return torch.randn(4, 3, 8, 8), torch.arange(4)
+
+
+def loss_fn(output, batch):
+    return nn.functional.cross_entropy(output, batch[1])
+"""
+
+
+def test_both_layouts_of_images_and_fused_prices(make_bench: Make) -> None:
+    bench, batches = make_bench(CONV)
+    calls = {"0": 1, "1": 1, "3": 1}
+    choices = dict.fromkeys(calls, (FP32, BF16))
+    table = measure_costs(bench, calls, batches.train[0], choices, fused=True, layouts=True)
+    assert set(table.channels_last) == {"0", "1"}
+    assert table.in_channels_last().site("0", BF16) == table.channels_last["0"][BF16]
+    assert table.in_channels_last().site("3", BF16) == table.site("3", BF16)
+    assert table.site("1", FP32).ms == pytest.approx(2 * table.site("1", BF16).ms), "a fused norm costs its bytes"
+    assert table.cast(*PAIR, 1_000_000) == 0
+    assert CostTable.from_json(table.to_json()) == table
+
+
+class _Gpu(Device):
+    """A CPU that says it is a GPU, for what is kept on disk."""
+
+    @property
+    def is_cuda(self) -> bool:
+        return True
+
+    def describe(self) -> dict[str, Any]:
+        return {"gpu": "none", "torch": "1", "driver": "2"}
+
+
+def test_costs_are_kept_on_disk_for_a_gpu(tmp_path: Path) -> None:
+    cache = CostCache(_Gpu("cpu"), tmp_path)
+    cache.add(SiteCost(1.0, 2.0, math.inf, pad=64), "linear", BF16)
+    cache.save()
+    again = CostCache(_Gpu("cpu"), tmp_path)
+    assert again.get("linear", BF16) == SiteCost(1.0, 2.0, math.inf, pad=64)
+    assert again.get("linear", FP32) is None
+    next(tmp_path.iterdir()).write_text("{broken")
+    assert CostCache(_Gpu("cpu"), tmp_path).get("linear", BF16) is None
+    CostCache(CPU, tmp_path).add(SiteCost(1.0), "x")
+    assert CostCache(CPU, tmp_path).get("x") is None

@@ -1,0 +1,163 @@
+"""Times one site by itself: forward, input gradient and weight gradient of a module in a choice.
+
+On a GPU the work is queued behind a head start, so that what is timed is the GPU and not how fast Python launches
+kernels, and the cache is flushed before each part: in a training step a layer finds its tensors in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from amptune.core.choice import Choice
+from amptune.core.tables import SiteCost
+from amptune.runtime import apply_plan
+from amptune.tune.device import Device
+
+REPEATS = 9
+WARMUPS = 3
+HEAD_START_CYCLES = 20_000_000
+"""GPU clock cycles, about 10 ms: longer than Python takes to queue all repeats of a site."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatTensor:
+    """Stands for a floating tensor argument of this shape."""
+
+    shape: tuple[int, ...]
+    requires_grad: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """Arguments of one call of a leaf module, with tensors of floats replaced by their shapes to save memory."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to run a site.
+
+    Attributes:
+        choice: format and scaling.
+        pad: multiple for output features, 0 for none.
+        channels_last: memory format of images and of convolution weights.
+    """
+
+    choice: Choice
+    pad: int = 0
+    channels_last: bool = False
+
+
+def time_site(module: nn.Module, call: Call, variant: Variant, device: Device, limit: float = math.inf) -> SiteCost:
+    """Medians in milliseconds, with the interquartile range of the whole as spread.
+
+    Infinite where the variant has no kernel on this device, or where a call takes longer than ``limit``.
+    """
+    holder = nn.Sequential(copy.deepcopy(module))
+    choice = variant.choice
+    entry = {"format": choice.format.label, "scaling": choice.scaling, "pad": variant.pad}
+    try:
+        apply_plan(holder, {"0": entry}, channels_last=variant.channels_last)
+        return _Timer(holder[0], _filled(call, variant, device), device).cost(limit, variant.pad)
+    except (RuntimeError, ValueError):
+        return SiteCost(math.inf, pad=variant.pad)  # a legal answer of the table: it cannot run in this variant
+
+
+class _Timer:
+    """Runs forward and backward of a module and keeps the times of each part."""
+
+    def __init__(self, module: nn.Module, call: Call, device: Device) -> None:
+        self.module, self.call, self.device = module, call, device
+        self.inputs = [t for t in _tensors([*call.args, *call.kwargs.values()]) if t.requires_grad]
+        self.weights = [p for p in module.parameters() if p.requires_grad]
+        self.cache = torch.empty(device.flush_bytes(), dtype=torch.int8, device=device.torch)
+        output = self._forward()
+        self.gradient = torch.randn_like(output) if output is not None and output.requires_grad else None
+
+    def cost(self, limit: float, pad: int) -> SiteCost:
+        """Medians over the repeats; infinite when a warm run takes longer than ``limit`` milliseconds."""
+        warm = [self._waited() for _ in range(WARMUPS)]
+        # The first run sets things up; one slow run among the others may be the machine's noise.
+        if min(warm[1:]) > limit:
+            return SiteCost(math.inf, pad=pad)
+        self.device.head_start(HEAD_START_CYCLES)
+        marks = [self._once() for _ in range(REPEATS)]
+        self.device.synchronize()
+        times = [[self.device.elapsed(a, b) for a, b in pairs] for pairs in marks]
+        forward, both, alone = (statistics.median(column) for column in zip(*times, strict=True))
+        whole = [one[0] + one[1] for one in times]
+        low, _, high = statistics.quantiles(whole, n=4, method="inclusive")
+        input_grad = min(alone, both)
+        return SiteCost(forward, input_grad, both - input_grad, pad=pad, spread=high - low)
+
+    def _waited(self) -> float:
+        begin = time.perf_counter()
+        self._once()
+        self.device.synchronize()
+        return (time.perf_counter() - begin) * 1e3
+
+    def _once(self) -> list[tuple[Any, Any]]:
+        """Marks around forward, around the whole backward, and around the input gradient alone."""
+        forward = self._marked(self._forward)
+        output = self._output
+        both = self._marked(lambda: self._backward(output, [*self.inputs, *self.weights]))
+        if not self.inputs:
+            alone = (both[0], both[0])
+        elif not self.weights:
+            alone = both
+        else:
+            output = self._forward()
+            alone = self._marked(lambda: self._backward(output, self.inputs))
+        return [forward, both, alone]
+
+    def _marked(self, function: Any) -> tuple[Any, Any]:
+        self.cache.zero_()
+        start = self.device.mark()
+        self._output = function()
+        return start, self.device.mark()
+
+    def _forward(self) -> torch.Tensor | None:
+        found = next(_tensors([self.module(*self.call.args, **self.call.kwargs)]), None)
+        self._output = found
+        return found
+
+    def _backward(self, output: torch.Tensor | None, sources: Sequence[torch.Tensor]) -> None:
+        if output is not None and self.gradient is not None and sources:
+            torch.autograd.grad(output, sources, self.gradient, allow_unused=True)
+
+
+def _filled(call: Call, variant: Variant, device: Device) -> Call:
+    """The call with random tensors in the format that arrives where the neighbours have the same choice."""
+    dtype = getattr(torch, variant.choice.output_format.torch_name)
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, FloatTensor):
+            layout = torch.channels_last if variant.channels_last and len(value.shape) == 4 else torch.contiguous_format
+            made = torch.randn(value.shape, device=device.torch).to(dtype, memory_format=layout)
+            return made.requires_grad_(value.requires_grad)
+        if isinstance(value, dict):
+            return {key: fill(item) for key, item in value.items()}
+        return tuple(fill(item) for item in value) if isinstance(value, tuple) else value
+
+    return Call(fill(call.args), fill(call.kwargs))
+
+
+def _tensors(values: Any) -> Any:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
