@@ -23,6 +23,7 @@ from amptune.capture import Target, load_target
 from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan
 from amptune.core.scaler import GradientRecord
+from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable
 from amptune.errors import AmptuneError
 from amptune.patch.spec import PatchSpec
@@ -35,6 +36,7 @@ from amptune.tune.gradients import record_gradients
 from amptune.tune.options import TuneOptions
 from amptune.tune.quality import Quality, Reference, judge, measure_reference
 from amptune.tune.recipes import Candidate, plan_candidate, stock_candidates
+from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.space import COMPILED_LOSS, Space, build_space
 from amptune.tune.timing import StepTime, measure_interleaved, measure_step
 from amptune.tune.training import Workbench, eager, training
@@ -148,6 +150,15 @@ class Worker:
                 self.bench, calls, self.batches.train[0], choices, progress,
                 fused=self.options.compile_with is not None, layouts=space.channels_last,
             )  # fmt: skip
+
+    def sensitivity(self, space: Space) -> Sensitivity:
+        """What each choice would do to each site of ``space``."""
+        choices = {site: group.site_choices(site) for group in space.module_groups() for site in group.sites}
+
+        def progress(done: int, total: int) -> None:
+            self.report("measuring rounding errors", done, total)
+
+        return measure_sensitivity(self.bench, choices, self.batches.train[0], self.options.seed, progress)
 
     def trial(self, candidate: Candidate, limit_ms: float | None) -> Measured:
         """Check the realised formats, measure the step, then the quality of one candidate."""
