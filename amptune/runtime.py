@@ -7,6 +7,8 @@ What a plan does to a model:
 * A planned Linear, convolution, norm or embedding changes its class to one that casts its input and its weight to the
   planned format in ``forward``. Parameters stay as they are (FP32 master weights), so the optimizer, checkpoints and
   ``state_dict`` do not change. The output is in the planned format.
+* A Linear in FP8 multiplies 8-bit operands, which it scales to fill the range of their format, in forward and backward.
+  Its output is in bfloat16.
 * A module that cannot be split that way (MultiheadAttention, RNNs, anything unknown) runs in its own autocast region.
 * A module without parameters (Softmax, GELU, pooling) that the plan names computes in the planned format and gives its
   result back in the dtype of its input; one that the plan does not name follows its input.
@@ -29,7 +31,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,19 +56,29 @@ __all__ = [
 __version__ = "0.1.0"
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FP8_FORMATS = ("fp8_e4m3", "fp8_e5m2")
+FP8 = "fp8_e4m3"
+"""The FP8 format of a site. Gradients are in E5M2 where the scaling says so, and never a site's own format."""
+SCALINGS = ("tensorwise", "rowwise", "rowwise_gw_hp")
+FP8_MULTIPLE = 16
+"""Rows and columns of FP8 operands must be multiples of this many elements (torch.nn.functional.scaled_mm on CUDA)."""
 HOW = ("swap", "autocast", "follow", "source")
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """What the plan says about one module: format, how it is put in force, and padding of output features."""
+    """What the plan says about one module: format, how it is put in force, and padding of output features.
+
+    ``dtype`` is that of the module's output, bfloat16 for FP8. ``scaling`` is of FP8 only: one scale for a tensor
+    ("tensorwise", gradients in E5M2), one for each row of each operand ("rowwise"), or the same with the weight
+    gradient in bfloat16 ("rowwise_gw_hp").
+    """
 
     format: str
     dtype: torch.dtype
     how: str = "swap"
     pad: int = 0
     strided: bool = False
+    scaling: str | None = None
 
 
 # --- casts -----------------------------------------------------------------------------------------------------------
@@ -75,7 +87,7 @@ class Site:
 class _State(threading.local):
     """Per thread: weight casts of the outermost forward that is running, and how deep we are in our own regions."""
 
-    casts: dict[tuple[int, torch.dtype, int], tuple[Tensor, int, Tensor]] | None = None
+    casts: dict[tuple[Any, ...], tuple[Tensor, int, Any]] | None = None
     regions: int = 0
 
 
@@ -147,8 +159,8 @@ def _weight(parameter: Tensor | None, dtype: torch.dtype, extra_rows: int = 0) -
     """
     if parameter is None or (parameter.dtype == dtype and not extra_rows):
         return parameter
-    casts = None if torch.compiler.is_compiling() else _state.casts
-    if casts is None or not torch.is_grad_enabled() or _in_backward() or torch._C._are_functorch_transforms_active():
+    casts = _reusable_casts()
+    if casts is None:
         return _lowered(parameter, dtype, extra_rows)
     key = (id(parameter), dtype, extra_rows)
     held = casts.get(key)
@@ -157,6 +169,13 @@ def _weight(parameter: Tensor | None, dtype: torch.dtype, extra_rows: int = 0) -
     low = _lowered(parameter, dtype, extra_rows)
     casts[key] = (parameter, parameter._version, low.detach())
     return low
+
+
+def _reusable_casts() -> dict[tuple[Any, ...], tuple[Tensor, int, Any]] | None:
+    """The casts of the outermost forward, or None where none may be kept or reused."""
+    if torch.compiler.is_compiling() or _state.casts is None or not torch.is_grad_enabled():
+        return None
+    return None if _in_backward() or torch._C._are_functorch_transforms_active() else _state.casts
 
 
 def _in_backward() -> bool:
@@ -235,6 +254,197 @@ def tensors_in(value: Any) -> list[Tensor]:
 def _promoted(tensors: list[Tensor]) -> torch.dtype | None:
     dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     return functools.reduce(torch.promote_types, dtypes) if dtypes else None
+
+
+# --- FP8 -------------------------------------------------------------------------------------------------------------
+
+_E4M3, _E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+_SMALLEST_AMAX = 1e-12
+"""A tensor or row below it is scaled as if this were its largest value, so that zeros do not divide by zero."""
+_EXPONENT, _MANTISSA = 0x7F800000, 0x007FFFFF
+"""Bits of a float32."""
+
+
+class _Rows(NamedTuple):
+    """One operand of an FP8 product: a contiguous matrix that is contracted along its rows, and its scales.
+
+    The values are ``data * scale``; ``scale`` is float32, (rows, 1), or (1, 1) for one scale of all.
+    """
+
+    data: Tensor
+    scale: Tensor
+
+    def transposed(self) -> _Rows:
+        """The same numbers contracted along the columns; for one scale of all only. Kernels take rows alone."""
+        return _Rows(self.data.t().contiguous(), self.scale)
+
+
+def _to_fp8(matrix: Tensor, dtype: torch.dtype, *, each_row: bool, exact: bool) -> _Rows:
+    """``matrix`` scaled so that its largest value, or that of each row, is the largest number of ``dtype``.
+
+    ``exact`` scales are powers of two, so that scaling itself rounds nothing. No clamp is needed, as nothing can
+    exceed the largest value, and an infinity or NaN comes out as NaN.
+    """
+    over = -1 if each_row else None
+    largest = torch.linalg.vector_norm(matrix, float("inf"), dim=over, keepdim=True, dtype=torch.float32)
+    scale = torch.clamp(largest, min=_SMALLEST_AMAX) / torch.finfo(dtype).max
+    if exact:
+        scale = (scale.view(torch.int32) + _MANTISSA & _EXPONENT).view(torch.float32)  # up to a power of two
+    if torch.compiler.is_compiling():
+        return _Rows((matrix / scale).to(dtype).contiguous(), scale)
+    # One kernel that reads 16 or 32 bits and writes 8, where a division and a cast would go through float32 in memory.
+    data = torch.empty(matrix.shape, dtype=dtype, device=matrix.device)
+    return _Rows(torch.div(matrix, scale, out=data), scale)
+
+
+def _forward_rows(matrix: Tensor, scaling: str) -> _Rows:
+    """A matrix in E4M3, scaled as the operands of the forward are."""
+    by_row = scaling != "tensorwise"
+    return _to_fp8(matrix, _E4M3, each_row=by_row, exact=by_row)
+
+
+def _fp8_product(a: _Rows, b: _Rows, dtype: torch.dtype) -> Tensor:
+    """(R, C) times the transpose of (S, C): (R, S) in ``dtype``, bfloat16 or float32.
+
+    Without fast accumulation, scales of rows are multiplied in afterwards: the kernel for them is slow there, and
+    as they are powers of two, that rounds nothing.
+    """
+    if a.scale.numel() == 1 and b.scale.numel() == 1:
+        return _scaled_mm(a.data, b.data.t(), a.scale, b.scale, None, dtype, False)
+    one = torch.ones((1, 1), dtype=torch.float32, device=a.scale.device)
+    product = _scaled_mm(a.data, b.data.t(), one, one, None, dtype, False)
+    return product.mul_(a.scale.to(dtype)).mul_(b.scale.t().to(dtype))
+
+
+def _scaled_mm(
+    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor | None, dtype: torch.dtype, fast: bool
+) -> Tensor:
+    """torch's scaled product, asserting on every device what CUDA's kernels demand.
+
+    torch._scaled_mm is what Inductor and torch's FLOP counter know in all versions that this file supports; later ones
+    may have the public function only.
+    """
+    assert (a.stride(1), b.stride(0)) == (1, 1), "FP8 products take a row-major and a column-major operand"
+    assert (a.shape[1] % FP8_MULTIPLE, b.shape[1] % FP8_MULTIPLE) == (0, 0), "FP8 operands are not aligned"
+    assert not (a.dtype == _E5M2 and b.dtype == _E5M2), "one operand of an FP8 product has to be E4M3"
+    assert bias is None or bias.dtype == dtype == torch.bfloat16, "FP8 products add a bias in bfloat16 only"
+    if hasattr(torch, "_scaled_mm"):
+        return torch._scaled_mm(a, b, scale_a=scale_a, scale_b=scale_b, bias=bias, out_dtype=dtype, use_fast_accum=fast)
+    kind = F.ScalingType.RowWise if scale_a.numel() > 1 or scale_b.numel() > 1 else F.ScalingType.TensorWise
+    return F.scaled_mm(a, b, scale_a, kind, scale_b, kind, bias=bias, output_dtype=dtype, use_fast_accum=fast)
+
+
+class _Fp8Linear(torch.autograd.Function):
+    """x @ weight.T + bias with FP8 operands in the three products of forward and backward.
+
+    Formats, scales and accumulation follow torchao's float8 recipes of the same names, except that a weight gradient
+    comes out of the product in float32 where the weight is, and that tensorwise scaling keeps the FP8 operands for
+    the backward instead of the 16-bit ones: half the memory, and one cast.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, data: Tensor, scale: Tensor, scaling: str
+    ) -> Tensor:
+        """x (M, K) bfloat16, weight (N, K), its FP8 ``data`` and ``scale``, bias (N,) -> (M, N) bfloat16."""
+        ctx.scaling = scaling
+        ctx.has_bias = bias is not None
+        lowered = _Rows(data, scale)
+        rows = _forward_rows(x, scaling)
+        if scaling == "tensorwise":
+            ctx.save_for_backward(weight, *rows, *lowered)
+        else:
+            ctx.save_for_backward(weight, x)
+        low_bias = None if bias is None else _padded_rows(bias.to(torch.bfloat16), data.shape[0])
+        return _scaled_mm(rows.data, data.t(), rows.scale, scale.t(), low_bias, torch.bfloat16, True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """(M, N) bfloat16 -> gradients of x, weight and bias."""
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        weight, *saved = ctx.saved_tensors
+        backward = _backward_tensorwise if ctx.scaling == "tensorwise" else _backward_rowwise
+        x_gradient, weight_gradient = backward(ctx.scaling, gradient, weight, saved, of_x, of_weight)
+        bias_gradient = gradient.sum(0, dtype=torch.float32)[: weight.shape[0]] if ctx.has_bias and of_bias else None
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient[: weight.shape[0]].to(weight.dtype)
+        return x_gradient, weight_gradient, bias_gradient, None, None, None
+
+
+def _backward_tensorwise(
+    scaling: str, gradient: Tensor, weight: Tensor, saved: Any, of_x: bool, of_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    x, low_weight = _Rows(*saved[:2]), _Rows(*saved[2:])
+    g = _to_fp8(gradient, _E5M2, each_row=False, exact=False)
+    x_gradient = _fp8_product(g, low_weight.transposed(), torch.bfloat16) if of_x else None
+    if not of_weight:
+        return x_gradient, None
+    # The contraction runs over the tokens, so they too must be a multiple.
+    tokens = gradient.shape[0] + -gradient.shape[0] % FP8_MULTIPLE
+    g, x = (_Rows(_padded_rows(rows.data, tokens), rows.scale) for rows in (g, x))
+    return x_gradient, _fp8_product(g.transposed(), x.transposed(), _product_dtype(weight))
+
+
+def _backward_rowwise(
+    scaling: str, gradient: Tensor, weight: Tensor, saved: Any, of_x: bool, of_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    (x,) = saved
+    x_gradient = None
+    if of_x:
+        columns = _padded_rows(weight.detach(), gradient.shape[1]).t()
+        low_columns = _to_fp8(columns, _E4M3, each_row=scaling == "rowwise", exact=True)
+        x_gradient = _fp8_product(_forward_rows(gradient, scaling), low_columns, torch.bfloat16)
+    if not of_weight:
+        return x_gradient, None
+    if scaling == "rowwise_gw_hp":
+        return x_gradient, gradient.t() @ x
+    tokens = gradient.shape[0] + -gradient.shape[0] % FP8_MULTIPLE
+    g, x = (_forward_rows(_padded_rows(each, tokens).t(), scaling) for each in (gradient, x))
+    return x_gradient, _fp8_product(g, x, _product_dtype(weight))
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    return torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
+
+
+def _padded_rows(tensor: Tensor, rows: int) -> Tensor:
+    """``tensor`` with zero rows up to ``rows``. FP8 is padded as bytes, among which zero is 0.0."""
+    if tensor.shape[0] == rows:
+        return tensor
+    sizes = (0, 0) * (tensor.dim() - 1) + (0, rows - tensor.shape[0])
+    if tensor.dtype.itemsize > 1:
+        return F.pad(tensor, sizes)
+    return F.pad(tensor.view(torch.uint8), sizes).view(tensor.dtype)
+
+
+def _fp8_weight(parameter: Tensor, scaling: str, rows: int) -> _Rows:
+    """The parameter in FP8 for the forward, with zero rows up to ``rows``; outside of the graph.
+
+    Reused within one outermost forward, as 16-bit casts are, where autograd keeps it alive anyway: with rowwise
+    scaling the backward casts the parameter anew, along its columns.
+    """
+    casts = _reusable_casts() if scaling == "tensorwise" else None
+    key = (id(parameter), FP8, rows)
+    held = None if casts is None else casts.get(key)
+    if held is not None and held[0] is parameter and held[1] == parameter._version:
+        return held[2]  # type: ignore[no-any-return]
+    low = _forward_rows(_padded_rows(parameter.detach(), rows), scaling)
+    if casts is not None:
+        casts[key] = (parameter, parameter._version, low)
+    return low
+
+
+@functools.cache
+def _refuse_fp8_on(device: torch.device) -> None:
+    """Raise RuntimeError where the device has no FP8 products: NVIDIA GPUs have them from Ada (8.9) on."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 9):
+        raise RuntimeError(
+            f"the plan has FP8 sites, but {torch.cuda.get_device_name(device)} has compute capability "
+            f"{capability[0]}.{capability[1]}, and FP8 products need 8.9 or more: plan bf16 there"
+        )
 
 
 # --- functions -------------------------------------------------------------------------------------------------------
@@ -334,8 +544,10 @@ class _Planned:
     def extra_repr(self) -> str:
         """The module's own text, and the format."""
         own = super().extra_repr()  # type: ignore[misc]
-        pad = f", pad={self._amptune.pad}" if self._amptune.pad else ""
-        return f"{own}{', ' if own else ''}format={self._amptune.format}{pad}"
+        site = self._amptune
+        scaling = f":{site.scaling}" if site.scaling else ""
+        pad = f", pad={site.pad}" if site.pad else ""
+        return f"{own}{', ' if own else ''}format={site.format}{scaling}{pad}"
 
 
 class PlannedLinear(_Planned, nn.Linear):
@@ -352,10 +564,34 @@ class PlannedLinear(_Planned, nn.Linear):
         with _without_autocast(input.device.type):
             weight = _weight(self.weight, site.dtype, extra)
             output = F.linear(_cast(input, site.dtype), weight, _weight(self.bias, site.dtype, extra))
-        if not extra:
-            return output
-        output = output.narrow(-1, 0, self.weight.shape[0])
-        return output if site.strided else output.contiguous()
+        return _cut(output, self.weight.shape[0], site) if extra else output
+
+
+def _cut(output: Tensor, features: int, site: Site) -> Tensor:
+    output = output.narrow(-1, 0, features)
+    return output if site.strided else output.contiguous()
+
+
+class PlannedFp8Linear(_Planned, nn.Linear):
+    """Linear whose products run in FP8, forward and backward; padding as in PlannedLinear. The output is bfloat16."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        site = self._amptune
+        if not torch.compiler.is_compiling():
+            _refuse_fp8_on(input.device)
+        features = self.weight.shape[0]
+        rows = features + (-features % site.pad if site.pad else 0)
+        with _without_autocast(input.device.type):
+            x = _cast(input, site.dtype)
+            if input.numel() == 0:
+                return F.linear(x, self.weight.to(site.dtype), None if self.bias is None else self.bias.to(site.dtype))
+            low = _fp8_weight(self.weight, str(site.scaling), rows)
+            output = _Fp8Linear.apply(  # type: ignore[no-untyped-call]
+                x.reshape(-1, x.shape[-1]), self.weight, self.bias, low.data, low.scale, site.scaling
+            )
+        output = output.reshape(*input.shape[:-1], rows)
+        return output if rows == features else _cut(output, features, site)
 
 
 class _PlannedConv(_Planned):
@@ -652,7 +888,7 @@ def _original_class(cls: type) -> type | None:
     """The class that ``cls`` was made from or swapped in for; None for a class that is not ours."""
     if "_amptune_made" in cls.__dict__:
         return cls.__dict__["_amptune_original"]  # type: ignore[no-any-return]
-    return cls.__bases__[1] if cls in _PLANNED else None
+    return cls.__bases__[1] if cls in _PLANNED or cls is PlannedFp8Linear else None
 
 
 def base_class(cls: type) -> type:
@@ -761,9 +997,10 @@ def apply_plan(
 
     Args:
         model: any module; one wrapped by torch.compile or DistributedDataParallel is unwrapped.
-        sites: module path or glob -> "fp32", "bf16", "fp16", or a dict with the keys ``format``; ``pad``, a multiple
-            to which a Linear's output features are padded while computing; ``strided``, to leave the padded output
-            uncopied; ``how``, "autocast" to run the module (a container too) in an autocast region. In a glob ``*``
+        sites: module path or glob -> "fp32", "bf16", "fp16", "fp8_e4m3:tensorwise" (or another of SCALINGS; Linear
+            only), or a dict with the keys ``format``; ``scaling``; ``pad``, a multiple to which a Linear's output
+            features are padded while computing; ``strided``, to leave the padded output uncopied; ``how``,
+            "autocast" to run the module (a container too) in an autocast region. In a glob ``*``
             stands for one part of a path and ``**`` for any number; a glob that ends in a wildcard means modules with
             parameters. An exact path beats a glob, a longer glob a shorter one.
         channels_last: keep the weights of convolutions in channels_last memory format.
@@ -771,7 +1008,7 @@ def apply_plan(
 
     Raises:
         ValueError: a path or glob that matches nothing, a format or key that is unknown or does not fit the module.
-        RuntimeError: the model is sharded already.
+        RuntimeError: the model is sharded already, or its FP8 sites are on a GPU without FP8 products.
     """
     model = _unwrap(model)
     _refuse_sharded(model)
@@ -780,6 +1017,8 @@ def apply_plan(
     undo_plan(model)
     modules = {id(module): (module, resolved[path]) for path, module in _all_modules(model).items() if path in resolved}
     for module, site in modules.values():
+        if site.scaling:
+            _refuse_fp8_on(next(module.parameters()).device)
         _change_class(module, site)
     _turn_off_fast_paths(model)
     if channels_last:
@@ -835,7 +1074,7 @@ def _refuse_sharded(model: nn.Module) -> None:
 
 def _change_class(module: nn.Module, site: Site) -> None:
     if type(module) in SWAPS and site.how == "swap":
-        cls = SWAPS[type(module)]
+        cls = PlannedFp8Linear if site.scaling else SWAPS[type(module)]
     elif site.how == "swap":
         cls = _made_class(type(module), "pinned")
     else:
@@ -946,14 +1185,13 @@ _ENTRY_KEYS = ("format", "pad", "strided", "how", "scaling", "why")
 
 
 def _entry(key: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
-    entry = {"format": value} if isinstance(value, str) else dict(value)
+    entry = _spelled(value) if isinstance(value, str) else dict(value)
     for name in entry:
         _known(f"site {key!r}: key", name, _ENTRY_KEYS)
     if "format" not in entry:
         raise ValueError(f"site {key!r}: the key 'format' is missing")
-    if entry["format"] in FP8_FORMATS:
-        raise ValueError(f"site {key!r}: this version of the runtime does not compute in {entry['format']}")
-    _known(f"site {key!r}: format", entry["format"], FORMATS)
+    _known(f"site {key!r}: format", entry["format"], (*FORMATS, FP8))
+    _check_scaling(key, entry)
     if entry.get("how") is not None:
         _known(f"site {key!r}: how", entry["how"], HOW)
     pad = entry.get("pad") or 0
@@ -962,12 +1200,43 @@ def _entry(key: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
     return entry
 
 
+def _spelled(text: str) -> dict[str, Any]:
+    """ "fp8_e4m3:rowwise" says format and scaling."""
+    number_format, colon, scaling = text.partition(":")
+    return {"format": number_format, "scaling": scaling} if colon else {"format": number_format}
+
+
+def _check_scaling(key: str, entry: Mapping[str, Any]) -> None:
+    scaling = entry.get("scaling")
+    if entry["format"] == FP8 and scaling is None:
+        raise ValueError(f"site {key!r}: {FP8} needs a scaling, such as '{FP8}:tensorwise'")
+    if scaling is not None:
+        _known(f"site {key!r}: scaling", scaling, SCALINGS)
+        if entry["format"] != FP8:
+            raise ValueError(f"site {key!r}: scaling {scaling!r} is for {FP8}, and the format is {entry['format']}")
+
+
+def _check_fp8(where: str, module: Any, how: str | None, pad: int) -> None:
+    """Raise ValueError unless the module is a Linear whose dimensions, padded, FP8 kernels take."""
+    if base_class(type(module)) is not nn.Linear or how != "swap":
+        raise ValueError(f"{where} cannot compute in FP8, which is for Linear")
+    columns, rows = module.in_features, module.out_features
+    rows += -rows % pad if pad else 0
+    wrong = [f"{name}={size}" for name, size in (("K", columns), ("N", rows)) if size % FP8_MULTIPLE]
+    if wrong:
+        raise ValueError(
+            f"{where}: FP8 needs dimensions that are multiples of {FP8_MULTIPLE}, and {', '.join(wrong)}; "
+            f"'pad': {FP8_MULTIPLE} pads N"
+        )
+
+
 def _site(path: str, module: nn.Module, entry: Mapping[str, Any], *, exact: bool) -> Site:
     base = base_class(type(module))
     where = f"site {path!r} ({base.__name__})"
     how = entry.get("how")
+    dtype = FORMATS.get(entry["format"], torch.bfloat16)
     if how in ("follow", "source"):
-        return Site(entry["format"], FORMATS[entry["format"]], how)
+        return Site(entry["format"], dtype, how)
     if "forward" in module.__dict__:
         raise ValueError(f"{where}: its forward was replaced on the instance; apply the plan before that is done")
     possible = how_to_apply(module)
@@ -981,7 +1250,9 @@ def _site(path: str, module: nn.Module, entry: Mapping[str, Any], *, exact: bool
         if exact:
             raise ValueError(f"{where}: pad is for the output features of Linear")
         pad = 0
-    return Site(entry["format"], FORMATS[entry["format"]], str(how), pad, bool(entry.get("strided")))
+    if entry["format"] == FP8:
+        _check_fp8(where, module, how, pad)
+    return Site(entry["format"], dtype, str(how), pad, bool(entry.get("strided")), entry.get("scaling"))
 
 
 def _check_shared(found: Mapping[str, Site], modules: Mapping[str, nn.Module]) -> None:

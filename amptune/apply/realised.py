@@ -93,7 +93,9 @@ def _module_sites(model: nn.Module, plan: Plan) -> dict[str, SitePlan]:
     """The modules that the plan puts in force, by the path that ``named_modules`` gives them first."""
     first = {id(module): path for path, module in model.named_modules()}
     return {
-        first[id(model.get_submodule(path))]: SitePlan(Format.parse(entry["format"]), how=entry.get("how", "swap"))
+        first[id(model.get_submodule(path))]: SitePlan(
+            Format.parse(entry["format"]), entry.get("scaling"), how=entry.get("how", "swap")
+        )
         for path, entry in runtime_table(plan).items()
     }
 
@@ -110,6 +112,20 @@ def _function_sites(plan: Plan) -> dict[tuple[str, str], list[SitePlan]]:
 
 def _dtype(number_format: Format) -> torch.dtype:
     return getattr(torch, number_format.torch_name)  # type: ignore[no-any-return]
+
+
+def _output_dtype(site: SitePlan) -> torch.dtype:
+    return torch.bfloat16 if site.format.is_fp8 else _dtype(site.format)
+
+
+def _is_wrong(site: SitePlan, op: OpRun) -> bool:
+    """Whether a product of the site multiplies other formats than planned; in FP8 the gradient may have its own."""
+    expected = {_dtype(site.format)}
+    if op.phase == "backward" and site.scaling == "tensorwise":
+        return op.inputs != expected | {torch.float8_e5m2}
+    if op.phase == "backward" and site.scaling == "rowwise_gw_hp" and not op.is_scaled:
+        expected = {torch.bfloat16}
+    return bool(op.inputs - expected)
 
 
 def _names(dtypes: frozenset[torch.dtype]) -> str:
@@ -141,14 +157,22 @@ def _check_modules(model: nn.Module, sites: Mapping[str, SitePlan], record: Reco
 
 def _check_ops(path: str, site: SitePlan, ops: list[OpRun], module: nn.Module, forward: str) -> Iterator[Mismatch]:
     """Products by their inputs; in a module without parameters, all arithmetic of the forward by its results."""
-    expected = _dtype(site.format)
     bare = next(module.parameters(), None) is None
+    if site.scaling == "rowwise_gw_hp" and _weight_gradient_is_scaled(module, ops):
+        yield Mismatch(path, "backward", site.format, "the weight gradient is a scaled product, not one in bfloat16")
     for op in ops:
         phase = forward if op.phase == "forward" else "backward"
-        if op.is_gemm and op.inputs - {expected}:
+        if op.is_gemm and _is_wrong(site, op):
             yield Mismatch(path, phase, site.format, f"{op.op} multiplies {_names(op.inputs)}")
-        elif bare and op.phase == "forward" and op.computes and op.outputs - {expected}:
+        elif bare and op.phase == "forward" and op.computes and op.outputs - {_dtype(site.format)}:
             yield Mismatch(path, phase, site.format, f"{op.op} gives {_names(op.outputs)}")
+
+
+def _weight_gradient_is_scaled(module: nn.Module, ops: list[OpRun]) -> bool:
+    """Whether the backward of a Linear, which computes the gradient of its weight, has scaled products only."""
+    products = [op for op in ops if op.is_gemm and op.phase == "backward"]
+    trains = any(parameter.requires_grad and parameter.dim() > 1 for parameter in module.parameters())
+    return trains and bool(products) and all(op.is_scaled for op in products)
 
 
 def _check_outputs(path: str, site: SitePlan, record: Record, module: nn.Module, forward: str) -> Iterator[Mismatch]:
@@ -156,7 +180,7 @@ def _check_outputs(path: str, site: SitePlan, record: Record, module: nn.Module,
     if next(module.parameters(), None) is None or how_to_apply(module) is None:
         return
     for run in record.modules:
-        if run.path == path and run.outputs - {_dtype(site.format)}:
+        if run.path == path and run.outputs - {_output_dtype(site)}:
             yield Mismatch(path, forward, site.format, f"its output is {_names(run.outputs)}")
 
 

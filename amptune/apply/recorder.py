@@ -24,9 +24,10 @@ _GEMMS = frozenset({
     "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution", "convolution_backward",
     "_convolution", "linear", "linear_backward", "mkldnn_linear", "_trilinear", "_cudnn_rnn", "_cudnn_rnn_backward",
     "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward", "miopen_rnn", "_native_multi_head_attention",
-    "_transformer_encoder_layer_fwd",
+    "_transformer_encoder_layer_fwd", "_scaled_mm", "_scaled_mm_v2",
 })  # fmt: skip
 _ATTENTION = "_scaled_dot_product"
+_SCALED = "_scaled_mm"
 _MOVES = frozenset({
     "_to_copy", "copy_", "clone", "detach", "view", "_unsafe_view", "reshape", "expand", "permute", "transpose",
     "t", "slice", "select", "squeeze", "unsqueeze", "split", "cat", "stack", "alias", "as_strided", "empty",
@@ -57,6 +58,11 @@ class OpRun:
     def is_gemm(self) -> bool:
         """Whether it multiplies matrices, so that the dtype of its inputs is what it computes in."""
         return self.op in _GEMMS or self.op.startswith(_ATTENTION)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether it multiplies matrices with scales, as FP8 does."""
+        return self.op.startswith(_SCALED)
 
     @property
     def computes(self) -> bool:
@@ -206,7 +212,7 @@ class _Ops(TorchDispatchMode):
         phase, owner = self._owner()
         name = func._schema.name.split("::")[-1]
         tensors = runtime.tensors_in((args, kwargs))
-        counted = tensors[:3] if name.startswith(_ATTENTION) else tensors  # behind q, k, v a float32 logsumexp may come
+        counted = tensors[: _operands(name)]
         self._record.ops.append(OpRun(name, phase, *owner, _floating(counted), _floating(runtime.tensors_in(result))))
         for tensor in tensors:
             if id(tensor) in self._parameters and phase == "forward":
@@ -222,8 +228,9 @@ class _Ops(TorchDispatchMode):
         if paths and "parametrizations" in paths[-1].split("."):
             planned = None  # how a weight is made (spectral_norm) is no part of what the module computes
         owner = (paths[-1] if paths else OUTSIDE, planned)
-        # The node of the op that is running has just taken the number before the next.
-        self._owner_of_node[torch._C._autograd._get_sequence_nr() - 1] = owner
+        # The node of the op that is running has just taken the number before the next. An op without a node, as in a
+        # cast outside of the graph, sees the number of the node before it, which has its owner.
+        self._owner_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, owner)
         return "forward", owner
 
 
@@ -241,6 +248,13 @@ class _Functions(TorchFunctionMode):
             path = self._stack.running[-1] if self._stack.running else OUTSIDE
             self._record.functions.append(FunctionRun(path, op_name(func, args), inputs, outputs))
         return result
+
+
+def _operands(op: str) -> int | None:
+    """How many of the tensors that the op takes it multiplies: float32 logsumexp or scales may follow. None: all."""
+    if op.startswith(_ATTENTION):
+        return 3
+    return 2 if op.startswith(_SCALED) else None
 
 
 def _floating(tensors: list[Tensor]) -> frozenset[torch.dtype]:

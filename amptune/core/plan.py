@@ -179,13 +179,15 @@ class _Reader:
 def _site(entry: object, where: str) -> SitePlan:
     reader = _Reader(entry, where)
     number_format = reader.format("format")
-    if number_format is None or number_format is Format.TF32:
-        raise PlanError(f"{where}: field 'format' must be one of fp32, bf16, fp16, fp8_e4m3, fp8_e5m2")
+    if number_format in (None, Format.TF32, Format.FP8_E5M2):
+        raise PlanError(f"{where}: field 'format' must be one of fp32, bf16, fp16, fp8_e4m3")
     scaling, pad, how = reader.data.get("scaling"), reader.data.get("pad", 0), reader.data.get("how", "swap")
     if scaling is not None and scaling not in SCALINGS:
         raise PlanError(f"{where}: scaling {scaling!r} is not one of {', '.join(SCALINGS)}")
     if number_format.is_fp8 and scaling is None:
         raise PlanError(f"{where}: an FP8 site needs a scaling: one of {', '.join(SCALINGS)}")
+    if scaling is not None and not number_format.is_fp8:
+        raise PlanError(f"{where}: scaling {scaling!r} is for FP8, and the format is {number_format}")
     if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
         raise PlanError(f"{where}: pad {pad!r} must be a multiple such as 8 or 64, or 0 for none")
     if how not in HOW:

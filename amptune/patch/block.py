@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from amptune import __version__
 from amptune.core.plan import Plan
 from amptune.errors import InputError
-from amptune.patch.table import Entry
+from amptune.patch.table import Entry, spelled
 from amptune.patch.text import newline_of, split_lines
 
 BEGIN = "# >>> amptune"
@@ -168,8 +168,7 @@ def _import_lines(module: str, names: Sequence[str]) -> list[str]:
 
 
 def _table_line(entry: Entry) -> str:
-    value = dict(entry.value)
-    shown = json.dumps(value["format"] if list(value) == ["format"] else value)
+    shown = json.dumps(spelled(entry.value))
     line = f"    {json.dumps(entry.key, ensure_ascii=False)}: {shown},"
     why = comment_of(entry.why)
     return f"{line}  # {why}" if why and len(line) + len(why) + 4 <= _LINE + 20 else line

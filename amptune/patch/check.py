@@ -9,7 +9,7 @@ from amptune.core.plan import Plan
 from amptune.patch.block import BEGIN, END
 from amptune.patch.rewrite import patch_source, pins_of, unpatch_source
 from amptune.patch.spec import PatchSpec
-from amptune.patch.table import Entry, check_table
+from amptune.patch.table import Entry, check_table, value_of
 from amptune.patch.text import BOM
 
 
@@ -39,8 +39,7 @@ def written_table(text: str) -> list[Entry]:
     tables = [node.value for node in ast.parse(block).body if isinstance(node, ast.Assign)]
     assert len(tables) == 1, "the block has one table"
     table: dict[str, str | dict[str, str | int]] = ast.literal_eval(tables[0])
-    values = {key: {"format": value} if isinstance(value, str) else value for key, value in table.items()}
-    return [Entry(key, tuple(value.items())) for key, value in values.items()]
+    return [Entry(key, value_of(written)) for key, written in table.items()]
 
 
 def _same(text: str, original: str) -> bool:

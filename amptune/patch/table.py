@@ -124,6 +124,24 @@ def _value(site: SitePlan) -> Value:
     return tuple(items.items())
 
 
+def spelled(value: Value) -> str | dict[str, str | int]:
+    """A value as the file shows it: "bf16", "fp8_e4m3:rowwise", or a dict where it says more."""
+    items = dict(value)
+    if list(items) == ["format"]:
+        return items["format"]  # type: ignore[return-value]
+    if list(items) == ["format", "scaling"]:
+        return f"{items['format']}:{items['scaling']}"
+    return items
+
+
+def value_of(written: str | Mapping[str, str | int]) -> Value:
+    """What ``spelled`` made a text or a dict of."""
+    if not isinstance(written, str):
+        return tuple(written.items())
+    number_format, _, scaling = written.partition(":")
+    return (("format", number_format), *((("scaling", scaling),) if scaling else ()))
+
+
 def _with_shared(values: Mapping[str, Value], spec: PatchSpec) -> dict[str, Value]:
     """``values``, and the same for the further paths of a shared module, which a glob may match."""
     return {**values, **{path: values[first] for path, first in spec.shared.items() if first in values}}

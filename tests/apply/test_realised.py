@@ -121,6 +121,35 @@ def test_padding_and_shared_layers_in_force() -> None:
     assert check_realised(model, _run(model), plan) == []
 
 
+@pytest.mark.parametrize("scaling", ["tensorwise", "rowwise", "rowwise_gw_hp"])
+def test_fp8_layers_in_force_and_not_in_force(scaling: str) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 12))
+
+    plan = Plan(
+        {
+            "0": SitePlan(Format.FP8_E4M3, scaling=scaling),
+            "1": SitePlan(Format.FP8_E4M3, scaling=scaling, pad=16),
+        }
+    )
+    model, x = make(), torch.randn(8, 16)
+    apply(model, plan)
+    assert check_realised(model, _run(model, x), plan) == []
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        _run(model, x)()
+        optimizer.step()
+
+    assert stale_weight_casts(model, step, _run(model, x), plan) == []
+    for other in {"bf16", *(f"fp8_e4m3:{name}" for name in runtime.SCALINGS)} - {f"fp8_e4m3:{scaling}"}:
+        model = make()
+        runtime.apply_plan(model, {"0": other, "1": {"format": "fp8_e4m3", "scaling": scaling, "pad": 16}})
+        found = _found(model, plan, x)
+        assert found
+        assert all(text.startswith("0: planned fp8_e4m3, but in the ") for text in found)
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointed_layers_in_force(use_reentrant: bool) -> None:
     from torch.utils.checkpoint import checkpoint

@@ -58,6 +58,8 @@ SITE = {"format": "bf16", "scaling": None, "pad": 0, "how": "swap", "why": ""}
         ({"sites": {"a": SITE | {"format": "tf32"}}}, r"must be one of fp32, bf16"),
         ({"sites": {"a": SITE | {"format": "fp8_e4m3"}}}, "needs a scaling"),
         ({"sites": {"a": SITE | {"scaling": "blockwise"}}}, "scaling 'blockwise' is not one of tensorwise"),
+        ({"sites": {"a": SITE | {"scaling": "rowwise"}}}, "scaling 'rowwise' is for FP8, and the format is bf16"),
+        ({"sites": {"a": SITE | {"format": "fp8_e5m2", "scaling": "rowwise"}}}, "must be one of fp32, bf16, fp16"),
         ({"sites": {"a": SITE | {"pad": -8}}}, "pad -8 must be a multiple"),
         ({"sites": {"a": SITE | {"how": "magic"}}}, "how 'magic' is not one of"),
         ({"flags": {"tf32": 1, "channels_last": False}}, "'tf32' is 1, expected bool"),

@@ -43,7 +43,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    def __init__(self, width=24, depth=3):
+    def __init__(self, width=32, depth=3):
         super().__init__()
         self.embed = nn.Embedding(257, width)
         self.mix = nn.Conv1d(width, width, 3, padding=1)
@@ -116,7 +116,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def plan_of_everything(captured: Capture, target: Target) -> Plan:
-    """bf16 wherever a module can be lowered, FP32 in one block's output, every sensitive functional op pinned."""
+    """bf16 wherever a module can be lowered, FP32 and FP8 in some blocks, every sensitive functional op pinned."""
     model = target.make_model()
     sites: dict[str, SitePlan] = {}
     for site in captured.graph:
@@ -125,6 +125,8 @@ def plan_of_everything(captured: Capture, target: Target) -> Plan:
         elif not site.is_module and op_named(site.op).why_sensitive:
             sites[site.id] = SitePlan(Format.FP32, how="source")
     sites["blocks.1.out"] = SitePlan(Format.FP32)
+    sites["blocks.0.qkv"] = SitePlan(Format.FP8_E4M3, scaling="tensorwise")
+    sites["blocks.2.qkv"] = SitePlan(Format.FP8_E4M3, scaling="rowwise")
     return Plan(sites)
 
 

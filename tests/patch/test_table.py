@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from amptune import runtime
 from amptune.errors import PlanError
 from amptune.patch.spec import PatchSpec
-from amptune.patch.table import Entry, check_table, resolve, table_of
+from amptune.patch.table import Entry, check_table, resolve, spelled, table_of, value_of
 from tests.patch.cases import plan_of, spec_of
 
 
@@ -72,6 +72,15 @@ def test_padding_and_regions_are_part_of_what_must_agree():
         Entry("a.*", (("format", "bf16"), ("pad", 8))),
         Entry("b", (("format", "bf16"), ("how", "autocast"))),
     ]
+
+
+def test_a_value_is_written_as_short_as_it_can_be_and_read_back():
+    scaled = (("format", "fp8_e4m3"), ("scaling", "rowwise"))
+    written = {(("format", "bf16"),): "bf16", scaled: "fp8_e4m3:rowwise",
+               (*scaled, ("pad", 16)): {"format": "fp8_e4m3", "scaling": "rowwise", "pad": 16}}  # fmt: skip
+    for value, text in written.items():
+        assert spelled(value) == text
+        assert value_of(text) == value
 
 
 def test_ops_that_follow_or_are_pinned_need_no_line():

@@ -93,9 +93,9 @@ def test_exact_path_beats_glob_and_longer_glob_beats_shorter(reverse: bool) -> N
     [
         ({"blocks.0.fc3": "bf16"}, "'blocks.0.fc3', which the model does not have; did you mean 'blocks.0.fc"),
         ({"layers.*.fc1": "bf16"}, r"'layers\.\*\.fc1'"),
-        ({"head": "bf17"}, "format 'bf17' is not one of fp32, bf16, fp16; did you mean 'bf16'"),
+        ({"head": "bf17"}, "format 'bf17' is not one of fp32, bf16, fp16, fp8_e4m3; did you mean 'bf16'"),
         ({"head": "tf32"}, "format 'tf32' is not one of"),
-        ({"head": "fp8_e4m3"}, "does not compute in fp8_e4m3"),
+        ({"head": "fp8_e4m3"}, "fp8_e4m3 needs a scaling"),
         ({"head": {"pad": 8}}, "the key 'format' is missing"),
         ({"head": {"format": "bf16", "padding": 8}}, "key 'padding' is not one of .*did you mean 'pad'"),
         ({"head": {"format": "bf16", "how": "magic"}}, "how 'magic' is not one of swap"),
