@@ -107,6 +107,18 @@ def origin(source: SourceFile, node: ast.expr, depth: int = 0) -> ast.expr:
     return node
 
 
+def is_inference(source: SourceFile, call: ast.Call) -> bool:
+    """Whether no gradient flows through the call: under no_grad, or detached at once.
+
+    The forward of an autograd function runs without gradients too, but is part of a training.
+    """
+    method = source.parent(call)
+    cls = source.class_of(call)
+    if cls is not None and any(name.endswith("autograd.Function") for b in cls.bases for name in source.qualified(b)):
+        return False
+    return source.no_grad(call) or (isinstance(method, ast.Attribute) and method.attr in ("detach", "numpy", "tolist"))
+
+
 def is_bounded_above(source: SourceFile, node: ast.expr, depth: int = 0) -> bool:
     """Whether the value is bounded above by what can be seen: tanh, clamp, -abs, -square, minus a maximum."""
     if isinstance(node, ast.Name):

@@ -25,6 +25,14 @@ def native_call(source: SourceFile, forward: FunctionNode) -> ast.Call | None:
     return None
 
 
+def _is_triton(source: SourceFile, func: ast.Subscript) -> bool:
+    """Whether what is launched is a function of this file with ``triton.jit`` on it."""
+    function = source.definition(func.value)
+    decorators = function.decorator_list if function is not None else []
+    names = [name for item in decorators for part in ast.walk(item) for name in source.qualified(part)]
+    return any(name.startswith("triton.") for name in names)
+
+
 def _tensors(call: ast.Call, parameters: set[str]) -> set[str]:
     """Parameters that the call gets, straight or through contiguous() and the like."""
     found: set[str] = set()
@@ -39,7 +47,7 @@ def _tensors(call: ast.Call, parameters: set[str]) -> set[str]:
 
 def _is_native(source: SourceFile, func: ast.expr) -> bool:
     if isinstance(func, ast.Subscript):  # kernel[grid](...)
-        return isinstance(func.value, ast.Name) and "kernel" in func.value.id.lower()
+        return isinstance(func.value, ast.Name) and ("kernel" in func.value.id.lower() or _is_triton(source, func))
     names = source.qualified(func)
     if any(name.startswith("torch.ops.") and not name.startswith(_TORCH_OPS) for name in names):
         return True

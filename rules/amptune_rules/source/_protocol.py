@@ -133,12 +133,22 @@ def is_alternative(source: SourceFile, node: ast.AST, kind: str) -> bool:
     for ancestor in source.ancestors(node):
         if isinstance(ancestor, FUNCTIONS):
             break
-        if isinstance(ancestor, ast.If):
+        if isinstance(ancestor, ast.If) and not _asks_progress(source, ancestor.test):
             side = ancestor.orelse if child in ancestor.body else ancestor.body
             if any(source.index.is_inside(other, item) for other in others for item in side):
                 return True
         child = ancestor
     return False
+
+
+def _asks_progress(source: SourceFile, test: ast.expr) -> bool:
+    """Whether a condition compares numbers, as ``step < 100`` or ``i % n == 0`` do: no switch of the precision."""
+    tests = [leaf for part in ast.walk(test) if isinstance(part, ast.expr) for leaf in (part, *source.values(part))]
+    return any(
+        (isinstance(item, ast.Compare) and isinstance(item.ops[0], ast.Lt | ast.LtE | ast.Gt | ast.GtE))
+        or (isinstance(item, ast.BinOp) and isinstance(item.op, ast.Mod))
+        for item in tests
+    )
 
 
 def nonfinite_exits(source: SourceFile) -> list[tuple[ast.If, ast.stmt]]:

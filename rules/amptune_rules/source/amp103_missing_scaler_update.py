@@ -11,7 +11,7 @@ from amptune.lint import edits
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import varies
+from amptune_rules.source._protocol import last_name, varies
 
 
 class MissingScalerUpdate(SourceRule):
@@ -199,6 +199,26 @@ class Ladder:
         scaler.step(3)
 """,
         ),
+        Example(
+            "updated after the last of several optimizers",
+            """\
+import torch
+
+class Trainer:
+    def optimize(self, loss, optimizer, scaler, optimizer_idx=None, num_optimizers=1):
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        if optimizer_idx is None or optimizer_idx + 1 == num_optimizers:
+            scaler.update()
+
+    def train(self, batches, optimizers):
+        scaler = torch.amp.GradScaler("cuda")
+        for batch in batches:
+            for i, optimizer in enumerate(optimizers):
+                self.optimize(self.loss(batch, i), optimizer, scaler, i, len(optimizers))
+""",
+        ),
     )
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
@@ -224,6 +244,8 @@ class Ladder:
         if not flow.of("update", scaler=step.scaler):
             elsewhere = any(event.kind == "update" for event in source.events)
             return not elsewhere and (bool(backwards) or _scales_in_its_class(source, step))
+        if _waits_for_the_last(source, flow, step):
+            return False
         same_batch = _loop_over_optimizers(source, flow, step)
         return any(
             flow.path(step, backward, without=updated, not_round=same_batch)
@@ -253,6 +275,26 @@ def _loop_over_optimizers(source: SourceFile, flow: Flow, step: Event) -> tuple[
     """The innermost loop around a step of its loop variable: one update after that loop serves all its steps."""
     optimizer = source.argument(step.node, "optimizer", 0) if isinstance(step.node, ast.Call) else None
     return flow.loops(step)[-1:] if varies(source, optimizer, step.calls) else ()
+
+
+def _waits_for_the_last(source: SourceFile, flow: Flow, step: Event) -> bool:
+    """Whether the function steps an optimizer it is given, and updates when told that it is the last of several."""
+    optimizer = source.argument(step.node, "optimizer", 0) if isinstance(step.node, ast.Call) else None
+    if not isinstance(optimizer, ast.Name) or {item.kind for item in source.bindings(optimizer)} != {"parameter"}:
+        return False
+    return all(
+        any(
+            isinstance(gate, ast.If) and _asks_for_an_optimizer(gate.test, optimizer.id)
+            for gate in source.ancestors(update.node)
+        )
+        for update in flow.of("update", scaler=step.scaler)
+    )
+
+
+def _asks_for_an_optimizer(test: ast.expr, optimizer: str) -> bool:
+    """Whether a condition is about which of the optimizers this is: ``optimizer_idx + 1 == num_optimizers``."""
+    words = [last_name(part) for part in ast.walk(test)]
+    return any("optim" in word.lower() and word != optimizer for word in words)
 
 
 def _scales_in_its_class(source: SourceFile, step: Event) -> bool:

@@ -18,13 +18,15 @@ class UnscaledBackwardWithScaler(SourceRule):
     """loss.backward() without scaler.scale(loss), although scaler.step applies the gradients.
 
     ## What it does
-    Looks for a path from a backward of a plain loss to `scaler.step(optimizer)` that no scaled backward leads to.
+    Looks for a path from a backward of a plain loss to `scaler.step(optimizer)` that no scaled backward leads to, and
+    for a plain and a scaled backward that add up in the same gradients before the step.
 
     ## Why is this bad
     `step` divides every gradient by the loss scale, 65536 at the start and growing, whether or not the loss was
     multiplied by it. Without `scaler.scale(loss)` all gradients are 65536 times too small: SGD stands still, Adam falls
     under its eps, and small ones become zero in FP16 on the way, which is what the scale is there to prevent.
-    If the scaler has never scaled anything, `step` raises instead.
+    Beside a scaled loss, the plain one counts 1/65536 of what it should. If the scaler has never scaled anything,
+    `step` raises instead.
 
     ## Example
     ```python
@@ -170,6 +172,31 @@ class Trainer:
             self.optimizer.zero_grad()
 """,
         ),
+        Example(
+            "one loss of two is scaled",
+            """\
+import torch
+
+def train(model, loader, optimizer, scaler, penalty):
+    for x in loader:
+        optimizer.zero_grad()
+        scaler.scale(model(x)).backward()
+        penalty(model).backward()  # <- AMP106
+        scaler.step(optimizer)
+        scaler.update()
+""",
+            fixed="""\
+import torch
+
+def train(model, loader, optimizer, scaler, penalty):
+    for x in loader:
+        optimizer.zero_grad()
+        scaler.scale(model(x)).backward()
+        scaler.scale(penalty(model)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+""",
+        ),
     )
     VALID = (
         Example(
@@ -207,7 +234,7 @@ def train(model, loader, optimizer, scaler=None):
 """,
         ),
         Example(
-            "another loss of the same optimizer is scaled",
+            "another loss is added after the gradients were unscaled",
             """\
 import torch
 
@@ -215,6 +242,7 @@ def train(model, loader, optimizer, scaler, penalty):
     for x in loader:
         optimizer.zero_grad()
         scaler.scale(model(x)).backward()
+        scaler.unscale_(optimizer)
         penalty(model).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -273,11 +301,14 @@ def train(model, loader, optimizer):
         """Plain backwards whose gradients go through scaler.step."""
         for flow in source.flows:
             for step in flow.of("step"):
-                if not is_gradient_scaler(source, flow, step.scaler, step) or self._is_fed(source, flow, step):
+                if not is_gradient_scaler(source, flow, step.scaler, step):
                     continue
+                is_fed = self._is_fed(source, flow, step)
                 for backward in flow.of("backward"):
-                    if self._feeds_plainly(flow, backward, step) and not is_alternative(
-                        source, backward.node, "backward"
+                    if (
+                        self._feeds_plainly(flow, backward, step)
+                        and not is_alternative(source, backward.node, "backward")
+                        and (not is_fed or self._is_mixed(source, flow, backward, step))
                     ):
                         scaler = step.scaler_name
                         message = (
@@ -307,6 +338,24 @@ def train(model, loader, optimizer):
             )
 
         return flow.path(backward, step, without=spent, same_iteration=True) is not None
+
+    def _is_mixed(self, source: SourceFile, flow: Flow, backward: Event, step: Event) -> bool:
+        """Whether a scaled backward adds to the same gradients before anything divides them by the scale."""
+        loss = backward.receiver or backward.node
+        if any(binding.kind == "parameter" for binding in source.bindings(loss)):
+            return False  # the caller may have scaled it
+        if any(flow.path(backward, plain) for plain in flow.of("optimizer_step")):
+            return False  # may be meant for an optimizer that has no scaler
+
+        def divides(event: Event) -> bool:
+            return event.kind in ("unscale", "step", "update", "zero_grad", "grad_write", "get_scale", "wrapper")
+
+        scaled = [event for event in flow.of("backward", scaler=step.scaler) if event.scaled]
+        return any(
+            flow.path(first, second, without=divides, same_iteration=True)
+            for event in scaled
+            for first, second in ((event, backward), (backward, event))
+        )
 
     def _fix(self, source: SourceFile, backward: Event, step: Event) -> Fix | None:
         call = backward.node

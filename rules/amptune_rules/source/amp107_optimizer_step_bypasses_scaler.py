@@ -171,6 +171,37 @@ def train(model, loader, optimizer, use_amp):
         scaler.update()
 """,
         ),
+        Example(
+            "the first steps go around the scaler",
+            """\
+import torch
+
+def train(model, loader, optimizer):
+    scaler = torch.amp.GradScaler("cuda")
+    for i, x in enumerate(loader):
+        optimizer.zero_grad()
+        scaler.scale(model(x)).backward()
+        if i < 100:
+            optimizer.step()  # <- AMP107
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+""",
+            fixed="""\
+import torch
+
+def train(model, loader, optimizer):
+    scaler = torch.amp.GradScaler("cuda")
+    for i, x in enumerate(loader):
+        optimizer.zero_grad()
+        scaler.scale(model(x)).backward()
+        if i < 100:
+            scaler.step(optimizer)
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+""",
+        ),
     )
     VALID = (
         Example(

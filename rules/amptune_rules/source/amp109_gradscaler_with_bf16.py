@@ -12,6 +12,7 @@ from amptune.lint.fold import UNKNOWN, UNKNOWN_DTYPE
 from amptune.lint.index import FUNCTIONS
 from amptune.lint.regions import Region
 from amptune.lint.source import SourceFile
+from amptune_rules.source._trained import conversions, trained
 
 _BF16 = frozenset({"bfloat16"})
 
@@ -167,6 +168,33 @@ def loss_of(model, x):
         return model(x)
 """,
         ),
+        Example(
+            "made bfloat16 where it is built",
+            """\
+import torch
+
+def train(loader):
+    model = torch.nn.Linear(64, 64).cuda().to(torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    scaler = torch.amp.GradScaler("cuda")  # <- AMP109
+    for x in loader:
+        scaler.scale(model(x).float().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+""",
+            fixed="""\
+import torch
+
+def train(loader):
+    model = torch.nn.Linear(64, 64).cuda().to(torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    scaler = torch.amp.GradScaler("cuda", enabled=False)
+    for x in loader:
+        scaler.scale(model(x).float().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+""",
+        ),
     )
     VALID = (
         Example(
@@ -233,6 +261,24 @@ def train(model, loader, dtype):
         return model(next(loader)), scaler
 """,
         ),
+        Example(
+            "FSDP casts the model to float16",
+            """\
+import torch
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+def train(model, loader, optimizer):
+    model = FullyShardedDataParallel(model, mixed_precision=MixedPrecision(param_dtype=torch.float16))
+    scaler = ShardedGradScaler()
+    for x in loader:
+        with torch.autocast("cuda", dtype=torch.bfloat16):  # <- AMP512
+            loss = model(x)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+""",
+        ),
     )
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
@@ -248,7 +294,7 @@ def train(model, loader, dtype):
                 message = f"GradScaler with bfloat16 parameters ({text}): step raises, no BFloat16 unscale kernel"
                 severity = Severity.WARNING if _conditions(source, model) else Severity.ERROR
                 yield self._finding(source, call, message, severity, regions)
-            elif regions and all(region.dtypes == _BF16 for region in regions):
+            elif regions and all(region.dtypes == _BF16 for region in regions) and not _is_cast_to_half(source):
                 message = (
                     "GradScaler with bfloat16 autocast: bfloat16 has the range of float32, there is nothing to scale"
                 )
@@ -327,15 +373,25 @@ def _conditions(source: SourceFile, node: ast.AST) -> frozenset[str]:
 def _bf16_models(source: SourceFile) -> list[ast.Call]:
     """The conversions that make a trained model bfloat16."""
     found: list[ast.Call] = []
-    trained = {_receiver(source, call) for call in source.method_calls("parameters")}
+    called = {_receiver(source, call) for call in source.method_calls("parameters")}
     for call in source.method_calls("bfloat16"):
-        if _receiver(source, call) in trained:
+        if _receiver(source, call) in called:
             found.append(call)
     for call in source.method_calls("to"):
         dtypes = [source.dtypes(item) for item in (*call.args, *(keyword.value for keyword in call.keywords))]
-        if _receiver(source, call) in trained and _BF16 in dtypes:
+        if _receiver(source, call) in called and _BF16 in dtypes:
             found.append(call)
-    return found
+    for _, model in trained(source):
+        found += conversions(source, model, "bfloat16")
+    return list(dict.fromkeys(found))
+
+
+def _is_cast_to_half(source: SourceFile) -> bool:
+    """Whether FSDP casts the model to float16, whatever autocast does."""
+    policies = source.calls(
+        "torch.distributed.fsdp.MixedPrecision", "torch.distributed.fsdp.MixedPrecisionPolicy",
+    )  # fmt: skip
+    return any(source.dtypes(source.argument(call, "param_dtype", 0)) == {"float16"} for call in policies)
 
 
 def _receiver(source: SourceFile, call: ast.Call) -> str:

@@ -9,9 +9,8 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.source import SourceFile
 from amptune_rules.source._protocol import last_name, runs_before
+from amptune_rules.source._trained import conversions, is_parameters, trained
 
-_FP16 = frozenset({"float16"})
-_ADAPTERS = ("get_peft_model", "prepare_model_for_kbit_training", "inject_adapter_in_model", "cast_training_params")
 _OWN_SCALING = ("fp16", "mixedprecision", "deepspeed", "master")
 
 
@@ -218,8 +217,8 @@ def prepare(model, half):
         scalers = [call for call in source.kinds.scaler_constructors() if _may_be_on(source, call)]
         if not scalers or _casts_back(source):
             return
-        for optimizer, model in _trained(source):
-            for conversion in _conversions(source, model):
+        for optimizer, model in trained(source):
+            for conversion in conversions(source, model, "float16"):
                 if not _is_in_force(source, conversion, optimizer):
                     continue
                 related = [call for call in scalers if not _excludes(source, conversion, call)]
@@ -236,68 +235,6 @@ def prepare(model, half):
 def _may_be_on(source: SourceFile, call: ast.Call) -> bool:
     enabled = source.kinds.enabled_by(call)
     return enabled is None or source.constant(enabled) is not False
-
-
-def _trained(source: SourceFile) -> Iterator[tuple[ast.Call, ast.expr]]:
-    """Optimizer constructors with the models whose ``parameters()`` they get."""
-    for call in source.nodes(ast.Call):
-        names = source.qualified(call.func)
-        if not any(name.startswith("torch.optim.") and ".lr_scheduler." not in name for name in names):
-            continue
-        first = source.argument(call, "params", 0)
-        for leaf in source.values(first) if first is not None else ():
-            for part in ast.walk(leaf):
-                if isinstance(part, ast.Call) and _is_parameters(part) and isinstance(part.func, ast.Attribute):
-                    yield call, part.func.value
-
-
-def _conversions(source: SourceFile, model: ast.expr) -> Iterator[ast.Call]:
-    """Calls that make the model, or what it is bound to, float16; none where something else is put around it."""
-    values = [binding.value for binding in source.bindings(model) if binding.value is not None]
-    chain = list(dict.fromkeys(call for value in (*values, *source.values(model)) for call in _chain(value)))
-    if any(last_name(call.func) in _ADAPTERS for call in chain):
-        return
-    for call in chain:
-        if _makes_half(source, call):
-            yield call
-    target = ast.dump(model)
-    bound = [binding.node for binding in source.bindings(model)]
-    for call in source.method_calls("half", "to", "type"):
-        assert isinstance(call.func, ast.Attribute)
-        same = ast.dump(call.func.value) == target and [item.node for item in source.bindings(call.func.value)] == bound
-        if same and call not in chain and isinstance(source.parent(call), ast.Expr) and _makes_half(source, call):
-            yield call
-
-
-def _chain(value: ast.expr) -> list[ast.Call]:
-    """Calls that a value is made by: ``Net().cuda().half()``, and the same inside ``DDP(...)``."""
-    found: list[ast.Call] = []
-    while isinstance(value, ast.Call):
-        found.append(value)
-        if isinstance(value.func, ast.Attribute) and isinstance(value.func.value, ast.Call):
-            value = value.func.value
-        elif len(value.args) >= 1 and isinstance(value.args[0], ast.Call):
-            value = value.args[0]
-        else:
-            break
-    return found
-
-
-def _makes_half(source: SourceFile, call: ast.Call) -> bool:
-    name = last_name(call.func)
-    if name == "half":
-        return not call.args and isinstance(call.func, ast.Attribute)
-    arguments = {item.arg: item.value for item in call.keywords}
-    if name == "from_pretrained":
-        dtype = arguments.get("torch_dtype", arguments.get("dtype"))
-        return dtype is not None and source.dtypes(dtype) == _FP16 and "quantization_config" not in arguments
-    if name in ("to", "type"):
-        return any(source.dtypes(item) == _FP16 for item in (*call.args, *arguments.values()) if _is_dtype(item))
-    return False
-
-
-def _is_dtype(item: ast.expr) -> bool:
-    return not isinstance(item, ast.Constant)
 
 
 def _is_in_force(source: SourceFile, conversion: ast.Call, optimizer: ast.Call) -> bool:
@@ -355,15 +292,11 @@ def _casts_back(source: SourceFile) -> bool:
         if any(word in last_name(name).lower() for word in ("fp16_optimizer", "master_param", "master_weight")):
             return True
     for loop in source.nodes(ast.For):
-        if any(_is_parameters(part) for part in ast.walk(loop.iter)):
+        if any(is_parameters(part) for part in ast.walk(loop.iter)):
             inside = [part for item in loop.body for part in ast.walk(item) if isinstance(part, ast.Call)]
             if any(last_name(call.func) == "float" or _makes_float32(source, call) for call in inside):
                 return True
     return False
-
-
-def _is_parameters(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and last_name(node.func) in ("parameters", "named_parameters")
 
 
 def _makes_float32(source: SourceFile, call: ast.Call) -> bool:

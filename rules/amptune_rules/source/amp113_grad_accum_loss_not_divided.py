@@ -235,7 +235,7 @@ def train(model, loader, optimizer, n, scaler):
 
     def _accumulates(self, flow: Flow, backward: Event, step: Event) -> bool:
         """Whether a second backward adds to the first before anything is stepped or cleared."""
-        if not backward.scaled or backward.calls or step.calls or not flow.loops(backward):
+        if not backward.scaled or backward.calls != step.calls or not flow.loops(backward):
             return False
         cleared = ("step", "zero_grad", "optimizer_step", "wrapper")
         adds_up = flow.path(backward, backward, without=cleared) is not None

@@ -26,7 +26,7 @@ class GradPenaltyUnscaled(SourceRule):
     ## Why is this bad
     Gradients of a scaled output are 65536 times too large, and so is their norm: a WGAN penalty of `(norm - 1) ** 2`
     consists of the scale alone, and overflows FP16 (65504). Gradients of an unscaled float16 output lose what falls
-    below 6e-8 to zero, and the penalty is computed from the rest.
+    below 3e-8 to zero, and the penalty is computed from the rest.
 
     ## Example
     ```python

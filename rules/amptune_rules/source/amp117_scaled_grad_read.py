@@ -133,6 +133,21 @@ class Trainer:
         return norms
 """,
         ),
+        Example(
+            "clamped through data",
+            """\
+import torch
+
+def train(model, loader, optimizer, scaler):
+    for x in loader:
+        scaler.scale(model(x)).backward()
+        for p in model.parameters():
+            p.grad.data.clamp_(-1, 1)  # <- AMP117
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+""",
+        ),
     )
     VALID = (
         Example(
@@ -218,6 +233,21 @@ def train(model, loader, optimizer, scaler=None):
             optimizer.step()
 """,
         ),
+        Example(
+            "gradients of two models are added",
+            """\
+import torch
+
+def train(model, twin, loader, optimizer, scaler):
+    for x in loader:
+        scaler.scale(model(x) + twin(x)).backward()
+        for p, q in zip(model.parameters(), twin.parameters()):
+            p.grad.add_(q.grad)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+""",
+        ),
     )
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
@@ -272,7 +302,8 @@ def _depends_on_scale(source: SourceFile, read: Event) -> bool:
         if name in _FINITE or isinstance(parent, ast.Compare):
             return False
         if name in _CHANGES:
-            return not _mentions_grad(parent, node)
+            call = parent if isinstance(parent, ast.Call) else source.parent(parent)
+            return not _mentions_grad(call or parent, read.node)
         if name in _MEASURES or isinstance(parent, ast.FormattedValue):
             measured = True
         elif isinstance(parent, ast.BinOp):
@@ -293,7 +324,12 @@ def _applied(parent: ast.AST, node: ast.AST) -> str:
 
 
 def _mentions_grad(node: ast.AST, besides: ast.AST) -> bool:
-    """Whether another gradient is part of the expression, which would carry the same scale."""
-    return any(
-        isinstance(part, ast.Attribute) and part.attr == "grad" and part is not besides for part in ast.walk(node)
-    )
+    """Whether another gradient is part of the expression, which would carry the same scale.
+
+    What only has the shape of a gradient, as ``torch.randn_like(p.grad)``, does not.
+    """
+    if isinstance(node, ast.Call) and last_name(node.func).endswith("_like"):
+        return False
+    if isinstance(node, ast.Attribute) and node.attr == "grad" and node is not besides:
+        return True
+    return any(_mentions_grad(part, besides) for part in ast.iter_child_nodes(node))

@@ -28,7 +28,7 @@ class Fp16AutocastWithoutScaler(SourceRule):
     `optimizer.step()`, in a file where no gradient scaler is used.
 
     ## Why is this bad
-    Gradients of activations are computed in FP16 as well, where everything below 6e-8 becomes zero and everything below
+    Gradients of activations are computed in FP16 as well, where everything below 3e-8 becomes zero and everything below
     6e-5 loses precision. Layers whose gradients fall there stop learning, without an error. BF16, with the range of
     FP32, needs no scaler.
 
@@ -202,6 +202,25 @@ def train(model, loader, optimizer, loss_scale):
         optimizer.zero_grad()
 """,
         ),
+        Example(
+            "a scaler of another name, or none, from the caller",
+            """\
+import torch
+
+def train_one_epoch(student, loader, optimizer, fp16_scaler):
+    for x in loader:
+        with torch.autocast("cuda", enabled=fp16_scaler is not None):
+            loss = student(x)
+        optimizer.zero_grad()
+        if fp16_scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            fp16_scaler.scale(loss).backward()
+            fp16_scaler.step(optimizer)
+            fp16_scaler.update()
+""",
+        ),
     )
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
@@ -232,6 +251,8 @@ def _has_scaler(source: SourceFile) -> bool:
 
     A scaler that is only made, under a name that nobody reads, does not count.
     """
+    if any(event.kind == "scale" for event in source.events):
+        return True
     for node in (*source.nodes(ast.Name), *source.nodes(ast.Attribute)):
         name = last_name(node)
         unused = isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)

@@ -28,7 +28,7 @@ class EnabledMismatch(SourceRule):
     information.
 
     ## Why is this bad
-    Float16 autocast without the scaler loses every gradient below 6e-8. A scaler without autocast multiplies FP32
+    Float16 autocast without the scaler loses every gradient below 3e-8. A scaler without autocast multiplies FP32
     losses by 65536 and skips steps for nothing, so the FP32 run that a comparison relies on is not a plain one.
 
     ## Example

@@ -23,6 +23,7 @@ from amptune_rules.source._reach import callee
 
 # Frameworks that put autocast around the forward of a prepared model themselves.
 _WRAPPING = frozenset({"accelerate", "fabric", "lightning", "deepspeed", "composer", "mmengine"})
+_TRAINER_STEPS = frozenset({"compute_loss", "training_step", "prediction_step"})
 _HARMLESS = frozenset({"print", "len", "float", "int", "dict", "list", "tuple", "zip", "range", "enumerate", "sum"})
 _TENSOR_METHODS = frozenset(
     {"item", "detach", "cpu", "cuda", "get", "append", "items", "keys", "values", "size", "dim", "numel", "long", "int",
@@ -193,6 +194,21 @@ def step(model, head, x, y, criterion):
     loss.backward()
 """,
         ),
+        Example(
+            "the Trainer of transformers has a region around compute_loss",
+            """\
+import torch
+from transformers import Trainer
+
+class WithLogits(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss = torch.nn.functional.cross_entropy(outputs.logits, labels)
+        return (loss, outputs) if return_outputs else loss
+""",
+        ),
     )
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
@@ -205,7 +221,7 @@ def step(model, head, x, y, criterion):
                 if not self._is_on(source, region) or source.no_grad(node.body[0]) or source.autocast(node):
                     continue
                 model = _model_before(source, node)
-                if model is not None:
+                if model is not None and not _is_run_by_trainer(source, node):
                     text = source.segment(model.func)
                     message = (
                         f"autocast covers the loss alone: the forward {text}(...) of line {model.lineno} runs in "
@@ -215,6 +231,12 @@ def step(model, head, x, y, criterion):
 
     def _is_on(self, source: SourceFile, region: Region) -> bool:
         return region.kind == "autocast" and region.enabled is not False and is_torch_autocast(source, region)
+
+
+def _is_run_by_trainer(source: SourceFile, node: ast.With) -> bool:
+    """Whether the Trainer of transformers runs the code, in an autocast region of its own."""
+    function = source.function_of(node)
+    return "transformers" in source.frameworks and function is not None and function.name in _TRAINER_STEPS
 
 
 def _module_has_autocast(source: SourceFile) -> bool:

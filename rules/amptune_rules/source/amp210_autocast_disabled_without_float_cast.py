@@ -308,8 +308,12 @@ def _raw_use(source: SourceFile, name: ast.Name) -> str | None:
         elif isinstance(parent, ast.Call) and parent.func is not node:
             return _computation(source, parent)
         elif isinstance(parent, ast.BinOp):
-            computes = autocast_class(source, parent) is Autocast.LOWER
-            return source.segment(parent) if computes else None
+            if autocast_class(source, parent) is Autocast.LOWER:
+                return source.segment(parent)
+            other = parent.right if parent.left is node else parent.left
+            if source.number(other) is None and last_word(other) not in _SCALES:
+                return None
+            node = parent  # scaled by a number, it keeps its dtype
         else:
             return None
 

@@ -10,8 +10,18 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.source import SourceFile
 from amptune_rules.source._constants import number_or_default, shown
-from amptune_rules.source._formula import is_fixed_name, op_name, op_operand, origin, resolved
+from amptune_rules.source._formula import (
+    is_fixed_name,
+    is_inference,
+    op_name,
+    op_operand,
+    operand,
+    origin,
+    resolved,
+)
+from amptune_rules.source._models import last_word
 
+_PICKS = frozenset({"multinomial", "sample", "argmax", "topk", "max", "categorical"})
 _SMALLEST_SAFE_EPS = 1e-7
 
 
@@ -20,11 +30,11 @@ class LogOfSoftmax(SourceRule):
 
     ## What it does
     Flags `log` of a softmax: of the function, the method or an `nn.Softmax` object, directly, through a variable, an
-    index, or a function or module of the same file that ends in a softmax. With an eps added before the logarithm it
-    is info.
+    index, or a function or module of the same file that ends in a softmax. With an eps added before the logarithm, or
+    without gradients, it is info.
 
     ## Why is this bad
-    A softmax term more than 104 below the largest logit is 0 in float32, 17 below it in float16 already, and log(0)
+    A softmax term more than 104 below the largest logit is 0 in float32, 18 below it in float16 already, and log(0)
     is -inf: the loss becomes infinite and its gradient NaN. `log_softmax` subtracts the logarithm of the sum instead
     and is exact over the whole range. An eps avoids the infinity, but cuts the loss off at -log(eps), and its gradient
     with it.
@@ -201,10 +211,10 @@ def event(logits, groups):
                 continue
             eps = _eps(source, argument)
             made = origin(source, eps[0] if eps else argument)
-            if op_name(source, made) != "softmax":
+            if op_name(source, made) != "softmax" or _is_of_picked(source, argument):
                 continue
             yield source.finding(
-                self, call, _message(eps), severity=Severity.INFO if eps else None,
+                self, call, _message(eps), severity=Severity.INFO if eps or is_inference(source, call) else None,
                 fix=None if eps else _fix(source, call, argument),
             )  # fmt: skip
 
@@ -227,6 +237,21 @@ def _eps(source: SourceFile, argument: ast.expr) -> tuple[ast.expr, float] | Non
         if value is not None and 0 < value < 1e-2:
             return term, value
     return None
+
+
+def _is_of_picked(source: SourceFile, argument: ast.expr) -> bool:
+    """Whether the probabilities are those of sampled or best items, which cannot be 0."""
+    node = resolved(source, argument)
+    while isinstance(node, ast.Subscript | ast.Call):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "gather":
+            index = source.argument(node, "index", 2 if source.qualified(node.func) else 1)
+            made = [part for leaf in (source.values(index) if index else ()) for part in ast.walk(leaf)]
+            return any(isinstance(part, ast.Call) and last_word(part.func) in _PICKS for part in made)
+        inner = node.value if isinstance(node, ast.Subscript) else operand(source, node)
+        if inner is None:
+            return False
+        node = resolved(source, inner)
+    return False
 
 
 def _fix(source: SourceFile, call: ast.Call, argument: ast.expr) -> Fix | None:

@@ -18,6 +18,7 @@ from amptune_rules.source._formula import (
     is_bounded_above,
     is_bounded_below,
     is_fixed_name,
+    is_inference,
     negated,
     op_name,
     op_operand,
@@ -47,12 +48,12 @@ class ManualSoftplus(SourceRule):
 
     ## What it does
     Flags `log(1 + exp(x))`, `log1p(exp(x))`, `log(sigmoid(x))` and `log(1 - sigmoid(x))`, also through variables and
-    through functions and modules of the same file that end in a sigmoid. With an eps inside the logarithm, or in a
-    `torch.where` that picks another value for large x, it is info.
+    through functions and modules of the same file that end in a sigmoid. With an eps inside the logarithm, in a
+    `torch.where` that picks another value for large x, or without gradients, it is info.
 
     ## Why is this bad
     exp(x) overflows for x over 88.7 in float32 and over 11.1 in float16, and the result is inf. sigmoid(x) is 1 in
-    float32 for x over 17 and 0 for x under -104 (in float16 over 8 and under -17), so the logarithms are -inf and
+    float32 for x over 17 and 0 for x under -89 (in float16 over 8.4 and under -17.4), so the logarithms are -inf and
     the gradient NaN. `softplus`, `logsigmoid` and the losses with logits are exact everywhere.
 
     ## Example
@@ -223,7 +224,7 @@ def gate(x):
             formula = _formula(source, resolved(source, argument), name == "log1p")
             if formula is None or _is_bounded(source, formula):
                 continue
-            severity = Severity.INFO if formula.eps or _is_chosen(source, call) else None
+            severity = Severity.INFO if formula.eps or _is_chosen(source, call) or is_inference(source, call) else None
             fix = None if formula.eps else _fix(source, call, argument, formula)
             yield source.finding(self, call, _message(formula), severity=severity, fix=fix)
 
@@ -234,7 +235,7 @@ def _message(formula: _Formula) -> str:
         return f"{formula.form} with an eps cuts the value off at log(eps): use {better}, or a loss with logits"
     limits = {
         "log(1 + exp(x))": "is inf for x over 88 (over 11 in float16)",
-        "log(sigmoid(x))": "is -inf for x under -104 (under -17 in float16)",
+        "log(sigmoid(x))": "is -inf for x under -88 (under -17 in float16)",
         "log(1 - sigmoid(x))": "is -inf for x over 17 (over 8 in float16)",
     }
     return f"{formula.form} {limits[formula.form]}: use {better}" + (

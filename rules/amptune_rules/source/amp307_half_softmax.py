@@ -26,7 +26,7 @@ class HalfSoftmax(SourceRule):
     them in float32, and so does `dtype=torch.float32`. Without gradients it is info.
 
     ## Why is this bad
-    A probability below 6e-8 becomes 0, so tokens 17 below the largest logit vanish, and their gradients with them. The
+    A probability below 3e-8 becomes 0, so tokens 18 below the largest logit vanish, and their gradients with them. The
     loss has 11 bits: near 10 its step is 0.008. Sums over a vocabulary of 50,000 terms add to the error.
 
     ## Example
@@ -192,7 +192,7 @@ def loss_of(model, x, y):
                 yield self._finding(source, call, name, fix)
 
     def _finding(self, source: SourceFile, call: ast.Call, name: str, fix: Fix | None) -> Finding:
-        message = f"{name} of float16 values: probabilities below 6e-8 become 0; compute it in float32"
+        message = f"{name} of float16 values: probabilities below 3e-8 become 0; compute it in float32"
         severity = Severity.INFO if source.no_grad(call) else None
         return source.finding(self, call, message, severity=severity, fix=fix)
 

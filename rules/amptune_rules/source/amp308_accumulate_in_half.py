@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Severity
@@ -14,6 +15,8 @@ from amptune_rules.source._precision import Fact, precision
 
 _MADE = frozenset({"zeros", "zeros_like", "new_zeros", "tensor", "full", "full_like", "new_full"})
 _FEW = 16
+_METER = re.compile(r"update|accumulate|add|observe|record|__call__|forward|step|on_\w*batch", re.IGNORECASE)
+_Target = ast.Name | ast.Attribute
 
 
 class AccumulateInHalf(SourceRule):
@@ -21,8 +24,8 @@ class AccumulateInHalf(SourceRule):
 
     ## What it does
     Flags `total += x`, `total = total + x` and `total.add_(x)` in a loop, where `total` is made before the loop by
-    `zeros`, `zeros_like`, `full` or `tensor` with a 16-bit dtype. Loops that are seen to have at most 16 rounds are
-    fine.
+    `zeros`, `zeros_like`, `full` or `tensor` with a 16-bit dtype; also `self.total`, and then in methods called
+    `update` and the like as well. Loops that are seen to have at most 16 rounds are fine.
 
     ## Why is this bad
     float16 has 11 significant bits and bfloat16 8: adding 1 to 2048 (256 in bfloat16) changes nothing, so the sum stops
@@ -55,7 +58,7 @@ class AccumulateInHalf(SourceRule):
     name = "accumulate-in-half"
     severity = Severity.WARNING
     keywords = (b"float16", b"half", b"HalfTensor")
-    requires = (b"torch", b"for ")
+    requires = (b"torch",)
 
     INVALID = (
         Example(
@@ -83,6 +86,21 @@ def total_of(batches):
         if batch is not None:
             total.add_(batch.sum())  # <- AMP308
     return total
+""",
+        ),
+        Example(
+            "kept on self, added to for each batch",
+            """\
+import torch
+
+class MeanLoss:
+    def __init__(self, device):
+        self.total: torch.Tensor = torch.zeros((), dtype=torch.float16, device=device)
+        self.count = 0
+
+    def update(self, loss):
+        self.total += loss  # <- AMP308
+        self.count += 1
 """,
         ),
     )
@@ -123,6 +141,22 @@ def sums(batches):
         yield total
 """,
         ),
+        Example(
+            "on self, made anew in each call, or in float32",
+            """\
+import torch
+
+class Blocks:
+    def __init__(self, dim):
+        self.bias = torch.zeros(dim, dtype=torch.float32)
+
+    def forward(self, xs):
+        self.out = torch.zeros(len(xs), dtype=torch.float16)
+        self.out += xs[0]
+        self.bias += xs[0].float()
+        return self.out
+""",
+        ),
     )
 
     def may_concern(self, data: bytes) -> bool:
@@ -130,50 +164,66 @@ def sums(batches):
         return mentions_sixteen_bits(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
-        """Additions to an accumulator in loops."""
+        """Additions to an accumulator in loops, and to one that the object keeps between calls."""
         for target, node in _additions(source):
-            loops = source.loops_of(node)
-            if not loops or is_guarded(source, node) or all(_is_short(source, loop) for loop in loops):
+            if is_guarded(source, node) or not _is_repeated(source, target, node):
                 continue
-            fact = _made_in(source, target, loops[0])
+            fact = _made_in(source, target, node)
             if fact is not None:
                 yield source.finding(
-                    self, node, f"{target.id} is a running sum in {fact.value}, which stops growing at "
+                    self, node, f"{source.segment(target)} is a running sum in {fact.value}, which stops growing at "
                     f"{2048 if fact is Fact.HALF else 256} times what is added: make it float32",
                 )  # fmt: skip
 
 
-def _additions(source: SourceFile) -> Iterator[tuple[ast.Name, ast.stmt | ast.Call]]:
+def _additions(source: SourceFile) -> Iterator[tuple[_Target, ast.stmt | ast.Call]]:
     for update in source.nodes(ast.AugAssign):
-        if isinstance(update.op, ast.Add) and isinstance(update.target, ast.Name):
+        if isinstance(update.op, ast.Add) and isinstance(update.target, _Target):
             yield update.target, update
     for assign in source.nodes(ast.Assign):
         target, value = assign.targets[0], assign.value
-        if isinstance(target, ast.Name) and isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
-            names = [side.id for side in (value.left, value.right) if isinstance(side, ast.Name)]
-            if target.id in names:
+        if isinstance(target, _Target) and isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
+            text = source.segment(target)
+            if any(isinstance(side, _Target) and source.segment(side) == text for side in (value.left, value.right)):
                 yield target, assign
     for call in source.method_calls("add_"):
-        if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
+        if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, _Target):
             yield call.func.value, call
 
 
-def _made_in(source: SourceFile, target: ast.Name, loop: ast.stmt) -> Fact | None:
+def _is_repeated(source: SourceFile, target: _Target, node: ast.AST) -> bool:
+    """Whether the addition runs many times: in a loop of more than a few rounds, or in a method for each batch."""
+    loops = source.loops_of(node)
+    if loops:
+        return not all(_is_short(source, loop) for loop in loops)
+    function = source.function_of(node)
+    return isinstance(target, ast.Attribute) and function is not None and _METER.search(function.name) is not None
+
+
+def _made_in(source: SourceFile, target: _Target, node: ast.AST) -> Fact | None:
     """The 16-bit dtype that the accumulator is made in before the loop; None when it is another or not known."""
+    bindings = [binding for binding in source.bindings(target) if binding.kind != "update"]
     made = [
         binding.value
-        for binding in source.bindings(target)
+        for binding in bindings
         if binding.kind == "assign" and isinstance(binding.value, ast.Call) and _is_maker(binding.value)
     ]
-    others = [
-        binding
-        for binding in source.bindings(target)
-        if binding.kind != "update" and binding.value not in made and not isinstance(binding.value, ast.BinOp)
-    ]
-    if len(made) != 1 or others or loop in source.ancestors(made[0]):
+    others = [item for item in bindings if item.value not in made and not isinstance(item.value, ast.BinOp)]
+    if not made or others or (isinstance(target, ast.Name) and len(made) > 1):
         return None
-    fact = precision(source, made[0])
+    if any(_is_inside(source, call, node) for call in made):
+        return None
+    facts = {precision(source, call) for call in made}
+    fact = facts.pop() if len(facts) == 1 else None
     return fact if fact in (Fact.HALF, Fact.BF16) else None
+
+
+def _is_inside(source: SourceFile, call: ast.Call, node: ast.AST) -> bool:
+    """Whether the accumulator is made anew in each round, or by the method that adds to it."""
+    loops = source.loops_of(node)
+    if loops:
+        return loops[0] in source.ancestors(call)
+    return source.function_of(call) is source.function_of(node)
 
 
 def _is_maker(call: ast.Call) -> bool:

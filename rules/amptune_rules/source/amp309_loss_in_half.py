@@ -26,7 +26,7 @@ class LossInHalf(SourceRule):
 
     ## Why is this bad
     Squared errors overflow where a difference passes 255, a sum over a batch where it passes 65504, and the loss
-    is inf. Small errors are lost the other way: the square of 2e-4 is 0, and its gradient with it.
+    is inf. Small errors are lost the other way: the square of 1.7e-4 is 0, and its gradient with it.
 
     ## Example
     ```python
@@ -151,7 +151,7 @@ def losses(x, y, dtype, fp16):
             if is_cast_up(source, call) or is_guarded(source, call):
                 continue
             message = (
-                f"{name} of float16 values overflows beyond 65504 and loses errors below 6e-8: compute it in float32"
+                f"{name} of float16 values overflows beyond 65504 and loses errors below 3e-8: compute it in float32"
             )
             severity = Severity.INFO if source.no_grad(call) else None
             yield source.finding(self, call, message, severity=severity, fix=_fix(source, call, values, facts))

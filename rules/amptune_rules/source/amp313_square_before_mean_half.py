@@ -39,7 +39,7 @@ class SquareBeforeMeanHalf(SourceRule):
 
     ## Why is this bad
     The square of 256 is 65536, and the largest float16 is 65504: one activation of 300 makes the mean inf, and what is
-    divided by its root 0. Squares of values below 2.4e-4 become 0 as well. CUDA autocast runs `pow` in float32, but
+    divided by its root 0. Squares of values below 1.7e-4 become 0 as well. CUDA autocast runs `pow` in float32, but
     not `x * x`, and a model with float16 weights has no autocast.
 
     ## Example

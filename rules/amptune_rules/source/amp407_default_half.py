@@ -24,7 +24,7 @@ class DefaultHalf(SourceRule):
 
     ## Why is this bad
     Weights, optimizer state and every constant are then made in float16. An update below 1/2048 of its weight is lost,
-    Adam's second moment (squares of gradients) underflows below 6e-8, its eps of 1e-8 becomes 0 and the division gives
+    Adam's second moment (squares of gradients) underflows below 3e-8, its eps of 1e-8 becomes 0 and the division gives
     infinities. Autocast keeps all of these in float32 and is as fast.
 
     ## Example

@@ -22,7 +22,7 @@ class KerasMissingLossScale(SourceRule):
     when nothing in the file scales a loss (`get_scaled_loss` of Keras 2, `scale_loss` of Keras 3).
 
     ## Why is this bad
-    Gradients under 6e-8 are zero in float16. `model.fit` scales the loss by itself, a loop of one's own has to. With
+    Gradients under 3e-8 are zero in float16. `model.fit` scales the loss by itself, a loop of one's own has to. With
     the LossScaleOptimizer of Keras 3 it is worse: `apply_gradients` divides by the scale (32768 at first) what was
     never multiplied by it.
 
@@ -173,7 +173,7 @@ def saliency(model, x):
             is_tape = isinstance(call.func.value, ast.Name) and call.func.value.id in tapes
             if is_tape and _is_applied(source, call) and not _in_test(source, call):
                 message = (
-                    "under mixed_float16 the gradients of a loss that is not scaled underflow below 6e-8: "
+                    "under mixed_float16 the gradients of a loss that is not scaled underflow below 3e-8: "
                     "wrap the optimizer in LossScaleOptimizer and scale the loss "
                     "(scale_loss, in Keras 2 get_scaled_loss)"
                 )

@@ -30,7 +30,7 @@ class JaxFp16NoLossScale(SourceRule):
     `value_and_grad` and names no loss scale (`jmp`'s LossScale classes, flax's `DynamicScale`, or anything called so).
 
     ## Why is this bad
-    Gradients under 6e-8 are zero in float16 (under 6e-5 they lose bits), which is where most activations' gradients are
+    Gradients under 3e-8 are zero in float16 (under 6e-5 they lose bits), which is where most activations' gradients are
     in practice: layers stop learning without a sign. bfloat16 has the range of float32 and needs no scale.
 
     ## Example
@@ -180,7 +180,7 @@ model = nn.Dense(512, dtype=jnp.float16)  # value_and_grad is in another file
             return
         for node in [*self._dtype_uses(source), *self._policies(source)]:
             message = (
-                "float16 in a program that takes gradients without a loss scale: gradients under 6e-8 are zero; "
+                "float16 in a program that takes gradients without a loss scale: gradients under 3e-8 are zero; "
                 "use bfloat16, or jmp.DynamicLossScale / flax DynamicScale"
             )
             yield source.finding(self, node, message)
