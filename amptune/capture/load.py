@@ -20,6 +20,7 @@ from amptune.capture.guess import guess_inputs
 from amptune.capture.inputs import make_inputs, parse_inputs
 from amptune.capture.models import model_classes
 from amptune.capture.prepare import without_memory
+from amptune.capture.state import load_batch, load_state
 from amptune.capture.target import Kind, Target, TargetSpec
 from amptune.capture.usercode import UserCodeError, shown_path, user_code
 from amptune.errors import TargetError
@@ -43,14 +44,32 @@ def load_target(spec: TargetSpec, *, source: str | None = None) -> Target:
     Raises:
         TargetError: nothing there, no model, several models, missing arguments, or the user's code failed.
     """
+    if spec.batch and spec.inputs:
+        raise TargetError("--batch and --input are both given", hint="give one of them")
     place, name = _split(spec.text)
     if _is_package_target(place, name):
-        return _from_package(spec, place, name)
+        return _with_state(_from_package(spec, place, name))
     path = Path(place)
     disk = read_source(path)
     text = disk if source is None else source
     module = execute_file(path, text)
-    return _from_file(spec, path, module, name, text, hashlib.sha256(disk.encode()).hexdigest())
+    return _with_state(_from_file(spec, path, module, name, text, hashlib.sha256(disk.encode()).hexdigest()))
+
+
+def _with_state(target: Target) -> Target:
+    """The target with the weights of ``--state`` in each model that it makes."""
+    path, build = target.spec.state, target.build
+    if path is None:
+        return target
+
+    def built() -> Any:
+        model = build()
+        if isinstance(model, nn.Module):
+            load_state(model, path)
+        return model
+
+    target.build = built
+    return target
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -172,6 +191,11 @@ def _is_pair(made: Any) -> bool:
 
 
 def _supply_batch(target: Target, module: ModuleType) -> None:
+    if target.spec.batch is not None:
+        kept = load_batch(target.spec.batch)
+        target.feed = lambda: copy.deepcopy(kept)
+        target.train_batches = None  # the failing batch is the one to look at
+        return
     own = None if target.path is None else _function(module, "make_batch")
     if own is None and target.train_batches is not None and not target.spec.inputs:
         target.notes.append("make_batch() is missing: the first of train_batches() is used")

@@ -31,11 +31,15 @@ class TargetSpec:
         text: ``model.py``, ``model.py:Name`` or ``package.module:callable``.
         arguments: constructor arguments as written, ``{"d_model": "512"}``.
         inputs: input descriptions as written, ``("16x1024:int64:50257",)``.
+        state: file with the weights to start from.
+        batch: file with the batch to use for everything.
     """
 
     text: str
     arguments: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     inputs: tuple[str, ...] = ()
+    state: str | None = None
+    batch: str | None = None
 
 
 @dataclasses.dataclass

@@ -67,11 +67,11 @@ class Place:
     reader: Position | None
 
 
-def current_place(skip: int = 1) -> Place:
-    """The place of the running call; ``skip`` frames of ours are left out."""
+def current_place(skip: int = 1, stop: CodeType | None = None) -> Place:
+    """The place of the running call; ``skip`` frames of ours are left out, and what called the function ``stop``."""
     frame: FrameType | None = sys._getframe(skip)
     origin: Position | None = None
-    while frame is not None:
+    while frame is not None and frame.f_code is not stop:
         code = frame.f_code
         kind = _kind_of(code.co_filename)
         if kind == "reader":

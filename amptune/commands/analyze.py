@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from amptune.commands.targets import add_state_and_batch, source_lines
 from amptune.config import FAIL_ON, Config, load_config
 from amptune.core.finding import Severity
 from amptune.core.recipes import RECIPES, STOCK, recipe_named
@@ -32,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
     parser.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE[:HIGH]]",
                         help="model input, such as 16x1024:int64:50257")  # fmt: skip
+    add_state_and_batch(parser)
     asked = parser.add_argument_group("what to report on")
     asked.add_argument("--gpu", action="append", default=[], metavar="NAME",
                        help="h100, a100, v100, ..., cpu or all; may be repeated (default: the one here)")  # fmt: skip
@@ -98,7 +100,7 @@ def _capture(args: argparse.Namespace, config: Config) -> Capture:
     from amptune.capture import capture, load_target
     from amptune.commands.targets import target_spec
 
-    spec = target_spec(_model(args, config), args.arg, args.input)
+    spec = target_spec(_model(args, config), args.arg, args.input, state=args.state, batch=args.batch)
     _say(f"capturing {spec.text}")
     captured = capture(load_target(spec), train=not args.no_loss)
     for note in captured.notes:
@@ -144,7 +146,7 @@ def _text(analysis: Analysis, question: Question) -> str:
 
     placed = [finding for finding in analysis.findings if finding.site is not None]
     general = [finding for finding in analysis.findings if finding.site is None]
-    found = text.render(placed, lines=_lines, color=_color()) + text.render(general, color=_color())
+    found = text.render(placed, lines=source_lines, color=_color()) + text.render(general, color=_color())
     parts = [found or "no findings\n", table.render_estimates(analysis.to_json()["estimate"], question.mode)]
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]
     if timed:
@@ -152,14 +154,6 @@ def _text(analysis: Analysis, question: Question) -> str:
         columns = [name for name in ("fp32", "tf32", half) if any(name in row.milliseconds for row in analysis.sites)]
         parts.append(table.render_sites(site_rows(analysis.sites), columns, timed[0].key))
     return "\n".join(part for part in parts if part)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return stream.read().splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []  # without a source the finding stands alone
 
 
 def _exit_code(fail_on: str, analysis: Analysis) -> int:

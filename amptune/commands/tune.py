@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amptune.commands.targets import add_state_and_batch
+
 if TYPE_CHECKING:
     from amptune.tune.options import TuneOptions
     from amptune.tune.run import TuneResult
@@ -30,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
     parser.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE[:HIGH]]",
                         help="model input, such as 16x1024:int64:50257")  # fmt: skip
+    add_state_and_batch(parser)
     parser.add_argument("--budget", type=_positive_int, default=50, metavar="N", help="trials (default 50)")
     parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop starting trials after this time")
     parser.add_argument("--trial-timeout", type=_seconds, default=600.0, metavar="SECONDS",
@@ -103,7 +106,7 @@ def _options(args: argparse.Namespace) -> TuneOptions:
 
     text = args.model or default_model()
     return TuneOptions(
-        target=target_spec(text, args.arg, args.input),
+        target=target_spec(text, args.arg, args.input, state=args.state, batch=args.batch),
         out=args.out or Path("amptune-out") / stem_of(text),
         budget=args.budget,
         timeout=args.timeout,

@@ -39,8 +39,8 @@ class Batches:
         return [self.train[i] for i in torch.randperm(len(self.train), generator=generator).tolist()]
 
 
-def load_batches(target: Target, steps: int, device: torch.device) -> Batches:
-    """The first ``steps`` batches of ``train_batches()`` to train on and the next four held back.
+def load_batches(target: Target, steps: int, device: torch.device, *, held_back: int = HELD_BACK) -> Batches:
+    """The first ``steps`` batches of ``train_batches()`` to train on and the next ``held_back`` held back.
 
     Without ``train_batches`` the one batch of ``make_batch`` is used for everything.
 
@@ -50,7 +50,7 @@ def load_batches(target: Target, steps: int, device: torch.device) -> Batches:
     if target.train_batches is None:
         batch = to_device(target.make_batch(), device)
         return Batches((batch,) * steps, (batch,), "single-batch")
-    needed = steps + HELD_BACK
+    needed = steps + held_back
     try:
         found = [to_device(batch, device) for batch in itertools.islice(iter(target.train_batches()), needed)]
     except Exception as error:
@@ -58,7 +58,7 @@ def load_batches(target: Target, steps: int, device: torch.device) -> Batches:
     if len(found) < needed:
         raise CaptureError(
             f"train_batches() yielded {len(found)} batches, but {needed} are needed "
-            f"({steps} to train on, {HELD_BACK} held back)",
+            f"({steps} to train on, {held_back} held back)",
             hint="yield more batches, start over at the end of the data, or lower --steps",
         )
     return Batches(tuple(found[:steps]), tuple(found[steps:]), "train_batches")

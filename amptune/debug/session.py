@@ -1,0 +1,277 @@
+"""The debug run: trains, stops at what goes wrong, explains and cures it, and goes on with the cure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import torch
+
+from amptune.core.formats import Format
+from amptune.core.plan import ScalerConfig
+from amptune.debug.cures import Cure, Outcome, find_cures
+from amptune.debug.diagnose import Culprit, find_culprit
+from amptune.debug.emulate import Emulation
+from amptune.debug.fp8 import Fp8Linears
+from amptune.debug.losses import Losses
+from amptune.debug.passes import Pass, Preserved, Stage
+from amptune.debug.record import Rewrite
+from amptune.debug.result import DebugResult, Extreme, Finding
+from amptune.debug.scaling import find_underfed
+from amptune.debug.sites import same_line, site_of
+from amptune.errors import CaptureError
+from amptune.tune.batches import Batches
+from amptune.tune.recipes import Candidate, backend_flags
+from amptune.tune.training import Run, Workbench
+
+MOST_FINDINGS = 8
+"""After that many culprits the run ends: a model that needs more is not debugged line by line."""
+LOOKS = 5
+"""How many steps are looked at in detail, spread over the run."""
+_MASK = 1e3
+"""Numbers below minus this may stand for -inf."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DebugOptions:
+    """What to run.
+
+    Attributes:
+        dtype: fp16, bf16 or fp8.
+        scaler: whether the loss is scaled.
+        steps: training steps.
+        seed: of the weights and of what is drawn in a step.
+        optimizer_state: of the checkpoint that the run starts from, if it holds one.
+    """
+
+    dtype: Literal["fp16", "bf16", "fp8"]
+    scaler: bool
+    steps: int = 20
+    seed: int = 0
+    optimizer_state: Any = None
+
+
+class Session:
+    """One debug run over one model."""
+
+    def __init__(self, bench: Workbench, batches: Batches, options: DebugOptions) -> None:
+        self.bench = bench
+        self.batches = batches
+        self.options = options
+        self.format = Format.FP16 if options.dtype == "fp16" else Format.BF16
+        candidate = Candidate(
+            f"autocast-{self.format.label}", autocast=self.format, scaler=ScalerConfig(enabled=options.scaler)
+        )
+        self.stage = Stage(bench, candidate, self.format, Emulation())
+        self.fp8 = Fp8Linears() if options.dtype == "fp8" else None
+        self.changes: tuple[Rewrite, ...] = ()
+        self.losses = Losses()
+        self._known: set[tuple[Any, ...]] = set()
+        self._skipped = 0
+        self._looked = 0
+        self.result = DebugResult(
+            bench.target.spec.text, options.dtype, bench.device.name, options.steps, limit=self.format.max
+        )  # fmt: skip
+
+    def run(self) -> DebugResult:
+        """Train until the steps are done or nothing cures what went wrong.
+
+        Raises:
+            CaptureError: the model does not run in FP32.
+        """
+        self._check_runs()
+        with backend_flags(False):
+            run = self._make_run()
+            for step, batch in enumerate(self.batches.train):
+                if not self._step(run, step, batch):
+                    break
+                self.result.steps += 1
+            self._finish(run)
+        return self.result
+
+    def _make_run(self) -> Run:
+        run = Run(self.bench, self.stage.candidate)
+        if self.options.optimizer_state is not None:
+            try:
+                run.optimizer.load_state_dict(self.options.optimizer_state)
+            except (ValueError, KeyError, RuntimeError) as error:
+                self.result.notes.append(f"the checkpoint's optimizer state does not fit and is left out: {error}")
+        run.scaler.scale(torch.zeros((), device=self.bench.device.torch))  # it makes its scale when first used
+        return run
+
+    def _check_runs(self) -> None:
+        high = self._pass(self.batches.train[0], 0, twin=True)
+        if high.error is not None:
+            place = f"{high.error.place}: " if high.error.place else ""
+            raise CaptureError(f"{place}the model does not run in FP32: {high.error}")
+
+    @property
+    def _rewrites(self) -> tuple[Rewrite, ...]:
+        return (*((self.fp8,) if self.fp8 else ()), *self.changes)
+
+    def _pass(self, batch: Any, step: int, **how: Any) -> Pass:
+        """A pass that leaves buffers and gradients as they were."""
+        how.setdefault("rewrites", () if how.get("twin") else self._rewrites)
+        with Preserved(self.bench):
+            return self.stage.run(batch, self.options.seed + step, **how)
+
+    def _step(self, run: Run, step: int, batch: Any) -> bool:
+        """One training step, again after each cure; False where nothing cures it."""
+        while True:
+            scale = run.scaler.get_scale()
+            with Preserved(self.bench) as before:
+                done = self.stage.run(batch, self.options.seed + step, scale=scale, rewrites=self._rewrites)
+                if done.finite or self._only_the_scale(done, step, batch):
+                    before.keep()
+                    break
+            if not self._diagnose(step, batch, scale=1.0 if self.options.scaler else scale):
+                return False
+        if done.finite and self._looks_left(step) and not self._look(step, batch, scale):
+            return False
+        self._note_extremes(done, step)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        self._skipped += run.scaler.get_scale() < scale
+        return True
+
+    def _only_the_scale(self, done: Pass, step: int, batch: Any) -> bool:
+        """Whether gradients overflow only because the loss is scaled: the scaler skips the step, which is normal."""
+        if not self.options.scaler or done.error is not None or done.scale <= 1.0 or not math.isfinite(done.loss):
+            return False
+        return self._pass(batch, step, scale=1.0).finite
+
+    def _looks_left(self, step: int) -> bool:
+        """Whether a step is to be looked at in detail: a few, spread over the run, and the last."""
+        due = round(self._looked * (self.options.steps - 1) / (LOOKS - 1)) if LOOKS > 1 else 0
+        return step >= due and self._looked < LOOKS
+
+    def _look(self, step: int, batch: Any, scale: float) -> bool:
+        """Compare a step that trains with its twin: what underflows, and what overflows without being noticed."""
+        self._looked += 1
+        low = self._pass(batch, step, scale=scale, detail=True)
+        high = self._pass(batch, step, scale=scale, detail=True, twin=True)
+        if not high.finite:
+            return self._add(find_culprit(low, high, self.format), low, high, step, batch, absorbed=False)
+        self.losses.add(low, high, self.format, step, scale)
+        culprit = find_culprit(low, high, self.format)
+        # In the backward an infinity that no gradient shows is the scaler's to find: it looks at those that are left.
+        noticed = culprit is not None and culprit.op.phase == "forward" and not _is_mask(culprit)
+        if culprit is not None and noticed and _place_of(culprit) not in self._known:
+            self._known.add(_place_of(culprit))
+            self._add(culprit, low, high, step, batch, absorbed=True)
+        return True
+
+    def _diagnose(self, step: int, batch: Any, scale: float) -> bool:
+        """Explain a step that fails and put its cure in force; False where there is none."""
+        low = self._pass(batch, step, scale=scale, detail=True)
+        high = self._pass(batch, step, scale=scale, detail=True, twin=True)
+        return self._add(find_culprit(low, high, self.format), low, high, step, batch, absorbed=False)
+
+    def _add(self, culprit: Culprit | None, low: Pass, high: Pass, step: int, batch: Any, *, absorbed: bool) -> bool:
+        if culprit is None:
+            self.result.notes.append(f"step {step}: not finite, but no op of its own stands out")
+            self.result.unexplained = True
+            return False
+        cures: list[Cure] = []
+        if culprit.kind != "not-precision":
+            cures = self._cures(culprit, low, high, step, batch)
+        forward = [op for op in low.ops if op.phase == "forward"]
+        blamed = culprit.to_blame
+        if blamed.phase == "backward" and blamed.call is not None:
+            blamed = low.ops[blamed.call]
+        finding = Finding(
+            culprit, step, low.scale, site_of(blamed, forward), tuple(cures), absorbed, same_line(blamed, forward)
+        )  # fmt: skip
+        self.result.findings.append(finding)
+        usable = next((cure for cure in cures if cure.changes), None)
+        if usable is None or len(self.result.findings) >= MOST_FINDINGS:
+            return False
+        self.changes = (*self.changes, *usable.changes)
+        return True
+
+    def _cures(self, culprit: Culprit, low: Pass, high: Pass, step: int, batch: Any) -> list[Cure]:
+        def attempt(changes: tuple[Rewrite, ...]) -> Outcome:
+            tried = self._pass(
+                batch, step, scale=low.scale, detail=True, rewrites=(*self._rewrites, *changes)
+            )  # fmt: skip
+            left = find_culprit(tried, high, self.format)
+            if left is None:
+                return "cured" if tried.finite else "same"
+            return "same" if _no_further(left, culprit) else "moved"
+
+        found = find_cures(culprit, low, self.format, attempt)
+        if self.format is Format.FP16:
+            bf16 = Candidate("autocast-bf16", autocast=Format.BF16)
+            if self._pass(batch, step, candidate=bf16).finite:
+                found.append(Cure("bf16", "train in bf16: torch.autocast(..., dtype=torch.bfloat16), no scaler"))
+        return found
+
+    def _note_extremes(self, done: Pass, step: int) -> None:
+        for op in done.ops:
+            if op.phase == "backward" and not done.finite:
+                continue
+            kind = "activation" if op.phase == "forward" else "gradient"
+            for magnitude in op.outputs:
+                known = self.result.margins.get(kind)
+                low = magnitude.dtype == self.format.torch_name and magnitude.finite
+                if low and (known is None or magnitude.amax > known.value):
+                    self.result.margins[kind] = Extreme(magnitude.amax, op, step)
+
+    def _finish(self, run: Run) -> None:
+        result = self.result
+        result.scaler = {
+            "enabled": self.options.scaler, "final_scale": run.scaler.get_scale(), "skipped": self._skipped,
+        }  # fmt: skip
+        result.layers = self.losses.layers()
+        if self.changes and result.steps == self.options.steps:
+            result.verified_steps = result.steps
+        if result.steps and result.verdict != "not-precision":
+            self._find_underfed(run)
+        emulation = self.stage.emulation
+        if emulation.products:
+            result.notes.append(
+                f"on this CPU products of {self.format} matrices are computed in FP32 and rounded, as tensor cores do"
+            )
+        if emulation.missing:
+            names = ", ".join(sorted(emulation.missing))
+            result.notes.append(f"no {self.format} kernel here, so computed in FP32 and rounded: {names}")
+        if self.fp8:
+            result.fp8 = self.fp8.to_json()
+            result.notes.append(self.fp8.note)
+
+    def _find_underfed(self, run: Run) -> None:
+        batch, step = self.batches.train[-1], len(self.batches.train) - 1
+
+        def check(scale: float, changes: tuple[Rewrite, ...]) -> Losses | None:
+            """Losses of one more pass at another scale; None where it overflows."""
+            low = self._pass(batch, step, scale=scale, detail=True, rewrites=(*self._rewrites, *changes))
+            if not low.finite:
+                return None
+            losses = Losses()
+            losses.add(low, self._pass(batch, step, scale=scale, detail=True, twin=True), self.format, step, scale)
+            return losses
+
+        self.result.underfed = find_underfed(
+            self.losses, self.format, scaled=self.options.scaler, scale=run.scaler.get_scale(), check=check
+        )  # fmt: skip
+
+
+def _place_of(culprit: Culprit) -> tuple[Any, ...]:
+    return culprit.op.phase, culprit.op.spot
+
+
+def _is_mask(culprit: Culprit) -> bool:
+    """Whether a very negative number became -inf, which a softmax treats alike."""
+    bad = [m for m in culprit.op.outputs if not m.finite]
+    floor = min((m.low for m in culprit.twin.outputs), default=0.0) if culprit.twin else 0.0
+    return all(m.neginf and not m.posinf and not m.nan for m in bad) and floor <= -_MASK
+
+
+def _no_further(left: Culprit, culprit: Culprit) -> bool:
+    """Whether what is wrong after a change is wrong at the same place or before it."""
+    if left.kind == "raises" or left.op.spot == culprit.op.spot:
+        return True
+    if left.op.phase != culprit.op.phase:
+        return left.op.phase == "forward"
+    return left.op.index < culprit.op.index

@@ -1,0 +1,54 @@
+"""``amptune debug`` at the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .debug.conftest import line_of, part
+from .test_cli_tune import amptune
+
+OVERFLOWS = part("x = x * 20\ny = torch.exp(x)  # BAD")
+
+
+def test_text_names_the_line_and_the_cure(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(OVERFLOWS)
+    result = amptune(tmp_path, "debug", "net.py", "--dtype", "fp16", "--steps", "2")
+    assert result.returncode == 1, result.stderr
+    assert result.stdout.startswith(f"net.py:{line_of(OVERFLOWS)}:13: overflow in the forward of step 0: exp gives inf")
+    assert "cure: compute exp" in result.stdout
+    assert "computed in FP32 and rounded" in result.stderr
+
+
+def test_json_of_a_clean_run(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(part("y = torch.tanh(x)"))
+    result = amptune(tmp_path, "debug", "net.py", "--dtype", "bf16", "--steps", "2", "--format", "json")
+    assert result.returncode == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert (data["version"], data["verdict"], data["findings"], data["steps"]["run"]) == (1, "clean", [], 2)
+    assert data["margins"]["activation"]["module"] in ("inp", "part.fc", "part", "head")
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (("--dtype", "fp4"), 2, "fp4"),
+        (("--state", "nowhere.pt"), 2, "nowhere.pt does not exist"),
+        (("--steps", "0"), 2, "not a positive number"),
+    ],
+)
+def test_usage(tmp_path: Path, flags: tuple[str, ...], code: int, words: str) -> None:
+    (tmp_path / "net.py").write_text(OVERFLOWS)
+    result = amptune(tmp_path, "debug", "net.py", *flags)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_model_that_does_not_run(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(part("y = x @ torch.ones(3, 3)  # BAD"))
+    result = amptune(tmp_path, "debug", "net.py", "--steps", "2")
+    assert (result.returncode, result.stdout) == (3, "")
+    assert f"net.py:{line_of(part('y = x @ torch.ones(3, 3)  # BAD'))}" in result.stderr
