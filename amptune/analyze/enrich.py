@@ -1,8 +1,9 @@
 """What rules need of the fx nodes beyond the PrecisionGraph: order of operands, explicit casts, memory layout.
 
-Adds to ``Site.attrs`` the keys ``operands``, ``in_place``, ``casts``, ``param_casts``, ``like``, ``masked``,
-``channels_last`` and ``integers`` that the class describes, and empties a ``dtype`` that is another tensor's. A site
-whose nodes do not line up with its inputs is left as it is.
+Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
+``masked``, ``channels_last``, ``integers``, ``bounds``, ``batch``, ``random`` and ``later_sources`` that the class
+describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left
+as it is.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from amptune.analyze.constants import NodeBounds
 from amptune.core.autocast import UNKNOWN
-from amptune.core.graph import PrecisionGraph, Site
+from amptune.core.graph import INPUT, PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
 
 _TRANSPARENT = (Family.VIEW, Family.CAST)
 _REVERSED = frozenset({"rsub", "rtruediv", "rdiv", "rpow", "rfloordiv", "rmod", "rmatmul"})
+_ORDERED_OPS = ("masked_select", "index")
 _ORDERED = (Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX, Family.GEMM)
 _NAMED_CASTS = {"float": "float32", "half": "float16", "bfloat16": "bfloat16", "double": "float64"}
 _LITERAL = re.compile(
@@ -34,22 +37,54 @@ def enrich(graph: PrecisionGraph, module: fx.GraphModule) -> None:
     """Add the keys to all sites of ``graph``, in place, from the nodes that they cover."""
     nodes = {node.name: node for node in module.graph.nodes}
     owners = {name: site.id for site in graph for name in site.nodes}
+    bounds = NodeBounds(module, owners)
     for site in list(graph):
-        covered = _first_call([nodes[name] for name in site.nodes if name in nodes])
+        calls = _calls([nodes[name] for name in site.nodes if name in nodes])
+        covered = calls[0] if calls else []
         read = _read(covered)
         outside = [node for node in read if not _is_own(node, site)]
         if not covered or len(outside) != len(site.inputs):
             continue
-        added = dict(_facts(site, covered, outside, owners))
+        added = dict(_facts(site, covered, outside, owners)) | dict(_origins(site, calls, outside, owners, bounds))
         if casts := _param_casts(site, read):
             added["param_casts"] = casts
         if added:
             graph.replace_site(dataclasses.replace(site, attrs={**site.attrs, **added}))
 
 
-def _first_call(nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """The nodes of the site's first call."""
-    return [node for node in nodes if _call_key(node) == _call_key(nodes[0])]
+def _calls(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
+    """The nodes of the site, call by call."""
+    calls: dict[Any, list[fx.Node]] = {}
+    for node in nodes:
+        calls.setdefault(_call_key(node), []).append(node)
+    return list(calls.values())
+
+
+def _origins(
+    site: Site, calls: Sequence[Sequence[fx.Node]], outside: Sequence[fx.Node], owners: Mapping[str, str],
+    bounds: NodeBounds,
+) -> Iterator[tuple[str, Any]]:  # fmt: skip
+    """What is known of inputs that no site makes, and where those of later calls come from."""
+    known = {index: found for index, node in enumerate(outside) if (found := bounds.of(node)) is not None}
+    if known:
+        yield "bounds", {index: (found.low, found.high) for index, found in known.items()}
+    batch = {index: str(root.target) for index, node in enumerate(outside) if (root := _root(node)).op == "placeholder"}
+    if batch:
+        yield "batch", batch
+    if any(bounds.is_random(node) for node in outside):
+        yield "random", True
+    later = []
+    for covered in calls[1:]:
+        read = [node for node in _read(covered) if not _is_own(node, site)]
+        if len(read) == len(outside):
+            later.append(tuple(_owner(node, owners) for node in read))
+    if any(sources != site.sources for sources in later):
+        yield "later_sources", tuple(dict.fromkeys(later))
+
+
+def _owner(node: fx.Node, owners: Mapping[str, str]) -> str:
+    root = _root(node)
+    return INPUT if root.op == "placeholder" else owners.get(root.name, str(root.meta.get("amptune_stored") or ""))
 
 
 def _call_key(node: fx.Node) -> Any:
@@ -109,7 +144,7 @@ def _facts(
     site: Site, covered: Sequence[fx.Node], outside: Sequence[fx.Node], owners: Mapping[str, str]
 ) -> Iterator[tuple[str, Any]]:
     positions = {node: index for index, node in enumerate(outside)}
-    if not site.is_module and op_named(site.op).family in _ORDERED:
+    if not site.is_module and (op_named(site.op).family in _ORDERED or site.op in _ORDERED_OPS):
         yield from _operands(site, covered, positions)
     if not site.is_module and _is_in_place(covered[0]):
         yield "in_place", True
@@ -143,9 +178,18 @@ def _operands(site: Site, covered: Sequence[fx.Node], positions: Mapping[fx.Node
     layout = [positions.get(argument) if isinstance(argument, fx.Node) else None for argument in node.args]
     if len(layout) == 1 and 1 in scalars:
         layout.append(None)  # the number was given by name, or stands in a later node
+    stored = {
+        place: str(name)
+        for place, argument in enumerate(node.args)
+        if isinstance(argument, fx.Node) and layout[place] is None
+        if (name := _root(argument).meta.get("amptune_stored"))
+    }
     if is_reversed and len(layout) == 2:
         layout.reverse()
+        stored = {1 - place: name for place, name in stored.items()}
         yield "scalars", {1 - place: value for place, value in scalars.items()}
+    if stored:
+        yield "operand_params", stored
     yield "operands", layout
 
 

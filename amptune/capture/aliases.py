@@ -91,7 +91,7 @@ _SPELLINGS: Mapping[str, str] = {
     "searchsorted": "bucketize",
     # views
     "view": "unsafe_view",
-    "permute": "T mT H mH adjoint",
+    "permute": "T mT H mH adjoint numpy_T matrix_H",
     "flatten": "ravel",
     "expand": "atleast_1d atleast_2d atleast_3d",
     "split": "split_with_sizes dsplit unsafe_split unsafe_split_with_sizes",

@@ -112,6 +112,10 @@ class Site:
             ``casts``: {index of an input: dtype}, for inputs that the user's code casts on the way (``x.float()``);
             empty dtype where it is that of another tensor. ``param_casts``: {name: dtype}, the same for parameters.
             ``like``: {index of an input: site id}, for inputs made by zeros_like and its kin.
+            ``operand_params``: {positional argument: name of the parameter that it is}.
+            ``bounds``: {index of an input: (low, high)}, for inputs that no site makes: constants, buffers, random
+            numbers, arithmetic on integers. ``batch``: {index of an input: name of the batch's tensor}.
+            ``random``: an input is drawn in the forward. ``later_sources``: ``sources`` of the calls after the first.
             ``integers``: {index of an input: count}, for inputs made by arange. ``masked``: attention with a mask.
             ``dtype``: torch's name, for an op whose call names one. ``channels_last``: its input is laid out so.
             ``autocast``: False inside a region that switches autocast off.

@@ -1,59 +1,156 @@
-"""Bounds on the values at every site that follow from the ops and literals alone, whatever the inputs and weights are.
+"""Bounds on the values at every site: from ops and literals alone, or under assumptions on inputs and weights.
 
-Interval arithmetic over the graph, with inputs, parameters and buffers unbounded, and each bound rounded to the format
-that the site delivers (rounding is monotone, so the rounded bounds bound the rounded values): an eps that the format
-cannot hold is gone from the bound too. Where intervals are blind, the graph is read for relations between terms:
-``x - max(x)`` is at most 0 and the sum of its exponentials at least 1, ``x * x`` is not negative, and what is divided
-by the sum or the norm of itself lies within 1.
+Interval arithmetic over the graph, each bound rounded to the format that the site delivers (rounding is monotone, so
+the rounded bounds bound the rounded values): an eps that the format cannot hold is gone from the bound too. Where
+intervals are blind, the graph is read for relations between terms (:mod:`amptune.core.relations`). A site that is
+called several times, as in a loop, gets bounds that hold for all its calls: they are widened until they are stable.
+Bounds hold for exact arithmetic between the roundings.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
 
-from amptune.core.autocast import SiteDtypes, sources_of
+from amptune.core.autocast import HALF, SiteDtypes, sources_of
 from amptune.core.formats import Format
-from amptune.core.graph import PrecisionGraph, Site, TensorMeta
-from amptune.core.intervals import ANY, RULES, UNIT, Range, square
+from amptune.core.graph import INPUT, PrecisionGraph, Site, TensorMeta
+from amptune.core.intervals import ANY, UNIT, Range, point
+from amptune.core.layer_ranges import LAYERS, Weight
 from amptune.core.ops import Family, op_named
+from amptune.core.range_rules import RULES
+from amptune.core.relations import COPIES_ALL, COPIES_ONE, related
+
+PASSES = 8
+"""Rounds after which a bound that still grows is given up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumptions:
+    """What is taken for granted beyond ops and literals.
+
+    Attributes:
+        inputs: bounds of tensors of the batch, by the name of their placeholder in the captured graph.
+        weights: bounds of parameters, by their name in ``state_dict``. A parameter that is missing is unbounded.
+        buffers: bounds of buffers that the forward does not write, by name.
+    """
+
+    inputs: Mapping[str, Range] = dataclasses.field(default_factory=dict, hash=False)
+    weights: Mapping[str, Weight] = dataclasses.field(default_factory=dict, hash=False)
+    buffers: Mapping[str, Range] = dataclasses.field(default_factory=dict, hash=False)
+
+
+NOTHING = Assumptions()
 
 
 class Ranges:
-    """Bounds of all sites of a graph under given dtypes; see the module's docstring for what is assumed."""
+    """Bounds of all sites of a graph under given dtypes; see the module's docstring for what is assumed.
 
-    def __init__(self, graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes]) -> None:
+    Args:
+        graph: what is judged.
+        dtypes: what each site computes in; see :func:`amptune.core.autocast.realise`.
+        assumed: bounds of inputs and weights; by default they may be anything.
+    """
+
+    def __init__(self, graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], assumed: Assumptions = NOTHING) -> None:
         self.graph = graph
+        self.assumed = assumed
         self._dtypes = dtypes
         self._known: dict[str, Range] = {}
+        self._exact: dict[str, Range] = {}
         self._constants: set[str] = {""}
+        self._sources: dict[str, tuple[str, ...]] = {}
+        self._roots: dict[tuple[str, int], Site | None] = {}
         for site in graph:
             self._known[site.id] = self._delivered(site)
+        if any("later_sources" in site.attrs for site in graph):
+            self._settle()
 
     def __getitem__(self, site_id: str) -> Range:
         return self._known[site_id]
 
+    def exact(self, site: Site) -> Range:
+        """Bounds of what a site computes, before its result is rounded to the format that it delivers."""
+        return self._exact.get(site.id, ANY)
+
     def operand(self, site: Site, index: int) -> Range:
-        """Bounds of a positional operand: a literal number, or what comes in at that place."""
+        """Bounds of a positional operand, as the arithmetic of the site sees it: a literal number, or what comes in at
+        that place over all calls."""
         scalars = site.attrs.get("scalars") or {}
         if index in scalars:
-            value = float(scalars[index])
-            return Range(value, value)
+            return point(float(scalars[index]))
         position = input_of(site, index)
-        if position is None:
-            return ANY
-        source = sources_of(self.graph, site)[position]
-        return self._known[source] if source in self._known else _of_type(site.inputs[position])
+        if position is not None:
+            return self.input(site, position)
+        stored = (site.attrs.get("operand_params") or {}).get(index)
+        weight = self.assumed.weights.get(str(stored))
+        return weight.range if weight else ANY
+
+    def input(self, site: Site, position: int) -> Range:
+        """Bounds of ``site.inputs[position]``, over all calls of the site."""
+        return self._cast(site, position, self.arriving(site, position))
+
+    def arriving(self, site: Site, position: int) -> Range:
+        """Bounds of ``site.inputs[position]`` as it comes, before any cast on the way in."""
+        found = self._arriving(site, position, self.sources(site)[position])
+        for sources in site.attrs.get("later_sources", ()):
+            if (source := sources[position]) in self._known or source not in self.graph:
+                found = found.union(self._arriving(site, position, source))
+        return found
+
+    def smallest(self, site: Site, index: int) -> float:
+        """The smallest number over zero in the format in which an operand comes."""
+        position, given = input_of(site, index), self._dtypes[site.id].given
+        dtype = given[position] if position is not None and position < len(given) else ""
+        return float((Format.parse(dtype) if dtype in HALF else Format.FP32).smallest_subnormal)
+
+    def _arriving(self, site: Site, position: int, source: str) -> Range:
+        tensor = site.inputs[position]
+        bounds = (site.attrs.get("bounds") or {}).get(position)
+        if bounds is not None:
+            return Range(*bounds)
+        if source in self._known:
+            return self._known[source] if _same_kind(self.graph[source], tensor) else _of_type(tensor)
+        if source == INPUT:
+            name = (site.attrs.get("batch") or {}).get(position, "")
+            return self.assumed.inputs.get(name, _of_type(tensor))
+        return self.assumed.buffers.get(source, _of_type(tensor))
+
+    def _cast(self, site: Site, position: int, found: Range) -> Range:
+        """What is left after the casts of the user's code and of autocast on the way in."""
+        if not found.is_known:
+            return found
+        dtypes = self._dtypes[site.id]
+        for dtype in ((site.attrs.get("casts") or {}).get(position), *dtypes.inputs[position : position + 1]):
+            if dtype in HALF or dtype == "float8_e4m3fn" or dtype == "float8_e5m2":
+                found = found.rounded(Format.parse(str(dtype)))
+        return found
+
+    def sources(self, site: Site) -> tuple[str, ...]:
+        """Where each input of the first call comes from."""
+        if site.id not in self._sources:
+            self._sources[site.id] = sources_of(self.graph, site)
+        return self._sources[site.id]
 
     def root(self, site: Site, index: int = 0) -> Site | None:
         """The site that made a positional operand, seen through copies; ``None`` for what no site made."""
+        key = (site.id, index)
+        if key not in self._roots:
+            self._roots[key] = None  # for a loop that ends in itself
+            self._roots[key] = self._root(site, index)
+        return self._roots[key]
+
+    def _root(self, site: Site, index: int) -> Site | None:
         position = input_of(site, index)
-        source = sources_of(self.graph, site)[position] if position is not None else ""
+        if position is None or position in (site.attrs.get("bounds") or {}):
+            return None
+        source = self.sources(site)[position]
         if source not in self.graph:
             return None
         producer = self.graph[source]
-        return (self.root(producer) or producer) if producer.op in _COPIES_ONE else producer
+        return (self.root(producer) or producer) if _copies(producer) else producer
 
     def same(self, site: Site, first: int, other: Site, second: int) -> bool:
         """Whether two operands are the same tensor, seen through views, casts and copies."""
@@ -63,71 +160,77 @@ class Ranges:
         here, there = input_of(site, first), input_of(other, second)
         if here is None or there is None:
             return False
-        names = sources_of(self.graph, site)[here], sources_of(self.graph, other)[there]
+        names = self.sources(site)[here], self.sources(other)[there]
         # Two tensors of the batch share the name of their source, so they must at least look alike.
-        return names[0] == names[1] != "" and site.inputs[here] == other.inputs[there]
+        return names[0] == names[1] != "" and _origin(site, here) == _origin(other, there)
 
-    def is_shifted(self, site: Site | None) -> bool:
-        """Whether a site is ``x - max(x)``: never above 0, and 0 somewhere along the axis of the maximum."""
-        if site is None or site.op != "sub":
-            return False
-        maximum = self.root(site, 1)
-        return maximum is not None and maximum.op in ("max", "amax", "cummax") and self.same(site, 0, maximum, 0)
+    def _settle(self) -> None:
+        """Bounds of loops: grow until nothing changes, an end that grows twice at once to infinity."""
+        for turn in range(PASSES):
+            changed = False
+            for site in self.graph:
+                old, new = self._known[site.id], self._delivered(site)
+                if new.low >= old.low and new.high <= old.high:
+                    continue
+                changed = True
+                joined = old.union(new)
+                if turn:
+                    joined = Range(old.low if new.low >= old.low else -math.inf,
+                                   old.high if new.high <= old.high else math.inf)  # fmt: skip
+                self._known[site.id] = joined
+            if not changed:
+                return
+        for site in self.graph:
+            if site.calls > 1:
+                self._known[site.id] = ANY
+        for site in self.graph:
+            self._known[site.id] = self._delivered(site)
 
     def _delivered(self, site: Site) -> Range:
-        found = self._related(site) or self._computed(site)
+        found = related(self, site)
+        computed = self._computed(site)
+        found = computed if found is None else found.within(computed) if computed.is_known else found
+        self._exact[site.id] = found
         number_format = _format_of(self._dtypes[site.id])
         return found.rounded(number_format) if number_format and found.is_known else found
 
-    def _related(self, site: Site) -> Range | None:
-        """Relations between terms, which intervals do not see."""
-        if self.is_shifted(site):
-            return Range(-math.inf, 0.0)
-        exponential = self.root(site) if site.op == "sum" else None
-        if exponential is not None and exponential.op == "exp" and self.is_shifted(self.root(exponential)):
-            return Range(1.0, float(max(site.inputs[0].numel, 1)))
-        if site.op == "mul" and self.same(site, 0, site, 1):
-            return square(self.operand(site, 0))
-        if site.op == "div":
-            return self._ratio(site)
-        return None
-
-    def _ratio(self, site: Site) -> Range | None:
-        """What is divided by the sum of itself (not negative) or by its own norm stays within 1."""
-        whole = self.root(site, 1)
-        while whole is not None and whole.op in ("add", "clamp", "maximum") and whole.attrs.get("scalars"):
-            whole = self.root(whole)  # an eps makes the denominator larger
-        if whole is None or not self.same(site, 0, whole, 0):
-            return None
-        if whole.op == "sum" and self.operand(site, 0).low >= 0:
-            return UNIT
-        return Range(-1.0, 1.0) if whole.op in _NORMS else None
-
     def _computed(self, site: Site) -> Range:
-        if not site.params and self._constants.issuperset(sources_of(self.graph, site)):
+        if self._is_constant(site):
             self._constants.add(site.id)  # worked out from constants alone: they are what the user wants them to be
-            return ANY
+        if (layer := LAYERS.get(site.op)) is not None and (found := layer(self, site)) is not None:
+            return found
         if (rule := RULES.get(site.op)) is not None:
             return rule(site, [self.operand(site, index) for index in range(arity(site))])
-        if op_named(site.op).family is Family.POOL or site.op in _COPIES_ONE:
+        if op_named(site.op).family is Family.POOL or _copies(site):
             return self.operand(site, 0)
-        return self._union(site) if site.op in _COPIES_ALL and not site.params else _of_outputs(site.outputs)
+        joins = site.op in COPIES_ALL or site.op in COPIES_ONE
+        return self._union(site) if joins and not site.params else _of_outputs(site.outputs)
+
+    def _is_constant(self, site: Site) -> bool:
+        return not (site.params or site.attrs.get("random")) and self._constants.issuperset(self.sources(site))
+
+    def is_constant(self, site: Site) -> bool:
+        """Whether a site is worked out from constants of the forward alone (random numbers are none)."""
+        return site.id in self._constants
 
     def _union(self, site: Site) -> Range:
         """Of everything that is copied together, parts of the model's own constants included (they have no source)."""
-        sources = sources_of(self.graph, site)
-        ranges = [self._known.get(name, _of_type(tensor)) for name, tensor in zip(sources, site.inputs, strict=True)]
+        ranges = [self.input(site, index) for index in range(len(site.inputs))]
         return functools.reduce(Range.union, ranges) if ranges else ANY
 
 
-_COPIES_ONE = frozenset(
-    {
-        *("gather", "index", "index_select", "masked_select", "flip", "roll", "repeat", "tile", "repeat_interleave"),
-        *("clone", "contiguous", "copy", "unfold", "take_along_dim", "rot90", "alias", "identity"),
-    }
-)
-_COPIES_ALL = frozenset({"cat", "stack"})
-_NORMS = frozenset({"norm", "linalg_vector_norm"})
+def _copies(site: Site) -> bool:
+    """Whether a site's result holds numbers of its first operand alone, rather than being written into it."""
+    return site.op in COPIES_ONE and not site.attrs.get("in_place")
+
+
+def _origin(site: Site, position: int) -> object:
+    return (site.attrs.get("batch") or {}).get(position) or site.inputs[position]
+
+
+def _same_kind(producer: Site, tensor: TensorMeta) -> bool:
+    """Whether a tensor is of the kind that the producer's bounds are about: not the indices beside values."""
+    return tensor.is_floating or not any(output.is_floating for output in producer.outputs)
 
 
 def arity(site: Site) -> int:

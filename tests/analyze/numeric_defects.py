@@ -12,13 +12,17 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A defect and its twin, as the lines of a forward over ``h``, the output of a linear layer."""
+    """A defect and its twin, as the lines of a forward over ``h``, the output of a linear layer, or as a whole file.
+
+    ``rules``: any of these finds it. ``format``: where it shows; in FP32 means in every format.
+    """
 
     name: str
     defect: str
     twin: str
     rules: tuple[str, ...]
     format: str = "fp32"
+    whole: bool = False
 
 
 PAIRS = (
@@ -42,8 +46,10 @@ PAIRS = (
          "m = h.amax(-1, keepdim=True)\nreturn torch.log(torch.exp(h - m).sum(-1)) + m.squeeze(-1)", ("G203", "G204")),
     Pair("softmax by hand", "e = torch.exp(h)\nreturn e / e.sum(-1, keepdim=True)",
          "e = torch.exp(h - h.max(dim=-1, keepdim=True).values)\nreturn e / e.sum(-1, keepdim=True)", ("G203",)),
-    Pair("sigmoid by hand is stable", "return torch.log(1 / (1 + torch.exp(-h)))",
-         "return 1 / (1 + torch.exp(-h))", ("G203", "G204")),
+    Pair("log of a sigmoid by hand", "return torch.log(1 / (1 + torch.exp(-h)))", "return F.logsigmoid(h)",
+         ("G203", "G204")),
+    Pair("sigmoid by hand, whose gradient is not", "return 1 / (1 + torch.exp(-h))", "return torch.sigmoid(h)",
+         ("G203",)),
     Pair("log of an unbounded output", "return torch.log(h)", "return torch.log(F.softplus(h) + 1e-6)", ("G204",)),
     Pair("log of relu", "return torch.log(F.relu(h))", "return torch.log(F.relu(h) + 1)", ("G204",)),
     Pair("log of a square", "return torch.log(h.pow(2))", "return torch.log(h.pow(2) + 1e-6)", ("G204",)),

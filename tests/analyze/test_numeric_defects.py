@@ -2,65 +2,64 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-from amptune.analyze.runner import Question, analyze
-from amptune.capture import TargetSpec, capture, load_target
-from amptune.core.finding import Finding, Severity
-from amptune.core.hardware import gpus_named
-from tests.analyze.numeric_defects import PAIRS, Pair
-
-FILE = """\
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from tests.analyze.numeric_defects import PAIRS, Pair
+from tests.analyze.numeric_defects_more import MORE
+from tests.benchmarks.numeric_defects import Outcome, file_text, findings, graph_of, judge, table
 
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(64, 64)
-
-    def forward(self, x, t):
-        h = self.fc(x)
-{body}
+EVERY = (*PAIRS, *MORE)
 
 
-def make_model():
-    return Model()
+@pytest.mark.parametrize("pair", EVERY, ids=lambda pair: pair.name)
+def test_defect_is_found_and_twin_is_clean(pair: Pair, tmp_path: Path) -> None:
+    asked = [outcome for outcome in judge(pair, tmp_path) if outcome.expected]
+    assert asked
+    assert not [outcome.number_format for outcome in asked if not outcome.found]
+    assert not [outcome.blamed for outcome in asked if outcome.blamed]
 
 
-def make_batch():
-    return torch.randn(64, 64), torch.rand(64, 64)
+def outputs_and_gradients(text: str, x: torch.Tensor, t: torch.Tensor) -> list[torch.Tensor]:
+    """What a training step of a model file gives for an input, its bias at zero."""
+    names: dict[str, Any] = {}
+    exec(compile(text, "model.py", "exec"), names)
+    torch.manual_seed(1)
+    model = names["make_model"]()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    output = model(x, t)
+    names["loss_fn"](output, (x, t)).backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return [*(output if isinstance(output, tuple) else (output,)), *gradients]
 
 
-def run(model, batch):
-    return model(*batch)
+@pytest.mark.full
+@pytest.mark.parametrize("pair", [pair for pair in EVERY if pair.format == "fp32"], ids=lambda pair: pair.name)
+def test_twin_is_stable(pair: Pair) -> None:
+    """Zeros, ordinary numbers and large ones: outputs and gradients of the twin stay finite in FP32."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(64, 64, generator=generator)
+    for x in (torch.zeros(64, 64), noise, noise * 1000, torch.ones(64, 64)):
+        for t in (torch.rand(64, 64, generator=generator), torch.zeros(64, 64)):
+            for each in outputs_and_gradients(file_text(pair, pair.twin), x, t):
+                assert torch.isfinite(each).all()
 
 
-def loss_fn(output, batch):
-    return output.float().mean()
-"""
+def test_a_finding_names_the_ops_that_lead_to_it(tmp_path: Path) -> None:
+    pair = next(pair for pair in EVERY if pair.name == "log of softmax")
+    found = findings(graph_of(file_text(pair, pair.defect), tmp_path), "fp32")
+    assert [each.evidence["chain"] for each in found if each.rule == "G204"] == ["fc -> softmax -> log"]
 
 
-def findings(body: str, folder: Path) -> list[Finding]:
-    file = folder / "model.py"
-    file.write_text(FILE.format(body=textwrap.indent(body, " " * 8)))
-    captured = capture(load_target(TargetSpec(str(file))))
-    found = analyze(captured, Question(gpus_named(("h100",)), path=str(file))).findings
-    return [finding for finding in found if finding.rule.startswith(("G2", "G4"))]
-
-
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
-def test_defect_is_found(pair: Pair, tmp_path: Path) -> None:
-    found = {finding.rule for finding in findings(pair.defect, tmp_path)}
-    assert found & set(pair.rules), f"found {sorted(found)}"
-
-
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
-def test_twin_is_clean(pair: Pair, tmp_path: Path) -> None:
-    found = [finding for finding in findings(pair.twin, tmp_path) if finding.severity > Severity.INFO]
-    assert not found, [f"{finding.rule}: {finding.message}" for finding in found]
+def test_the_table_counts_what_was_asked() -> None:
+    pair = PAIRS[0]
+    outcomes = [Outcome(pair, "fp32", True, True, ()), Outcome(pair, "fp32", True, False, ("G204: x",)),
+                Outcome(pair, "fp16", False, False, ())]  # fmt: skip
+    assert "| kinds | fp32 | 2 | 1 | 2 | 1 |" in table({"kinds": outcomes}).splitlines()
+    assert "| kinds | fp16 | 0 | 0 | 0 | 0 |" in table({"kinds": outcomes}).splitlines()

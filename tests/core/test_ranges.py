@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from amptune.core.autocast import realise
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph, Site, TensorMeta
-from amptune.core.intervals import RULES, Range
+from amptune.core.intervals import Range
+from amptune.core.range_rules import RULES
 from amptune.core.ranges import Ranges
 from amptune.core.recipes import RECIPES, Recipe
 
@@ -130,9 +131,11 @@ def test_the_maximum_of_something_else_shifts_nothing() -> None:
     assert found["d"].high == math.inf
 
 
-def test_constants_are_not_judged() -> None:
+def test_constants_are_told_from_what_inputs_reach() -> None:
     constant = Site("c", "sqrt", "function", "", inputs=(FLOAT,), outputs=(FLOAT,), sources=("",))
-    assert not ranges(constant)["c"].is_known
+    drawn = Site("d", "sqrt", "function", "", inputs=(FLOAT,), outputs=(FLOAT,), sources=("",), attrs={"random": True})
+    found = ranges(constant, drawn, site("e", "exp", "<input>"), site("f", "neg", "c"))
+    assert [found.is_constant(found.graph[name]) for name in "cdef"] == [True, False, False, True]
 
 
 def test_rounding_bounds_outwards_never_loses_infinity() -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from amptune.core.formats import Format
-from amptune.core.graph import Site
+from amptune.core.graph import INPUT, Site
 from amptune.core.graph_context import GraphContext, Run, formats_in, recipes_in
 from amptune.core.ops import Family, op_named
+from amptune.core.relations import is_square
 
+_DEPTH = 12
+_CHAIN = 4
+_TESTS = ("isinf", "isnan", "eq")
 SIGNED_FAMILIES = (Family.GEMM, Family.CONV, Family.NORM, Family.RNN, Family.ATTENTION)
 """What they give has both signs with any weights that training produces."""
 
@@ -23,6 +27,11 @@ def runs_in(runs: tuple[Run, ...], site: Site, number_format: Format) -> tuple[R
     return tuple(run for run in runs if run.dtypes[site.id].compute == number_format.torch_name)
 
 
+def delivering(context: GraphContext, site: Site, number_format: Format) -> tuple[Run, ...]:
+    """The runs in which the result of a site is rounded to one format, whatever it was computed in."""
+    return tuple(run for run in context.runs if number_format.torch_name in run.dtypes[site.id].outputs)
+
+
 def source_dtype(run: Run, site: Site, index: int) -> str:
     """The dtype in which an operand was rounded last, before any cast of autocast."""
     given = run.dtypes[site.id].given
@@ -32,7 +41,8 @@ def source_dtype(run: Run, site: Site, index: int) -> str:
 def is_signed(run: Run, site: Site, index: int = 0) -> bool:
     """Whether an operand comes straight from a layer whose outputs have both signs."""
     root = run.ranges.root(site, index)
-    return root is not None and op_named(root.op).family in SIGNED_FAMILIES
+    signed = root is not None and op_named(root.op).family in SIGNED_FAMILIES
+    return signed and run.ranges.operand(site, index).low < 0
 
 
 def eps_before(run: Run, site: Site, index: int = 0) -> float | None:
@@ -41,12 +51,62 @@ def eps_before(run: Run, site: Site, index: int = 0) -> float | None:
     if root is None or root.op not in ("add", "clamp", "maximum"):
         return None
     literals = [*(root.attrs.get("scalars") or {}).values(), root.attrs.get("min")]
+    for bounds in (root.attrs.get("bounds") or {}).values():
+        if bounds[0] == bounds[1]:
+            literals.append(bounds[0])  # a number in a buffer or a constant tensor
     return next((float(v) for v in literals if isinstance(v, (int, float)) and 0 < v < 1), None)
 
 
 def floating_sites(context: GraphContext, *ops: str) -> Iterator[Site]:
-    """Sites of the named ops."""
-    return (site for site in context.graph if site.op in ops)
+    """Sites of the named ops, but for those that are worked out from constants: they are what the user wants."""
+    return (site for site in context.graph if site.op in ops and not is_settled(context, site))
+
+
+def is_settled(context: GraphContext, site: Site) -> bool:
+    """Whether a site's value is the same in every run: it is worked out from constants of the forward."""
+    return bool(context.runs) and context.runs[0].ranges.is_constant(site)
+
+
+def reads_weights_alone(context: GraphContext, site: Site, depth: int = 0) -> bool:
+    """Whether what a site reads is made of parameters and constants: it moves slowly, and no input reaches it."""
+    if depth > _DEPTH or not context.runs:
+        return False
+    for index, source in enumerate(context.runs[0].ranges.sources(site)):
+        if source in context.graph:
+            if not reads_weights_alone(context, context.graph[source], depth + 1):
+                return False
+        elif source == INPUT or index in (site.attrs.get("batch") or {}) or site.attrs.get("random"):
+            return False
+    return True
+
+
+def chain(context: GraphContext, site: Site) -> str:
+    """The ops that lead to a site, for a message: ``fc -> softmax -> log``."""
+    names, current = [site.op], site
+    for _ in range(_CHAIN):
+        before = next((name for name in context.runs[0].ranges.sources(current) if name in context.graph), None)
+        if before is None or context.graph[before].id == current.id:
+            break
+        current = context.graph[before]
+        names.append(current.id if current.is_module else current.op)
+    return " -> ".join(reversed(names))
+
+
+def is_guarded_after(context: GraphContext, site: Site) -> bool:
+    """Whether infinities are replaced right behind a site: nan_to_num, or masked_fill where the result is infinite."""
+    for after in context.graph.consumers(site.id):
+        if after.op == "nan_to_num":
+            return True
+        if after.op in ("masked_fill", "where"):
+            tests = [context.runs[0].ranges.root(after, place) for place in (0, 1)] if context.runs else []
+            for test in tests:
+                if (
+                    test is not None
+                    and test.op in ("isinf", "isnan", "eq")
+                    and site in context.graph.producers(test.id)
+                ):
+                    return True
+    return False
 
 
 def axis_length(site: Site) -> int:
@@ -61,3 +121,15 @@ def axis_length(site: Site) -> int:
     for dim in dims if isinstance(dims, (list, tuple)) else (dims,):
         length *= shape[int(dim)] if -len(shape) <= int(dim) < len(shape) else 1
     return length
+
+
+def is_difference_of_means(run: Run, site: Site) -> bool:
+    """Whether a subtraction is E[x^2] - E[x]^2."""
+    first, second = run.ranges.root(site, 0), run.ranges.root(site, 1)
+    if first is None or second is None or first.op != "mean" or not is_square(run.ranges, second):
+        return False
+    inner, mean = run.ranges.root(first, 0), run.ranges.root(second, 0)
+    return (
+        inner is not None and is_square(run.ranges, inner) and mean is not None and mean.op == "mean"
+        and run.ranges.same(inner, 0, mean, 0)
+    )  # fmt: skip

@@ -7,22 +7,25 @@ from collections.abc import Iterable
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, Run
+from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import runs_in, where_in
+from amptune_rules.graph._numeric import chain, delivering, is_settled
 
 _FILLS = ("masked_fill", "index_put", "full_like", "clamp")
 _ARITHMETIC = ("add", "sub", "where")
+_FACTORS = ("mul", "div")
+_JUDGED = (*_FILLS, *_ARITHMETIC, *_FACTORS)
 LIMIT = Format.FP16.max
 
 
 class RangeOverflow(GraphRule):
-    """A literal over 65504 in an op that runs in FP16, or a result that certainly is over it.
+    """A number over 65504 in an op that runs in FP16, or a result that certainly is over it.
 
     ## What it does
-    Looks at the numbers that the code gives to ops which run in FP16, and at results whose lower bound (upper bound
-    for negative ones) already lies outside FP16 whatever the inputs are.
+    Looks at the numbers that the code gives to ops which run in FP16 (literals, constants, buffers), at factors that
+    take numbers under 1 out of it, and at results whose lower bound (upper bound for negative ones) already lies
+    outside FP16 whatever the inputs are.
 
     ## Why is this bad
     masked_fill raises: "value cannot be converted to type c10::Half without overflow". An addition or where gives
@@ -57,6 +60,13 @@ class RangeOverflow(GraphRule):
             return scores.masked_fill(mask, -1e9).softmax(-1)  # <- G201
             """)),
         Example("a large number added in fp16", model_file("return self.fc(x) + 1e6  # <- G201")),
+        Example("a factor that overflows", model_file("return torch.tanh(self.fc(x) * 1e6)  # <- G201")),
+        Example("a large constant in where", model_file(
+            """
+            mask = torch.ones(32, 32, dtype=torch.bool, device=x.device).triu(1)
+            masked = torch.tensor(-1e9, device=x.device)
+            return torch.where(mask, masked, self.fc(x) @ x.T).softmax(-1)  # <- G201
+            """)),
     )  # fmt: skip
     VALID = (
         Example("minus infinity", model_file(
@@ -71,34 +81,63 @@ class RangeOverflow(GraphRule):
             mask = torch.ones(32, 32, dtype=torch.bool, device=x.device).triu(1)
             return scores.masked_fill(mask, -1e9).softmax(-1)
             """)),
+        Example("a large factor of what is small", model_file("return torch.sigmoid(self.fc(x)) * 1e4")),
+        Example("a constant that fp16 can hold", model_file(
+            """
+            mask = torch.ones(32, 32, dtype=torch.bool, device=x.device).triu(1)
+            return torch.where(mask, torch.tensor(-1e4, device=x.device), self.fc(x) @ x.T).softmax(-1)
+            """)),
         Example("the same number in bf16", model_file("return self.fc(x) + 1e6"),
                 options={"recipes": ("autocast-bf16",)}),
     )  # fmt: skip
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each op."""
-        for site, half in context.sites_in_half(*_FILLS, *_ARITHMETIC):
-            runs = runs_in(half, site, Format.FP16)
-            if not runs:
+        for site in context.graph:
+            runs = delivering(context, site, Format.FP16)
+            if site.op not in _JUDGED or not runs or is_settled(context, site):
                 continue
-            literal = next((value for value in _literals(site) if LIMIT < abs(value) < float("inf")), None)
-            if literal is not None:
-                effect = "raises" if site.op in _FILLS else "gives infinity"
+            number = _number_outside(runs[0], site)
+            if number is not None:
+                yield self._number(context, site, runs, number)
+            elif (limit := _factor_limit(runs, site)) is not None:
                 yield context.finding(
                     self,
                     site,
-                    f"{literal:g} is outside of fp16 (65504): this {site.op} {effect} in {where_in(runs, site)}; use "
-                    "torch.finfo(x.dtype).min, or float32",
-                    severity=Severity.ERROR if site.op in _FILLS else Severity.WARNING,
-                    value=literal,
+                    f"this {site.op} passes 65504 from |x| = {limit:.2g}, infinity in fp16 "
+                    f"(under {recipes_in(runs)}); use a smaller factor, or float32",
+                    severity=Severity.WARNING,
+                    limit=limit,
                     format="fp16",
                 )
-            elif any(_is_outside(run, site) for run in runs):
+        yield from self._certain(context)
+
+    def _number(self, context: GraphContext, site: Site, runs: tuple[Run, ...], number: float) -> Finding:
+        raises = site.op in _FILLS and number in _literals(site)
+        return context.finding(
+            self,
+            site,
+            f"{number:g} is outside of fp16 (65504): this {site.op} {'raises' if raises else 'gives infinity'} in "
+            f"fp16 (under {recipes_in(runs)}); use torch.finfo(x.dtype).min, or float32",
+            severity=Severity.ERROR if raises else Severity.WARNING,
+            value=number,
+            format="fp16",
+        )
+
+    def _certain(self, context: GraphContext) -> Iterable[Finding]:
+        """Results of any op that are always outside."""
+        for site in context.graph:
+            runs = delivering(context, site, Format.FP16)
+            if runs and not is_settled(context, site) and all(_is_outside(run, site) for run in runs):
+                found = runs[0].ranges.exact(site)
                 yield context.finding(
                     self,
                     site,
-                    f"the result of this {site.op} is always over 65504, infinity in {where_in(runs, site)}",
+                    f"the result of this {site.op} lies in {found}, always outside of fp16 (65504): infinity under "
+                    f"{recipes_in(runs)}",
                     format="fp16",
+                    bound=[found.low, found.high],
+                    chain=chain(context, site),
                 )
 
 
@@ -108,7 +147,27 @@ def _literals(site: Site) -> list[float]:
     return [float(value) for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
 
 
+def _number_outside(run: Run, site: Site) -> float | None:
+    """A literal, constant or buffer that the op puts into its FP16 result and that FP16 cannot hold."""
+    if site.op in _FACTORS:
+        return None
+    stored = [run.ranges.arriving(site, place) for place in site.attrs.get("bounds") or {}]
+    ends = [end for found in stored for end in (found.low, found.high)]
+    return next((value for value in [*_literals(site), *ends] if LIMIT < abs(value) < float("inf")), None)
+
+
+def _factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:
+    """From which |x| a product with a literal passes 65504, where that is under 1 and nothing bounds x by it."""
+    scalars = site.attrs.get("scalars") or {}
+    place = next(iter(scalars), None)
+    if site.op not in _FACTORS or place is None or not scalars[place] or (site.op == "div" and place == 0):
+        return None
+    factor = abs(float(scalars[place])) if site.op == "mul" else 1 / abs(float(scalars[place]))
+    limit = LIMIT / factor
+    return limit if limit < 1 and all(run.ranges.operand(site, 1 - place).magnitude > limit for run in runs) else None
+
+
 def _is_outside(run: Run, site: Site) -> bool:
     """Whether the bound was finite before it was rounded to FP16 and is not any more."""
-    found = run.ranges[site.id]
-    return found.low == float("inf") or found.high == float("-inf")
+    found = run.ranges.exact(site)
+    return bool(LIMIT < found.low < float("inf") or float("-inf") < found.high < -LIMIT)

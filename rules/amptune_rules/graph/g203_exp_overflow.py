@@ -11,7 +11,7 @@ from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import runs_in, where_in
+from amptune_rules.graph._numeric import chain, floating_sites, reads_weights_alone, runs_in, where_in
 
 FP16_LIMIT = math.log(Format.FP16.max)
 FP32_LIMIT = math.log(Format.FP32.max)
@@ -23,7 +23,8 @@ class ExpOverflow(GraphRule):
     ## What it does
     Follows the ops and literals that lead to each exp; reports it in FP16 when nothing bounds its input by 11.09, and
     in every format when exp is normalised or logged by hand (softmax, softplus, logsumexp without the maximum
-    subtracted) and nothing bounds its input by 88.7. Under CUDA autocast exp itself runs in FP32.
+    subtracted), divided by, or raised again, and nothing bounds its input by 88.7. Any other exp without a bound is
+    information. Under CUDA autocast exp itself runs in FP32.
 
     ## Why is this bad
     exp(11.1) is infinite in FP16, exp(88.8) in BF16 and FP32. Infinity divided by infinity is NaN.
@@ -67,49 +68,123 @@ class ExpOverflow(GraphRule):
             """)),
         Example("a bounded input", model_file("return torch.exp(torch.tanh(self.fc(x)))", cast=".half()",
                                               batch="torch.randn(32, 64).half()")),
-        Example("exp alone, which autocast runs in FP32", model_file("return torch.exp(self.fc(x))")),
+        Example("exp in a denominator alone", model_file("return 1 / (1 + torch.exp(-self.fc(x).clamp(min=-80)))")),
     )  # fmt: skip
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
-        """One finding for each exp: the pattern in every format first, else the format that overflows."""
-        for site, half in self._exponentials(context):
-            if self._is_normalised(context, site) and _may_pass(context.runs[0], site, FP32_LIMIT):
-                yield context.finding(
-                    self,
-                    site,
-                    f"{site.op} is normalised by hand and nothing bounds its input: it overflows over 88.7 in every "
-                    "format (11.09 in fp16), and inf / inf is NaN; use softmax, logsumexp or softplus",
-                    limit=round(FP32_LIMIT, 2),
-                )
+        """One finding for each exp: what is harmful in every format first, else the format that overflows."""
+        half = dict(context.sites_in_half(*_EXPONENTIALS))
+        for site in floating_sites(context, *_EXPONENTIALS):
+            if not context.runs or reads_weights_alone(context, site):
                 continue
-            runs = tuple(run for run in runs_in(half, site, Format.FP16) if _may_pass(run, site, FP16_LIMIT))
-            if runs:
-                certain = all(run.ranges.operand(site, 0).low > FP16_LIMIT for run in runs)
+            unbounded = _may_pass(context.runs[0], site, FP32_LIMIT)
+            harm = _harm(context, site) if unbounded else ""
+            runs = tuple(run for run in runs_in(half.get(site, ()), site, Format.FP16)
+                         if _may_pass(run, site, FP16_LIMIT))  # fmt: skip
+            if harm:
+                yield self._harmful(context, site, harm)
+            elif runs:
+                yield self._in_fp16(context, site, runs)
+            elif unbounded:
                 yield context.finding(
                     self,
                     site,
-                    f"{site.op} runs in {where_in(runs, site)} and overflows to infinity for inputs over "
-                    f"{FP16_LIMIT:.2f}; nothing in the graph bounds its input",
-                    severity=Severity.ERROR if certain else None,
-                    limit=round(FP16_LIMIT, 2),
-                    format="fp16",
+                    f"nothing bounds the input of {site.op}: it overflows over {FP32_LIMIT / _scale(site):.2f} in "
+                    "every format; clamp it where large inputs can come",
+                    severity=Severity.INFO,
+                    limit=round(FP32_LIMIT / _scale(site), 2),
+                    chain=chain(context, site),
                 )
 
-    def _exponentials(self, context: GraphContext) -> Iterable[tuple[Site, tuple[Run, ...]]]:
-        in_half = dict(context.sites_in_half("exp", "expm1", "exp2"))
-        return [(site, in_half.get(site, ())) for site in context.graph if site.op in ("exp", "expm1", "exp2")]
-
-    def _is_normalised(self, context: GraphContext, site: Site) -> bool:
-        """Whether the exponential is summed, or logged after an addition: a softmax, softplus or logsumexp."""
-        consumers = context.graph.consumers(site.id)
-        later = [after for consumer in consumers for after in context.graph.consumers(consumer.id)]
-        logged = any(each.op == "log1p" for each in consumers) or (
-            any(each.op in ("add", "sum") for each in consumers) and any(each.op == "log" for each in later)
+    def _harmful(self, context: GraphContext, site: Site, harm: str) -> Finding:
+        return context.finding(
+            self,
+            site,
+            f"{site.op} {harm} and nothing bounds its input: it overflows over {FP32_LIMIT / _scale(site):.1f} in "
+            f"every format ({FP16_LIMIT / _scale(site):.2f} in fp16){_INSTEAD[harm]}",
+            limit=round(FP32_LIMIT / _scale(site), 2),
+            chain=chain(context, site),
         )
-        divided = any(each.op == "sum" for each in consumers) and any(each.op == "div" for each in (*consumers, *later))
-        return logged or divided
+
+    def _in_fp16(self, context: GraphContext, site: Site, runs: tuple[Run, ...]) -> Finding:
+        certain = all(run.ranges.operand(site, 0).low * _scale(site) > FP16_LIMIT for run in runs)
+        return context.finding(
+            self,
+            site,
+            f"{site.op} runs in {where_in(runs, site)} and overflows to infinity for inputs over "
+            f"{FP16_LIMIT / _scale(site):.2f}; nothing in the graph bounds its input",
+            severity=Severity.ERROR if certain else None,
+            limit=round(FP16_LIMIT / _scale(site), 2),
+            format="fp16",
+            chain=chain(context, site),
+        )
+
+
+_EXPONENTIALS = ("exp", "expm1", "exp2")
+_DIVIDED = "is divided by what is made of exponentials"
+_BELOW = "is divided by"
+_LOGGED = "is logged"
+_NESTED = "is raised again"
+_INSTEAD = {
+    _DIVIDED: ", and inf / inf is NaN; use softmax, sigmoid or tanh, or subtract the maximum first",
+    _BELOW: ", and the gradient of 1 / inf is 0 * inf = NaN; use sigmoid, or clamp the input",
+    _LOGGED: ", where the logarithm would be small; use logsumexp, softplus or log_softmax",
+    _NESTED: "; the exponential of an exponential does from 4.48",
+}
+_LOGARITHMS = frozenset({"log", "log2", "log10", "log1p", "logsumexp"})
+_CARRIES = frozenset(
+    {
+        *("add", "sub", "mul", "sum", "mean", "neg", "sqrt", "pow", "square", "cumsum", "prod", "matmul", "mm", "bmm"),
+        *("einsum", "cat", "stack", "where", "masked_fill", "dropout", "abs", "amax", "max", "index", "gather"),
+        *("triu", "tril", "maximum"),
+    }
+)
+"""Ops through which an infinity stays one."""
+_STEPS = 8
+
+
+def _scale(site: Site) -> float:
+    return math.log(2.0) if site.op == "exp2" else 1.0
 
 
 def _may_pass(run: Run, site: Site, limit: float) -> bool:
-    scale = math.log(2.0) if site.op == "exp2" else 1.0
-    return run.ranges.operand(site, 0).high * scale > limit
+    return run.ranges.operand(site, 0).high * _scale(site) > limit
+
+
+def _harm(context: GraphContext, site: Site) -> str:
+    """What an infinite result leads to, beyond being infinite; empty where there is no more to it."""
+    reached = _reached(context, site)
+    for after in list(reached):
+        for consumer in context.graph.consumers(after):
+            if consumer.op in _LOGARITHMS:
+                return _LOGGED
+            if consumer.op in _EXPONENTIALS and (consumer.id != site.id or site.calls > 1):
+                return _NESTED
+            if consumer.op == "reciprocal" and context.train:
+                return _BELOW
+            if consumer.op == "div" and (sides := _sides(context, consumer, reached))[1]:
+                if sides[0]:
+                    return _DIVIDED
+                if context.train:
+                    return _BELOW
+    return ""
+
+
+def _reached(context: GraphContext, site: Site) -> frozenset[str]:
+    """Sites that an infinity in ``site`` reaches as an infinity."""
+    reached, fresh = {site.id}, [site.id]
+    for _ in range(_STEPS):
+        fresh = [
+            consumer.id
+            for name in fresh
+            for consumer in context.graph.consumers(name)
+            if consumer.op in _CARRIES and consumer.id not in reached
+        ]
+        reached.update(fresh)
+    return frozenset(reached)
+
+
+def _sides(context: GraphContext, site: Site, reached: frozenset[str]) -> list[bool]:
+    """Whether numerator and denominator of a division are infinite."""
+    roots = [context.runs[0].ranges.root(site, place) for place in (0, 1)]
+    return [root is not None and root.id in reached for root in roots]

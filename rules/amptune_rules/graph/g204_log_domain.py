@@ -10,11 +10,13 @@ from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import eps_before, floating_sites, is_signed
+from amptune_rules.graph._numeric import chain, eps_before, floating_sites, is_signed, reads_weights_alone
 
 _INSTEAD = {
     "softmax": "; use log_softmax",
     "sigmoid": "; use logsigmoid, or a loss with_logits",
+    "prod": "; use the sum of the logarithms",
+    "cumprod": "; use the cumulative sum of the logarithms",
     "sum": "; use logsumexp where it is a sum of exponentials",
 }
 
@@ -23,7 +25,7 @@ class LogDomain(GraphRule):
     """A logarithm whose input can be zero, below zero, or is protected by an eps that the format rounds to zero.
 
     ## What it does
-    Follows the ops and literals that lead to each log, log2 and log10, and rounds them as each recipe would.
+    Follows the ops and literals that lead to each log, log2, log10 and log1p, and rounds them as each recipe would.
 
     ## Why is this bad
     A softmax or sigmoid reaches exactly 0 from logits about 104 apart in FP32 and 17 in FP16; its logarithm is -inf
@@ -65,8 +67,10 @@ class LogDomain(GraphRule):
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each logarithm, for the plainest reason."""
-        for site in floating_sites(context, "log", "log2", "log10"):
-            bad = tuple(run for run in context.runs if _reaches_zero(run.ranges.operand(site, 0)))
+        for site in floating_sites(context, "log", "log2", "log10", "log1p"):
+            if reads_weights_alone(context, site):
+                continue
+            bad = tuple(run for run in context.runs if _reaches_end(site, run.ranges.operand(site, 0)))
             eps = eps_before(context.runs[0], site) if context.runs else None
             if bad and eps is not None:
                 yield context.finding(
@@ -82,9 +86,9 @@ class LogDomain(GraphRule):
                 yield context.finding(
                     self,
                     site,
-                    f"{site.op} of the output of a layer, which has both signs: NaN "
-                    "below "
-                    "zero; clamp it, or use softplus before it",
+                    f"{site.op} of the output of a layer, which has both signs: NaN below {_end(site):g}; clamp it, or "
+                    "use softplus before it",
+                    chain=chain(context, site),
                 )
 
     def _unprotected(self, context: GraphContext, site: Site, run: Run) -> Finding:
@@ -94,12 +98,17 @@ class LogDomain(GraphRule):
         return context.finding(
             self,
             site,
-            f"{site.op} of {made_by}, whose values start at {low:g}: {site.op}(0) is -inf and its gradient NaN"
-            f"{_INSTEAD.get(made_by, '')}",
+            f"{site.op} of {made_by}, whose values start at {low:g}: {site.op}({_end(site):g}) is -inf and its "
+            f"gradient not finite{_INSTEAD.get(made_by, '')}",
             low=low,
+            chain=chain(context, site),
         )
 
 
-def _reaches_zero(found: Range) -> bool:
+def _end(site: Site) -> float:
+    return -1.0 if site.op == "log1p" else 0.0
+
+
+def _reaches_end(site: Site, found: Range) -> bool:
     """Whether the bound says that zero or less is reached, rather than that nothing is known."""
-    return found.is_known and -1e30 < found.low <= 0
+    return found.is_known and -1e30 < found.low <= _end(site)

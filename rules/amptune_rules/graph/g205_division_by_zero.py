@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
-from amptune.core.graph_context import GraphContext, recipes_in
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
+from amptune.core.ranges import input_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import eps_before, floating_sites, source_dtype
+from amptune_rules.graph._numeric import chain, eps_before, floating_sites, is_guarded_after, source_dtype
 
 
 class DivisionByZero(GraphRule):
@@ -17,8 +20,8 @@ class DivisionByZero(GraphRule):
 
     ## What it does
     Follows the ops and literals that lead to each denominator and rounds them as each recipe would. Where an eps was
-    written and vanishes, it is a warning; where none was written and the denominator is a norm, a sum or an absolute
-    value, it is information.
+    written and vanishes, it is a warning; so is a buffer of zeros; where none was written and the denominator is a
+    norm, a sum, a count or an absolute value, it is information.
 
     ## Why is this bad
     0 / 0 is NaN, and one NaN in a forward makes every gradient NaN. The usual eps of 1e-8 is zero in FP16, whose
@@ -81,13 +84,10 @@ class DivisionByZero(GraphRule):
         for site in floating_sites(context, "div", "reciprocal"):
             place = 0 if site.op == "reciprocal" else 1
             bad = tuple(run for run in context.runs if _touches_zero(run.ranges.operand(site, place)))
-            if not bad:
-                continue
-            root = bad[0].ranges.root(site, place)
-            if root is None:
+            if not bad or is_guarded_after(context, site):
                 continue
             eps = eps_before(bad[0], site, place)
-            if eps is not None:
+            if eps is not None and not _holds_without(bad[0], site, place):
                 rounded = ", ".join(dict.fromkeys(source_dtype(run, site, place) or "float16" for run in bad))
                 yield context.finding(
                     self,
@@ -95,33 +95,46 @@ class DivisionByZero(GraphRule):
                     f"the eps of {eps:g} in the denominator rounds to zero in {rounded} (under {recipes_in(bad)}): "
                     "a zero denominator gives NaN or infinity",
                     eps=eps,
+                    chain=chain(context, site),
                 )
-            elif len(bad) == len(context.runs) and root.op not in _COUNTS:
-                yield context.finding(
-                    self,
-                    site,
-                    f"division by {root.op}, which can be zero: 0 / 0 is NaN in every format; add an eps",
-                    severity=Severity.INFO,
-                )
+            elif len(bad) == len(context.runs):
+                yield from self._unguarded(context, site, bad[0], place)
+
+    def _unguarded(self, context: GraphContext, site: Site, run: Run, place: int) -> Iterable[Finding]:
+        root, found = run.ranges.root(site, place), run.ranges.operand(site, place)
+        position = input_of(site, place)
+        if root is not None and (root.op in _CHOSEN or run.ranges.is_constant(root)):
+            return
+        if root is None and (position is None or position not in (site.attrs.get("bounds") or {})):
+            return
+        if found == Range(0.0, 0.0):
+            text = "the denominator is a buffer of zeros, as it stands: x / 0 is infinite or NaN until it is written"
+            yield context.finding(self, site, text)
+            return
+        what = root.op if root else "a count"
+        yield context.finding(
+            self,
+            site,
+            f"division by {what}, which can be zero: 0 / 0 is NaN in every format; add an eps",
+            severity=Severity.INFO,
+            chain=chain(context, site),
+        )
 
 
-_COUNTS = (
-    "softmax",
-    "sigmoid",
-    "where",
-    "masked_fill",
-    "clamp",
-    "dropout",
-    "max",
-    "amax",
-    "one_hot",
-    "eq",
-    "ne",
-    "gt",
-    "lt",
-)
+_CHOSEN = ("where", "masked_fill", "dropout", "one_hot", "eq", "ne", "gt", "lt", "ge", "le")
+"""Denominators that a condition of the user's makes."""
 
 
 def _touches_zero(found: Range) -> bool:
-    """Whether zero is an end of what is known, rather than inside of what is unknown."""
-    return found.is_known and (found.low == 0 or found.high == 0)
+    """Whether zero is an end of what is known, or lies within what is known on one side."""
+    return found.is_known and (found.low == 0 or found.high == 0 or (found.holds(0.0) and _is_one_sided(found)))
+
+
+def _is_one_sided(found: Range) -> bool:
+    return math.isinf(found.low) != math.isinf(found.high)
+
+
+def _holds_without(run: Run, site: Site, place: int) -> bool:
+    """Whether what the eps is added to has both signs, so that the eps protects nothing in any format."""
+    root = run.ranges.root(site, place)
+    return root is not None and root.op == "add" and run.ranges.operand(root, 0).low < 0

@@ -6,18 +6,27 @@ from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, recipes_in
-from amptune.core.intervals import Range, exponent_of
+from amptune.core.graph_context import GraphContext, Run, recipes_in
+from amptune.core.intervals import Range
+from amptune.core.range_rules import exponent_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import eps_before, is_signed
+from amptune_rules.graph._numeric import (
+    chain,
+    eps_before,
+    floating_sites,
+    is_difference_of_means,
+    is_guarded_after,
+    is_signed,
+    reads_weights_alone,
+)
 
 
 class RootAtZero(GraphRule):
-    """A sqrt or rsqrt of what can be zero, or whose eps the format rounds to zero.
+    """A sqrt, rsqrt or fractional power of what can be zero or less, or whose eps the format rounds to zero.
 
     ## What it does
-    Follows the ops and literals that lead to each sqrt, rsqrt and pow(0.5), rounded as each recipe would.
+    Follows the ops and literals that lead to each sqrt, rsqrt and power below 1, rounded as each recipe would.
 
     ## Why is this bad
     The gradient of sqrt at zero is infinite, and rsqrt(0) is infinite itself; times a zero gradient that is NaN. An
@@ -70,36 +79,80 @@ class RootAtZero(GraphRule):
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each root."""
-        for site in context.graph:
-            if not context.runs or not _is_root(site):
-                continue
-            bad = tuple(run for run in context.runs if _touches_zero(run.ranges.operand(site, 0)))
-            eps = eps_before(context.runs[0], site)
-            if bad and eps is not None:
-                yield context.finding(
-                    self,
-                    site,
-                    f"the eps of {eps:g} under the root rounds to zero under {recipes_in(bad)}: at zero the "
-                    "gradient of "
-                    "sqrt, and rsqrt itself, is infinite",
-                    eps=eps,
-                )
-            elif bad and len(bad) == len(context.runs):
-                yield context.finding(
-                    self,
-                    site,
-                    f"{site.op} of what can be exactly zero, without an eps: its gradient there is infinite",
-                    severity=Severity.INFO,
-                )
-            elif is_signed(context.runs[0], site):
-                yield context.finding(
-                    self, site, f"{site.op} of the output of a layer, which has both signs: NaN below zero"
-                )
+        if not context.runs:
+            return
+        for site in floating_sites(context, "sqrt", "rsqrt", "pow"):
+            if _is_root(site) and not reads_weights_alone(context, site):
+                yield from self._judged(context, site)
+
+    def _judged(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+        bad = tuple(run for run in context.runs if _touches_zero(run.ranges.operand(site, 0)))
+        eps = eps_before(context.runs[0], site)
+        is_open = _exponent(site) is not None
+        if bad and eps is not None and is_open and not _is_signed_sum(context.runs[0], site):
+            yield context.finding(
+                self,
+                site,
+                f"the eps of {eps:g} under the root rounds to zero under {recipes_in(bad)}: at zero the gradient of "
+                "sqrt, and rsqrt itself, is infinite",
+                eps=eps,
+                chain=chain(context, site),
+            )
+        elif is_open and _cancels(context.runs[0], site):
+            yield context.finding(
+                self,
+                site,
+                f"{site.op} of a difference that rounding can make negative (E[x^2] - E[x]^2): NaN; use var or std",
+                chain=chain(context, site),
+            )
+        elif bad and len(bad) == len(context.runs) and is_open and not is_guarded_after(context, site):
+            yield context.finding(
+                self,
+                site,
+                f"{_named(site)} of what can be exactly zero, without an eps: "
+                f"{'it' if (_exponent(site) or 0) < 0 else 'its gradient'} is infinite there",
+                severity=Severity.INFO,
+                chain=chain(context, site),
+            )
+        elif is_signed(context.runs[0], site):
+            yield context.finding(
+                self,
+                site,
+                f"{_named(site)} of the output of a layer, which has both signs: NaN below zero",
+                chain=chain(context, site),
+            )
+
+
+def _exponent(site: Site) -> float | None:
+    """The literal exponent; ``None`` for one that is a tensor."""
+    return {"sqrt": 0.5, "rsqrt": -0.5}.get(site.op, exponent_of(site))
 
 
 def _is_root(site: Site) -> bool:
-    return site.op in ("sqrt", "rsqrt") or (site.op == "pow" and exponent_of(site) in (0.5, -0.5))
+    """Roots, negative powers, and powers with a tensor as exponent, which are NaN for a negative base as roots are."""
+    exponent = _exponent(site)
+    if exponent is None:
+        return site.op == "pow" and 0 not in (site.attrs.get("scalars") or {})
+    return exponent < 1 and exponent != 0 and not (exponent < 0 and exponent == int(exponent) and exponent % 2 == 0)
+
+
+def _named(site: Site) -> str:
+    exponent = _exponent(site)
+    if site.op != "pow":
+        return site.op
+    return "a power with a tensor as exponent" if exponent is None else f"the power of {exponent:.3g}"
 
 
 def _touches_zero(found: Range) -> bool:
     return found.is_known and -1e30 < found.low <= 0
+
+
+def _is_signed_sum(run: Run, site: Site) -> bool:
+    """Whether the eps is added to what has both signs, so that it protects nothing in any format."""
+    root = run.ranges.root(site)
+    return root is not None and root.op == "add" and run.ranges.operand(root, 0).low < 0
+
+
+def _cancels(run: Run, site: Site) -> bool:
+    root = run.ranges.root(site)
+    return root is not None and root.op == "sub" and is_difference_of_means(run, root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
@@ -9,16 +10,18 @@ from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, formats_in
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import where_in
+from amptune_rules.graph._numeric import chain, floating_sites, is_signed, where_in
 
-_ENDS = {"acos": (-1.0, 1.0), "asin": (-1.0, 1.0), "atanh": (-1.0, 1.0), "erfinv": (-1.0, 1.0), "logit": (0.0, 1.0)}
+_ENDS = {"acos": (-1.0, 1.0), "asin": (-1.0, 1.0), "atanh": (-1.0, 1.0), "erfinv": (-1.0, 1.0), "logit": (0.0, 1.0),
+         "acosh": (1.0, math.inf)}  # fmt: skip
 
 
 class DomainBoundary(GraphRule):
-    """acos, asin, atanh, erfinv or logit in 16 bits of what may round to the end of the domain.
+    """acos, asin, acosh, atanh, erfinv or logit of what can come to the end of the domain, by rounding or at all.
 
     ## What it does
-    Reports them where they run in 16 bits and no literal keeps their input off the ends. (Under CUDA autocast acos,
+    Reports them in every format where the ops and literals before them say that the end is reached (a clamp to [-1, 1],
+    a cosine), and where they run in 16 bits and no literal keeps their input off the ends. (Under CUDA autocast acos,
     asin and erfinv run in FP32; atanh and logit do not.)
 
     ## Why is this bad
@@ -45,19 +48,40 @@ class DomainBoundary(GraphRule):
     name = "domain-boundary"
     severity = Severity.WARNING
     INVALID = (
+        Example("the angle of a cosine", model_file(
+            "return torch.acos(F.cosine_similarity(self.fc(x), x, dim=-1))  # <- G213")),
         Example("a clamp that 16 bits round away", model_file(
             "return torch.atanh(self.fc(x).clamp(-0.9999, 0.9999))  # <- G213")),
     )  # fmt: skip
     VALID = (
+        Example("a cosine kept off the ends", model_file(
+            "return torch.acos(F.cosine_similarity(self.fc(x), x, dim=-1).clamp(-0.999, 0.999))")),
         Example("cast up first", model_file("return torch.atanh(self.fc(x).float().clamp(-0.9999, 0.9999))")),
         Example("a clamp that 16 bits can hold", model_file("return torch.atanh(self.fc(x).clamp(-0.9, 0.9))")),
     )  # fmt: skip
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each such op."""
-        for site, half in context.sites_in_half(*_ENDS):
-            runs = tuple(run for run in half if _reaches_end(run, site))
-            if runs:
+        half = dict(context.sites_in_half(*_ENDS))
+        for site in floating_sites(context, *_ENDS):
+            if not context.runs or _has_eps(site):
+                continue
+            runs = tuple(run for run in half.get(site, ()) if _reaches_end(run, site))
+            if all(_is_at_end(run, site) for run in context.runs):
+                yield context.finding(
+                    self,
+                    site,
+                    f"{site.op} of {context.runs[0].ranges.operand(site, 0)}: at the end of its domain it or its "
+                    "gradient is infinite in every format; keep the input off the end",
+                    chain=chain(context, site),
+                )
+            elif is_signed(context.runs[0], site):
+                yield context.finding(
+                    self,
+                    site,
+                    f"{site.op} of the output of a layer, which leaves its domain: NaN there; bound it first",
+                )
+            elif runs:
                 steps = ", ".join(f"{1 - f.epsilon / 2:.5g} is the last below 1 in {f}" for f in formats_in(runs, site))
                 yield context.finding(
                     self,
@@ -65,9 +89,28 @@ class DomainBoundary(GraphRule):
                     f"{site.op} runs in {where_in(runs, site)} and its input can round to the end of the "
                     f"domain ({steps}): infinite there; compute it in float32",
                 )
+            elif not context.runs[0].ranges.operand(site, 0).is_known:
+                yield context.finding(
+                    self,
+                    site,
+                    f"nothing keeps the input of {site.op} off the end of its domain, where it or its gradient is "
+                    "infinite",
+                    severity=Severity.INFO,
+                    chain=chain(context, site),
+                )
+
+
+def _has_eps(site: Site) -> bool:
+    return site.op == "logit" and bool(site.attrs.get("eps") or (site.attrs.get("scalars") or {}).get(1))
 
 
 def _reaches_end(run: Run, site: Site) -> bool:
     found = run.ranges.operand(site, 0)
     low, high = _ENDS[site.op]
-    return found.low <= low or found.high >= high
+    return found.low <= low or (found.high >= high and high < math.inf)
+
+
+def _is_at_end(run: Run, site: Site) -> bool:
+    """Whether the bounds are those of the domain or wider, and not because nothing is known."""
+    found = run.ranges.operand(site, 0)
+    return found.is_known and _reaches_end(run, site) and (found.low > -1e30 or found.high < 1e30)

@@ -8,8 +8,9 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
-from amptune.core.intervals import exponent_of
 from amptune.core.ops import Family, op_named
+from amptune.core.range_rules import exponent_of
+from amptune.core.relations import is_self_dot
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import runs_in, where_in
@@ -74,7 +75,7 @@ class SquareOverflow(GraphRule):
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each square."""
-        for site, half in context.sites_in_half("mul", "square", "pow"):
+        for site, half in context.sites_in_half("mul", "square", "pow", "einsum"):
             if not _is_square(half[0], site):
                 continue
             runs = tuple(
@@ -93,6 +94,8 @@ class SquareOverflow(GraphRule):
 
 
 def _is_square(run: Run, site: Site) -> bool:
+    if site.op == "einsum":
+        return is_self_dot(run.ranges, site)
     if site.op == "mul":
         return run.ranges.same(site, 0, site, 1)
     exponent = exponent_of(site)

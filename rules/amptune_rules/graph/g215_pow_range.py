@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph_context import GraphContext
-from amptune.core.intervals import exponent_of
+from amptune.core.range_rules import exponent_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import runs_in, where_in

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
-from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, Run
-from amptune.core.intervals import exponent_of
+from amptune.core.graph_context import GraphContext
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
+from amptune_rules.graph._numeric import is_difference_of_means
 
 
 class Cancellation(GraphRule):
@@ -64,27 +63,10 @@ class Cancellation(GraphRule):
             return
         run = context.runs[0]
         for site in context.graph:
-            if site.op == "sub" and _is_difference_of_means(run, site):
+            if site.op == "sub" and is_difference_of_means(run, site):
                 yield context.finding(
                     self,
                     site,
                     "E[x^2] - E[x]^2 cancels where the mean is large against the deviation, and can be "
                     "negative; use var, or subtract the mean first",
                 )
-
-
-def _is_difference_of_means(run: Run, site: Site) -> bool:
-    first, second = run.ranges.root(site, 0), run.ranges.root(site, 1)
-    if first is None or second is None or first.op != "mean" or not _is_square(run, second):
-        return False
-    inner, mean = run.ranges.root(first, 0), run.ranges.root(second, 0)
-    return (
-        inner is not None and _is_square(run, inner) and mean is not None and mean.op == "mean"
-        and run.ranges.same(inner, 0, mean, 0)
-    )  # fmt: skip
-
-
-def _is_square(run: Run, site: Site) -> bool:
-    if site.op == "pow":
-        return exponent_of(site) == 2
-    return site.op == "square" or (site.op == "mul" and run.ranges.same(site, 0, site, 1))

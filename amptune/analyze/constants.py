@@ -1,0 +1,177 @@
+"""Bounds of tensors that no site makes: constants, buffers, random numbers and arithmetic on integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses import FakeTensor
+
+from amptune.capture.parameters import tensor_meta
+from amptune.core.graph import Site
+from amptune.core.intervals import ANY, UNIT, Range, point
+from amptune.core.ops import Family, op_named
+from amptune.core.range_rules import RULES
+from amptune.core.relations import COPIES_ONE
+
+_TRANSPARENT = (Family.VIEW, Family.CAST)
+_LARGE = 1 << 22
+"""Elements from which a constant is not read: it is a table, not a number that someone wrote."""
+_RANDOM_BOUNDS = {"rand": UNIT, "rand_like": UNIT, "bernoulli": UNIT}
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class NodeBounds:
+    """Bounds of nodes of a captured graph, as far as they follow from constants and types.
+
+    Args:
+        module: the captured graph with its constants.
+        owners: name of a node -> id of the site that covers it.
+    """
+
+    def __init__(self, module: fx.GraphModule, owners: Mapping[str, str]) -> None:
+        self._module = module
+        self._owners = owners
+        self._known: dict[fx.Node, Range | None] = {}
+        self._written = {
+            _root(written)
+            for node in module.graph.nodes
+            if isinstance(written := node.meta.get("amptune_writes"), fx.Node)
+            and op_named(_op(node)).family is not Family.VIEW  # detach_ changes no number
+        }
+
+    def of(self, node: fx.Node) -> Range | None:
+        """Bounds of a node that no site covers; ``None`` for one that a site or the batch makes, through views."""
+        root = _root(node)
+        if root.name in self._owners or root.op == "placeholder" or root in self._written:
+            return None
+        if root not in self._known:
+            self._known[root] = ANY  # for a cycle, which a graph does not have
+            self._known[root] = self._bounds(root)
+        return self._known[root]
+
+    def is_random(self, node: fx.Node) -> bool:
+        """Whether a tensor is drawn in the forward."""
+        return op_named(_op(_root(node))).family is Family.RANDOM
+
+    def stored(self) -> dict[str, Range]:
+        """Bounds of the model's buffers that the forward does not write."""
+        found = {}
+        for node in self._module.graph.nodes:
+            name = node.meta.get("amptune_stored")
+            if name is not None and node not in self._written and (bounds := self._value(node)) is not None:
+                found[str(name)] = bounds
+        return found
+
+    def _bounds(self, node: fx.Node) -> Range | None:
+        if node.op == "get_attr":
+            return self._value(node)
+        op = _op(node)
+        if op in _RANDOM_BOUNDS:
+            return _RANDOM_BOUNDS[op]
+        created = _created(op, node)
+        if created is not None:
+            return created
+        if op_named(op).family in (Family.CREATE, Family.RANDOM):
+            return ANY
+        if op in COPIES_ONE and node.args and isinstance(node.args[0], fx.Node):
+            return self._operand(node.args[0])
+        return self._computed(op, node)
+
+    def _value(self, node: fx.Node) -> Range | None:
+        """The extremes of a constant or buffer that is real."""
+        value: Any = self._module
+        try:
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+        except AttributeError:
+            return None
+        if str(node.target).endswith(_STATISTICS) or isinstance(value, torch.nn.Parameter):
+            return None
+        return range_of(value) if isinstance(value, torch.Tensor) else None
+
+    def _computed(self, op: str, node: fx.Node) -> Range:
+        """Arithmetic on integers, by the rules of the op table."""
+        call = node.meta.get("amptune_call")
+        rule = RULES.get(op)
+        if call is None or rule is None:
+            return _of_type(node)
+        metas = [tensor_meta(value) for argument in node.all_input_nodes if (value := _tensor(argument)) is not None]
+        own = _tensor(node)
+        site = Site(node.name, op, "function", "", inputs=tuple(metas),
+                    outputs=(tensor_meta(own),) if own is not None else (), attrs=call.attrs)  # fmt: skip
+        operands = [self._operand(argument) for argument in node.args]
+        found = rule(site, operands)
+        return found.within(_of_type(node)) if found.is_known else _of_type(node)
+
+    def _operand(self, argument: Any) -> Range:
+        if isinstance(argument, fx.Node):
+            found = self.of(argument)
+            return _of_type(_root(argument)) if found is None else found
+        return point(float(argument)) if isinstance(argument, int | float) else ANY
+
+
+def range_of(value: torch.Tensor) -> Range | None:
+    """The extremes of a real tensor, infinities left out; ``None`` for one that cannot or need not be read."""
+    if isinstance(value, FakeTensor) or value.device.type == "meta" or not 0 < value.numel() <= _LARGE:
+        return None
+    if value.is_complex() or value.layout is not torch.strided or value.is_quantized:
+        return None
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        numbers = value.detach().double()
+        finite = numbers[numbers.isfinite()]
+        return Range(float(finite.min()), float(finite.max())) if finite.numel() else None
+
+
+def _created(op: str, node: fx.Node) -> Range | None:
+    """Bounds of what a factory function fills a tensor with."""
+    numbers = [each for each in node.args if isinstance(each, int | float) and not isinstance(each, bool)]
+    if op in ("zeros", "zeros_like", "new_zeros"):
+        return point(0.0)
+    if op in ("ones", "ones_like", "new_ones"):
+        return point(1.0)
+    if op == "eye" or op == "one_hot":
+        return UNIT
+    if op in ("full", "full_like", "new_full"):
+        value = node.kwargs.get("fill_value", node.args[-1] if node.args else None)
+        return point(float(value)) if isinstance(value, int | float) else None
+    if op in ("arange", "linspace") and numbers:
+        start, end = (numbers[0], numbers[1]) if len(numbers) > 1 else (0, numbers[0])
+        last = end if op == "linspace" or end <= start else max(end - 1, start) if isinstance(end, int) else end
+        return Range(float(min(start, last)), float(max(start, last)))
+    if op in ("tensor", "scalar_tensor") and node.args and isinstance(node.args[0], int | float):
+        value = float(node.args[0])
+        return point(value) if math.isfinite(value) else None
+    return None
+
+
+def _of_type(node: fx.Node) -> Range:
+    value = _tensor(node)
+    if value is None:
+        return ANY
+    return {torch.bool: UNIT, torch.uint8: Range(0.0, 255.0), torch.int8: Range(-128.0, 127.0)}.get(value.dtype, ANY)
+
+
+def _tensor(node: fx.Node) -> torch.Tensor | None:
+    value = node.meta.get("val")
+    if isinstance(value, tuple | list) and value:
+        value = value[0]
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _root(node: fx.Node) -> fx.Node:
+    while _is_transparent(node) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _is_transparent(node: fx.Node) -> bool:
+    op = _op(node)
+    return op == "getitem" or (bool(op) and op_named(op).family in _TRANSPARENT)
+
+
+def _op(node: fx.Node) -> str:
+    return str(node.meta.get("amptune_op") or "")

@@ -1,0 +1,177 @@
+"""Bounds of the results of layers and matrix products, from bounds of their weights where those are assumed.
+
+For a layer y = W x + b with |x| <= m, |y| <= m * (largest L1 norm of a row of W) + max |b|; where the norms are not
+known, the number of terms times the largest weight stands in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from amptune.core.graph import Site
+from amptune.core.intervals import ANY, Range, add, multiply, product, scaled, symmetric
+
+if TYPE_CHECKING:
+    from amptune.core.ranges import Ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """What is known of a parameter.
+
+    Attributes:
+        range: bounds of its elements.
+        row_sum: largest sum of absolute values over one output of the layer; infinite where it is not known.
+        spread: largest channel maximum over the median one, of the rows of a matrix; 0 where it is not known.
+    """
+
+    range: Range
+    row_sum: float = math.inf
+    spread: float = 0.0
+
+
+LayerRule = Callable[["Ranges", Site], Range | None]
+"""Bounds of a site's result, or ``None`` where the plain rule of its op knows better."""
+
+
+def _weight(ranges: Ranges, site: Site, ending: str) -> Weight | None:
+    for param in site.params:
+        if param.name.rpartition(".")[2] == ending and (found := ranges.assumed.weights.get(param.name)):
+            return found
+    return None
+
+
+def _linear(ranges: Ranges, site: Site) -> Range | None:
+    """Linear layers and convolutions: padding adds zeros, which change no bound on the magnitude."""
+    if not site.params or not site.inputs:
+        return None if site.op in _PRODUCTS else ANY
+    found = [ranges.assumed.weights.get(param.name) for param in site.params]
+    shapes = [param.meta.shape for param in site.params]
+    main = next((weight for weight, shape in zip(found, shapes, strict=True) if weight and len(shape) > 1), None)
+    size = ranges.input(site, 0).magnitude
+    if main is None or any(weight is None for weight in found) or math.isinf(size):
+        return ANY
+    terms = site.gemms[0].k if site.gemms else math.prod(shapes[0][1:])
+    row_sum = min(main.row_sum, main.range.magnitude * terms) if "transpose" not in site.op else (
+        main.range.magnitude * terms)  # fmt: skip
+    bias = max((weight.range.magnitude for weight, shape in zip(found, shapes, strict=True)
+                if weight and len(shape) == 1), default=0.0)  # fmt: skip
+    return symmetric(product(size, row_sum) + bias)
+
+
+_PRODUCTS = ("matmul", "bmm", "mm", "mv", "einsum", "dot", "vdot", "linalg_vecdot", "tensordot", "linear")
+
+
+def _product(ranges: Ranges, site: Site) -> Range | None:
+    """A product of two tensors: sums of k products."""
+    if len(site.inputs) + len(site.params) != 2 and not _is_square(site):
+        return ANY
+    first, second = _operands(ranges, site)
+    terms = multiply(first, second)
+    count = _terms(site)
+    if not count:
+        return Range(0.0 if terms.low >= 0 else -math.inf, 0.0 if terms.high <= 0 else math.inf)
+    return scaled(terms, count)
+
+
+def _is_square(site: Site) -> bool:
+    return len(site.inputs) == 1 and not site.params
+
+
+def _operands(ranges: Ranges, site: Site) -> tuple[Range, Range]:
+    layout = [place for place in site.attrs.get("operands") or () if place is not None]
+    if len(layout) == 2 and not site.params:
+        return ranges.input(site, layout[0]), ranges.input(site, layout[1])
+    found = [ranges.input(site, index) for index in range(len(site.inputs))]
+    found += [weight.range if (weight := ranges.assumed.weights.get(param.name)) else ANY for param in site.params]
+    return (found[0], found[-1])
+
+
+def _terms(site: Site) -> int:
+    if site.gemms:
+        return max(gemm.k for gemm in site.gemms)
+    shape = site.inputs[0].shape if site.inputs else ()
+    return shape[-1] if shape and site.op != "einsum" else 0
+
+
+def _sum_with(ranges: Ranges, site: Site) -> Range | None:
+    """addmm and its kin: input + a @ b."""
+    if len(site.inputs) != 3 or site.params:
+        return ANY
+    terms = scaled(multiply(ranges.input(site, 1), ranges.input(site, 2)), max(_terms(site), 1))
+    return add(ranges.input(site, 0), terms)
+
+
+def _embedding(ranges: Ranges, site: Site) -> Range | None:
+    weight = ranges.assumed.weights.get(site.params[0].name) if site.params else None
+    return weight.range if weight and site.op == "embedding" else ANY
+
+
+def _norm(ranges: Ranges, site: Site) -> Range | None:
+    """Layer, RMS, group and batch norms in training: of n numbers with deviation 1 none is over the root of n."""
+    if site.op in ("layer_norm", "rms_norm") and not site.params:
+        return None
+    count = _normalised(site)
+    weight, bias = _weight(ranges, site, "weight"), _weight(ranges, site, "bias")
+    known = {param.name.rpartition(".")[2] for param in site.params}
+    if not count or ("weight" in known and weight is None) or ("bias" in known and bias is None):
+        return ANY
+    if known - {"weight", "bias"}:
+        return ANY
+    unit = symmetric(math.sqrt(count))
+    stretched = multiply(unit, weight.range) if weight else unit
+    return add(stretched, bias.range) if bias else stretched
+
+
+def _normalised(site: Site) -> int:
+    shape = site.inputs[0].shape if site.inputs else ()
+    if site.op in ("layer_norm", "rms_norm"):
+        own = site.attrs.get("normalized_shape") or shape[-1:]
+        return math.prod(own) if isinstance(own, list | tuple) else int(own)
+    if len(shape) < 2:
+        return 0
+    total = math.prod(shape)
+    if site.op == "group_norm":
+        groups = site.attrs.get("num_groups")
+        return total // (shape[0] * groups) if isinstance(groups, int) and groups else 0
+    return total // shape[1] if site.op == "batch_norm" else total // (shape[0] * shape[1])
+
+
+def _lstm(ranges: Ranges, site: Site) -> Range | None:
+    """The cell state grows by at most 1 a step."""
+    steps = max((extent for tensor in site.inputs[:1] for extent in tensor.shape[:-1]), default=1)
+    states = [ranges.input(site, index).magnitude for index in range(1, len(site.inputs))]
+    return symmetric(max([0.0, *states]) + (steps if site.op == "lstm" else 1))
+
+
+def _attention_block(ranges: Ranges, site: Site) -> Range | None:
+    """Multi-head attention: two linears around a weighted mean."""
+    names = {param.name.rpartition(".")[2]: param.name for param in site.params}
+    inner = ranges.assumed.weights.get(names.get("in_proj_weight", ""))
+    outer = next((ranges.assumed.weights.get(param.name) for param in site.params
+                  if param.name.endswith("out_proj.weight")), None)  # fmt: skip
+    sizes = [ranges.input(site, index).magnitude for index in range(min(3, len(site.inputs)))]
+    biases = [weight.range.magnitude for param in site.params if "bias" in param.name
+              and (weight := ranges.assumed.weights.get(param.name))]  # fmt: skip
+    if inner is None or outer is None or not sizes or math.isinf(max(sizes)):
+        return ANY
+    bias = max(biases, default=0.0)
+    keep = 1.0 - float(site.attrs.get("dropout") or 0.0)
+    value = (product(max(sizes), inner.row_sum) + bias) / (keep or 1.0)
+    return symmetric(product(value, outer.row_sum) + bias)
+
+
+LAYERS: dict[str, LayerRule] = {
+    **dict.fromkeys(
+        ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _linear
+    ),
+    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "einsum", "dot", "vdot", "linalg_vecdot", "tensordot"), _product),
+    **dict.fromkeys(("addmm", "baddbmm"), _sum_with),
+    **dict.fromkeys(("embedding", "embedding_bag"), _embedding),
+    **dict.fromkeys(("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"), _norm),
+    **dict.fromkeys(("lstm", "lstm_cell"), _lstm),
+    "multi_head_attention": _attention_block,
+}

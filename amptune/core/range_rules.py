@@ -1,0 +1,368 @@
+"""How each op of the op table maps the ranges of its operands to the range of its result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from amptune.core.graph import Site
+from amptune.core.intervals import (
+    ANY,
+    Range,
+    absolute,
+    add,
+    exp,
+    inverse,
+    log,
+    multiply,
+    pairwise,
+    point,
+    power,
+    product,
+    raised,
+    scaled,
+    square,
+    subtract,
+    symmetric,
+)
+
+RangeRule = Callable[[Site, list[Range]], Range]
+"""Bounds of an op's result from the op's arguments and the bounds of its positional operands."""
+
+
+def exponent_of(site: Site) -> float | None:
+    """The literal exponent of a pow site; ``None`` when it is a tensor."""
+    value = site.attrs.get("exponent", (site.attrs.get("scalars") or {}).get(1))
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def reduced_count(site: Site) -> int:
+    """How many elements a reduction folds into one; 0 where shapes do not say."""
+    if not site.inputs or not site.outputs or not site.outputs[0].numel:
+        return 0
+    return max(site.inputs[0].numel // site.outputs[0].numel, 1)
+
+
+def axis_size(site: Site) -> int:
+    """Elements along the axis of an op that keeps its shape (cumsum, softmax); all of them where none is named."""
+    shape = site.inputs[0].shape if site.inputs else ()
+    dims = site.attrs.get("dim", -1)
+    size = 1
+    for dim in dims if isinstance(dims, list | tuple) else (dims,):
+        if not isinstance(dim, int) or not -len(shape) <= dim < len(shape):
+            return site.inputs[0].numel if site.inputs else 1
+        size *= shape[dim]
+    return size
+
+
+def _fixed(low: float, high: float) -> RangeRule:
+    return lambda site, ranges: Range(low, high)
+
+
+def _first(function: Callable[[Range], Range]) -> RangeRule:
+    return lambda site, ranges: function(ranges[0]) if ranges else ANY
+
+
+def _monotone(function: Callable[[float], float]) -> RangeRule:
+    return lambda site, ranges: Range(function(ranges[0].low), function(ranges[0].high)) if ranges else ANY
+
+
+def _both(function: Callable[[Range, Range], Range]) -> RangeRule:
+    return lambda site, ranges: function(ranges[0], ranges[1]) if len(ranges) > 1 else ANY
+
+
+def _dipping(lowest: float) -> RangeRule:
+    """Activations that lie between 0 and x for positive x and between ``lowest`` and 0 for negative x."""
+    return lambda site, ranges: Range(lowest if ranges[0].low < 0 else 0.0, max(ranges[0].high, 0.0)) if ranges else ANY
+
+
+def _sloped(name: str, default: float) -> RangeRule:
+    """Activations that are a fraction of x below zero."""
+
+    def rule(site: Site, ranges: list[Range]) -> Range:
+        slope = site.attrs.get(name, (site.attrs.get("scalars") or {}).get(1, default))
+        slope = float(slope) if isinstance(slope, (int, float)) else default
+        if not ranges or not 0 <= slope <= 1:
+            return ANY
+        return Range(ranges[0].low, max(ranges[0].high, ranges[0].high * slope))  # rrelu draws any slope up to 1
+
+    return rule
+
+
+def _alpha(site: Site) -> float:
+    value = site.attrs.get("alpha")
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 1.0
+
+
+def _add(site: Site, ranges: list[Range]) -> Range:
+    return add(ranges[0], scaled(ranges[1], _alpha(site))) if len(ranges) > 1 else ANY
+
+
+def _sub(site: Site, ranges: list[Range]) -> Range:
+    return subtract(ranges[0], scaled(ranges[1], _alpha(site))) if len(ranges) > 1 else ANY
+
+
+def _div(site: Site, ranges: list[Range]) -> Range:
+    if len(ranges) < 2:
+        return ANY
+    found = multiply(ranges[0], inverse(ranges[1]))
+    return found if not site.attrs.get("rounding_mode") else Range(math.floor(found.low) if abs(found.low) < 1e300 else
+                                                                   found.low, found.high)  # fmt: skip
+
+
+def _power(site: Site, ranges: list[Range]) -> Range:
+    if (site.attrs.get("scalars") or {}).get(0) is not None and len(ranges) > 1:
+        base = float(site.attrs["scalars"][0])  # 2 ** x
+        return Range(exp(log(base) * ranges[1].low), exp(log(base) * ranges[1].high)) if base > 1 else ANY
+    return power(ranges[0] if ranges else ANY, exponent_of(site))
+
+
+def limits_of(site: Site) -> tuple[float, float]:
+    """The literal limits of a clamp, infinite where there is none."""
+    scalars = site.attrs.get("scalars") or {}
+    low, high = site.attrs.get("min"), site.attrs.get("max")
+    if low is None and high is None:
+        low, high = scalars.get(1), scalars.get(2)
+    return (
+        float(low) if isinstance(low, (int, float)) else -math.inf,
+        float(high) if isinstance(high, (int, float)) else math.inf,
+    )
+
+
+def _clamp(site: Site, ranges: list[Range]) -> Range:
+    base = ranges[0] if ranges else ANY
+    floor, ceiling = limits_of(site)
+    if len(ranges) > 1 and floor == -math.inf and ceiling == math.inf:
+        return ANY  # clamped between tensors
+    return Range(min(max(base.low, floor), ceiling), max(min(base.high, ceiling), floor))
+
+
+def _sum(site: Site, ranges: list[Range]) -> Range:
+    count = reduced_count(site)
+    return Range(product(ranges[0].low, count), product(ranges[0].high, count)) if ranges and count else ANY
+
+
+def _cumsum(site: Site, ranges: list[Range]) -> Range:
+    if not ranges:
+        return ANY
+    low, high, count = ranges[0].low, ranges[0].high, axis_size(site)
+    return Range(min(low, product(low, count)), max(high, product(high, count)))
+
+
+def _prod(site: Site, ranges: list[Range]) -> Range:
+    """Of numbers in [0, a]; anything else is not bounded."""
+    if not ranges or ranges[0].low < 0:
+        return symmetric(1.0) if ranges and ranges[0].magnitude <= 1 else ANY
+    count = reduced_count(site) if site.op == "prod" else axis_size(site)
+    low, high = ranges[0].low, ranges[0].high
+    return Range(min(low, raised(low, count)), max(high, raised(high, count)))
+
+
+def _mean(site: Site, ranges: list[Range]) -> Range:
+    return ranges[0] if ranges else ANY
+
+
+def _spread(site: Site, ranges: list[Range]) -> Range:
+    """A standard deviation is at most the width of the range."""
+    width = ranges[0].high - ranges[0].low if ranges else math.inf
+    width = math.inf if math.isnan(width) else width
+    return Range(0.0, width if site.op == "std" else product(width, width))
+
+
+def _norm(site: Site, ranges: list[Range]) -> Range:
+    count = reduced_count(site)
+    order = site.attrs.get("p", site.attrs.get("ord", 2))
+    if not ranges or not count or order == "nuc" or (isinstance(order, (int, float)) and order < 2):
+        return Range(0.0, math.inf)
+    return Range(0.0, product(ranges[0].magnitude, math.sqrt(count)))
+
+
+def _where(site: Site, ranges: list[Range]) -> Range:
+    return ranges[1].union(ranges[2]) if len(ranges) >= 3 else ANY
+
+
+def _masked_fill(site: Site, ranges: list[Range]) -> Range:
+    value = site.attrs.get("value")
+    filled = point(float(value)) if isinstance(value, (int, float)) else ranges[-1] if ranges else ANY
+    return ranges[0].union(filled) if ranges else ANY
+
+
+def _dropout(site: Site, ranges: list[Range]) -> Range:
+    if not ranges:
+        return ANY
+    keep = 1.0 - float(site.attrs.get("p") or 0.0)
+    return multiply(ranges[0], Range(0.0, 1.0 / keep if keep > 0 else 1.0)).union(ranges[0])
+
+
+def _full(site: Site, ranges: list[Range]) -> Range:
+    value = site.attrs.get("fill_value")
+    return point(float(value)) if isinstance(value, (int, float)) else ANY
+
+
+def _logsumexp(site: Site, ranges: list[Range]) -> Range:
+    count = max(reduced_count(site), 1)
+    return Range(ranges[0].low, ranges[0].high + math.log(count)) if ranges else ANY
+
+
+def _softplus(value: Range) -> Range:
+    return Range(_soft(value.low), _soft(value.high))
+
+
+def _soft(value: float) -> float:
+    return value if value > 30 else math.log1p(exp(value))
+
+
+def _lerp(site: Site, ranges: list[Range]) -> Range:
+    weight = site.attrs.get("weight", (site.attrs.get("scalars") or {}).get(2))
+    inside = (isinstance(weight, (int, float)) and 0 <= weight <= 1) or (len(ranges) > 2 and _is_unit(ranges[2]))
+    return ranges[0].union(ranges[1]) if len(ranges) > 1 and inside else ANY
+
+
+def _is_unit(value: Range) -> bool:
+    return value.low >= 0 and value.high <= 1
+
+
+def _pad(site: Site, ranges: list[Range]) -> Range:
+    value = site.attrs.get("value") or 0.0
+    return ranges[0].union(point(float(value))) if ranges and isinstance(value, (int, float)) else ANY
+
+
+def _layer(site: Site, ranges: list[Range]) -> Range:
+    """A norm layer without weights: of n numbers with mean 0 and deviation 1, none is over the root of n."""
+    if site.params or not site.inputs:
+        return ANY
+    shape = site.attrs.get("normalized_shape") or site.inputs[0].shape[-1:]
+    count = math.prod(shape) if isinstance(shape, list | tuple) else int(shape)
+    return symmetric(math.sqrt(max(count, 1)))
+
+
+def _gather(site: Site, ranges: list[Range]) -> Range:
+    """Sums of what is not negative into zeros or more."""
+    return Range(0.0, math.inf) if len(ranges) > 1 and all(each.low >= 0 for each in ranges) else ANY
+
+
+def _attention(site: Site, ranges: list[Range]) -> Range:
+    """A weighted mean of the values, scaled up by dropout."""
+    if len(ranges) < 3:
+        return ANY
+    keep = 1.0 - float(site.attrs.get("dropout_p") or 0.0)
+    return scaled(ranges[2].union(point(0.0)), 1 / keep if keep > 0 else 1.0)
+
+
+def _extreme(pick: Callable[[float, float], float]) -> RangeRule:
+    """max and min: along an axis, or of two tensors."""
+
+    def rule(site: Site, ranges: list[Range]) -> Range:
+        if len(ranges) > 1 and len(site.inputs) > 1:
+            return pairwise(pick, ranges[0], ranges[1])
+        return ranges[0] if ranges else ANY
+
+    return rule
+
+
+def _recurrent(site: Site, ranges: list[Range]) -> Range:
+    """A state that each step mixes with a tanh: it stays within 1, or within its first value."""
+    if site.attrs.get("nonlinearity") == "relu":
+        return ANY
+    return symmetric(1.0).union(ranges[1]) if len(ranges) > 1 else symmetric(1.0)
+
+
+def _integral(function: Callable[[float], float]) -> RangeRule:
+    return _monotone(lambda x: function(x) if abs(x) < 1e300 else x)
+
+
+def _elu(site: Site, ranges: list[Range]) -> Range:
+    return _dipping(-abs(_alpha(site)))(site, ranges)
+
+
+def _arange(site: Site, ranges: list[Range]) -> Range:
+    count = site.outputs[0].numel if site.outputs else 0
+    return Range(0.0, float(max(count - 1, 0))) if "start" not in site.attrs and count else ANY
+
+
+def _rows(names: str, rule: RangeRule) -> dict[str, RangeRule]:
+    return dict.fromkeys(names.split(), rule)
+
+
+_NOT_NEGATIVE = _fixed(0.0, math.inf)
+_NOT_POSITIVE = _fixed(-math.inf, 0.0)
+RULES: dict[str, RangeRule] = {
+    **_rows(
+        "softmax sigmoid hardsigmoid rand one_hot bernoulli eye gumbel_softmax softmin rand_like", _fixed(0.0, 1.0)
+    ),
+    **_rows("eq ne lt le gt ge logical_and logical_or logical_not isnan isinf any all", _fixed(0.0, 1.0)),
+    **_rows("tanh sin cos softsign sign", _fixed(-1.0, 1.0)),
+    **_rows("cosine_similarity normalize", _fixed(-1.0, 1.0)),
+    **_rows("gru rnn gru_cell rnn_cell", _recurrent),
+    **_rows("cdist pdist dist count_nonzero bincount", _NOT_NEGATIVE),
+    **_rows("mse_loss l1_loss smooth_l1_loss huber_loss cross_entropy binary_cross_entropy_with_logits", _NOT_NEGATIVE),
+    **_rows("log_softmax logsigmoid", _NOT_POSITIVE),
+    **_rows("amax amin mean median cummax cummin sort topk", _mean),
+    "max": _extreme(max),
+    "min": _extreme(min),
+    "floor": _integral(math.floor),
+    "ceil": _integral(math.ceil),
+    "round": _integral(round),
+    **_rows("norm linalg_vector_norm linalg_matrix_norm", _norm),
+    **_rows("var std", _spread),
+    **_rows("zeros zeros_like new_zeros", _fixed(0.0, 0.0)),
+    **_rows("ones ones_like new_ones", _fixed(1.0, 1.0)),
+    **_rows("full full_like new_full", _full),
+    **_rows("triu tril pad", _pad),
+    **_rows("layer_norm rms_norm", _layer),
+    **_rows("scatter_add index_add", _gather),
+    "arange": _arange,
+    "relu": _monotone(lambda x: max(x, 0.0)),
+    "relu6": _monotone(lambda x: min(max(x, 0.0), 6.0)),
+    "gelu": _dipping(-0.17),
+    "silu": _dipping(-0.2785),
+    "mish": _dipping(-0.309),
+    "hardswish": _dipping(-0.375),
+    "elu": _elu,
+    "selu": lambda site, ranges: (
+        Range(-1.7581 if ranges[0].low < 0 else 0.0, max(ranges[0].high, 0.0) * 1.0508) if ranges else ANY
+    ),
+    "leaky_relu": _sloped("negative_slope", 0.01),
+    "exp": _monotone(exp),
+    "exp2": _monotone(lambda x: exp(x * math.log(2.0))),
+    "expm1": _monotone(lambda x: exp(x) - 1.0),
+    "log": _monotone(log),
+    "log2": _monotone(lambda x: log(x) / math.log(2.0)),
+    "log10": _monotone(lambda x: log(x) / math.log(10.0)),
+    "log1p": _monotone(lambda x: log(1.0 + x)),
+    "sqrt": _monotone(lambda x: math.sqrt(max(x, 0.0))),
+    "softplus": _first(_softplus),
+    "logsumexp": _logsumexp,
+    "erf": _fixed(-1.0, 2.0),  # erf and erfc share a name in the table
+    "atan": _fixed(-math.pi / 2, math.pi / 2),
+    "atan2": _fixed(-math.pi, math.pi),
+    "acos": _fixed(0.0, math.pi),
+    "asin": _fixed(-math.pi / 2, math.pi / 2),
+    "cosh": _fixed(1.0, math.inf),
+    "acosh": _NOT_NEGATIVE,
+    "neg": _first(lambda value: -value),
+    "abs": _first(absolute),
+    "square": _first(square),
+    "reciprocal": _first(inverse),
+    "rsqrt": lambda site, ranges: inverse(RULES["sqrt"](site, ranges)) if ranges else ANY,
+    "mul": _both(multiply),
+    "div": _div,
+    "maximum": _both(lambda a, b: pairwise(max, a, b)),
+    "minimum": _both(lambda a, b: pairwise(min, a, b)),
+    "add": _add,
+    "sub": _sub,
+    "pow": _power,
+    "clamp": _clamp,
+    "hardtanh": lambda site, ranges: Range(
+        float(site.attrs.get("min_val", -1.0)), float(site.attrs.get("max_val", 1.0))
+    ),
+    "lerp": _lerp,
+    "sum": _sum,
+    "cumsum": _cumsum,
+    "prod": _prod,
+    "cumprod": _prod,
+    "where": _where,
+    "masked_fill": _masked_fill,
+    "dropout": _dropout,
+    "scaled_dot_product_attention": _attention,
+}

@@ -1,0 +1,325 @@
+"""Relations between terms that intervals do not see: ``x - max(x)``, ``x * x``, ``x / norm(x)``, guarded operands."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from amptune.core.graph import Site
+from amptune.core.intervals import UNIT, Range, point, square, symmetric
+from amptune.core.range_rules import exponent_of, limits_of, reduced_count
+
+if TYPE_CHECKING:
+    from amptune.core.ranges import Ranges
+
+COPIES_ONE = frozenset(
+    {
+        *("gather", "index", "index_select", "masked_select", "flip", "roll", "repeat", "tile", "repeat_interleave"),
+        *("clone", "contiguous", "copy", "unfold", "take_along_dim", "rot90", "alias", "identity"),
+    }
+)
+"""Ops whose result holds numbers of their first operand and no others."""
+COPIES_ALL = frozenset({"cat", "stack"})
+NORMS = frozenset({"norm", "linalg_vector_norm"})
+_MAXIMA = frozenset({"max", "amax", "cummax"})
+_DEPTH = 6
+
+
+def related(ranges: Ranges, site: Site) -> Range | None:
+    """Bounds that follow from how the terms of a site belong together; ``None`` where nothing does."""
+    match site.op:
+        case "sub":
+            return _difference(ranges, site)
+        case "sum" | "mean":
+            return _total(ranges, site)
+        case "mul":
+            return _product(ranges, site)
+        case "div":
+            return _ratio(ranges, site)
+        case "where":
+            return _chosen(ranges, site)
+        case "masked_fill":
+            return _filled(ranges, site)
+        case "masked_select" | "index":
+            return _selected(ranges, site)
+        case "add":
+            return _guarded_sum(ranges, site)
+        case "matmul" | "mm" | "bmm" | "einsum" | "linear" | "mv" | "linalg_vecdot":
+            return _matrix_product(ranges, site)
+    return None
+
+
+def is_shifted(ranges: Ranges, site: Site | None) -> bool:
+    """Whether a site is ``x - max(x)`` or ``x - logsumexp(x)``: never above 0."""
+    return site is not None and site.op == "sub" and _dominates(ranges, site, 1, site, 0)
+
+
+def _dominates(ranges: Ranges, site: Site, index: int, other: Site, place: int, depth: int = 0) -> bool:
+    """Whether an operand of ``site`` is at least as large as an operand of ``other``, everywhere."""
+    upper = ranges.root(site, index)
+    if upper is None or depth > _DEPTH:
+        return False
+    if upper.op in _MAXIMA | {"logsumexp", "relu"} and ranges.same(upper, 0, other, place):
+        return True
+    if upper.op == "clamp" and limits_of(upper)[1] == math.inf:
+        return ranges.same(upper, 0, other, place) or _dominates(ranges, upper, 0, other, place, depth + 1)
+    if upper.op in ("maximum", "max", "logaddexp"):
+        return any(
+            ranges.same(upper, side, other, place) or _dominates(ranges, upper, side, other, place, depth + 1)
+            for side in (0, 1)
+        )
+    return False
+
+
+def _reaches_zero(ranges: Ranges, site: Site | None) -> bool:
+    """Whether ``site`` is ``x - max(x)``, which is 0 somewhere along the axis of the maximum."""
+    if site is None or site.op != "sub":
+        return False
+    maximum = ranges.root(site, 1)
+    return maximum is not None and maximum.op in _MAXIMA and ranges.same(site, 0, maximum, 0)
+
+
+def _difference(ranges: Ranges, site: Site) -> Range | None:
+    if is_shifted(ranges, site):
+        return Range(-math.inf, 0.0)
+    if ranges.same(site, 0, site, 1) and not site.attrs.get("alpha"):
+        return point(0.0)
+    return None
+
+
+def _total(ranges: Ranges, site: Site) -> Range | None:
+    """The sum of exp(x - max x) is at least 1; that of x * y of two unit vectors within 1."""
+    made = ranges.root(site)
+    if made is None:
+        return None
+    count = float(max(site.inputs[0].numel, 1))
+    if made.op == "exp" and _reaches_zero(ranges, ranges.root(made)):
+        return Range(1.0, count) if site.op == "sum" else Range(1 / max(reduced_count(site), 1), 1.0)
+    if site.op == "sum" and made.op == "mul" and all(is_unit_vector(ranges, made, side) for side in (0, 1)):
+        return symmetric(1.0)
+    return None
+
+
+def _product(ranges: Ranges, site: Site) -> Range | None:
+    if not all(tensor.is_floating for tensor in site.inputs):
+        return None
+    if ranges.same(site, 0, site, 1):
+        return square(ranges.operand(site, 0))
+    for side, other in ((0, 1), (1, 0)):
+        factor = ranges.root(site, side)
+        if factor is None:
+            continue
+        if factor.op == "rsqrt" and (count := _root_of_squares(ranges, factor, site, other)):
+            return symmetric(count)
+        if factor.op == "reciprocal" and (found := _part(ranges, site, other, factor, 0)) is not None:
+            return found
+    return None
+
+
+def _ratio(ranges: Ranges, site: Site) -> Range | None:
+    return _part(ranges, site, 0, site, 1)
+
+
+def _part(ranges: Ranges, site: Site, part: int, holder: Site, place: int) -> Range | None:
+    """Bounds of a part divided by a whole that is made of it: its own sum, norm, maximum or deviation."""
+    whole = _without_eps(ranges, ranges.root(holder, place))
+    if whole is None:
+        return None
+    if whole.op == "add":
+        return _part_of_sum(ranges, site, part, whole)
+    if whole.op == "sqrt" and (count := _root_of_squares(ranges, whole, site, part)):
+        return symmetric(count)
+    inner = ranges.root(whole)
+    if whole.op in ("sum", *_MAXIMA) and inner is not None and inner.op == "abs" and ranges.same(inner, 0, site, part):
+        return symmetric(1.0)
+    if not ranges.same(site, part, whole, 0):
+        return None
+    if whole.op in ("sum", *_MAXIMA) and ranges.operand(site, part).low >= 0:
+        return UNIT
+    return symmetric(1.0) if whole.op in NORMS or whole.op == "abs" else None
+
+
+def _without_eps(ranges: Ranges, whole: Site | None) -> Site | None:
+    """What an eps was added to: it makes a denominator that is not negative larger."""
+    for _ in range(_DEPTH):
+        if whole is None or whole.op not in ("add", "clamp", "maximum"):
+            break
+        literal = whole.attrs.get("scalars") or {}
+        if whole.op == "add" and not any(value >= 0 for value in literal.values()):
+            break
+        inner = ranges.root(whole, 1 if 0 in literal else 0)
+        if inner is None or (whole.op == "add" and inner.op not in _SIZES):
+            break
+        whole = inner
+    return whole
+
+
+_SIZES = frozenset({"sum", "max", "amax", "norm", "linalg_vector_norm", "sqrt", "abs", "mean", "std", "add", "clamp"})
+
+
+def _part_of_sum(ranges: Ranges, site: Site, part: int, whole: Site) -> Range | None:
+    """x / (x + y) lies within [0, 1], and x / (1 + |x|) within [-1, 1], for what is not negative."""
+    if any(ranges.operand(whole, side).low < 0 for side in (0, 1)):
+        return None
+    for side in (0, 1):
+        if ranges.same(whole, side, site, part) and ranges.operand(site, part).low >= 0:
+            return UNIT
+        inner = ranges.root(whole, side)
+        if inner is not None and inner.op == "abs" and ranges.same(inner, 0, site, part):
+            return symmetric(1.0)
+    return None
+
+
+def _root_of_squares(ranges: Ranges, root: Site, site: Site, part: int) -> float:
+    """For a root of the sum or mean of the squares of a part: how large the quotient can get; 0 where it is not."""
+    total = ranges.root(root)
+    for _ in range(_DEPTH):
+        if total is not None and total.op in ("add", "clamp", "maximum") and total.attrs.get("scalars", True):
+            total = ranges.root(total)
+    if total is None:
+        return 0.0
+    count = math.sqrt(max(reduced_count(total), 1))
+    if total.op == "var":
+        return count + 1 if _is_centred(ranges, site, part, total) else 0.0
+    squares = ranges.root(total)
+    if total.op not in ("sum", "mean") or squares is None or not is_square(ranges, squares):
+        return 0.0
+    if not ranges.same(squares, 0, site, part):
+        return 0.0
+    return 1.0 if total.op == "sum" else count
+
+
+def _is_centred(ranges: Ranges, site: Site, part: int, variance: Site) -> bool:
+    """Whether a part is x - mean(x), of the x whose variance it is divided by."""
+    made = ranges.root(site, part)
+    if made is None or made.op != "sub" or not ranges.same(made, 0, variance, 0):
+        return False
+    mean = ranges.root(made, 1)
+    return mean is not None and mean.op == "mean" and ranges.same(mean, 0, variance, 0)
+
+
+def is_square(ranges: Ranges, site: Site) -> bool:
+    """Whether a site is x * x, x ** 2 or square(x)."""
+    if site.op == "pow":
+        return exponent_of(site) == 2
+    return site.op == "square" or (site.op == "mul" and ranges.same(site, 0, site, 1))
+
+
+def is_unit_vector(ranges: Ranges, site: Site, index: int, depth: int = 0) -> bool:
+    """Whether an operand's rows have a norm of at most 1: normalised by a function or by hand."""
+    made = ranges.root(site, index)
+    if made is None or depth > _DEPTH:
+        return False
+    if made.op == "normalize":
+        return bool(made.attrs.get("p", 2) == 2)
+    if made.op == "div":
+        whole = _without_eps(ranges, ranges.root(made, 1))
+        if whole is None:
+            return False
+        if whole.op == "sqrt":
+            return _root_of_squares(ranges, whole, made, 0) == 1.0
+        return whole.op in NORMS and ranges.same(made, 0, whole, 0)
+    if made.op == "mul":
+        return any(
+            factor is not None and factor.op == "rsqrt" and _root_of_squares(ranges, factor, made, 1 - side) == 1.0
+            for side in (0, 1)
+            for factor in [ranges.root(made, side)]
+        )
+    if made.op in COPIES_ALL:
+        return all(is_unit_vector(ranges, made, place, depth + 1) for place in range(len(made.inputs)))
+    return False
+
+
+def _matrix_product(ranges: Ranges, site: Site) -> Range | None:
+    """Products of unit vectors lie within 1, and a dot product with itself is not negative."""
+    places = [0, 1] if len(site.inputs) == 2 else [0, 0] if len(site.inputs) == 1 and not site.params else []
+    layout = site.attrs.get("operands")
+    if layout is not None and site.op == "einsum":
+        return _einsum(ranges, site, [place for place, index in enumerate(layout) if index is not None])
+    if places and all(is_unit_vector(ranges, site, place) for place in places):
+        return symmetric(1.0)
+    return None
+
+
+def _einsum(ranges: Ranges, site: Site, places: list[int]) -> Range | None:
+    if len(places) != 2:
+        return None
+    if all(is_unit_vector(ranges, site, place) for place in places):
+        return symmetric(1.0)
+    return Range(0.0, math.inf) if is_self_dot(ranges, site) else None
+
+
+def is_self_dot(ranges: Ranges, site: Site) -> bool:
+    """Whether an einsum multiplies a tensor with itself, element by element: a sum of squares."""
+    equation = str(site.attrs.get("equation", "")).replace(" ", "").partition("->")[0]
+    left, _, right = equation.partition(",")
+    places = [place for place, index in enumerate(site.attrs.get("operands") or ()) if index is not None]
+    return left == right != "" and len(places) == 2 and ranges.same(site, places[0], site, places[1])
+
+
+def _chosen(ranges: Ranges, site: Site) -> Range | None:
+    """where(x > c, x, y): the condition bounds the branch that it is about."""
+    branches = []
+    for branch, holds in ((1, True), (2, False)):
+        branches.append(_under(ranges, site, 0, branch, holds))
+    return branches[0].union(branches[1])
+
+
+def _filled(ranges: Ranges, site: Site) -> Range | None:
+    """x.masked_fill(x == 0, y): what is left of x is what the mask does not hold for."""
+    value = site.attrs.get("value")
+    filled = point(float(value)) if isinstance(value, (int, float)) else ranges.operand(site, 2)
+    return _under(ranges, site, 1, 0, holds=False).union(filled)
+
+
+def _selected(ranges: Ranges, site: Site) -> Range | None:
+    """x[x > 0]."""
+    return _under(ranges, site, 1, 0, holds=True) if len(site.inputs) > 1 else None
+
+
+def _guarded_sum(ranges: Ranges, site: Site) -> Range | None:
+    """x + (x == 0) is above zero where x is not negative."""
+    for side in (0, 1):
+        test = ranges.root(site, side)
+        kept = ranges.operand(site, 1 - side)
+        if test is None or test.op != "eq" or kept.low < 0 or ranges.operand(test, 1) != point(0.0):
+            continue
+        if ranges.same(test, 0, site, 1 - side):
+            return Range(ranges.smallest(site, 1 - side), math.inf)
+    return None
+
+
+_NEGATED = {"gt": "le", "ge": "lt", "lt": "ge", "le": "gt", "eq": "ne", "ne": "eq"}
+
+
+def _under(ranges: Ranges, site: Site, condition: int, branch: int, holds: bool) -> Range:
+    """Bounds of an operand at the places where a condition on the same tensor holds, or where it does not."""
+    found = ranges.operand(site, branch)
+    test = ranges.root(site, condition)
+    if test is None or test.op not in _NEGATED or not ranges.same(test, 0, site, branch):
+        return found
+    limit = ranges.operand(test, 1)
+    if limit.low != limit.high:
+        return found
+    relation, value = (test.op if holds else _NEGATED[test.op]), limit.low
+    return _limited(found, relation, value, ranges.smallest(site, branch))
+
+
+def _limited(found: Range, relation: str, value: float, step: float) -> Range:
+    """A range under ``x relation value``; an open end is one step of the format away from zero."""
+    match relation:
+        case "gt":
+            return found.within(Range(value + step, math.inf))
+        case "ge":
+            return found.within(Range(value, math.inf))
+        case "lt":
+            return found.within(Range(-math.inf, value - step))
+        case "le":
+            return found.within(Range(-math.inf, value))
+        case "eq":
+            return found.within(point(value))
+        case "ne" if value == found.low:
+            return Range(value + step, found.high)
+        case "ne" if value == found.high:
+            return Range(found.low, value - step)
+    return found
