@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "lint": "find mixed precision bugs in source files, without importing them",
     "analyze": "which layers waste the tensor cores or break in 16 or 8 bits, and what each recipe would gain",
     "tune": "search the fastest format for every layer that trains as well, by measurement",
+    "bench": "measure all stock recipes, and a plan, side by side",
     "debug": "train in fp16, bf16 or fp8 and name the first op that overflows, underflows or turns NaN",
     "apply": "write the patched model of a plan, without a search",
     "init": "write the functions that tell amptune how to build and feed a model",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amptune.commands.targets import add_state_and_batch
+from amptune.commands.measuring import add_measurement, add_model, options_of, positive_int, seconds
 
 if TYPE_CHECKING:
-    from amptune.tune.options import TuneOptions
     from amptune.tune.run import TuneResult
 
 
@@ -27,24 +25,10 @@ LABELS = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("model", nargs="?", help="model.py, model.py:Name or package.module:callable "
-                        "(default: [tool.amptune] model, else model.py)")  # fmt: skip
-    parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
-    parser.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE[:HIGH]]",
-                        help="model input, such as 16x1024:int64:50257")  # fmt: skip
-    add_state_and_batch(parser)
-    parser.add_argument("--budget", type=_positive_int, default=50, metavar="N", help="trials (default 50)")
-    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop starting trials after this time")
-    parser.add_argument("--trial-timeout", type=_seconds, default=600.0, metavar="SECONDS",
-                        help="a trial that takes longer has hung (default 600)")  # fmt: skip
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batch order and sampler (default 0)")
-    parser.add_argument("--tolerance", type=_share, default=0.005, metavar="SHARE",
-                        help="largest loss gap to FP32 that is still valid (default 0.005)")  # fmt: skip
-    parser.add_argument("--steps", type=_positive_int, default=20, metavar="K",
-                        help="training steps a trial is judged on (default 20)")  # fmt: skip
-    parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND",
-                        help="measure under torch.compile: blocks in the search, at the end all")  # fmt: skip
+    add_model(parser)
+    add_measurement(parser)
+    parser.add_argument("--budget", type=positive_int, default=50, metavar="N", help="trials (default 50)")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop starting trials after this time")
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default amptune-out/<model>)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", dest="existing", action="store_const", const="resume", default="refuse",
@@ -56,7 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search and print; returns 0 also when nothing beats the stock recipes."""
-    options = _options(args)
+    settings = {"budget": args.budget, "timeout": args.timeout, "existing": args.existing}
+    options = options_of(args, **settings | ({"out": args.out} if args.out else {}))
     from amptune.tune.progress import Progress
     from amptune.tune.run import tune
 
@@ -96,66 +81,3 @@ def _table(data: dict[str, Any]) -> str:
         name = "best: " + entry["recipe"] if entry is data["best"] else entry["recipe"]
         lines.append(f"{name:16s} {times} {gap_text:>10s}  {valid}")
     return "\n".join(lines)
-
-
-def _options(args: argparse.Namespace) -> TuneOptions:
-    from amptune.commands.targets import stem_of, target_spec
-    from amptune.config import default_model
-    from amptune.tune.device import find_device
-    from amptune.tune.options import TuneOptions
-
-    text = args.model or default_model()
-    return TuneOptions(
-        target=target_spec(text, args.arg, args.input, state=args.state, batch=args.batch),
-        out=args.out or Path("amptune-out") / stem_of(text),
-        budget=args.budget,
-        timeout=args.timeout,
-        trial_timeout=args.trial_timeout,
-        device=find_device(args.device).name,
-        seed=args.seed,
-        tolerance=args.tolerance,
-        steps=args.steps,
-        compile_with=_backend(args.compile),
-        existing=args.existing,
-    )
-
-
-def _backend(name: str | None) -> str | None:
-    """A backend of torch.compile that this torch has.
-
-    Raises:
-        UsageError: it has none of this name.
-    """
-    if name is None:
-        return None
-    import torch
-
-    known = torch.compiler.list_backends(exclude_tags=())
-    if name not in known:
-        from amptune.core.nearest import nearest
-        from amptune.errors import UsageError
-
-        hint = f"did you mean {near!r}?" if (near := nearest(name, known)) else f"known: {', '.join(known)}"
-        raise UsageError(f"--compile {name!r}: torch.compile has no such backend", hint=hint)
-    return name
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not value > 0 or math.isinf(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1, such as 0.005 for 0.5 %")
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -25,6 +26,7 @@ class Candidate:
         autocast: format of a torch.autocast region around forward and loss; ``None`` for no region.
         tf32: TF32 for what stays in FP32.
         scaler: loss scaling.
+        loss_compile: run the loss of a stock recipe under torch.compile; a plan says so itself.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Candidate:
     autocast: Format | None = None
     tf32: bool = False
     scaler: ScalerConfig = NO_SCALER
+    loss_compile: bool = False
 
     @property
     def key(self) -> str:
@@ -83,4 +86,7 @@ def autocast_region(candidate: Candidate, device: Device) -> contextlib.Abstract
     """The autocast region of a recipe, or nothing."""
     if candidate.autocast is None:
         return contextlib.nullcontext()
+    if candidate.plan is not None:
+        # Said for users who leave their region around a planned model; here it is meant.
+        warnings.filterwarnings("ignore", message="torch.autocast is active around a model")
     return torch.autocast(device.torch.type, dtype=getattr(torch, candidate.autocast.torch_name))

@@ -61,7 +61,7 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
     captured = capture(target)
     for note in (*target.notes, *captured.notes):
         progress.line(f"note: {note}")
-    with locked_folder(options.out, options.existing), _worker(options, target, captured, progress) as worker:
+    with locked_folder(options.out, options.existing), worker_for(options, target, captured, progress) as worker:
         progress.stage("training the FP32 reference")
         prepared: Prepared = _ask(worker, "prepare", what="the FP32 reference failed")
         search = _start(options, target, captured, worker, prepared, progress)
@@ -89,7 +89,8 @@ def _refuse_patched(target: Target) -> None:
 
 
 @contextlib.contextmanager
-def _worker(options: TuneOptions, target: Target, captured: Capture, progress: Progress) -> Iterator[WorkerProcess]:
+def worker_for(options: TuneOptions, target: Target, captured: Capture, progress: Progress) -> Iterator[WorkerProcess]:
+    """The worker process of a target, which pins functional ops at their place in the user's source."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     codes = {site.id: site.code for site in captured.graph if site.code and not site.is_module}
     source, pins = _trial_source(target, captured)

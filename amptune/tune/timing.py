@@ -25,12 +25,13 @@ T_95 = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """Milliseconds of one training step: median and quartiles, with the raw repeats."""
+    """Milliseconds of one training step: median and quartiles, with the raw repeats, and peak memory where known."""
 
     median: float
     low: float
     high: float
     repeats: tuple[float, ...]
+    memory: int | None = None
 
     @classmethod
     def of(cls, repeats: Sequence[float]) -> StepTime:
@@ -102,7 +103,9 @@ def measure_interleaved(
             with training(bench, candidate) as run:
                 warm = timed_steps(run, batches, WARMUP_STEPS)
                 count = min(MAX_STEPS, max(5, int(SECONDS * 1e3 / max(warm[-1], 1e-3) / 2)))
-                times.append(StepTime.of(timed_steps(run, batches, count)))
+                bench.device.reset_peak_memory()
+                step = StepTime.of(timed_steps(run, batches, count))
+                times.append(dataclasses.replace(step, memory=bench.device.peak_memory()))
         progress(index + 1)
     return repeats
 

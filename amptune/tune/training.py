@@ -124,7 +124,7 @@ def loss_of_output(bench: Workbench, candidate: Candidate, output: Any, batch: A
     """
     plan = candidate.plan
     loss_format = plan.loss_format if plan else None
-    backend = BACKEND if plan and plan.loss_compile else None
+    backend = BACKEND if candidate.loss_compile or (plan and plan.loss_compile) else None
     if bench.compilation is not None:
         backend = bench.compilation.backend
     if loss_format is None and backend is None:
@@ -176,11 +176,24 @@ class Run:
 @contextlib.contextmanager
 def eager(bench: Workbench) -> Iterator[None]:
     """Set compile mode aside: for the FP32 reference and for recordings, which a compiler would hide things from."""
-    compilation, bench.compilation = bench.compilation, None
+    with _compiled_as(bench, None):
+        yield
+
+
+@contextlib.contextmanager
+def whole(bench: Workbench) -> Iterator[None]:
+    """In compile mode, compile the whole model, as the user will run it."""
+    with _compiled_as(bench, bench.compilation.whole() if bench.compilation else None):
+        yield
+
+
+@contextlib.contextmanager
+def _compiled_as(bench: Workbench, compilation: Compilation | None) -> Iterator[None]:
+    before, bench.compilation = bench.compilation, compilation
     try:
         yield
     finally:
-        bench.compilation = compilation
+        bench.compilation = before
 
 
 @contextlib.contextmanager

@@ -33,13 +33,14 @@ from amptune.tune.costs import measure_costs
 from amptune.tune.device import Device
 from amptune.tune.emitted import compare_emitted
 from amptune.tune.gradients import record_gradients
+from amptune.tune.kernels import tensor_core_share
 from amptune.tune.options import TuneOptions
 from amptune.tune.quality import Quality, Reference, judge, measure_reference
 from amptune.tune.recipes import Candidate, plan_candidate, stock_candidates
 from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.space import COMPILED_LOSS, Space, build_space
 from amptune.tune.timing import StepTime, measure_interleaved, measure_step
-from amptune.tune.training import Workbench, eager, training
+from amptune.tune.training import Workbench, eager, training, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,12 +182,13 @@ class Worker:
             self.report("repeating the finalists", done, rounds)
 
         forget_compiled()
-        blocks = self.bench.compilation
-        self.bench.compilation = blocks.whole() if blocks else None
-        try:
+        with whole(self.bench):
             return measure_interleaved(self.bench, candidates, self.batches, rounds, progress)
-        finally:
-            self.bench.compilation = blocks
+
+    def tensor_core_shares(self, candidates: list[Candidate]) -> list[float | None]:
+        """Share of GPU time in tensor core kernels for each candidate; None on a CPU. Runs what ``repeat`` compiled."""
+        with whole(self.bench):
+            return [tensor_core_share(self.bench, candidate, self.batches) for candidate in candidates]
 
     def record_gradients(self, plan: Plan) -> GradientRecord:
         """Magnitudes of the gradients that FP16 has to hold, over the K training steps."""

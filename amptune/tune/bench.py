@@ -1,0 +1,203 @@
+"""``amptune bench`` as one function: every stock recipe and a plan, side by side in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from amptune import __version__
+from amptune.apply.patching import check_fits, read_plan
+from amptune.capture import Capture, capture, load_target
+from amptune.core.graph import PrecisionGraph
+from amptune.core.plan import Plan, SitePlan
+from amptune.errors import TuneError
+from amptune.tune.options import TuneOptions
+from amptune.tune.process import TrialError, WorkerProcess, must
+from amptune.tune.progress import Progress
+from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.run import SETUP_TIMEOUT, worker_for
+from amptune.tune.timing import StepTime, pooled, speedup_interval
+from amptune.tune.worker import Measured, Prepared
+
+BENCH_VERSION = 1
+ROUNDS = 5
+ALIGNED = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: stock recipe, ``plan``, or a stock recipe with what users add by hand.
+        kind: ``stock``, ``extra`` or ``plan``.
+        rounds: step times of the interleaved rounds; empty where it did not run.
+        memory_bytes: peak memory of a step; None on a CPU.
+        loss_gap: to the FP32 reference after K steps, signed.
+        valid: whether it trains as well.
+        reason: why not, or why it did not run.
+        tensor_core_share: share of GPU time in tensor core kernels; None on a CPU.
+    """
+
+    name: str
+    kind: str
+    rounds: tuple[StepTime, ...]
+    memory_bytes: int | None
+    loss_gap: float | None
+    valid: bool
+    reason: str
+    tensor_core_share: float | None = None
+
+    @property
+    def step(self) -> StepTime | None:
+        """All repeats of all rounds."""
+        return pooled(self.rounds) if self.rounds else None
+
+
+def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: Progress) -> dict[str, Any]:
+    """Measure all rows; the content of the JSON, schema version 1.
+
+    Raises:
+        AmptuneError: the target, the plan or the FP32 reference does not work.
+    """
+    target = load_target(options.target)
+    progress.stage("capturing the model")
+    captured = capture(target)
+    plan = _plan_for(plan_path, target.make_model, captured) if plan_path else None
+    with worker_for(options, target, captured, progress) as worker:
+        progress.stage("training the FP32 reference")
+        prepared: Prepared = must(lambda: worker.request("prepare", timeout=SETUP_TIMEOUT), "the FP32 reference failed")
+        recipes: list[Candidate] = must(
+            lambda: worker.request("recipes", timeout=SETUP_TIMEOUT), "the device cannot be asked for its formats"
+        )
+        candidates = {candidate.name: ("stock", candidate) for candidate in recipes}
+        # Compiling the loss needs a C++ compiler on a CPU, so it is offered on a GPU only.
+        can_compile = target.loss_fn is not None and prepared.device["type"] == "cuda"
+        candidates |= {c.name: ("extra", c) for c in extras(recipes, captured.graph, compile_loss=can_compile)}
+        if plan is not None:
+            candidates["plan"] = ("plan", plan_candidate(plan))
+        rows = _measure(worker, candidates, rounds, options, progress)
+    return report(rows, prepared, options, rounds)
+
+
+def extras(recipes: Sequence[Candidate], graph: PrecisionGraph, *, compile_loss: bool) -> list[Candidate]:
+    """The autocast recipes with what users add by hand: a compiled loss, or channels_last and aligned dimensions.
+
+    They show what the choice per layer adds apart from the loss and the layout. The alignment is compute-time padding,
+    which comes close to a user's changing the dimension itself.
+    """
+    found: list[Candidate] = []
+    misaligned = [s.id for s in graph if s.is_module and s.op == "linear" and s.attrs.get("out_features", 0) % 8]
+    has_images = any(s.op == "conv2d" for s in graph)
+    for recipe in recipes:
+        if recipe.autocast is None:
+            continue
+        loose = dataclasses.replace(recipe, name=f"{recipe.name}+compiled-loss", loss_compile=True)
+        if compile_loss:
+            found.append(loose)
+        if misaligned or has_images:
+            sites = {site: SitePlan(recipe.autocast, pad=ALIGNED) for site in misaligned}
+            layout = Plan(sites=sites, channels_last=has_images, loss_format=None, scaler=recipe.scaler)
+            found.append(dataclasses.replace(recipe, name=f"{recipe.name}+aligned", plan=layout))
+            if compile_loss:
+                found.append(dataclasses.replace(loose, name=f"{recipe.name}+compiled-loss+aligned", plan=layout))
+    return found
+
+
+def _plan_for(path: Path, make_model: Callable[[], Any], captured: Capture) -> Plan:
+    plan = read_plan(path)
+    check_fits(plan, captured.graph, {name for name, _ in make_model().named_modules()}, path)
+    return plan
+
+
+def _measure(
+    worker: WorkerProcess,
+    candidates: Mapping[str, tuple[str, Candidate]],
+    rounds: int,
+    options: TuneOptions,
+    progress: Progress,
+) -> list[Row]:
+    """First each row by itself, for quality and memory; then all that run, in turns, for the time."""
+    measured: dict[str, Measured] = {}
+    failed: dict[str, str] = {}
+    for name, (_, candidate) in candidates.items():
+        progress.stage(f"measuring {name}", len(measured), len(candidates))
+        try:
+            measured[name] = worker.request("trial", candidate, None, timeout=options.trial_timeout)
+        except TrialError as failure:
+            failed[name] = failure.reason
+        progress.line(f"{name}: {failed.get(name) or _said(measured[name])}")
+    running = [name for name, found in measured.items() if found.step is not None]
+    if not running:
+        raise TuneError("no recipe could be measured", hint="; ".join(f"{k}: {v}" for k, v in failed.items()))
+    ordered = [candidates[name][1] for name in running]
+    times: list[list[StepTime]] = must(
+        lambda: worker.request("repeat", ordered, rounds, timeout=SETUP_TIMEOUT), "the interleaved rounds failed"
+    )
+    shares: list[float | None] = must(
+        lambda: worker.request("tensor_core_shares", ordered, timeout=SETUP_TIMEOUT), "the profile failed"
+    )
+    by_name = dict(zip(running, zip(times, shares, strict=True), strict=True))
+    return [
+        _row(name, kind, measured.get(name), failed.get(name, ""), *by_name.get(name, ([], None)))
+        for name, (kind, _) in candidates.items()
+    ]
+
+
+def _said(found: Measured) -> str:
+    if found.mismatches:
+        return f"formats in the run differ from the plan: {'; '.join(found.mismatches[:3])}"
+    if found.step is None or found.quality is None:
+        return "did not run"
+    return f"{found.step.median:.2f} ms a step{'' if found.quality.valid else ', not valid: ' + found.quality.reason}"
+
+
+def _row(
+    name: str, kind: str, found: Measured | None, failure: str, rounds: Sequence[StepTime], share: float | None
+) -> Row:
+    quality = found.quality if found else None
+    reason = failure or (quality.reason if quality else _said(found) if found else "")
+    memory = max((r.memory for r in rounds if r.memory is not None), default=None)
+    gap = quality.loss_gap if quality else None
+    return Row(name, kind, tuple(rounds), memory, gap, bool(quality and quality.valid), reason, share)
+
+
+def report(rows: Sequence[Row], prepared: Prepared, options: TuneOptions, rounds: int) -> dict[str, Any]:
+    """Rows as JSON, with the best stock recipe and each row's speedup over it (paired rounds)."""
+    stock = [row for row in rows if row.kind == "stock" and row.valid and row.step]
+    best = min(stock, key=lambda row: row.step.median if row.step else 0.0, default=None)
+    return {
+        "version": BENCH_VERSION,
+        "tool": f"amptune {__version__}",
+        "target": options.target.text,
+        "device": prepared.device,
+        "mode": options.mode,
+        "seed": options.seed,
+        "rounds": rounds,
+        "steps": options.steps,
+        "noise": prepared.noise,
+        "quality_data": prepared.quality_data,
+        "best_stock": best.name if best else None,
+        "rows": [_row_json(row, best) for row in rows],
+    }
+
+
+def _row_json(row: Row, best: Row | None) -> dict[str, Any]:
+    speedup = low = None
+    if best and row.rounds:
+        speedup, low = speedup_interval(best.rounds, row.rounds)
+    return {
+        "recipe": row.name,
+        "kind": row.kind,
+        "step_ms": row.step.to_json() if row.step else None,
+        "round_medians_ms": [round(one.median, 4) for one in row.rounds],
+        "memory_bytes": row.memory_bytes,
+        "loss_gap": row.loss_gap,
+        "valid": row.valid,
+        "reason": row.reason,
+        "tensor_core_share": row.tensor_core_share,
+        "speedup_over_best_stock": None if speedup is None else round(speedup, 4),
+        "speedup_low": None if low is None else round(low, 4),
+    }

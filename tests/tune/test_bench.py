@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from amptune.capture import TargetSpec, capture, load_target
+from amptune.cli import run
+from amptune.core.formats import Format
+from amptune.tune.bench import extras
+from amptune.tune.kernels import uses_tensor_cores
+from amptune.tune.recipes import Candidate
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [
+        ("nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_NTN", True),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_execute_segment_k_off", True),
+        ("ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_32x5_nt", True),
+        ("sm80_xmma_gemm_f32f32_tf32f32_f32_tn_n_tilesize64x64x64_stage3", True),
+        ("cutlass_80_tensorop_s1688gemm_128x128_16x5_nn_align4", True),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4>>", True),
+        ("sm80_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x32", True),
+        ("sm80_xmma_gemm_f32f32_f32f32_f32_tn_n_tilesize128x128x8_stage3_ffma", False),
+        ("cutlass_80_simt_sgemm_128x256_8x4_nn_align1", False),
+        ("ampere_sgemm_128x64_nn", False),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::gelu>", False),
+        ("void multi_tensor_apply_kernel<TensorListMetadata<4>, FusedAdamMathFunctor<float, 4>>", False),
+        ("void at::native::layer_norm_grad_input_kernel_vectorized<float, float>", False),
+        ("triton_poi_fused_gelu_16_bf16_1024", False),
+    ],
+)
+def test_tensor_core_kernels_are_told_by_name(kernel: str, expected: bool) -> None:
+    assert uses_tensor_cores(kernel) is expected
+
+
+def test_extras_add_the_loss_and_the_layout_to_autocast(model_file: Path) -> None:
+    graph = capture(load_target(TargetSpec(str(model_file)))).graph
+    recipes = [Candidate("fp32"), Candidate("autocast-bf16", autocast=Format.BF16)]
+    found = {candidate.name: candidate for candidate in extras(recipes, graph, compile_loss=True)}
+    assert set(found) == {
+        "autocast-bf16+compiled-loss", "autocast-bf16+aligned", "autocast-bf16+compiled-loss+aligned",
+    }  # fmt: skip
+    aligned = found["autocast-bf16+aligned"]
+    assert aligned.plan is not None
+    assert dict(aligned.plan.sites) == {"fc2": aligned.plan.sites["fc2"]}, "13 outputs are off, 32 are not"
+    assert not found["autocast-bf16+compiled-loss"].plan
+    assert [c.name for c in extras(recipes, graph, compile_loss=False)] == ["autocast-bf16+aligned"]
+
+
+def test_the_command_measures_every_recipe_and_the_plan(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.json"
+    header = {"version": 1, "tool": "t", "model": {"target": "", "source_sha256": "", "fingerprint": ""}}
+    rest = {"measured_on": {}, "flags": {"tf32": False, "channels_last": False},
+            "loss": {"format": "fp32", "compile": False}, "output_format": None,
+            "scaler": {"enabled": False, "init_scale": 1.0, "growth_factor": 2.0, "backoff_factor": 0.5,
+                       "growth_interval": 2000}}  # fmt: skip
+    sites = {name: {"format": "bf16"} for name in ("embed", "norm", "fc1", "fc2")}
+    plan.write_text(json.dumps({**header, **rest, "sites": sites}))
+    out = tmp_path / "bench.json"
+    command = ["bench", str(model_file), "--plan", str(plan), "--rounds", "2", "--steps", "3", "--device", "cpu",
+               "--tolerance", "0.5", "--out", str(out)]  # fmt: skip
+    assert run(command) == 0
+    data = json.loads(out.read_text())
+    rows = {row["recipe"]: row for row in data["rows"]}
+    assert {"fp32", "autocast-bf16", "autocast-bf16+aligned", "plan"} <= set(rows)
+    assert rows["plan"]["kind"] == "plan"
+    assert rows["plan"]["valid"], rows["plan"]["reason"]
+    assert len(rows["fp32"]["round_medians_ms"]) == 2
+    assert rows[data["best_stock"]]["speedup_over_best_stock"] == 1.0
+    assert data["best_stock"] in {"fp32", "autocast-bf16", "autocast-fp16"}
+    printed = capsys.readouterr().out
+    assert f"{data['best_stock']} *" in printed
+
+
+def test_a_plan_for_another_model_is_refused(
+    model_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"version": 99}')
+    assert run(["bench", str(model_file), "--plan", str(plan), "--device", "cpu"]) == 2
+    assert "newer" in capfd.readouterr().err
