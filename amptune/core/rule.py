@@ -63,12 +63,13 @@ class SourceRule(Rule):
     """A rule over one source file.
 
     ``keywords``: byte strings of which at least one must occur in a file for the rule to be asked at all, and
-    ``requires``: byte strings that must occur all. ``may_concern`` looks closer at files that have those. Together over
-    the selected rules they are the prefilter that keeps most files unparsed.
+    ``requires``: byte strings that must occur all; a tuple among them stands for any one of its items. ``may_concern``
+    looks closer at files that have those. Together over the selected rules they are the prefilter that keeps most files
+    unparsed.
     """
 
     keywords: ClassVar[tuple[bytes, ...]]
-    requires: ClassVar[tuple[bytes, ...]] = ()
+    requires: ClassVar[tuple[bytes | tuple[bytes, ...], ...]] = ()
 
     def may_concern(self, data: bytes) -> bool:
         """Whether a file with these bytes can have findings; asked when keywords are common. When in doubt, True."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from amptune.core.finding import FileError, Finding
 from amptune.core.rule import SourceRule
 from amptune.lint.notebook import read_notebook
-from amptune.lint.prefilter import Prefilter
+from amptune.lint.prefilter import prefilter_of
 from amptune.lint.settings_file import SUFFIXES, SettingsFile
 from amptune.lint.source import SourceFile, parse
 from amptune.lint.suppress import UNUSED, find_suppressions, suppress, unused_findings
@@ -34,13 +34,16 @@ def check_text(path: str, text: str, rules: Sequence[SourceRule]) -> list[Findin
     return list(report.findings)
 
 
-def report_text(path: str, text: str, rules: Sequence[SourceRule]) -> TextReport:
+def report_text(
+    path: str, text: str, rules: Sequence[SourceRule], asked: Sequence[SourceRule] | None = None
+) -> TextReport:
     """Findings and errors of one text. Nothing is raised for a text that cannot be read, or for a rule that fails.
 
-    Python that no rule asks for is parsed all the same, to say whether it does.
+    ``asked`` are the rules that the prefilter found, where it has run. Python that no rule asks for is parsed all the
+    same, to say whether it does.
     """
-    data = text.encode(errors="surrogatepass")
-    asked = Prefilter(rules_for(path, rules)).asked(data)
+    if asked is None:
+        asked = prefilter_of(tuple(rules_for(path, rules)))(text.encode(errors="surrogatepass"))
     if not asked:
         return TextReport() if path.endswith(SUFFIXES) else check_syntax(path, text)
     errors: list[FileError] = []
@@ -93,7 +96,9 @@ def _check_settings(path: str, text: str, rules: Sequence[SourceRule], errors: l
 
 def _check_python(path: str, text: str, rules: Sequence[SourceRule], errors: list[FileError]) -> list[Finding]:
     source = SourceFile(path, text)
-    return list(_ask(path, rules, lambda rule: rule.check(source), errors))
+    found = list(_ask(path, rules, lambda rule: rule.check(source), errors))
+    source.forget_shared()
+    return found
 
 
 def _check_notebook(path: str, text: str, rules: Sequence[SourceRule]) -> TextReport:

@@ -58,6 +58,7 @@ class Folder:
 
     def __init__(self, names: Names) -> None:
         self._names = names
+        self._memo: dict[ast.expr, Any] = {}
 
     def constant(self, node: ast.expr | None, depth: int = 0) -> Any:
         """The value that the expression always has, or UNKNOWN. None (no expression) gives UNKNOWN as well."""
@@ -124,12 +125,24 @@ class Folder:
             case ast.Call():
                 return self._call(node, depth)
             case ast.Name() | ast.Attribute() | ast.IfExp() | ast.Subscript() | ast.NamedExpr():
-                return self._followed(node, depth)
+                return self._remembered(node, depth)
         return UNKNOWN
 
+    def _remembered(self, node: ast.expr, depth: int) -> Any:
+        if node not in self._memo:
+            self._memo[node] = UNKNOWN  # what is defined by itself has no constant value
+            try:
+                self._memo[node] = self._followed(node, depth)
+            except (ArithmeticError, TypeError, ValueError):
+                return UNKNOWN
+        return self._memo[node]
+
     def _binary(self, node: ast.BinOp, depth: int) -> Any:
-        left, right = self.constant(node.left, depth + 1), self.constant(node.right, depth + 1)
-        if not _is_number(left) or not _is_number(right):
+        left = self.constant(node.left, depth + 1)
+        if not _is_number(left):
+            return UNKNOWN
+        right = self.constant(node.right, depth + 1)
+        if not _is_number(right):
             return UNKNOWN
         if isinstance(node.op, ast.Pow):
             return left**right if abs(right) <= _MAX_EXPONENT and abs(left) <= 1e9 else UNKNOWN
@@ -163,8 +176,10 @@ class Folder:
         leaves = self._names.values(node)
         if not leaves or leaves == [node]:
             return UNKNOWN
-        values = [self.constant(leaf, depth + 5) for leaf in leaves]
-        first = values[0]
+        first = self.constant(leaves[0], depth + 5)
+        if first is UNKNOWN:
+            return UNKNOWN
+        values = (self.constant(leaf, depth + 5) for leaf in leaves[1:])
         same = all(type(value) is type(first) and value == first for value in values)
         return first if same else UNKNOWN
 

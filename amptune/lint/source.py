@@ -8,7 +8,7 @@ import io
 import re
 import tokenize
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from amptune.lint.names import Names, last_parts
 from amptune.lint.regions import Region, Regions
 from amptune.lint.scopes import Binding, Scopes
 
+_Shared = TypeVar("_Shared")
 _Expression = TypeVar("_Expression", bound=ast.expr)
 _NEWLINE = re.compile(r"\r\n|\r|\n")
 
@@ -50,6 +51,21 @@ class SourceFile:
         self.text = text
         self.tree = parse(text)
         self.index = TreeIndex(self.tree)
+        self._shared: dict[object, Any] = {}
+
+    def shared(self, make: Callable[[SourceFile], _Shared]) -> _Shared:
+        """What ``make`` finds in this file, worked out once: for facts that several rules need.
+
+        A table outside of the file, keyed by it, would keep every file of a run in memory.
+        """
+        if make not in self._shared:
+            self._shared[make] = make(self)
+        found: _Shared = self._shared[make]
+        return found
+
+    def forget_shared(self) -> None:
+        """Let go of what ``shared`` holds, which may refer back to the file: it is freed at once then."""
+        self._shared.clear()
 
     # Parts, for questions that the methods below do not cover.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import weakref
 
 from amptune.lint.source import SourceFile
 
@@ -13,7 +12,6 @@ _SAME = frozenset(
 )
 _DTYPE_ARGUMENTS = ("dtype", "torch_dtype")
 _LOADERS = frozenset({"from_pretrained", "from_config", "pipeline", "from_single_file"})
-_TEXTS: weakref.WeakKeyDictionary[SourceFile, list[tuple[str, ast.Call]]] = weakref.WeakKeyDictionary()
 
 
 def half_conversion(source: SourceFile, node: ast.expr) -> ast.Call | None:
@@ -67,7 +65,7 @@ def made_half(source: SourceFile, node: ast.expr) -> ast.Call | None:
             if found is not None:
                 return found
     text = source.segment(node)
-    for receiver, call in _statements(source):
+    for receiver, call in source.shared(_statements):
         if receiver == text and isinstance(call.func, ast.Attribute) and source.bindings(call.func.value) == bindings:
             return call
     return None
@@ -90,12 +88,10 @@ def half_classes(source: SourceFile) -> dict[ast.ClassDef, ast.Call]:
 
 def _statements(source: SourceFile) -> list[tuple[str, ast.Call]]:
     """``model.half()`` as a statement: the text of the model, and the call."""
-    if source not in _TEXTS:
-        _TEXTS[source] = [
-            (source.segment(constructor(call.func.value)), call)
-            for call in source.method_calls("half", "to")
-            if isinstance(call.func, ast.Attribute)
-            and isinstance(source.parent(call), ast.Expr)
-            and converted_to(source, call) == {"float16"}
-        ]
-    return _TEXTS[source]
+    return [
+        (source.segment(constructor(call.func.value)), call)
+        for call in source.method_calls("half", "to")
+        if isinstance(call.func, ast.Attribute)
+        and isinstance(source.parent(call), ast.Expr)
+        and converted_to(source, call) == {"float16"}
+    ]

@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import enum
 import re
-import weakref
 
 from amptune.lint.index import FUNCTIONS
 from amptune.lint.regions import Region
@@ -150,9 +149,7 @@ def _follows_guard(source: SourceFile, function: ast.AST, node: ast.AST) -> bool
 
 def _half_class(source: SourceFile, node: ast.AST) -> ast.Call | None:
     """The call that makes the node's class, or a class that may hold it, float16."""
-    if source not in _CLASSES:
-        _CLASSES[source] = half_classes(source)
-    classes = _CLASSES[source]
+    classes = source.shared(half_classes)
     cls = source.class_of(node)
     if not classes or cls is None or not is_module_class(source, cls):
         return None
@@ -180,9 +177,6 @@ def _in_module(source: SourceFile, region: Region) -> bool:
 
 def _has_region(source: SourceFile, function: ast.AST) -> bool:
     return any(source.function_of(region.call) is function for region in source.region_stacks.autocasts())
-
-
-_CLASSES: weakref.WeakKeyDictionary[SourceFile, dict[ast.ClassDef, ast.Call]] = weakref.WeakKeyDictionary()
 
 
 def is_cast_up(source: SourceFile, node: ast.AST) -> bool:

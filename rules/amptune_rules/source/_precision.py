@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import enum
 import re
-import weakref
 from collections.abc import Iterable, Sequence
 
 from amptune.core.ops import OPS, Autocast
@@ -346,9 +345,6 @@ def _lower_fact(region: Region) -> Fact:
     return Fact.BF16 if region.dtypes == {"bfloat16"} else Fact.FOLLOWS
 
 
-_PRECISIONS: weakref.WeakKeyDictionary[SourceFile, _Precisions] = weakref.WeakKeyDictionary()
-
-
 def precision(source: SourceFile, node: ast.expr) -> Fact:
     """The precision of an expression, as far as the file shows it."""
     return _of_file(source).of(node)
@@ -374,6 +370,4 @@ def returned(function: FunctionNode) -> list[ast.expr]:
 
 
 def _of_file(source: SourceFile) -> _Precisions:
-    if source not in _PRECISIONS:
-        _PRECISIONS[source] = _Precisions(source)
-    return _PRECISIONS[source]
+    return source.shared(_Precisions)

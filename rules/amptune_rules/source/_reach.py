@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import weakref
 from collections.abc import Iterator
 
 from amptune.lint.index import FunctionNode
@@ -11,19 +10,20 @@ from amptune.lint.regions import Region
 from amptune.lint.source import SourceFile
 
 _DEPTH = 4
-_CALLERS: weakref.WeakKeyDictionary[SourceFile, dict[FunctionNode, list[ast.Call]]] = weakref.WeakKeyDictionary()
 
 
 def callers(source: SourceFile, function: FunctionNode) -> list[ast.Call]:
     """Calls that run the function, in its own file: by name, as a method, ``module(x)`` for ``forward``."""
-    if source not in _CALLERS:
-        table: dict[FunctionNode, list[ast.Call]] = {}
-        for call in source.nodes(ast.Call):
-            target = callee(source, call)
-            if target is not None:
-                table.setdefault(target, []).append(call)
-        _CALLERS[source] = table
-    return _CALLERS[source].get(function, [])
+    return source.shared(_calls_by_function).get(function, [])
+
+
+def _calls_by_function(source: SourceFile) -> dict[FunctionNode, list[ast.Call]]:
+    table: dict[FunctionNode, list[ast.Call]] = {}
+    for call in source.nodes(ast.Call):
+        target = callee(source, call)
+        if target is not None:
+            table.setdefault(target, []).append(call)
+    return table
 
 
 def callee(source: SourceFile, call: ast.Call) -> FunctionNode | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import weakref
 
 from amptune.lint.index import FunctionNode
 from amptune.lint.regions import Region
@@ -11,10 +10,14 @@ from amptune.lint.source import SourceFile
 from amptune_rules.source._reach import callers
 
 _Entries = tuple[FunctionNode | None, ...]
-_REGIONS: weakref.WeakKeyDictionary[SourceFile, dict[FunctionNode, tuple[Region | None, ...]]] = (
-    weakref.WeakKeyDictionary()
-)
-_ENTRIES: weakref.WeakKeyDictionary[SourceFile, dict[FunctionNode, _Entries]] = weakref.WeakKeyDictionary()
+
+
+class _Known:
+    """What is known of one file's functions."""
+
+    def __init__(self, source: SourceFile) -> None:
+        self.ways: dict[FunctionNode, tuple[Region | None, ...]] = {}
+        self.entries: dict[FunctionNode, _Entries] = {}
 
 
 def autocast_ways(source: SourceFile, node: ast.AST) -> tuple[Region | None, ...]:
@@ -30,7 +33,7 @@ def autocast_ways(source: SourceFile, node: ast.AST) -> tuple[Region | None, ...
 
 
 def _function_ways(source: SourceFile, function: FunctionNode) -> tuple[Region | None, ...]:
-    known = _REGIONS.setdefault(source, {})
+    known = source.shared(_Known).ways
     if function not in known:
         known[function] = ()  # a function that calls itself has no other ways for it
         calls = callers(source, function)
@@ -46,7 +49,7 @@ def entries(source: SourceFile, function: FunctionNode | None) -> _Entries:
     """
     if function is None:
         return (None,)
-    known = _ENTRIES.setdefault(source, {})
+    known = source.shared(_Known).entries
     if function not in known:
         known[function] = ()
         outer = [source.function_of(call) for call in callers(source, function)]

@@ -10,7 +10,7 @@ from amptune.core.finding import Finding, Fix, Safety, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.source import SourceFile
-from amptune_rules.source._bytes import has_large_number
+from amptune_rules.source._bytes import masks_with_large_number
 from amptune_rules.source._constants import overflows, shown
 from amptune_rules.source._half_risk import Chance, Risk, half_risk, is_guarded
 from amptune_rules.source._numbers import number_of
@@ -238,7 +238,7 @@ def schedule(cost, done, table):
 
     def may_concern(self, data: bytes) -> bool:
         """See the base class."""
-        return has_large_number(data)
+        return masks_with_large_number(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Large numbers that are written into tensors which may be float16."""

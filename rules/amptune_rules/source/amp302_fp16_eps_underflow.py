@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.source import SourceFile
+from amptune_rules.source._bytes import guards_with_tiny_number
 from amptune_rules.source._constants import FP16_TINY, number_or_default, shown
 from amptune_rules.source._formula import op_name, operand, resolved
 from amptune_rules.source._half_risk import Chance, Level, Risk, half_risk, is_guarded, is_network_code
@@ -74,10 +75,9 @@ class Fp16EpsUnderflow(SourceRule):
     name = "fp16-eps-underflow"
     severity = Severity.WARNING
     keywords = (
-        b"e-8", b"e-9", b"e-08", b"e-09", b"e-10", b"e-11", b"e-12", b"e-13", b"e-14", b"e-15", b"e-16", b"e-18",
-        b"e-20", b"e-24", b"e-30", b"e-32", b"e-37", b"e-38", b".tiny", b"0.00000001",
+        b"e-8", b"e-9", b"e-08", b"e-09", b"e-1", b"e-2", b"e-30", b"e-32", b"e-37", b"e-38", b".tiny", b"0.00000001",
     )  # fmt: skip
-    requires = (b"torch",)
+    requires = (b"torch", (b"sqrt", b"log", b"reciprocal", b"/", b"div"))
 
     INVALID = (
         Example(
@@ -185,6 +185,10 @@ def make(dim, losses):
 """,
         ),
     )
+
+    def may_concern(self, data: bytes) -> bool:
+        """See the base class."""
+        return guards_with_tiny_number(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Guards with an eps under 3e-8, by the precision of what it is added to."""

@@ -54,7 +54,7 @@ class NormalizeDefaultEps(SourceRule):
     name = "normalize-default-eps"
     severity = Severity.WARNING
     keywords = (b".half(", b"torch.float16", b"torch.half", b"import float16", b"import half")
-    requires = (b"torch",)
+    requires = (b"torch", (b"normalize", b"osine"))
 
     INVALID = (
         Example(

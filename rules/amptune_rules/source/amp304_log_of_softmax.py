@@ -9,6 +9,7 @@ from amptune.core.finding import Finding, Fix, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.source import SourceFile
+from amptune_rules.source._bytes import calls_logarithm, calls_softmax
 from amptune_rules.source._constants import number_or_default, shown
 from amptune_rules.source._formula import (
     is_fixed_name,
@@ -202,6 +203,10 @@ def event(logits, groups):
 """,
         ),
     )
+
+    def may_concern(self, data: bytes) -> bool:
+        """See the base class."""
+        return calls_logarithm(data) and calls_softmax(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Logarithms of values that a softmax makes."""

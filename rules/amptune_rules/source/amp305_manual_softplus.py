@@ -11,7 +11,7 @@ from amptune.core.finding import Finding, Fix, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.source import SourceFile
-from amptune_rules.source._bytes import calls_logarithm
+from amptune_rules.source._bytes import calls_exponential_or_sigmoid, calls_logarithm
 from amptune_rules.source._constants import number_or_default
 from amptune_rules.source._formula import (
     functional_name,
@@ -212,7 +212,7 @@ def gate(x):
 
     def may_concern(self, data: bytes) -> bool:
         """See the base class."""
-        return calls_logarithm(data)
+        return calls_logarithm(data) and calls_exponential_or_sigmoid(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Logarithms of 1 + exp, of a sigmoid, and of 1 - sigmoid."""

@@ -11,6 +11,7 @@ from amptune.core.finding import Finding, Fix, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.source import SourceFile
+from amptune_rules.source._bytes import divides_by_exponentials
 from amptune_rules.source._constants import number_or_default
 from amptune_rules.source._formula import is_bounded_above, is_fixed_name, names_in, op_operand, resolved
 from amptune_rules.source._half_risk import Chance, half_risk
@@ -66,7 +67,7 @@ class ExpWithoutMax(SourceRule):
     name = "exp-without-max"
     severity = Severity.WARNING
     keywords = (b"exp(",)
-    requires = (b"sum",)
+    requires = (b"sum", (b"/", b".log"))
 
     INVALID = (
         Example(
@@ -164,6 +165,10 @@ def ratio(new, old, x):
 """,
         ),
     )
+
+    def may_concern(self, data: bytes) -> bool:
+        """See the base class."""
+        return divides_by_exponentials(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Quotients and logarithms of sums of exponentials."""

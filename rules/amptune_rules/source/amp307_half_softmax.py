@@ -53,7 +53,7 @@ class HalfSoftmax(SourceRule):
     name = "half-softmax"
     severity = Severity.WARNING
     keywords = (b".half(", b"torch.float16", b"torch.half", b"import float16", b"import half")
-    requires = (b"torch",)
+    requires = (b"torch", (b"oftmax", b"cross_entropy", b"CrossEntropy"))
 
     INVALID = (
         Example(

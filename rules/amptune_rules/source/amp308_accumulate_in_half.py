@@ -58,7 +58,7 @@ class AccumulateInHalf(SourceRule):
     name = "accumulate-in-half"
     severity = Severity.WARNING
     keywords = (b"float16", b"half", b"HalfTensor")
-    requires = (b"torch",)
+    requires = (b"torch", (b"zeros", b"tensor", b"full"))
 
     INVALID = (
         Example(

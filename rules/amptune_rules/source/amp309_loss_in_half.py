@@ -51,7 +51,7 @@ class LossInHalf(SourceRule):
     name = "loss-in-half"
     severity = Severity.WARNING
     keywords = (b".half(", b"torch.float16", b"torch.half", b"import float16", b"import half")
-    requires = (b"torch",)
+    requires = (b"torch", (b"loss", b"Loss", b"cross_entropy", b"kl_div"))
 
     INVALID = (
         Example(

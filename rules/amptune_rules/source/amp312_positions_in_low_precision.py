@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Fix, Safety, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
+from amptune.lint.code_only import code_only
 from amptune.lint.source import SourceFile
 from amptune_rules.source._bytes import mentions_sixteen_bits
 from amptune_rules.source._half_risk import Chance, half_risk, is_cast_up, is_guarded, is_network_code
@@ -28,8 +29,9 @@ _ENDS = ("half", "bfloat16", "to", "type", "type_as")
 _PRODUCTS = ("torch.einsum", "torch.matmul", "torch.bmm", "torch.mm")
 # A range whose dtype is written and is neither an integer's nor float32.
 _TYPED_RANGE = re.compile(
-    rb"arange\((?:[^()]|\([^()]*\)){0,400}?"
-    rb"(?:dtype\s*=\s*(?!torch\.(?:int|long|float32|float64|float\b|bool))|\)\s*\.(?:to|type_as|type)\()"
+    rb"arange\((?<!np\.arange\()(?<!numpy\.arange\()(?:[^()]|\([^()]*\)){0,400}?"
+    rb"(?:dtype\s*=\s*(?!(?:torch|np|numpy)\.(?:u?int|long|float32|float64|float\b|bool)|int\b|bool\b)"
+    rb"|\)\s*\.(?:to|type_as|type)\()"
 )
 
 
@@ -209,7 +211,7 @@ def attend(q, k, inv_freq):
 
     def may_concern(self, data: bytes) -> bool:
         """See the base class."""
-        return mentions_sixteen_bits(data) or _TYPED_RANGE.search(data) is not None
+        return mentions_sixteen_bits(data) or _TYPED_RANGE.search(code_only(data)) is not None
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Ranges, products and angles."""

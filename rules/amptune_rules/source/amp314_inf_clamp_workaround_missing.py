@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.source import SourceFile
-from amptune_rules.source._bytes import mentions_half
+from amptune_rules.source._bytes import HALF, mentions_half
 from amptune_rules.source._half_models import constructor, converted_to
 from amptune_rules.source._half_risk import evidence_at, is_guarded, is_module_class
 from amptune_rules.source._models import last_word
@@ -60,6 +60,7 @@ class InfClampWorkaroundMissing(SourceRule):
     name = "inf-clamp-workaround-missing"
     severity = Severity.INFO
     keywords = (b"T5", b"rms_norm", b"rsqrt", b"RMSNorm", b"RMS_Norm")
+    requires = (HALF,)
 
     INVALID = (
         Example(

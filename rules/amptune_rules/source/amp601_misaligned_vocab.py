@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
+from amptune.lint.code_only import code_only
 from amptune.lint.source import SourceFile
-from amptune_rules.source._bytes import mentions_sixteen_bits
+from amptune_rules.source._bytes import SIXTEEN_BITS, mentions_sixteen_bits
 from amptune_rules.source._mixed import ALIGNED, next_multiple
 
 _SMALLEST = 1000  # below it a last dimension is one of classes, not of words
@@ -17,7 +18,7 @@ _PADDED = 64
 _NAMES = frozenset({"vocab_size", "n_vocab", "num_tokens", "vocabulary_size", "padded_vocab_size"})
 _SIXTEEN_BITS = re.compile(r"autocast|bfloat16|float16|fp16|bf16|mixed_precision")
 # The size is another's then, or made up for: a checkpoint's, or padded by what compiles the model.
-_FIXED = re.compile(r"from_pretrained|load_state_dict|torch\.compile|pretrained|checkpoint|pad_vocab|multiple_of")
+_FIXED = re.compile(rb"from_pretrained|load_state_dict|torch\.compile|pretrained|checkpoint|pad_vocab|multiple_of")
 _SIZE = re.compile(rb"\d{4}|\d_\d{3}")
 
 
@@ -63,7 +64,7 @@ class MisalignedVocab(SourceRule):
     name = "misaligned-vocab"
     severity = Severity.INFO
     keywords = (b"vocab", b"num_tokens", b"Linear")
-    requires = (b"torch",)
+    requires = (b"torch", SIXTEEN_BITS)
 
     INVALID = (
         Example(
@@ -148,11 +149,11 @@ def make(Model, tokenizer, x):
 
     def may_concern(self, data: bytes) -> bool:
         """See the base class."""
-        return mentions_sixteen_bits(data) and _SIZE.search(data) is not None
+        return mentions_sixteen_bits(data) and not _FIXED.search(data) and _SIZE.search(code_only(data)) is not None
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Literal sizes in arguments, fields, defaults and output layers."""
-        if not _SIXTEEN_BITS.search(source.text) or _FIXED.search(source.text):
+        if not _SIXTEEN_BITS.search(source.text):
             return
         for value in _sizes(source):
             number = source.number(value)

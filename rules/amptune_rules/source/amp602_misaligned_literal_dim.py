@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.source import SourceFile
+from amptune_rules.source._bytes import TRAINS, may_train_in_16_bits
 from amptune_rules.source._mixed import ALIGNED, next_multiple, trains_in_16_bits
 
 _SMALLEST = 64  # channels of images and numbers of classes are below it, and cost little
@@ -65,8 +66,8 @@ class MisalignedLiteralDim(SourceRule):
     code = "AMP602"
     name = "misaligned-literal-dim"
     severity = Severity.INFO
-    keywords = (b"autocast", b"fp16", b"bf16", b"precision")
-    requires = (b"torch",)
+    keywords = TRAINS
+    requires = (b"torch", (b"Linear", b"Conv", b"MultiheadAttention", b"Transformer"))
 
     INVALID = (
         Example(
@@ -139,6 +140,10 @@ def run(x, width):
 """,
         ),
     )
+
+    def may_concern(self, data: bytes) -> bool:
+        """See the base class."""
+        return may_train_in_16_bits(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Literal sizes, collected by class or function."""

@@ -9,6 +9,7 @@ from amptune.core.finding import Finding, Fix, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.source import SourceFile
+from amptune_rules.source._bytes import TRAINS, may_train_in_16_bits
 from amptune_rules.source._mixed import trains_in_16_bits
 
 _COLLATORS = tuple(
@@ -57,7 +58,7 @@ class CollatorPadToMultiple(SourceRule):
     name = "collator-pad-to-multiple"
     severity = Severity.INFO
     keywords = (b"DataCollator", b"collat")
-    requires = (b"okenizer",)
+    requires = (b"okenizer", TRAINS)
 
     INVALID = (
         Example(
@@ -150,6 +151,10 @@ def predict(model, tokenizer, texts):
 """,
         ),
     )
+
+    def may_concern(self, data: bytes) -> bool:
+        """See the base class."""
+        return may_train_in_16_bits(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Collators, and tokenizers in collate functions."""
