@@ -15,72 +15,67 @@ TRAINS = (b"autocast", b"fp16", b"bf16", b"precision")
 
 # What is to precede a word stands behind it as a lookbehind: so the search leaps from one word to the next.
 _AUTOCAST = re.compile(rb"autocast(?<!\wautocast)")
-_TRAINS = re.compile(rb"autocast(?<!\wautocast)|(?:fp16|bf16|mixed_precision|precision)\s*=")
+_TRAINS = re.compile(rb"(?:fp16|bf16|precision)\s*=")
 _NUMPY = "(?<!math.{0})(?<!np.{0})(?<!numpy.{0})"
 _LOGARITHM = re.compile("|".join(rf"\.{name}\({_NUMPY.format(name + '.')}" for name in ("log", "log1p")).encode())
 _EXPONENTIAL = re.compile(rf"exp(?<!\wexp){_NUMPY.format('exp')}_?\(".encode())
 _SIGMOID = re.compile(rb"igmoid(?<!logsigmoid)(?<!log_sigmoid)(?<!LogSigmoid)|expit")
 _SOFTMAX = re.compile(rb"oftmax(?<!log_softmax)(?<!LogSoftmax)")
-# No pattern may look at a byte more than a few hundred times, whatever the file: words are taken whole (``++``) and
-# from their start, gaps are bounded.
 _SUM_OF_EXP = re.compile(rb"exp_?\([\s\S]{0,200}?\.sum\(|sum\([^=]{0,150}?exp_?\(")
-_NAMED = rb"(?<!\w)(\w++)\s{0,9}(?::[^=\n,()]{0,80})?=(?!=)\s{0,99}"
-_NAMED_EXP = re.compile(_NAMED + rb"[^=]{0,150}?exp_?\(")
-_TINY = rb"(?:(?<![\d.])[\d.]++[eE]-(?:0?[89]|[1-9]\d)|(?<!\d)0\.0000000\d|(?<![\w.])[\w.]++\([^()]{0,80}\)\.tiny)"
+_POWER = re.compile(rb"\*\*(?=\s{0,9}2\b|\s?[A-Za-z_(])(?<![(,]\*\*)(?<![(,]\s\*\*)(?<!\s\s\*\*)")
+_TIMES = re.compile(rb"(?<!\*)\*(?!\*)")
+_TINY = rb"\d\.?[eE]-(?:0?[89]|[1-9]\d)|0\.0000000\d|\)\.tiny\b"
 _LARGE = (
     rb"\d(?<![\w.]\d)(?:[\d_.]*[eE]\+?(?:[5-9]|[1-9]\d)|(?<=6)[5-9]\d{3}|(?<=[7-9])\d{4}|(?<=[1-9])\d{5}"
     rb"|\d{0,2}_\d{3}|(?<=2) ?\*\* ?(?:1[5-9]|[2-9]\d)|(?<=1)0\.?0? ?\*\* ?\d)"
 )
 _LARGE_LIMIT = rb"finfo\(torch\.float|float32\)\.m"
-_ALIAS = re.compile(_NAMED + rb"(?:\w++\.)*+(\w++)")
-_WORD = re.compile(rb"\w+")
+_REACH = 250
+_MAX_NAMES = 50
 
 
-class _NumberUse:
-    """A kind of number, and the places where a rule looks for it: written there, or by a name that it is bound to.
+class _Use:
+    """Places of interest: where something is written, or a name that it is bound to.
+
+    What stands around is looked at from there, and not further than ``_REACH`` bytes: a search for the names of all
+    assignments of a file takes longer than parsing it.
 
     Args:
-        number: the number.
-        before, behind: what stands on one side of it where it is written in place.
-        names: where names stand for it; each group of the pattern holds some.
+        thing: pattern of the thing.
+        before, behind: what stands on one side of it at such a place.
     """
 
-    def __init__(self, number: bytes, before: bytes, behind: bytes, names: bytes) -> None:
-        self._number = re.compile(number)
-        self._written = re.compile(b"(?:" + before + b")(?:" + number + b")|(?:" + number + b")(?:" + behind + b")")
-        self._named = re.compile(_NAMED + rb"[-+(]{0,9}(?:[\w.]++\()?(?:" + number + b")")
-        self._used = re.compile(names)
+    _BOUND = re.compile(rb"(?<!\w)(\w+)\s*(?::[^=\n,()]{0,80})?=\s*[-+(]*(?:[\w.]+\([^=]{0,40})?(?:\w+\.)*\Z")
+
+    def __init__(self, thing: bytes, before: bytes, behind: bytes) -> None:
+        self._thing = re.compile(thing)
+        self._before = re.compile(b"(?:" + before + rb")\Z")
+        self._behind = re.compile(behind)
 
     def may_be_in(self, code: bytes) -> bool:
-        """Whether the number may reach one of the places; names are followed over two further names."""
-        if self._number.search(code) is None:
-            return False
-        if self._written.search(code) is not None:
-            return True
-        names = set(self._named.findall(code))
-        for _ in range(2):
-            names |= {alias for alias, name in _ALIAS.findall(code) if name in names}
-        used = {word for found in self._used.findall(code) for part in found for word in _WORD.findall(part)}
-        return not names.isdisjoint(used)
+        """Whether the thing may reach such a place; names are followed to further names."""
+        names: list[bytes] = []
+        patterns = [self._thing]
+        while patterns:
+            for found in patterns.pop().finditer(code):
+                head = code[max(0, found.start() - _REACH) : found.start()]
+                if self._before.search(head) or self._behind.match(code, found.end()):
+                    return True
+                bound = self._BOUND.search(head)
+                if bound is not None and bound[1] not in names and len(names) < _MAX_NAMES:
+                    names.append(bound[1])
+                    patterns.append(re.compile(rb"\b" + bound[1] + rb"\b"))
+        return False
 
 
-_PATH = rb"(?:\w++\.)*+(\w++)"
-_BOUNDS = rb"(?:clamp|clip|max)\w{0,9}\("
-_TINY_GUARD = _NumberUse(
-    _TINY,
-    before=rb"\+\s{0,99}|" + _BOUNDS + rb"[\s\S]{0,150}?",
-    behind=rb"\s{0,99}\+",
-    names=rb"\+\s{0,99}" + _PATH + rb"|(?<!\w)(\w++)\s{0,99}(?=\+)|" + _BOUNDS + rb"([\s\S]{0,150})",
+_TINY_GUARD = _Use(_TINY, rb"\+\s*(?:\w+\.)*[\d.]*[-(]?|(?:clamp|clip|max)\w*\([\s\S]*", rb"\)*\s*\+")
+_LARGE_MASK = _Use(
+    _LARGE + rb"|finfo\(torch\.float|float32\)\.m",
+    rb"(?:fill_?|full|full_like|pad|where)\([\s\S]*|(?:\*|\]\s*=)\s*[-+(]*(?:[\w.]+\()?(?:\w+\.)*[\d._]*",
+    rb"\)*\s*\*(?!\*)",
 )
-_FILLS = rb"(?:fill_?|full|full_like|pad|where)\("
-_FACTOR = rb"\*\s{0,99}[-+(]{0,9}(?:[\w.]++\()?"
-_ITEM = rb"\]\s{0,9}=\s{0,9}[-+(]{0,9}(?:[\w.]++\()?"
-_LARGE_MASK = _NumberUse(
-    _LARGE + b"|" + _LARGE_LIMIT,
-    before=_FILLS + rb"[\s\S]{0,250}?|" + _FACTOR + b"|" + _ITEM,
-    behind=rb"\){0,9}\s{0,99}\*(?!\*)",
-    names=_FILLS + rb"([\s\S]{0,250})|" + _FACTOR + _PATH + rb"|(?<!\w)(\w++)\){0,9}\s{0,99}(?=\*)|" + _ITEM + _PATH,
-)
+_ASSIGNED = re.compile(rb"(?<!\w)(\w+)\s*(?::[^=\n]{0,80})?=(?!=)[^=]*\Z")
+_LAST_WORD = re.compile(rb"(?<!\w)(\w+)[)\]\s]*\Z")
 _LARGE_NUMBER = re.compile(_LARGE)
 
 
@@ -97,7 +92,7 @@ def mentions_sixteen_bits(data: bytes) -> bool:
 
 def may_train_in_16_bits(data: bytes) -> bool:
     """Whether the file may switch mixed precision on: a precision is set, or autocast is entered."""
-    return _TRAINS.search(code_only(data)) is not None
+    return b"autocast" in data or _TRAINS.search(code_only(data)) is not None
 
 
 def calls_logarithm(data: bytes) -> bool:
@@ -135,9 +130,29 @@ def divides_by_exponentials(data: bytes) -> bool:
     code = code_only(data)
     if _EXPONENTIAL.search(code) is None or (b"/" not in code and b".log(" not in code):
         return False
-    if _SUM_OF_EXP.search(code) is not None:
+    return _SUM_OF_EXP.search(code) is not None or any(
+        name + b".sum(" in code or b"sum(" + name in code for name in _names_before(code, _EXPONENTIAL)
+    )
+
+
+def squares(data: bytes) -> bool:
+    """Whether something may be squared: ``x ** 2``, ``x.pow(2)``, ``x.square()``, a product with equal sides."""
+    code = code_only(data)
+    if b"pow(" in code or b"square(" in code or _POWER.search(code) is not None:
         return True
-    return any(name + b".sum(" in code or b"sum(" + name in code for name in set(_NAMED_EXP.findall(code)))
+    return any(_ends_alike(code, found.start()) for found in _TIMES.finditer(code))
+
+
+def _ends_alike(code: bytes, place: int) -> bool:
+    """Whether the last word before an operator comes again behind it, within one expression."""
+    last = _LAST_WORD.search(code, max(0, place - 60), place)
+    return last is not None and last[1] in re.split(rb"[=\n]", code[place : place + 150], maxsplit=1)[0]
+
+
+def _names_before(code: bytes, pattern: re.Pattern[bytes]) -> set[bytes]:
+    """Names that are assigned something with a match of the pattern in it."""
+    heads = (code[max(0, found.start() - _REACH) : found.start()] for found in pattern.finditer(code))
+    return {bound[1] for head in heads if (bound := _ASSIGNED.search(head)) is not None}
 
 
 def calls_softmax(data: bytes) -> bool:

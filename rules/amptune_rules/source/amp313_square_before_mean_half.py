@@ -12,7 +12,7 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.code_only import code_only
 from amptune.lint.source import SourceFile
-from amptune_rules.source._bytes import mentions_half, mentions_sixteen_bits
+from amptune_rules.source._bytes import mentions_half, mentions_sixteen_bits, squares
 from amptune_rules.source._half_risk import Chance, Level, Risk, evidence_at, half_risk, is_guarded, is_network_code
 from amptune_rules.source._precision import Fact, precision
 from amptune_rules.source._reaching import reaching
@@ -23,10 +23,6 @@ _BOUNDED = frozenset(
     {"softmax", "sigmoid", "tanh", "normalize", "clamp", "clip", "cos", "sin", "std", "clamp_", "one_hot", "rand",
      "layer_norm", "log_softmax", "logsigmoid"}
 )  # fmt: skip
-# ``x ** 2``, ``x.pow(2)``, ``x.square()``, and a product whose sides end in the same name.
-_SQUARED = re.compile(
-    rb"[\w)\]]\s{0,99}\*\*\s{0,99}[2A-Za-z_(]|pow\(|square\(|(?<!\w)(\w++)[)\]\s]{0,20}\*(?!\*)[^=\n]{0,120}?\b\1\b"
-)
 _MODULE = re.compile(rb"class\s+\w++\s*\([^)]{0,300}?(?:Module|Model|Layer|Block|Net|Loss|Attention|Criterion)\b")
 
 
@@ -188,13 +184,12 @@ def losses(x, y, model):
 
     def may_concern(self, data: bytes) -> bool:
         """See the base class."""
-        code = code_only(data)
-        if not _SQUARED.search(code):
+        if not squares(data):
             return False
         if mentions_half(data) or b"autocast" in data:
             return True
         widened = b"float32" in data or b".float()" in data  # norms that compute in float32, as most do
-        return (not widened or mentions_sixteen_bits(data)) and b"sqrt(" in code and _MODULE.search(code) is not None
+        return (not widened or mentions_sixteen_bits(data)) and _has_norm(code_only(data))
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Means and sums of squares."""
@@ -210,6 +205,10 @@ def losses(x, y, model):
             text = source.segment(square.operands[0])
             message = f"squares that {may} {risk.why} overflow where a value passes 255: square `{text}` in float32"
             yield source.finding(self, call, message, severity=severity, fix=_fix(source, square))
+
+
+def _has_norm(code: bytes) -> bool:
+    return b"sqrt(" in code and _MODULE.search(code) is not None
 
 
 def _severity(source: SourceFile, call: ast.Call, square: _Square, risk: Risk) -> Severity | None:
