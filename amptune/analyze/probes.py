@@ -4,6 +4,8 @@ Zeros draw less power and run faster, so numbers are random. Bytes and operation
 them, so that what differs is the share of the peak alone.
 """
 
+# amptune: ignore-file[AMP404] goes with set_float32_matmul_precision, and old and new settings do not mix
+# amptune: ignore-file[AMP605] only GPUs with FP8 are asked
 from __future__ import annotations
 
 import dataclasses

@@ -1,5 +1,6 @@
 """Times training steps of the benchmark models on the GPU at hand: what estimate_check.py compares predictions with."""
 
+# amptune: ignore-file[AMP404] goes with set_float32_matmul_precision, and old and new settings do not mix
 from __future__ import annotations
 
 import contextlib

@@ -45,7 +45,7 @@ class _Use:
         before, behind: what stands on one side of it at such a place.
     """
 
-    _BOUND = re.compile(rb"(?<!\w)(\w+)\s*(?::[^=\n,()]{0,80})?=\s*[-+(]*(?:[\w.]+\([^=]{0,40})?(?:\w+\.)*\Z")
+    _BOUND = re.compile(rb"(?<!\w)(\w+)\s*(?::[^=\n,()]{0,80})?=(?!=)[^=]{0,80}\Z")
 
     def __init__(self, thing: bytes, before: bytes, behind: bytes) -> None:
         self._thing = re.compile(thing)
@@ -68,10 +68,10 @@ class _Use:
         return False
 
 
-_TINY_GUARD = _Use(_TINY, rb"\+\s*(?:\w+\.)*[\d.]*[-(]?|(?:clamp|clip|max)\w*\([\s\S]*", rb"\)*\s*\+")
+_TINY_GUARD = _Use(_TINY, rb"\+\s*(?:[\w.]+\([\w.]*|(?:\w+\.)*[\d.]*)|(?:clamp|clip|max)\w*\([\s\S]*", rb"\)*\s*\+")
 _LARGE_MASK = _Use(
     _LARGE + rb"|finfo\(torch\.float|float32\)\.m",
-    rb"(?:fill_?|full|full_like|pad|where)\([\s\S]*|(?:\*|\]\s*=)\s*[-+(]*(?:[\w.]+\()?(?:\w+\.)*[\d._]*",
+    rb"(?:fill_?|full|full_like|pad|where)\([\s\S]*|(?:\*|\]\s*=)\s*[-+(]*(?:[\w.]+\([-+]?(?:\w+=)?)?(?:\w+\.)*[\d._]*",
     rb"\)*\s*\*(?!\*)",
 )
 _ASSIGNED = re.compile(rb"(?<!\w)(\w+)\s*(?::[^=\n]{0,80})?=(?!=)[^=]*\Z")
