@@ -68,7 +68,8 @@ class Names:
         self._scopes = scopes
         self._memo: dict[tuple[ast.AST, str], tuple[str, ...]] = {}
         self._values: dict[ast.expr, list[ast.expr]] = {}
-        self._attributes: dict[tuple[ast.AST, str, str], list[Binding]] = {}
+        self._classes: dict[tuple[ast.AST, str], ast.ClassDef | None] = {}
+        self._attributes: dict[tuple[ast.ClassDef, str], list[Binding]] = {}
         self._definitions: dict[ast.expr, FunctionNode | None] = {}
 
     def qualified(self, node: ast.AST | None, depth: int = 0) -> tuple[str, ...]:
@@ -135,14 +136,24 @@ class Names:
         """Bindings of ``self.x`` or ``Class.x`` in this file, through base classes of the same file."""
         if not isinstance(node.value, ast.Name):
             return []
-        key = (self._scopes.scope_of(node), node.value.id, node.attr)
-        if key not in self._attributes:
-            cls = self._scopes.owner(node.value)
+        return self._attribute_of_name(node.value, node.attr)
+
+    def _attribute_of_name(self, node: ast.Name, attribute: str) -> list[Binding]:
+        scope = self._scopes.scope_of(node)
+        key = (scope, node.id)
+        if key not in self._classes:
+            cls: ast.AST | None = self._scopes.owner(node)
             if cls is None:
-                found = self._scopes.lookup(node.value.id, node)
-                cls = found[0].node if len(found) == 1 and isinstance(found[0].node, ast.ClassDef) else None
-            self._attributes[key] = self._class_attribute(cls, node.attr, 0) if cls else []
-        return self._attributes[key]
+                found = self._scopes.lookup(node.id, node)
+                cls = found[0].node if len(found) == 1 else None
+            self._classes[key] = cls if isinstance(cls, ast.ClassDef) else None
+        cls_ = self._classes[key]
+        if cls_ is None:
+            return []
+        place = (cls_, attribute)
+        if place not in self._attributes:
+            self._attributes[place] = self._class_attribute(cls_, attribute, 0)
+        return self._attributes[place]
 
     def _class_attribute(self, cls: ast.ClassDef, name: str, depth: int) -> list[Binding]:
         found = self._scopes.attribute(cls, name)
@@ -233,22 +244,42 @@ class Names:
         if func not in self._definitions:
             self._definitions[func] = None
             bindings = self.bindings(func)
-            if not bindings and isinstance(func, ast.Attribute):
-                bindings = self._method_bindings(func, depth)
-            if len(bindings) == 1 and isinstance(bindings[0].node, FUNCTIONS):
-                self._definitions[func] = bindings[0].node
+            if not bindings and isinstance(func, ast.Attribute) and not self.is_foreign(func):
+                bindings = self._method_bindings(func.value, func.attr, depth)
+            self._definitions[func] = _only_function(bindings)
         return self._definitions[func]
 
-    def _method_bindings(self, func: ast.Attribute, depth: int) -> list[Binding]:
+    def method_of(self, node: ast.expr, method: str) -> FunctionNode | None:
+        """What ``node.method`` names, for a class of this file, ``self``, or an object that such a class makes."""
+        bindings: list[Binding] = []
+        if isinstance(node, ast.Name):
+            bindings = self._attribute_of_name(node, method)
+        return _only_function(bindings or self._method_bindings(node, method, 0))
+
+    def _method_bindings(self, instance: ast.expr, method: str, depth: int) -> list[Binding]:
         """Bindings of ``x.method`` where x is made by calling a class of this file."""
         found: list[Binding] = []
-        for leaf in self.values(func.value, depth + 1):
+        for leaf in self.values(instance, depth + 1):
             maker = leaf.func if isinstance(leaf, ast.Call) else None
             classes = self._scopes.lookup(maker.id, maker) if isinstance(maker, ast.Name) else []
             for binding in classes:
                 if isinstance(binding.node, ast.ClassDef):
-                    found += self._class_attribute(binding.node, func.attr, 0)
+                    found += self._class_attribute(binding.node, method, 0)
         return found
+
+    def is_foreign(self, node: ast.expr) -> bool:
+        """Whether the expression is an imported module or something in one: nothing that this file defines."""
+        while isinstance(node, ast.Attribute):
+            node = node.value
+        if not isinstance(node, ast.Name):
+            return False
+        bindings = self._scopes.lookup(node.id, node)
+        return bool(bindings) and all(binding.kind == "import" for binding in bindings)
+
+
+def _only_function(bindings: list[Binding]) -> FunctionNode | None:
+    node = bindings[0].node if len(bindings) == 1 else None
+    return node if isinstance(node, FUNCTIONS) else None
 
 
 def _returned_expressions(function: FunctionNode) -> list[ast.expr]:

@@ -29,12 +29,12 @@ def _calls_by_function(source: SourceFile) -> dict[FunctionNode, list[ast.Call]]
 def callee(source: SourceFile, call: ast.Call) -> FunctionNode | None:
     """The function of this file that the call runs: ``__init__`` for a class, ``forward`` for an object of one."""
     func = call.func
-    if not isinstance(func, ast.Name | ast.Attribute):
+    if not isinstance(func, ast.Name | ast.Attribute) or source.names.is_foreign(func):
         return None
     bindings = source.bindings(func)
     if len(bindings) == 1 and isinstance(bindings[0].node, ast.ClassDef):
-        return source.definition(ast.Attribute(func, "__init__", ast.Load()))
-    return source.definition(func) or source.definition(ast.Attribute(func, "forward", ast.Load()))
+        return source.names.method_of(func, "__init__")
+    return source.definition(func) or source.names.method_of(func, "forward")
 
 
 def regions_reaching(source: SourceFile, node: ast.AST) -> Iterator[Region | None]:
