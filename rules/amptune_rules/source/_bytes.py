@@ -23,6 +23,7 @@ _SIGMOID = re.compile(rb"igmoid(?<!logsigmoid)(?<!log_sigmoid)(?<!LogSigmoid)|ex
 _SOFTMAX = re.compile(rb"oftmax(?<!log_softmax)(?<!LogSoftmax)")
 _SUM_OF_EXP = re.compile(rb"exp_?\([\s\S]{0,200}?\.sum\(|sum\([^=]{0,150}?exp_?\(")
 _POWER = re.compile(rb"\*\*(?=\s{0,9}2\b|\s?[A-Za-z_(])(?<![(,]\*\*)(?<![(,]\s\*\*)(?<!\s\s\*\*)")
+_MADE = re.compile(rb"(?:zeros|tensor|full)\w*\(")
 _TIMES = re.compile(rb"(?<!\*)\*(?!\*)")
 _TINY = rb"\d\.?[eE]-(?:0?[89]|[1-9]\d)|0\.0000000\d|\)\.tiny\b"
 _LARGE = (
@@ -141,6 +142,15 @@ def squares(data: bytes) -> bool:
     if b"pow(" in code or b"square(" in code or _POWER.search(code) is not None:
         return True
     return any(_ends_alike(code, found.start()) for found in _TIMES.finditer(code))
+
+
+def accumulates(data: bytes) -> bool:
+    """Whether something may be added to a name that a tensor of one number is bound to."""
+    code = code_only(data)
+    return any(
+        re.search(rb"\b%b\s*(?:\+|\.add_\()|\+\s*(?:\w+\.)*%b\b" % (name, name), code) is not None
+        for name in _names_before(code, _MADE)
+    )
 
 
 def _ends_alike(code: bytes, place: int) -> bool:
