@@ -75,6 +75,24 @@ def test_the_result_holds_what_the_contract_names(tuned: Path) -> None:
     ][0].keys()
 
 
+def test_the_result_says_how_good_the_predictions_were(tuned: Path) -> None:
+    result = json.loads((tuned / "amptune-out/net/result.json").read_text())
+    plans = [trial for trial in result["trials"] if trial["recipe"] is None and trial["step_ms"]]
+    assert result["prediction"]["trials"] == len(plans)
+    assert set(result["pareto"]) <= {trial["number"] for trial in result["trials"]}
+    assert result["pareto"]
+    assert (result["objective"], result["stopped"]) == ("time", "budget")
+
+
+@pytest.mark.parametrize("option", [("--max-memory", "1GiB"), ("--objective", "memory")])
+def test_memory_needs_a_gpu(tmp_path: Path, option: tuple[str, str]) -> None:
+    (tmp_path / "net.py").write_text(MLP)
+    result = amptune(tmp_path, "tune", "net.py", *option, *FAST)
+    assert result.returncode == 2
+    assert "the memory of a GPU only" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_the_patched_model_trains_without_amptune(tuned: Path) -> None:
     folder = tuned / "without"
     shutil.copytree(tuned / "amptune-out/net", folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,3 +105,13 @@ def share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1, such as 0.005 for 0.5 %")
     return value
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as 40GiB, 500MB or 1e9."""
+    units = {"": 1, "b": 1} | {f"{p}b": 10 ** (3 * i) for i, p in enumerate("kmgt", 1)}
+    units |= {f"{p}ib": 2 ** (10 * i) for i, p in enumerate("kmgt", 1)}
+    found = re.fullmatch(r"([\d.]+(?:e\d+)?)\s*([a-z]*)", text.strip().lower())
+    if found is None or found[2] not in units or found[1].count(".") > 1 or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text} is not a size such as 40GiB or 500MB")
+    return int(float(found[1]) * units[found[2]])

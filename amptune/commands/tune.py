@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amptune.commands.measuring import add_measurement, add_model, options_of, positive_int, seconds
+from amptune.commands.measuring import add_measurement, add_model, options_of, positive_int, seconds, size
 
 if TYPE_CHECKING:
+    from amptune.tune.options import TuneOptions
     from amptune.tune.run import TuneResult
 
 
@@ -29,6 +30,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_measurement(parser)
     parser.add_argument("--budget", type=positive_int, default=50, metavar="N", help="trials (default 50)")
     parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop starting trials after this time")
+    parser.add_argument("--objective", choices=("time", "memory"), default="time",
+                        help="what the best plan has least of (default time)")  # fmt: skip
+    parser.add_argument("--max-memory", type=size, metavar="SIZE",
+                        help="peak memory that a candidate may take, such as 40GiB")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default amptune-out/<model>)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", dest="existing", action="store_const", const="resume", default="refuse",
@@ -40,8 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search and print; returns 0 also when nothing beats the stock recipes."""
-    settings = {"budget": args.budget, "timeout": args.timeout, "existing": args.existing}
+    names = ("budget", "timeout", "existing", "objective", "max_memory")
+    settings = {name: getattr(args, name) for name in names}
     options = options_of(args, **settings | ({"out": args.out} if args.out else {}))
+    _check_memory(options)
     from amptune.tune.progress import Progress
     from amptune.tune.run import tune
 
@@ -58,7 +65,13 @@ def summary(result: TuneResult) -> str:
     stock, step = data["repeats"]["stock"], data["best"]["step_ms"]
     stock_text = f"{stock['recipe']} at {stock['step_ms']['median']:.2f} ms a step"
     lines = [_table(data), ""]
-    if verdict.kind == "plan":
+    if verdict.kind == "plan" and data["objective"] == "memory":
+        taken, theirs = data["best"]["memory_bytes"] / 2**30, stock["memory_bytes"] / 2**30
+        lines.append(
+            f"The plan takes {taken:.2f} GiB at its peak, the best stock recipe {theirs:.2f} GiB ({stock_text}); "
+            f"it takes {step['median']:.2f} ms a step; loss gap to FP32 {data['best']['loss_gap']:+.3%}."
+        )
+    elif verdict.kind == "plan":
         lines.append(
             f"The plan takes {step['median']:.2f} ms a step: {verdict.speedup:.2f}x faster than the best stock recipe "
             f"({stock_text}), at least {verdict.speedup_low:.2f}x with 95 % confidence; "
@@ -81,3 +94,14 @@ def _table(data: dict[str, Any]) -> str:
         name = "best: " + entry["recipe"] if entry is data["best"] else entry["recipe"]
         lines.append(f"{name:16s} {times} {gap_text:>10s}  {valid}")
     return "\n".join(lines)
+
+
+def _check_memory(options: TuneOptions) -> None:
+    """Raise UsageError where memory is asked for on a device that does not count it."""
+    if not options.device.startswith("cpu") or (options.objective == "time" and options.max_memory is None):
+        return
+    from amptune.errors import UsageError
+
+    option = "--max-memory" if options.max_memory is not None else "--objective memory"
+    raise UsageError(f"{option}: torch counts the memory of a GPU only, and this runs on {options.device}",
+                     hint="leave it out, or choose a GPU with --device")  # fmt: skip

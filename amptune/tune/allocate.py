@@ -16,6 +16,7 @@ from amptune.core.choice import FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT
 from amptune.core.tables import EDGE_FORMATS, CostTable, Edge, promoted
+from amptune.tune.caps import NO_CAPS, Caps
 from amptune.tune.mincut import minimum_cut
 from amptune.tune.space import Space
 
@@ -73,13 +74,21 @@ class Problem:
         """Bytes of an assignment, of what its groups' choices decide."""
         return sum(self.memory.get(name, {}).get(choice, 0.0) for name, choice in chosen.items())
 
-    def is_legal(self, chosen: Mapping[str, Choice], max_bytes: float = math.inf) -> bool:
-        """Whether it has a kernel everywhere, fits, and FP16 and BF16 meet nowhere."""
+    def excess(self, chosen: Mapping[str, Choice], caps: Caps) -> float:
+        """By how much it is over the caps, as a share of them; zero where it keeps them."""
+        sums = ((self.bytes(chosen), caps.bytes), (self.error(chosen), caps.error))
+        # The solver keeps a cap up to its own tolerance.
+        return sum(
+            max(0.0, total / limit - 1 - 1e-6) if limit > 0 else total for total, limit in sums if limit < math.inf
+        )
+
+    def is_legal(self, chosen: Mapping[str, Choice], caps: Caps = NO_CAPS) -> bool:
+        """Whether it has a kernel everywhere, keeps the caps, and FP16 and BF16 meet nowhere."""
         halves = ({chosen[name].output_format for name in names} - {Format.FP32} for names in self.meets)
         return (
             all(math.isfinite(self.times[name][choice]) for name, choice in chosen.items())
             and all(len(found) < 2 for found in halves)
-            and self.bytes(chosen) <= max_bytes
+            and self.excess(chosen, caps) == 0
         )
 
 
@@ -109,39 +118,39 @@ def problem_of(
     return Problem(times, _links(edges, group_of, table), errors or {}, memory or {}, space.meets)
 
 
-def allocate(problem: Problem, weight: float = 0.0, max_bytes: float = math.inf) -> Assignment:
+def allocate(problem: Problem, weight: float = 0.0, caps: Caps = NO_CAPS) -> Assignment:
     """The assignment with the least time + ``weight`` x error among those that are legal.
 
-    Where nothing fits into ``max_bytes``, the one that comes closest.
+    Where nothing fits within the caps, the one that comes closest.
     """
     if not problem.times:
         return {}
-    if math.isinf(max_bytes) and (cut := minimum_cut(problem, weight)) is not None:
+    if not caps.any and (cut := minimum_cut(problem, weight)) is not None:
         return cut
     starts = list(_starts(problem))
-    solved = _integer_program(problem, weight, max_bytes)
-    score = _score(problem, weight, max_bytes)
+    solved = _integer_program(problem, weight, caps)
+    score = _score(problem, weight, caps)
     if solved is not None:
         # The solver may have stopped at its time limit, with something worse than a plain plan.
         return min([solved, *starts], key=score)
     return min((_descend(problem, start, score) for start in starts), key=score)
 
 
-def front(problem: Problem, max_bytes: float = math.inf, limit: int = FRONT_POINTS) -> list[Assignment]:
+def front(problem: Problem, caps: Caps = NO_CAPS, limit: int = FRONT_POINTS) -> list[Assignment]:
     """The assignments that are best for some weight of the error, fastest first.
 
     Between two of them the weight at which both are equally good is tried next: if neither is the best there, what is
     lies between them. So every corner of the convex hull is found, and none twice.
     """
-    fastest = allocate(problem, 0.0, max_bytes)
+    fastest = allocate(problem, 0.0, caps)
     found = [fastest]
     if any(any(values.values()) for values in problem.errors.values()):
-        _sweep(problem, max_bytes, fastest, _exactest(problem, max_bytes), found, limit)
+        _sweep(problem, caps, fastest, _exactest(problem, caps), found, limit)
     return sorted(_distinct(found), key=problem.time)
 
 
 def _sweep(
-    problem: Problem, max_bytes: float, fast: Assignment, exact: Assignment, found: list[Assignment], limit: int
+    problem: Problem, caps: Caps, fast: Assignment, exact: Assignment, found: list[Assignment], limit: int
 ) -> None:
     """Breadth first, so that a limited front is spread out."""
     found.append(exact)
@@ -152,7 +161,7 @@ def _sweep(
         if slower <= 1e-12 or better <= 1e-300:
             continue
         weight = slower / better
-        between = allocate(problem, weight, max_bytes)
+        between = allocate(problem, weight, caps)
         if problem.time(between) + weight * problem.error(between) < (
             problem.time(low) + weight * problem.error(low)
         ) * (1 - 1e-9):
@@ -160,12 +169,12 @@ def _sweep(
             pairs += [(low, between), (between, high)]
 
 
-def _exactest(problem: Problem, max_bytes: float) -> Assignment:
+def _exactest(problem: Problem, caps: Caps) -> Assignment:
     """The least error, and of those about the fastest: the error decides where it differs by more than a millionth."""
     span = sum(max(filter(math.isfinite, v.values()), default=0.0) for v in problem.times.values())
     span += sum(max(link.prices.values(), default=0.0) for link in problem.links)
     total = sum(max(values.values(), default=0.0) for values in problem.errors.values() if values)
-    return allocate(problem, 1e6 * max(span, 1e-9) / total, max_bytes)
+    return allocate(problem, 1e6 * max(span, 1e-9) / total, caps)
 
 
 def _links(edges: Iterable[Edge], group_of: Mapping[str, str], table: CostTable) -> list[Link]:
@@ -183,10 +192,9 @@ def _links(edges: Iterable[Edge], group_of: Mapping[str, str], table: CostTable)
     return [Link(a, b, known) for (a, b), known in prices.items() if any(known.values())]
 
 
-def _score(problem: Problem, weight: float, max_bytes: float) -> Callable[[Assignment], tuple[float, float]]:
+def _score(problem: Problem, weight: float, caps: Caps) -> Callable[[Assignment], tuple[float, float]]:
     def score(chosen: Assignment) -> tuple[float, float]:
-        excess = max(0.0, problem.bytes(chosen) - max_bytes)
-        illegal = math.inf if not problem.is_legal(chosen) else excess
+        illegal = math.inf if not problem.is_legal(chosen) else problem.excess(chosen, caps)
         return illegal, problem.time(chosen) + weight * problem.error(chosen)
 
     return score
@@ -214,12 +222,12 @@ def _descend(problem: Problem, start: Assignment, score: Callable[[Assignment], 
         best = found
 
 
-def _integer_program(problem: Problem, weight: float, max_bytes: float) -> Assignment | None:
+def _integer_program(problem: Problem, weight: float, caps: Caps) -> Assignment | None:
     try:
         from amptune.tune.milp import solve
     except ModuleNotFoundError:
         return None
-    return solve(problem, weight, max_bytes)
+    return solve(problem, weight, caps)
 
 
 def _distinct(assignments: Iterable[Assignment]) -> list[Assignment]:

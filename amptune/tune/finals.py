@@ -17,6 +17,7 @@ from amptune.tune.timing import StepTime, pooled, speedup_interval
 NUM_FINALISTS = 3
 MAX_ROUNDS = 6
 TIME_SHARE = 0.2
+MEMORY_NOISE = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Verdict:
     """How the search ended.
 
     Attributes:
-        kind: ``plan`` when a plan beats the best stock recipe beyond the noise, else ``stock``.
+        kind: ``plan`` when a plan beats the best stock recipe beyond the noise in what is to be small, else ``stock``.
         stock: the best stock recipe's trial.
         stock_step: its step time in the repeats.
         record: the winning trial: a plan's, or the stock recipe's again.
@@ -59,13 +60,24 @@ def decide(search: Search) -> Verdict:
     if rounds is None:
         return _stock_verdict(stock, _recorded(stock), repeated=False)
     stock_rounds, plan_rounds, bare_rounds = rounds[0], rounds[1:-1], rounds[-1]
-    index = min(range(len(finalists)), key=lambda i: pooled(plan_rounds[i]).median)
-    speedup, low = speedup_interval(stock_rounds, plan_rounds[index])
-    if low <= 1.0:
+    if search.options.objective == "memory":
+        index = 0
+        won = _saves_memory(finalists[0], stock)
+    else:
+        index = min(range(len(finalists)), key=lambda i: pooled(plan_rounds[i]).median)
+        won = speedup_interval(stock_rounds, plan_rounds[index])[1] > 1.0
+    if not won:
         return _stock_verdict(stock, pooled(stock_rounds))
+    speedup, low = speedup_interval(stock_rounds, plan_rounds[index])
     winner = finalists[index]
     bare = speedup_interval(stock_rounds, bare_rounds)[0] if index == 0 else None
     return Verdict("plan", stock, pooled(stock_rounds), winner, pooled(plan_rounds[index]), speedup, low, bare)
+
+
+def _saves_memory(plan: TrialRecord, stock: TrialRecord) -> bool:
+    """Whether a plan takes noticeably less memory than a recipe: an allocator rounds by less than a percent."""
+    mine, theirs = plan.outcome.memory_bytes, stock.outcome.memory_bytes
+    return mine is not None and theirs is not None and mine < MEMORY_NOISE * theirs
 
 
 def _num_rounds(search: Search, records: Sequence[TrialRecord]) -> int:

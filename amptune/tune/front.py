@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 from amptune.core.choice import FP32, Choice
-from amptune.core.tables import CostTable, Edge
 from amptune.tune.allocate import Assignment, Problem, allocate, front
-from amptune.tune.space import FOLLOW, LOSS, Space
+from amptune.tune.costmodel import LAYOUT, CostModel
+from amptune.tune.propose import of_memory
+from amptune.tune.space import FOLLOW, Space
 
 
-def front_points(space: Space, problem: Problem, max_bytes: float = float("inf")) -> list[dict[str, str]]:
+def front_points(model: CostModel, objective: str = "time") -> list[dict[str, str]]:
     """Distinct legal points, most promising first.
 
-    The fastest assignment of the cost model comes first, with each choice for the loss; then the same for each choice
+    The best assignment of the cost model comes first, with each choice for the loss; then the same for each choice
     alone beside FP32, everything in one choice, and the rest of the front: less error for more time.
     """
-    fastest, *others = front(problem, max_bytes)
-    alone = {choice: allocate(_restricted(problem, choice), 0.0, max_bytes) for choice in space.offered()}
-    leaders = [_point(space, fastest)]
-    leaders += sorted((_point(space, a) for a in alone.values()), key=lambda p: problem.time(assignment(space, p)))
-    uniform = [space.uniform(choice) for choice in space.offered()]
-    points = _with_losses(space, leaders[0])
-    if space.channels_last:
-        points += [point | {":channels_last": "on"} for point in (*points[:1], *leaders[1:])]
+    space = model.space
+    problem = model.problem() if objective == "time" else of_memory(model.problem())
+    fastest, *others = front(problem)
+    alone = [_point(space, allocate(_restricted(problem, choice))) for choice in space.offered()]
+    leaders = [_point(space, fastest), *sorted(alone, key=model.predicted if objective == "time" else model.bytes)]
+    points = _with_losses(space, leaders[0]) + _with_layout(model, leaders[1:])
     points += [_without_pins(space, leaders[0])]
+    uniform = [space.uniform(choice) for choice in space.offered()]
     points += [point for base in (*leaders[1:], *uniform) for point in _with_losses(space, base)]
     points += [_point(space, other) for other in others]
     return distinct(point for point in points if space.is_legal(point))
 
 
-def assignment(space: Space, point: Mapping[str, str]) -> Assignment:
-    """The choices of the module groups at a point."""
-    return {group.name: Choice.parse(point[group.name]) for group in space.module_groups()}
-
-
-def predicted_ms(space: Space, table: CostTable, edges: Sequence[Edge], point: Mapping[str, str]) -> float:
-    """Milliseconds of the measured sites and casts of a point: a sum, to compare points, not the whole step."""
-    paid = [edge for edge in edges if edge.into != (LOSS,) or point.get(":loss") != FOLLOW]
-    return table.total(space.site_choices(point), paid)
+def _with_layout(model: CostModel, leaders: list[dict[str, str]]) -> list[dict[str, str]]:
+    """What is best in channels_last format, and the leaders in it; nothing where that is no choice."""
+    if not model.space.channels_last:
+        return []
+    best = _point(model.space, allocate(model.problem(channels_last=True)))
+    return [point | {LAYOUT: "on"} for point in (best, *leaders)]
 
 
 def distinct(points: Iterable[dict[str, str]]) -> list[dict[str, str]]:

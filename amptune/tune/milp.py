@@ -19,9 +19,10 @@ from amptune.core.choice import Choice
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT
 from amptune.core.tables import EDGE_FORMATS
+from amptune.tune.caps import Caps
 
 if TYPE_CHECKING:
-    from amptune.tune.allocate import Link, Problem
+    from amptune.tune.allocate import Link, Problem, Values
 
 TIME_LIMIT = 5.0
 """Seconds for one program; what was found by then is used."""
@@ -36,9 +37,10 @@ _CONSTANT = -1
 
 
 def solve(
-    problem: Problem, weight: float = 0.0, max_bytes: float = math.inf, time_limit: float = TIME_LIMIT
+    problem: Problem, weight: float = 0.0, caps: Caps | None = None, time_limit: float = TIME_LIMIT
 ) -> dict[str, Choice] | None:
     """The best legal assignment; None where the solver found none within ``time_limit`` seconds."""
+    caps = caps or Caps()
     program = _Program()
     chosen = {
         name: {
@@ -55,17 +57,19 @@ def solve(
         _price(program, formats, link)
     for names in problem.meets:
         _keep_apart(program, formats, names)
-    if math.isfinite(max_bytes):
-        program.at_most(_held(problem, chosen), max_bytes)
-    values = program.solve(time_limit)
-    if values is None:
+    for values, limit in ((problem.memory, caps.bytes), (problem.errors, caps.error)):
+        if math.isfinite(limit):
+            # In units of the limit: bytes and errors are far from the sizes that a solver's tolerances are made for.
+            program.at_most(_sum_of(values, chosen, max(limit, 1e-300)), 1.0)
+    solution = program.solve(time_limit)
+    if solution is None:
         return None
-    return {name: max(variables, key=lambda c: values[variables[c]]) for name, variables in chosen.items()}
+    return {name: max(variables, key=lambda c: solution[variables[c]]) for name, variables in chosen.items()}
 
 
-def _held(problem: Problem, chosen: Mapping[str, Mapping[Choice, int]]) -> Terms:
+def _sum_of(values: Values, chosen: Mapping[str, Mapping[Choice, int]], unit: float) -> Terms:
     return {
-        index: problem.memory.get(name, {}).get(choice, 0.0)
+        index: values.get(name, {}).get(choice, 0.0) / unit
         for name, variables in chosen.items()
         for choice, index in variables.items()
     }

@@ -24,6 +24,8 @@ class TuneOptions:
         tolerance: largest loss gap to the FP32 reference, relative, that is still valid.
         steps: training steps (K) that a trial is judged on.
         compile_with: backend of torch.compile for compile mode; ``None`` measures in eager mode.
+        objective: what the best plan has least of: ``time`` of a step, or peak ``memory``.
+        max_memory: bytes that a valid candidate may take at its peak; ``None`` for no limit.
         existing: what to do with an ``out`` that holds a study: refuse it, continue it, or start anew.
     """
 
@@ -37,6 +39,8 @@ class TuneOptions:
     tolerance: float = 0.005
     steps: int = 20
     compile_with: str | None = None
+    objective: Literal["time", "memory"] = "time"
+    max_memory: int | None = None
     existing: Literal["refuse", "resume", "overwrite"] = "refuse"
 
     @property

@@ -11,6 +11,7 @@ import torch
 
 from amptune import __version__
 from amptune.tune.finals import Verdict
+from amptune.tune.pareto import pareto_numbers, prediction_json
 from amptune.tune.search import Search
 from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime
@@ -50,6 +51,11 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         "attribution": {"full": round(verdict.speedup, 4), "without_loss_and_layout": _rounded(verdict.formats_only)},
         "repeated": verdict.repeated,
         "repeats": {"stock": _entry(verdict.stock, verdict.stock_step)},
+        "objective": options.objective,
+        "max_memory": options.max_memory,
+        "stopped": search.stopped,
+        "prediction": prediction_json(search.records()),
+        "pareto": pareto_numbers(search.records()),
         "trials": [_trial(record) for record in search.records()],
         "seconds": round(seconds, 1),
     }

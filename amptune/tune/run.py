@@ -14,6 +14,7 @@ from amptune.capture import Capture, Target, capture, load_target
 from amptune.core.files import write_atomic
 from amptune.core.plan import Plan
 from amptune.core.scaler import GradientRecord, choose_scaler
+from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable
 from amptune.errors import InputError, TuneError, UsageError
 from amptune.patch.instrument import instrument_source, pinnable_sites
@@ -129,6 +130,7 @@ def _start(
         "device": prepared.device.get("gpu"),
         "seed": options.seed,
         "steps": options.steps,
+        "objective": options.objective,
         "mode": options.mode,
     }
     study = open_study(options.out, options.existing, options.seed)
@@ -139,13 +141,16 @@ def _start(
         requeued = study.requeue_interrupted()
         progress.line(f"continuing after {len(study.records())} trials, {requeued} of them measured again")
         table = CostTable.from_json(header["costs"])
+        sensitivity = Sensitivity.from_json(header["sensitivity"])
     else:
         table = _ask(worker, "costs", space, graph, what="the cost table cannot be measured")
-        study.start({"identity": identity, "costs": table.to_json()})
+        sensitivity = _ask(worker, "sensitivity", space, what="the rounding errors cannot be measured")
+        study.start({"identity": identity, "costs": table.to_json(), "sensitivity": sensitivity.to_json()})
     return Search(
         options=options, study=study, worker=worker, prepared=prepared, recipes={c.name: c for c in recipes},
         space=space, table=table, edges=edges_of(graph, space), plan_header=plan_header,
-        progress=progress, on_best=lambda plan: write_atomic(options.out / "plan.json", plan_text(plan)),
+        progress=progress, sensitivity=sensitivity,
+        on_best=lambda plan: write_atomic(options.out / "plan.json", plan_text(plan)),
     )  # fmt: skip
 
 

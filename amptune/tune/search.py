@@ -6,34 +6,40 @@ Measurement picks the winner, never the model. Everything measured is in the jou
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from optuna.trial import Trial
 
 from amptune.core.choice import Choice
 from amptune.core.plan import Plan
+from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
-from amptune.tune.allocate import problem_of
-from amptune.tune.front import front_points, predicted_ms
+from amptune.tune.adapt import Knowledge, learn, repaired
+from amptune.tune.costmodel import CostModel
+from amptune.tune.front import front_points
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.space import FOLLOW, HIGH, Space
+from amptune.tune.space import FOLLOW, Space
 from amptune.tune.study import Outcome, StudyFile, TrialRecord
 from amptune.tune.worker import Measured, Prepared
 
-FRONT_SHARE = 0.6
+FRONT_SHARE = 0.4
 """Share of the trials left after the stock recipes that the front may take."""
 GIVE_UP_FACTOR = 3.0
 """A candidate whose first steps take this many times the best step so far is not worth measuring."""
 GIVE_UP_MS = 20.0
 """And is this much slower, so that a hiccup in a step of a millisecond does not count."""
 MAX_DUPLICATES = 20
+MIN_SEARCHED = 8
+"""Trials after the front before the search may stop for want of a gain."""
+CHECK_EVERY = 4
+"""Search trials between two looks at what is left to gain."""
 
 
 @dataclasses.dataclass
@@ -50,74 +56,100 @@ class Search:
     edges: Sequence[Edge]
     plan_header: dict[str, str]
     progress: Progress
+    sensitivity: Sensitivity = dataclasses.field(default_factory=Sensitivity)
     on_best: Callable[[Plan], None] = lambda _plan: None
+    stopped: str = "budget"
 
     def run(self) -> None:
-        """Measure trials until the budget or the time is used up, or nothing new is left to try."""
+        """Measure trials until the budget or the time is used up, or nothing is left that is worth trying."""
         deadline = time.monotonic() + self.options.timeout if self.options.timeout else math.inf
         if not self.study.lined_up:
             self._enqueue_start()
             self.study.mark_lined_up()
         duplicates = 0
-        while self._num_counted() < self.options.budget and time.monotonic() < deadline:
-            if not self.study.num_waiting() and not self._enqueue_repair():
-                self._enqueue_neighbour()
-            trial, point = self.study.ask(self.space.choices())
-            point = self.space.made_legal(point)
-            candidate = self._candidate(trial, point)
-            known = self._known(candidate)
-            if known is not None:
-                duplicates += 1
-                reason = f"same plan as trial {known.number}"
-                self.study.tell(trial, dataclasses.replace(known.outcome, kind="duplicate", reason=reason))
-                if duplicates > MAX_DUPLICATES:
-                    self.progress.line("every plan near the best has been measured: stopping early")
+        while len(self.records()) < self.options.budget and duplicates <= MAX_DUPLICATES:
+            if time.monotonic() > deadline:
+                self._stop("timeout", f"{self.options.timeout:g} seconds are over")
+                return
+            if not self.study.num_waiting():
+                if gain := self._nothing_to_gain():
+                    self._stop("no gain", gain)
                     return
-                continue
-            duplicates = 0
-            outcome = self._measure(trial.user_attrs.get("kind", "search"), candidate, point)
-            best = self.best_plans(1)
-            self.study.tell(trial, outcome)
-            if outcome.valid and not outcome.recipe and (not best or outcome.median_ms < best[0].outcome.median_ms):
-                self.on_best(self.space.decode(point, self.table, self.plan_header))
-            self.progress.trial(describe(trial.number, outcome), self._best_text())
+                self._enqueue_next()
+            duplicates = 0 if self._trial() else duplicates + 1
+        if duplicates > MAX_DUPLICATES:
+            self._stop("exhausted", "every plan near the best has been measured")
+
+    def _stop(self, how: str, why: str) -> None:
+        self.stopped = how
+        self.progress.line(f"stopping early: {why}")
+
+    def _trial(self) -> bool:
+        """Ask for a point and measure it; False where that plan is known already."""
+        trial, point = self.study.ask(self.space.choices())
+        if trial.user_attrs.get("kind", "search") == "search":
+            point = self._without_hopeless(point)
+        point = self.space.made_legal(point)
+        self.study.keep_point(trial, point)
+        candidate = self._candidate(trial, point)
+        known = self._known(candidate)
+        if known is not None:
+            reason = f"same plan as trial {known.number}"
+            outcome = dataclasses.replace(known.outcome, kind="duplicate", reason=reason)
+            self.study.tell(trial, outcome, self.options.objective)
+            return False
+        outcome = self._measure(trial.user_attrs.get("kind", "search"), candidate, point)
+        best = self.best_plans(1)
+        self.study.tell(trial, outcome, self.options.objective)
+        if outcome.valid and not outcome.recipe and (not best or self._score(outcome) < self._score(best[0].outcome)):
+            self.on_best(self.space.decode(point, self.table, self.plan_header))
+        self.progress.trial(describe(trial.number, outcome), self._best_text())
+        return True
 
     def records(self) -> list[TrialRecord]:
         """Trials that were measured, without duplicates."""
         return [record for record in self.study.records() if record.outcome.kind != "duplicate"]
 
     def best_stock(self) -> TrialRecord:
-        """The fastest valid stock recipe.
+        """The best valid stock recipe; where none keeps the memory limit, of those that train.
 
         Raises:
             TuneError: none could be measured; FP32 is its own reference, so that is never for its quality.
         """
-        stock = [r for r in self.records() if r.outcome.recipe and r.outcome.valid]
+        recipes = [r for r in self.records() if r.outcome.recipe]
+        stock = [r for r in recipes if r.outcome.valid] or [r for r in recipes if r.outcome.state == "too_large"]
         if not stock:
-            reasons = [f"{r.outcome.recipe}: {r.outcome.reason}" for r in self.records() if r.outcome.recipe]
+            reasons = [f"{r.outcome.recipe}: {r.outcome.reason}" for r in recipes]
             raise TuneError("no stock recipe could be measured", hint="; ".join(reasons) or "raise --timeout")
-        return min(stock, key=lambda r: r.outcome.median_ms)
+        return min(stock, key=lambda r: self._score(r.outcome))
 
     def best_plans(self, count: int) -> list[TrialRecord]:
-        """The fastest valid plans, best first."""
-        plans = [r for r in self.records() if not r.outcome.recipe and r.outcome.valid]
-        return sorted(plans, key=lambda r: r.outcome.median_ms)[:count]
+        """The best valid plans, best first."""
+        plans = [record for record in self.plans() if record.outcome.valid]
+        return sorted(plans, key=lambda r: self._score(r.outcome))[:count]
+
+    def plans(self) -> list[TrialRecord]:
+        """Trials of plans, without the stock recipes."""
+        return [record for record in self.records() if not record.outcome.recipe]
 
     def plan_of(self, record: TrialRecord) -> Plan:
         """The plan that a record measured."""
-        return self.space.decode(self.space.made_legal(record.point), self.table, self.plan_header)
+        return self.space.decode(record.point, self.table, self.plan_header)
 
-    def predicted_step(self, point: dict[str, str]) -> float | None:
-        """Predicted milliseconds of a whole step: what the FP32 step takes beside its sites, plus the point's sites.
+    @functools.cached_property
+    def costs(self) -> CostModel:
+        """The measured costs of the space."""
+        return CostModel(self.space, self.table, self.edges, self.sensitivity)
 
-        None before the FP32 step is measured, and where a site has no kernel in its format.
-        """
+    def knowledge(self) -> Knowledge | None:
+        """What the trials so far teach; None before the FP32 step is measured."""
         reference = next((r for r in self.records() if r.outcome.recipe == "fp32" and r.outcome.step_ms), None)
         if reference is None:
             return None
-        base = predicted_ms(self.space, self.table, self.edges, self.space.point({}))
-        predicted = reference.outcome.median_ms - base + predicted_ms(self.space, self.table, self.edges, point)
-        return predicted if math.isfinite(predicted) else None
+        limit = self.options.max_memory or math.inf
+        return learn(
+            self.costs, self.plans(), reference.outcome.median_ms, objective=self.options.objective, max_memory=limit
+        )
 
     def _enqueue_start(self) -> None:
         for name, candidate in self.recipes.items():
@@ -126,7 +158,7 @@ class Search:
             self.progress.line("this device has no 16-bit format, or the model no site to plan: only stock recipes run")
             return
         left = self.options.budget - len(self.recipes)
-        points = front_points(self.space, problem_of(self.space, self.table, self.edges))
+        points = front_points(self.costs, self.options.objective)
         for point in points[: max(1, math.ceil(FRONT_SHARE * left))]:
             self.study.enqueue(point, "front")
 
@@ -137,46 +169,63 @@ class Search:
         pins = {group.name: FOLLOW for group in self.space.groups if group.kind == "pin"}
         return self.space.uniform(Choice(candidate.autocast)) | pins
 
-    def _enqueue_neighbour(self) -> None:
-        """Every other search trial is the untried single change of the best plan that the cost model likes most.
+    def _enqueue_next(self) -> None:
+        """A repair where there is one; else in turns a plan for drawn costs, and the sampler near the incumbent.
 
-        TPE alone needs many trials to see that one group should flip; a change of one choice at a time finds it.
+        Without an incumbent, or where neither has anything new, the sampler is asked for a whole point.
         """
-        if len(self.study.records()) % 2:
+        known = self.knowledge()
+        if known is None or self._enqueue_repair():
             return
-        best = self.best_plans(1)
-        if not best:
+        seed, best = self.options.seed + len(self.study.records()), self.best_plans(1)
+        if best and len(known.records) % 2:
+            self.study.enqueue(known.region(seed, best[0].point), "search")
             return
-        known = self._tried()
-        untried = [point for point in self._neighbours(best[0].point) if self._key(point) not in known]
-        if untried:
-            shuffled = random.Random(self.options.seed + len(known)).sample(untried, len(untried))
-            self.study.enqueue(min(shuffled, key=self._predicted), "search")
+        point = known.thompson(seed, self._is_tried)
+        if point is None and best:
+            point = known.neighbour(seed, best[0].point, self._is_tried)
+        if point is not None:
+            self.study.enqueue(point, "search")
+
+    def _without_hopeless(self, point: dict[str, str]) -> dict[str, str]:
+        """A point of the sampler, with the incumbent's choices where it asks for what does not train or run."""
+        best, known = self.best_plans(1), self.knowledge()
+        if known is None or not best:
+            return point
+        hopeless, safe = known.hopeless(), best[0].point
+        return point | {name: safe[name] for name, labels in hopeless.items() if point[name] in labels}
+
+    def _nothing_to_gain(self) -> str:
+        """Why no further plan is worth its trial; empty when some may be."""
+        searched = [record for record in self.records() if record.outcome.kind == "search"]
+        best, known = self.best_plans(1), self.knowledge()
+        if known is None or not best or len(searched) < MIN_SEARCHED or len(searched) % CHECK_EVERY:
+            return ""
+        if self.options.objective != "time" or best[0].number >= searched[-CHECK_EVERY].number:
+            return ""
+        gain = known.remaining_gain(self.options.seed + len(searched), best[0].point, self._is_tried)
+        if gain >= known.noise_ms:
+            return ""
+        step = best[0].outcome.median_ms
+        return (
+            f"plans that were not tried are expected to save {gain:.3g} ms a step at most ({gain / step:.2%}), less "
+            f"than the noise of {known.noise_ms:.3g} ms"
+        )
 
     def _enqueue_repair(self) -> bool:
-        """A plan with wrong gradients is tried again with the groups that they belong to in FP32."""
-        known = self._tried()
-        for record in sorted(self.records(), key=lambda r: r.outcome.median_ms):
-            repaired = dict(record.point)
-            for group in self.space.groups:
-                if any(owns(site, name) for site in group.sites for name in record.outcome.failing):
-                    repaired[group.name] = HIGH
-            if not record.outcome.recipe and repaired != record.point and self._key(repaired) not in known:
-                self.study.enqueue(repaired, "search")
+        """A plan with wrong gradients is tried again with the groups that they belong to in more bits."""
+        for record in sorted(self.plans(), key=lambda r: r.outcome.median_ms):
+            point = repaired(self.space, record)
+            if record.outcome.failing and point != record.point and not self._is_tried(point):
+                self.study.enqueue(point, "search")
                 return True
         return False
 
-    def _tried(self) -> set[str]:
-        return {self._key(record.point) for record in self.study.records() if not record.outcome.recipe}
+    def _is_tried(self, point: dict[str, str]) -> bool:
+        return any(record.outcome.plan_hash == self._key(point) for record in self.plans())
 
-    def _neighbours(self, point: dict[str, str]) -> Iterator[dict[str, str]]:
-        for name, values in self.space.choices().items():
-            for value in values:
-                if value != point[name] and self.space.is_legal(changed := point | {name: value}):
-                    yield changed
-
-    def _predicted(self, point: Mapping[str, str]) -> float:
-        return predicted_ms(self.space, self.table, self.edges, point)
+    def _score(self, outcome: Outcome) -> tuple[float, float]:
+        return outcome.score(self.options.objective)
 
     def _key(self, point: dict[str, str]) -> str:
         return self.space.decode(point, self.table, self.plan_header).behaviour_hash()
@@ -192,9 +241,6 @@ class Search:
             return next((r for r in self.records() if r.outcome.recipe == candidate.name), None)
         return next((r for r in self.records() if r.outcome.plan_hash == candidate.key), None)
 
-    def _num_counted(self) -> int:
-        return len(self.records())
-
     def _measure(self, kind: str, candidate: Candidate, point: dict[str, str]) -> Outcome:
         self.progress.stage(f"measuring {candidate.name}")
         base = Outcome(
@@ -202,21 +248,29 @@ class Search:
             state="failed",
             recipe=candidate.name if candidate.is_stock else None,
             plan_hash=None if candidate.is_stock else candidate.key,
-            predicted_ms=None if candidate.is_stock else self.predicted_step(point),
         )
+        if not candidate.is_stock:
+            base = self._with_prediction(base, point)
         limit = min((r.outcome.median_ms for r in self.records() if r.outcome.valid), default=math.inf)
         limit_ms = max(GIVE_UP_FACTOR * limit, limit + GIVE_UP_MS) if math.isfinite(limit) else None
         try:
             measured = self.worker.request("trial", candidate, limit_ms, timeout=self.options.trial_timeout)
         except TrialError as failure:
             return dataclasses.replace(base, reason=failure.reason)
-        return _outcome(base, measured)
+        return _limited(_outcome(base, measured), self.options.max_memory)
+
+    def _with_prediction(self, outcome: Outcome, point: dict[str, str]) -> Outcome:
+        known = self.knowledge()
+        if known is None or not math.isfinite(predicted := known.predicted(point)):
+            return outcome
+        table = known.base_ms + known.model.predicted(point)
+        return dataclasses.replace(outcome, predicted_ms=predicted, table_ms=table)
 
     def _best_text(self) -> str:
         records = [r for r in self.records() if r.outcome.valid]
         if not records:
             return ""
-        best = min(records, key=lambda r: r.outcome.median_ms)
+        best = min(records, key=lambda r: self._score(r.outcome))
         return f"{best.outcome.recipe or 'plan'} {best.outcome.median_ms:.2f} ms"
 
 
@@ -244,9 +298,16 @@ def _outcome(base: Outcome, measured: Measured) -> Outcome:
     )
 
 
-def owns(site: str, parameter: str) -> bool:
-    """Whether a parameter belongs to a module site: ``blocks.0.fc1`` owns ``blocks.0.fc1.weight``."""
-    return "#" not in site and parameter.rpartition(".")[0] == site
+def _limited(outcome: Outcome, max_memory: int | None) -> Outcome:
+    """The outcome with how far it is from the memory limit; over it, it is not valid."""
+    if max_memory is None or outcome.memory_bytes is None:
+        return outcome
+    taken, excess = outcome.memory_bytes, outcome.memory_bytes - max_memory
+    outcome = dataclasses.replace(outcome, memory_excess=excess)
+    if excess <= 0 or not outcome.valid:
+        return outcome
+    reason = f"takes {taken / 2**30:.2f} GiB, --max-memory allows {max_memory / 2**30:.2f} GiB"
+    return dataclasses.replace(outcome, state="too_large", reason=reason)
 
 
 def describe(number: int, outcome: Outcome) -> str:

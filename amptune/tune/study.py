@@ -30,8 +30,10 @@ NUM_STARTUP_TRIALS = 8
 class Outcome:
     """What one trial gave, as it is kept in the journal and told in result.json.
 
-    ``state`` is valid, invalid (measured, but does not train as well), slow (given up) or failed; ``failing`` names
-    the parameters whose gradients are wrong.
+    ``state`` is valid, invalid (measured, but does not train as well), too_large (trains, but takes more memory than
+    is allowed), slow (given up) or failed; ``failing`` names the parameters whose gradients are wrong.
+    ``memory_excess`` is the memory minus the allowed one, where there is a limit. ``predicted_ms`` was predicted before
+    the measurement, ``table_ms`` by the cost table alone, without what earlier trials taught.
     """
 
     kind: str
@@ -41,7 +43,9 @@ class Outcome:
     plan_hash: str | None = None
     step_ms: Mapping[str, Any] | None = None
     predicted_ms: float | None = None
+    table_ms: float | None = None
     memory_bytes: int | None = None
+    memory_excess: int | None = None
     loss_gap: float | None = None
     loss_gap_upper: float | None = None
     worst_cosine: float | None = None
@@ -60,13 +64,19 @@ class Outcome:
         """Step time; infinite when there is none."""
         return float(self.step_ms["median"]) if self.step_ms else math.inf
 
+    def score(self, objective: str) -> tuple[float, float]:
+        """What is to be small: the step time, or the memory and then the step time."""
+        if objective == "time":
+            return self.median_ms, 0.0
+        return math.inf if self.memory_bytes is None else float(self.memory_bytes), self.median_ms
+
 
 class TrialRecord:
-    """A finished trial: its number, its point and its outcome."""
+    """A finished trial: its number, the point that was measured and its outcome."""
 
     def __init__(self, trial: FrozenTrial) -> None:
         self.number = trial.number
-        self.point: dict[str, str] = dict(trial.params)
+        self.point: dict[str, str] = trial.user_attrs.get("point") or dict(trial.params)
         self.outcome = Outcome(**trial.user_attrs["outcome"])
 
 
@@ -97,7 +107,7 @@ class StudyFile:
         self.study.set_user_attr("lined_up", True)
 
     def enqueue(self, point: Mapping[str, str], kind: str, recipe: str | None = None) -> None:
-        """Line up a point; enqueued points are asked for before the sampler."""
+        """Line up a point; enqueued points are asked for before the sampler, which fills in the choices it lacks."""
         self.study.enqueue_trial(dict(point), user_attrs={"kind": kind, "recipe": recipe})
 
     def ask(self, choices: Mapping[str, tuple[str, ...]]) -> tuple[Trial, dict[str, str]]:
@@ -105,14 +115,21 @@ class StudyFile:
         trial = self.study.ask()
         return trial, {name: str(trial.suggest_categorical(name, values)) for name, values in choices.items()}
 
-    def tell(self, trial: Trial, outcome: Outcome) -> None:
+    def keep_point(self, trial: Trial, point: Mapping[str, str]) -> None:
+        """Write down what is measured where it is not what the sampler asked for."""
+        if dict(point) != trial.params:
+            trial.set_user_attr("point", dict(point))
+
+    def tell(self, trial: Trial, outcome: Outcome, objective: str = "time") -> None:
         """Close a trial. A candidate that was measured but is not valid is complete with a violated constraint."""
         trial.set_user_attr("outcome", dataclasses.asdict(outcome))
         if outcome.step_ms is None:
             self.study.tell(trial, state=TrialState.FAIL)
             return
-        trial.set_constraint("quality", 0.0 if outcome.valid else 1.0)
-        self.study.tell(trial, outcome.median_ms)
+        trial.set_constraint("quality", 1.0 if outcome.state == "invalid" else 0.0)
+        if outcome.memory_excess is not None:
+            trial.set_constraint("memory", float(outcome.memory_excess))
+        self.study.tell(trial, outcome.score(objective)[0])
 
     def records(self) -> list[TrialRecord]:
         """All finished trials that were measured or failed as candidates, by number."""

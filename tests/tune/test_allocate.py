@@ -16,6 +16,7 @@ from amptune.core.formats import Format
 from amptune.core.graph import INPUT
 from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
 from amptune.tune.allocate import Assignment, Link, Problem, allocate, front, problem_of
+from amptune.tune.caps import NO_CAPS, Caps
 from amptune.tune.milp import solve
 from amptune.tune.mincut import minimum_cut
 from amptune.tune.space import Group, Space
@@ -55,8 +56,8 @@ def value(problem: Problem, chosen: Assignment, weight: float) -> float:
     return problem.time(chosen) + weight * problem.error(chosen)
 
 
-def optimum(problem: Problem, weight: float, max_bytes: float = math.inf) -> float:
-    legal = (chosen for chosen in all_assignments(problem) if problem.is_legal(chosen, max_bytes))
+def optimum(problem: Problem, weight: float, caps: Caps = NO_CAPS) -> float:
+    legal = (chosen for chosen in all_assignments(problem) if problem.is_legal(chosen, caps))
     return min((value(problem, chosen, weight) for chosen in legal), default=math.inf)
 
 
@@ -81,10 +82,11 @@ def test_the_integer_program_equals_exhaustive_search(seed: int) -> None:
 def test_a_memory_cap_is_kept_at_the_least_cost(seed: int) -> None:
     problem = random_problem(seed, FOUR, plain=False, size=4)
     sizes = sorted(problem.bytes(chosen) for chosen in all_assignments(problem) if problem.is_legal(chosen))
-    cap = sizes[len(sizes) // 4]
-    found = allocate(problem, 0.3, cap)
-    assert problem.bytes(found) <= cap
-    assert value(problem, found, 0.3) == pytest.approx(optimum(problem, 0.3, cap))
+    for caps in (Caps(bytes=sizes[len(sizes) // 4]), Caps(sizes[-1], error=0.7)):
+        found = allocate(problem, 0.3, caps)
+        assert problem.bytes(found) <= caps.bytes * (1 + 1e-5)
+        assert problem.error(found) <= caps.error * (1 + 1e-5)
+        assert value(problem, found, 0.3) == pytest.approx(optimum(problem, 0.3, caps))
 
 
 def test_what_several_groups_write_is_no_minimum_cut() -> None:

@@ -9,9 +9,9 @@ from amptune.capture import capture
 from amptune.core.choice import BF16, FP8, FP16, FP32
 from amptune.core.graph import INPUT, Gemm, PrecisionGraph, Site
 from amptune.core.tables import CostTable, Edge, SiteCost
-from amptune.tune.allocate import problem_of
+from amptune.tune.costmodel import CostModel
 from amptune.tune.edges import edges_of
-from amptune.tune.front import front_points, predicted_ms
+from amptune.tune.front import front_points
 from amptune.tune.space import Group, Space, build_space, fp8_fits, is_pin_candidate, role_of
 
 from .conftest import Make
@@ -171,13 +171,12 @@ def test_the_front_starts_with_the_cheapest_and_has_no_duplicates(
     sites = [site for group in space.module_groups() for site in group.sites]
     costs = {FP32: 3.0, BF16: 1.0, FP16: 2.0} | dict.fromkeys(FP8, 2.5)
     table = CostTable({site: {c: SiteCost(ms) for c, ms in costs.items()} for site in sites}, {})
-    edges = edges_of(graph, space)
-    points = front_points(space, problem_of(space, table, edges))
+    model = CostModel(space, table, edges_of(graph, space))
+    points = front_points(model)
     assert {points[0][group.name] for group in space.module_groups()} == {"bf16"}
     assert len({tuple(sorted(p.items())) for p in points}) == len(points)
     assert {label for point in points for label in point.values()} >= {"fp16", "fp8_e4m3:rowwise", "follow"}
-    predicted = [predicted_ms(space, table, edges, point) for point in points]
-    assert predicted[0] == min(predicted)
+    assert model.predicted(points[0]) == min(map(model.predicted, points))
 
 
 def meeting_space() -> Space:

@@ -1,0 +1,189 @@
+"""The adaptive part of a search: what the trials so far say about the next one, and whether there should be one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from amptune.core.choice import FP32, Choice
+from amptune.tune.caps import Caps
+from amptune.tune.costmodel import CostModel
+from amptune.tune.propose import best_point
+from amptune.tune.space import HIGH, Space
+from amptune.tune.stepmodel import Feature, Point, StepModel, fit_model
+from amptune.tune.study import TrialRecord
+
+IsTried = Callable[[dict[str, str]], bool]
+
+REGION = 4
+"""Choices that a trial of the sampler may change against the incumbent."""
+DRAWS = 8
+"""Samples of the posterior before the Thompson step gives up on finding a plan that was not tried."""
+GAIN_DRAWS = 12
+NOISE_FLOOR = 0.003
+"""Smallest share of a step that counts as a gain: clocks and temperature alone change as much."""
+GLOBAL_COST = 0.25
+"""What a choice of the whole plan (TF32, layout, loss) may cost, as a share of the step, before it is measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Knowledge:
+    """What a search knows at one moment.
+
+    Attributes:
+        model: the measured costs.
+        records: plans that were measured or failed, without stock recipes.
+        step: posterior of the cost model's residuals.
+        base_ms: what a step takes beside the sites that the cost model adds up.
+        noise_ms: standard deviation of a measured step.
+        banned: group -> choices whose gradients were wrong and that no valid plan has.
+        caps: of memory, and of the error that a plan can have and still train.
+        objective: ``time`` or ``memory``.
+    """
+
+    model: CostModel
+    records: Sequence[TrialRecord]
+    step: StepModel
+    base_ms: float
+    noise_ms: float
+    banned: Mapping[str, set[Choice]]
+    caps: Caps
+    objective: str = "time"
+
+    def predicted(self, point: Point, weights: np.ndarray | None = None) -> float:
+        """Milliseconds of a step, corrected by what was measured."""
+        return self.base_ms + self.model.predicted(point) + self.step.correction(point, weights)
+
+    def thompson(self, seed: int, is_tried: IsTried) -> dict[str, str] | None:
+        """The best plan for costs drawn from the posterior that was not tried yet; None where the draws give none."""
+        rng = np.random.default_rng(seed)
+        for _ in range(DRAWS):
+            point, _ = best_point(self.model, self.step, self.step.sample(rng), self.caps, self.banned, self.objective)
+            if not is_tried(point):
+                return point
+        return None
+
+    def neighbour(self, seed: int, best: Point, is_tried: IsTried) -> dict[str, str] | None:
+        """The untried change of one choice of the best plan that drawn costs like most."""
+        weights = self.step.sample(np.random.default_rng(seed))
+        hopeless = self.hopeless()
+        near = (p for p in neighbours(self.model.space, best) if not any(p[n] in bad for n, bad in hopeless.items()))
+        allowed = (point for point in near if not is_tried(point))
+        return min(allowed, key=lambda point: self.predicted(point, weights), default=None)
+
+    def region(self, seed: int, best: Point) -> dict[str, str]:
+        """The best plan without the few choices that the sampler shall fill in: mostly those that are least known."""
+        names = list(self.model.space.choices())
+        rng = random.Random(seed)
+        # Exponential races: each name's chance is its share of what is left of the spread.
+        race = {name: rng.expovariate(1.0) / max(self.step.spread(name), 1e-12) for name in names}
+        free = set(sorted(names, key=race.__getitem__)[:REGION])
+        return {name: best[name] for name in names if name not in free}
+
+    def hopeless(self) -> dict[str, set[str]]:
+        """Group -> labels of choices that are vetoed, did not train, or have no kernel."""
+        problem = self.model.problem(banned=self.banned)
+        return {
+            name: {choice.label for choice, ms in values.items() if math.isinf(ms)}
+            for name, values in problem.times.items()
+        }
+
+    def remaining_gain(self, seed: int, best: Point, is_tried: IsTried) -> float:
+        """Milliseconds that the best plan not yet tried is expected to save over the incumbent."""
+        rng = np.random.default_rng(seed)
+        gains = []
+        for _ in range(GAIN_DRAWS):
+            weights = self.step.sample(rng)
+            point, ms = best_point(self.model, self.step, weights, self.caps, self.banned, self.objective)
+            mine = self.model.predicted(best) + self.step.correction(best, weights)
+            gains.append(0.0 if is_tried(point) else max(0.0, mine - ms))
+        return statistics.fmean(gains)
+
+
+def learn(
+    model: CostModel,
+    records: Sequence[TrialRecord],
+    reference_ms: float,
+    *,
+    objective: str = "time",
+    max_memory: float = math.inf,
+) -> Knowledge:
+    """What the plans measured so far teach; ``reference_ms`` is the FP32 step."""
+    base = reference_ms - model.predicted(model.space.point({}))
+    measured = [r for r in records if r.outcome.step_ms and math.isfinite(model.predicted(r.point))]
+    noise = _noise(measured, reference_ms)
+    costs: dict[Feature, float] = model.costs()
+    for name, values in model.space.choices().items():
+        if name.startswith(":"):
+            costs |= {(name, value): GLOBAL_COST * reference_ms for value in values}
+    residuals = [(r.point, r.outcome.median_ms - base - model.predicted(r.point)) for r in measured]
+    step = fit_model(model.space.choices(), costs, reference_ms, residuals, noise)
+    banned = _banned(model.space, records)
+    caps = Caps(_byte_cap(model, measured, max_memory), _error_cap(model, records))
+    return Knowledge(model, records, step, base, noise, banned, caps, objective)
+
+
+def neighbours(space: Space, point: Point) -> Iterator[dict[str, str]]:
+    """Every legal point that differs in one choice."""
+    for name, values in space.choices().items():
+        for value in values:
+            if value != point[name] and space.is_legal(changed := {**point, name: value}):
+                yield changed
+
+
+def repaired(space: Space, record: TrialRecord) -> dict[str, str]:
+    """The point of a plan with wrong gradients, with the groups that they belong to in more bits."""
+    point = dict(record.point)
+    for group in space.groups:
+        if any(owns(site, name) for site in group.sites for name in record.outcome.failing):
+            is_fp8 = group.kind == "module" and Choice.parse(point[group.name]).format.is_fp8
+            point[group.name] = Choice.parse(point[group.name]).output_format.label if is_fp8 else HIGH
+    return space.made_legal(point)
+
+
+def owns(site: str, parameter: str) -> bool:
+    """Whether a parameter belongs to a module site: ``blocks.0.fc1`` owns ``blocks.0.fc1.weight``."""
+    return "#" not in site and parameter.rpartition(".")[0] == site
+
+
+def _noise(measured: Sequence[TrialRecord], reference_ms: float) -> float:
+    spreads = [(float(r.outcome.step_ms["high"]) - float(r.outcome.step_ms["low"])) / 1.35
+               for r in measured if r.outcome.step_ms]  # fmt: skip
+    return max(statistics.median(spreads) if spreads else 0.0, NOISE_FLOOR * reference_ms)
+
+
+def _banned(space: Space, records: Sequence[TrialRecord]) -> dict[str, set[Choice]]:
+    """Choices of groups that own wrong gradients; what some valid plan has is not to blame."""
+    blamed: dict[str, set[Choice]] = {}
+    cleared: dict[str, set[Choice]] = {}
+    for record in records:
+        for group in space.module_groups():
+            choice = Choice.parse(record.point[group.name])
+            if record.outcome.valid:
+                cleared.setdefault(group.name, set()).add(choice)
+            elif any(owns(site, name) for site in group.sites for name in record.outcome.failing):
+                blamed.setdefault(group.name, set()).add(choice)
+    return {name: found - cleared.get(name, set()) - {FP32} for name, found in blamed.items()}
+
+
+def _error_cap(model: CostModel, records: Sequence[TrialRecord]) -> float:
+    """Between the largest error that still trained and the smallest that did not, where no single group is to blame."""
+    valid = [model.error(r.point) for r in records if r.outcome.valid]
+    wrong = [model.error(r.point) for r in records if r.outcome.state == "invalid" and not r.outcome.failing]
+    wrong = [error for error in wrong if error > max(valid, default=0.0)]
+    if not wrong:
+        return math.inf
+    return math.sqrt(max(valid) * min(wrong)) if valid and max(valid) > 0 else min(wrong) / 2
+
+
+def _byte_cap(model: CostModel, measured: Sequence[TrialRecord], max_memory: float) -> float:
+    """What the choices may keep, once it is known what a plan takes beside it."""
+    rest = [r.outcome.memory_bytes - model.bytes(r.point) for r in measured if r.outcome.memory_bytes]
+    if not rest or math.isinf(max_memory):
+        return math.inf
+    return max(1.0, max_memory - statistics.median(rest))

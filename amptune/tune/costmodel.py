@@ -1,0 +1,106 @@
+"""What is known before the first trial, brought together: costs, casts, errors and vetoes of every point of a space."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from amptune.core.choice import Choice
+from amptune.core.graph import INPUT
+from amptune.core.sensitivity import Sensitivity
+from amptune.core.tables import CostTable, Edge
+from amptune.tune.allocate import Problem, Values, problem_of
+from amptune.tune.space import FOLLOW, LOSS, Space
+
+LAYOUT = ":channels_last"
+Point = Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class CostModel:
+    """The measured costs of a space, for every choice that changes them.
+
+    Attributes:
+        space: what can be chosen.
+        table: measured costs, both memory formats.
+        edges: tensors between sites.
+        sensitivity: errors and vetoes.
+    """
+
+    space: Space
+    table: CostTable
+    edges: Sequence[Edge]
+    sensitivity: Sensitivity = dataclasses.field(default_factory=Sensitivity)
+
+    def predicted(self, point: Point) -> float:
+        """Milliseconds of the measured sites and casts of a point: a sum, to compare points, not the whole step."""
+        table = self.table.in_channels_last() if point.get(LAYOUT) == "on" else self.table
+        paid = [edge for edge in self.edges if edge.into != (LOSS,) or point.get(":loss") != FOLLOW]
+        return table.total(self.space.site_choices(point), paid)
+
+    def error(self, point: Point) -> float:
+        """Predicted rounding error of a point."""
+        return self.sensitivity.total(self.space.site_choices(point))
+
+    def bytes(self, point: Point) -> float:
+        """Bytes of the inputs that the sites keep for backward: what the choices decide of the memory."""
+        formats = {site: choice.output_format for site, choice in self.space.site_choices(point).items()}
+        return sum(edge.numel * formats[edge.into[0]].bytes for edge in self._kept(formats))
+
+    def problem(
+        self,
+        *,
+        channels_last: bool = False,
+        loss_follows: bool = False,
+        banned: Mapping[str, set[Choice]] | None = None,
+    ) -> Problem:
+        """The allocation in one memory format, with the loss in FP32 or in the format that arrives."""
+        table = self.table.in_channels_last() if channels_last else self.table
+        edges = [edge for edge in self.edges if edge.into != (LOSS,) or not loss_follows]
+        errors, vetoes = self._errors, {name: dict(found) for name, found in self.vetoes.items()}
+        for name, choices in (banned or {}).items():
+            vetoes.setdefault(name, {}).update(dict.fromkeys(choices, "did not train"))
+        return problem_of(self.space, table, edges, errors, vetoes, self._memory)
+
+    @functools.cached_property
+    def vetoes(self) -> dict[str, dict[Choice, str]]:
+        """Group -> choice -> why it must not be made, by the first site that forbids it."""
+        found: dict[str, dict[Choice, str]] = {}
+        for group in self.space.module_groups():
+            for choice, site in itertools.product(group.choices, group.sites):
+                if why := self.sensitivity.veto(site, group.site_choice(site, choice)):
+                    found.setdefault(group.name, {}).setdefault(choice, f"{site} {why}")
+        return found
+
+    def costs(self) -> dict[tuple[str, str], float]:
+        """(group, value) -> the most that the group costs in any choice: what the table's error is a share of."""
+        found: dict[tuple[str, str], float] = {}
+        for name, values in self.problem().times.items():
+            most = max(filter(math.isfinite, values.values()), default=0.0)
+            found |= {(name, choice.label): most for choice in values}
+        return found
+
+    @functools.cached_property
+    def _errors(self) -> Values:
+        return {
+            group.name: {
+                choice: sum(self.sensitivity.error(site, group.site_choice(site, choice)) for site in group.sites)
+                for choice in group.choices
+            }
+            for group in self.space.module_groups()
+        }
+
+    @functools.cached_property
+    def _memory(self) -> Values:
+        groups = self.space.module_groups()
+        kept = {group.name: 0 for group in groups}
+        owner = {site: group.name for group in groups for site in group.sites}
+        for edge in self._kept(owner):
+            kept[owner[edge.into[0]]] += edge.numel
+        return {g.name: {c: float(kept[g.name] * c.output_format.bytes) for c in g.choices} for g in groups}
+
+    def _kept(self, sites: Mapping[str, object]) -> Iterator[Edge]:
+        return (edge for edge in self.edges if len(edge.into) == 1 and edge.into[0] in sites and edge.into[0] != INPUT)
