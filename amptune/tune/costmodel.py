@@ -37,9 +37,13 @@ class CostModel:
 
     def predicted(self, point: Point) -> float:
         """Milliseconds of the measured sites and casts of a point: a sum, to compare points, not the whole step."""
+        table, edges = self.costs_at(point)
+        return table.total(self.space.site_choices(point), edges)
+
+    def costs_at(self, point: Point) -> tuple[CostTable, list[Edge]]:
+        """The costs in the memory format of a point, and the edges that its loss leaves."""
         table = self.table.in_channels_last() if point.get(LAYOUT) == "on" else self.table
-        paid = [edge for edge in self.edges if edge.into != (LOSS,) or point.get(":loss") != FOLLOW]
-        return table.total(self.space.site_choices(point), paid)
+        return table, [edge for edge in self.edges if edge.into != (LOSS,) or point.get(":loss") != FOLLOW]
 
     def error(self, point: Point) -> float:
         """Predicted rounding error of a point."""

@@ -188,7 +188,8 @@ def _announce(search: Search) -> None:
 def _final_plan(search: Search, verdict: Verdict) -> tuple[Plan, GradientRecord]:
     """The winner as a plan, with reasons and the tuned scaler."""
     if verdict.kind == "plan":
-        plan = with_reasons(search.plan_of(verdict.record), search.table)
+        plan = search.plan_of(verdict.record)
+        plan = with_reasons(plan, search.costs, verdict.record.point, search.evidence)
     else:
         plan = plan_of_stock(search.recipes[str(verdict.record.outcome.recipe)], search.plan_header)
     if not plan.uses_fp16:

@@ -141,6 +141,15 @@ class Search:
         """The measured costs of the space."""
         return CostModel(self.space, self.table, self.edges, self.sensitivity)
 
+    def evidence(self, group: str, choice: Choice) -> str:
+        """What the trials of plans with this choice showed, as half a sentence."""
+        found = [r.outcome for r in self.plans() if r.point.get(group) == choice.label]
+        times = [outcome.median_ms for outcome in found if outcome.valid]
+        if times:
+            return f"the fastest measured plan with it takes {min(times):.2f} ms"
+        wrong = next((outcome for outcome in found if outcome.state == "invalid"), None)
+        return f"plans with it did not train: {wrong.reason}" if wrong else "no measured plan had it"
+
     def knowledge(self) -> Knowledge | None:
         """What the trials so far teach; None before the FP32 step is measured."""
         reference = next((r for r in self.records() if r.outcome.recipe == "fp32" and r.outcome.step_ms), None)

@@ -88,6 +88,7 @@ class Space:
         losses: values of ``:loss``; empty where it is no choice.
         meets: sets of module groups whose outputs meet in an op that promotes: FP16 and BF16 in one of them would give
             FP32 without a word, so that is no legal point.
+        no_fp8: Linear site -> why FP8 does not fit it, where the device has FP8.
     """
 
     groups: tuple[Group, ...]
@@ -95,6 +96,7 @@ class Space:
     channels_last: bool
     losses: tuple[str, ...] = ()
     meets: tuple[frozenset[str], ...] = ()
+    no_fp8: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
     def module_groups(self) -> list[Group]:
         """Groups that choose a format."""
@@ -205,7 +207,22 @@ def build_space(
     groups += _leaf_pins(bench.model, graph) + _source_pins([graph[site] for site in pins])
     has_convolutions = any(op_named(site.op).family is Family.CONV and "2d" in site.op for site in graph)
     meets = _meeting(graph, [group for group in groups if group.kind == "module"])
-    return Space(tuple(groups), bench.device.has_tf32(), has_convolutions, losses, meets)
+    reasons = _no_fp8(bench.model, graph, groups) if any(choice.format.is_fp8 for choice in choices) else {}
+    return Space(tuple(groups), bench.device.has_tf32(), has_convolutions, losses, meets, reasons)
+
+
+def _no_fp8(model: nn.Module, graph: PrecisionGraph, groups: Iterable[Group]) -> dict[str, str]:
+    """Which dimensions keep a Linear from FP8."""
+    sites = (site for group in groups if group.kind == "module" for site in group.sites if site not in group.fp8)
+    linears = (site for site in sites if site in graph and type(model.get_submodule(site)) is nn.Linear)
+    return {site: why for site in linears if (why := why_no_fp8(graph[site]))}
+
+
+def why_no_fp8(site: Site) -> str:
+    """The dimensions of a product that are no multiples of 16: K=100 is no multiple of 16; empty where all are."""
+    sizes = {f"{name.upper()}={getattr(gemm, name)}": getattr(gemm, name) for gemm in site.gemms for name in "mnk"}
+    wrong = [text for text, size in sizes.items() if size % FP8_MULTIPLE]
+    return f"{', '.join(wrong)} is no multiple of {FP8_MULTIPLE}" if wrong else ""
 
 
 def _meeting(graph: PrecisionGraph, groups: Sequence[Group]) -> tuple[frozenset[str], ...]:
@@ -246,8 +263,7 @@ def _module_groups(bench: Workbench, graph: PrecisionGraph, batch: Any, choices:
 
 def fp8_fits(module: nn.Module, site: Site) -> bool:
     """Whether FP8 can run this site: a Linear, all three dimensions of its products multiples of 16."""
-    sizes = [size for gemm in site.gemms for size in (gemm.m, gemm.n, gemm.k)]
-    return type(module) is nn.Linear and bool(sizes) and not any(size % FP8_MULTIPLE for size in sizes)
+    return type(module) is nn.Linear and bool(site.gemms) and not why_no_fp8(site)
 
 
 def _by_role(model: nn.Module, paths: Iterable[str]) -> dict[str, list[str]]:
