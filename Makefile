@@ -27,7 +27,7 @@ layers: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS)
 
-test-full: $(VENV)/.dev
+test-full: $(VENV)/.dev $(VENV)/.exports
 	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu"
 
 format: $(VENV)/.dev
@@ -62,4 +62,9 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) -e '.[dev]'
+	touch $@
+
+# The trainers that exports are loaded in, beside the packages of .venv: some of them would change its versions.
+$(VENV)/.exports: $(VENV)/.dev tests/export/requirements.txt tests/export/environment.py
+	$(BIN)/python tests/export/environment.py $(VENV)/exports
 	touch $@

@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "bench": "measure all stock recipes, and a plan, side by side",
     "debug": "train in fp16, bf16 or fp8 and name the first op that overflows, underflows or turns NaN",
     "apply": "write the patched model of a plan, without a search",
+    "export": "write a plan for a trainer or library: training loop, configuration, per-layer policy",
     "init": "write the functions that tell amptune how to build and feed a model",
     "doctor": "what this machine and its torch can do, format by format, and which recipe to start from",
     "rules": "list all rules and where each came from",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from amptune.apply.handoff import patch_spec
@@ -11,6 +10,7 @@ from amptune.capture.target import TargetSpec
 from amptune.core.files import write_all_atomic
 from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan
+from amptune.core.planfile import read_plan
 from amptune.errors import InputError, PlanError
 from amptune.patch.output import patched_files
 from amptune.patch.spec import PatchSpec
@@ -38,22 +38,6 @@ def apply_plan_file(plan_path: Path, spec: TargetSpec, out: Path) -> dict[str, P
         ) from None
     write_all_atomic({out / name: content for name, content in files.items()})
     return {name: out / name for name in files}
-
-
-def read_plan(path: Path) -> Plan:
-    """The plan in a file.
-
-    Raises:
-        InputError: it cannot be read.
-        PlanError: it is not JSON, or not a plan.
-    """
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise PlanError(f"{path} is not JSON: {error}") from error
-    return Plan.from_json(data, str(path))
 
 
 def check_fits(plan: Plan, graph: PrecisionGraph, modules: set[str], where: Path) -> None:

@@ -33,7 +33,7 @@ def scaler_lines(config: ScalerConfig, device_type: str = "cuda") -> str:
     return (
         "scaler = torch.amp.GradScaler(\n"
         f'    "{device_type}",\n'
-        f"    init_scale={_number(config.init_scale)},\n"
+        f"    init_scale={scale_literal(config.init_scale)},\n"
         f"    growth_factor={config.growth_factor},\n"
         f"    backoff_factor={config.backoff_factor},\n"
         f"    growth_interval={config.growth_interval},\n"
@@ -53,7 +53,7 @@ def training_loop(
     return _LOOP.format(scaler=lines, accumulate=accumulate, max_norm=max_norm)
 
 
-def _number(scale: float) -> str:
+def scale_literal(scale: float) -> str:
     """A power of two as one: ``2.0**13``."""
     mantissa, exponent = float(scale).hex().split("p")
     return f"2.0**{int(exponent)}" if mantissa == "0x1.0000000000000" else repr(scale)

@@ -1,0 +1,121 @@
+"""Pieces of Python that several exported files share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from amptune import __version__
+from amptune.core.plan import Plan, ScalerConfig
+from amptune.export.export import Export, Lost, comment_block
+from amptune.export.model import ModelFile
+from amptune.export.view import by_format
+from amptune.patch.scaler import scale_literal
+
+FEED = '''\
+def feed(model, batch):
+    """The model's output, fed as amptune fed it: (inputs, targets), or a dict of forward's arguments."""
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+'''
+
+TO_DEVICE = '''\
+def to_device(value, device):
+    """Tensors in tuples, lists and dicts on ``device``."""
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(to_device(item, device) for item in value)
+    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+'''
+
+
+def python_file(
+    title: str, plan: Plan, model: ModelFile, code: str, *, lost: list[Lost], notes: tuple[str, ...] = ()
+) -> Export:
+    """An export in Python: head of comments, then ``code``."""
+    notes = (*notes, *model.notes, *plan_notes(plan))
+    head = comment_block(headline(title, plan), tuple(lost), notes)
+    return Export(f"{head}\n{code}", tuple(lost), notes)
+
+
+def headline(title: str, plan: Plan) -> str:
+    """First sentence of a file: what it is, from which plan, measured where."""
+    where = [str(plan.measured_on[key]) for key in ("gpu", "mode") if plan.measured_on.get(key)]
+    measured = f", measured on {', '.join(where)}" if where else ""
+    what = by_format(plan.sites) or "no site planned"
+    return f"{title}, by amptune {__version__} from plan {plan.behaviour_hash()}{measured} ({what})."
+
+
+SET_FLAGS = "set_backend_flags()  # process-wide TF32 flags, as they were measured"
+"""The line that sets the patched file's flags."""
+
+
+def tf32_flags(plan: Plan) -> str:
+    """The line that sets TF32 where the model is not patched: under autocast only matrix products are left to it."""
+    return f'torch.set_float32_matmul_precision("{"high" if plan.tf32 else "highest"}")  # TF32 as it was measured'
+
+
+def plan_notes(plan: Plan) -> tuple[str, ...]:
+    """What to know of the plan itself, whatever the target."""
+    if plan.uses_fp16 and not plan.scaler.enabled:
+        return ("The plan has FP16 sites but its scaler is off, so small gradients become zero: set scaler.enabled.",)
+    return ()
+
+
+def feeding(model: ModelFile) -> tuple[str, str]:
+    """A helper to put into the file (empty where the user's ``run`` does it), and the expression for the output."""
+    return ("", "run(model, batch)") if model.has("run") else (f"{FEED}\n\n", "feed(model, batch)")
+
+
+def loss_of(model: ModelFile) -> str:
+    """The expression for the loss of ``output`` and ``batch``."""
+    return "loss_fn(output, batch)" if model.has("loss_fn") else "output.loss"
+
+
+def optimizer_of(model: ModelFile, parameters: str = "model.parameters()") -> str:
+    """The expression for the optimizer: the user's, or the one that tune uses without it."""
+    if model.has("make_optimizer"):
+        return f"make_optimizer({parameters})"
+    return f"torch.optim.AdamW({parameters}, lr=3e-4)"
+
+
+def data_of(model: ModelFile) -> str:
+    """The function of the user's file that gives batches."""
+    return "train_batches" if model.has("train_batches") else "make_batch"
+
+
+def batches_of(model: ModelFile) -> str:
+    """Lines of a function ``batches()`` without an end."""
+    source = "yield from train_batches()" if model.has("train_batches") else "yield make_batch()  # your data here"
+    if not model.has("train_batches") and not model.has("make_batch"):
+        source = 'raise NotImplementedError("yield your batches here")'
+        return f'def batches():\n    """Batches without an end."""\n    {source}\n    yield\n'
+    return f'def batches():\n    """Batches without an end."""\n    while True:\n        {source}\n'
+
+
+def scaler_arguments(scaler: ScalerConfig) -> str:
+    """The arguments of torch's GradScaler after the device: ``init_scale=2.0**13, growth_factor=2.0, ...``."""
+    return (
+        f"init_scale={scale_literal(scaler.init_scale)}, growth_factor={scaler.growth_factor}, "
+        f"backoff_factor={scaler.backoff_factor}, growth_interval={scaler.growth_interval}"
+    )
+
+
+def dict_literal(name: str, values: Mapping[str, object], comment: str = "") -> str:
+    """A dict as Python source, one entry a line."""
+    lines = [f"    {json.dumps(key, ensure_ascii=False)}: {_literal(value)}," for key, value in values.items()]
+    after = f"  # {comment}" if comment else ""
+    if not lines:
+        return f"{name} = {{}}{after}\n"
+    return "\n".join([f"{name} = {{{after}", *lines, "}"]) + "\n"
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
+    return repr(value)

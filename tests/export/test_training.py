@@ -1,0 +1,180 @@
+"""The training loop of the pytorch target: calls in the right order, the plan in force, as accurate as FP32."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from amptune import runtime
+from amptune.apply.realised import check_realised
+from amptune.capture import TargetSpec, load_target
+from amptune.cli import run
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, SitePlan
+from amptune.core.scaler import choose_scaler
+from amptune.tune.batches import load_batches
+from amptune.tune.device import Device
+from amptune.tune.gradients import record_gradients
+from amptune.tune.training import Workbench
+
+from . import plans
+from .conftest import Importer, export, with_patched
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DIGITS = ("stem.conv", "stem.norm", "block1.conv", "block1.norm", "block2.conv", "block2.norm", "head")
+MOST_LOST = 0.5
+"""Points of accuracy."""
+
+
+@pytest.fixture(autouse=True)
+def same_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy beside the patched file is our own runtime, so that what is in force can be looked at."""
+    monkeypatch.setitem(sys.modules, "amptune_runtime", runtime)
+
+
+def trainer_of(folder: Path, name: str, importer: Importer) -> ModuleType:
+    with_patched(folder, name)
+    return importer(export(folder, name, "pytorch", "train.py"))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_unscale_clip_step_update_once_for_each_step(accumulate, tmp_path, importer, monkeypatch):
+    train = trainer_of(tmp_path, "mixed", importer)
+    model = train.make_model()
+    optimizer = train.make_optimizer(model.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    order: list[str] = []
+
+    def noting(owner: Any, method: str) -> None:
+        original = getattr(owner, method)
+
+        @functools.wraps(original)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            order.append(method)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, method, noted)
+
+    for method in ("scale", "unscale_", "step", "update"):
+        noting(scaler, method)
+    noting(torch.nn.utils, "clip_grad_norm_")
+    before = model.head.weight.detach().clone()
+    train.train(model, optimizer, scaler, train.batches(), steps=2, accumulate=accumulate)
+    assert order == [*["scale"] * accumulate, "unscale_", "clip_grad_norm_", "step", "update"] * 2
+    assert not torch.equal(before, model.head.weight)
+
+
+@pytest.mark.parametrize("name", ["bf16", "mixed", "stock-bf16"])
+def test_the_plan_is_in_force_in_the_loop(name, tmp_path, importer):
+    train = trainer_of(tmp_path, name, importer)
+    model = train.make_model()
+    optimizer = train.make_optimizer(model.parameters())
+    scaler = [torch.amp.GradScaler("cpu")] if plans.PLANS[name].scaler.enabled else []
+
+    def one_step() -> None:
+        train.train(model, optimizer, *scaler, train.batches(), steps=1)
+
+    assert check_realised(model, one_step, plans.PLANS[name]) == []
+
+
+def test_accumulation_is_one_large_batch(tmp_path, importer):
+    train = trainer_of(tmp_path, "fp32", importer)
+    batches = [next(train.batches()) for _ in range(1)] * 4
+    whole, parts = train.make_model(), train.make_model()
+    for model, accumulate, data in ((whole, 1, batches[:1]), (parts, 4, batches)):
+        train.train(model, torch.optim.SGD(model.parameters(), lr=0.1), iter(data), steps=1, accumulate=accumulate)
+    for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_checkpoint_goes_on_where_it_was(tmp_path, importer):
+    train = trainer_of(tmp_path, "fp16", importer)
+
+    def fresh() -> tuple[Any, Any, Any]:
+        model = train.make_model()
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=2)
+        return model, train.make_optimizer(model.parameters()), scaler
+
+    one = fresh()
+    train.train(*one, train.batches(), steps=2)
+    train.save(tmp_path / "state.pt", *one)
+    other = fresh()
+    train.load(tmp_path / "state.pt", *other)
+    assert other[2].get_scale() == one[2].get_scale() == 2.0**9
+    losses = [train.train(*state, train.batches(), steps=1) for state in (one, other)]
+    assert losses[0] == losses[1]
+
+
+def digits_plan(kind: str) -> Plan:
+    """All layers in one format; or mixed: convolutions in BF16, norms in FP32, the head in FP16. Scaler as tuned."""
+    low = {"bf16": Format.BF16, "fp16": Format.FP16, "fp32": Format.FP32}.get(kind)
+    sites = {path: SitePlan(low or (Format.FP32 if "norm" in path else Format.BF16)) for path in DIGITS}
+    if low is None:
+        sites["head"] = SitePlan(Format.FP16)
+    made = Plan(sites=sites, target="digits.py")
+    if not made.uses_fp16:
+        return made
+    target, device = load_target(TargetSpec(str(EXAMPLES / "digits.py"))), Device("cpu")
+    batches = load_batches(target, 10, device.torch)
+    record = record_gradients(Workbench.build(target, device, seed=0), made, batches, seed=0)
+    return dataclasses.replace(made, scaler=choose_scaler(record))
+
+
+def exported(folder: Path, plan: Plan) -> Path:
+    """The example, patched by ``plan``, and the exported loop beside it."""
+    folder.mkdir()
+    shutil.copy(EXAMPLES / "digits.py", folder)
+    plan_path = folder / "plan.json"
+    plan_path.write_text(json.dumps(plan.to_json("t")))
+    assert run(["apply", str(plan_path), str(folder / "digits.py"), "--out", str(folder)]) == 0
+    assert run(["export", str(plan_path), "--to", "pytorch", "-o", str(folder / "train_digits.py")]) == 0
+    return folder / "train_digits.py"
+
+
+def accuracy(folder: Path, plan: Plan) -> float:
+    """Percent of held-back digits after the exported file ran as it is: 200 steps, with the scaler that it builds."""
+    file = exported(folder, plan)
+    printed = subprocess.run(
+        [sys.executable, file.name], cwd=folder, capture_output=True, text=True, check=False, timeout=1500,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    assert printed.returncode == 0, printed.stderr[-2000:]
+    return float(printed.stdout.rsplit("evaluate: ", 1)[1])
+
+
+@pytest.mark.full
+def test_digits_as_accurate_as_fp32_after_200_steps(tmp_path):
+    reference = accuracy(tmp_path / "fp32", digits_plan("fp32"))
+    assert reference > 90, "the reference must have learned something, or it says nothing"
+    for kind in ("bf16", "fp16", "mixed"):
+        plan = digits_plan(kind)
+        assert plan.scaler.enabled == (kind != "bf16")
+        assert accuracy(tmp_path / kind, plan) >= reference - MOST_LOST, kind
+
+
+def test_digits_learn_alike_in_a_few_steps_of_a_mixed_plan(tmp_path, importer, monkeypatch):
+    """A fifth of the steps, at a tenth of the time: far from converged, so only roughly as good."""
+    found = {}
+    for kind in ("fp32", "mixed"):
+        plan = digits_plan(kind)
+        train = importer(exported(tmp_path / kind, plan))
+        torch.manual_seed(0)
+        model = train.make_model()
+        scaler = [torch.amp.GradScaler("cpu", **plan.scaler.to_json())] if plan.scaler.enabled else []
+        train.train(model, torch.optim.AdamW(model.parameters(), lr=3e-3), *scaler, train.batches(), steps=25)
+        found[kind] = train.evaluate(model)
+        for name in ("train_digits", "digits_amptuned"):
+            monkeypatch.delitem(sys.modules, name)
+    assert found["fp32"] > 80
+    assert found["mixed"] > found["fp32"] - 5
