@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from amptune import __version__
-from amptune.apply.patching import check_fits, read_plan
+from amptune.apply.patching import check_fits
 from amptune.capture import Capture, capture, load_target
 from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan, SitePlan
+from amptune.core.planfile import read_plan
 from amptune.errors import TuneError
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess, must

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +36,15 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = ("stem.conv", "stem.norm", "block1.conv", "block1.norm", "block2.conv", "block2.norm", "head")
 MOST_LOST = 0.5
 """Points of accuracy."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads that wait for each other on a busy machine take longer than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -163,18 +173,19 @@ def test_digits_as_accurate_as_fp32_after_200_steps(tmp_path):
         assert accuracy(tmp_path / kind, plan) >= reference - MOST_LOST, kind
 
 
-def test_digits_learn_alike_in_a_few_steps_of_a_mixed_plan(tmp_path, importer, monkeypatch):
-    """A fifth of the steps, at a tenth of the time: far from converged, so only roughly as good."""
+def test_a_mixed_plan_learns_as_fp32_does(tmp_path, importer, monkeypatch):
+    """The short form of the test above, on the small model."""
     found = {}
-    for kind in ("fp32", "mixed"):
-        plan = digits_plan(kind)
-        train = importer(exported(tmp_path / kind, plan))
-        torch.manual_seed(0)
+    for name in ("fp32", "mixed"):
+        (tmp_path / name).mkdir()
+        train = trainer_of(tmp_path / name, name, importer)
         model = train.make_model()
-        scaler = [torch.amp.GradScaler("cpu", **plan.scaler.to_json())] if plan.scaler.enabled else []
-        train.train(model, torch.optim.AdamW(model.parameters(), lr=3e-3), *scaler, train.batches(), steps=25)
-        found[kind] = train.evaluate(model)
-        for name in ("train_digits", "digits_amptuned"):
-            monkeypatch.delitem(sys.modules, name)
-    assert found["fp32"] > 80
-    assert found["mixed"] > found["fp32"] - 5
+        scaler = plans.PLANS[name].scaler
+        scalers = [torch.amp.GradScaler("cpu", **scaler.to_json())] if scaler.enabled else []
+        losses = train.train(model, train.make_optimizer(model.parameters()), *scalers, train.batches(), steps=80)
+        assert len(losses) == 80
+        found[name] = sum(losses[-20:]) / 20
+        assert found[name] < losses[0] / 2, "it learns"
+        for module in ("train", "net_amptuned"):
+            monkeypatch.delitem(sys.modules, module)
+    assert abs(found["mixed"] - found["fp32"]) < 0.1
