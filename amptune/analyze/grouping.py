@@ -48,8 +48,13 @@ def _gain(saves: Mapping[str, float], step_ms: Mapping[tuple[str, str], float], 
         saved = saves.get(gpu.key, 0.0)
         step = step_ms.get((gpu.key, f"autocast-{gpu.best_16bit}"))
         if saved >= _WORTH_MS and step:
-            parts.append(f"{saved:.2g} of {step:.3g} ms on {gpu.key}")
+            parts.append(f"{_figures(saved, 2)} of {_figures(step, 3)} ms on {gpu.key}")
     return f"; would save about {', '.join(parts)} a step (predicted)" if parts else ""
+
+
+def _figures(value: float, digits: int) -> str:
+    """A number with so many figures and never an exponent."""
+    return f"{value:,.0f}" if value >= 10**digits else f"{value:.{digits}g}"
 
 
 def _others(sites: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ def _gain(row: SiteRow) -> float:
 
 
 def _group(site: Site) -> object:
-    return (site.op, site.location, _shape(site), _pattern(site.id))
+    return (site.op, site.location, shape_of(site), _pattern(site.id))
 
 
 def _pattern(name: str) -> str:
@@ -43,10 +43,11 @@ def _row(entries: Sequence[SiteTimes]) -> SiteRow:
         for recipe, value in entry.milliseconds.items():
             milliseconds[recipe] = milliseconds.get(recipe, 0.0) + value
     name = _pattern(site.id) if len(entries) > 1 else site.id
-    return SiteRow(name, site.op, _shape(site), len(entries), milliseconds, _note(site, milliseconds))
+    return SiteRow(name, site.op, shape_of(site), len(entries), milliseconds, _note(site, milliseconds))
 
 
-def _shape(site: Site) -> str:
+def shape_of(site: Site) -> str:
+    """Rows, columns and reduction of its matrix product, else the shape of its output."""
     if site.gemms:
         gemm = site.gemms[0]
         return (f"{gemm.batch}x " if gemm.batch > 1 else "") + f"{gemm.m}x{gemm.n}x{gemm.k}"

@@ -6,17 +6,19 @@ import argparse
 import math
 import os
 import sys
-import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amptune.commands.guard import Finished, guarded
 from amptune.commands.targets import add_state_and_batch, source_lines
 from amptune.config import FAIL_ON, Config, load_config
+from amptune.core.files import write_atomic
 from amptune.core.finding import Severity
 from amptune.core.recipes import RECIPES, STOCK, recipe_named
 from amptune.core.registry import LoadedRule, load_rules, select_rules
 from amptune.core.rule import GraphRule
-from amptune.errors import WorkError
+from amptune.errors import InputError
 
 if TYPE_CHECKING:
     from amptune.analyze.runner import Analysis, Question
@@ -46,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         rules.add_argument(flag, action="append", default=[], metavar="CODES", help=text)
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=FORMATS, default="text", help="form of the report (default: text)")
+    output.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page that works offline")
     output.add_argument("--fail-on", choices=FAIL_ON, help="lowest severity that exits 1 (default: error)")
     output.add_argument("--timeout", type=_seconds, default=DEFAULT_TIMEOUT, metavar="SECONDS",
                         help=f"give up after this time (default {DEFAULT_TIMEOUT:.0f})")  # fmt: skip
@@ -57,14 +60,23 @@ def run(args: argparse.Namespace) -> int:
         if hasattr(stream, "reconfigure"):  # a name that a terminal cannot show must not end a run
             stream.reconfigure(errors="backslashreplace")
     config = load_config()
-    with _Watchdog(args.timeout):
-        _say("importing torch")
-        from amptune.analyze.runner import analyze
+    if args.html and not args.html.parent.is_dir():
+        raise InputError(f"--html {args.html}: the folder {args.html.parent} does not exist", hint="make it first")
+    return guarded(args.timeout, lambda finished: _work(args, config, finished))
 
-        question = _question(args, config)
-        captured = _capture(args, config)
-        analysis = analyze(captured, question)
-    sys.stdout.write(_render(args.format, analysis, question))
+
+def _work(args: argparse.Namespace, config: Config, finished: Finished) -> int:
+    _say("importing torch")
+    from amptune.analyze.runner import analyze
+
+    question = _question(args, config)
+    analysis = analyze(_capture(args, config), question)
+    text, page = _render(args.format, analysis, question), _page(analysis, question) if args.html else ""
+    finished()
+    if args.html:
+        write_atomic(args.html, page)
+        _say(f"wrote {args.html}")
+    sys.stdout.write(text)
     return _exit_code(args.fail_on or config.fail_on, analysis)
 
 
@@ -140,6 +152,13 @@ def _render(form: str, analysis: Analysis, question: Question) -> str:
     return _text(analysis, question)
 
 
+def _page(analysis: Analysis, question: Question) -> str:
+    from amptune.analyze.pagedata import page_data
+    from amptune.report.analyze_html import analyze_report
+
+    return analyze_report(page_data(analysis, question))
+
+
 def _text(analysis: Analysis, question: Question) -> str:
     from amptune.analyze.sitetable import site_rows
     from amptune.report import table, text
@@ -176,30 +195,3 @@ def _seconds(text: str) -> float:
     if not value > 0 or math.isinf(value):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
     return value
-
-
-class _Watchdog:
-    """Ends the process when the work inside takes too long.
-
-    The user's forward may hang anywhere, in C code as well, where no exception reaches; nothing has been written to
-    stdout by then.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
-
-    def __enter__(self) -> None:
-        self._timer.start()
-
-    def __exit__(self, *exception: object) -> None:
-        self._timer.cancel()
-
-    def _expire(self) -> None:
-        error = WorkError(
-            f"analyze did not finish within {self.seconds:g} s",
-            hint="the model may hang or wait for input; --timeout gives it more time, a smaller batch less work",
-        )
-        print(f"amptune: error: {error}", file=sys.stderr, flush=True)
-        os._exit(error.exit_code)

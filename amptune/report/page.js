@@ -30,7 +30,7 @@
   const addFilter = (table) => {
     const input = document.createElement("input");
     input.type = "search";
-    input.placeholder = "Filter: blocks.0 bf16";
+    input.placeholder = table.dataset.example || "Filter: blocks.0 bf16";
     input.setAttribute("aria-label", `Filter the table: ${table.caption.textContent}`);
     const status = document.createElement("span");
     status.className = "muted";

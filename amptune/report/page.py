@@ -35,12 +35,26 @@ def join(parts: Iterable[str]) -> Markup:
     return Markup("".join(part if isinstance(part, Markup) else html.escape(part) for part in parts))
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, class_: str | None = None) -> Markup:
-    """A table in a box that scrolls sideways on a narrow screen. A row is its cells; one that is a ``<td>`` stays."""
-    body = [tag("tr", *(cell if _is_cell(cell) else tag("td", cell) for cell in row)) for row in rows]
-    header = tag("thead", tag("tr", *(tag("th", title, scope="col") for title in head)))
-    content = tag("table", tag("caption", caption), header, tag("tbody", *body), class_=class_)
-    return tag("div", content, class_="scroll", tabindex=0, role="region", aria_label=caption)
+def table(
+    caption: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    class_: str | None = None,
+    example: str | None = None,
+) -> Markup:
+    """A table in a box that scrolls sideways on a narrow screen. A row is its cells; one that is a ``<td>`` stays.
+
+    ``example`` is what the box that filters a sortable table shows while it is empty.
+    """
+    content = list(rows)
+    body = [tag("tr", *(cell if _is_cell(cell) else tag("td", cell) for cell in row)) for row in content]
+    first = content[0] if content else [""] * len(head)
+    classes = ["number" if cell.startswith('<td class="number"') else None for cell in first]
+    columns = zip(head, [*classes, *[None] * (len(head) - len(classes))], strict=True)
+    header = tag("thead", tag("tr", *(tag("th", title, scope="col", class_=name) for title, name in columns)))
+    whole = tag("table", tag("caption", caption), header, tag("tbody", *body), class_=class_, data_example=example)
+    return tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 
 def number_cell(text: str, value: float | None = None) -> Markup:

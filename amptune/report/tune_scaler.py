@@ -7,17 +7,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from amptune.core.formats import Format
 from amptune.core.plan import Plan
 from amptune.core.scaler import GradientRecord
+from amptune.report.numberline import ROW, SHOWN, format_row, plain, power, power_axis, power_grid, range_row, span
 from amptune.report.page import Markup, join, table, tag
 from amptune.report.svg import Axis, figure
 from amptune.report.tune_data import number
 
-ROW = 34
 HISTOGRAM = 90
-SHOWN = (Format.FP16, Format.BF16, Format.FP8_E5M2, Format.FP8_E4M3, Format.FP32)
-_SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 LABELS = {
     "skipped_steps": "steps skipped for an overflow",
     "underflowed_share": "share of gradient values that become zero",
@@ -70,42 +67,19 @@ def _ranges(counts: Mapping[int, int], amax: list[float], scale: float) -> Marku
     low = float(min(counts, default=0)) if counts else min(amax)
     high = float(max(counts) + 1) if counts else max(amax)
     shift = math.log2(scale)
-    axis = _axis(min(low, low + shift, -30.0) - 4, max(high, high + shift, 18.0) + 4)
+    axis = power_axis(min(low, low + shift, -30.0) - 4, max(high, high + shift, 18.0) + 4)
     top = HISTOGRAM if counts else 0
     height = top + (2 + len(SHOWN)) * ROW
-    content = _grid(axis, height) + (_histogram(counts, axis) if counts else [])
+    content = power_grid(axis, height) + (_histogram(counts, axis) if counts else [])
     words = "gradients, largest of each step" if not counts else "gradients"
-    content += _range_row(f"{words}, unscaled", low, high, None, axis, top, "gradient")
-    content += _range_row(f"{words}, times {_plain(scale)}", low + shift, high + shift, None, axis, top + ROW, "scaled")
+    content += range_row(f"{words}, unscaled", low, high, None, axis, top, "gradient")
+    content += range_row(f"{words}, times {plain(scale)}", low + shift, high + shift, None, axis, top + ROW, "scaled")
     for row, number_format in enumerate(SHOWN, 2):
-        content += _format_row(number_format, axis, top + row * ROW)
-    description = f"Gradients from {_power(low)} to {_power(high)}; FP16 holds {_power(-24)} to {_power(16)}"
+        content += format_row(number_format, axis, top + row * ROW)
+    description = f"Gradients from {power(low)} to {power(high)}; FP16 holds {power(-24)} to {power(16)}"
     chart = figure("Gradients against the range of each format", description, height, content, class_="chart ranges")
     note = "Dashed: subnormal numbers, which hold fewer digits. What is left of a range becomes zero, "
     return join([chart, tag("p", note, "what is right of it overflows.", class_="note")])
-
-
-def _axis(low: float, high: float) -> Axis:
-    """An axis of powers of two."""
-    first, last = math.floor(low), math.ceil(high)
-    step = 16 if last - first <= 100 else 32
-    ticks = tuple(float(value) for value in range(first, last + 1) if value % step == 0)
-    return Axis(first, last, "", ticks, _power)
-
-
-def _grid(axis: Axis, y: float) -> list[Markup]:
-    parts = [tag("line", x1="0", x2="100%", y1=y, y2=y, class_="axis")]
-    for exponent in axis.ticks:
-        share, x = axis.share(exponent), axis.percent(exponent)
-        anchor = "start" if share < 0.04 else "end" if share > 0.96 else "middle"
-        parts.append(tag("line", x1=x, x2=x, y1="0", y2=y, class_="grid"))
-        parts.append(tag("text", axis.text(exponent), x=x, y=y + 18, text_anchor=anchor))
-    return parts
-
-
-def _bar(axis: Axis, low: float, high: float, y: float, height: float, classes: str) -> Markup:
-    width = f"{max(100 * (axis.share(high) - axis.share(low)), 0.5):.2f}%"
-    return tag("rect", x=axis.percent(low), width=width, y=y, height=height, class_=classes)
 
 
 def _histogram(counts: Mapping[int, int], axis: Axis) -> list[Markup]:
@@ -113,28 +87,10 @@ def _histogram(counts: Mapping[int, int], axis: Axis) -> list[Markup]:
     bars = []
     for exponent, count in sorted(counts.items()):
         height = 1 + (HISTOGRAM - 10) * count / largest
-        words = f"{_power(exponent)} to {_power(exponent + 1)}: {count / total:.3%} of the gradient values"
-        bar = _bar(axis, exponent + 0.08, exponent + 0.92, HISTOGRAM - height, height, "gradient")
+        words = f"{power(exponent)} to {power(exponent + 1)}: {count / total:.3%} of the gradient values"
+        bar = span(axis, exponent + 0.08, exponent + 0.92, HISTOGRAM - height, height, "gradient")
         bars.append(tag("g", tag("title", words), bar))
     return bars
-
-
-def _range_row(
-    words: str, low: float, high: float, normal: float | None, axis: Axis, y: float, classes: str
-) -> list[Markup]:
-    """Words on a line, the range under it; below ``normal`` the range is striped."""
-    parts = [tag("text", words, x="0", y=y + 14)]
-    if normal is not None and normal > low:
-        parts.append(_bar(axis, low, normal, y + 19, 9, "subnormal"))
-        low = normal
-    return [*parts, _bar(axis, low, high, y + 19, 9, classes)]
-
-
-def _format_row(number_format: Format, axis: Axis, y: float) -> list[Markup]:
-    low, normal = math.log2(number_format.smallest_subnormal), math.log2(number_format.smallest_normal)
-    high = math.log2(number_format.max)
-    words = f"{number_format}: {_power(low)} to {_plain(number_format.max)}"
-    return _range_row(words, low, high, normal, axis, y, f"format-{number_format.label.replace('_', '-')}")
 
 
 def _exponents(record: GradientRecord | None) -> Counter[int]:
@@ -152,16 +108,8 @@ def _value(key: str, value: object) -> str:
     known = number(value)
     if known is None:
         return "–"
-    return f"{known:.3%}" if key == "underflowed_share" else _plain(known)
-
-
-def _plain(value: float) -> str:
-    return f"{value:.0f}" if abs(value) < 1e9 and value == int(value) else f"{value:.3g}"
+    return f"{known:.3%}" if key == "underflowed_share" else plain(known)
 
 
 def _exact(value: float) -> str:
     return str(int(value)) if abs(value) < 1e16 and value == int(value) else repr(value)
-
-
-def _power(exponent: float) -> str:
-    return "2" + f"{exponent:.0f}".translate(_SUPERSCRIPT)

@@ -50,7 +50,7 @@ def run(folder: Path, *arguments: str, source: str = MODEL, timeout: float = 120
 
 
 def test_text_report(tmp_path: Path) -> None:
-    done = run(tmp_path, "--gpu", "h100")
+    done = run(tmp_path, "--gpu", "h100", "--html", "page.html")
     assert done.returncode == 0, done.stderr
     assert "model.py:13:40: warning G102 at fc: out_features N = 1003" in done.stdout
     assert "model.py:13:16: warning G204" in done.stdout
@@ -58,6 +58,9 @@ def test_text_report(tmp_path: Path) -> None:
     assert "where the time goes on h100" in done.stdout
     assert "a forward that prints" not in done.stdout
     assert "sites captured by" in done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert "out_features N = 1003" in page
+    assert "wrote page.html" in done.stderr
 
 
 def test_json_is_all_that_stdout_holds(tmp_path: Path) -> None:
@@ -137,6 +140,7 @@ def test_the_cpu_has_rules_and_no_estimate(tmp_path: Path) -> None:
         (("--arg", "width"), 2, "NAME=VALUE"),
         (("--timeout", "-1"), 2, "not a positive number"),
         (("missing.py",), 2, "missing.py"),
+        (("--html", "no/folder/page.html"), 2, "no/folder"),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], code: int, said: str, tmp_path: Path) -> None:

@@ -1,10 +1,5 @@
 """The report in a real browser: its script runs under its own policy, and the tables sort and filter."""
 
-import json
-import re
-import shutil
-import subprocess
-
 import pytest
 
 from amptune.core.choice import BF16, FP32
@@ -12,45 +7,10 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.core.tables import CostTable, SiteCost
 from amptune.report.tune_html import tune_report
+from tests.report.browser import ask, narrow_overflow
 from tests.report.tune_sample import plan, won
 
 pytestmark = pytest.mark.full
-
-SPY = """<script>window.problems = [];
-addEventListener("error", (event) => problems.push(String(event.message)));
-addEventListener("securitypolicyviolation", (event) => problems.push(event.violatedDirective));</script>"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip("no chromium on the PATH")
-    return found
-
-
-@pytest.fixture
-def opened(browser, tmp_path):
-    """Opens a page and returns its document after the scripts have run."""
-
-    def open_page(text):
-        path = tmp_path / "report.html"
-        path.write_text(text, encoding="utf-8")
-        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-        command = [browser, *options, "--virtual-time-budget=2000", "--dump-dom", path.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-
-    return open_page
-
-
-def ask(opened, text, expression):
-    """The value of a JavaScript expression in the page, once its own script has run, and what went wrong there."""
-    answer = f"<script>document.title = JSON.stringify([problems, {expression}]);</script>"
-    free = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-    document = opened(free.replace("<head>", f"<head>{SPY}").replace("</body>", f"{answer}</body>"))
-    title = re.search(r"<title>(.*?)</title>", document, re.DOTALL)[1]
-    return json.loads(title.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
 
 
 def test_the_script_runs_under_the_page_s_own_policy(opened):
@@ -102,13 +62,6 @@ def test_the_filter_keeps_rows_that_hold_all_words(opened):
 
 
 def test_nothing_sticks_out_of_a_narrow_window(opened):
-    text = tune_report(won(), plan(40))
-    page = text.replace("&", "&amp;").replace('"', "&quot;")
-    frame = f'<head></head><body><iframe style="width:360px;height:800px" srcdoc="{page}"></iframe></body>'
-    wide = """(() => { const body = document.querySelector('iframe').contentDocument.documentElement;
-    return [body.clientWidth, body.scrollWidth]; })()"""
-    late = f"<script>onload = () => {{ document.title = JSON.stringify({wide}); }}</script>"
-    document = opened(f"<title>-</title>{frame.replace('</body>', late + '</body>')}")
-    client, scroll = json.loads(re.search(r"<title>(.*?)</title>", document)[1])
+    client, scroll = narrow_overflow(opened, tune_report(won(), plan(40)))
     assert client > 300
     assert scroll <= client

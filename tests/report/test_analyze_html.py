@@ -1,0 +1,137 @@
+"""The page of an analysis says what was found, holds together, and stays readable for a model of a thousand sites."""
+
+import html
+import re
+import time
+
+import pytest
+
+from amptune.core.hardware import GPUS
+from amptune.report.analyze_data import PageSite, Risk
+from amptune.report.analyze_html import analyze_report
+from tests.report.analyze_sample import KEPT, sample
+from tests.report.tune_sample import Page
+
+
+def read(data):
+    return Page(analyze_report(data))
+
+
+def rows_of(page, caption):
+    """Texts of the body cells of one table, row by row."""
+    start = next(i for i, e in enumerate(page.elements) if e.tag == "caption" and e.text.startswith(caption))
+    rows = []
+    for element in page.elements[start:]:
+        if element.tag == "tr":
+            rows.append([])
+        elif element.tag == "td":
+            rows[-1].append(" ".join(element.text.split()))
+        elif element.tag == "section":
+            break
+    return [row for row in rows if row]
+
+
+def test_the_headline_names_the_best_recipe_that_fits_and_counts_the_findings():
+    words = read(sample()).one("h1").text
+    assert words == "Autocast-bf16+fixed is predicted 5.00 times as fast as fp32 on h100; 1 error, 1 warning, 1 info"
+
+
+def test_a_model_that_gains_nothing_is_told_so():
+    slow = {"h100": {name: entry | {"speedup": 1.0} for name, entry in sample().estimate["h100"].items()}}
+    assert read(sample(estimate=slow, findings=())).one("h1").text == (
+        "No recipe is predicted to beat fp32 on h100; no findings"
+    )
+
+
+def test_every_recipe_of_every_gpu_has_a_row_but_idle_fixes():
+    rows = rows_of(read(sample()), "Recipes on each GPU")
+    assert [row[:2] for row in rows] == [
+        ["h100", "fp32"], ["h100", "autocast-bf16"], ["h100", "autocast-bf16+fixed"], ["h100", "fp8-tensorwise"],
+        ["t4", "fp32"], ["t4", "autocast-fp16"],
+    ]  # fmt: skip
+    assert rows[2][2:5] == ["4.00 ms", "5.00×", "2.00 GiB"]
+    assert rows[3][5] == "needs more than the GPU's memory"
+    assert rows[5][5] == "bound by launches on the processor"
+
+
+def test_findings_come_worst_first_with_their_sites():
+    rows = rows_of(read(sample()), "Findings")
+    assert [row[0] for row in rows] == ["error", "warning", "info"]
+    assert rows[0][3] == "model.py:8 2 sites layers.3#exp.0, layers.4#exp.0".replace(" 2 sites ", "2 sites")
+
+
+def test_blocks_that_are_alike_share_a_line_and_their_times_are_added_up():
+    page = read(sample(8))
+    rows = [" ".join(e.text.split()) for e in page.all("span", "row")]
+    alike = next(text for text in rows if text.startswith("0–2"))
+    assert "3 alike, added up" in alike
+    of_one = 2.0 + 0.1 + 0.05 + 0.04
+    assert f"{3 * of_one + 0.03:.2f}" in alike
+    assert [e.text for e in page.all("code")].count("3") == 1, "block 3 differs and stands alone"
+
+
+def test_the_worst_site_decides_the_cell_of_its_part():
+    page = read(sample())
+    cells = [e for e in page.all("span", "cell") if "risk-4" in e.classes]
+    reasons = {e.attributes["title"] for e in cells if e.attributes.get("title")}
+    assert reasons == {"fp16: G203: exp overflows fp16", "G203: exp overflows fp16"}
+    assert all(e.text == "fails" for e in cells), "nobody has to tell it by the colour"
+
+
+def test_the_table_of_sites_starts_with_the_largest_gain():
+    rows = rows_of(read(sample()), "Sites")
+    assert rows[0][0].startswith("layers.5.fc")
+    gains = [float(row[6]) for row in rows]
+    assert gains == sorted(gains, reverse=True)
+    assert len(rows) == 24
+
+
+def test_charts_have_titles_and_words_for_those_who_do_not_see_them():
+    charts = read(sample()).charts()
+    assert set(charts) == {"Roofline of H100 SXM5 80GB", "Values on the formats' number lines"}
+    assert "2 kinds of sites under autocast-bf16" in charts["Roofline of H100 SXM5 80GB"].attributes["aria-label"]
+
+
+def test_the_roofline_has_a_mark_for_each_kind_of_site():
+    assert len(read(sample()).marks("Roofline of H100 SXM5 80GB", "mark")) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"sites": ()}, {"findings": ()}, {"gpus": (GPUS["cpu"],), "gpu": None, "estimate": {}}],
+    ids=["no sites", "no findings", "cpu alone"],
+)
+def test_what_is_missing_leaves_a_whole_page(changes):
+    page = read(sample(**changes))
+    assert page.one("h1").text
+    assert {e.attributes["id"] for e in page.all("h2")} == {
+        "recipes", "findings", "model", "roofline", "values", "sites", "setup",
+    }  # fmt: skip
+
+
+def test_names_from_the_model_cannot_break_the_page():
+    evil = PageSite('a.<script>alert(1)</script>"', "linear", "gemm", "<b>", risks={"bf16": KEPT})
+    text = analyze_report(sample(sites=(evil,), target='"><img src=x onerror=1>'))
+    assert "<script>alert" not in text
+    assert "<img" not in text
+    Page(text)
+
+
+def test_the_page_fetches_nothing():
+    text = analyze_report(sample(40))
+    assert not re.findall(r"https?://|\bsrc=|@import|url\(http", text)
+    assert "default-src 'none'" in html.unescape(text)
+
+
+def test_a_thousand_sites_make_a_page_of_bearable_size_in_bearable_time():
+    start = time.process_time()
+    text = analyze_report(sample(300))
+    assert time.process_time() - start < 6
+    assert len(text) < 2_500_000
+    page = Page(text)
+    assert len(rows_of(page, "Sites")) == 1200
+    assert len(page.all("span", "row")) < 60, "alike blocks are one line"
+
+
+def test_every_risk_has_its_own_word():
+    assert len({risk.words for risk in Risk}) == len(Risk)
