@@ -201,3 +201,13 @@ def is_torch_autocast(source: SourceFile, region: Region | None) -> bool:
     """Whether the region is made by torch's own class, not by a framework's ``accelerator.autocast()``."""
     call = region.call if region is not None else None
     return isinstance(call, ast.Call) and any(name in AUTOCAST_DEVICE for name in source.qualified(call.func))
+
+
+def is_float16(source: SourceFile, region: Region) -> bool:
+    """Whether a region computes in float16 on a GPU: by its dtype, or by default for a device chosen at run time."""
+    if region.dtypes == {"float16"}:
+        return True
+    call = region.call
+    if region.device is not None or not isinstance(call, ast.Call) or not is_torch_autocast(source, region):
+        return False
+    return source.argument(call, "dtype", 1) is None and not source.has_splat(call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from amptune.core.finding import Finding, Fix, Severity
 from amptune.core.rule import Example, SourceRule
@@ -229,6 +229,28 @@ def train(model, loader, optimizer, scaler):
         optimizer.step()
 """,
         ),
+        Example(
+            "two networks in turn, each unscaled before its clip",
+            """\
+import torch
+
+class Agent:
+    def update(self, critic_loss, policy_loss):
+        self.critic_optimizer.zero_grad()
+        self.scaler.scale(critic_loss).backward()
+        if self.grad_norm > 0:
+            self.scaler.unscale_(self.critic_optimizer)
+            torch.nn.utils.clip_grad_norm_(self.critic_1.parameters(), self.grad_norm)
+        self.scaler.step(self.critic_optimizer)
+        self.policy_optimizer.zero_grad()
+        self.scaler.scale(policy_loss()).backward()
+        if self.grad_norm > 0:
+            self.scaler.unscale_(self.policy_optimizer)
+            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.grad_norm)
+        self.scaler.step(self.policy_optimizer)
+        self.scaler.update()
+""",
+        ),
     )
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
@@ -246,11 +268,13 @@ def train(model, loader, optimizer, scaler):
             if flow.path(clip, step, same_iteration=True) is None or _other_model(clip, step):
                 continue
 
-            def unscaled(event: Event, step: Event = step) -> bool:
+            mine = {step.optimizer, *_clipped_for(flow, clip, step)}
+
+            def unscaled(event: Event, step: Event = step, mine: Collection[str] = mine) -> bool:
                 done = event.kind == "unscale" and event.scaler == step.scaler
                 by_hand = event.kind in ("grad_write", "get_scale")
                 cleared = event.kind in ("step", "zero_grad") and event.scaler == step.scaler
-                return (done and same_optimizer(event.optimizer, step.optimizer)) or by_hand or cleared
+                return (done and any(same_optimizer(event.optimizer, item) for item in mine)) or by_hand or cleared
 
             for backward in flow.of("backward", scaler=step.scaler):
                 if not backward.scaled or _unscaled_in_a_loop(source, flow, backward, clip, step):
@@ -273,6 +297,15 @@ def train(model, loader, optimizer, scaler):
         if not isinstance(statement, ast.Expr | ast.Assign | ast.AnnAssign):
             return None
         return Fix(f"insert {code}", (edits.insert_before(source, statement, code),))
+
+
+def _clipped_for(flow: Flow, clip: Event, step: Event) -> list[str]:
+    """Other optimizers that the scaler steps behind the clip: those whose gradients it may be about."""
+    return [
+        other.optimizer
+        for other in flow.of("step", scaler=step.scaler)
+        if not _other_model(clip, other) and flow.path(clip, other, same_iteration=True)
+    ]
 
 
 def _unscaled_in_a_loop(source: SourceFile, flow: Flow, backward: Event, clip: Event, step: Event) -> bool:

@@ -219,6 +219,27 @@ class Trainer:
                 self.optimize(self.loss(batch, i), optimizer, scaler, i, len(optimizers))
 """,
         ),
+        Example(
+            "the batch is tried again when memory ran out",
+            """\
+import torch
+
+def train(model, batches, optimizer, split):
+    scaler = torch.amp.GradScaler("cuda")
+    for batch in batches:
+        while True:
+            try:
+                for part in split(batch):
+                    scaler.scale(model(part)).backward()
+                scaler.step(optimizer)
+            except torch.cuda.OutOfMemoryError:
+                optimizer.zero_grad()
+                continue
+            break
+        scaler.update()
+        optimizer.zero_grad()
+""",
+        ),
     )
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
@@ -244,7 +265,7 @@ class Trainer:
         if not flow.of("update", scaler=step.scaler):
             elsewhere = any(event.kind == "update" for event in source.events)
             return not elsewhere and (bool(backwards) or _scales_in_its_class(source, step))
-        if _waits_for_the_last(source, flow, step):
+        if _waits_for_the_last(source, flow, step) or _is_retried(source, flow, step):
             return False
         same_batch = _loop_over_optimizers(source, flow, step)
         return any(
@@ -289,6 +310,13 @@ def _waits_for_the_last(source: SourceFile, flow: Flow, step: Event) -> bool:
         )
         for update in flow.of("update", scaler=step.scaler)
     )
+
+
+def _is_retried(source: SourceFile, flow: Flow, step: Event) -> bool:
+    """Whether the step stands in a try, and the update behind it: a way past it is that of a step that failed."""
+    tries = [node for node in source.ancestors(step.node) if isinstance(node, ast.Try) and node.handlers]
+    updates = [event.node for event in flow.of("update", scaler=step.scaler)]
+    return any(not any(source.index.is_inside(update, node) for update in updates) for node in tries)
 
 
 def _asks_for_an_optimizer(test: ast.expr, optimizer: str) -> bool:

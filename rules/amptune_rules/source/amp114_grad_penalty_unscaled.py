@@ -10,9 +10,8 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
 from amptune.lint.source import SourceFile
+from amptune_rules.source._models import is_float16
 from amptune_rules.source._protocol import is_gradient_scaler, last_name
-
-_FP16 = frozenset({"float16"})
 
 
 class GradPenaltyUnscaled(SourceRule):
@@ -247,6 +246,6 @@ def _is_float16(source: SourceFile, grad: Event, outputs: ast.expr) -> bool:
             # the region may be around a call that leads here
             outer = [found for call in reversed(grad.calls) if (found := source.autocast(call)) is not None]
             region = outer[0] if outer else None
-        if region is not None and region.enabled is not False and region.dtypes == _FP16:
+        if region is not None and region.enabled is not False and is_float16(source, region):
             return True
     return False

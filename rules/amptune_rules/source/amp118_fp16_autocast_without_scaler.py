@@ -11,9 +11,9 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint.events import Event
 from amptune.lint.regions import Region
 from amptune.lint.source import SourceFile
+from amptune_rules.source._models import is_float16
 from amptune_rules.source._protocol import last_name
 
-_FP16 = frozenset({"float16"})
 _SCALING = re.compile(
     r"(?:grad|loss|amp|native|dynamic)_?scal|^scalers?$|scale_loss|^_?scaler|fp16_optim", re.IGNORECASE
 )
@@ -24,8 +24,8 @@ class Fp16AutocastWithoutScaler(SourceRule):
     """A training loop runs the forward in float16 autocast and calls backward with no gradient scaler.
 
     ## What it does
-    Flags a float16 autocast region (for CUDA float16 is the default) whose loss goes to `loss.backward()` and
-    `optimizer.step()`, in a file where no gradient scaler is used.
+    Flags a float16 autocast region (float16 is CUDA's default, also for a device chosen at run time) whose loss goes to
+    `loss.backward()` and `optimizer.step()`, in a file where no gradient scaler is used.
 
     ## Why is this bad
     Gradients of activations are computed in FP16 as well, where everything below 3e-8 becomes zero and everything below
@@ -102,6 +102,20 @@ class Trainer:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+""",
+        ),
+        Example(
+            "device chosen at run time, float16 on a GPU",
+            """\
+import torch
+
+def train(model, loader, optimizer, device):
+    for x, y in loader:
+        with torch.autocast(device_type=device.type):  # <- AMP118
+            loss = torch.nn.functional.cross_entropy(model(x.to(device)), y.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 """,
         ),
     )
@@ -221,13 +235,27 @@ def train_one_epoch(student, loader, optimizer, fp16_scaler):
             fp16_scaler.update()
 """,
         ),
+        Example(
+            "dtype chosen at run time",
+            """\
+import torch
+
+def train(model, loader, optimizer, device, dtype):
+    for x, y in loader:
+        with torch.autocast(device_type=device.type, dtype=dtype):
+            loss = torch.nn.functional.cross_entropy(model(x.to(device)), y.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+""",
+        ),
     )
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Float16 regions that feed a plain backward."""
         if source.frameworks & _OWNERS or not any(event.kind == "backward" for event in source.events):
             return
-        if not any(region.dtypes == _FP16 for region in source.region_stacks.autocasts()) or _has_scaler(source):
+        if not any(is_float16(source, region) for region in source.region_stacks.autocasts()) or _has_scaler(source):
             return
         reported: set[ast.AST] = set()
         for flow in source.flows:
@@ -282,4 +310,4 @@ def _regions_of_loss(source: SourceFile, backward: Event) -> list[Region]:
                     pending += [(binding.value, depth + 1)] if binding.value is not None else []
     found = [source.autocast(place) for place in places if not source.no_grad(place)]
     regions = [region for region in found if region is not None and region.enabled is not False]
-    return [region for region in dict.fromkeys(regions) if region.dtypes == _FP16]
+    return [region for region in dict.fromkeys(regions) if is_float16(source, region)]

@@ -179,6 +179,22 @@ def run(model, x, training):
                 return model(x)
 """,
         ),
+        Example(
+            "tried again with gradients when it failed without",
+            """\
+import torch
+
+def evaluate(model, loader):
+    with torch.autocast("cuda", dtype=torch.float16):
+        for x in loader:
+            try:
+                with torch.no_grad():
+                    out = model(x)
+            except RuntimeError:
+                out = model(x)
+            print(out.loss.item())
+""",
+        ),
     )
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
@@ -272,5 +288,7 @@ def _excludes(source: SourceFile, first: ast.AST, second: ast.AST) -> bool:
             in_else = child in ancestor.orelse
             if in_else is any(source.index.is_inside(first, item) for item in ancestor.body):
                 return True
+        if id(ancestor) in branches and isinstance(ancestor, ast.Try) and child in ancestor.handlers:
+            return True  # the first has failed
         child = ancestor
     return isinstance(source.statement_of(first), ast.Return)
