@@ -67,3 +67,57 @@ def test_a_missing_plan(folder: Path) -> None:
     result = amptune(folder, "apply", "nowhere.json", "net.py")
     assert (result.returncode, result.stdout) == (2, "")
     assert "nowhere.json" in result.stderr
+
+
+def renamed(folder: Path) -> None:
+    text = (folder / "net.py").read_text()
+    (folder / "net.py").write_text(text.replace("self.fc1", "self.fc_in1").replace("F.softmax", "torch.softmax"))
+
+
+def test_a_model_file_that_changed_names_the_sites_that_moved(folder: Path) -> None:
+    write_plan(folder, model={"target": "net.py", "source_sha256": "0" * 64, "fingerprint": ""})
+    renamed(folder)
+    result = amptune(folder, "apply", "plan.json", "net.py")
+    assert (result.returncode, result.stdout) == (2, "")
+    words = "the model's file changed since it was made, and 1 of its 2 sites are not in this one: fc1 (now fc_in1?)"
+    assert words in result.stderr
+    assert not (folder / "amptune-out").exists()
+
+
+def test_a_model_file_that_changed_elsewhere_is_said(folder: Path) -> None:
+    write_plan(folder, model={"target": "net.py", "source_sha256": "0" * 64, "fingerprint": ""})
+    result = amptune(folder, "apply", "plan.json", "net.py")
+    assert result.returncode == 0
+    assert "changed since plan.json was made; all 2 sites of the plan are in it" in result.stderr
+
+
+def test_a_plan_measured_elsewhere_is_said(folder: Path) -> None:
+    write_plan(folder, measured_on={"gpu": "NVIDIA Q100", "torch": "1.2.3", "inputs": ["64x8:int64", "64x8:int64"]},
+               model={"target": "net.py", "source_sha256": "", "fingerprint": "0123"})  # fmt: skip
+    result = amptune(folder, "apply", "plan.json", "net.py")
+    assert result.returncode == 0, result.stderr
+    assert "measured on NVIDIA Q100 and torch 1.2.3, this is" in result.stderr
+    assert "measured with inputs 64x8:int64, 64x8:int64, here they are 16x8:int64, 16x8:int64" in result.stderr
+
+
+def test_an_unknown_format_gives_the_nearest(folder: Path) -> None:
+    data = PLAN.to_json("amptune 0")
+    data["sites"]["fc1"]["format"] = "bf61"
+    (folder / "plan.json").write_text(json.dumps(data))
+    result = amptune(folder, "apply", "plan.json", "net.py")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "plan.json: sites['fc1']: field 'format': unknown number format 'bf61'" in result.stderr
+    assert "did you mean bf16?" in result.stderr
+
+
+@pytest.mark.parametrize("command", [("apply", "plan.json", "net.py"), ("tune", "net.py", "--budget", "1")])
+def test_a_folder_that_cannot_be_written(folder: Path, command: tuple[str, ...]) -> None:
+    """A file where a folder should be made, and a file system that takes none: also for root."""
+    (folder / "taken").write_text("")
+    before = sorted(path.name for path in folder.iterdir())
+    for out in ("taken/out", "/proc/amptune-out"):
+        result = amptune(folder, *command, "--out", out)
+        assert (result.returncode, result.stdout) == (2, ""), result.stderr
+        assert out in result.stderr
+        assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == before

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from amptune.apply.fits import check_fits, input_shapes
 from amptune.apply.handoff import patch_spec
 from amptune.capture import Target, capture, load_target
 from amptune.capture.target import TargetSpec
 from amptune.core.files import write_all_atomic
-from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan
 from amptune.core.planfile import read_plan
-from amptune.errors import InputError, PlanError
+from amptune.errors import InputError
 from amptune.patch.output import patched_files
 from amptune.patch.spec import PatchSpec
 from amptune.patch.wrapper import wrapper_files
 
 
-def apply_plan_file(plan_path: Path, spec: TargetSpec, out: Path) -> dict[str, Path]:
+def apply_plan_file(
+    plan_path: Path, spec: TargetSpec, out: Path, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Path]:
     """Write the patched model of ``plan_path`` for the target into ``out``; returns file name -> path.
+
+    ``say`` is told what the user should know.
 
     Raises:
         InputError: a file cannot be read or written.
@@ -28,7 +33,11 @@ def apply_plan_file(plan_path: Path, spec: TargetSpec, out: Path) -> dict[str, P
     target = load_target(spec)
     graph = capture(target).graph
     model = target.make_model()
-    check_fits(plan, graph, {name for name, _ in model.named_modules()}, plan_path)
+    modules = {name for name, _ in model.named_modules()}
+    for note in check_fits(
+        plan, graph, modules, plan_path, sha256=target.source_sha256, inputs=input_shapes(target.make_batch())
+    ):
+        say(note)
     files = _files(target, plan, patch_spec(target, model, graph))
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -38,22 +47,6 @@ def apply_plan_file(plan_path: Path, spec: TargetSpec, out: Path) -> dict[str, P
         ) from None
     write_all_atomic({out / name: content for name, content in files.items()})
     return {name: out / name for name in files}
-
-
-def check_fits(plan: Plan, graph: PrecisionGraph, modules: set[str], where: Path) -> None:
-    """Raise PlanError, naming sites that are gone, unless the plan's sites are all in this model."""
-    gone = [name for name in plan.sites if name not in graph and name not in modules]
-    if gone:
-        shown = ", ".join(gone[:5]) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
-        raise PlanError(
-            f"{where} is for another model: {len(gone)} of its {len(plan.sites)} sites are not in this one: {shown}",
-            hint="give the model that it was made for, or run amptune tune again",
-        )
-    if plan.fingerprint and plan.fingerprint != graph.fingerprint():
-        raise PlanError(
-            f"{where} is for another model: the names are the same, but operations or shapes differ",
-            hint="give the same --arg and --input as for tune, or run amptune tune again",
-        )
 
 
 def _files(target: Target, plan: Plan, spec: PatchSpec) -> dict[str, bytes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from amptune.core.planfile import read_plan
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -18,11 +20,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the files and print where they lie."""
     from amptune.apply.patching import apply_plan_file
-    from amptune.commands.targets import stem_of, target_spec
+    from amptune.commands.targets import say, say_if_elsewhere, stem_of, target_spec
     from amptune.config import default_model
 
     text = args.model or default_model()
     out = args.out or Path("amptune-out") / stem_of(text)
-    for path in apply_plan_file(args.plan, target_spec(text, args.arg, args.input), out).values():
+    for path in apply_plan_file(args.plan, target_spec(text, args.arg, args.input), out, say).values():
         print(path)
+    say_if_elsewhere(read_plan(args.plan))
     return 0

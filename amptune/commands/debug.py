@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Debug and report; 0 for a clean run, 1 when something goes wrong in it."""
     from amptune import __version__
     from amptune.capture.state import training_state
-    from amptune.commands.targets import source_lines, target_spec
+    from amptune.commands.targets import say, source_lines, target_spec
     from amptune.config import default_model
     from amptune.debug.run import debug
     from amptune.debug.session import DebugOptions
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     options = DebugOptions(args.dtype, scaler, args.steps, args.seed, training_state(args.state, "optimizer"))
     result = debug(spec, find_device(args.device), options)
     for note in result.notes:
-        print(f"amptune: note: {note}", file=sys.stderr)
+        say(note)
     if args.format == "json":
         print(json.dumps(result.to_json(f"amptune {__version__}"), indent=2))
     else:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from amptune.commands.targets import say_if_elsewhere
 from amptune.core.files import write_atomic
 from amptune.core.planfile import read_plan
 from amptune.errors import UsageError
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("export needs a plan and --to NAME", hint="amptune export plan.json --to pytorch -o train.py")
     target = target_named(args.to)
     plan = read_plan(args.plan)
+    say_if_elsewhere(plan)
     export = target.exporter()(plan, model_file(plan, args.plan))
     if args.output is None:
         sys.stdout.write(export.text)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +13,7 @@ from amptune.errors import UsageError
 
 if TYPE_CHECKING:
     from amptune.capture import TargetSpec
+    from amptune.core.plan import Plan
 
 
 def add_state_and_batch(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +22,32 @@ def add_state_and_batch(parser: argparse.ArgumentParser) -> None:
         "--state", metavar="CKPT.pt", help="weights to start from: a state_dict, or a checkpoint with one"
     )
     parser.add_argument("--batch", metavar="BATCH.pt", help="the batch to use, as torch.save wrote it")
+
+
+def say(text: str) -> None:
+    """A note to the user, on stderr."""
+    print(f"amptune: note: {text}", file=sys.stderr, flush=True)
+
+
+def say_if_elsewhere(plan: Plan) -> None:
+    """Say that a plan was measured on another GPU or torch than are here."""
+    from amptune.core.plan import elsewhere
+
+    words = elsewhere(plan.measured_on, _here())
+    if words:
+        say(words)
+
+
+def _here() -> dict[str, str]:
+    """GPU and torch of this machine, as far as they are known without importing torch, which takes seconds."""
+    facts: dict[str, str] = {}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        facts["torch"] = importlib.metadata.version("torch")
+    if "torch" in sys.modules:
+        from amptune.tune.device import find_device
+
+        facts["gpu"] = str(find_device(None).describe()["gpu"])
+    return facts
 
 
 def source_lines(path: str) -> list[str]:

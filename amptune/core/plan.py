@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from amptune.core.choice import SCALINGS, Choice
 from amptune.core.formats import Format
+from amptune.core.nearest import nearest
 from amptune.errors import PlanError
 
 PLAN_VERSION = 1
@@ -69,7 +70,7 @@ class Plan:
         output_format: floating outputs of the model are cast to it; ``None`` leaves them.
         scaler: loss scaling of the training loop.
         target, source_sha256, fingerprint: the model it is for.
-        measured_on: gpu, capability, torch, driver, mode.
+        measured_on: gpu, capability, torch, driver, mode, and inputs: shapes of the batch.
     """
 
     sites: Mapping[str, SitePlan] = dataclasses.field(default_factory=dict, hash=False)
@@ -148,6 +149,20 @@ class Plan:
         )
 
 
+def elsewhere(measured_on: Mapping[str, Any], here: Mapping[str, str]) -> str | None:
+    """A sentence where a plan was measured on another GPU or torch than ``here`` has; None where nothing differs.
+
+    What ``here`` does not name is not compared.
+    """
+    pairs = [(key, word) for key, word in (("gpu", ""), ("torch", "torch ")) if measured_on.get(key) and here.get(key)]
+    differing = [(key, word) for key, word in pairs if str(measured_on[key]) != here[key]]
+    if not differing:
+        return None
+    old = " and ".join(f"{word}{measured_on[key]}" for key, word in differing)
+    new = " and ".join(f"{word}{here[key]}" for key, word in differing)
+    return f"the plan was measured on {old}, this is {new}: it may not be the fastest here; amptune tune measures anew"
+
+
 class _Reader:
     """Typed access to a JSON object, with the field's name in every error."""
 
@@ -173,7 +188,10 @@ class _Reader:
         try:
             return Format.parse(str(value))
         except ValueError as error:
-            raise PlanError(f"{self.where}: field {key!r}: {error}") from None
+            near = nearest(str(value), (member.label for member in Format))
+            raise PlanError(
+                f"{self.where}: field {key!r}: {error}", hint=f"did you mean {near}?" if near else None
+            ) from None
 
 
 def _site(entry: object, where: str) -> SitePlan:

@@ -220,6 +220,8 @@ class Session:
 
     def _finish(self, run: Run) -> None:
         result = self.result
+        if result.steps and not self._looked:  # the scaler skipped every step so far
+            self._look(result.steps - 1, self.batches.train[result.steps - 1], scale=1.0)
         result.scaler = {
             "enabled": self.options.scaler, "final_scale": run.scaler.get_scale(), "skipped": self._skipped,
         }  # fmt: skip

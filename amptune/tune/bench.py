@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amptune import __version__
-from amptune.apply.patching import check_fits
+from amptune.apply.fits import check_fits
 from amptune.capture import Capture, capture, load_target
 from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan, SitePlan

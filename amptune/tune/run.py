@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from amptune.apply.fits import input_shapes
 from amptune.capture import Capture, Target, capture, load_target
 from amptune.core.files import write_atomic
 from amptune.core.plan import Plan
@@ -156,7 +157,8 @@ def _start(
 
 def _plan_header(target: Target, captured: Capture, prepared: Prepared, mode: str) -> dict[str, Any]:
     device = prepared.device
-    measured_on = {key: device.get(key) for key in ("gpu", "capability", "torch", "driver")} | {"mode": mode}
+    measured_on = {key: device.get(key) for key in ("gpu", "capability", "torch", "driver")}
+    measured_on |= {"mode": mode, "inputs": input_shapes(target.make_batch())}
     return {
         "target": target.spec.text,
         "source_sha256": target.source_sha256,

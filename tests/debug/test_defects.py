@@ -24,7 +24,10 @@ class Scale(torch.autograd.Function):
 FORWARD = {
     "exp without max": ("x = x * 20\ne = torch.exp(x)  # BAD\ny = e / e.sum(-1)[:, None]", "overflow", "exp", {"fp32"}),
     "long sum": ("s = (x.abs() * 3e4).sum(-1)  # BAD\ny = x * 3e4 / s[:, None]", "overflow", "sum", {"fp32"}),
-    "einsum": ('x = x * 400\ns = torch.einsum("bi,bj->bij", x, x)  # BAD\ny = s[0]', "overflow", "einsum", {"bf16"}),
+    "einsum": (
+        'x = x * 400\ns = torch.einsum("bi,bj->bij", x, x)  # BAD\ny = s.mean(-1)', "overflow", "einsum",
+        {"fp32", "bf16"},
+    ),
     "scaled after the product": (
         "q = x * 300\ns = q @ q.t() / 32  # BAD\ny = torch.softmax(s, -1) @ x", "overflow", "matmul", {"scale", "fp32"},
     ),
