@@ -79,6 +79,10 @@ class Device:
         """Whether FP32 matrix products can run as TF32 (compute capability 8.0 and above)."""
         return self.is_cuda and torch.cuda.get_device_capability(self.torch) >= (8, 0)
 
+    def has_fp8(self) -> bool:
+        """Whether the hardware multiplies FP8 matrices (compute capability 8.9 and above)."""
+        return self.is_cuda and torch.cuda.get_device_capability(self.torch) >= (8, 9)
+
     def formats(self) -> tuple[Format, ...]:
         """16-bit formats worth trying here, each by one small matrix product that must run."""
         candidates = [f for f in (Format.BF16, Format.FP16) if self._multiplies(f)]
@@ -90,9 +94,9 @@ class Device:
     def fp8_choices(self) -> tuple[Choice, ...]:
         """FP8 choices that run here, each by one small linear forward and backward.
 
-        Only where the hardware multiplies FP8 (compute capability 8.9 and above): elsewhere it is emulation.
+        Only where the hardware multiplies FP8: elsewhere it is emulation.
         """
-        if not self.is_cuda or torch.cuda.get_device_capability(self.torch) < (8, 9):
+        if not self.has_fp8():
             return ()
         return tuple(choice for choice in FP8 if self._trains(choice))
 

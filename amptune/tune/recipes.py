@@ -12,6 +12,7 @@ import torch
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, ScalerConfig
 from amptune.tune.device import Device
+from amptune.tune.float8 import stock_scalings
 
 NO_SCALER = ScalerConfig()
 
@@ -24,6 +25,7 @@ class Candidate:
         name: stock recipe name, or ``plan``.
         plan: formats per site; ``None`` runs the model as the user wrote it.
         autocast: format of a torch.autocast region around forward and loss; ``None`` for no region.
+        float8: torchao's recipe, ``tensorwise`` or ``rowwise``, that its linears are converted with; ``None`` for none.
         tf32: TF32 for what stays in FP32.
         scaler: loss scaling.
         loss_compile: run the loss of a stock recipe under torch.compile; a plan says so itself.
@@ -35,6 +37,7 @@ class Candidate:
     tf32: bool = False
     scaler: ScalerConfig = NO_SCALER
     loss_compile: bool = False
+    float8: str | None = None
 
     @property
     def key(self) -> str:
@@ -62,7 +65,13 @@ def stock_candidates(device: Device) -> list[Candidate]:
         recipes.append(Candidate("autocast-bf16", autocast=Format.BF16))
     if Format.FP16 in formats:
         recipes.append(Candidate("autocast-fp16", autocast=Format.FP16, scaler=ScalerConfig(enabled=True)))
+    recipes += [float8_candidate(scaling) for scaling in stock_scalings(device)]
     return recipes
+
+
+def float8_candidate(scaling: str) -> Candidate:
+    """torchao's float8 training over BF16 autocast, which is what its users run."""
+    return Candidate(f"fp8-{scaling}", autocast=Format.BF16, float8=scaling)
 
 
 @contextlib.contextmanager

@@ -193,7 +193,8 @@ def _final_plan(search: Search, verdict: Verdict) -> tuple[Plan, GradientRecord]
         plan = search.plan_of(verdict.record)
         plan = with_reasons(plan, search.costs, verdict.record.point, search.evidence)
     else:
-        plan = plan_of_stock(search.recipes[str(verdict.record.outcome.recipe)], search.plan_header)
+        fp8_sites = {site for group in search.space.groups for site in group.fp8}
+        plan = plan_of_stock(search.recipes[str(verdict.record.outcome.recipe)], search.plan_header, fp8_sites)
     if not plan.uses_fp16:
         return plan, GradientRecord()
     search.progress.stage("recording gradients for the loss scale")

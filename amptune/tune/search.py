@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from optuna.trial import Trial
 
 from amptune.core.choice import Choice
+from amptune.core.formats import Format
 from amptune.core.plan import Plan
 from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable, Edge
@@ -176,7 +177,8 @@ class Search:
         if candidate.autocast is None:
             return self.space.point({})
         pins = {group.name: FOLLOW for group in self.space.groups if group.kind == "pin"}
-        return self.space.uniform(Choice(candidate.autocast)) | pins
+        float8 = Choice(Format.FP8_E4M3, candidate.float8) if candidate.float8 else None
+        return self.space.uniform(float8 or Choice(candidate.autocast)) | pins
 
     def _enqueue_next(self) -> None:
         """A repair where there is one; else in turns a plan for drawn costs, and the sampler near the incumbent.

@@ -19,6 +19,7 @@ from amptune.runtime import loss_in
 from amptune.tune.batches import to_device
 from amptune.tune.compilation import BACKEND, Compilation, compiled
 from amptune.tune.device import Device
+from amptune.tune.float8 import float8_linears
 from amptune.tune.recipes import Candidate, autocast_region, backend_flags
 
 
@@ -200,7 +201,8 @@ def _compiled_as(bench: Workbench, compilation: Compilation | None) -> Iterator[
 def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tensor] | None = None) -> Iterator[Run]:
     """A run from ``state`` (default: the initial weights), with the candidate in force; undone on leaving."""
     bench.restore(state)
-    with backend_flags(candidate.tf32):
+    swapped = float8_linears(bench.model, candidate.float8) if candidate.float8 else contextlib.nullcontext()
+    with backend_flags(candidate.tf32), swapped:
         applied = apply(bench.model, candidate.plan, codes=bench.codes) if candidate.plan else None
         try:
             with compiled(bench.model, bench.compilation):

@@ -32,6 +32,7 @@ from amptune.tune.compilation import Compilation, forget_compiled
 from amptune.tune.costs import measure_costs
 from amptune.tune.device import Device
 from amptune.tune.emitted import compare_emitted
+from amptune.tune.float8 import missing_note
 from amptune.tune.gradients import record_gradients
 from amptune.tune.kernels import tensor_core_share
 from amptune.tune.options import TuneOptions
@@ -121,7 +122,7 @@ class Worker:
             reference.initial_loss,
             sum(reference.losses) / len(reference.losses),
             self.batches.quality_data,
-            tuple(self.target.notes),
+            (*self.target.notes, *filter(None, [missing_note(self.device)])),
         )
 
     def space(self, graph: PrecisionGraph) -> Space:

@@ -22,6 +22,7 @@ from amptune.apply import apply, check_realised
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.runtime import SCALINGS, apply_plan
+from amptune.tune.float8 import STOCK_SCALINGS, float8_linears
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
@@ -90,6 +91,33 @@ def test_values_are_as_near_to_float64_as_those_of_torchao(scaling: str, outlier
     for name, one, other, reference in zip(names, found, theirs, exact, strict=True):
         print(f"  {name:16} {error(one, reference):.5f} {error(other, reference):.5f} {error(one, other):.5f}")
         assert error(one, reference) <= 1.02 * error(other, reference) + 1e-4
+
+
+@pytest.mark.parametrize("scaling", STOCK_SCALINGS)
+def test_torchaos_recipe_comes_and_goes_with_an_optimizer_on_the_same_parameters(scaling: str) -> None:
+    pytest.importorskip("torchao")
+    model = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 13)).to(DEVICE)
+    modules, optimizer = list(model.modules()), torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    x, y = torch.randn(32, 32, device=DEVICE), torch.randint(0, 13, (32,), device=DEVICE)
+
+    def losses(steps: int) -> list[float]:
+        seen = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            with torch.autocast(DEVICE, torch.bfloat16):
+                loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            seen.append(loss.item())
+        return seen
+
+    first = losses(5)
+    with float8_linears(model, scaling):
+        assert [type(part).__name__ for part in model] == ["Float8Linear", "GELU", "Linear"]
+        second = losses(5)
+    third = losses(5)
+    assert all(one is other for one, other in zip(model.modules(), modules, strict=True))
+    assert first[0] > second[0] > third[0] > third[-1]
 
 
 @on_gpu

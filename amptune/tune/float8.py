@@ -1,0 +1,58 @@
+"""The stock FP8 recipes: torchao's float8 training on the user's model, and the model as it was afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+
+from torch import nn
+
+from amptune.core.hardware import FP8_MULTIPLE
+from amptune.tune.device import Device
+
+STOCK_SCALINGS = ("tensorwise", "rowwise")
+"""Names of torchao's recipes, which the stock recipes ``fp8-tensorwise`` and ``fp8-rowwise`` are."""
+
+
+def stock_scalings(device: Device) -> tuple[str, ...]:
+    """The FP8 recipes that run here: on a GPU with FP8 products, where torchao is installed."""
+    return STOCK_SCALINGS if device.has_fp8() and importlib.util.find_spec("torchao") else ()
+
+
+def missing_note(device: Device) -> str | None:
+    """Why the FP8 recipes are left out on a device that could run them, as a line for the user."""
+    if not device.has_fp8() or stock_scalings(device):
+        return None
+    recipes = " and ".join(f"fp8-{scaling}" for scaling in STOCK_SCALINGS)
+    return f"the stock recipes {recipes} are left out: they need torchao, pip install 'amptune[fp8]'"
+
+
+@contextlib.contextmanager
+def float8_linears(model: nn.Module, scaling: str) -> Iterator[None]:
+    """``convert_to_float8_training`` on ``model``, in place, with torchao's recipe; undone on leaving.
+
+    Converted is every linear whose dimensions FP8 takes, as its users do it; the rest is for autocast. The parameters
+    are the same objects in both forms, so an optimizer made inside or outside goes on.
+    """
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    linears = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if isinstance(child, nn.Linear)
+    ]
+    convert_to_float8_training(
+        model, config=Float8LinearConfig.from_recipe_name(scaling), module_filter_fn=lambda part, _: takes_fp8(part)
+    )
+    try:
+        yield
+    finally:
+        for parent, name, child in linears:
+            parent._modules[name] = child
+
+
+def takes_fp8(module: nn.Module) -> bool:
+    """Whether a linear's dimensions are what FP8 products take."""
+    return isinstance(module, nn.Linear) and not any(size % FP8_MULTIPLE for size in module.weight.shape)
