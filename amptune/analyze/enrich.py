@@ -1,9 +1,9 @@
 """What rules need of the fx nodes beyond the PrecisionGraph: order of operands, explicit casts, memory layout.
 
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
-``masked``, ``channels_last``, ``integers``, ``bounds``, ``batch``, ``random`` and ``later_sources`` that the class
-describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left
-as it is.
+``masked``, ``channels_last``, ``integers``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random`` and
+``later_sources`` that the class describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not
+line up with its inputs is left as it is.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _NAMED_CASTS = {"float": "float32", "half": "float16", "bfloat16": "bfloat16", "
 _LITERAL = re.compile(
     r"\.(float|half|bfloat16|double)\(\)|torch\.(float32|float16|bfloat16|float64|float|half|double)\b"
 )
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _CONVOLUTIONS = ("conv2d", "conv_transpose2d")
 
 
@@ -71,6 +72,12 @@ def _origins(
     batch = {index: str(root.target) for index, node in enumerate(outside) if (root := _root(node)).op == "placeholder"}
     if batch:
         yield "batch", batch
+    views = {index: seen for index, node in enumerate(outside) if any(seen := _views(node))}
+    if views:
+        yield "views", views
+    narrowed = {index: dtype for index, node in enumerate(outside) if (dtype := _narrowed(node))}
+    if narrowed:
+        yield "narrowed", narrowed
     if any(bounds.is_random(node) for node in outside):
         yield "random", True
     later = []
@@ -80,6 +87,31 @@ def _origins(
             later.append(tuple(_owner(node, owners) for node in read))
     if any(sources != site.sources for sources in later):
         yield "later_sources", tuple(dict.fromkeys(later))
+
+
+_CUTS = frozenset({"slice", "select", "split", "chunk", "narrow", "unbind", "diagonal", "as_strided", "getitem"})
+
+
+def _views(node: fx.Node) -> tuple[str, str]:
+    """The views between a tensor and what made it, as text: those that pick some of its numbers, and all of them."""
+    cuts, every = [], []
+    for step in _walk(node):
+        op = str(step.meta.get("amptune_op"))
+        if _family(step) is Family.VIEW and op not in ("detach", "alias"):
+            text = f"{op}{step.args[1:]}{dict(step.kwargs)}"
+            every.append(text)
+            if op in _CUTS:
+                cuts.append(text)
+    return " ".join(cuts), " ".join(every)
+
+
+def _narrowed(node: fx.Node) -> str:
+    """The 8-bit format that the user's code casts a tensor to on the way, also where it is cast back."""
+    for step in _walk(node):
+        value = step.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.dtype in _FP8:
+            return str(value.dtype).removeprefix("torch.")
+    return ""
 
 
 def _owner(node: fx.Node, owners: Mapping[str, str]) -> str:

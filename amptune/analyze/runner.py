@@ -12,11 +12,14 @@ from amptune.analyze.enrich import enrich
 from amptune.analyze.estimate import Estimate, SiteTimes, estimate_all, site_times
 from amptune.analyze.grouping import group
 from amptune.capture import Capture
+from amptune.core.autocast import realise
+from amptune.core.evidence import Evidence, ranges_section
 from amptune.core.finding import Finding
 from amptune.core.graph import PrecisionGraph
-from amptune.core.graph_context import GraphContext, Mode
+from amptune.core.graph_context import NO_EVIDENCE, GraphContext, Mode
 from amptune.core.hardware import Gpu
-from amptune.core.recipes import STOCK, Recipe
+from amptune.core.ranges import Ranges
+from amptune.core.recipes import RECIPES, STOCK, Recipe
 from amptune.core.registry import load_rules, select_rules
 from amptune.core.rule import GraphRule
 from amptune.lint.suppress import find_suppressions, suppress
@@ -35,6 +38,7 @@ class Question:
         train: whether there is a backward.
         torch_version: of the torch that captured the model.
         path: the model's file, for findings without a line.
+        evidence: what is assumed and what was seen of the values.
         select, ignore: rule codes or prefixes.
         ignore_modules: globs of module paths whose findings are dropped.
     """
@@ -47,6 +51,7 @@ class Question:
     train: bool = True
     torch_version: str = ""
     path: str = "model.py"
+    evidence: Evidence = NO_EVIDENCE
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     ignore_modules: tuple[str, ...] = ()
@@ -61,15 +66,17 @@ class Analysis:
         estimates: GPU key -> recipe name (``+fixed`` for the repaired model) -> prediction.
         sites: predicted times of each site on the first GPU, for the table of sites.
         capture: what was captured, for the report.
+        ranges: the ``ranges`` section of the report; empty where nothing was assumed.
     """
 
     findings: tuple[Finding, ...]
     estimates: Mapping[str, Mapping[str, Estimate]] = dataclasses.field(hash=False)
     sites: tuple[SiteTimes, ...] = ()
     capture: Capture | None = None
+    ranges: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def to_json(self) -> dict[str, Any]:
-        """What analyze adds to the JSON of lint: ``capture`` and ``estimate``."""
+        """What analyze adds to the JSON of lint: ``capture``, ``estimate`` and ``ranges``."""
         added: dict[str, Any] = {}
         if self.capture is not None:
             added["capture"] = {
@@ -81,6 +88,8 @@ class Analysis:
             gpu: {recipe: estimate.to_json() for recipe, estimate in table.items()}
             for gpu, table in self.estimates.items()
         }
+        if self.ranges:
+            added["ranges"] = dict(self.ranges)
         return added
 
 
@@ -111,12 +120,21 @@ def analyze_graph(graph: PrecisionGraph, question: Question) -> Analysis:
         torch_version=question.torch_version,
         path=question.path,
         step_ms=step_ms,
+        evidence=question.evidence,
     )
     found = [finding for rule in rules for finding in cast("GraphRule", rule.cls()).check(context)]
     kept = _unsuppressed([each for each in found if not _is_ignored(each, question.ignore_modules)])
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]
     sites = site_times(graph, timed[0], question.recipes, mode=question.mode, train=question.train) if timed else ()
-    return Analysis(tuple(group(kept, step_ms, question.gpus)), estimates, tuple(sites))
+    ranges = _ranges(graph, question.evidence)
+    return Analysis(tuple(group(kept, step_ms, question.gpus)), estimates, tuple(sites), ranges=ranges)
+
+
+def _ranges(graph: PrecisionGraph, evidence: Evidence) -> dict[str, Any]:
+    """Bounds, what was seen, and a verdict for each site and format; empty where nothing was assumed."""
+    if evidence.assumptions is None:
+        return {}
+    return ranges_section(Ranges(graph, realise(graph, RECIPES["fp32"]), evidence.assumptions), evidence)
 
 
 def _is_ignored(finding: Finding, modules: Iterable[str]) -> bool:

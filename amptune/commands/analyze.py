@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import os
 import sys
@@ -22,7 +23,8 @@ from amptune.errors import InputError
 
 if TYPE_CHECKING:
     from amptune.analyze.runner import Analysis, Question
-    from amptune.capture import Capture
+    from amptune.capture import Capture, Target
+    from amptune.core.evidence import Evidence
 
 FORMATS = ("text", "json", "sarif", "github")
 DEFAULT_TIMEOUT = 600.0
@@ -43,6 +45,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
                        help=f"{', '.join(RECIPES)}; may be repeated (default: stock)")  # fmt: skip
     asked.add_argument("--compile", action="store_true", help="the model runs under torch.compile")
     asked.add_argument("--no-loss", action="store_true", help="the forward alone: no loss, backward or optimizer")
+    values = parser.add_argument_group("value ranges")
+    values.add_argument("--range", action="append", default=[], metavar="NAME=LOW:HIGH",
+                        help="bounds of an input, such as x=0:255; may be repeated (default: the batch's)")  # fmt: skip
+    values.add_argument("--calibrate", action="store_true",
+                        help="run one step in FP32 on the batch, and judge the values that it shows")  # fmt: skip
     rules = parser.add_argument_group("rules")
     for flag, text in (("--select", "rules to run, as G101 or G1,G2"), ("--ignore", "rules to leave out")):
         rules.add_argument(flag, action="append", default=[], metavar="CODES", help=text)
@@ -70,7 +77,9 @@ def _work(args: argparse.Namespace, config: Config, finished: Finished) -> int:
     from amptune.analyze.runner import analyze
 
     question = _question(args, config)
-    analysis = analyze(_capture(args, config), question)
+    target, captured = _capture(args, config)
+    question = dataclasses.replace(question, evidence=_evidence(args, target, captured))
+    analysis = analyze(captured, question)
     text, page = _render(args.format, analysis, question), _page(analysis, question) if args.html else ""
     finished()
     if args.html:
@@ -108,17 +117,26 @@ def _question(args: argparse.Namespace, config: Config) -> Question:
     )
 
 
-def _capture(args: argparse.Namespace, config: Config) -> Capture:
+def _capture(args: argparse.Namespace, config: Config) -> tuple[Target, Capture]:
     from amptune.capture import capture, load_target
     from amptune.commands.targets import target_spec
 
     spec = target_spec(_model(args, config), args.arg, args.input, state=args.state, batch=args.batch)
     _say(f"capturing {spec.text}")
-    captured = capture(load_target(spec), train=not args.no_loss)
+    target = load_target(spec)
+    captured = capture(target, train=not args.no_loss)
     for note in captured.notes:
         _say(f"note: {note}")
     _say(f"{len(captured.graph)} sites captured by {captured.frontend} in {captured.seconds:.1f} s")
-    return captured
+    return target, captured
+
+
+def _evidence(args: argparse.Namespace, target: Target, captured: Capture) -> Evidence:
+    from amptune.analyze.evidence import gather
+
+    if args.calibrate:
+        _say("running one step in FP32")
+    return gather(target, captured, stated=args.range, observe=args.calibrate, train=not args.no_loss, say=_say)
 
 
 def _model(args: argparse.Namespace, config: Config) -> str:

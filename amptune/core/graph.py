@@ -115,6 +115,8 @@ class Site:
             ``operand_params``: {positional argument: name of the parameter that it is}.
             ``bounds``: {index of an input: (low, high)}, for inputs that no site makes: constants, buffers, random
             numbers, arithmetic on integers. ``batch``: {index of an input: name of the batch's tensor}.
+            ``views``: {index of an input: (views that pick some of its numbers, all views)}, as text.
+            ``narrowed``: {index of an input: 8-bit dtype that it is cast to on the way, even if it is cast back}.
             ``random``: an input is drawn in the forward. ``later_sources``: ``sources`` of the calls after the first.
             ``integers``: {index of an input: count}, for inputs made by arange. ``masked``: attention with a mask.
             ``dtype``: torch's name, for an op whose call names one. ``channels_last``: its input is laid out so.

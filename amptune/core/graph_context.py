@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 from amptune.core.autocast import DeviceType, SiteDtypes, realise
+from amptune.core.evidence import Evidence
 from amptune.core.finding import Finding, Location, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm, PrecisionGraph, Site
@@ -19,6 +20,7 @@ from amptune.core.ranges import Ranges
 from amptune.core.recipes import STOCK, Recipe
 from amptune.core.rule import GraphRule
 
+NO_EVIDENCE = Evidence()
 Mode = Literal["eager", "compile"]
 SMALL_GEMM_FLOPS = 1_000_000
 """A matrix product under this is bound by its launch: its shape does not matter."""
@@ -56,6 +58,7 @@ class GraphContext:
         train: whether there is a backward.
         torch_version: such as ``2.13.0``.
         path: the model's file, for findings whose site has no source line.
+        evidence: what is assumed and what was seen of the values.
         step_ms: predicted step time by (GPU key, recipe name), where one was made and the GPU sets it: in a step that
             is bound by launches on the processor, faster kernels save nothing.
     """
@@ -73,6 +76,7 @@ class GraphContext:
         torch_version: str = "",
         path: str = "model.py",
         step_ms: Mapping[tuple[str, str], float] | None = None,
+        evidence: Evidence = NO_EVIDENCE,
     ) -> None:
         self.graph = graph
         self.gpus = gpus
@@ -84,6 +88,8 @@ class GraphContext:
         self.torch_version = torch_version
         self.path = path
         self.step_ms = dict(step_ms or {})
+        self.evidence = evidence
+        self._bounds: dict[str, Ranges] = {}
 
     @functools.cached_property
     def _flops(self) -> int:
@@ -104,7 +110,15 @@ class GraphContext:
 
     def _run(self, recipe: Recipe, device: DeviceType) -> Run:
         dtypes = realise(self.graph, recipe, device)
-        return Run(recipe, device, dtypes, Ranges(self.graph, dtypes))
+        return Run(recipe, device, dtypes, Ranges(self.graph, dtypes, self.evidence.facts))
+
+    def bounds(self, run: Run) -> Ranges | None:
+        """Bounds under the assumed inputs and weights; ``None`` where nothing is assumed."""
+        if self.evidence.assumptions is None:
+            return None
+        if run.label not in self._bounds:
+            self._bounds[run.label] = Ranges(self.graph, run.dtypes, self.evidence.assumptions)
+        return self._bounds[run.label]
 
     def realised(self, recipe: Recipe, device: DeviceType = "cuda") -> Mapping[str, SiteDtypes]:
         """Site id -> dtypes under a recipe."""

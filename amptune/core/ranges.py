@@ -63,6 +63,7 @@ class Ranges:
         self._constants: set[str] = {""}
         self._sources: dict[str, tuple[str, ...]] = {}
         self._roots: dict[tuple[str, int], Site | None] = {}
+        self._identities: dict[str, object] = {}
         for site in graph:
             self._known[site.id] = self._delivered(site)
         if any("later_sources" in site.attrs for site in graph):
@@ -153,16 +154,42 @@ class Ranges:
         return (self.root(producer) or producer) if _copies(producer) else producer
 
     def same(self, site: Site, first: int, other: Site, second: int) -> bool:
-        """Whether two operands are the same tensor, seen through views, casts and copies."""
-        left, right = self.root(site, first), self.root(other, second)
-        if left is not None or right is not None:
-            return left is not None and right is not None and left.id == right.id
-        here, there = input_of(site, first), input_of(other, second)
-        if here is None or there is None:
-            return False
-        names = self.sources(site)[here], self.sources(other)[there]
+        """Whether two operands are equal number by number: one tensor under the same views, or the same arithmetic on
+        the same tensors."""
+        left, right = self._place(site, first), self._place(other, second)
+        return left is not None and right is not None and (left.made, left.views) == (right.made, right.views)
+
+    def covers(self, site: Site, first: int, other: Site, second: int) -> bool:
+        """Whether one operand holds all numbers of another: the same tensor, and no smaller part of it."""
+        left, right = self._place(site, first), self._place(other, second, copies=True)
+        return left is not None and right is not None and left.made == right.made and left.cuts in ("", right.cuts)
+
+    def _place(self, site: Site, index: int, *, copies: bool = False) -> _Place | None:
+        """Where an operand comes from; with ``copies`` seen through those that pick numbers as well."""
+        position = input_of(site, index)
+        if position is None:
+            return None
+        cuts, views = (site.attrs.get("views") or {}).get(position, ("", ""))
+        source = self.sources(site)[position]
+        if source in self.graph and position not in (site.attrs.get("bounds") or {}):
+            producer = self.graph[source]
+            through = _copies(producer) if copies else producer.op in _IDENTITIES and not producer.attrs.get("in_place")
+            if through and producer.id != site.id and (place := self._place(producer, 0, copies=copies)):
+                return _Place(place.made, place.cuts + cuts, place.views + views)
+            return _Place(self._identity(producer), cuts, views)
         # Two tensors of the batch share the name of their source, so they must at least look alike.
-        return names[0] == names[1] != "" and _origin(site, here) == _origin(other, there)
+        return _Place((source, _origin(site, position)), cuts, views) if source else None
+
+    def _identity(self, site: Site) -> object:
+        """Equal for two sites that compute the same from the same: a term that is written twice."""
+        if site.id not in self._identities:
+            self._identities[site.id] = site.id
+            if _is_repeatable(site):
+                places = [self._place(site, index) for index in range(len(site.attrs["operands"]))]
+                literals = sorted((str(key), str(value)) for key, value in site.attrs.items() if key in _ARGUMENTS)
+                if any(place is not None for place in places):
+                    self._identities[site.id] = hash((site.op, site.calls, tuple(places), tuple(literals)))
+        return self._identities[site.id]
 
     def _settle(self) -> None:
         """Bounds of loops: grow until nothing changes, an end that grows twice at once to infinity."""
@@ -217,6 +244,29 @@ class Ranges:
         """Of everything that is copied together, parts of the model's own constants included (they have no source)."""
         ranges = [self.input(site, index) for index in range(len(site.inputs))]
         return functools.reduce(Range.union, ranges) if ranges else ANY
+
+
+_RANDOM = ("dropout", "alpha_dropout")
+_IDENTITIES = frozenset({"clone", "contiguous", "alias", "identity"})
+_ARGUMENTS = frozenset({"scalars", "dim", "exponent", "alpha", "min", "max", "keepdim", "operand_params", "p"})
+
+
+def _is_repeatable(site: Site) -> bool:
+    """Whether a second site like it gives the same numbers: plain arithmetic that reads the same sites in all calls."""
+    if site.kind != "function" or "later_sources" in site.attrs or site.opaque or site.op in _RANDOM:
+        return False
+    family = op_named(site.op).family
+    plain = family in (Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION) and not site.attrs.get("in_place")
+    return plain and bool(site.attrs.get("operands")) and not site.attrs.get("random")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a tensor comes from: what made it, and the views since: those that pick some of its numbers, and all."""
+
+    made: object
+    cuts: str
+    views: str
 
 
 def _copies(site: Site) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from amptune.core.graph import Site
 from amptune.core.intervals import UNIT, Range, point, square, symmetric
-from amptune.core.range_rules import exponent_of, limits_of, reduced_count
+from amptune.core.range_rules import axis_size, exponent_of, limits_of, reduced_count
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
@@ -21,6 +21,7 @@ COPIES_ONE = frozenset(
 """Ops whose result holds numbers of their first operand and no others."""
 COPIES_ALL = frozenset({"cat", "stack"})
 NORMS = frozenset({"norm", "linalg_vector_norm"})
+_SHARES = ("softmax", "softmin", "gumbel_softmax")
 _MAXIMA = frozenset({"max", "amax", "cummax"})
 _DEPTH = 6
 
@@ -30,6 +31,8 @@ def related(ranges: Ranges, site: Site) -> Range | None:
     match site.op:
         case "sub":
             return _difference(ranges, site)
+        case "max" | "amax":
+            return _largest_share(ranges, site)
         case "sum" | "mean":
             return _total(ranges, site)
         case "mul":
@@ -59,13 +62,13 @@ def _dominates(ranges: Ranges, site: Site, index: int, other: Site, place: int, 
     upper = ranges.root(site, index)
     if upper is None or depth > _DEPTH:
         return False
-    if upper.op in _MAXIMA | {"logsumexp", "relu"} and ranges.same(upper, 0, other, place):
+    if upper.op in _MAXIMA | {"logsumexp", "relu"} and ranges.covers(upper, 0, other, place):
         return True
     if upper.op == "clamp" and limits_of(upper)[1] == math.inf:
-        return ranges.same(upper, 0, other, place) or _dominates(ranges, upper, 0, other, place, depth + 1)
+        return ranges.covers(upper, 0, other, place) or _dominates(ranges, upper, 0, other, place, depth + 1)
     if upper.op in ("maximum", "max", "logaddexp"):
         return any(
-            ranges.same(upper, side, other, place) or _dominates(ranges, upper, side, other, place, depth + 1)
+            ranges.covers(upper, side, other, place) or _dominates(ranges, upper, side, other, place, depth + 1)
             for side in (0, 1)
         )
     return False
@@ -76,7 +79,7 @@ def _reaches_zero(ranges: Ranges, site: Site | None) -> bool:
     if site is None or site.op != "sub":
         return False
     maximum = ranges.root(site, 1)
-    return maximum is not None and maximum.op in _MAXIMA and ranges.same(site, 0, maximum, 0)
+    return maximum is not None and maximum.op in _MAXIMA and ranges.covers(maximum, 0, site, 0)
 
 
 def _difference(ranges: Ranges, site: Site) -> Range | None:
@@ -93,11 +96,21 @@ def _total(ranges: Ranges, site: Site) -> Range | None:
     if made is None:
         return None
     count = float(max(site.inputs[0].numel, 1))
+    if site.op == "sum" and made.op == "topk" and (peaked := ranges.root(made)) and peaked.op in _SHARES:
+        return Range(1 / max(peaked.inputs[0].shape[-1] if peaked.inputs else 1, 1), 1.0)
     if made.op == "exp" and _reaches_zero(ranges, ranges.root(made)):
         return Range(1.0, count) if site.op == "sum" else Range(1 / max(reduced_count(site), 1), 1.0)
     if site.op == "sum" and made.op == "mul" and all(is_unit_vector(ranges, made, side) for side in (0, 1)):
         return symmetric(1.0)
     return None
+
+
+def _largest_share(ranges: Ranges, site: Site) -> Range | None:
+    """Of n numbers that add up to 1 the largest is at least 1 / n."""
+    made = ranges.root(site)
+    if made is None or made.op not in _SHARES or not made.inputs or len(site.inputs) != 1:
+        return None
+    return Range(1 / max(axis_size(made), 1), 1.0)
 
 
 def _product(ranges: Ranges, site: Site) -> Range | None:
@@ -130,9 +143,14 @@ def _part(ranges: Ranges, site: Site, part: int, holder: Site, place: int) -> Ra
     if whole.op == "sqrt" and (count := _root_of_squares(ranges, whole, site, part)):
         return symmetric(count)
     inner = ranges.root(whole)
-    if whole.op in ("sum", *_MAXIMA) and inner is not None and inner.op == "abs" and ranges.same(inner, 0, site, part):
+    if (
+        whole.op in ("sum", *_MAXIMA)
+        and inner is not None
+        and inner.op == "abs"
+        and ranges.covers(inner, 0, site, part)
+    ):
         return symmetric(1.0)
-    if not ranges.same(site, part, whole, 0):
+    if not ranges.covers(whole, 0, site, part):
         return None
     if whole.op in ("sum", *_MAXIMA) and ranges.operand(site, part).low >= 0:
         return UNIT
@@ -184,7 +202,7 @@ def _root_of_squares(ranges: Ranges, root: Site, site: Site, part: int) -> float
     squares = ranges.root(total)
     if total.op not in ("sum", "mean") or squares is None or not is_square(ranges, squares):
         return 0.0
-    if not ranges.same(squares, 0, site, part):
+    if not ranges.covers(squares, 0, site, part):
         return 0.0
     return 1.0 if total.op == "sum" else count
 
@@ -218,7 +236,7 @@ def is_unit_vector(ranges: Ranges, site: Site, index: int, depth: int = 0) -> bo
             return False
         if whole.op == "sqrt":
             return _root_of_squares(ranges, whole, made, 0) == 1.0
-        return whole.op in NORMS and ranges.same(made, 0, whole, 0)
+        return whole.op in NORMS and ranges.covers(whole, 0, made, 0)
     if made.op == "mul":
         return any(
             factor is not None and factor.op == "rsqrt" and _root_of_squares(ranges, factor, made, 1 - side) == 1.0

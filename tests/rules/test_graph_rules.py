@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from amptune.analyze.evidence import gather
 from amptune.analyze.runner import Analysis, Question, analyze
 from amptune.capture import TargetSpec, capture, load_target
+from amptune.core.evidence import Evidence
 from amptune.core.hardware import gpus_named
 from amptune.core.recipes import STOCK, recipe_named
 from amptune.core.registry import load_rules
@@ -24,7 +26,8 @@ def judge(example: Example, folder: Path, rule: type[Rule]) -> Analysis:
     file.write_text(example.source)
     options = dict(example.options)
     train = bool(options.get("train", True))
-    captured = capture(load_target(TargetSpec(str(file))), train=train)
+    target = load_target(TargetSpec(str(file)))
+    captured = capture(target, train=train)
     question = Question(
         gpus=gpus_named(options.get("gpus", ("h100",))),
         recipes=tuple(recipe_named(name) for name in options["recipes"]) if "recipes" in options else STOCK,
@@ -32,6 +35,7 @@ def judge(example: Example, folder: Path, rule: type[Rule]) -> Analysis:
         mode=options.get("mode", "eager"),
         train=train,
         path=str(file),
+        evidence=gather(target, captured) if options.get("evidence") else Evidence(),
         select=(rule.code,),
     )
     return analyze(captured, question)

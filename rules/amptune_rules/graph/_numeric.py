@@ -80,6 +80,17 @@ def reads_weights_alone(context: GraphContext, site: Site, depth: int = 0) -> bo
     return True
 
 
+def is_merged(context: GraphContext, site: Site) -> bool:
+    """Whether what leads to a site runs through a helper that several calls share: its bounds are those of all."""
+    current: Site | None = site
+    for _ in range(_DEPTH):
+        if current is None or (current.kind == "function" and "later_sources" in current.attrs):
+            return current is not None
+        before = next((name for name in context.runs[0].ranges.sources(current) if name in context.graph), None)
+        current = context.graph[before] if before is not None and before != current.id else None
+    return False
+
+
 def chain(context: GraphContext, site: Site) -> str:
     """The ops that lead to a site, for a message: ``fc -> softmax -> log``."""
     names, current = [site.op], site

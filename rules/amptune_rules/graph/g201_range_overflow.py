@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
+from amptune.core.intervals import Range
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import chain, delivering, is_settled
@@ -17,6 +19,7 @@ _ARITHMETIC = ("add", "sub", "where")
 _FACTORS = ("mul", "div")
 _JUDGED = (*_FILLS, *_ARITHMETIC, *_FACTORS)
 LIMIT = Format.FP16.max
+_LIMITS = frozenset({Format.FP32.max, Format.BF16.max})
 
 
 class RangeOverflow(GraphRule):
@@ -25,7 +28,8 @@ class RangeOverflow(GraphRule):
     ## What it does
     Looks at the numbers that the code gives to ops which run in FP16 (literals, constants, buffers), at factors that
     take numbers under 1 out of it, and at results whose lower bound (upper bound for negative ones) already lies
-    outside FP16 whatever the inputs are.
+    outside FP16 whatever the inputs are. With `--calibrate` it reports what a step on the batch showed, with
+    `--range` where the bounds first leave FP16.
 
     ## Why is this bad
     masked_fill raises: "value cannot be converted to type c10::Half without overflow". An addition or where gives
@@ -111,6 +115,8 @@ class RangeOverflow(GraphRule):
                     format="fp16",
                 )
         yield from self._certain(context)
+        yield from self._seen(context)
+        yield from self._possible(context)
 
     def _number(self, context: GraphContext, site: Site, runs: tuple[Run, ...], number: float) -> Finding:
         raises = site.op in _FILLS and number in _literals(site)
@@ -134,17 +140,82 @@ class RangeOverflow(GraphRule):
                     self,
                     site,
                     f"the result of this {site.op} lies in {found}, always outside of fp16 (65504): infinity under "
-                    f"{recipes_in(runs)}",
+                    f"{recipes_in(runs)}{context.evidence.stated}",
                     format="fp16",
                     bound=[found.low, found.high],
                     chain=chain(context, site),
                 )
 
+    def _seen(self, context: GraphContext) -> Iterable[Finding]:
+        """Values that a recorded step showed to be outside."""
+        observed = context.evidence.observed
+        for site in context.graph if observed else ():
+            seen = observed.forward.get(site.id) if observed else None
+            runs = delivering(context, site, Format.FP16)
+            if seen is not None and runs and seen.overflows(Format.FP16) and not is_settled(context, site):
+                yield context.finding(
+                    self,
+                    site,
+                    f"this {site.op} gave {seen.magnitude:.4g} in a step on the batch, over fp16's 65504: infinity "
+                    f"under {recipes_in(runs)}",
+                    format="fp16",
+                    observed=[seen.low, seen.high],
+                    chain=chain(context, site),
+                )
+
+    def _possible(self, context: GraphContext) -> Iterable[Finding]:
+        """The first result whose bound under the assumptions lies outside, where ranges were asked for; or all that
+        lie outside for certain."""
+        run = next((run for run in context.runs if run.recipe.half is Format.FP16), None)
+        bounds = context.bounds(run) if run and context.evidence.asked else None
+        if run is None or bounds is None:
+            return
+        outside = [site for site in context.graph if "float16" in run.dtypes[site.id].outputs
+                   and not is_settled(context, site) and _may_be_outside(bounds.exact(site))]  # fmt: skip
+        certain = [site for site in outside if _lies_outside(bounds.exact(site))
+                   and not _lies_outside(run.ranges.exact(site))]  # fmt: skip
+        for site in certain:
+            yield context.finding(
+                self,
+                site,
+                f"the result of this {site.op} lies in {bounds.exact(site)}, outside of fp16 (65504), with "
+                f"{context.evidence.words}",
+                format="fp16",
+                chain=chain(context, site),
+            )
+        if len(outside) > len(certain):
+            yield self._first(context, run, next(site for site in outside if site not in certain), len(outside))
+
+    def _first(self, context: GraphContext, run: Run, site: Site, count: int) -> Finding:
+        bound = (context.bounds(run) or run.ranges).exact(site)
+        observed = context.evidence.observed
+        seen = observed.forward.get(site.id) if observed else None
+        shown = f"; the step on the batch showed at most {seen.magnitude:.3g}" if seen else ""
+        more = f", and {count - 1} more results" if count > 1 else ""
+        return context.finding(
+            self,
+            site,
+            f"by its bound {bound} this {site.op} may leave fp16 (65504){more}, with {context.evidence.words}{shown}",
+            severity=Severity.INFO,
+            format="fp16",
+            bound=[bound.low, bound.high],
+            chain=chain(context, site),
+        )
+
+
+def _may_be_outside(found: Range) -> bool:
+    return bool(found.is_known and math.isfinite(found.magnitude) and found.magnitude > LIMIT)
+
+
+def _lies_outside(found: Range) -> bool:
+    return bool(LIMIT < found.low < math.inf or -math.inf < found.high < -LIMIT)
+
 
 def _literals(site: Site) -> list[float]:
     named = [site.attrs.get(name) for name in ("value", "fill_value", "min", "max")]
     found = [*(site.attrs.get("scalars") or {}).values(), *named]
-    return [float(value) for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    numbers = [float(value) for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return [value for value in numbers if abs(value) not in _LIMITS]  # torch.finfo(x.dtype) gave it, and follows x
 
 
 def _number_outside(run: Run, site: Site) -> float | None:
@@ -169,5 +240,4 @@ def _factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:
 
 def _is_outside(run: Run, site: Site) -> bool:
     """Whether the bound was finite before it was rounded to FP16 and is not any more."""
-    found = run.ranges.exact(site)
-    return bool(LIMIT < found.low < float("inf") or float("-inf") < found.high < -LIMIT)
+    return _lies_outside(run.ranges.exact(site))

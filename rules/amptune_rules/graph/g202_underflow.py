@@ -12,6 +12,9 @@ from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import chain, delivering, is_settled
 
+SHARE = 0.05
+"""The share of what vanishes from which it is worth a word."""
+LOSS_SCALE = 65536.0
 FLUSHED = Format.FP16.smallest_subnormal / 2
 """What is not larger than half of the smallest number rounds to zero."""
 
@@ -83,12 +86,35 @@ class Underflow(GraphRule):
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each result."""
+        plain, scaled, count = _gradients(context)
+        if plain >= SHARE:
+            yield context.finding(
+                self,
+                None,
+                f"without a loss scale {plain:.0%} of the gradients at {count} results in fp16 are zero, with 65536 "
+                f"{scaled:.1%} (a step on the batch); train with torch.amp.GradScaler",
+                severity=Severity.INFO,
+                share=round(plain, 4),
+                share_scaled=round(scaled, 4),
+            )
         for site in context.graph:
             runs = delivering(context, site, Format.FP16)
             if not runs or is_settled(context, site):
                 continue
             limit = _vanishes_under(runs, site)
-            if limit is not None and (use := _use(context, site)):
+            use = _use(context, site)
+            seen = _seen_share(context, site)
+            if limit is None and use and seen >= SHARE:
+                yield context.finding(
+                    self,
+                    site,
+                    f"{seen:.0%} of the values of this {site.op} rounded to zero in fp16 in a step on the batch (under "
+                    f"{recipes_in(runs)}), and a {use} comes after it; compute it in float32",
+                    share=round(seen, 4),
+                    format="fp16",
+                    chain=chain(context, site),
+                )
+            elif limit is not None and use:
                 share = "all of it" if limit == float("inf") else f"every |x| under {limit:.2g}"
                 yield context.finding(
                     self,
@@ -99,6 +125,26 @@ class Underflow(GraphRule):
                     format="fp16",
                     chain=chain(context, site),
                 )
+
+
+def _seen_share(context: GraphContext, site: Site) -> float:
+    """The share of the values other than zero that a recorded step showed to be under FP16's smallest number."""
+    observed = context.evidence.observed
+    seen = observed.forward.get(site.id) if observed else None
+    return seen.underflow(Format.FP16) if seen else 0.0
+
+
+def _gradients(context: GraphContext) -> tuple[float, float, int]:
+    """The share of gradients that vanish in FP16 without a loss scale and with 65536, and of how many sites."""
+    observed = context.evidence.observed
+    plain, with_scale, count = 0.0, 0.0, 0
+    for site in context.graph if observed else ():
+        seen = observed.gradient.get(site.id) if observed else None
+        if seen is not None and seen.exponents and delivering(context, site, Format.FP16):
+            plain += seen.underflow(Format.FP16)
+            with_scale += seen.underflow(Format.FP16, LOSS_SCALE)
+            count += 1
+    return (plain / count, with_scale / count, count) if count else (0.0, 0.0, 0)
 
 
 def _vanishes_under(runs: tuple[Run, ...], site: Site) -> float | None:

@@ -11,7 +11,7 @@ from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import chain, floating_sites, reads_weights_alone, runs_in, where_in
+from amptune_rules.graph._numeric import chain, floating_sites, is_merged, reads_weights_alone, runs_in, where_in
 
 FP16_LIMIT = math.log(Format.FP16.max)
 FP32_LIMIT = math.log(Format.FP32.max)
@@ -85,7 +85,7 @@ class ExpOverflow(GraphRule):
                 yield self._harmful(context, site, harm)
             elif runs:
                 yield self._in_fp16(context, site, runs)
-            elif unbounded:
+            elif unbounded and not is_merged(context, site):
                 yield context.finding(
                     self,
                     site,
