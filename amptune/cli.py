@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "tune": "search the fastest format for every layer that trains as well, by measurement",
     "bench": "measure all stock recipes, and a plan, side by side",
     "debug": "train in fp16, bf16 or fp8 and name the first op that overflows, underflows or turns NaN",
+    "verify": "train a patched model against the original and say whether they part",
     "apply": "write the patched model of a plan, without a search",
     "export": "write a plan for a trainer or library: training loop, configuration, per-layer policy",
     "init": "write the functions that tell amptune how to build and feed a model",

@@ -1,0 +1,79 @@
+"""From two files, or a file and a plan, to a verification."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from amptune.apply.patching import apply_plan_file
+from amptune.capture import Target, TargetSpec, load_target
+from amptune.core.plan import ScalerConfig
+from amptune.core.planfile import read_plan
+from amptune.tune.device import Device
+from amptune.verify.result import Verification
+from amptune.verify.runs import scaler_beside, train_side_by_side
+
+SINGLE_BATCH = "one batch, used again and again (there is no train_batches()): a gap on it says little of training"
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyOptions:
+    """What to run.
+
+    Attributes:
+        steps: most training steps.
+        minutes: most minutes; None for no limit.
+        seed: of weights and of what a step draws.
+        tolerance: relative gap that is allowed in any case.
+    """
+
+    steps: int
+    minutes: float | None
+    seed: int
+    tolerance: float
+
+
+def verify(
+    spec: TargetSpec, patched: Path | None, plan: Path | None, device: Device, options: VerifyOptions,
+    say: Callable[[str], None], report: Callable[[int], None] = lambda step: None,
+) -> Verification:  # fmt: skip
+    """Train ``spec`` against a patched file, or against itself under a plan.
+
+    Raises:
+        InputError: a file cannot be read, or the plan does not fit.
+        WorkError: a model does not train.
+    """
+    original = load_target(spec)
+    with _subject(spec, original, patched, plan, say) as (target, scaler, name):
+        runs, evaluations = train_side_by_side(
+            original, target, device, steps=options.steps, minutes=options.minutes, seed=options.seed,
+            tolerance=options.tolerance, scaler=scaler, report=report,
+        )  # fmt: skip
+    notes = (*original.notes, *((SINGLE_BATCH,) if original.train_batches is None else ()))
+    return Verification(spec.text, name, runs, evaluations, device.describe(), options.tolerance, notes)
+
+
+@contextlib.contextmanager
+def _subject(
+    spec: TargetSpec, original: Target, patched: Path | None, plan: Path | None, say: Callable[[str], None]
+) -> Iterator[tuple[Target, ScalerConfig | None, str]]:
+    """The patched target, its scaler and what to call it."""
+    if patched is not None:
+        yield load_target(_spec_of(spec, original, patched)), scaler_beside(patched), str(patched)
+        return
+    assert plan is not None
+    home = original.path.parent if original.path is not None and os.access(original.path.parent, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=home, prefix=".amptune-verify-") as folder:
+        files = apply_plan_file(plan, spec, Path(folder), say)
+        path = next(path for name, path in files.items() if name.endswith("_amptuned.py"))
+        yield load_target(_spec_of(spec, original, path)), read_plan(plan).scaler, f"{spec.text} under {plan}"
+
+
+def _spec_of(spec: TargetSpec, original: Target, path: Path) -> TargetSpec:
+    # A package's callable is wrapped in a file with make_model(); a class of the user's file keeps its name.
+    name = spec.text.partition(":")[2] if original.path is not None else ""
+    return dataclasses.replace(spec, text=f"{path}:{name}" if name else str(path))
