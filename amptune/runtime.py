@@ -911,10 +911,27 @@ def _run_region(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], k
         args, kwargs = _map_tensors(_upcast, (args, kwargs))
         with _without_autocast(device_type):
             return inner(module, *args, **kwargs)
+    if isinstance(module, nn.RNNBase) and device_type == "cuda":
+        return run_rnn(module, inner, args, kwargs)
     if isinstance(module, _LOWERED_BY_AUTOCAST):
         args, kwargs = cast_all((args, kwargs), dtype)
     result = _call_under_autocast(device_type, dtype, inner, module, args, kwargs)
     return cast_all(result, dtype) if how_to_apply(module) else result
+
+
+def run_rnn(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An RNN with its weights cast here: autocast runs cuDNN's RNNs in float16, whatever dtype it is asked for."""
+    dtype = module._amptune.dtype
+    args, kwargs = cast_all((args, kwargs), dtype)
+    weights = module._flat_weights
+    module._flat_weights = [_weight(weight, dtype) for weight in weights]
+    try:
+        with _without_autocast(weights[0].device.type), warnings.catch_warnings():
+            # The casts are separate tensors; cuDNN says at every call that it packs them.
+            warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+            return inner(module, *args, **kwargs)
+    finally:
+        module._flat_weights = weights
 
 
 def _call_under_autocast(

@@ -59,6 +59,7 @@ class SiteCost:
         weight_grad: gradient of the weight.
         pad: multiple that output features were padded to, because it was fastest; 0 for none.
         pad_in: the same for input features.
+        followers: what the ops take that follow this site in its format, as far as they are this site's.
         spread: interquartile range of forward and backward together, over the repeats.
 
     Times are infinite where the choice has no kernel on the device.
@@ -70,11 +71,12 @@ class SiteCost:
     pad: int = 0
     pad_in: int = 0
     spread: float = 0.0
+    followers: float = 0.0
 
     @property
     def ms(self) -> float:
-        """Forward and backward together."""
-        return self.forward + self.input_grad + self.weight_grad
+        """Forward and backward together, and what follows."""
+        return self.forward + self.input_grad + self.weight_grad + self.followers
 
     def times(self, calls: int) -> SiteCost:
         """The cost of ``calls`` calls."""
@@ -84,6 +86,7 @@ class SiteCost:
             input_grad=self.input_grad * calls,
             weight_grad=self.weight_grad * calls,
             spread=self.spread * calls,
+            followers=self.followers * calls,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -114,12 +117,14 @@ class CostTable:
     """Costs by site and choice, and cast prices by format pair.
 
     Sites that are absent cost the same in every choice (or are not measured), so they do not sway the allocation.
-    ``channels_last`` has the costs of the sites that images pass through, in that memory format.
+    ``channels_last`` has the costs of the sites that images pass through, in that memory format; ``losses`` what the
+    loss takes in each of its choices, on a 16-bit output.
     """
 
     sites: Mapping[str, Mapping[Choice, SiteCost]]
     casts: Mapping[frozenset[Format], CastPrice]
     channels_last: Mapping[str, Mapping[Choice, SiteCost]] = dataclasses.field(default_factory=dict)
+    losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def in_channels_last(self) -> CostTable:
         """The table of a model whose images are in channels_last format."""
@@ -130,6 +135,7 @@ class CostTable:
         return {
             "sites": _costs_to_json(self.sites),
             "channels_last": _costs_to_json(self.channels_last),
+            "losses": dict(self.losses),
             "casts": [
                 [*sorted(f.label for f in pair), price.fixed, price.per_byte] for pair, price in self.casts.items()
             ],
@@ -142,7 +148,8 @@ class CostTable:
             frozenset((Format.parse(a), Format.parse(b))): CastPrice(fixed, per_byte)
             for a, b, fixed, per_byte in data["casts"]
         }
-        return cls(_costs_from_json(data["sites"]), casts, _costs_from_json(data.get("channels_last", {})))
+        images = _costs_from_json(data.get("channels_last", {}))
+        return cls(_costs_from_json(data["sites"]), casts, images, data.get("losses", {}))
 
     def site(self, site_id: str, choice: Choice) -> SiteCost:
         """The measured cost; zero for what was not measured."""

@@ -9,11 +9,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from amptune.core.choice import Choice
+from amptune.core.formats import Format
 from amptune.core.graph import INPUT
 from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable, Edge
 from amptune.tune.allocate import Problem, Values, problem_of
-from amptune.tune.space import FOLLOW, LOSS, Space
+from amptune.tune.losses import PLAIN_LOSS
+from amptune.tune.space import COMPILED_LOSS, FOLLOW, LOSS, Space
 
 LAYOUT = ":channels_last"
 Point = Mapping[str, str]
@@ -36,14 +38,28 @@ class CostModel:
     sensitivity: Sensitivity = dataclasses.field(default_factory=Sensitivity)
 
     def predicted(self, point: Point) -> float:
-        """Milliseconds of the measured sites and casts of a point: a sum, to compare points, not the whole step."""
+        """Milliseconds of sites, casts and loss of a point: a sum, to compare points, not the whole step."""
         table, edges = self.costs_at(point)
-        return table.total(self.space.site_choices(point), edges)
+        choices = self.space.site_choices(point)
+        return table.total(choices, edges) + table.losses.get(self._loss_of(point, choices), 0.0)
 
     def costs_at(self, point: Point) -> tuple[CostTable, list[Edge]]:
-        """The costs in the memory format of a point, and the edges that its loss leaves."""
+        """The costs in the memory format of a point, and the edges that its loss leaves.
+
+        A loss that was measured has the cast of its input in its own cost.
+        """
         table = self.table.in_channels_last() if point.get(LAYOUT) == "on" else self.table
-        return table, [edge for edge in self.edges if edge.into != (LOSS,) or point.get(":loss") != FOLLOW]
+        is_paid = not table.losses and point.get(":loss") != FOLLOW
+        return table, [edge for edge in self.edges if edge.into != (LOSS,) or is_paid]
+
+    def _loss_of(self, point: Point, choices: Mapping[str, Choice]) -> str:
+        """The entry of the table's losses: a compiled one is that, an eager one by the format that arrives."""
+        if point.get(":loss") == COMPILED_LOSS:
+            return COMPILED_LOSS
+        sources = {site for edge in self.edges if edge.into == (LOSS,) for site in edge.sources}
+        arriving = {choices[site].output_format for site in sources if site in choices}
+        is_fp32 = Format.FP32 in arriving or not arriving
+        return PLAIN_LOSS if is_fp32 else point.get(":loss", PLAIN_LOSS)
 
     def error(self, point: Point) -> float:
         """Predicted rounding error of a point."""

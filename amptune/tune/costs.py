@@ -186,17 +186,17 @@ def bandwidth(device: Device) -> float:
     """Bytes a second that a large copy reads and writes."""
     size = CAST_SIZES_GPU[1] if device.is_cuda else CAST_SIZES[1]
     x = torch.randn(size, device=device.torch)
-    milliseconds = statistics.median(_times(lambda: x.clone(), device))
+    milliseconds = statistics.median(times_of(lambda: x.clone(), device))
     return 2 * x.nbytes / (milliseconds / 1e3)
 
 
 def _time_cast(size: int, a: Format, b: Format, device: Device) -> float:
     first, second = (getattr(torch, f.torch_name) for f in (a, b))
     x = torch.randn(size, device=device.torch).to(first)
-    return statistics.median(_times(lambda: x.to(second).to(first), device))
+    return statistics.median(times_of(lambda: x.to(second).to(first), device))
 
 
-def _times(function: Callable[[], object], device: Device) -> Iterator[float]:
+def times_of(function: Callable[[], object], device: Device) -> Iterator[float]:
     """Milliseconds of each of several runs, after a first one that does not count."""
     function()
     device.synchronize()

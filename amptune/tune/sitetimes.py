@@ -22,10 +22,10 @@ from amptune.core.tables import SiteCost
 from amptune.runtime import apply_plan
 from amptune.tune.device import Device
 
-REPEATS = 9
+REPEATS = 7
 WARMUPS = 3
-HEAD_START_CYCLES = 20_000_000
-"""GPU clock cycles, about 10 ms: longer than Python takes to queue all repeats of a site."""
+HEAD_START_CYCLES = 60_000_000
+"""GPU clock cycles, about 30 ms: longer than Python takes to queue all repeats of a site."""
 
 
 @dataclasses.dataclass(frozen=True)

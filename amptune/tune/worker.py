@@ -7,6 +7,7 @@ parent starts a new one and goes on.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 import traceback
@@ -20,6 +21,8 @@ import torch
 from amptune.apply import check_realised, stale_weight_casts
 from amptune.apply.handoff import patch_spec
 from amptune.capture import Target, load_target
+from amptune.core.choice import FP32
+from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan
 from amptune.core.scaler import GradientRecord
@@ -33,15 +36,20 @@ from amptune.tune.costs import measure_costs
 from amptune.tune.device import Device
 from amptune.tune.emitted import compare_emitted
 from amptune.tune.float8 import missing_note
+from amptune.tune.followers import follower_prices, this_gpu, with_followers
 from amptune.tune.gradients import record_gradients
 from amptune.tune.kernels import tensor_core_share
+from amptune.tune.losses import measure_losses
 from amptune.tune.options import TuneOptions
-from amptune.tune.quality import Quality, Reference, judge, measure_reference
+from amptune.tune.quality import NUM_ORDERS, Quality, Reference, judge, measure_reference, reference_itself
 from amptune.tune.recipes import Candidate, plan_candidate, stock_candidates
 from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.space import COMPILED_LOSS, Space, build_space
 from amptune.tune.timing import StepTime, measure_interleaved, measure_step
 from amptune.tune.training import Workbench, eager, training, whole
+
+COULD_WIN = 1.1
+"""A plan whose step takes more than this many times the best valid one is judged on one order of the batches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +111,7 @@ class Worker:
             self.bench.compilation = Compilation(job.options.compile_with)
         self.batches: Batches = load_batches(self.target, job.options.steps, self.device.torch)
         self._reference: Reference | None = None
+        self._best_ms = math.inf
 
     @property
     def reference(self) -> Reference:
@@ -147,11 +156,18 @@ class Worker:
         def progress(done: int, total: int) -> None:
             self.report("measuring sites", done, total)
 
+        fused = self.options.compile_with is not None
+        planned = {site for group in space.groups for site in group.sites}
+        formats = {FP32, *(choice for offered in choices.values() for choice in offered)}
         with eager(self.bench):
-            return measure_costs(
-                self.bench, calls, self.batches.train[0], choices, progress,
-                fused=self.options.compile_with is not None, layouts=space.channels_last,
-            )  # fmt: skip
+            table = measure_costs(
+                self.bench, calls, self.batches.train[0], choices, progress, fused=fused, layouts=space.channels_last
+            )
+            halves = sorted({c.output_format for c in formats} - {Format.FP32}, key=list(Format).index)
+            losses = measure_losses(self.bench, self.batches.train[0], space.losses, halves[0]) if halves else {}
+        gpu = this_gpu(self.device.torch.type)
+        prices = follower_prices(graph, planned, [Format.FP32, *halves], gpu, fused=fused)
+        return with_followers(dataclasses.replace(table, losses=losses), prices)
 
     def sensitivity(self, space: Space) -> Sensitivity:
         """What each choice would do to each site of ``space``."""
@@ -164,7 +180,7 @@ class Worker:
 
     def trial(self, candidate: Candidate, limit_ms: float | None) -> Measured:
         """Check the realised formats, measure the step, then the quality of one candidate."""
-        reference = self.reference
+        self.prepare()
         forget_compiled()
         with eager(self.bench):
             mismatches = self._mismatches(candidate)
@@ -173,8 +189,17 @@ class Worker:
         step, memory, compile_seconds = measure_step(self.bench, candidate, self.batches, limit_ms)
         if step is None:
             return Measured(None, None, None, compile_seconds=compile_seconds)
-        quality = judge(self.bench, candidate, self.batches, reference, self.options.seed)
+        quality = self._judge(candidate, step)
+        if quality.valid:
+            self._best_ms = min(self._best_ms, step.median)
         return Measured(step, memory, quality, compile_seconds=compile_seconds)
+
+    def _judge(self, candidate: Candidate, step: StepTime) -> Quality:
+        if candidate == Candidate("fp32") and self.bench.compilation is None:
+            return reference_itself(self.reference, self.batches)
+        could_win = step.median <= COULD_WIN * self._best_ms
+        orders = NUM_ORDERS if could_win or candidate.is_stock else 1
+        return judge(self.bench, candidate, self.batches, self.reference, self.options.seed, orders)
 
     def repeat(self, candidates: list[Candidate], rounds: int) -> list[list[StepTime]]:
         """Measure finalists in turns; in compile mode each model whole, as the user will run it."""

@@ -23,7 +23,11 @@ from amptune.tune.training import Workbench
 
 from ..tune.conftest import MLP
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
+]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from amptune.runtime import apply_plan, how_to_apply, undo_plan
+from amptune.runtime import apply_plan, how_to_apply, run_rnn, undo_plan
 
 DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 RNNS = ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"]
@@ -248,3 +248,20 @@ def test_how_to_apply_answers_the_same_for_a_planned_module() -> None:
         apply_plan(module, {"": "bf16"})
         assert how_to_apply(module) == before
         undo_plan(module)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_an_rnn_on_a_gpu_gets_its_weights_in_the_planned_format(name: str) -> None:
+    """There autocast would run it in fp16. The way around needs no GPU to be tried."""
+    module = getattr(nn, name)(8, 8, batch_first=True, bidirectional=True)
+    plain = copy.deepcopy(module)
+    inner = type(module).forward
+    apply_plan(module, {"": "bf16"})
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    output = run_rnn(module, inner, (x,), {})[0]
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), plain(x)[0], rtol=0.05, atol=0.05)
+    output.float().sum().backward()
+    assert module.weight_ih_l0.grad.dtype == torch.float32
+    undo_plan(module)
+    assert torch.equal(module(x)[0], plain(x)[0])

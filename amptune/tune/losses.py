@@ -1,0 +1,51 @@
+"""What the loss takes in each of its choices, by running it alone: with large outputs it is a good part of a step."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from amptune.core.formats import Format
+from amptune.runtime import cast_all, tensors_in
+from amptune.tune.compilation import BACKEND
+from amptune.tune.costs import times_of
+from amptune.tune.recipes import Candidate
+from amptune.tune.space import COMPILED_LOSS, FOLLOW
+from amptune.tune.training import Workbench, training
+
+PLAIN_LOSS = "fp32-output"
+"""The loss of an output that is FP32 already."""
+
+
+def measure_losses(bench: Workbench, batch: Any, choices: Iterable[str], low: Format) -> dict[str, float]:
+    """Milliseconds of forward and backward of the loss for each of ``choices`` on an output in ``low``, casts included.
+
+    And ``PLAIN_LOSS`` on an FP32 output. A choice that does not run is left out; empty for a model that makes its loss
+    itself.
+    """
+    if bench.target.loss_fn is None:
+        return {}
+    with training(bench, Candidate("fp32")), torch.no_grad():
+        output = bench.target.call(bench.model, batch)
+    found = {}
+    variants: dict[str, tuple[Any, Format | None, str | None]] = {PLAIN_LOSS: (output, None, None)}
+    lowered = cast_all(output, getattr(torch, low.torch_name))
+    for choice in choices:
+        loss_format = None if choice == FOLLOW else Format.FP32
+        variants[choice] = (lowered, loss_format, BACKEND if choice == COMPILED_LOSS else None)
+    for name, (given, loss_format, backend) in variants.items():
+        target = bench.target_with_loss(loss_format, backend)
+        leaves = [tensor.requires_grad_() for tensor in tensors_in(given) if tensor.is_floating_point()]
+
+        def once(target: Any = target, given: Any = given, leaves: list[torch.Tensor] = leaves) -> None:
+            torch.autograd.grad(target.loss(given, batch), leaves, allow_unused=True)
+
+        try:
+            once()  # what compiles, compiles here
+            found[name] = statistics.median(times_of(once, bench.device))
+        except RuntimeError:
+            continue  # a kernel that this format lacks: the choice will fail in its trial, with the reason
+    return found
