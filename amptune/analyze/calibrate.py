@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from amptune.analyze.probes import Probe, all_probes, launch_us, shortest_kernel_us
+from amptune.analyze.device import present_gpu
+from amptune.analyze.probes import product_probes
+from amptune.analyze.probing import Probe
+from amptune.analyze.traffic import launch_us, shortest_kernel_us, traffic_probes
 from amptune.core.efficiency import Efficiency
 from amptune.core.formats import Format
 from amptune.core.hardware import Gpu
@@ -61,7 +64,7 @@ def calibrate(gpu: Gpu) -> Calibration:
     conv_tf32 = torch.backends.cudnn.allow_tf32
     bare = dataclasses.replace(gpu, measured=None)
     try:
-        probes = tuple(all_probes(bare))
+        probes = (*product_probes(bare), *traffic_probes(bare))
         shortest, launches = shortest_kernel_us(bare), launch_us()
     finally:
         torch.set_float32_matmul_precision(precision)
@@ -71,9 +74,15 @@ def calibrate(gpu: Gpu) -> Calibration:
     return Calibration(gpu, probes, _efficiency(bare, shares, shortest, launches), time.perf_counter() - start)
 
 
-def calibrated(gpu: Gpu) -> Gpu:
-    """The GPU with the constants that were measured on it."""
-    return dataclasses.replace(gpu, measured=calibrate(gpu).efficiency)
+def calibrated(gpus: Sequence[Gpu]) -> tuple[tuple[Gpu, ...], str]:
+    """The GPUs, the one that is present with the constants that were measured on it; and a note for the user."""
+    present = present_gpu()
+    if present is None or present.key not in {gpu.key for gpu in gpus}:
+        return tuple(gpus), ""
+    found = calibrate(present)
+    measured = dataclasses.replace(present, measured=found.efficiency)
+    note = f"{present.name} measured in {found.seconds:.1f} s for the predictions (--no-calibrate-gpu takes a table)"
+    return tuple(measured if gpu.key == present.key else gpu for gpu in gpus), note
 
 
 def constants_from(gpu: Gpu, data: Mapping[str, Any]) -> Efficiency:

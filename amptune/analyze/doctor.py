@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import statistics
 import time
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ import torch
 from amptune.analyze.device import present_gpu
 from amptune.core.formats import Format
 from amptune.core.hardware import Gpu
-from amptune.core.op_support import table_version
+from amptune.core.op_support import ops_without_kernel, table_version, tried_on
 
 State = Literal["fast", "works", "slow", "no"]
 SIZE = {"cuda": 4096, "cpu": 512}
@@ -27,17 +26,27 @@ TESTED_PACKAGES = ("torch", "torchao", "transformers", "optuna", "scipy", "rich"
 
 @dataclasses.dataclass(frozen=True)
 class FormatReport:
-    """One format on one device: how its product ran, and at which rate against FP32."""
+    """One format on one device: how its product ran, at which rate against FP32, and how many ops refuse the format.
+
+    ``gaps`` is from the table of :mod:`amptune.core.op_support`; ``None`` for formats that only products come in.
+    """
 
     number_format: Format
     state: State
     rate: float | None
     note: str = ""
+    gaps: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The form in the command's JSON."""
         rate = None if self.rate is None else round(self.rate, 2)
-        return {"format": str(self.number_format), "state": self.state, "rate_vs_fp32": rate, "note": self.note}
+        return {
+            "format": str(self.number_format),
+            "state": self.state,
+            "rate_vs_fp32": rate,
+            "note": self.note,
+            "ops_without_kernel": self.gaps,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +103,16 @@ def try_formats(device: str, gpu: Gpu | None = None) -> tuple[FormatReport, ...]
         if number_format is Format.FP8_E5M2:
             continue  # its products exist wherever those of E4M3 do
         seconds = base if number_format is Format.FP32 else _seconds(number_format, device)
-        reports.append(_judge(number_format, seconds, base, gpu))
+        gaps = len(ops_without_kernel(number_format.torch_name, device)) if number_format.bits == 16 else None
+        reports.append(dataclasses.replace(_judge(number_format, seconds, base, gpu), gaps=gaps))
     return tuple(reports)
 
 
 def _judge(number_format: Format, seconds: float | None, base: float | None, gpu: Gpu | None) -> FormatReport:
     if seconds is None or base is None:
         return FormatReport(number_format, "no", None, "no kernel")
+    if number_format is Format.TF32 and gpu is not None and not gpu.is_native(Format.TF32):
+        return FormatReport(number_format, "no", None, "no TF32 units: such products stay in FP32")
     rate = base / seconds
     if number_format is Format.FP32:
         return FormatReport(number_format, "works", 1.0)
@@ -123,7 +135,7 @@ def recommend(device: str, formats: tuple[FormatReport, ...]) -> tuple[str, str]
 
 
 def _seconds(number_format: Format, device: str) -> float | None:
-    """Median time of one square product; ``None`` where torch refuses."""
+    """Best time of one square product; ``None`` where torch refuses."""
     if number_format is Format.TF32 and device == "cpu":
         return None
     precision = torch.get_float32_matmul_precision()
@@ -147,7 +159,7 @@ def _timed(number_format: Format, device: str) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         samples.append(time.perf_counter() - start)
-    return statistics.median(samples[2:])
+    return min(samples[2:])  # the best one: other programs only make a product slower
 
 
 def _multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -176,7 +188,9 @@ def _notes(gpu: Gpu | None) -> tuple[str, ...]:
     # amptune: ignore[AMP604] asked with emulation on purpose, to warn of the answer
     if gpu is not None and torch.cuda.is_bf16_supported(including_emulation=True) and not gpu.is_native(Format.BF16):
         notes.append("torch.cuda.is_bf16_supported() says True here: ask with including_emulation=False")
-    made, here = table_version().split("+")[0], torch.__version__.split("+")[0]
+    device = "cuda" if gpu is not None else "cpu"
+    made, here = table_version(device).split("+")[0], torch.__version__.split("+")[0]
+    where = tried_on(device) or "no device (torch's own claims)"
     if made.rsplit(".", 1)[0] != here.rsplit(".", 1)[0]:
-        notes.append(f"the table of ops without 16-bit kernels was made with torch {made}, this is {here}")
+        notes.append(f"which ops lack 16-bit kernels was found with torch {made} on {where}; this is torch {here}")
     return tuple(notes)

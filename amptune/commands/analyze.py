@@ -41,6 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_argument_group("what to report on")
     asked.add_argument("--gpu", action="append", default=[], metavar="NAME",
                        help="h100, a100, v100, ..., cpu or all; may be repeated (default: the one here)")  # fmt: skip
+    asked.add_argument("--no-calibrate-gpu", action="store_true",
+                       help="predict for the GPU here by its generation's table, not by measuring it")  # fmt: skip
     asked.add_argument("--recipe", action="append", default=[], metavar="NAME",
                        help=f"{', '.join(RECIPES)}; may be repeated (default: stock)")  # fmt: skip
     asked.add_argument("--compile", action="store_true", help="the model runs under torch.compile")
@@ -92,12 +94,17 @@ def _work(args: argparse.Namespace, config: Config, finished: Finished) -> int:
 def _question(args: argparse.Namespace, config: Config) -> Question:
     import torch
 
+    from amptune.analyze.calibrate import calibrated
     from amptune.analyze.device import chosen_gpus
     from amptune.analyze.runner import Question
 
     gpus, named, note = chosen_gpus(tuple(args.gpu))
     if note:
         _say(note)
+    if not args.no_calibrate_gpu:
+        gpus, note = calibrated(gpus)
+        if note:
+            _say(note)
     rules = load_rules(GraphRule)
     select = _codes(args.select) or _of_graph_rules(config.select, rules)
     ignore = (*_of_graph_rules(config.ignore, rules), *_codes(args.ignore))

@@ -31,6 +31,8 @@ def text(report: Report) -> str:
     lines = [f"device    {report.name}", f"packages  {', '.join(f'{k} {v}' for k, v in report.packages.items())}", ""]
     for entry in report.formats:
         rate = f"{entry.rate:6.2f}x fp32" if entry.rate is not None else ""
-        lines.append(f"  {entry.number_format!s:10s} {entry.state:6s} {rate:13s} {entry.note}".rstrip())
+        gaps = f"{entry.gaps} ops have no kernel" if entry.gaps else ""
+        note = "; ".join(part for part in (entry.note, gaps) if part)
+        lines.append(f"  {entry.number_format!s:10s} {entry.state:6s} {rate:13s} {note}".rstrip())
     lines += ["", f"start from {report.recipe}: {report.reason}"]
     return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])

@@ -6,10 +6,12 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
-from amptune.analyze import probes
+from amptune.analyze import calibrate as calibration
+from amptune.analyze import probing
 from amptune.analyze.calibrate import calibrate, constants_from
-from amptune.analyze.probes import Run
+from amptune.analyze.probing import Run
 from amptune.core.efficiency import EFFICIENCY, Traffic
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm
@@ -25,9 +27,9 @@ def _on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
         run()
         return 1e-3
 
-    monkeypatch.setattr(probes, "DEVICE", "meta")
-    monkeypatch.setattr(probes, "time_on_gpu", time_once)
-    monkeypatch.setattr(probes.torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(probing, "DEVICE", "meta")
+    monkeypatch.setattr(probing, "time_on_gpu", time_once)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
 
 @pytest.mark.usefixtures("_on_meta")
@@ -58,6 +60,17 @@ def test_measured_constants_replace_those_of_the_generation() -> None:
     gemm = Gemm(8192, 8192, 8192)
     assert gemm_seconds(gemm, Format.BF16, gpu) == pytest.approx(2 * gemm_seconds(gemm, Format.BF16, H200))
     assert traffic_seconds(1e9, Traffic.CAST, gpu) == pytest.approx(2 * traffic_seconds(1e9, Traffic.CAST, H200))
+
+
+@pytest.mark.usefixtures("_on_meta")
+def test_only_the_gpu_that_is_present_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "present_gpu", lambda: H200)
+    gpus, note = calibration.calibrated([GPUS["a100"], H200])
+    assert [gpu.key for gpu in gpus] == ["a100", "h200"]
+    assert gpus[0].measured is None
+    assert gpus[1].measured is not None
+    assert "measured in" in note
+    assert calibration.calibrated([GPUS["a100"]]) == ((GPUS["a100"],), "")
 
 
 @pytest.mark.gpu

@@ -54,3 +54,10 @@ def test_cells_say_how_they_were_obtained() -> None:
     assert "cholesky" in ops_without_kernel("bfloat16", "cpu")
     assert "exp" not in ops_without_kernel("bfloat16", "cpu")
     assert len(ops_without_kernel("float8_e4m3fn", "cpu")) > 100
+
+
+def test_the_cuda_part_was_run_on_a_gpu() -> None:
+    assert "H200" in tried_on("cuda")
+    assert lacks_kernel("lu", "float16", "cuda")
+    assert lacks_kernel("ctc_loss", "float16", "cuda")
+    assert not lacks_kernel("fft", "float16", "cuda"), "sizes that are powers of two run"
