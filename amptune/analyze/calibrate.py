@@ -74,7 +74,12 @@ def calibrate(gpu: Gpu) -> Calibration:
     return Calibration(gpu, probes, _efficiency(bare, shares, shortest, launches), time.perf_counter() - start)
 
 
-def calibrated(gpus: Sequence[Gpu]) -> tuple[tuple[Gpu, ...], str]:
+def calibrated(gpu: Gpu) -> Gpu:
+    """The present GPU with the constants that were measured on it."""
+    return dataclasses.replace(gpu, measured=calibrate(gpu).efficiency)
+
+
+def with_present_measured(gpus: Sequence[Gpu]) -> tuple[tuple[Gpu, ...], str]:
     """The GPUs, the one that is present with the constants that were measured on it; and a note for the user."""
     present = present_gpu()
     if present is None or present.key not in {gpu.key for gpu in gpus}:

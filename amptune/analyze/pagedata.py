@@ -15,6 +15,7 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import DTYPE_BYTES, PrecisionGraph, Site
 from amptune.core.hardware import Gpu
+from amptune.core.observed import Observed
 from amptune.core.op_support import lacks_kernel
 from amptune.core.ops import Family, op_named
 from amptune.core.ranges import Ranges
@@ -79,7 +80,9 @@ def _facts(analysis: Analysis, question: Question, timed: Gpu | None) -> dict[st
 def _sites(analysis: Analysis, graph: PrecisionGraph, half: str, question: Question) -> Iterable[PageSite]:
     times = {row.site.id: row.milliseconds for row in analysis.sites}
     dtypes = {each: realise(graph, RECIPES[_RECIPE_OF[each]]) for each in FORMATS}
-    ranges = Ranges(graph, dtypes[Format.BF16])
+    evidence = question.evidence
+    ranges = Ranges(graph, dtypes[Format.BF16], evidence.assumptions or evidence.facts)
+    how = "assumed" if evidence.assumptions is not None else "bound"
     at = _by_site(analysis.findings)
     computed = dtypes[Format.FP16] if half == "autocast-fp16" else dtypes[Format.BF16]
     for site in graph:
@@ -97,7 +100,7 @@ def _sites(analysis: Analysis, graph: PrecisionGraph, half: str, question: Quest
             milliseconds=times.get(site.id, {}),
             compute=compute,
             risks={str(each): _risk(site, each, dtypes[each][site.id], found) for each in FORMATS},
-            spread=_spread(ranges, site),
+            spread=_observed(evidence.observed, site) or _bounded(ranges, site, how),
             rules=tuple(dict.fromkeys(finding.rule for finding in found)),
         )
 
@@ -154,12 +157,20 @@ def _risk(site: Site, number_format: Format, dtypes: SiteDtypes, findings: Seque
     return Risk.FINE, f"{worst.rule}: {worst.message}" if worst else ""
 
 
-def _spread(ranges: Ranges, site: Site) -> Spread | None:
-    """The bound that holds for any input and weight; ``None`` where nothing is known."""
+def _observed(observed: Observed | None, site: Site) -> Spread | None:
+    """What a recorded step showed of the site."""
+    stat = observed.forward.get(site.id) if observed is not None else None
+    if stat is None:
+        return None
+    smallest = 2.0 ** min(stat.exponents) if stat.exponents else 0.0
+    return Spread(smallest, stat.magnitude, "observed")
+
+
+def _bounded(ranges: Ranges, site: Site, how: str) -> Spread | None:
+    """The bound of the site's values; ``None`` where none is known."""
     if not any(tensor.is_floating for tensor in site.outputs):
         return None
     found = ranges[site.id]
     if math.isinf(found.magnitude):
         return None
-    low = max(found.low, -found.high, 0.0)
-    return Spread(low, found.magnitude)
+    return Spread(max(found.low, -found.high, 0.0), found.magnitude, how)

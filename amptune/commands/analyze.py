@@ -94,7 +94,7 @@ def _work(args: argparse.Namespace, config: Config, finished: Finished) -> int:
 def _question(args: argparse.Namespace, config: Config) -> Question:
     import torch
 
-    from amptune.analyze.calibrate import calibrated
+    from amptune.analyze.calibrate import with_present_measured
     from amptune.analyze.device import chosen_gpus
     from amptune.analyze.runner import Question
 
@@ -102,7 +102,7 @@ def _question(args: argparse.Namespace, config: Config) -> Question:
     if note:
         _say(note)
     if not args.no_calibrate_gpu:
-        gpus, note = calibrated(gpus)
+        gpus, note = with_present_measured(gpus)
         if note:
             _say(note)
     rules = load_rules(GraphRule)

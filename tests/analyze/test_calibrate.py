@@ -65,12 +65,12 @@ def test_measured_constants_replace_those_of_the_generation() -> None:
 @pytest.mark.usefixtures("_on_meta")
 def test_only_the_gpu_that_is_present_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "present_gpu", lambda: H200)
-    gpus, note = calibration.calibrated([GPUS["a100"], H200])
+    gpus, note = calibration.with_present_measured([GPUS["a100"], H200])
     assert [gpu.key for gpu in gpus] == ["a100", "h200"]
     assert gpus[0].measured is None
     assert gpus[1].measured is not None
     assert "measured in" in note
-    assert calibration.calibrated([GPUS["a100"]]) == ((GPUS["a100"],), "")
+    assert calibration.with_present_measured([GPUS["a100"]]) == ((GPUS["a100"],), "")
 
 
 @pytest.mark.gpu

@@ -11,14 +11,17 @@ from torch import fx
 from amptune.analyze.pagedata import page_data
 from amptune.analyze.runner import Question, analyze_graph
 from amptune.capture import Capture
+from amptune.core.evidence import Evidence
 from amptune.core.graph import PrecisionGraph
 from amptune.core.hardware import GPUS
-from amptune.report.analyze_data import PageData, PageSite, Risk
+from amptune.core.observed import Observed, Stat
+from amptune.report.analyze_data import PageData, PageSite, Risk, Spread
 from tests.analyze.graphs import graph_of, linear, op
 
 
-def data_of(graph: PrecisionGraph, *gpus: str) -> PageData:
-    question = Question(tuple(GPUS[name] for name in gpus or ("h100",)), torch_version=torch.__version__)
+def data_of(graph: PrecisionGraph, *gpus: str, evidence: Evidence | None = None) -> PageData:
+    chosen = tuple(GPUS[name] for name in gpus or ("h100",))
+    question = Question(chosen, torch_version=torch.__version__, evidence=evidence or Evidence())
     module = fx.GraphModule(torch.nn.Module(), fx.Graph())
     capture = Capture(module, graph, "export", 0.1, True, ("a note",))
     return page_data(dataclasses.replace(analyze_graph(graph, question), capture=capture), question)
@@ -57,6 +60,13 @@ def test_bounds_come_from_the_ranges(sites: dict[str, PageSite]) -> None:
     assert spread is not None
     assert (spread.low, spread.high, spread.how) == (0.0, 1.0, "bound")
     assert sites["fc"].spread is None
+
+
+def test_what_a_recorded_step_showed_comes_before_the_bound() -> None:
+    graph = graph_of(op("#tanh.0", "tanh", "<input>"))
+    seen = Observed({"#tanh.0": Stat(-0.75, 0.5, 8, exponents={-3: 4, -1: 4})}, {}, "cpu", 1.0)
+    (site,) = data_of(graph, evidence=Evidence(observed=seen)).sites
+    assert site.spread == Spread(0.125, 0.75, "observed")
 
 
 def test_the_cpu_alone_has_a_page_without_times() -> None:
