@@ -274,33 +274,94 @@ class _Rows(NamedTuple):
     data: Tensor
     scale: Tensor
 
-    def transposed(self) -> _Rows:
-        """The same numbers contracted along the columns; for one scale of all only. Kernels take rows alone."""
-        return _Rows(self.data.t().contiguous(), self.scale)
 
+class _Lowered(NamedTuple):
+    """A matrix in FP8 for the two products that it takes part in: contracted along its rows, and along its columns.
 
-def _to_fp8(matrix: Tensor, dtype: torch.dtype, *, each_row: bool, exact: bool) -> _Rows:
-    """``matrix`` scaled so that its largest value, or that of each row, is the largest number of ``dtype``.
-
-    ``exact`` scales are powers of two, so that scaling itself rounds nothing. No clamp is needed, as nothing can
-    exceed the largest value, and an infinity or NaN comes out as NaN.
+    Kernels contract contiguous rows alone, so ``columns`` is the transposed matrix. None where it was not asked for.
     """
-    over = -1 if each_row else None
+
+    rows: _Rows | None
+    columns: _Rows | None
+
+
+def _scale(matrix: Tensor, dtype: torch.dtype, over: int | None, *, exact: bool) -> Tensor:
+    """What ``matrix``, or each slice along ``over``, is divided by so that its largest value is that of ``dtype``.
+
+    ``exact`` scales are powers of two, so that scaling itself rounds nothing.
+    """
     largest = torch.linalg.vector_norm(matrix, float("inf"), dim=over, keepdim=True, dtype=torch.float32)
     scale = torch.clamp(largest, min=_SMALLEST_AMAX) / torch.finfo(dtype).max
-    if exact:
-        scale = (scale.view(torch.int32) + _MANTISSA & _EXPONENT).view(torch.float32)  # up to a power of two
+    return (scale.view(torch.int32) + _MANTISSA & _EXPONENT).view(torch.float32) if exact else scale
+
+
+def _scaled(matrix: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``matrix / scale`` in FP8, contiguous.
+
+    No clamp is needed, as nothing exceeds the largest value; an infinity or NaN comes out as NaN.
+    """
     if torch.compiler.is_compiling():
-        return _Rows((matrix / scale).to(dtype).contiguous(), scale)
+        return (matrix / scale).to(dtype).contiguous()
     # One kernel that reads 16 or 32 bits and writes 8, where a division and a cast would go through float32 in memory.
-    data = torch.empty(matrix.shape, dtype=dtype, device=matrix.device)
-    return _Rows(torch.div(matrix, scale, out=data), scale)
+    return torch.div(matrix, scale, out=torch.empty(matrix.shape, dtype=dtype, device=matrix.device))
 
 
-def _forward_rows(matrix: Tensor, scaling: str) -> _Rows:
-    """A matrix in E4M3, scaled as the operands of the forward are."""
-    by_row = scaling != "tensorwise"
-    return _to_fp8(matrix, _E4M3, each_row=by_row, exact=by_row)
+def _one_scale(matrix: Tensor, dtype: torch.dtype, rows: bool, columns: bool) -> _Lowered:
+    scale = _scale(matrix, dtype, None, exact=False)
+    data = _scaled(matrix, scale, dtype)
+    return _Lowered(_Rows(data, scale) if rows else None, _Rows(data.t().contiguous(), scale) if columns else None)
+
+
+def _scale_by_row(matrix: Tensor, dtype: torch.dtype, rows: bool, columns: bool) -> _Lowered:
+    return _Lowered(_each_row(matrix, dtype) if rows else None, _each_row(matrix.t(), dtype) if columns else None)
+
+
+def _scale_mixed(matrix: Tensor, dtype: torch.dtype, rows: bool, columns: bool) -> _Lowered:
+    """A scale for each row, and one power of two for all along the columns, which are for the input gradient alone."""
+    scale = _scale(matrix, dtype, None, exact=True) if columns else None
+    other = None if scale is None else _Rows(_scaled(matrix.t(), scale, dtype), scale)
+    return _Lowered(_each_row(matrix, dtype) if rows else None, other)
+
+
+def _each_row(matrix: Tensor, dtype: torch.dtype) -> _Rows:
+    scale = _scale(matrix, dtype, 1, exact=True)
+    return _Rows(_scaled(matrix, scale, dtype), scale)
+
+
+_LOWER = {"tensorwise": _one_scale, "rowwise": _scale_by_row, "rowwise_gw_hp": _scale_mixed}
+_FUSED_FROM = 1 << 20
+"""Elements from which on fused casts save more than torch.compile's own work for each call."""
+_not_fused: set[str] = set()
+
+
+def _to_fp8(matrix: Tensor, dtype: torch.dtype, scaling: str, *, rows: bool, columns: bool) -> _Lowered:
+    """``matrix`` in FP8 for the products that are asked for.
+
+    On a GPU in eager mode by a few kernels of torch.compile, whichever of these runs: torch's own transpose of bytes
+    takes about as long as the product that it is for.
+    """
+    if scaling not in _not_fused and _worth_fusing(matrix):
+        try:
+            return _fused(scaling)(matrix.detach().contiguous(), dtype, rows, columns)  # type: ignore[no-any-return]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # no compiler, no Triton: nothing that the plain kernels need
+            _not_fused.add(scaling)
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(f"FP8 casts run unfused, as torch.compile failed: {reason}", stacklevel=2)
+    return _LOWER[scaling](matrix, dtype, rows, columns)
+
+
+@functools.cache
+def _fused(scaling: str) -> Any:
+    return torch.compile(_LOWER[scaling], dynamic=True)
+
+
+def _worth_fusing(matrix: Tensor) -> bool:
+    """Whether this is large, on a GPU, in eager mode, and nobody watches the ops, which a compiled region hides."""
+    if torch.compiler.is_compiling() or not matrix.is_cuda or matrix.numel() < _FUSED_FROM:
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0
 
 
 def _fp8_product(a: _Rows, b: _Rows, dtype: torch.dtype) -> Tensor:
@@ -338,73 +399,71 @@ class _Fp8Linear(torch.autograd.Function):
     """x @ weight.T + bias with FP8 operands in the three products of forward and backward.
 
     Formats, scales and accumulation follow torchao's float8 recipes of the same names, except that a weight gradient
-    comes out of the product in float32 where the weight is, and that tensorwise scaling keeps the FP8 operands for
-    the backward instead of the 16-bit ones: half the memory, and one cast.
+    comes out of the product in float32 where the weight is, and that the backward keeps FP8 operands instead of 16-bit
+    ones where it can: half the memory, and both forms of an operand are cast together.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, data: Tensor, scale: Tensor, scaling: str
-    ) -> Tensor:
-        """x (M, K) bfloat16, weight (N, K), its FP8 ``data`` and ``scale``, bias (N,) -> (M, N) bfloat16."""
-        ctx.scaling = scaling
-        ctx.has_bias = bias is not None
-        lowered = _Rows(data, scale)
-        rows = _forward_rows(x, scaling)
-        if scaling == "tensorwise":
-            ctx.save_for_backward(weight, *rows, *lowered)
-        else:
-            ctx.save_for_backward(weight, x)
-        low_bias = None if bias is None else _padded_rows(bias.to(torch.bfloat16), data.shape[0])
-        return _scaled_mm(rows.data, data.t(), rows.scale, scale.t(), low_bias, torch.bfloat16, True)
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, row_scale: Tensor,
+        columns: Tensor | None, column_scale: Tensor | None, scaling: str, trains: bool,
+    ) -> Tensor:  # fmt: skip
+        """x (M, K) bfloat16, bias (N,) -> (M, N) bfloat16.
+
+        ``rows`` and ``columns`` are weight (N, K) in FP8, the latter for the gradient of x and with the scale of the
+        former where it has none of its own; ``trains`` says whether the gradient of weight will be asked for.
+        """
+        keeps_x = trains and scaling == "rowwise_gw_hp"
+        lowered = _to_fp8(x, _E4M3, scaling, rows=True, columns=trains and not keeps_x)
+        ctx.scaling, ctx.features, ctx.dtype = scaling, weight.shape[0], weight.dtype
+        for_x = () if columns is None else (columns, row_scale if column_scale is None else column_scale)
+        for_weight = (x,) if keeps_x else lowered.columns or ()
+        ctx.save_for_backward(*for_x, *for_weight)
+        a, low_bias = lowered.rows, None if bias is None else _padded_rows(bias.to(torch.bfloat16), rows.shape[0])
+        assert a is not None
+        return _scaled_mm(a.data, rows.t(), a.scale, row_scale.t(), low_bias, torch.bfloat16, True)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """(M, N) bfloat16 -> gradients of x, weight and bias."""
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        weight, *saved = ctx.saved_tensors
-        backward = _backward_tensorwise if ctx.scaling == "tensorwise" else _backward_rowwise
-        x_gradient, weight_gradient = backward(ctx.scaling, gradient, weight, saved, of_x, of_weight)
-        bias_gradient = gradient.sum(0, dtype=torch.float32)[: weight.shape[0]] if ctx.has_bias and of_bias else None
+        saved = ctx.saved_tensors
+        in_bf16 = ctx.scaling == "rowwise_gw_hp"
+        x_gradient = weight_gradient = bias_gradient = None
+        if of_x or of_weight:
+            dtype = _E5M2 if ctx.scaling == "tensorwise" else _E4M3
+            g = _to_fp8(gradient, dtype, ctx.scaling, rows=of_x, columns=of_weight and not in_bf16)
+            if g.rows is not None:
+                x_gradient = _fp8_product(g.rows, _Rows(saved[0], saved[1]), torch.bfloat16)
+            if g.columns is not None:
+                product = torch.bfloat16 if ctx.dtype == torch.bfloat16 else torch.float32
+                weight_gradient = _fp8_product(g.columns, _Rows(saved[-2], saved[-1]), product)
+            elif of_weight:
+                weight_gradient = gradient.t() @ saved[-1]
         if weight_gradient is not None:
-            weight_gradient = weight_gradient[: weight.shape[0]].to(weight.dtype)
-        return x_gradient, weight_gradient, bias_gradient, None, None, None
+            weight_gradient = weight_gradient[: ctx.features].to(ctx.dtype)
+        if of_bias:
+            bias_gradient = gradient.sum(0, dtype=torch.float32)[: ctx.features]
+        return x_gradient, weight_gradient, bias_gradient, None, None, None, None, None, None
 
 
-def _backward_tensorwise(
-    scaling: str, gradient: Tensor, weight: Tensor, saved: Any, of_x: bool, of_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    x, low_weight = _Rows(*saved[:2]), _Rows(*saved[2:])
-    g = _to_fp8(gradient, _E5M2, each_row=False, exact=False)
-    x_gradient = _fp8_product(g, low_weight.transposed(), torch.bfloat16) if of_x else None
-    if not of_weight:
-        return x_gradient, None
-    # The contraction runs over the tokens, so they too must be a multiple.
-    tokens = gradient.shape[0] + -gradient.shape[0] % FP8_MULTIPLE
-    g, x = (_Rows(_padded_rows(rows.data, tokens), rows.scale) for rows in (g, x))
-    return x_gradient, _fp8_product(g.transposed(), x.transposed(), _product_dtype(weight))
-
-
-def _backward_rowwise(
-    scaling: str, gradient: Tensor, weight: Tensor, saved: Any, of_x: bool, of_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    (x,) = saved
-    x_gradient = None
-    if of_x:
-        columns = _padded_rows(weight.detach(), gradient.shape[1]).t()
-        low_columns = _to_fp8(columns, _E4M3, each_row=scaling == "rowwise", exact=True)
-        x_gradient = _fp8_product(_forward_rows(gradient, scaling), low_columns, torch.bfloat16)
-    if not of_weight:
-        return x_gradient, None
-    if scaling == "rowwise_gw_hp":
-        return x_gradient, gradient.t() @ x
-    tokens = gradient.shape[0] + -gradient.shape[0] % FP8_MULTIPLE
-    g, x = (_forward_rows(_padded_rows(each, tokens).t(), scaling) for each in (gradient, x))
-    return x_gradient, _fp8_product(g, x, _product_dtype(weight))
-
-
-def _product_dtype(weight: Tensor) -> torch.dtype:
-    return torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
+def _fp8_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scaling: str, features: int) -> Tensor:
+    """x (..., K) bfloat16 -> (..., features); rows of zeros make the weight's N features as many."""
+    tokens = x.numel() // x.shape[-1]
+    flat = x.reshape(tokens, x.shape[-1])
+    trains = torch.is_grad_enabled() and weight.requires_grad
+    if trains and scaling != "rowwise_gw_hp":
+        # The weight gradient contracts over the tokens, so they too have to be a multiple.
+        flat = _padded_rows(flat, tokens + -tokens % FP8_MULTIPLE)
+    rows, columns = _fp8_weight(weight, scaling, features, columns=torch.is_grad_enabled() and x.requires_grad)
+    assert rows is not None
+    data, scale = columns or (None, None)
+    # The compiler takes no tensor twice.
+    own_scale = None if scale is rows.scale else scale
+    output: Tensor = _Fp8Linear.apply(  # type: ignore[no-untyped-call]
+        flat, weight, bias, *rows, data, own_scale, scaling, trains
+    )
+    return output[:tokens].reshape(*x.shape[:-1], features)
 
 
 def _padded_rows(tensor: Tensor, rows: int) -> Tensor:
@@ -417,20 +476,21 @@ def _padded_rows(tensor: Tensor, rows: int) -> Tensor:
     return F.pad(tensor.view(torch.uint8), sizes).view(tensor.dtype)
 
 
-def _fp8_weight(parameter: Tensor, scaling: str, rows: int) -> _Rows:
-    """The parameter in FP8 for the forward, with zero rows up to ``rows``; outside of the graph.
+def _fp8_weight(parameter: Tensor, scaling: str, rows: int, *, columns: bool) -> _Lowered:
+    """The parameter in FP8, with zero rows up to ``rows``; outside of the graph.
 
-    Reused within one outermost forward, as 16-bit casts are, where autograd keeps it alive anyway: with rowwise
-    scaling the backward casts the parameter anew, along its columns.
+    Reused within one outermost forward, as 16-bit casts are, from the second use on: keeping what is used once would
+    cost memory for nothing.
     """
-    casts = _reusable_casts() if scaling == "tensorwise" else None
-    key = (id(parameter), FP8, rows)
+    casts = _reusable_casts()
+    key = (id(parameter), scaling, rows)
     held = None if casts is None else casts.get(key)
-    if held is not None and held[0] is parameter and held[1] == parameter._version:
+    is_known = held is not None and held[0] is parameter and held[1] == parameter._version
+    if held is not None and is_known and held[2] is not None and (held[2].columns is not None or not columns):
         return held[2]  # type: ignore[no-any-return]
-    low = _forward_rows(_padded_rows(parameter.detach(), rows), scaling)
+    low = _to_fp8(_padded_rows(parameter.detach(), rows), _E4M3, scaling, rows=True, columns=columns)
     if casts is not None:
-        casts[key] = (parameter, parameter._version, low)
+        casts[key] = (parameter, parameter._version, low if is_known else None)
     return low
 
 
@@ -586,11 +646,7 @@ class PlannedFp8Linear(_Planned, nn.Linear):
             x = _cast(input, site.dtype)
             if input.numel() == 0:
                 return F.linear(x, self.weight.to(site.dtype), None if self.bias is None else self.bias.to(site.dtype))
-            low = _fp8_weight(self.weight, str(site.scaling), rows)
-            output = _Fp8Linear.apply(  # type: ignore[no-untyped-call]
-                x.reshape(-1, x.shape[-1]), self.weight, self.bias, low.data, low.scale, site.scaling
-            )
-        output = output.reshape(*input.shape[:-1], rows)
+            output = _fp8_linear(x, self.weight, self.bias, str(site.scaling), rows)
         return output if rows == features else _cut(output, features, site)
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from amptune import runtime
 from amptune.apply import apply, check_realised
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
@@ -162,6 +163,19 @@ def test_it_trains_as_bf16_does(scaling: str, compiled: bool) -> None:
     assert found[-1] == pytest.approx(exact[-1], abs=0.1 * exact[0])
 
 
+@on_gpu
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_fused_casts_agree_with_plain_ones(scaling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ours(nn.Sequential(nn.Linear(1024, 2048, device="cuda")), scaling)
+    x, gradient = torch.randn(1500, 1024, device="cuda"), torch.randn(1500, 2048, device="cuda")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused = results(model, x, gradient)
+    monkeypatch.setattr(runtime, "_worth_fusing", lambda matrix: False)
+    for one, other in zip(fused, results(model, x, gradient), strict=True):
+        assert error(one, other) < 0.003
+
+
 SHAPES = {  # (M, K, N)
     "Llama-8B up": (8192, 4096, 14336),
     "Llama-8B down": (8192, 14336, 4096),
@@ -204,9 +218,9 @@ def stepper(model: nn.Module, shape: tuple[int, int, int], compiled: bool) -> Ca
 @on_gpu
 @pytest.mark.filterwarnings("ignore:torch.autocast is active")
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_speed_beside_bf16_and_torchao(compiled: bool) -> None:
+def test_speed_beside_bf16_and_torchao(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}, {'compiled' if compiled else 'eager'}")
-    print(f"{'forward + backward, ms':16} {'M, K, N':22} {'bf16':>7} | amptune / torchao / peak MiB of both")
+    print("forward + backward, ms: (M, K, N), bf16 | amptune / torchao, peak MiB of both (amptune, casts unfused)")
     slower = []
     names = ["Llama-8B up", "GPT-2 fc1"] if compiled else list(SHAPES)
     for name in names:
@@ -223,7 +237,12 @@ def test_speed_beside_bf16_and_torchao(compiled: bool) -> None:
                 found.append((milliseconds(step), torch.cuda.max_memory_allocated() / 2**20))
                 del step
             (one, memory), (other, their_memory) = found
-            line += f" {scaling} {one:.3f} / {other:.3f} / {memory:.0f} {their_memory:.0f} |"
+            line += f" {scaling} {one:.3f} / {other:.3f}, {memory:.0f} {their_memory:.0f}"
+            if not compiled:
+                with monkeypatch.context() as patched:
+                    patched.setattr(runtime, "_worth_fusing", lambda matrix: False)
+                    line += f" ({milliseconds(stepper(ours(plain, scaling), shape, compiled)):.3f})"
+            line += " |"
             if one > 1.1 * other + 0.02:
                 slower.append(f"{name} {scaling}: {one:.3f} ms, torchao {other:.3f} ms")
         print(line)

@@ -240,14 +240,16 @@ def test_it_trains_as_float32_does_with_casts_reused_within_a_forward(use_reentr
     assert found == pytest.approx(exact, abs=0.02)
 
 
-def test_a_shared_weight_is_cast_once_in_a_forward_and_anew_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_weight_is_cast_twice_at_most_in_a_forward_and_anew_in_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = Shared()
     apply_plan(model, {"layer": "fp8_e4m3:tensorwise", "head": "bf16"})
     x = torch.randn(16, 16)
     with Products() as products:
         model(x).sum().backward()
-    operands = {b.data_ptr() for _, b, *_ in products.scaled[:3]}
-    assert len(operands) == 1
+    _, second, third = (b.data_ptr() for _, b, *_ in products.scaled[:3])
+    assert second == third, "what is used again is kept from then on"
     once = model.layer.weight.grad.clone()
     model.layer.weight.data.mul_(2)  # raises no version
     with Products() as products:
@@ -285,6 +287,41 @@ def test_it_compiles_in_one_graph_and_computes_the_same(scaling: str) -> None:
     eager = run(model, x, gradient)
     for ours, theirs in zip(run(compiled, x, gradient), eager, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("scaling", runtime.SCALINGS)
+def test_fused_casts_compute_the_same(scaling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def fused(name: str) -> Callable[..., Any]:
+        made.append(name)
+        return torch.compile(runtime._LOWER[name], backend="aot_eager", dynamic=True, fullgraph=True)
+
+    linear = layer(scaling, rows=37, pad=16)
+    x, gradient = torch.randn(21, 64), torch.randn(21, 37)
+    plain = run(linear, x, gradient)
+    monkeypatch.setattr(runtime, "_worth_fusing", lambda matrix: not torch.compiler.is_compiling())
+    monkeypatch.setattr(runtime, "_fused", fused)
+    for ours, theirs in zip(run(linear, x, gradient), plain, strict=True):
+        assert torch.equal(ours, theirs)
+    assert made == [scaling] * 3
+
+
+def test_where_torch_compile_fails_the_casts_run_unfused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fused(name: str) -> Callable[..., Any]:
+        raise ImportError("no compiler here")
+
+    linear, x, gradient = layer("rowwise"), torch.randn(16, 64), torch.randn(16, 48)
+    plain = run(linear, x, gradient)
+    monkeypatch.setattr(runtime, "_worth_fusing", lambda matrix: True)
+    monkeypatch.setattr(runtime, "_fused", fused)
+    monkeypatch.setattr(runtime, "_not_fused", set())
+    with pytest.warns(UserWarning, match="FP8 casts run unfused, as torch.compile failed: no compiler here"):
+        found = run(linear, x, gradient)
+    assert all(torch.equal(one, other) for one, other in zip(found, plain, strict=True))
+    run(linear, x, gradient)  # is not tried again, nor said again
 
 
 @pytest.fixture
