@@ -189,9 +189,13 @@ def _smallest(change: Change, attempt: Try) -> Change:
 
 def _fp32_cure(change: Change, *, complete: bool) -> Cure:
     spots = tuple(sorted(change.spots, key=lambda spot: str(spot.place)))
-    names = ", ".join(dict.fromkeys(f"{spot.op} ({_line(spot)})" for spot in spots))
+    names = ", ".join(dict.fromkeys(_spot_words(spot) for spot in spots))
     left = "" if change.kind == "fp32" else " and leave the result in FP32"
     return Cure("fp32", f"compute {names} in FP32{left}", (change,), spots, complete)
+
+
+def _spot_words(spot: Spot) -> str:
+    return f"{spot.op} of {spot.role} ({_line(spot)})" if spot.role else f"{spot.op} ({_line(spot)})"
 
 
 def _line(spot: Spot) -> str:
@@ -199,4 +203,5 @@ def _line(spot: Spot) -> str:
     if place is None:
         return spot.role or "model"
     location = place.location()
-    return f"{location.path}:{location.line}"
+    _, in_package, tail = location.path.rpartition("site-packages/")
+    return f"{tail if in_package else location.path}:{location.line}"
