@@ -11,7 +11,7 @@ from amptune.core.rule import SourceRule
 _WORD = re.compile(rb"[A-Za-z0-9_]+")
 # Every byte that is in no identifier becomes a space.
 _SPACED = bytes(code if _WORD.fullmatch(bytes([code])) else 32 for code in range(256))
-_SHORT = 3  # a keyword whose words are all shorter than this is looked for in the file itself
+_SHORT = 3  # shorter words say too little to be worth a look
 _MAX_KNOWN = 300_000
 
 _Group = tuple[bytes, ...]
@@ -29,27 +29,46 @@ class Prefilter:
         alike: dict[tuple[_Group, ...], list[SourceRule]] = {}
         for rule in rules:
             alike.setdefault(_conditions(rule), []).append(rule)
-        self._alike = list(alike.items())
-        keywords = {keyword for conditions in alike for group in conditions for keyword in group}
-        self._parts = {keyword: _longest_word(keyword) for keyword in keywords}
-        self._words = _Words({part for part in self._parts.values() if part})
+        groups = dict.fromkeys(group for conditions in alike for group in conditions)
+        looks = {group: _Look(group) for group in groups}
+        self._alike = [([looks[group] for group in conditions], found) for conditions, found in alike.items()]
+        self._words = _Words({part for look in looks.values() for part in look.parts})
 
     def asked(self, data: bytes) -> list[SourceRule]:
         """The rules that would be asked, in the order in which they were given."""
         parts = self._words.parts_in(data)
-        known: dict[_Group, bool] = {}
+        known: dict[_Look, bool] = {}
 
-        def has(keyword: bytes) -> bool:
-            part = self._parts[keyword]
-            return (not part or part in parts) and (part == keyword or keyword in data)
+        def holds(look: _Look) -> bool:
+            answer = known.get(look)
+            if answer is None:
+                answer = known[look] = look.holds(parts, data)
+            return answer
 
-        def holds(group: _Group) -> bool:
-            if group not in known:
-                known[group] = any(map(has, group))
-            return known[group]
-
-        found = [rule for conditions, rules in self._alike if all(map(holds, conditions)) for rule in rules]
+        found = [rule for looks, rules in self._alike if all(map(holds, looks)) for rule in rules]
         return sorted((rule for rule in found if rule.may_concern(data)), key=self._order.__getitem__)
+
+
+class _Look:
+    """Looks for any one of some keywords.
+
+    ``parts`` are identifiers, or parts of them, that the keywords consist of. A keyword that is one itself is there
+    when it is in a word of the file; one of several parts is looked for in the bytes, if its parts are there.
+    """
+
+    def __init__(self, keywords: _Group) -> None:
+        self._whole = frozenset(keyword for keyword in keywords if _WORD.fullmatch(keyword))
+        others = [keyword for keyword in keywords if keyword not in self._whole]
+        self._others = [
+            (frozenset(word for word in _WORD.findall(item) if len(word) >= _SHORT), item) for item in others
+        ]
+        self.parts = self._whole.union(*(parts for parts, _ in self._others))
+
+    def holds(self, parts: set[bytes], data: bytes) -> bool:
+        """Whether a file with these parts and bytes has one of the keywords."""
+        if not self._whole.isdisjoint(parts):
+            return True
+        return any(needed <= parts and keyword in data for needed, keyword in self._others)
 
 
 class _Words:
@@ -77,13 +96,6 @@ class _Words:
                         self._holders.setdefault(word, []).append(part)
         self._known |= words
         self._telling.update(self._holders)
-
-
-@functools.cache
-def _longest_word(keyword: bytes) -> bytes:
-    """The longest identifier in a keyword; b"" where that says too little to be worth a look."""
-    longest = max(_WORD.findall(keyword), key=len, default=b"")
-    return longest if len(longest) >= _SHORT or longest == keyword else b""
 
 
 def _conditions(rule: SourceRule) -> tuple[_Group, ...]:

@@ -24,6 +24,7 @@ _SOFTMAX = re.compile(rb"oftmax(?<!log_softmax)(?<!LogSoftmax)")
 _SUM_OF_EXP = re.compile(rb"exp_?\([\s\S]{0,200}?\.sum\(|sum\([^=]{0,150}?exp_?\(")
 _POWER = re.compile(rb"\*\*(?=\s{0,9}2\b|\s?[A-Za-z_(])(?<![(,]\*\*)(?<![(,]\s\*\*)(?<!\s\s\*\*)")
 _MADE = re.compile(rb"(?:zeros|tensor|full)\w*\(")
+_PLUS = re.compile(rb"\+|\.add_\(")
 _TIMES = re.compile(rb"(?<!\*)\*(?!\*)")
 _TINY = rb"\d\.?[eE]-(?:0?[89]|[1-9]\d)|0\.0000000\d|\)\.tiny\b"
 _LARGE = (
@@ -76,7 +77,9 @@ _LARGE_MASK = _Use(
     rb"\)*\s*\*(?!\*)",
 )
 _ASSIGNED = re.compile(rb"(?<!\w)(\w+)\s*(?::[^=\n]{0,80})?=(?!=)[^=]*\Z")
+_NEXT_WORD = re.compile(rb"=?\s{0,9}(?:\w++\.)*+(\w++)")
 _LAST_WORD = re.compile(rb"(?<!\w)(\w+)[)\]\s]*\Z")
+_TINY_EXPONENT = re.compile(rb"\d\.?[eE]-(?:0?[89]|[1-9]\d)")
 _LARGE_NUMBER = re.compile(_LARGE)
 
 
@@ -108,12 +111,13 @@ def has_large_number(data: bytes) -> bool:
 
 def masks_with_large_number(data: bytes) -> bool:
     """Whether a number that may pass 65504 may be written into a tensor, or multiplied with a mask."""
-    return _LARGE_MASK.may_be_in(code_only(data))
+    return has_large_number(data) and _LARGE_MASK.may_be_in(code_only(data))
 
 
 def guards_with_tiny_number(data: bytes) -> bool:
     """Whether a number that float16 may round to 0 may be added to something, or bound it from below."""
-    return _TINY_GUARD.may_be_in(code_only(data))
+    written = _TINY_EXPONENT.search(data) is not None or b".tiny" in data or b"0.0000000" in data
+    return written and _TINY_GUARD.may_be_in(code_only(data))
 
 
 def calls_exponential(data: bytes) -> bool:
@@ -147,10 +151,15 @@ def squares(data: bytes) -> bool:
 def accumulates(data: bytes) -> bool:
     """Whether something may be added to a name that a tensor of one number is bound to."""
     code = code_only(data)
-    return any(
-        re.search(rb"\b%b\s*(?:\+|\.add_\()|\+\s*(?:\w+\.)*%b\b" % (name, name), code) is not None
-        for name in _names_before(code, _MADE)
-    )
+    names = _names_before(code, _MADE)
+    return bool(names) and any(_has_side(code, found, names) for found in _PLUS.finditer(code))
+
+
+def _has_side(code: bytes, operator: re.Match[bytes], names: set[bytes]) -> bool:
+    """Whether one of the names stands at either side of an operator."""
+    left = _LAST_WORD.search(code, max(0, operator.start() - 60), operator.start())
+    right = _NEXT_WORD.match(code, operator.end())
+    return (left is not None and left[1] in names) or (right is not None and right[1] in names)
 
 
 def _ends_alike(code: bytes, place: int) -> bool:
