@@ -1,4 +1,4 @@
-"""One walk over a parsed file: parents, and nodes by type in source order."""
+"""One walk over a parsed file: parents, scopes, and nodes by type in source order."""
 
 from __future__ import annotations
 
@@ -34,32 +34,58 @@ _CHILDREN: dict[type[ast.AST], tuple[str, ...]] = {
 }
 
 
+# Fields of a scope's node that are evaluated outside of it.
+_HEADERS: dict[type[ast.AST], tuple[str, ...]] = {
+    **dict.fromkeys(FUNCTIONS, ("decorator_list", "args", "returns")),
+    ast.ClassDef: ("decorator_list", "bases", "keywords"),
+    ast.Lambda: ("args",),
+}
+_SCOPE_TYPES = frozenset(
+    {ast.Module, *FUNCTIONS, ast.Lambda, ast.ClassDef, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp}
+)
+
+
 class TreeIndex:
-    """Parents and nodes by type. Built without recursion, so that deep nesting does not matter."""
+    """Parents, scopes and nodes by type. Built without recursion, so that deep nesting does not matter.
+
+    Attributes:
+        tree: the module.
+        parents: the node that holds each node.
+        scopes: the scope in which the names in a node are looked up; a function's header belongs to the one around it.
+    """
 
     def __init__(self, tree: ast.Module) -> None:
         self.tree = tree
         self.parents: dict[ast.AST, ast.AST] = {}
+        self.scopes: dict[ast.AST, ast.AST] = {tree: tree}
         self._by_type: dict[type[ast.AST], list[ast.AST]] = defaultdict(list)
         self._walk()
 
     def _walk(self) -> None:
-        parents, by_type, children = self.parents, self._by_type, _CHILDREN
+        parents, scopes, by_type, children = self.parents, self.scopes, self._by_type, _CHILDREN
         stack: list[ast.AST] = [self.tree]
         pop, push = stack.pop, stack.append
         while stack:
             node = pop()
             kind = type(node)
             by_type[kind].append(node)
+            outer = scopes[node]
+            header: tuple[str, ...] = ()
+            inner = outer
+            if kind in _SCOPE_TYPES:
+                inner, header = node, _HEADERS.get(kind, ())
             for field in children[kind]:
                 value = getattr(node, field)
+                scope = outer if field in header else inner
                 if type(value) is list:
                     for child in reversed(value):
                         if child is not None:
                             parents[child] = node
+                            scopes[child] = scope
                             push(child)
                 elif value is not None:
                     parents[value] = node
+                    scopes[value] = scope
                     push(value)
 
     def nodes(self, *types: type[Node]) -> list[Node]:

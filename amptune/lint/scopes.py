@@ -10,8 +10,6 @@ from typing import Literal
 
 from amptune.lint.index import FUNCTIONS, FunctionNode, TreeIndex
 
-SCOPES = (ast.Module, *FUNCTIONS, ast.Lambda, ast.ClassDef, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-_SCOPE_TYPES = frozenset(SCOPES)
 BindingKind = Literal["import", "assign", "parameter", "function", "class", "loop", "with", "unpack", "update", "other"]
 
 
@@ -38,29 +36,14 @@ class Scopes:
         self._bindings: dict[ast.AST, dict[str, list[Binding]]] = {}
         self._attributes: dict[ast.ClassDef, dict[str, list[Binding]]] = {}
         self._globals: dict[ast.AST, set[str]] = {}
-        self._scope_of: dict[ast.AST, ast.AST] = {}
         self._self_names: dict[ast.AST, str | None] = {}
         self._found: dict[tuple[ast.AST, str], list[Binding]] = {}
         self.wildcards: list[str] = []
         self._collect()
 
     def scope_of(self, node: ast.AST) -> ast.AST:
-        """The scope in which the node's names are looked up; a function's header belongs to the scope around it."""
-        known, parents = self._scope_of, self._index.parents
-        path: list[ast.AST] = []
-        child, found = node, known.get(node)
-        while found is None:
-            path.append(child)
-            parent = parents.get(child)
-            if parent is None:
-                found = self._index.tree
-            elif type(parent) in _SCOPE_TYPES and not _in_header(child, parent):
-                found = parent
-            else:
-                child, found = parent, known.get(parent)
-        for item in path:
-            known[item] = found
-        return found
+        """The scope in which the node's names are looked up; the module for a node that is in no tree."""
+        return self._index.scopes.get(node, self._index.tree)
 
     def lookup(self, name: str, node: ast.AST) -> list[Binding]:
         """All bindings of the name in the innermost scope that has one; [] for builtins and unknown names."""
@@ -207,17 +190,6 @@ def parameters_with_defaults(arguments: ast.arguments) -> Iterator[tuple[ast.arg
     for argument in (arguments.vararg, arguments.kwarg):
         if argument is not None:
             yield argument, None
-
-
-def _in_header(child: ast.AST, scope: ast.AST) -> bool:
-    """Whether the child belongs to the part of a scope's node that is evaluated outside of it."""
-    if isinstance(scope, FUNCTIONS):
-        return child in scope.decorator_list or child is scope.args or child is scope.returns
-    if isinstance(scope, ast.ClassDef):
-        return child in scope.decorator_list or child in scope.bases or child in scope.keywords
-    if isinstance(scope, ast.Lambda):
-        return child is scope.args
-    return False
 
 
 def _binding(index: TreeIndex, node: ast.Name | ast.Attribute, name: str) -> Binding:
