@@ -58,6 +58,8 @@ class TreeIndex:
         self.tree = tree
         self.parents: dict[ast.AST, ast.AST] = {}
         self.scopes: dict[ast.AST, ast.AST] = {tree: tree}
+        self._functions: dict[ast.AST, ast.AST | None] = {}
+        self._classes: dict[ast.AST, ast.AST | None] = {}
         self._by_type: dict[type[ast.AST], list[ast.AST]] = defaultdict(list)
         self._walk()
 
@@ -115,14 +117,31 @@ class TreeIndex:
 
     def function_of(self, node: ast.AST) -> FunctionNode | None:
         """The function whose body or header holds the node (lambdas are not counted)."""
-        for ancestor in self.ancestors(node):
-            if isinstance(ancestor, FUNCTIONS):
-                return ancestor
-        return None
+        found = self._around(node, self._functions, FUNCTIONS)
+        return found if isinstance(found, FUNCTIONS) else None
 
     def class_of(self, node: ast.AST) -> ast.ClassDef | None:
         """The class whose body holds the node, through methods and nested functions."""
-        return self.enclosing(node, ast.ClassDef)
+        found = self._around(node, self._classes, (ast.ClassDef,))
+        return found if isinstance(found, ast.ClassDef) else None
+
+    def _around(
+        self, node: ast.AST, known: dict[ast.AST, ast.AST | None], types: tuple[type[ast.AST], ...]
+    ) -> ast.AST | None:
+        """The innermost ancestor of one of the types, remembered for every node on the way to it."""
+        parents = self.parents
+        path: list[ast.AST] = []
+        while node not in known:
+            path.append(node)
+            parent = parents.get(node)
+            if parent is None or type(parent) in types:
+                known[node] = parent
+                break
+            node = parent
+        found = known[node]
+        for item in path:
+            known[item] = found
+        return found
 
     def statement_of(self, node: ast.AST) -> ast.stmt:
         """The innermost statement that holds the node (itself, when it is one)."""

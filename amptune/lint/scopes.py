@@ -136,13 +136,13 @@ class Scopes:
         for arguments in index.nodes(ast.arguments):
             self._parameters(arguments)
         for name in index.nodes(ast.Name):
-            if not isinstance(name.ctx, ast.Load):
+            if type(name.ctx) is not ast.Load:
                 self._add(name, _binding(index, name, name.id))
         for handler in index.nodes(ast.ExceptHandler):
             if handler.name:
                 self._add(handler, Binding(handler.name, "other", handler))
         for attribute in index.nodes(ast.Attribute):
-            if not isinstance(attribute.ctx, ast.Load) and (cls_ := self.owner(attribute.value)):
+            if type(attribute.ctx) is not ast.Load and (cls_ := self.owner(attribute.value)):
                 entry = self._attributes.setdefault(cls_, {}).setdefault(attribute.attr, [])
                 entry.append(_binding(index, attribute, attribute.attr))
 

@@ -150,10 +150,10 @@ class SourceFile:
     def _reads_by_identifier(self) -> dict[str, list[ast.expr]]:
         found: dict[str, list[ast.expr]] = {}
         for name in self.nodes(ast.Name):
-            if isinstance(name.ctx, ast.Load):
+            if type(name.ctx) is ast.Load:
                 found.setdefault(name.id, []).append(name)
         for attribute in self.nodes(ast.Attribute):
-            if isinstance(attribute.ctx, ast.Load):
+            if type(attribute.ctx) is ast.Load:
                 found.setdefault(attribute.attr, []).append(attribute)
         return found
 
