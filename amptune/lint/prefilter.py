@@ -88,12 +88,13 @@ class _Words:
     def _learn(self, words: set[bytes]) -> None:
         if len(self._known) > _MAX_KNOWN:
             self._known = set(self._telling)
-        text = b" ".join(words)
+        text = b" %b " % b" ".join(words)
         for part in self._parts:
-            if part in text:
-                for word in words:
-                    if part in word:
-                        self._holders.setdefault(word, []).append(part)
+            place = text.find(part)
+            while place >= 0:
+                end = text.index(b" ", place)
+                self._holders.setdefault(text[text.rindex(b" ", 0, place) + 1 : end], []).append(part)
+                place = text.find(part, end)
         self._known |= words
         self._telling.update(self._holders)
 
