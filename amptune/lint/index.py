@@ -45,6 +45,13 @@ _SCOPE_TYPES = frozenset(
 )
 
 
+def last_name(node: ast.AST | None) -> str:
+    """The last identifier of a dotted name, "" for other expressions."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""
+
+
 class TreeIndex:
     """Parents, scopes and nodes by type. Built without recursion, so that deep nesting does not matter.
 

@@ -18,7 +18,7 @@ from amptune.lint.events import Event
 from amptune.lint.flow import Flow
 from amptune.lint.flows import Flows
 from amptune.lint.fold import Folder
-from amptune.lint.index import FunctionNode, Node, TreeIndex
+from amptune.lint.index import FunctionNode, Node, TreeIndex, last_name
 from amptune.lint.kinds import Kind, Kinds
 from amptune.lint.names import Names, last_parts
 from amptune.lint.regions import Region, Regions
@@ -142,7 +142,7 @@ class SourceFile:
     def _calls_by_identifier(self) -> dict[str, list[ast.Call]]:
         found: dict[str, list[ast.Call]] = {}
         for call in self.nodes(ast.Call):
-            if identifier := _identifier(call.func):
+            if identifier := last_name(call.func):
                 found.setdefault(identifier, []).append(call)
         return found
 
@@ -324,10 +324,6 @@ def parse(text: str) -> ast.Module:
             raise
         except ValueError as error:
             raise SyntaxError(str(error)) from error
-
-
-def _identifier(func: ast.expr) -> str:
-    return func.id if isinstance(func, ast.Name) else func.attr if isinstance(func, ast.Attribute) else ""
 
 
 def _in_order(nodes: list[_Expression]) -> list[_Expression]:

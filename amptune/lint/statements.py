@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from amptune.lint.index import FUNCTIONS
+from amptune.lint.index import FUNCTIONS, last_name
 from amptune.lint.words import Words
 
 JUMPS = (ast.Return, ast.Raise, ast.Break, ast.Continue)
@@ -31,9 +31,7 @@ def sets_flag(node: ast.AST) -> bool:
     value = node.value
     if isinstance(value, ast.Constant):
         return value.value is None or isinstance(value.value, bool)
-    func = value.func if isinstance(value, ast.Call) else None
-    name = func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
-    return name.endswith("Scaler")
+    return isinstance(value, ast.Call) and last_name(value.func).endswith("Scaler")
 
 
 def evaluation_order(node: ast.AST) -> list[ast.AST]:

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from typing import Literal
 
-from amptune.lint.index import FUNCTIONS, FunctionNode
+from amptune.lint.index import FUNCTIONS, FunctionNode, last_name
 from amptune.lint.source import SourceFile
 
 Role = Literal["forward", "backward"]
@@ -86,7 +86,7 @@ def amp_decorator(source: SourceFile, function: FunctionNode) -> AmpDecorator | 
             module, _, last = name.rpartition(".")
             if module in _MODULES and last in _ROLES:
                 return AmpDecorator(node, _ROLES[last], name)
-        found = _LIKE.search(_last(func))
+        found = _LIKE.search(last_name(func))
         if found:
             return AmpDecorator(node, "forward" if found.group(1) else "backward")
     return None
@@ -98,10 +98,6 @@ def _names(source: SourceFile, func: ast.expr) -> list[str]:
         if isinstance(leaf, ast.Call) and leaf.args and "functools.partial" in source.qualified(leaf.func):
             names += source.qualified(leaf.args[0])
     return names
-
-
-def _last(func: ast.expr) -> str:
-    return func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
 
 
 def hands_on_ctx(function: FunctionNode) -> bool:

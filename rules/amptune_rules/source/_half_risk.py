@@ -7,7 +7,7 @@ import dataclasses
 import enum
 import re
 
-from amptune.lint.index import FUNCTIONS
+from amptune.lint.index import FUNCTIONS, last_name
 from amptune.lint.regions import Region
 from amptune.lint.source import SourceFile
 from amptune_rules.source._half_models import half_classes
@@ -124,8 +124,7 @@ def is_network_code(source: SourceFile, node: ast.AST) -> bool:
 def is_module_class(source: SourceFile, cls: ast.ClassDef) -> bool:
     """Whether the class is a module: a base is called one, or is a class of the file that is."""
     for base in cls.bases:
-        word = base.attr if isinstance(base, ast.Attribute) else base.id if isinstance(base, ast.Name) else ""
-        if word.endswith(("Module", "Model", "Layer", "Block", "Net", "Loss", "Attention", "Criterion")):
+        if last_name(base).endswith(("Module", "Model", "Layer", "Block", "Net", "Loss", "Attention", "Criterion")):
             return True
     return any(is_module_class(source, base) for base in source.names.bases(cls) if base is not cls)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
-from amptune.lint.index import FUNCTIONS
+from amptune.lint.index import FUNCTIONS, last_name
 from amptune.lint.source import SourceFile
 
 _BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
@@ -159,10 +159,3 @@ def nonfinite_exits(source: SourceFile) -> list[tuple[ast.If, ast.stmt]]:
         if jump is not None and asks_finiteness(source, node.test):
             found.append((node, jump))
     return found
-
-
-def last_name(node: ast.AST | None) -> str:
-    """The last identifier of a dotted name, "" for other expressions."""
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    return node.id if isinstance(node, ast.Name) else ""

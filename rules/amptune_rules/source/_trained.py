@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import last_name
 
 _METHODS = {"half": "float16", "bfloat16": "bfloat16"}
 _ADAPTERS = ("get_peft_model", "prepare_model_for_kbit_training", "inject_adapter_in_model", "cast_training_params")

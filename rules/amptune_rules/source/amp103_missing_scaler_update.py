@@ -10,8 +10,9 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
+from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import last_name, varies
+from amptune_rules.source._protocol import varies
 
 
 class MissingScalerUpdate(SourceRule):

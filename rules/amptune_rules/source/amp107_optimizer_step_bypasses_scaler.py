@@ -10,12 +10,12 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
+from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
 from amptune_rules.source._protocol import (
     asks_finiteness,
     is_alternative,
     is_gradient_scaler,
-    last_name,
     same_optimizer,
     varies,
 )

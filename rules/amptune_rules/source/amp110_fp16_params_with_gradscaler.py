@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
+from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import last_name, runs_before
+from amptune_rules.source._protocol import runs_before
 from amptune_rules.source._trained import conversions, is_parameters, trained
 
 _OWN_SCALING = ("fp16", "mixedprecision", "deepspeed", "master")

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
-from amptune.lint.index import FunctionNode
+from amptune.lint.index import FunctionNode, last_name
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import last_name
 
 _RUNS = re.compile(r"fold|seed|trial|run|config|split|task|model|stage|phase|repeat|restart|lr$|param", re.IGNORECASE)
 _REPEATED = re.compile(

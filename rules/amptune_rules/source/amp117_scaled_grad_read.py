@@ -9,8 +9,9 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
+from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import is_gradient_scaler, last_name
+from amptune_rules.source._protocol import is_gradient_scaler
 
 _MEASURES = frozenset(
     {"norm", "vector_norm", "_foreach_norm", "abs", "mean", "max", "min", "amax", "amin", "sum", "std", "var", "pow",

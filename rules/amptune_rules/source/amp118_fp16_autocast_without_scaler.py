@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.events import Event
+from amptune.lint.index import last_name
 from amptune.lint.regions import Region
 from amptune.lint.source import SourceFile
 from amptune_rules.source._models import is_float16
-from amptune_rules.source._protocol import last_name
 
 _SCALING = re.compile(
     r"(?:grad|loss|amp|native|dynamic)_?scal|^scalers?$|scale_loss|^_?scaler|fp16_optim", re.IGNORECASE

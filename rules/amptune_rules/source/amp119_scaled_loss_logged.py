@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
-from amptune.lint.index import FUNCTIONS
+from amptune.lint.index import FUNCTIONS, last_name
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import last_name, runs_before
+from amptune_rules.source._protocol import runs_before
 
 _READS = frozenset({"item", "tolist", "numpy"})
 _PASSES = frozenset({"detach", "cpu", "mean", "sum", "clone", "float", "data", "double", "to", "reduce"})

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.events import Event
+from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import last_name
 
 
 class ClosureStepWithScaler(SourceRule):

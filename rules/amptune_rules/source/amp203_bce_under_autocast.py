@@ -10,6 +10,7 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.regions import Region
 from amptune.lint.source import SourceFile
+from amptune_rules.source._formula import is_fixed_name
 from amptune_rules.source._models import unwrapped
 from amptune_rules.source._reach import callers, regions_reaching, values_through_callers
 
@@ -351,7 +352,7 @@ def _logits(source: SourceFile, call: ast.Call) -> tuple[ast.expr, str] | None:
             return None
         made = bindings[0].value
     inner = _sigmoid_operand(source, made)
-    if inner is None or (made is not argument and not _is_fixed_name(source, inner)):
+    if inner is None or (made is not argument and not is_fixed_name(source, inner)):
         return None
     return argument, source.segment(inner)
 
@@ -363,11 +364,6 @@ def _sigmoid_operand(source: SourceFile, node: ast.expr) -> ast.expr | None:
         return node.args[0]
     is_method = isinstance(node.func, ast.Attribute) and node.func.attr == "sigmoid" and not node.args
     return node.func.value if is_method and isinstance(node.func, ast.Attribute) else None
-
-
-def _is_fixed_name(source: SourceFile, node: ast.expr) -> bool:
-    """Whether the logits have a name that keeps its value, so that it can be used again further down."""
-    return isinstance(node, ast.Name) and len(source.bindings(node)) == 1
 
 
 def _function_fix(source: SourceFile, call: ast.Call) -> Fix | None:

@@ -10,6 +10,7 @@ from amptune.core.finding import Edit, Finding, Fix, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.fold import UNKNOWN, UNKNOWN_DTYPE
+from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
 from amptune_rules.source._reach import values_through_callers
 
@@ -305,7 +306,7 @@ def _check_dtype(source: SourceFile, call: ast.Call, argument: ast.expr) -> _Ver
         if len(call.args) == 2 and not any(keyword.arg == "enabled" for keyword in call.keywords):
             named = Fix("say enabled=", (edits.replace(source, argument, f"enabled={source.segment(argument)}"),))
         return Severity.ERROR, "the second argument is the dtype, not a switch (TypeError): say enabled=", named
-    if by_position and UNKNOWN_DTYPE in source.dtypes(argument) and _SWITCH.search(_last_word(argument)):
+    if by_position and UNKNOWN_DTYPE in source.dtypes(argument) and _SWITCH.search(last_name(argument)):
         message = "the second argument is the dtype; if this is a switch, say enabled="
         return Severity.INFO, message, None
     return _check_support(source, call, argument)
@@ -389,7 +390,3 @@ def _device_edit(source: SourceFile, argument: ast.expr) -> Edit:
         if isinstance(name, str):
             return edits.replace(source, argument, f'"{name.partition(":")[0]}"')
     return edits.wrap(source, argument, "", ".type")
-
-
-def _last_word(node: ast.expr) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""

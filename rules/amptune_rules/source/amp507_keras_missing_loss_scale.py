@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
+from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
 
 _POLICIES = frozenset({"set_global_policy", "set_policy", "set_dtype_policy", "Policy", "DTypePolicy"})
@@ -182,22 +183,18 @@ def saliency(model, x):
 
 def _sets_policy(source: SourceFile) -> bool:
     """Whether the file makes or sets the mixed_float16 policy."""
-    named = [call for call in source.nodes(ast.Call) if _last_name(call.func) in _POLICIES]
+    named = [call for call in source.nodes(ast.Call) if last_name(call.func) in _POLICIES]
     calls = [call for call in named if not _in_test(source, call)]
     arguments = [item for call in calls for item in (*call.args[:1], *(keyword.value for keyword in call.keywords))]
     leaves = [leaf for item in arguments for leaf in source.values(item)]
     return any(isinstance(leaf, ast.Constant) and leaf.value == "mixed_float16" for leaf in leaves)
 
 
-def _last_name(func: ast.expr) -> str:
-    return func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
-
-
 def _tape_names(source: SourceFile, block: ast.With) -> Iterator[str]:
     for item in block.items:
         match item:
             case ast.withitem(context_expr=ast.Call(func=func), optional_vars=ast.Name(id=name)):
-                if _last_name(func) == "GradientTape":
+                if last_name(func) == "GradientTape":
                     yield name
 
 
@@ -205,7 +202,7 @@ def _in_test(source: SourceFile, node: ast.AST) -> bool:
     """Whether the code is part of a test, which sets a policy for itself alone."""
     return any(
         (isinstance(item, ast.FunctionDef) and item.name.startswith("test"))
-        or (isinstance(item, ast.ClassDef) and any(_last_name(base).endswith("TestCase") for base in item.bases))
+        or (isinstance(item, ast.ClassDef) and any(last_name(base).endswith("TestCase") for base in item.bases))
         for item in source.ancestors(node)
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Fix, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
+from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
 from amptune_rules.source._bytes import TRAINS, may_train_in_16_bits
 from amptune_rules.source._mixed import trains_in_16_bits
@@ -194,7 +195,7 @@ def _tokenizer_calls(source: SourceFile) -> Iterator[ast.Call]:
 
 def _word(func: ast.expr) -> str:
     """The last identifier of a name, in small letters."""
-    return (func.id if isinstance(func, ast.Name) else func.attr if isinstance(func, ast.Attribute) else "").lower()
+    return last_name(func).lower()
 
 
 def _is_collating(source: SourceFile, call: ast.Call) -> bool:

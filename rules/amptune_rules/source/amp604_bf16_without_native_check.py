@@ -10,7 +10,7 @@ from amptune.core.finding import Finding, Fix, Safety, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.fold import UNKNOWN
-from amptune.lint.index import FUNCTIONS
+from amptune.lint.index import FUNCTIONS, last_name
 from amptune.lint.source import SourceFile
 
 _SUPPORTED = "torch.cuda.is_bf16_supported"
@@ -177,7 +177,7 @@ def _decides(source: SourceFile, call: ast.Call) -> bool:
             return False
         if isinstance(ancestor, ast.If) and child in ancestor.body and _asks_otherwise(source, ancestor.test):
             return False
-        if isinstance(ancestor, ast.Call) and child is not ancestor.func and _last_name(ancestor.func) in _SAYS:
+        if isinstance(ancestor, ast.Call) and child is not ancestor.func and last_name(ancestor.func) in _SAYS:
             return False
         if isinstance(ancestor, FUNCTIONS):
             return child not in ancestor.decorator_list and not ancestor.name.startswith("test")
@@ -191,7 +191,7 @@ def _asks_otherwise(source: SourceFile, node: ast.expr) -> bool:
     """Whether a condition asks for the compute capability, or for an AMD GPU, all of which have bfloat16."""
     for item in ast.walk(node):
         if isinstance(item, ast.Name | ast.Attribute):
-            if _OTHER_TEST.search(_last_name(item)) or _is_capability(source, item):
+            if _OTHER_TEST.search(last_name(item)) or _is_capability(source, item):
                 return True
         elif isinstance(item, ast.Constant) and isinstance(item.value, str) and item.value in ("hip", "rocm"):
             return True
@@ -227,7 +227,7 @@ def _selects_bf16(source: SourceFile, call: ast.Call) -> bool:
 
 def _names_bf16(node: ast.AST) -> bool:
     return any(
-        (isinstance(item, ast.Name | ast.Attribute) and _BF16.search(_last_name(item)))
+        (isinstance(item, ast.Name | ast.Attribute) and _BF16.search(last_name(item)))
         or (isinstance(item, ast.Constant) and isinstance(item.value, str) and _BF16.match(item.value))
         for item in ast.walk(node)
     )
@@ -237,10 +237,6 @@ def _after(source: SourceFile, statement: ast.If) -> list[ast.stmt]:
     """Statements after an if in its block."""
     body = getattr(source.parent(statement), "body", [])
     return body[body.index(statement) + 1 :] if isinstance(body, list) and statement in body else []
-
-
-def _last_name(func: ast.expr) -> str:
-    return func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
 
 
 def _capabilities(source: SourceFile) -> Iterator[ast.expr]:
