@@ -14,6 +14,8 @@ from amptune.core.ranges import NOTHING, Assumptions, Ranges
 JUDGED = (Format.FP16, Format.BF16, Format.FP8_E4M3, Format.FP8_E5M2)
 FITS, MAY, DOES = "cannot overflow", "may overflow", "overflows"
 RANGES_VERSION = 1
+_VALUES = frozenset({"float64", "float32", "bfloat16", "float16", "uint8"})
+"""Types of inputs that are numbers to compute with, rather than indices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Evidence:
     @property
     def words(self) -> str:
         """The assumptions for a message: ``x in [0, 255] (--range), weights as make_model() gives them``."""
-        parts = [f"{each.name} in {each.range} ({each.source})" for each in self.inputs if each.range.is_known]
+        told = [each for each in self.inputs if each.source == "--range" or each.dtype in _VALUES]
+        parts = [f"{each.name} in {each.range} ({each.source})" for each in told if each.range.is_known]
         return ", ".join([*parts, f"weights {self.weights}"])
 
 

@@ -59,6 +59,7 @@ def _end(number_format: Format, value: float) -> float:
 ANY = Range()
 UNIT = Range(0.0, 1.0)
 _EXP_LIMIT = 709.0
+_LARGEST = Format.FP32.max
 
 
 def symmetric(magnitude: float) -> Range:
@@ -114,13 +115,17 @@ def scaled(value: Range, factor: float) -> Range:
 
 
 def inverse(value: Range) -> Range:
-    """The range of 1 / x; unbounded on the sides from which zero can be reached."""
-    if value.low > 0 or value.high < 0:
-        return Range(1 / value.high, 1 / value.low)
-    if value.low == 0:
-        return Range(1 / value.high if value.high else 0.0, math.inf)
-    if value.high == 0:
-        return Range(-math.inf, 1 / value.low)
+    """The range of 1 / x for finite x; unbounded on the sides from which zero can be reached.
+
+    Where x is not bounded, the largest number of FP32 stands in: 1 / x does not become zero.
+    """
+    low, high = max(value.low, -_LARGEST), min(value.high, _LARGEST)
+    if low > 0 or high < 0:
+        return Range(1 / high, 1 / low)
+    if low == 0:
+        return Range(1 / high if high else 0.0, math.inf)
+    if high == 0:
+        return Range(-math.inf, 1 / low)
     return ANY
 
 

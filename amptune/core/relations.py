@@ -85,9 +85,20 @@ def _reaches_zero(ranges: Ranges, site: Site | None) -> bool:
 def _difference(ranges: Ranges, site: Site) -> Range | None:
     if is_shifted(ranges, site):
         return Range(-math.inf, 0.0)
-    if ranges.same(site, 0, site, 1) and not site.attrs.get("alpha"):
+    if site.attrs.get("alpha"):
+        return None
+    if ranges.same(site, 0, site, 1):
         return point(0.0)
-    return None
+    return Range(0.0, math.inf) if _exceeds(ranges, ranges.root(site, 0), ranges.root(site, 1)) else None
+
+
+def _exceeds(ranges: Ranges, total: Site | None, least: Site | None) -> bool:
+    """Whether one site is p + q of what is not negative, and the other min(p, r): a union less an intersection."""
+    if total is None or least is None or total.op != "add" or least.op not in ("minimum", "min"):
+        return False
+    if any(ranges.operand(total, side).low < 0 for side in (0, 1)):
+        return False
+    return any(ranges.same(total, side, least, other) for side in (0, 1) for other in (0, 1))
 
 
 def _total(ranges: Ranges, site: Site) -> Range | None:

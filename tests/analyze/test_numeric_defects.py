@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from tests.analyze.numeric_defects import PAIRS, Pair
+from tests.analyze.numeric_defects_held import HELD
 from tests.analyze.numeric_defects_more import MORE
 from tests.benchmarks.numeric_defects import Outcome, file_text, findings, graph_of, judge, table
 
-EVERY = (*PAIRS, *MORE)
+EVERY = (*PAIRS, *MORE, *HELD)
 
 
 @pytest.mark.parametrize("pair", EVERY, ids=lambda pair: pair.name)

@@ -223,7 +223,7 @@ def _number_outside(run: Run, site: Site) -> float | None:
     if site.op in _FACTORS:
         return None
     stored = [run.ranges.arriving(site, place) for place in site.attrs.get("bounds") or {}]
-    ends = [end for found in stored for end in (found.low, found.high)]
+    ends = [end for found in stored for end in (found.low, found.high) if abs(end) not in _LIMITS]
     return next((value for value in [*_literals(site), *ends] if LIMIT < abs(value) < float("inf")), None)
 
 

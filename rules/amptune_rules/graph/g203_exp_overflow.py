@@ -120,7 +120,7 @@ class ExpOverflow(GraphRule):
         )
 
 
-_EXPONENTIALS = ("exp", "expm1", "exp2")
+_EXPONENTIALS = ("exp", "expm1", "exp2", "cosh", "sinh")
 _DIVIDED = "is divided by what is made of exponentials"
 _BELOW = "is divided by"
 _LOGGED = "is logged"
@@ -148,7 +148,8 @@ def _scale(site: Site) -> float:
 
 
 def _may_pass(run: Run, site: Site, limit: float) -> bool:
-    return run.ranges.operand(site, 0).high * _scale(site) > limit
+    found = run.ranges.operand(site, 0)
+    return (found.magnitude if site.op in ("cosh", "sinh") else found.high) * _scale(site) > limit
 
 
 def _harm(context: GraphContext, site: Site) -> str:

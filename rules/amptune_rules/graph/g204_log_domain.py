@@ -69,6 +69,7 @@ class LogDomain(GraphRule):
         """One finding for each logarithm, for the plainest reason."""
         for site in floating_sites(context, "log", "log2", "log10", "log1p"):
             if reads_weights_alone(context, site):
+                yield from self._of_parameter(context, site)
                 continue
             bad = tuple(run for run in context.runs if _reaches_end(site, run.ranges.operand(site, 0)))
             eps = eps_before(context.runs[0], site) if context.runs else None
@@ -90,6 +91,17 @@ class LogDomain(GraphRule):
                     "use softplus before it",
                     chain=chain(context, site),
                 )
+
+    def _of_parameter(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+        name = (site.attrs.get("operand_params") or {}).get(0)
+        if name is not None:
+            yield context.finding(
+                self,
+                site,
+                f"{site.op} of the parameter {name}, which training may take to {_end(site):g} and below: NaN; store "
+                "its logarithm, or put it through softplus",
+                severity=Severity.INFO,
+            )
 
     def _unprotected(self, context: GraphContext, site: Site, run: Run) -> Finding:
         root = run.ranges.root(site, 0)

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
+from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
 from amptune.core.ranges import input_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import chain, eps_before, floating_sites, is_guarded_after, source_dtype
+from amptune_rules.graph._numeric import chain, eps_before, floating_sites, is_guarded_after, is_settled, source_dtype
 
 
 class DivisionByZero(GraphRule):
@@ -84,7 +85,10 @@ class DivisionByZero(GraphRule):
         for site in floating_sites(context, "div", "reciprocal"):
             place = 0 if site.op == "reciprocal" else 1
             bad = tuple(run for run in context.runs if _touches_zero(run.ranges.operand(site, place)))
-            if not bad or is_guarded_after(context, site):
+            if is_guarded_after(context, site):
+                continue
+            if not bad:
+                yield from self._replaced(context, site, place)
                 continue
             eps = eps_before(bad[0], site, place)
             if eps is not None and not _holds_without(bad[0], site, place):
@@ -99,6 +103,30 @@ class DivisionByZero(GraphRule):
                 )
             elif len(bad) == len(context.runs):
                 yield from self._unguarded(context, site, bad[0], place)
+
+    def _replaced(self, context: GraphContext, site: Site, place: int) -> Iterable[Finding]:
+        """Denominators of both signs: a difference, or what stands for zeros and is lost itself."""
+        root = context.runs[0].ranges.root(site, place) if context.runs else None
+        if root is None or is_settled(context, root):
+            return
+        lost = next((number for run in context.runs for number in _lost_numbers(run, root)), None)
+        if lost is not None:
+            runs = tuple(run for run in context.runs if lost in _lost_numbers(run, root))
+            yield context.finding(
+                self,
+                site,
+                f"the {lost:g} that stands for zeros in the denominator rounds to zero under {recipes_in(runs)}",
+                eps=lost,
+                chain=chain(context, site),
+            )
+        elif root.op == "sub" and not context.runs[0].ranges.operand(site, place).is_known:
+            yield context.finding(
+                self,
+                site,
+                "division by a difference, which can be zero: add an eps, or clamp it",
+                severity=Severity.INFO,
+                chain=chain(context, site),
+            )
 
     def _unguarded(self, context: GraphContext, site: Site, run: Run, place: int) -> Iterable[Finding]:
         root, found = run.ranges.root(site, place), run.ranges.operand(site, place)
@@ -123,6 +151,16 @@ class DivisionByZero(GraphRule):
 
 _CHOSEN = ("where", "masked_fill", "dropout", "one_hot", "eq", "ne", "gt", "lt", "ge", "le")
 """Denominators that a condition of the user's makes."""
+
+
+def _lost_numbers(run: Run, root: Site) -> list[float]:
+    """Numbers that a where or masked_fill puts in and that the format of its result rounds to zero."""
+    if root.op not in ("where", "masked_fill"):
+        return []
+    formats = [Format.parse(dtype) for dtype in run.dtypes[root.id].outputs if dtype in ("float16", "bfloat16")]
+    numbers = [*(root.attrs.get("scalars") or {}).values(), root.attrs.get("value")]
+    given = [float(each) for each in numbers if isinstance(each, (int, float)) and each]
+    return [number for number in given if any(each.round(number) == 0 for each in formats)]
 
 
 def _touches_zero(found: Range) -> bool:

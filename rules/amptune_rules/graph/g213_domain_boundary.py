@@ -13,11 +13,12 @@ from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import chain, floating_sites, is_signed, where_in
 
 _ENDS = {"acos": (-1.0, 1.0), "asin": (-1.0, 1.0), "atanh": (-1.0, 1.0), "erfinv": (-1.0, 1.0), "logit": (0.0, 1.0),
-         "acosh": (1.0, math.inf)}  # fmt: skip
+         "acosh": (1.0, math.inf),
+         "lgamma": (0.0, math.inf), "digamma": (0.0, math.inf)}  # fmt: skip
 
 
 class DomainBoundary(GraphRule):
-    """acos, asin, acosh, atanh, erfinv or logit of what can come to the end of the domain, by rounding or at all.
+    """acos, asin, acosh, atanh, erfinv, logit or lgamma of what can come to the end of the domain.
 
     ## What it does
     Reports them in every format where the ops and literals before them say that the end is reached (a clamp to [-1, 1],
