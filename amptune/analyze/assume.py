@@ -160,7 +160,8 @@ def _model_and_weights(target: Target, largest: int) -> tuple[nn.Module | None, 
             model = target.make_model()
     except AmptuneError:  # a constructor that reads weights: they are made in any case
         return _made(target)
-    if sum(parameter.numel() for parameter in model.parameters()) <= largest:
+    made = (parameter for parameter in model.parameters() if not nn.parameter.is_lazy(parameter))
+    if sum(parameter.numel() for parameter in made) <= largest:
         return _made(target)
     named = model.named_parameters(remove_duplicate=False)
     found = {name: weight for name, tensor in named if (weight := initialisers.of(tensor)) is not None}
@@ -178,6 +179,8 @@ def _made(target: Target) -> tuple[nn.Module | None, dict[str, Weight], str]:
 def weight_of(tensor: torch.Tensor) -> Weight | None:
     """What there is to know of a real parameter; ``None`` for one that cannot be read."""
     if isinstance(tensor, FakeTensor) or nn.parameter.is_lazy(tensor) or not tensor.is_floating_point():
+        return None
+    if tensor.layout is not torch.strided or tensor.is_quantized:
         return None
     with torch.no_grad():
         values = tensor.detach().float()

@@ -12,9 +12,9 @@ from amptune.analyze.observe import observe_step
 from amptune.capture import Capture
 from amptune.capture.forward import batch_names, repeatable
 from amptune.capture.target import Target
-from amptune.capture.usercode import quiet
+from amptune.capture.usercode import describe, quiet
 from amptune.core.evidence import DynamicDim, Evidence
-from amptune.errors import AmptuneError
+from amptune.errors import AmptuneError, WorkError
 
 BATCHES = 4
 """Batches of ``train_batches`` that are looked at for dimensions that change."""
@@ -45,6 +45,14 @@ def gather(
         if asked:
             raise
         say(f"ranges are left out: {error.message}")
+        return Evidence()
+    except Exception as error:  # weights of a kind that cannot be read: the capture stands without their ranges
+        if asked:
+            raise WorkError(
+                f"the weights or the batch cannot be read for ranges: {describe(error)}",
+                hint="leave --range and --calibrate out",
+            ) from error
+        say(f"ranges are left out: {describe(error)}")
         return Evidence()
     observed = observe_step(target, train=train) if observe else None
     return Evidence(

@@ -244,6 +244,14 @@ def test_the_section_of_the_report(tmp_path: Path) -> None:
     json.dumps(section, allow_nan=False)
 
 
+def test_lazy_layers_leave_their_weights_open(tmp_path: Path) -> None:
+    target, captured = loaded(tmp_path, SMALL.replace("nn.Linear(16, 16)", "nn.LazyLinear(16)"))
+    found = gather(target, captured)
+    assert found.assumptions is not None
+    assert not found.assumptions.weights
+    assert found.inputs[0].source == "batch"
+
+
 def test_statistics_of_a_tensor() -> None:
     found = stat_of(torch.tensor([0.0, 1e-9, -3.0, 2.0, float("inf"), torch.finfo(torch.float32).min]))
     assert found is not None
