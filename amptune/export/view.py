@@ -59,7 +59,7 @@ def blocks(plan: Plan) -> dict[str, set[Format]]:
     for path, site in modules(plan).items():
         parts = path.split(".")
         index = next((index for index, part in enumerate(parts[:-1]) if part.isdigit()), None)
-        if index:
+        if index is not None:
             found.setdefault(".".join(parts[: index + 1]), set()).add(site.format)
     return found
 
@@ -74,6 +74,29 @@ def by_format(sites: Mapping[str, SitePlan]) -> str:
     """How many sites have which format: ``12 bf16, 2 fp32``."""
     counts = collections.Counter(site.format.label for site in sites.values())
     return ", ".join(f"{count} {label}" for label, count in counts.most_common())
+
+
+def execution_lost(plan: Plan, *, tf32: str = "Set it in your script.") -> list[Lost]:
+    """What only the patched model or the runtime can do: padding, layout, TF32.
+
+    Args:
+        plan: the plan.
+        tf32: how TF32 is switched on with the target.
+    """
+    lost = []
+    padded = {path: site.pad for path, site in plan.sites.items() if site.pad}
+    if padded:
+        multiple = max(padded.values())
+        lost.append(
+            Lost(
+                f"Padding is not part of it: {listed(padded)}", f"Make out_features a multiple of {multiple} yourself."
+            )
+        )
+    if plan.channels_last:
+        lost.append(Lost("The channels_last layout of convolutions is not part of it", "Convert the model by hand."))
+    if plan.tf32:
+        lost.append(Lost("TF32 is not part of it", tf32))
+    return lost
 
 
 def scaler_lost(

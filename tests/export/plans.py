@@ -126,6 +126,8 @@ PLANS: dict[str, Plan] = {
         scaler=ScalerConfig(enabled=True, init_scale=1000.0, growth_factor=1.5, backoff_factor=0.25, growth_interval=7),
     ),
     "empty": Plan(target="net.py"),
+    "package": dataclasses.replace(plan(Format.BF16), target="pack.models:build"),
+    "images": dataclasses.replace(plan(Format.BF16), channels_last=True, output_format=Format.FP32),
 }
 
 

@@ -212,6 +212,13 @@ def test_keras_and_jax_name_every_module(files):
     ]
 
 
+@pytest.mark.parametrize("target", ["torchtitan", "megatron", "ms-swift", "keras", "jax", "bitsandbytes"])
+def test_layout_and_padding_are_told_as_lost(files, target):
+    assert "channels_last layout" in read(files, "images", target)
+    assert "a multiple of 24" in " ".join(read(files, "mixed", target).replace("#", " ").split())
+    assert "Padding" not in read(files, "bf16", target)
+
+
 def test_bitsandbytes_computes_in_the_plans_format(files):
     text = read(files, "mixed", "bitsandbytes")
     assert "COMPUTE_DTYPE = torch.bfloat16" in text

@@ -22,13 +22,13 @@ LOADS = Path(__file__).parent / "loads"
 ENVIRONMENT = "AMPTUNE_EXPORTS_PYTHON"
 """Names the interpreter of the environment, where it is not beside this one."""
 
-PATCHED = ("bf16", "mixed", "fp16")
+PATCHED = ("bf16", "mixed", "fp16", "fp8")
 CASES: dict[str, tuple[str, ...]] = {
     "pytorch": PATCHED,
-    "accelerate": ("bf16", "mixed", "stock-bf16"),
-    "transformers": ("bf16", "stock-bf16", "mixed"),
-    "deepspeed": ("bf16", "mixed"),
-    "lightning": ("bf16", "mixed", "stock-bf16"),
+    "accelerate": ("bf16", "mixed", "fp8", "stock-bf16"),
+    "transformers": ("bf16", "fp8", "stock-bf16", "mixed"),
+    "deepspeed": ("bf16", "mixed", "fp8", "stock-bf16"),
+    "lightning": ("bf16", "mixed", "fp8", "stock-bf16", "stock-fp16"),
     "fsdp2": PATCHED,
     "torchao": ("fp8", "mixed"),
     "torchtitan": ("fp8",),

@@ -7,7 +7,7 @@ from amptune.core.plan import Plan
 from amptune.export.code import dict_literal, python_file
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
-from amptune.export.view import fp8_modules, half_format, listed, modules, stock_autocast
+from amptune.export.view import execution_lost, fp8_modules, half_format, listed, modules, stock_autocast
 
 _FILE = """\
 import torch
@@ -94,4 +94,4 @@ def _lost(plan: Plan) -> list[Lost]:
                 "They follow from_pretrained's dtype; peft's prepare_model_for_kbit_training raises them to FP32.",
             )
         )
-    return lost
+    return [*lost, *execution_lost(plan)]

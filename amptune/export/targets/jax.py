@@ -7,7 +7,7 @@ from amptune.core.plan import Plan
 from amptune.export.code import dict_literal, python_file
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
-from amptune.export.view import functions, half_format, listed, modules, scaler_lost, stock_autocast
+from amptune.export.view import execution_lost, functions, listed, modules, scaler_lost, stock_autocast
 from amptune.patch.scaler import scale_literal
 
 _FILE = """\
@@ -86,11 +86,7 @@ def _lost(plan: Plan) -> list[Lost]:
         lost.append(
             Lost(f"jmp has policies for modules, not for operations: {listed(pinned)}", "Cast there with x.astype.")
         )
-    if plan.tf32 and half_format(plan) is None:
-        lost.append(
-            Lost(
-                "TF32 is not part of a policy",
-                'Set jax.config.update("jax_default_matmul_precision", "tensorfloat32").',
-            )
-        )
-    return lost
+    return [
+        *lost,
+        *execution_lost(plan, tf32='Set jax.config.update("jax_default_matmul_precision", "tensorfloat32").'),
+    ]

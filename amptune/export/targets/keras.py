@@ -7,7 +7,7 @@ from amptune.core.plan import Plan
 from amptune.export.code import dict_literal, python_file
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
-from amptune.export.view import functions, half_format, listed, modules, scaler_lost, stock_autocast
+from amptune.export.view import execution_lost, functions, listed, modules, scaler_lost, stock_autocast
 from amptune.patch.scaler import scale_literal
 
 POLICIES = {
@@ -82,7 +82,4 @@ def _lost(plan: Plan) -> list[Lost]:
                 "Cast there by hand: keras.ops.cast(x, 'float32').",
             )
         )
-    half = half_format(plan)
-    if plan.tf32 or (half and any(site.pad for site in plan.sites.values())):
-        lost.append(Lost("TF32 and padding are not part of a policy", "Set TF32 in the backend, and pad the layers."))
-    return lost
+    return [*lost, *execution_lost(plan, tf32="Set it in the backend.")]

@@ -13,7 +13,7 @@ from amptune.core.plan import Plan, SitePlan
 from amptune.export.code import headline, plan_notes
 from amptune.export.export import Export, Lost, comment_block
 from amptune.export.model import ModelFile
-from amptune.export.view import fp8_modules, half_format, listed, modules, scaler_lost
+from amptune.export.view import execution_lost, fp8_modules, half_format, listed, modules, scaler_lost
 
 RECIPES = {
     "tensorwise": ("tensorwise", "hybrid"),
@@ -117,6 +117,4 @@ def _lost(plan: Plan) -> list[Lost]:
                 "The blockwise recipe is written for them, blocks of 1 x 128.",
             )
         )
-    if plan.tf32:
-        lost.append(Lost("There is no TF32 flag", "Call torch.set_float32_matmul_precision('high') in your script."))
-    return lost
+    return [*lost, *execution_lost(plan, tf32="Call torch.set_float32_matmul_precision('high') in your script.")]

@@ -12,7 +12,7 @@ from amptune.export.code import headline, plan_notes
 from amptune.export.export import Export, Lost, comment_block
 from amptune.export.model import ModelFile
 from amptune.export.targets.megatron import RECIPES
-from amptune.export.view import by_format, fp8_modules, half_format, stock_autocast
+from amptune.export.view import by_format, execution_lost, fp8_modules, half_format, stock_autocast
 
 
 def export(plan: Plan, model: ModelFile) -> Export:
@@ -62,6 +62,4 @@ def _lost(plan: Plan, model: ModelFile) -> list[Lost]:
                 "It starts at 65536 and loses the first steps: give it a ds_config.json of the deepspeed target.",
             )
         )
-    if plan.tf32:
-        lost.append(Lost("TF32 is not written", "Add tf32: true on a GPU that has it."))
-    return lost
+    return [*lost, *execution_lost(plan, tf32="Add tf32: true on a GPU that has it.")]

@@ -10,7 +10,7 @@ from amptune.core.plan import Plan
 from amptune.export.code import python_file
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
-from amptune.export.view import by_format, fp8_modules, listed, modules
+from amptune.export.view import by_format, execution_lost, fp8_modules, listed, modules
 
 RECIPES = {"rowwise": "rowwise", "rowwise_gw_hp": "rowwise_with_gw_hp", "tensorwise": "rowwise"}
 """Our scalings -> those that torchtitan's converter offers."""
@@ -112,4 +112,4 @@ def _lost(plan: Plan, filters: list[str], scalings: list[str], recipe: str) -> l
                 "Use the patched model where these layers matter.",
             )
         )
-    return lost
+    return [*lost, *execution_lost(plan)]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import nn
 
 from amptune import runtime
@@ -51,17 +52,24 @@ def source_of(package: str) -> Path:
 
 
 def check(model: nn.Module, step: Callable[[], object], plan: Plan) -> None:
-    """Raise AssertionError unless the step computes every layer in its planned format."""
-    ran = []
+    """Raise AssertionError unless the step computes every layer in its planned format.
 
-    def run() -> None:
-        step()
-        ran.append(True)
-
-    # Autocast of the trainer's own is around its training steps, not around the forward that is checked in eval mode.
+    Nor may a trainer's autocast reach the layers: what the plan does not name would follow it.
+    """
+    # A plan that is stock autocast, which the trainer enters itself: around its steps, not around the forward that is
+    # checked in eval mode.
     own_autocast = "" in plan.sites
-    differences = [item for item in check_realised(model, run, plan) if item.phase != "eval" or not own_autocast]
+    ran: list[bool] = []
+
+    def note_autocast(*_: object) -> None:
+        ran.append(torch.is_autocast_enabled("cpu"))
+
+    hooks = [module.register_forward_pre_hook(note_autocast) for module in model.modules() if module is not model]
+    differences = [item for item in check_realised(model, step, plan) if item.phase != "eval" or not own_autocast]
+    for hook in hooks:
+        hook.remove()
     assert ran
+    assert any(ran) == own_autocast, "a trainer's autocast region reaches the model"
     assert not differences, [str(item) for item in differences]
 
 
