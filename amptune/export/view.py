@@ -20,6 +20,12 @@ def stock_autocast(plan: Plan) -> Format | None:
     return root.format if root is not None and len(plan.sites) == 1 and root.how == "autocast" else None
 
 
+def half_autocast(plan: Plan) -> Format | None:
+    """As ``stock_autocast``, where the region is of a 16-bit format: what a trainer's own setting can say."""
+    found = stock_autocast(plan)
+    return found if found in HALF else None
+
+
 def modules(plan: Plan) -> dict[str, SitePlan]:
     """Sites that are modules: path -> decision. The root, "", is left out."""
     return {path: site for path, site in plan.sites.items() if path and "#" not in path}
@@ -100,14 +106,13 @@ def execution_lost(plan: Plan, *, tf32: str = "Set it in your script.") -> list[
 
 
 def scaler_lost(
-    scaler: ScalerConfig, where: str, *, factors: bool = True, power_of_two: bool = False, floor: float | None = None
+    scaler: ScalerConfig, where: str, *, power_of_two: bool = False, floor: float | None = None
 ) -> list[Lost]:
-    """Settings of the loss scaler that ``where`` does not have.
+    """Settings of the loss scaler that ``where`` does not have; its factors are fixed at 2.
 
     Args:
         scaler: the plan's.
         where: the target, in a sentence.
-        factors: its growth and backoff factors are fixed at 2.
         power_of_two: its initial scale is a power of two.
         floor: its scale does not sink below this; None for no floor.
     """
@@ -119,7 +124,7 @@ def scaler_lost(
         for name in ("growth_factor", "backoff_factor")
         if getattr(scaler, name) != getattr(DEFAULT, name)
     ]
-    if factors and wanted:
+    if wanted:
         lost.append(
             Lost(f"{where} doubles and halves the loss scale; {' and '.join(wanted)} cannot be set", _WATCH_SCALE)
         )

@@ -17,7 +17,7 @@ from amptune.export.code import (
 )
 from amptune.export.export import Export
 from amptune.export.model import ModelFile
-from amptune.export.view import stock_autocast
+from amptune.export.view import half_autocast
 
 _FILE = """\
 import torch
@@ -84,8 +84,7 @@ _IN_FORCE = (
 
 def export(plan: Plan, model: ModelFile) -> Export:
     """A script whose Accelerator leaves the precision to the model; scaler settings as GradScalerKwargs."""
-    stock = stock_autocast(plan)
-    low = stock if stock in (Format.BF16, Format.FP16) else None
+    low = half_autocast(plan)
     scaled = plan.scaler.enabled
     arguments, why = _accelerator(plan, low)
     feed, output = feeding(model)

@@ -11,7 +11,7 @@ from amptune.core.plan import Plan
 from amptune.export.code import headline, optimizer_of, plan_notes, scaler_arguments
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
-from amptune.export.view import scaler_lost, stock_autocast
+from amptune.export.view import half_autocast, scaler_lost
 
 LOWER_PRECISION_MODULES = ("torch.nn.Linear", "torch.nn.Conv1d", "torch.nn.Conv2d", "torch.nn.Conv3d")
 """DeepSpeed's own default: parameters of these classes are communicated in the autocast dtype."""
@@ -40,12 +40,15 @@ scaler = engine.torch_autocast_z0_gradscaler or engine.optimizer.torch_autocast_
 settings = dict({arguments})
 scaler.load_state_dict({{"scale": settings.pop("init_scale"), **settings, "_growth_tracker": 0}})
 """
+_YOURS = (
+    'Batch size, accumulation, clipping and ZeRO are yours to set ("auto" under transformers\' Trainer); the precision '
+    "blocks are the plan's."
+)
 
 
 def export(plan: Plan, model: ModelFile) -> Export:
     """ds_config.json. What JSON cannot say stands under its key "amptune", which DeepSpeed does not read."""
-    stock = stock_autocast(plan)
-    low = stock if stock in (Format.BF16, Format.FP16) else None
+    low = half_autocast(plan)
     lost = tuple(_lost(plan, model, low))
     notes = (*_notes(plan, model, low), *model.notes, *plan_notes(plan))
     content: dict[str, Any] = {
@@ -102,7 +105,7 @@ def _python(plan: Plan, model: ModelFile, low: Format | None) -> str:
 
 
 def _notes(plan: Plan, model: ModelFile, low: Format | None) -> tuple[str, ...]:
-    notes = ["Batch size, accumulation, clipping and ZeRO are yours to set; the precision blocks are the plan's."]
+    notes = [_YOURS]
     if low:
         return (*notes, "The plan is stock autocast, which the torch_autocast block has: the model needs no patch.")
     notes.append(f"{model.module}.py and amptune_runtime.py belong beside your script: start it as 'python' does.")

@@ -17,7 +17,7 @@ from amptune.export.code import (
 )
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
-from amptune.export.view import stock_autocast
+from amptune.export.view import half_autocast
 
 _FILE = """\
 {context_import}import lightning as L
@@ -57,7 +57,7 @@ class Batches(IterableDataset):
         return batches()
 
 
-def make_trainer(device="{device}", **kwargs):
+def make_trainer(device="cuda", **kwargs):
     \"\"\"A Trainer with the plan's precision; ``device`` is "cpu", "cuda", ...\"\"\"
 {scaler}    return L.Trainer(accelerator=device, {precision}, **kwargs)
 
@@ -99,8 +99,7 @@ _NO_PRECISION = (
 
 def export(plan: Plan, model: ModelFile) -> Export:
     """A LightningModule and a Trainer whose precision plugin is the plan's scaler."""
-    stock = stock_autocast(plan)
-    low = stock if stock in (Format.BF16, Format.FP16) else None
+    low = half_autocast(plan)
     own_plugin = plan.scaler.enabled and not low
     arguments = scaler_arguments(plan.scaler).replace(", ", ",\n            ")
     feed, output = feeding(model)
@@ -117,7 +116,6 @@ def export(plan: Plan, model: ModelFile) -> Export:
         loss=loss_of(model),
         optimizer=optimizer_of(model, "self.parameters()"),
         batches=batches_of(model),
-        device="cuda",
         precision=_precision(plan, low),
         scaler=f"    scaler = torch.amp.GradScaler(\n        device, {scaler_arguments(plan.scaler)}\n    )\n"
         if low is Format.FP16
@@ -140,10 +138,7 @@ def _precision(plan: Plan, low: Format | None) -> str:
 def _notes(plan: Plan, model: ModelFile, low: Format | None) -> tuple[str, ...]:
     if low:
         return ("The plan is stock autocast, which Lightning has itself: the model needs no patch.",)
-    notes = [
-        f"{model.module}.py and amptune_runtime.py belong beside this file.",
-        _NO_PRECISION,
-    ]
+    notes = [f"{model.module}.py and amptune_runtime.py belong beside this file.", _NO_PRECISION]
     if plan.scaler.enabled:
         notes.append("gradient_clip_val needs an optimizer that is not fused: fused ones unscale inside their step.")
     return tuple(notes)

@@ -7,7 +7,7 @@ from amptune.core.plan import Plan
 from amptune.export.code import python_file, scaler_arguments
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
-from amptune.export.view import stock_autocast
+from amptune.export.view import half_autocast
 
 _FILE = """\
 {imports}
@@ -60,8 +60,7 @@ _IN_FORCE = (
 
 def export(plan: Plan, model: ModelFile) -> Export:
     """bf16, fp16 and tf32 are all that TrainingArguments has; the rest is in the patched model."""
-    stock = stock_autocast(plan)
-    low = stock if stock in (Format.BF16, Format.FP16) else None
+    low = half_autocast(plan)
     scaled = plan.scaler.enabled
     trainer = _trainer(plan, autocast=bool(low)) if scaled else ""
     imports = [
