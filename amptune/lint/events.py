@@ -15,7 +15,7 @@ from amptune.lint.words import Words
 
 EventKind = Literal[
     "scale", "backward", "autograd_grad", "unscale", "clip", "step", "optimizer_step", "update", "get_scale",
-    "zero_grad", "grad_read", "grad_write", "scheduler_step", "wrapper",
+    "zero_grad", "grad_read", "grad_write", "scheduler_step", "wrapper", "handed",
 ]  # fmt: skip
 METHODS = frozenset(
     {"scale", "backward", "manual_backward", "unscale_", "step", "update", "get_scale", "zero_grad", "clip_grad_norm_",
@@ -25,6 +25,13 @@ _CLIPS = frozenset(
     {"clip_grad_norm_", "clip_grad_value_", "clip_grad_norm", "clip_grads_with_norm_", "dispatch_clip_grad",
      "clip_gradients"}
 )  # fmt: skip
+
+
+# Functions that get a scaler for another reason than to train with it.
+_OTHER_USE = re.compile(
+    r"save|load|resume|restore|checkpoint|ckpt|print|log|state|isinstance|attr|^(?:id|repr|type|len|dict|partial|bool)$|"
+    r"register|add|append|^[A-Z]",
+)
 
 
 # What Words puts behind names of inlined calls and of outer functions.
@@ -38,7 +45,8 @@ class Event:
     Attributes:
         kind: ``step`` and ``update`` are the scaler's, ``optimizer_step`` is ``optimizer.step()``, ``zero_grad`` is
             also ``p.grad = None``, ``grad_write`` changes a gradient in place (by hand unscaled, averaged, clamped),
-            ``wrapper`` is a call of a class that does several of these (NativeScaler).
+            ``wrapper`` is a call of a class that does several of these (NativeScaler), ``handed`` one of a function of
+            another file that gets the scaler and may do any of them.
         node: the Call, or the ``.grad`` attribute.
         scaler: text of the scaler, in the words of the function whose flow this is: compare it, show ``scaler_name``.
         optimizer: text of the optimizer that is unscaled, stepped or cleared (shown: ``optimizer_name``).
@@ -107,7 +115,9 @@ class Classifier:
         if isinstance(func, ast.Name) and func.id in METHODS:
             return True
         name = func.id if isinstance(func, ast.Name) else func.attr if isinstance(func, ast.Attribute) else ""
-        if name in self._aliases and any(last_name in _CLIPS for last_name in self._last_names(func)):
+        if name in self._aliases and any(last in _CLIPS or last == "grad" for last in self._last_names(func)):
+            return True
+        if _scaler_argument(node) is not None and not _OTHER_USE.search(name):
             return True
         return "scal" in name.lower() and self._kinds.of(func) == "wrapper_scaler"
 
@@ -150,7 +160,14 @@ class Classifier:
         last = names[0].rpartition(".")[2] if names else func.id if isinstance(func, ast.Name) else ""
         if last in _CLIPS:
             return Event("clip", call, subject=words.text(_first_argument(call)))
-        return self._method(call, func, words) if isinstance(func, ast.Attribute) else None
+        made = self._method(call, func, words) if isinstance(func, ast.Attribute) else None
+        return made or self._handed(call, last or getattr(func, "attr", ""), words)
+
+    def _handed(self, call: ast.Call, name: str, words: Words) -> Event | None:
+        scaler = _scaler_argument(call)
+        if scaler is None or _OTHER_USE.search(name) or self._names.definition(call.func) is not None:
+            return None
+        return Event("handed", call, scaler=words.text(scaler)) if self._kinds.of(scaler) == "scaler" else None
 
     def _method(self, call: ast.Call, func: ast.Attribute, words: Words) -> Event | None:
         receiver, method = func.value, func.attr
@@ -235,6 +252,15 @@ class Classifier:
         cls = self._index.class_of(receiver)
         bases = [name for base in cls.bases for name in self._names.qualified(base)] if cls else []
         return any("lightning" in base.lower() for base in bases)
+
+
+def _scaler_argument(call: ast.Call) -> ast.expr | None:
+    """The argument of a call that is called a scaler."""
+    for item in (*call.args, *(keyword.value for keyword in call.keywords)):
+        name = item.id if isinstance(item, ast.Name) else item.attr if isinstance(item, ast.Attribute) else ""
+        if "scaler" in name.lower():
+            return item
+    return None
 
 
 def _first(items: list[ast.expr]) -> ast.expr | None:

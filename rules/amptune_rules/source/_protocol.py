@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
@@ -28,12 +28,12 @@ def is_gradient_scaler(source: SourceFile, flow: Flow, scaler: str, event: Event
         return False
     if any(source.kinds.is_scaler_constructor(call) for call in source.kinds.constructors_of(node)):
         return True
-    return len({other.kind for other in flow.events if other.scaler == scaler}) > 1
+    return len({other.kind for other in flow.events if other.scaler == scaler and other.kind != "handed"}) > 1
 
 
-def of_scaler(kind: str, scaler: str) -> Callable[[Event], bool]:
-    """A blocker for ``Flow.path``: events of one kind of one scaler."""
-    return lambda event: event.kind == kind and event.scaler == scaler
+def of_scaler(kinds: Collection[str], scaler: str) -> Callable[[Event], bool]:
+    """A blocker for ``Flow.path``: events of some kinds of one scaler."""
+    return lambda event: event.kind in kinds and event.scaler == scaler
 
 
 def same_optimizer(a: str, b: str) -> bool:

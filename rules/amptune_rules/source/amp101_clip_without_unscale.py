@@ -251,6 +251,21 @@ class Agent:
         self.scaler.update()
 """,
         ),
+        Example(
+            "a function of another file gets the scaler first",
+            """\
+import torch
+from engine import prepare_gradients
+
+def train(model, loader, optimizer, scaler):
+    for x in loader:
+        scaler.scale(model(x)).backward()
+        prepare_gradients(optimizer, scaler)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+""",
+        ),
     )
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
@@ -272,7 +287,7 @@ class Agent:
 
             def unscaled(event: Event, step: Event = step, mine: Collection[str] = mine) -> bool:
                 done = event.kind == "unscale" and event.scaler == step.scaler
-                by_hand = event.kind in ("grad_write", "get_scale")
+                by_hand = event.kind in ("grad_write", "get_scale", "handed")
                 cleared = event.kind in ("step", "zero_grad") and event.scaler == step.scaler
                 return (done and any(same_optimizer(event.optimizer, item) for item in mine)) or by_hand or cleared
 

@@ -125,6 +125,34 @@ def step(scaler: torch.amp.GradScaler, loss, opt_a, opt_b):
     scaler.update()
 """,
         ),
+        Example(
+            "the scaler is only saved",
+            """\
+import torch
+from engine import save_checkpoint
+
+def train(model, loader, optimizer):
+    scaler = torch.amp.GradScaler("cuda")
+    for x in loader:
+        optimizer.zero_grad()
+        scaler.scale(model(x)).backward()
+        scaler.step(optimizer)  # <- AMP103
+        save_checkpoint(model, optimizer, scaler)
+""",
+            fixed="""\
+import torch
+from engine import save_checkpoint
+
+def train(model, loader, optimizer):
+    scaler = torch.amp.GradScaler("cuda")
+    for x in loader:
+        optimizer.zero_grad()
+        scaler.scale(model(x)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        save_checkpoint(model, optimizer, scaler)
+""",
+        ),
     )
     VALID = (
         Example(
@@ -241,6 +269,21 @@ def train(model, batches, optimizer, split):
         optimizer.zero_grad()
 """,
         ),
+        Example(
+            "a function of another file gets the scaler after the step",
+            """\
+import torch
+from engine import after_step
+
+def train(model, loader, optimizer):
+    scaler = torch.amp.GradScaler("cuda")
+    for x in loader:
+        optimizer.zero_grad()
+        scaler.scale(model(x)).backward()
+        scaler.step(optimizer)
+        after_step(model, scaler)
+""",
+        ),
     )
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
@@ -258,13 +301,14 @@ def train(model, batches, optimizer, split):
 
     def _lacks_update(self, source: SourceFile, flow: Flow, step: Event) -> bool:
         def updated(event: Event) -> bool:
-            return event.kind == "update" and event.scaler == step.scaler
+            return event.kind in ("update", "handed") and event.scaler == step.scaler
 
         if not step.optimizer:
             return False
         backwards = flow.of("backward", "scale", scaler=step.scaler)
         if not flow.of("update", scaler=step.scaler):
             elsewhere = any(event.kind == "update" for event in source.events)
+            elsewhere |= any(flow.path(step, event) for event in flow.of("handed", scaler=step.scaler))
             return not elsewhere and (bool(backwards) or _scales_in_its_class(source, step))
         if _waits_for_the_last(source, flow, step) or _is_retried(source, flow, step):
             return False

@@ -270,7 +270,7 @@ def train(model, loader, optimizer, scaler):
         others = [item for item in flow.of("unscale", scaler=unscale.scaler) if item.optimizer == unscale.optimizer]
         for other in sorted(others, key=lambda item: item is unscale):
             same = other is not unscale
-            if flow.path(other, unscale, without=of_scaler("update", unscale.scaler), same_iteration=same):
+            if flow.path(other, unscale, without=of_scaler(("update", "handed"), unscale.scaler), same_iteration=same):
                 return other
         return None
 

@@ -280,7 +280,7 @@ def _is_on(source: SourceFile, flow: Flow, backward: Event) -> bool:
 def _rescales(event: Event) -> bool:
     if event.kind == "grad_write":
         return True
-    return event.kind in ("unscale", "step", "zero_grad", "get_scale", "wrapper")
+    return event.kind in ("unscale", "step", "zero_grad", "get_scale", "wrapper", "handed")
 
 
 def _knows_scale(source: SourceFile, flow: Flow, read: Event) -> bool:
