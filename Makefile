@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 JOBS ?= 2
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test test-full lint types layers unit format bench-lint bench-op-support bench-estimate clean
+.PHONY: demo test test-full lint types layers unit format bench-lint bench-lint-accuracy bench-op-support bench-estimate clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -36,6 +36,12 @@ format: $(VENV)/.dev
 
 bench-lint: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/lint_speed.py
+
+# Findings on real packages against the committed readings; fetches the packages that are not in SOURCES.
+SOURCES ?= build/lint-sources
+bench-lint-accuracy: $(VENV)/.dev
+	mkdir -p $(SOURCES)
+	PYTHONPATH=.:rules $(BIN)/python -m tests.benchmarks.lint_accuracy $(SOURCES) --fetch --write
 
 # Which ops run in which format on the devices here; regenerates amptune/data/op_support.json.
 bench-op-support: $(VENV)/.dev

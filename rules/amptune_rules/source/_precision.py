@@ -40,11 +40,21 @@ _CASTS = {
     "half": Fact.HALF, "bfloat16": Fact.BF16, "float": Fact.WIDE, "double": Fact.WIDE, "int": Fact.EXACT,
     "long": Fact.EXACT, "bool": Fact.EXACT, "byte": Fact.EXACT, "short": Fact.EXACT,
 }  # fmt: skip
+# ``x: torch.HalfTensor``, and the classes of jaxtyping.
+_ANNOTATED = {
+    "HalfTensor": Fact.HALF, "Float16": Fact.HALF, "BFloat16Tensor": Fact.BF16, "BFloat16": Fact.BF16,
+}  # fmt: skip
 _FP32_CLASSES = (Autocast.FP32, Autocast.FP32_OUT)
 _LOWER_MODULES = re.compile(r"^(?:Lazy)?(?:Linear|Bilinear|Conv(?:Transpose)?\dd|LSTM|GRU|RNN|MultiheadAttention)")
 _FP32_MODULES = re.compile(r"LayerNorm|GroupNorm|RMSNorm|^Softmax|LogSoftmax|Softmin|Softplus|Loss$|CosineSimilarity")
 _DEPTH = 30
 _CALL_DEPTH = 4
+
+
+def _last_identifier(annotation: ast.expr | None) -> str:
+    """The last name of an annotation: "Float16" of ``jaxtyping.Float16[Tensor, "b n"]``."""
+    node = annotation.value if isinstance(annotation, ast.Subscript) else annotation
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 def joined(facts: Iterable[Fact]) -> Fact:
@@ -132,6 +142,8 @@ class _Precisions:
         annotation = node.annotation
         if isinstance(annotation, ast.Name) and annotation.id in ("float", "int", "bool", "str"):
             return Fact.SCALAR
+        if (said := _ANNOTATED.get(_last_identifier(annotation))) is not None:
+            return said
         if isinstance(binding.value, ast.Constant) and isinstance(binding.value.value, int | float):
             return Fact.SCALAR
         function = self._source.function_of(node)

@@ -82,6 +82,23 @@ def scaled(x, loss):
     return y, 1e5 * loss.half()  # <- AMP311
 """,
         ),
+        Example(
+            "an annotated parameter, a tensor and a dtype on self",
+            """\
+import torch
+from jaxtyping import Float16
+from torch import Tensor
+
+class Scores:
+    def __init__(self, x):
+        self.dtype = torch.float16
+        self.kept = x.half()
+        self.floor = torch.full((1,), -1e6, dtype=self.dtype)  # <- AMP311
+
+    def shifted(self, logits: Float16[Tensor, "batch words"]):
+        return logits - 1e5, self.kept + 1e5  # <- AMP311, AMP311
+""",
+        ),
     )
     VALID = (
         Example(
@@ -112,6 +129,23 @@ import torch
 def show(x, seconds):
     h = x.half()
     return h / 1e6, seconds * 1e9, h.numel() * 1e6, h.sum().item() + 1e6
+""",
+        ),
+        Example(
+            "annotated as float32, and dtypes that may be another",
+            """\
+import torch
+from jaxtyping import Float, Float16
+from torch import Tensor
+
+class Scores:
+    def __init__(self, x, dtype=torch.float16):
+        self.dtype = dtype
+        self.kept = x
+        self.floor = torch.full((1,), -1e6, dtype=self.dtype)
+
+    def shifted(self, logits: Float[Tensor, "batch words"], small: Float16[Tensor, "batch"]):
+        return logits - 1e5, self.kept + 1e5, small.float() + 1e5
 """,
         ),
     )
