@@ -14,7 +14,7 @@ from amptune.core.choice import FP32, Choice
 from amptune.tune.caps import Caps
 from amptune.tune.costmodel import CostModel
 from amptune.tune.propose import best_point
-from amptune.tune.space import HIGH, Space
+from amptune.tune.space import HIGH, Group, Space
 from amptune.tune.stepmodel import Feature, Point, StepModel, fit_model
 from amptune.tune.study import TrialRecord
 
@@ -25,6 +25,7 @@ REGION = 4
 DRAWS = 8
 """Samples of the posterior before the Thompson step gives up on finding a plan that was not tried."""
 GAIN_DRAWS = 12
+MOST_BLAMED = 2
 NOISE_FLOOR = 0.003
 """Smallest share of a step that counts as a gain: clocks and temperature alone change as much."""
 GLOBAL_COST = 0.25
@@ -124,7 +125,7 @@ def learn(
     residuals = [(r.point, r.outcome.median_ms - base - model.predicted(r.point)) for r in measured]
     step = fit_model(model.space.choices(), costs, reference_ms, residuals, noise)
     banned = _banned(model.space, records)
-    caps = Caps(_byte_cap(model, measured, max_memory), _error_cap(model, records))
+    caps = Caps(_byte_cap(model, measured, max_memory), _error_cap(model, records, banned))
     return Knowledge(model, records, step, base, noise, banned, caps, objective)
 
 
@@ -140,7 +141,7 @@ def repaired(space: Space, record: TrialRecord) -> dict[str, str]:
     """The point of a plan with wrong gradients, with the groups that they belong to in more bits."""
     point = dict(record.point)
     for group in space.groups:
-        if any(owns(site, name) for site in group.sites for name in record.outcome.failing):
+        if _has_wrong_gradient(group, record):
             is_fp8 = group.kind == "module" and Choice.parse(point[group.name]).format.is_fp8
             point[group.name] = Choice.parse(point[group.name]).output_format.label if is_fp8 else HIGH
     return space.made_legal(point)
@@ -151,6 +152,10 @@ def owns(site: str, parameter: str) -> bool:
     return "#" not in site and parameter.rpartition(".")[0] == site
 
 
+def _has_wrong_gradient(group: Group, record: TrialRecord) -> bool:
+    return any(owns(site, name) for site in group.sites for name in record.outcome.failing)
+
+
 def _noise(measured: Sequence[TrialRecord], reference_ms: float) -> float:
     spreads = [(float(r.outcome.step_ms["high"]) - float(r.outcome.step_ms["low"])) / 1.35
                for r in measured if r.outcome.step_ms]  # fmt: skip
@@ -158,27 +163,37 @@ def _noise(measured: Sequence[TrialRecord], reference_ms: float) -> float:
 
 
 def _banned(space: Space, records: Sequence[TrialRecord]) -> dict[str, set[Choice]]:
-    """Choices of groups that own wrong gradients; what some valid plan has is not to blame."""
+    """Choices of groups that own wrong gradients; what some valid plan has is not to blame.
+
+    Where the gradients of many groups are wrong, what broke lies downstream of them, and nothing is blamed.
+    """
+    most = max(MOST_BLAMED, len(space.module_groups()) // 3)
     blamed: dict[str, set[Choice]] = {}
     cleared: dict[str, set[Choice]] = {}
     for record in records:
+        wrong = [group.name for group in space.module_groups() if _has_wrong_gradient(group, record)]
         for group in space.module_groups():
             choice = Choice.parse(record.point[group.name])
             if record.outcome.valid:
                 cleared.setdefault(group.name, set()).add(choice)
-            elif any(owns(site, name) for site in group.sites for name in record.outcome.failing):
+            elif group.name in wrong and len(wrong) <= most:
                 blamed.setdefault(group.name, set()).add(choice)
     return {name: found - cleared.get(name, set()) - {FP32} for name, found in blamed.items()}
 
 
-def _error_cap(model: CostModel, records: Sequence[TrialRecord]) -> float:
+def _error_cap(model: CostModel, records: Sequence[TrialRecord], banned: Mapping[str, set[Choice]]) -> float:
     """Between the largest error that still trained and the smallest that did not, where no single group is to blame."""
     valid = [model.error(r.point) for r in records if r.outcome.valid]
-    wrong = [model.error(r.point) for r in records if r.outcome.state == "invalid" and not r.outcome.failing]
+    unexplained = (r for r in records if r.outcome.state == "invalid" and not _is_explained(model.space, r, banned))
+    wrong = [model.error(record.point) for record in unexplained]
     wrong = [error for error in wrong if error > max(valid, default=0.0)]
     if not wrong:
         return math.inf
     return math.sqrt(max(valid) * min(wrong)) if valid and max(valid) > 0 else min(wrong) / 2
+
+
+def _is_explained(space: Space, record: TrialRecord, banned: Mapping[str, set[Choice]]) -> bool:
+    return any(Choice.parse(record.point[g.name]) in banned.get(g.name, ()) for g in space.module_groups())
 
 
 def _byte_cap(model: CostModel, measured: Sequence[TrialRecord], max_memory: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from amptune.core.choice import FP32, Choice
 from amptune.tune.allocate import Assignment, Problem, allocate, front
@@ -11,31 +11,39 @@ from amptune.tune.costmodel import LAYOUT, CostModel
 from amptune.tune.propose import of_memory
 from amptune.tune.space import FOLLOW, Space
 
+Banned = Mapping[str, set[Choice]]
+"""Group -> choices that were seen not to train."""
 
-def front_points(model: CostModel, objective: str = "time") -> list[dict[str, str]]:
-    """Distinct legal points, most promising first.
+
+def front_points(model: CostModel, objective: str = "time", banned: Banned | None = None) -> list[dict[str, str]]:
+    """Distinct legal points, most promising first; without the choices that are ``banned``.
 
     The best assignment of the cost model comes first, with each choice for the loss; then the same for each choice
     alone beside FP32, everything in one choice, and the rest of the front: less error for more time.
     """
     space = model.space
-    problem = model.problem() if objective == "time" else of_memory(model.problem())
+    problem = model.problem(banned=banned)
+    problem = problem if objective == "time" else of_memory(problem)
     fastest, *others = front(problem)
     alone = [_point(space, allocate(_restricted(problem, choice))) for choice in space.offered()]
     leaders = [_point(space, fastest), *sorted(alone, key=model.predicted if objective == "time" else model.bytes)]
-    points = _with_losses(space, leaders[0]) + _with_layout(model, leaders[1:])
+    points = _with_losses(space, leaders[0]) + _with_layout(model, leaders[1:], banned)
     points += [_without_pins(space, leaders[0])]
     uniform = [space.uniform(choice) for choice in space.offered()]
     points += [point for base in (*leaders[1:], *uniform) for point in _with_losses(space, base)]
     points += [_point(space, other) for other in others]
-    return distinct(point for point in points if space.is_legal(point))
+    return distinct(point for point in points if space.is_legal(point) and not _has(point, banned or {}))
 
 
-def _with_layout(model: CostModel, leaders: list[dict[str, str]]) -> list[dict[str, str]]:
+def _has(point: Mapping[str, str], banned: Banned) -> bool:
+    return any(point[name] == choice.label for name, choices in banned.items() for choice in choices)
+
+
+def _with_layout(model: CostModel, leaders: list[dict[str, str]], banned: Banned | None) -> list[dict[str, str]]:
     """What is best in channels_last format, and the leaders in it; nothing where that is no choice."""
     if not model.space.channels_last:
         return []
-    best = _point(model.space, allocate(model.problem(channels_last=True)))
+    best = _point(model.space, allocate(model.problem(channels_last=True, banned=banned)))
     return [point | {LAYOUT: "on"} for point in (best, *leaders)]
 
 

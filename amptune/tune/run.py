@@ -22,6 +22,7 @@ from amptune.patch.instrument import instrument_source, pinnable_sites
 from amptune.patch.rewrite import unpatch_source
 from amptune.patch.spec import PatchSpec
 from amptune.patch.text import read_source
+from amptune.tune.costmodel import CostModel
 from amptune.tune.edges import edges_of
 from amptune.tune.emit import Emission, emit, plan_text
 from amptune.tune.explain import with_reasons
@@ -33,6 +34,7 @@ from amptune.tune.recipes import Candidate
 from amptune.tune.result import result_json
 from amptune.tune.search import Search
 from amptune.tune.space import Space, is_pin_candidate
+from amptune.tune.splits import split_where_it_pays
 from amptune.tune.stockplan import plan_of_stock
 from amptune.tune.study import locked_folder, open_study
 from amptune.tune.worker import Job, Prepared
@@ -147,9 +149,12 @@ def _start(
         table = _ask(worker, "costs", space, graph, what="the cost table cannot be measured")
         sensitivity = _ask(worker, "sensitivity", space, what="the rounding errors cannot be measured")
         study.start({"identity": identity, "costs": table.to_json(), "sensitivity": sensitivity.to_json()})
+    costs, split = split_where_it_pays(CostModel(space, table, edges_of(graph, space), sensitivity))
+    for text in split:
+        progress.line(f"note: {text}")
     return Search(
         options=options, study=study, worker=worker, prepared=prepared, recipes={c.name: c for c in recipes},
-        space=space, table=table, edges=edges_of(graph, space), plan_header=plan_header,
+        space=costs.space, table=table, edges=costs.edges, plan_header=plan_header,
         progress=progress, sensitivity=sensitivity,
         on_best=lambda plan: write_atomic(options.out / "plan.json", plan_text(plan)),
     )  # fmt: skip

@@ -19,28 +19,22 @@ from amptune.core.plan import Plan
 from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
-from amptune.tune.adapt import Knowledge, learn, repaired
+from amptune.tune.adapt import Knowledge, learn
 from amptune.tune.costmodel import CostModel
-from amptune.tune.front import front_points
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.space import FOLLOW, Space
+from amptune.tune.steering import Steering
 from amptune.tune.study import Outcome, StudyFile, TrialRecord
 from amptune.tune.worker import Measured, Prepared
 
-FRONT_SHARE = 0.4
-"""Share of the trials left after the stock recipes that the front may take."""
 GIVE_UP_FACTOR = 3.0
 """A candidate whose first steps take this many times the best step so far is not worth measuring."""
 GIVE_UP_MS = 20.0
 """And is this much slower, so that a hiccup in a step of a millisecond does not count."""
 MAX_DUPLICATES = 20
-MIN_SEARCHED = 8
-"""Trials after the front before the search may stop for want of a gain."""
-CHECK_EVERY = 4
-"""Search trials between two looks at what is left to gain."""
 
 
 @dataclasses.dataclass
@@ -67,17 +61,17 @@ class Search:
         if not self.study.lined_up:
             self._enqueue_start()
             self.study.mark_lined_up()
-        duplicates = 0
+        steering, duplicates = Steering(self), 0
         while len(self.records()) < self.options.budget and duplicates <= MAX_DUPLICATES:
             if time.monotonic() > deadline:
                 self._stop("timeout", f"{self.options.timeout:g} seconds are over")
                 return
             if not self.study.num_waiting():
-                if gain := self._nothing_to_gain():
+                if gain := steering.nothing_to_gain():
                     self._stop("no gain", gain)
                     return
-                self._enqueue_next()
-            duplicates = 0 if self._trial() else duplicates + 1
+                steering.enqueue_next()
+            duplicates = 0 if self._trial(steering) else duplicates + 1
         if duplicates > MAX_DUPLICATES:
             self._stop("exhausted", "every plan near the best has been measured")
 
@@ -85,11 +79,11 @@ class Search:
         self.stopped = how
         self.progress.line(f"stopping early: {why}")
 
-    def _trial(self) -> bool:
+    def _trial(self, steering: Steering) -> bool:
         """Ask for a point and measure it; False where that plan is known already."""
         trial, point = self.study.ask(self.space.choices())
         if trial.user_attrs.get("kind", "search") == "search":
-            point = self._without_hopeless(point)
+            point = steering.without_hopeless(point)
         point = self.space.made_legal(point)
         self.study.keep_point(trial, point)
         candidate = self._candidate(trial, point)
@@ -167,10 +161,6 @@ class Search:
         if not self.space.offered():
             self.progress.line("this device has no 16-bit format, or the model no site to plan: only stock recipes run")
             return
-        left = self.options.budget - len(self.recipes)
-        points = front_points(self.costs, self.options.objective)
-        for point in points[: max(1, math.ceil(FRONT_SHARE * left))]:
-            self.study.enqueue(point, "front")
 
     def _stock_point(self, candidate: Candidate) -> dict[str, str]:
         """The point that is most like a recipe, which itself is not in the space."""
@@ -180,59 +170,8 @@ class Search:
         float8 = Choice(Format.FP8_E4M3, candidate.float8) if candidate.float8 else None
         return self.space.uniform(float8 or Choice(candidate.autocast)) | pins
 
-    def _enqueue_next(self) -> None:
-        """A repair where there is one; else in turns a plan for drawn costs, and the sampler near the incumbent.
-
-        Without an incumbent, or where neither has anything new, the sampler is asked for a whole point.
-        """
-        known = self.knowledge()
-        if known is None or self._enqueue_repair():
-            return
-        seed, best = self.options.seed + len(self.study.records()), self.best_plans(1)
-        if best and len(known.records) % 2:
-            self.study.enqueue(known.region(seed, best[0].point), "search")
-            return
-        point = known.thompson(seed, self._is_tried)
-        if point is None and best:
-            point = known.neighbour(seed, best[0].point, self._is_tried)
-        if point is not None:
-            self.study.enqueue(point, "search")
-
-    def _without_hopeless(self, point: dict[str, str]) -> dict[str, str]:
-        """A point of the sampler, with the incumbent's choices where it asks for what does not train or run."""
-        best, known = self.best_plans(1), self.knowledge()
-        if known is None or not best:
-            return point
-        hopeless, safe = known.hopeless(), best[0].point
-        return point | {name: safe[name] for name, labels in hopeless.items() if point[name] in labels}
-
-    def _nothing_to_gain(self) -> str:
-        """Why no further plan is worth its trial; empty when some may be."""
-        searched = [record for record in self.records() if record.outcome.kind == "search"]
-        best, known = self.best_plans(1), self.knowledge()
-        if known is None or not best or len(searched) < MIN_SEARCHED or len(searched) % CHECK_EVERY:
-            return ""
-        if self.options.objective != "time" or best[0].number >= searched[-CHECK_EVERY].number:
-            return ""
-        gain = known.remaining_gain(self.options.seed + len(searched), best[0].point, self._is_tried)
-        if gain >= known.noise_ms:
-            return ""
-        step = best[0].outcome.median_ms
-        return (
-            f"plans that were not tried are expected to save {gain:.3g} ms a step at most ({gain / step:.2%}), less "
-            f"than the noise of {known.noise_ms:.3g} ms"
-        )
-
-    def _enqueue_repair(self) -> bool:
-        """A plan with wrong gradients is tried again with the groups that they belong to in more bits."""
-        for record in sorted(self.plans(), key=lambda r: r.outcome.median_ms):
-            point = repaired(self.space, record)
-            if record.outcome.failing and point != record.point and not self._is_tried(point):
-                self.study.enqueue(point, "search")
-                return True
-        return False
-
-    def _is_tried(self, point: dict[str, str]) -> bool:
+    def is_tried(self, point: dict[str, str]) -> bool:
+        """Whether the plan of a point was measured, or failed."""
         return any(record.outcome.plan_hash == self._key(point) for record in self.plans())
 
     def _score(self, outcome: Outcome) -> tuple[float, float]:

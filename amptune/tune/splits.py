@@ -1,0 +1,117 @@
+"""Groups whose members disagree are taken apart, where the cost model says that it pays.
+
+Sites of one role in repeated blocks decide together. One block whose activations overflow then keeps all the others out
+of a format; with its sites apart, the others may have it. Blocks are taken apart whole: sites of one block may be tied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import statistics
+from collections.abc import Iterator
+
+from amptune.core.choice import FP32
+from amptune.tune.allocate import allocate
+from amptune.tune.caps import Caps
+from amptune.tune.costmodel import CostModel
+from amptune.tune.space import Group, Space
+
+MAX_SPLITS = 4
+WORTH = 0.01
+"""Smallest share of the predicted time of all sites that a split has to save: each one makes the space larger."""
+OUTLIER = 4.0
+"""A block counts as sensitive when its error is this many times the median block's."""
+ERROR_SHARES = (1.0, 0.5, 0.25)
+"""A split is valued at several limits of the error, as shares of the fastest plan's."""
+_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
+
+
+def split_where_it_pays(model: CostModel) -> tuple[CostModel, list[str]]:
+    """The model with its space split, and a sentence for each split."""
+    said: list[str] = []
+    error = _largest_error(model)
+    value = _value(model, error)
+    while len(said) < MAX_SPLITS:
+        tries = [(_value(_in(model, space), error), space, text) for space, text in _candidates(model)]
+        best = min(tries, key=lambda item: item[0], default=None)
+        if best is None or best[0] >= value * (1 - WORTH):
+            break
+        saved, (value, space, text) = value - best[0], best
+        model = _in(model, space)
+        said.append(f"{text}: saves {saved:.3g} ms by the cost table")
+    return model, said
+
+
+def split(space: Space, name: str, apart: frozenset[str], label: str) -> Space:
+    """The space with the sites ``apart`` of a group in a group of their own, called ``name in label``."""
+    group = next(group for group in space.groups if group.name == name)
+    parts = [_part(group, f"{name} in {label}", apart), _part(group, f"{name} elsewhere", {*group.sites} - apart)]
+    groups = tuple(itertools.chain.from_iterable(parts if g is group else [g] for g in space.groups))
+    # Both parts meet what the whole group met, and one another: two sites of it may.
+    meets = tuple(names - {name} | {p.name for p in parts} if name in names else names for names in space.meets)
+    return dataclasses.replace(space, groups=groups, meets=meets)
+
+
+def _part(group: Group, name: str, sites: set[str] | frozenset[str]) -> Group:
+    kept = [(site, how) for site, how in zip(group.sites, group.how, strict=True) if site in sites]
+    fp8 = group.fp8 & sites
+    choices = tuple(choice for choice in group.choices if fp8 or not choice.format.is_fp8)
+    return Group(name, tuple(s for s, _ in kept), group.kind, tuple(h for _, h in kept), choices, fp8)
+
+
+def _in(model: CostModel, space: Space) -> CostModel:
+    return dataclasses.replace(model, space=space)
+
+
+def _largest_error(model: CostModel) -> float:
+    """Error of the fastest plan if nothing overflowed: with vetoes, one block decides it for all."""
+    sites = {name: dataclasses.replace(site, vetoes={}) for name, site in model.sensitivity.sites.items()}
+    sensitivity = dataclasses.replace(model.sensitivity, sites=sites)
+    problem = dataclasses.replace(model, sensitivity=sensitivity).problem()
+    return problem.error(allocate(problem))
+
+
+def _value(model: CostModel, error: float) -> float:
+    """Predicted time of the best plans at several limits of the error: what a split must bring down."""
+    problem = model.problem()
+    return statistics.fmean(problem.time(allocate(problem, caps=Caps(error=error * s))) for s in ERROR_SHARES)
+
+
+def _candidates(model: CostModel) -> Iterator[tuple[Space, str]]:
+    for group in model.space.module_groups():
+        blocks: dict[str, list[str]] = {}
+        for site in group.sites:
+            blocks.setdefault(_block(site), []).append(site)
+        seen: set[frozenset[str]] = set()
+        for names in _disagreeing(model, group, blocks):
+            if 0 < len(names) < len(blocks) and names not in seen:
+                seen.add(names)
+                apart = frozenset(site for block in names for site in blocks[block])
+                label = ", ".join(sorted(names, key=lambda block: [int(part) for part in block.split(".") if part]))
+                yield split(model.space, group.name, apart, label), f"{group.name}: block {label} decides by itself"
+
+
+def _disagreeing(model: CostModel, group: Group, blocks: dict[str, list[str]]) -> Iterator[frozenset[str]]:
+    """Sets of blocks that differ from the others: some choice overflows there, or its error stands out."""
+    for choice in group.choices:
+        if choice == FP32:
+            continue
+        vetoed = [
+            name for name, sites in blocks.items()
+            if any(model.sensitivity.veto(site, group.site_choice(site, choice)) for site in sites)
+        ]  # fmt: skip
+        yield frozenset(vetoed)
+        errors = {
+            name: sum(model.sensitivity.error(site, group.site_choice(site, choice)) for site in sites)
+            for name, sites in blocks.items()
+        }
+        limit = OUTLIER * statistics.median(errors.values())
+        yield frozenset(name for name, error in errors.items() if error > limit)
+
+
+def _block(site: str) -> str:
+    """The number of the outermost repeated block in a path; empty outside of one."""
+    found = _NUMBER.findall(site)
+    return found[0] if found else ""

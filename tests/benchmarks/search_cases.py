@@ -1,0 +1,203 @@
+"""Allocation problems with a hidden truth: synthetic ones, and recorded cost tables of real models.
+
+A search sees the measured table, the edges and the rounding errors. What a plan really takes differs: every cost is off
+by some percent, pairs of groups interact, steps are noisy, and whether a plan trains depends on errors that add up only
+roughly, and on a few fragile choices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amptune.core.choice import BF16, FP8, FP16, FP32, Choice
+from amptune.core.formats import Format
+from amptune.core.graph import INPUT
+from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
+from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
+from amptune.tune.allocate import Problem, problem_of
+from amptune.tune.costmodel import CostModel
+from amptune.tune.space import Group, Space
+
+DATA = Path(__file__).parent / "data"
+COST_ERROR = 0.12
+"""Standard deviation of the logarithm of true over measured cost."""
+INTERACTION = 0.01
+"""Standard deviation of what a pair of neighbours takes together beyond the sum, as a share of the FP32 step."""
+NOISE = 0.004
+"""Standard deviation of a measured step: the reports of this repository show 0.2 to 1 %."""
+ERROR_SPREAD = 0.5
+NUM_FRAGILE = 2
+
+Point = Mapping[str, str]
+
+
+@dataclasses.dataclass
+class Truth:
+    """What a plan really takes and whether it trains."""
+
+    model: CostModel
+    rest_ms: float
+    factors: dict[tuple[str, str], float]
+    pairs: dict[tuple[str, str], float]
+    errors: dict[tuple[str, str], float]
+    limit: float
+    fragile: set[tuple[str, str]]
+
+    @classmethod
+    def of(cls, model: CostModel, rest_ms: float, seed: int) -> Truth:
+        """A truth that the model's measurements could come from."""
+        rng = np.random.default_rng(seed)
+        groups = model.space.module_groups()
+        values = [(group.name, choice.label) for group in groups for choice in group.choices]
+        factors = {value: float(rng.lognormal(0, COST_ERROR)) for value in values}
+        scale = INTERACTION * (rest_ms + model.predicted(model.space.point({})))
+        linked = {tuple(sorted(pair)) for edge in model.edges
+                  for pair in itertools.product(_owners(model, edge.sources), _owners(model, edge.into))}  # fmt: skip
+        pairs = {(a, b): float(rng.normal(0, scale)) for a, b in sorted(linked) if a != b}
+        errors = {value: float(rng.lognormal(0, ERROR_SPREAD)) for value in values}
+        halves = [value for value in values if value[1] != FP32.label]
+        fragile = {halves[i] for i in rng.choice(len(halves), NUM_FRAGILE, replace=False)}
+        truth = cls(model, rest_ms, factors, pairs, errors, math.inf, fragile)
+        # Between all in 16 bits, which trains as a rule, and all in FP8 where that is offered, which may not.
+        uniform = sorted(truth.error(model.space.uniform(choice)) for choice in model.space.offered())
+        truth.limit = float(rng.uniform(0.6, 1.2)) * (uniform[len(uniform) // 2] if uniform else 1.0)
+        return truth
+
+    @functools.cached_property
+    def problem(self) -> Problem:
+        """Costs and errors without vetoes: what overflows runs all the same, it just does not train."""
+        times = problem_of(self.model.space, self.model.table, self.model.edges)
+        return dataclasses.replace(times, errors=self.model.problem().errors)
+
+    def ms(self, point: Point) -> float:
+        """The step without noise."""
+        chosen = {group.name: Choice.parse(point[group.name]) for group in self.model.space.module_groups()}
+        problem = self.problem
+        sites = sum(problem.times[name][c] * self.factors[name, c.label] for name, c in chosen.items())
+        casts = problem.time(chosen) - sum(problem.times[name][c] for name, c in chosen.items())
+        both = sum(ms for (a, b), ms in self.pairs.items() if chosen[a] != FP32 and chosen[b] != FP32)
+        # A step is never shorter than what the processor needs to launch it.
+        return max(self.rest_ms + sites + casts + both, 1.02 * self.rest_ms)
+
+    def error(self, point: Point) -> float:
+        """The rounding error of a point: the sum of what its groups really add."""
+        return sum(
+            self.problem.errors[g.name][Choice.parse(point[g.name])] * self.errors[g.name, point[g.name]]
+            for g in self.model.space.module_groups()
+        )
+
+    def failing(self, point: Point) -> list[str]:
+        """Groups whose gradients are wrong by themselves."""
+        vetoes = self.model.vetoes
+        return [
+            group.name
+            for group in self.model.space.module_groups()
+            if (group.name, point[group.name]) in self.fragile
+            or Choice.parse(point[group.name]) in vetoes.get(group.name, {})
+        ]
+
+    def trains(self, point: Point) -> bool:
+        """Whether a plan is valid."""
+        return not self.failing(point) and self.error(point) <= self.limit
+
+    def optimum(self, seed: int, starts: int = 12) -> float:
+        """The least step of a valid plan that descents from many starts find."""
+        rng = np.random.default_rng(seed)
+        values = self.model.space.choices()
+        best = self.ms(self.model.space.point({}))
+        for _ in range(starts):
+            point = self.model.space.made_legal({name: str(rng.choice(list(v))) for name, v in values.items()})
+            best = min(best, self._descend(point if self.trains(point) else self.model.space.point({})))
+        return best
+
+    def _descend(self, point: dict[str, str]) -> float:
+        here = self.ms(point)
+        while True:
+            valid = [p for p in _flips(self.model.space, point) if self.trains(p)]
+            nearest = min(valid, key=self.ms, default=point)
+            if self.ms(nearest) >= here - 1e-9:
+                return here
+            point, here = nearest, self.ms(nearest)
+
+
+def _flips(space: Space, point: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    for name, values in space.choices().items():
+        for value in values:
+            if value != point[name] and space.is_legal(changed := {**point, name: value}):
+                yield changed
+
+
+def _owners(model: CostModel, sites: tuple[str, ...]) -> list[str]:
+    return [group.name for group in model.space.module_groups() if set(group.sites) & set(sites)]
+
+
+def synthetic(seed: int, num_groups: int) -> tuple[CostModel, float]:
+    """A residual network of random layers with costs like those measured on GPUs, and the rest of its step."""
+    rng = np.random.default_rng(1000 + seed)
+    groups, sites, sensitivity = [], {}, {}
+    for index in range(num_groups):
+        name = f"layer{index:02d}"
+        linear = rng.random() < 0.7
+        choices = (FP32, BF16, FP16, *(FP8[:2] if linear else ()))
+        groups.append(Group(name, (name,), "module", ("swap",), choices, frozenset({name} if linear else ())))
+        sites[name] = _site_costs(rng, linear)
+        sensitivity[name] = _site_errors(rng, choices)
+    per_ms = float(rng.uniform(0.5, 1.5)) * 2e-8
+    pairs = itertools.combinations((Format.FP32, Format.BF16, Format.FP16), 2)
+    table = CostTable(sites, {frozenset(pair): CastPrice(0.01, per_ms) for pair in pairs})
+    space = Space(tuple(groups), tf32=False, channels_last=False, meets=(frozenset(g.name for g in groups[::3]),))
+    total = sum(cost[FP32].ms for cost in sites.values())
+    return CostModel(space, table, _residual_edges(groups, rng), Sensitivity(sensitivity)), 0.3 * total
+
+
+def _site_costs(rng: np.random.Generator, linear: bool) -> dict[Choice, SiteCost]:
+    base = float(rng.lognormal(0, 0.8))
+    half = base * float(rng.uniform(0.15, 0.5) if linear else rng.uniform(0.5, 1.1))
+    costs = {FP32: SiteCost(base), BF16: SiteCost(half), FP16: SiteCost(half * float(rng.uniform(0.8, 1.15)))}
+    if linear:
+        costs |= {choice: SiteCost(half * float(rng.uniform(0.55, 1.4))) for choice in FP8[:2]}
+    return costs
+
+
+def _site_errors(rng: np.random.Generator, choices: tuple[Choice, ...]) -> SiteSensitivity:
+    weight = float(rng.lognormal(0, 0.7))
+    errors = {c: RoundingError(weight * c.format.epsilon, weight * c.format.epsilon) for c in choices if c != FP32}
+    vetoes = {FP16: "overflows"} if rng.random() < 0.15 else {}
+    return SiteSensitivity({c: e for c, e in errors.items() if c not in vetoes}, vetoes)
+
+
+def _residual_edges(groups: list[Group], rng: np.random.Generator) -> list[Edge]:
+    """A stream that every third layer writes; the others follow one another between."""
+    edges, stream, before = [Edge((INPUT,), (groups[0].sites[0],), 10**6, 0.5)], (groups[0].sites[0],), ""
+    for index, group in enumerate(groups[1:], 1):
+        numel = int(rng.integers(1, 20)) * 10**5
+        edges.append(Edge((before,) if before else stream, group.sites, numel))
+        before = group.sites[0]
+        if index % 3 == 0:
+            edges.append(Edge((before,), (*stream, before), numel, 0.5))
+            stream, before = (*stream, before), ""
+    return edges
+
+
+def recorded(path: Path) -> tuple[CostModel, float, dict[str, Any]]:
+    """A table that ``record_table.py`` wrote: the cost model, the rest of the step, and where it comes from."""
+    data = json.loads(path.read_text())
+    groups = tuple(
+        Group(g["name"], tuple(g["sites"]), "module", ("swap",) * len(g["sites"]),
+              tuple(map(Choice.parse, g["choices"])), frozenset(g["fp8"]))
+        for g in data["groups"]
+    )  # fmt: skip
+    space = Space(groups, tf32=False, channels_last=False, meets=tuple(map(frozenset, data["meets"])))
+    edges = [Edge.from_json(edge) for edge in data["edges"]]
+    model = CostModel(space, CostTable.from_json(data["costs"]), edges, Sensitivity.from_json(data["sensitivity"]))
+    rest = max(0.05 * data["fp32_step_ms"], data["fp32_step_ms"] - model.predicted(space.point({})))
+    return model, rest, {key: data[key] for key in ("model", "device", "fp32_step_ms")}

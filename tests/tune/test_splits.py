@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from amptune.core.choice import BF16, FP16, FP32, Choice
+from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
+from amptune.core.tables import CostTable, SiteCost
+from amptune.tune.allocate import allocate
+from amptune.tune.costmodel import CostModel
+from amptune.tune.space import Group, Space
+from amptune.tune.splits import split, split_where_it_pays
+
+SITES = tuple(f"blocks.{i}.{name}" for i in range(12) for name in ("fc1", "fc2"))
+
+
+def model_of(errors: dict[str, float], vetoed: set[str], choices: tuple[Choice, ...] = (FP32, FP16)) -> CostModel:
+    group = Group("blocks.*.fc", SITES, "module", ("swap",) * len(SITES), choices)
+    other = Group("head", ("head",), "module", ("swap",), choices)
+    low = choices[-1]
+    table = CostTable({site: {FP32: SiteCost(4.0), low: SiteCost(1.0)} for site in (*SITES, "head")}, {})
+    sites = {
+        site: SiteSensitivity({}, {low: "overflows"}) if site in vetoed
+        else SiteSensitivity({low: RoundingError(errors.get(site, 1e-3))})
+        for site in (*SITES, "head")
+    }  # fmt: skip
+    space = Space((group, other), tf32=False, channels_last=False, meets=(frozenset({"blocks.*.fc", "head"}),))
+    return CostModel(space, table, [], Sensitivity(sites))
+
+
+def test_a_block_that_overflows_no_longer_keeps_the_others_out() -> None:
+    model, said = split_where_it_pays(model_of({}, {"blocks.11.fc2"}))
+    assert len(said) == 1
+    assert "block 11" in said[0]
+    chosen = allocate(model.problem())
+    point = model.space.point({name: choice.label for name, choice in chosen.items()})
+    formats = model.space.site_choices(point)
+    assert formats["blocks.11.fc2"] == FP32
+    assert formats["blocks.11.fc1"] == FP32, "a block is taken apart whole: its sites may be tied"
+    assert all(formats[f"blocks.{i}.fc1"] == FP16 for i in range(11))
+
+
+def test_a_block_with_a_large_error_is_taken_apart() -> None:
+    model, said = split_where_it_pays(model_of({"blocks.0.fc1": 0.1}, set(), (FP32, BF16)))
+    assert [group.name for group in model.space.groups] == ["blocks.*.fc in 0", "blocks.*.fc elsewhere", "head"]
+    assert said
+
+
+def test_nothing_is_split_where_all_agree() -> None:
+    before = model_of({}, set())
+    model, said = split_where_it_pays(before)
+    assert model.space == before.space
+    assert said == []
+
+
+def test_nothing_is_split_where_it_saves_nothing() -> None:
+    before = model_of({}, {"blocks.11.fc2"})
+    slow = CostTable({site: {FP32: SiteCost(1.0), FP16: SiteCost(2.0)} for site in before.table.sites}, {})
+    assert split_where_it_pays(CostModel(before.space, slow, [], before.sensitivity))[1] == []
+
+
+def test_a_split_loses_no_site() -> None:
+    space = model_of({}, set()).space
+    apart = frozenset(SITES[:2])
+    parts = split(space, "blocks.*.fc", apart, "0")
+    assert sorted(site for group in parts.groups for site in group.sites) == sorted((*SITES, "head"))
+    assert parts.groups[0].sites == SITES[:2]
+    assert parts.meets == (frozenset({"blocks.*.fc in 0", "blocks.*.fc elsewhere", "head"}),)
+    assert space.fingerprint() != parts.fingerprint()
