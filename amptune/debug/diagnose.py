@@ -129,14 +129,11 @@ class _Explanation:
     def of(self, op: Op) -> Culprit:
         """The culprit with its kind, cause and words."""
         twin = self.twin(op)
-        for explain in (self._literal, self._input_too_large, self._masked_row, self._lost, self._domain):
+        steps = (self._literal, self._input_too_large, self._masked_row, self._too_large, self._lost, self._domain)
+        for explain in steps:
             found = explain(op, twin)
             if found is not None:
                 return found
-        top = max((m.amax for m in twin.outputs), default=0.0) if twin else 0.0
-        if top > self.format.max:
-            words = f"{op.op} gives {_outputs(op)}: in FP32 it reaches {number(top)}, {self._ends()} ({_inputs(op)})"
-            return Culprit("overflow", op, twin, words)
         kind: Kind = "nan" if any(m.nan for m in op.outputs) else "overflow"
         why = op_named(op.op).why_sensitive or "an intermediate result leaves the format's range"
         return Culprit(kind, op, twin, f"{op.op} gives {_outputs(op)} ({_inputs(op)}; {self._in_fp32(twin)}): {why}")
@@ -145,7 +142,8 @@ class _Explanation:
         if not self._is_low(op):
             return None
         for name, value in op.numbers.items():
-            if self.format.max < abs(value) < float("inf") and op.op not in _FACTORS:
+            masks = value < 0 and not any(m.nan or m.posinf for m in op.outputs)
+            if self.format.max < abs(value) < float("inf") and (masks or op.op not in _FACTORS):
                 words = f"{op.op} gives {_outputs(op)}: its literal {value:g} does not fit, {self._ends()}"
                 return Culprit("constant", op, twin, words, literal=(name, value))
             if name == "eps" and self._is_flushed(value):
@@ -162,6 +160,13 @@ class _Explanation:
                 words = f"{what} reaches {number(magnitude.amax)} and is cast to {self.format} here: {self._ends()}"
                 return Culprit("overflow", op, twin, f"{op.op} gives {_outputs(op)}: {words}")
         return None
+
+    def _too_large(self, op: Op, twin: Op | None) -> Culprit | None:
+        top = max((m.amax for m in twin.outputs), default=0.0) if twin else 0.0
+        if top <= self.format.max:
+            return None
+        words = f"{op.op} gives {_outputs(op)}: in FP32 it reaches {number(top)}, {self._ends()} ({_inputs(op)})"
+        return Culprit("overflow", op, twin, words)
 
     def _masked_row(self, op: Op, twin: Op | None) -> Culprit | None:
         """A softmax over nothing but -inf, which a mask of finite numbers became."""

@@ -98,16 +98,21 @@ class Stage:
         bench.model.zero_grad(set_to_none=True)
         seed_everything(seed)
         made = Pass(recorder.ops, float("nan"), scale)
-        own_regions = without_autocast() if twin else contextlib.nullcontext()
         try:
-            with backend_flags(False), own_regions, emulating(bench.device.torch, self.emulation), user_code():
+            with contextlib.ExitStack() as around:
+                if twin:
+                    around.enter_context(without_autocast())
+                    around.enter_context(stored_in_fp32(bench.model))
+                around.enter_context(backend_flags(False))
+                around.enter_context(emulating(bench.device.torch, self.emulation))
+                around.enter_context(user_code())
                 self._forward_and_backward(recorder, chosen, batch, scale, made)
+                made.gradients_finite = _gradients_finite(bench.model)
         except UserCodeError as error:
             made.error, made.error_op = error, recorder.raised
             if recorder.raised is not None:
                 recorder.raised.index = recorder.raised.call = len(recorder.ops)
                 recorder.ops.append(recorder.raised)
-        made.gradients_finite = _gradients_finite(bench.model)
         return made
 
     def _forward_and_backward(
@@ -230,6 +235,21 @@ def without_autocast() -> Iterator[None]:
         yield
     finally:
         region_class.__init__ = kept
+
+
+@contextlib.contextmanager
+def stored_in_fp32(model: nn.Module) -> Iterator[None]:
+    """Parameters and buffers that the user keeps in 16 bits are in FP32 inside, and so are their gradients."""
+    low = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.dtype in _HALF]
+    kept = [tensor.data for tensor in low]
+    for tensor in low:
+        tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, data in zip(low, kept, strict=True):
+            tensor.grad = None  # of another dtype than the parameter is again
+            tensor.data = data
 
 
 def _gradients_finite(model: nn.Module) -> bool:

@@ -218,8 +218,12 @@ class _Backward(TorchDispatchMode):
 
 def run_backward(loss: torch.Tensor) -> None:
     """``loss.backward()``, in a frame of ours that ends the search for the user's code."""
-    # Not the method: a torch function mode would be switched off inside it.
-    torch.autograd.backward(loss)
+    # Not through torch.autograd.backward: a torch function mode is switched off inside it, and with it the changes to
+    # what a checkpointed region computes again.
+    with torch._C.DisableTorchFunction():
+        gradient = torch.ones_like(loss)
+    engine = torch.autograd.Variable._execution_engine
+    engine.run_backward((loss,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def role_of(path: str, leaf: bool = False) -> str:

@@ -138,6 +138,7 @@ class DebugResult:
         fp8: saturated and underflowed shares per linear, for FP8.
         notes: what was assumed or emulated.
         limit: the format's largest number.
+        optimizer: what it made of a parameter, where it made one not finite.
         unexplained: whether a step failed for which no op can be named.
         verified_steps: how many steps ran with all cures in force; None without cures, or where a step failed still.
     """
@@ -156,6 +157,7 @@ class DebugResult:
     notes: list[str] = dataclasses.field(default_factory=list)
     limit: float = 0.0
     unexplained: bool = False
+    optimizer: dict[str, Any] | None = None
     verified_steps: int | None = None
 
     @property
@@ -163,7 +165,9 @@ class DebugResult:
         """Clean, or what kind of failure it is."""
         if any(finding.culprit.kind == "not-precision" for finding in self.findings):
             return "not-precision"
-        return "precision" if self.findings or self.underfed or self.unexplained else "clean"
+        if self.optimizer and not self.optimizer["low"]:
+            return "not-precision"
+        return "precision" if self.findings or self.underfed or self.unexplained or self.optimizer else "clean"
 
     def to_json(self, tool: str) -> dict[str, Any]:
         """The JSON report, schema version 1."""
@@ -171,7 +175,7 @@ class DebugResult:
             "version": 1, "tool": tool, "target": self.target, "dtype": self.dtype, "device": self.device,
             "verdict": self.verdict, "steps": {"asked": self.asked, "run": self.steps,
                                                "with_cures": self.verified_steps},
-            "scaler": self.scaler,
+            "scaler": self.scaler, "optimizer": self.optimizer,
             "findings": [*(found.to_json() for found in self.findings), *(found.to_json() for found in self.underfed)],
             "margins": {"limit": self.limit, **{name: found.to_json() for name, found in self.margins.items()}},
             "layers": [layer.to_json() for layer in self.layers],

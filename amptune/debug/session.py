@@ -15,6 +15,7 @@ from amptune.debug.diagnose import Culprit, find_culprit
 from amptune.debug.emulate import Emulation
 from amptune.debug.fp8 import Fp8Linears
 from amptune.debug.losses import Losses
+from amptune.debug.optimizer import optimizer_failure
 from amptune.debug.passes import Pass, Preserved, Stage
 from amptune.debug.record import Rewrite
 from amptune.debug.result import DebugResult, Extreme, Finding
@@ -58,7 +59,8 @@ class Session:
     def __init__(self, bench: Workbench, batches: Batches, options: DebugOptions) -> None:
         self.bench = bench
         self.batches = batches
-        self.options = options
+        self.notes: list[str] = []
+        self.options = options = self._without_scaler(options)
         self.format = Format.FP16 if options.dtype == "fp16" else Format.BF16
         candidate = Candidate(
             f"autocast-{self.format.label}", autocast=self.format, scaler=ScalerConfig(enabled=options.scaler)
@@ -71,8 +73,20 @@ class Session:
         self._skipped = 0
         self._looked = 0
         self.result = DebugResult(
-            bench.target.spec.text, options.dtype, bench.device.name, options.steps, limit=self.format.max
+            bench.target.spec.text, options.dtype, bench.device.name, options.steps, limit=self.format.max,
+            notes=self.notes,
         )  # fmt: skip
+
+    def _without_scaler(self, options: DebugOptions) -> DebugOptions:
+        """The options with the scaler off where GradScaler would raise."""
+        low = next((p.dtype for p in self.bench.model.parameters() if p.dtype is torch.float16), None)
+        if not options.scaler or low is None:
+            return options
+        self.notes.append(
+            "parameters are in fp16, whose gradients GradScaler refuses to unscale, so the loss is not scaled; "
+            "keep the parameters in FP32 and let autocast lower them"
+        )
+        return dataclasses.replace(options, scaler=False)
 
     def run(self) -> DebugResult:
         """Train until the steps are done or nothing cures what went wrong.
@@ -133,6 +147,15 @@ class Session:
         run.scaler.step(run.optimizer)
         run.scaler.update()
         self._skipped += run.scaler.get_scale() < scale
+        return not self._broken_by_optimizer(run, step)
+
+    def _broken_by_optimizer(self, run: Run, step: int) -> bool:
+        """Whether the optimizer made a weight NaN or infinite out of finite ones and finite gradients."""
+        named = self.bench.model.named_parameters()
+        found = next(((name, p) for name, p in named if not bool(torch.isfinite(p).all())), None)
+        if found is None:
+            return False
+        self.result.optimizer = optimizer_failure(run.optimizer, *found, step)
         return True
 
     def _only_the_scale(self, done: Pass, step: int, batch: Any) -> bool:

@@ -19,6 +19,8 @@ def render(result: DebugResult, lines: Lines) -> str:
     """The report as text that ends in a line end; ``lines`` gives the lines of a source file, [] for none."""
     parts = [*(_finding(finding, result, lines) for finding in result.findings)]
     parts += [_underfed(found, lines) for found in result.underfed]
+    if result.optimizer:
+        parts.append(f"{result.optimizer['message']}\n  cure: {result.optimizer['cure']}")
     parts.append("\n".join(_summary(result)))
     table = _table(result.layers)
     parts += [table] if table else []
@@ -82,6 +84,8 @@ def _summary(result: DebugResult) -> Iterator[str]:
     if scaler.get("enabled"):
         skipped = f", {scaler['skipped']} steps skipped" if scaler["skipped"] else ""
         yield f"loss scale {number(scaler['final_scale'])} at the end{skipped}"
+        if scaler["skipped"] == result.steps > 0:
+            yield "every step was skipped: the scale has not settled yet, so raise --steps"
 
 
 def _margin(kind: str, extreme: Extreme, result: DebugResult) -> str:

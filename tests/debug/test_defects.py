@@ -194,3 +194,34 @@ def test_fp8_reports_what_saturates_and_underflows(run: Run) -> None:
     assert layers["inp"]["input"]["saturated_unscaled"] == 0
     assert layers["head"]["input"]["underflow"] < 0.05
     assert layers["head"]["gradient"]["largest"] > 0
+
+
+def test_a_checkpointed_block_is_cured_where_it_is_computed_again(run: Run) -> None:
+    source = part("x = x * 500\ny = x + (x * x).mean(-1, keepdim=True) * 1e-6  # BAD").replace(
+        "self.part(F.relu(self.inp(x)))",
+        "torch.utils.checkpoint.checkpoint(self.part, self.inp(x), use_reentrant=False)",
+    )
+    result = run(source.replace("import torch\n", "import torch\nimport torch.utils.checkpoint\n", 1))
+    finding = only(result)
+    assert finding.culprit.op.op == "mul"
+    assert "fp32" in {cure.kind for cure in finding.cures if cure.complete}
+    assert result.verified_steps == 2
+
+
+def test_parameters_in_fp16_break_in_the_optimizer(run: Run) -> None:
+    """Adam's eps is zero there; GradScaler refuses their gradients altogether."""
+    source = part("y = x").replace("return Net()", "return Net().half()").replace("generator=generator), t", "t")
+    source = source.replace("torch.randn(8, 32, torch", "torch.ones(8, 32).half(), torch")
+    source += "\n\ndef make_optimizer(params):\n    return torch.optim.AdamW(params)\n"
+    result = run(source)
+    assert result.verdict == "precision"
+    assert result.optimizer is not None
+    assert "where eps 1e-08 is zero" in result.optimizer["message"]
+    assert any("refuses to unscale" in note for note in result.notes)
+
+
+def test_a_mask_that_is_added_is_a_literal_to_replace(run: Run) -> None:
+    source = part("m = torch.zeros(8, 1)\nm[2] = 1\ny = torch.softmax(x + m.to(x.dtype) * -1e9, -1)  # BAD")
+    finding = only(run(source))
+    assert finding.culprit.kind == "constant"
+    assert [cure.kind for cure in finding.cures][0] == "mask"
