@@ -125,6 +125,10 @@ PLANS: dict[str, Plan] = {
         plan(Format.FP16),
         scaler=ScalerConfig(enabled=True, init_scale=1000.0, growth_factor=1.5, backoff_factor=0.25, growth_interval=7),
     ),
+    "region": dataclasses.replace(
+        plan(Format.BF16),
+        sites={**plan(Format.BF16).sites, "blocks.1#gelu.0": SitePlan(Format.BF16, how="autocast")},
+    ),
     "empty": Plan(target="net.py"),
     "package": dataclasses.replace(plan(Format.BF16), target="pack.models:build"),
     "images": dataclasses.replace(plan(Format.BF16), channels_last=True, output_format=Format.FP32),

@@ -146,6 +146,8 @@ def test_torchao_converts_exactly_the_fp8_sites(files):
     rest = constant(text, "REST")
     assert rest.keys() == set(plans.MODULES) - constant(text, "FLOAT8").keys()
     assert constant(read(files, "mixed", "torchao"), "REST")["blocks.0.fc2"] == {"format": "bf16", "pad": 24}
+    assert constant(read(files, "region", "torchao"), "REST")["blocks.1"] == {"format": "bf16", "how": "autocast"}
+    assert "gelu" not in read(files, "region", "torchao"), "its region is in the table"
     assert "softmax" in read(files, "mixed", "torchao"), "the op that is pinned in the source is told as lost"
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from amptune.core.formats import Format
-from amptune.core.plan import Plan, SitePlan
+from amptune.core.plan import Plan
 from amptune.export.code import dict_literal, python_file
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
-from amptune.export.view import fp8_modules, functions, listed, modules
+from amptune.export.view import fp8_modules, functions, listed
+from amptune.patch.table import site_values
 
 RECIPES = {"tensorwise": "tensorwise", "rowwise": "rowwise", "rowwise_gw_hp": "rowwise_with_gw_hp"}
 """Our names of scalings -> torchao's names of recipes."""
@@ -78,19 +77,9 @@ def export(plan: Plan, model: ModelFile) -> Export:
 
 def rest_table(plan: Plan) -> dict[str, object]:
     """The table that ``amptune_runtime.apply_plan`` takes, for the sites that are not FP8."""
-    sites = {path: site for path, site in modules(plan).items() if not site.format.is_fp8 and site.how != "follow"}
-    if "" in plan.sites:
-        sites[""] = plan.sites[""]
-    return {path: _entry(site) for path, site in sites.items()}
-
-
-def _entry(site: SitePlan) -> str | dict[str, Any]:
-    entry: dict[str, Any] = {"format": site.format.label}
-    if site.how == "autocast":
-        entry["how"] = "autocast"
-    if site.pad:
-        entry["pad"] = site.pad
-    return entry if len(entry) > 1 else site.format.label
+    planned = fp8_modules(plan)
+    entries = {path: dict(value) for path, value in site_values(plan).items() if path not in planned}
+    return {path: entry if len(entry) > 1 else entry["format"] for path, entry in entries.items()}
 
 
 def rest_arguments(plan: Plan) -> str:
@@ -101,7 +90,7 @@ def rest_arguments(plan: Plan) -> str:
 
 def _lost(plan: Plan) -> list[Lost]:
     lost = []
-    pinned = functions(plan)
+    pinned = [name for name, site in functions(plan).items() if site.how == "source"]
     if pinned:
         lost.append(
             Lost(

@@ -115,7 +115,7 @@ def _lost(plan: Plan) -> list[Lost]:
                 f"Pure E5M2 is refused by Transformer Engine: {listed(backwards)}", "E4M3 forward is written for them."
             )
         )
-    pinned = functions(plan)
+    pinned = [name for name, site in functions(plan).items() if site.how == "source"]
     if pinned:
         lost.append(
             Lost(
