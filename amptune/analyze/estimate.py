@@ -48,7 +48,7 @@ class Estimate:
         memory: predicted memory.
         speedup: FP32's step over this one.
         bound: whether the GPU or the launches on the processor set the time.
-        runs: False where the recipe does not fit the GPU's memory.
+        fits: False where the recipe does not fit the GPU's memory.
     """
 
     step_ms: float
@@ -95,13 +95,17 @@ def estimate_all(
     """
     wanted = [recipe for recipe in dict.fromkeys([RECIPES["fp32"], *recipes]) if applies(graph, recipe)]
     tables: dict[str, dict[str, Estimate]] = {gpu.key: {} for gpu in gpus if gpu.is_cuda}
+    realised = _Realised(graph)
     for recipe in wanted:
+        able = [gpu for gpu in gpus if gpu.is_cuda and can_run(recipe, gpu)]
+        if not able:
+            continue
+        setting, dtypes = Setting(recipe, train=train, fused=mode == "compile"), realised.under(recipe)
+        memory = step_memory(graph, dtypes, setting)
         for fixed in (False, True):
-            work = _Work(graph, Setting(recipe, fixed=fixed, train=train, fused=mode == "compile"))
-            name = recipe.name + (FIXED if fixed else "")
-            for gpu in gpus:
-                if gpu.is_cuda and can_run(recipe, gpu):
-                    tables[gpu.key][name] = work.on(gpu, tables[gpu.key])
+            work = _Work(graph, dataclasses.replace(setting, fixed=fixed), dtypes, memory)
+            for gpu in able:
+                tables[gpu.key][recipe.name + (FIXED if fixed else "")] = work.on(gpu, tables[gpu.key])
     asked = {recipe.name for recipe in recipes} | {"fp32"}
     return {key: {n: e for n, e in table.items() if n.removesuffix(FIXED) in asked} for key, table in tables.items()}
 
@@ -118,14 +122,30 @@ def can_run(recipe: Recipe, gpu: Gpu) -> bool:
     return peak_of(gpu, recipe.format) > 0
 
 
+class _Realised:
+    """The dtypes of a graph under recipes; those that differ in TF32 or FP8 alone have the same."""
+
+    def __init__(self, graph: PrecisionGraph) -> None:
+        self._graph = graph
+        self._known: dict[tuple[Format | None, Format | None], dict[str, SiteDtypes]] = {}
+
+    def under(self, recipe: Recipe) -> Mapping[str, SiteDtypes]:
+        """Site id -> dtypes."""
+        key = recipe.autocast, recipe.params
+        if key not in self._known:
+            self._known[key] = realise(self._graph, recipe)
+        return self._known[key]
+
+
 class _Work:
     """All kernels of one step under one setting, ready to be timed on any GPU."""
 
-    def __init__(self, graph: PrecisionGraph, setting: Setting) -> None:
-        dtypes = realise(graph, setting.recipe)
+    def __init__(
+        self, graph: PrecisionGraph, setting: Setting, dtypes: Mapping[str, SiteDtypes], memory: Memory
+    ) -> None:
         self.setting = setting
         self.kernels = list(step_kernels(graph, dtypes, setting).values())
-        self.memory = step_memory(graph, dtypes, setting)
+        self.memory = memory
         self.extra = [*_accumulations(graph, dtypes, setting), *_optimizer(self.memory, setting)]
 
     def on(self, gpu: Gpu, others: Mapping[str, Estimate]) -> Estimate:
@@ -211,10 +231,11 @@ def site_times(
     """Predicted times of every site on one GPU, those with the largest gain first."""
     times = _Times(gpu)
     found: dict[str, dict[str, float]] = {site.id: {} for site in graph}
+    realised = _Realised(graph)
     for recipe in dict.fromkeys([RECIPES["fp32"], *recipes]):
         if not (can_run(recipe, gpu) and applies(graph, recipe)):
             continue
-        dtypes = realise(graph, recipe)
+        dtypes = realised.under(recipe)
         for fixed in (False, True):
             setting = Setting(recipe, fixed=fixed, train=train, fused=mode == "compile")
             for name, each in step_kernels(graph, dtypes, setting).items():
