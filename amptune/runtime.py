@@ -62,11 +62,12 @@ SCALINGS = ("tensorwise", "rowwise", "rowwise_gw_hp")
 FP8_MULTIPLE = 16
 """Rows and columns of FP8 operands must be multiples of this many elements (torch.nn.functional.scaled_mm on CUDA)."""
 HOW = ("swap", "autocast", "follow", "source")
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """What the plan says about one module: format, how it is put in force, and padding of output features.
+    """What the plan says about one module: format, how it is put in force, and padding of output and input features.
 
     ``dtype`` is that of the module's output, bfloat16 for FP8. ``scaling`` is of FP8 only: one scale for a tensor
     ("tensorwise", gradients in E5M2), one for each row of each operand ("rowwise"), or the same with the weight
@@ -79,6 +80,12 @@ class Site:
     pad: int = 0
     strided: bool = False
     scaling: str | None = None
+    pad_in: int = 0
+
+    def padded(self, weight: Tensor) -> tuple[int, int]:
+        """Output and input features (of a convolution: channels) of ``weight``, with their padding."""
+        rows, columns = weight.shape[:2]
+        return rows + (-rows % self.pad if self.pad else 0), columns + (-columns % self.pad_in if self.pad_in else 0)
 
 
 # --- casts -----------------------------------------------------------------------------------------------------------
@@ -126,11 +133,12 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype or not tensor.is_floating_point() else tensor.to(dtype)
 
 
-def _lowered(parameter: Tensor, dtype: torch.dtype, extra_rows: int) -> Tensor:
-    low = parameter.to(dtype)
-    if extra_rows:
-        low = F.pad(low, (0, 0) * (low.dim() - 1) + (0, extra_rows))
-    return low
+def _padded(tensor: Tensor, rows: int, columns: int | None = None) -> Tensor:
+    """``tensor`` with zeros up to ``rows`` in its first and ``columns`` in its second dimension."""
+    extra = [0, rows - tensor.shape[0]]
+    if tensor.dim() > 1:
+        extra = [0, 0 if columns is None else columns - tensor.shape[1], *extra]
+    return F.pad(tensor, [0] * (2 * tensor.dim() - len(extra)) + extra) if any(extra) else tensor
 
 
 class _Reuse(torch.autograd.Function):
@@ -142,31 +150,32 @@ class _Reuse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, low: Tensor) -> Tensor:
-        ctx.rows, ctx.dtype = parameter.shape[0], parameter.dtype
+        ctx.shape, ctx.dtype = parameter.shape, parameter.dtype
         return low.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient[: ctx.rows].to(ctx.dtype), None
+        return gradient[tuple(map(slice, ctx.shape))].to(ctx.dtype), None
 
 
-def _weight(parameter: Tensor | None, dtype: torch.dtype, extra_rows: int = 0) -> Any:
-    """The parameter in ``dtype``, with ``extra_rows`` zero rows; None for a parameter that is None.
+def _weight(parameter: Tensor | None, dtype: torch.dtype, *size: int) -> Any:
+    """The parameter in ``dtype``, with zeros up to ``size`` (rows, columns); None for a parameter that is None.
 
     A cast is reused within one outermost forward only. No key can tell that a weight changed (fused optimizers and
     ``.data`` writes leave ``_version`` alone), but nothing trains inside a forward. What is kept are values without
     a graph, so that a cast made under no_grad freezes nothing; and only while autograd keeps them alive anyway.
     """
-    if parameter is None or (parameter.dtype == dtype and not extra_rows):
+    if parameter is None or (parameter.dtype == dtype and parameter.shape[: len(size)] == size):
         return parameter
+    size = size or (parameter.shape[0],)
     casts = _reusable_casts()
     if casts is None:
-        return _lowered(parameter, dtype, extra_rows)
-    key = (id(parameter), dtype, extra_rows)
+        return _padded(parameter.to(dtype), *size)
+    key = (id(parameter), dtype, size)
     held = casts.get(key)
     if held is not None and held[0] is parameter and held[1] == parameter._version:
         return _Reuse.apply(parameter, held[2])  # type: ignore[no-untyped-call]
-    low = _lowered(parameter, dtype, extra_rows)
+    low = _padded(parameter.to(dtype), *size)
     casts[key] = (parameter, parameter._version, low.detach())
     return low
 
@@ -415,11 +424,11 @@ class _Fp8Linear(torch.autograd.Function):
         """
         keeps_x = trains and scaling == "rowwise_gw_hp"
         lowered = _to_fp8(x, _E4M3, scaling, rows=True, columns=trains and not keeps_x)
-        ctx.scaling, ctx.features, ctx.dtype = scaling, weight.shape[0], weight.dtype
+        ctx.scaling, ctx.shape, ctx.dtype = scaling, weight.shape, weight.dtype
         for_x = () if columns is None else (columns, row_scale if column_scale is None else column_scale)
         for_weight = (x,) if keeps_x else lowered.columns or ()
         ctx.save_for_backward(*for_x, *for_weight)
-        a, low_bias = lowered.rows, None if bias is None else _padded_rows(bias.to(torch.bfloat16), rows.shape[0])
+        a, low_bias = lowered.rows, None if bias is None else _padded(bias.to(torch.bfloat16), rows.shape[0])
         assert a is not None
         return _scaled_mm(a.data, rows.t(), a.scale, row_scale.t(), low_bias, torch.bfloat16, True)
 
@@ -441,21 +450,21 @@ class _Fp8Linear(torch.autograd.Function):
             elif of_weight:
                 weight_gradient = gradient.t() @ saved[-1]
         if weight_gradient is not None:
-            weight_gradient = weight_gradient[: ctx.features].to(ctx.dtype)
+            weight_gradient = weight_gradient[: ctx.shape[0], : ctx.shape[1]].to(ctx.dtype)
         if of_bias:
-            bias_gradient = gradient.sum(0, dtype=torch.float32)[: ctx.features]
+            bias_gradient = gradient.sum(0, dtype=torch.float32)[: ctx.shape[0]]
         return x_gradient, weight_gradient, bias_gradient, None, None, None, None, None, None
 
 
-def _fp8_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scaling: str, features: int) -> Tensor:
-    """x (..., K) bfloat16 -> (..., features); rows of zeros make the weight's N features as many."""
+def _fp8_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scaling: str, size: tuple[int, int]) -> Tensor:
+    """x (..., K) bfloat16 -> (..., N); zeros make the sizes of the weight ``size``, which is (N, K)."""
     tokens = x.numel() // x.shape[-1]
     flat = x.reshape(tokens, x.shape[-1])
     trains = torch.is_grad_enabled() and weight.requires_grad
     if trains and scaling != "rowwise_gw_hp":
         # The weight gradient contracts over the tokens, so they too have to be a multiple.
-        flat = _padded_rows(flat, tokens + -tokens % FP8_MULTIPLE)
-    rows, columns = _fp8_weight(weight, scaling, features, columns=torch.is_grad_enabled() and x.requires_grad)
+        flat = _padded(flat, tokens + -tokens % FP8_MULTIPLE)
+    rows, columns = _fp8_weight(weight, scaling, size, columns=torch.is_grad_enabled() and x.requires_grad)
     assert rows is not None
     data, scale = columns or (None, None)
     # The compiler takes no tensor twice.
@@ -463,32 +472,22 @@ def _fp8_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scaling: str, fe
     output: Tensor = _Fp8Linear.apply(  # type: ignore[no-untyped-call]
         flat, weight, bias, *rows, data, own_scale, scaling, trains
     )
-    return output[:tokens].reshape(*x.shape[:-1], features)
+    return output[:tokens].reshape(*x.shape[:-1], size[0])
 
 
-def _padded_rows(tensor: Tensor, rows: int) -> Tensor:
-    """``tensor`` with zero rows up to ``rows``. FP8 is padded as bytes, among which zero is 0.0."""
-    if tensor.shape[0] == rows:
-        return tensor
-    sizes = (0, 0) * (tensor.dim() - 1) + (0, rows - tensor.shape[0])
-    if tensor.dtype.itemsize > 1:
-        return F.pad(tensor, sizes)
-    return F.pad(tensor.view(torch.uint8), sizes).view(tensor.dtype)
-
-
-def _fp8_weight(parameter: Tensor, scaling: str, rows: int, *, columns: bool) -> _Lowered:
-    """The parameter in FP8, with zero rows up to ``rows``; outside of the graph.
+def _fp8_weight(parameter: Tensor, scaling: str, size: tuple[int, int], *, columns: bool) -> _Lowered:
+    """The parameter in FP8, with zeros up to ``size``; outside of the graph.
 
     Reused within one outermost forward, as 16-bit casts are, from the second use on: keeping what is used once would
     cost memory for nothing.
     """
     casts = _reusable_casts()
-    key = (id(parameter), scaling, rows)
+    key = (id(parameter), scaling, size)
     held = None if casts is None else casts.get(key)
     is_known = held is not None and held[0] is parameter and held[1] == parameter._version
     if held is not None and is_known and held[2] is not None and (held[2].columns is not None or not columns):
         return held[2]  # type: ignore[no-any-return]
-    low = _to_fp8(_padded_rows(parameter.detach(), rows), _E4M3, scaling, rows=True, columns=columns)
+    low = _to_fp8(_padded(parameter.detach(), *size), _E4M3, scaling, rows=True, columns=columns)
     if casts is not None:
         casts[key] = (parameter, parameter._version, low if is_known else None)
     return low
@@ -606,12 +605,12 @@ class _Planned:
         own = super().extra_repr()  # type: ignore[misc]
         site = self._amptune
         scaling = f":{site.scaling}" if site.scaling else ""
-        pad = f", pad={site.pad}" if site.pad else ""
+        pad = "".join(f", {name}={getattr(site, name)}" for name in ("pad", "pad_in") if getattr(site, name))
         return f"{own}{', ' if own else ''}format={site.format}{scaling}{pad}"
 
 
 class PlannedLinear(_Planned, nn.Linear):
-    """Linear in the planned format, its output features padded with zeros to a multiple of ``pad``.
+    """Linear in the planned format, features padded with zeros: output to a multiple of ``pad``, input of ``pad_in``.
 
     The padded output is cut back to its size. The cut is copied to contiguous memory unless the plan says
     ``strided``, because ``.view`` of a strided tensor can raise in the code that follows.
@@ -620,16 +619,30 @@ class PlannedLinear(_Planned, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         site = self._amptune
-        extra = -self.weight.shape[0] % site.pad if site.pad else 0
+        rows, columns = site.padded(self.weight)
         with _without_autocast(input.device.type):
-            weight = _weight(self.weight, site.dtype, extra)
-            output = F.linear(_cast(input, site.dtype), weight, _weight(self.bias, site.dtype, extra))
-        return _cut(output, self.weight.shape[0], site) if extra else output
+            weight = _weight(self.weight, site.dtype, rows, columns)
+            x = _padded_features(_cast(input, site.dtype), -1, columns - self.weight.shape[1])
+            output = F.linear(x, weight, _weight(self.bias, site.dtype, rows))
+        return _cut(output, -1, self.weight.shape[0], site)
 
 
-def _cut(output: Tensor, features: int, site: Site) -> Tensor:
-    output = output.narrow(-1, 0, features)
-    return output if site.strided else output.contiguous()
+def _padded_features(x: Tensor, dim: int, extra: int) -> Tensor:
+    """``x`` with ``extra`` zeros in a dimension counted from the last, which is -1."""
+    return F.pad(x, (0, 0) * (-dim - 1) + (0, extra)) if extra else x
+
+
+def _cut(output: Tensor, dim: int, features: int, site: Site) -> Tensor:
+    """The first ``features`` of ``dim``, in contiguous memory of the same order, unless the plan leaves it strided."""
+    if output.shape[dim] == features:
+        return output
+    cut = output.narrow(dim, 0, features)
+    if site.strided:
+        return cut
+    order = _CHANNELS_LAST.get(output.dim())
+    if order is None or output.is_contiguous() or not output.is_contiguous(memory_format=order):
+        return cut.contiguous()
+    return cut.contiguous(memory_format=order)
 
 
 class PlannedFp8Linear(_Planned, nn.Linear):
@@ -640,14 +653,14 @@ class PlannedFp8Linear(_Planned, nn.Linear):
         site = self._amptune
         if not torch.compiler.is_compiling():
             _refuse_fp8_on(input.device)
-        features = self.weight.shape[0]
-        rows = features + (-features % site.pad if site.pad else 0)
+        rows, columns = site.padded(self.weight)
         with _without_autocast(input.device.type):
             x = _cast(input, site.dtype)
             if input.numel() == 0:
                 return F.linear(x, self.weight.to(site.dtype), None if self.bias is None else self.bias.to(site.dtype))
-            output = _fp8_linear(x, self.weight, self.bias, str(site.scaling), rows)
-        return output if rows == features else _cut(output, features, site)
+            x = _padded_features(x, -1, columns - self.weight.shape[1])
+            output = _fp8_linear(x, self.weight, self.bias, str(site.scaling), (rows, columns))
+        return _cut(output, -1, self.weight.shape[0], site)
 
 
 class _PlannedConv(_Planned):
@@ -656,10 +669,14 @@ class _PlannedConv(_Planned):
     _conv_forward: Callable[..., Tensor]
 
     def forward(self, input: Tensor) -> Tensor:
-        """As the convolution's own forward, in the planned format."""
-        dtype = self._amptune.dtype
+        """As the convolution's own forward, in the planned format, channels padded as the plan says."""
+        site, channels = self._amptune, 1 - self.weight.dim()
+        rows, columns = site.padded(self.weight)
         with _without_autocast(input.device.type):
-            return self._conv_forward(_cast(input, dtype), _weight(self.weight, dtype), _weight(self.bias, dtype))
+            x = _padded_features(_cast(input, site.dtype), channels, columns - self.weight.shape[1])
+            weight = _weight(self.weight, site.dtype, rows, columns)
+            output = self._conv_forward(x, weight, _weight(self.bias, site.dtype, rows))
+        return _cut(output, channels, self.weight.shape[0], site)
 
 
 class PlannedConv1d(_PlannedConv, nn.Conv1d):
@@ -1072,7 +1089,8 @@ def apply_plan(
         model: any module; one wrapped by torch.compile or DistributedDataParallel is unwrapped.
         sites: module path or glob -> "fp32", "bf16", "fp16", "fp8_e4m3:tensorwise" (or another of SCALINGS; Linear
             only), or a dict with the keys ``format``; ``scaling``; ``pad``, a multiple to which a Linear's output
-            features are padded while computing; ``strided``, to leave the padded output uncopied; ``how``,
+            features or a convolution's channels are padded while computing; ``pad_in``, the same for input features;
+            ``strided``, to leave the padded output uncopied; ``how``,
             "autocast" to run the module (a container too) in an autocast region. In a glob ``*``
             stands for one part of a path and ``**`` for any number; a glob that ends in a wildcard means modules with
             parameters. An exact path beats a glob, a longer glob a shorter one.
@@ -1173,9 +1191,6 @@ def _turn_off_fast_paths(model: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
 def _to_channels_last(model: nn.Module) -> None:
     seen: set[int] = set()
     for module in model.modules():
@@ -1254,7 +1269,7 @@ def _known(what: str, name: Any, known: Iterable[str]) -> str:
     return str(name)
 
 
-_ENTRY_KEYS = ("format", "pad", "strided", "how", "scaling", "why")
+_ENTRY_KEYS = ("format", "pad", "pad_in", "strided", "how", "scaling", "why")
 
 
 def _entry(key: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -1267,9 +1282,10 @@ def _entry(key: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
     _check_scaling(key, entry)
     if entry.get("how") is not None:
         _known(f"site {key!r}: how", entry["how"], HOW)
-    pad = entry.get("pad") or 0
-    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
-        raise ValueError(f"site {key!r}: pad {pad!r} is not a multiple such as 8 or 64, or 0 for none")
+    for name in ("pad", "pad_in"):
+        pad = entry.get(name) or 0
+        if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
+            raise ValueError(f"site {key!r}: {name} {pad!r} is not a multiple such as 8 or 64, or 0 for none")
     return entry
 
 
@@ -1289,17 +1305,26 @@ def _check_scaling(key: str, entry: Mapping[str, Any]) -> None:
             raise ValueError(f"site {key!r}: scaling {scaling!r} is for {FP8}, and the format is {entry['format']}")
 
 
-def _check_fp8(where: str, module: Any, how: str | None, pad: int) -> None:
+def can_pad(module: Any) -> bool:
+    """Whether output and input features of ``module`` can be padded while it computes.
+
+    With several groups of channels, zeros would have to stand between the groups.
+    """
+    base = base_class(type(module))
+    return base is nn.Linear or (base in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and module.groups == 1)
+
+
+def _check_fp8(where: str, module: Any, site: Site) -> None:
     """Raise ValueError unless the module is a Linear whose dimensions, padded, FP8 kernels take."""
-    if base_class(type(module)) is not nn.Linear or how != "swap":
+    if base_class(type(module)) is not nn.Linear or site.how != "swap":
         raise ValueError(f"{where} cannot compute in FP8, which is for Linear")
-    columns, rows = module.in_features, module.out_features
-    rows += -rows % pad if pad else 0
-    wrong = [f"{name}={size}" for name, size in (("K", columns), ("N", rows)) if size % FP8_MULTIPLE]
+    wrong = [
+        f"{name}={size}" for name, size in zip("NK", site.padded(module.weight), strict=True) if size % FP8_MULTIPLE
+    ]
     if wrong:
         raise ValueError(
             f"{where}: FP8 needs dimensions that are multiples of {FP8_MULTIPLE}, and {', '.join(wrong)}; "
-            f"'pad': {FP8_MULTIPLE} pads N"
+            f"'pad': {FP8_MULTIPLE} pads N, and 'pad_in': {FP8_MULTIPLE} pads K"
         )
 
 
@@ -1317,15 +1342,15 @@ def _site(path: str, module: nn.Module, entry: Mapping[str, Any], *, exact: bool
         raise ValueError(f"{where} takes no format itself; name its children, or give it how='autocast'")
     if how == "swap" and possible != "swap":
         raise ValueError(f"{where} cannot be swapped; leave out 'how', or give it how='autocast'")
-    pad = entry.get("pad") or 0
-    how = how or possible
-    if pad and not (base is nn.Linear and how == "swap"):
+    pad, pad_in, how = entry.get("pad") or 0, entry.get("pad_in") or 0, str(how or possible)
+    if (pad or pad_in) and not (can_pad(module) and how == "swap"):
         if exact:
-            raise ValueError(f"{where}: pad is for the output features of Linear")
-        pad = 0
-    if entry["format"] == FP8:
-        _check_fp8(where, module, how, pad)
-    return Site(entry["format"], dtype, str(how), pad, bool(entry.get("strided")), entry.get("scaling"))
+            raise ValueError(f"{where}: padding is for Linear, and for convolutions with one group")
+        pad = pad_in = 0
+    site = Site(entry["format"], dtype, how, pad, bool(entry.get("strided")), entry.get("scaling"), pad_in)
+    if site.scaling:
+        _check_fp8(where, module, site)
+    return site
 
 
 def _check_shared(found: Mapping[str, Site], modules: Mapping[str, nn.Module]) -> None:

@@ -3,7 +3,7 @@
 from amptune.apply.plan import AppliedPlan, apply
 from amptune.apply.probe import plannable_modules, tied_by_run
 from amptune.apply.realised import Mismatch, check_realised, stale_weight_casts
-from amptune.apply.support import can_pad, how_to_apply, legal_formats
+from amptune.apply.support import can_pad, how_to_apply, legal_formats, paddings
 from amptune.apply.ties import meet_in_one_op, sources_of, takes_part, tied_by_dtype
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "how_to_apply",
     "legal_formats",
     "meet_in_one_op",
+    "paddings",
     "plannable_modules",
     "sources_of",
     "stale_weight_casts",

@@ -101,6 +101,10 @@ def _entry(site: SitePlan) -> dict[str, Any]:
         entry["how"] = "autocast"
     if site.pad:
         entry["pad"] = site.pad
+    if site.pad_in:
+        entry["pad_in"] = site.pad_in
+    if site.strided:
+        entry["strided"] = True
     if site.scaling:
         entry["scaling"] = site.scaling
     return entry

@@ -38,6 +38,22 @@ def legal_formats(
     return (Format.FP32, Format.BF16, Format.FP16)
 
 
+_LINEAR_PAD = 64
+"""Multiple for features of a Linear: 128 bytes of 16-bit numbers, what GEMM kernels like best."""
+_CHANNEL_PADS = (8, 4)
+"""Multiples for channels: what tensor cores take 16 bytes of, and the four that cuDNN has kernels of its own for."""
+
+
+def paddings(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Multiples (output, input features) worth measuring: none, and for each side that is misaligned."""
+    if not can_pad(module):
+        return ((0, 0),)
+    rows, columns = next(module.parameters()).shape[:2]
+    pads = (_LINEAR_PAD,) if isinstance(module, nn.Linear) else _CHANNEL_PADS
+    found = [(pad if rows % 8 else 0, pad if columns % 8 else 0) for pad in pads]
+    return tuple(dict.fromkeys([(0, 0), *found]))
+
+
 def can_pad(module: nn.Module) -> bool:
-    """Whether the output features of ``module`` can be padded while it computes."""
-    return type(module) is nn.Linear
+    """Whether output and input features of ``module``, a convolution's channels, can be padded while it computes."""
+    return runtime.can_pad(module)

@@ -25,6 +25,8 @@ class SitePlan:
         format: number format of its matrix products or arithmetic.
         scaling: FP8 only: how tensors are scaled.
         pad: multiple to which output features are padded at compute time; 0 = not padded.
+        pad_in: the same for input features.
+        strided: leave the padded output uncopied, because the code that follows takes it.
         how: how it is put in force: ``swap`` (module class swapped), ``follow`` (a functional op that runs in the
             format of its inputs), ``source`` (the source line pins it), ``autocast`` (a local autocast region).
         why: one sentence for the user.
@@ -35,11 +37,22 @@ class SitePlan:
     pad: int = 0
     how: Literal["swap", "follow", "source", "autocast"] = "swap"
     why: str = ""
+    pad_in: int = 0
+    strided: bool = False
 
     @property
     def choice(self) -> Choice:
         """Format and scaling as one value."""
         return Choice(self.format, self.scaling)
+
+    def to_json(self) -> dict[str, Any]:
+        """The site in plan.json; what is rare is there only where it says something."""
+        data: dict[str, Any] = {"format": str(self.format), "scaling": self.scaling, "pad": self.pad, "how": self.how}
+        if self.pad_in:
+            data["pad_in"] = self.pad_in
+        if self.strided:
+            data["strided"] = True
+        return data | {"why": self.why}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +105,9 @@ class Plan:
 
     def behaviour_hash(self) -> str:
         """Hash of what the plan does (not of why, or where it was measured): equal plans are measured once."""
-        sites = {k: (str(v.format), v.scaling, v.pad, v.how) for k, v in sorted(self.sites.items())}
+        sites = {
+            k: (str(v.format), v.scaling, v.pad, v.how, v.pad_in, v.strided) for k, v in sorted(self.sites.items())
+        }
         flags = (self.tf32, self.channels_last, str(self.loss_format), self.loss_compile, str(self.output_format))
         text = json.dumps([sites, flags, self.scaler.to_json()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -111,10 +126,7 @@ class Plan:
             "flags": {"tf32": self.tf32, "channels_last": self.channels_last},
             "loss": {"format": str(self.loss_format) if self.loss_format else None, "compile": self.loss_compile},
             "output_format": str(self.output_format) if self.output_format else None,
-            "sites": {
-                name: {"format": str(s.format), "scaling": s.scaling, "pad": s.pad, "how": s.how, "why": s.why}
-                for name, s in self.sites.items()
-            },
+            "sites": {name: site.to_json() for name, site in self.sites.items()},
             "scaler": self.scaler.to_json(),
         }
 
@@ -206,11 +218,15 @@ def _site(entry: object, where: str) -> SitePlan:
         raise PlanError(f"{where}: an FP8 site needs a scaling: one of {', '.join(SCALINGS)}")
     if scaling is not None and not number_format.is_fp8:
         raise PlanError(f"{where}: scaling {scaling!r} is for FP8, and the format is {number_format}")
-    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
-        raise PlanError(f"{where}: pad {pad!r} must be a multiple such as 8 or 64, or 0 for none")
+    pad_in, strided = reader.data.get("pad_in", 0), reader.data.get("strided", False)
+    for key, value in (("pad", pad), ("pad_in", pad_in)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise PlanError(f"{where}: {key} {value!r} must be a multiple such as 8 or 64, or 0 for none")
+    if not isinstance(strided, bool):
+        raise PlanError(f"{where}: field 'strided' is {strided!r}, expected bool")
     if how not in HOW:
         raise PlanError(f"{where}: how {how!r} is not one of {', '.join(HOW)}")
-    return SitePlan(number_format, scaling, pad, how, str(reader.data.get("why", "")))
+    return SitePlan(number_format, scaling, pad, how, str(reader.data.get("why", "")), pad_in, strided)
 
 
 def _scaler(data: object, where: str) -> ScalerConfig:

@@ -119,6 +119,10 @@ def _value(site: SitePlan) -> Value:
         items["scaling"] = site.scaling
     if site.pad:
         items["pad"] = site.pad
+    if site.pad_in:
+        items["pad_in"] = site.pad_in
+    if site.strided:
+        items["strided"] = True
     if site.how == "autocast":
         items["how"] = "autocast"
     return tuple(items.items())

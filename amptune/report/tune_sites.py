@@ -137,6 +137,8 @@ def _details(row: SiteRow) -> str:
     parts += [_HOW[row.decision.how]] if row.decision.how in _HOW else []
     if row.decision.pad:
         parts.append(f"output padded to a multiple of {row.decision.pad}")
+    if row.decision.pad_in:
+        parts.append(f"input padded to a multiple of {row.decision.pad_in}")
     if row.site and row.site.calls > 1:
         parts.append(f"called {row.site.calls} times")
     if row.site and row.site.location:

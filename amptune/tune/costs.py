@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from amptune.apply import paddings
 from amptune.core.choice import FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.tables import CastPrice, CostTable, SiteCost
@@ -30,8 +31,6 @@ HOPELESS = 5.0
 """A format whose warm-up takes this many times the FP32 time is not measured further."""
 HOPELESS_MS = 5.0
 """And it must be this much slower, so that a hiccup in a site of microseconds does not count."""
-PAD = 64
-"""Multiple that padded output features are brought to: 128 bytes of 16-bit numbers, what GEMM kernels like best."""
 CAST_SIZES = (1 << 12, 1 << 20)
 CAST_SIZES_GPU = (1 << 16, 1 << 25)
 CAST_REPEATS = 9
@@ -108,7 +107,7 @@ class _Measure:
         limit = max(HOPELESS * base.ms, base.ms + HOPELESS_MS)
         for choice in choices:
             if choice != FP32:
-                variants = [Variant(choice, pad, channels_last) for pad in _pads(module)]
+                variants = [Variant(choice, pad, channels_last, pad_in) for pad, pad_in in paddings(module)]
                 found = [self._known(module, call, signature, variant, limit) for variant in variants]
                 costs[choice] = min(found, key=lambda cost: cost.ms)
         return costs
@@ -134,10 +133,6 @@ def measure_site(module: nn.Module, call: Call, choices: Sequence[Choice], devic
     with backend_flags(False):
         measure = _Measure(device, False, CostCache(device))
         return measure.site(module, call, _signature(module, call), choices, channels_last=False)
-
-
-def _pads(module: nn.Module) -> tuple[int, ...]:
-    return (0, PAD) if type(module) is nn.Linear and module.out_features % 8 else (0,)
 
 
 def _takes_images(call: Call) -> bool:

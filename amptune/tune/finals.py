@@ -100,7 +100,7 @@ def _repeat(search: Search, candidates: list[Candidate], rounds: int) -> list[li
 
 def _formats_only(plan: Plan) -> Plan:
     """The plan's formats with the loss in FP32, no padding and the user's memory format."""
-    sites = {name: dataclasses.replace(site, pad=0) for name, site in plan.sites.items()}
+    sites = {name: dataclasses.replace(site, pad=0, pad_in=0, strided=False) for name, site in plan.sites.items()}
     return dataclasses.replace(plan, sites=sites, channels_last=False, loss_format=Format.FP32, loss_compile=False)
 
 

@@ -50,13 +50,15 @@ class Variant:
 
     Attributes:
         choice: format and scaling.
-        pad: multiple for output features, 0 for none.
+        pad: multiple for output features, or channels of a convolution, 0 for none.
+        pad_in: the same for input features.
         channels_last: memory format of images and of convolution weights.
     """
 
     choice: Choice
     pad: int = 0
     channels_last: bool = False
+    pad_in: int = 0
 
 
 def time_site(module: nn.Module, call: Call, variant: Variant, device: Device, limit: float = math.inf) -> SiteCost:
@@ -66,12 +68,13 @@ def time_site(module: nn.Module, call: Call, variant: Variant, device: Device, l
     """
     holder = nn.Sequential(copy.deepcopy(module))
     choice = variant.choice
-    entry = {"format": choice.format.label, "scaling": choice.scaling, "pad": variant.pad}
+    entry = {"format": choice.format.label, "scaling": choice.scaling, "pad": variant.pad, "pad_in": variant.pad_in}
     try:
         apply_plan(holder, {"0": entry}, channels_last=variant.channels_last)
-        return _Timer(holder[0], _filled(call, variant, device), device).cost(limit, variant.pad)
+        cost = _Timer(holder[0], _filled(call, variant, device), device).cost(limit)
     except (RuntimeError, ValueError):
-        return SiteCost(math.inf, pad=variant.pad)  # a legal answer of the table: it cannot run in this variant
+        cost = SiteCost(math.inf)  # a legal answer of the table: it cannot run in this variant
+    return dataclasses.replace(cost, pad=variant.pad, pad_in=variant.pad_in)
 
 
 class _Timer:
@@ -85,12 +88,12 @@ class _Timer:
         output = self._forward()
         self.gradient = torch.randn_like(output) if output is not None and output.requires_grad else None
 
-    def cost(self, limit: float, pad: int) -> SiteCost:
+    def cost(self, limit: float) -> SiteCost:
         """Medians over the repeats; infinite when a warm run takes longer than ``limit`` milliseconds."""
         warm = [self._waited() for _ in range(WARMUPS)]
         # The first run sets things up; one slow run among the others may be the machine's noise.
         if min(warm[1:]) > limit:
-            return SiteCost(math.inf, pad=pad)
+            return SiteCost(math.inf)
         self.device.head_start(HEAD_START_CYCLES)
         marks = [self._once() for _ in range(REPEATS)]
         self.device.synchronize()
@@ -99,7 +102,7 @@ class _Timer:
         whole = [one[0] + one[1] for one in times]
         low, _, high = statistics.quantiles(whole, n=4, method="inclusive")
         input_grad = min(alone, both)
-        return SiteCost(forward, input_grad, both - input_grad, pad=pad, spread=high - low)
+        return SiteCost(forward, input_grad, both - input_grad, spread=high - low)
 
     def _waited(self) -> float:
         begin = time.perf_counter()

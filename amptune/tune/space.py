@@ -169,7 +169,7 @@ class Space:
             for site, how in zip(group.sites, group.how, strict=True):
                 if group.kind != "pin":
                     choice, cost = chosen[site], table.site(site, chosen[site])
-                    sites[site] = SitePlan(choice.format, choice.scaling, cost.pad, how)
+                    sites[site] = SitePlan(choice.format, choice.scaling, cost.pad, how, pad_in=cost.pad_in)
                 elif point.get(group.name, HIGH) == HIGH:
                     sites[site] = SitePlan(Format.FP32, how=how)
         plan = Plan(

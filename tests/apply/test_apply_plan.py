@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from amptune import runtime
-from amptune.apply import apply, can_pad, how_to_apply, legal_formats
+from amptune.apply import apply, can_pad, how_to_apply, legal_formats, paddings
 from amptune.apply.plan import runtime_table
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
@@ -105,7 +105,7 @@ def test_sites_that_are_gone_are_named_with_the_nearest() -> None:
     ("sites", "message"),
     [
         ({"blocks.0": SitePlan(BF16)}, "takes no format itself"),
-        ({"conv": SitePlan(BF16, pad=8)}, "output features of Linear"),
+        ({"blocks.0.fc": SitePlan(BF16, pad=8, how="autocast")}, "padding is for Linear"),
         ({"conv": SitePlan(Format.FP8_E4M3, scaling="tensorwise")}, "cannot compute in FP8, which is for Linear"),
     ],
 )
@@ -144,7 +144,13 @@ def test_legal_formats(
 
 def test_what_can_be_padded() -> None:
     assert can_pad(nn.Linear(2, 2))
-    assert not can_pad(nn.Conv2d(1, 1, 1))
+    assert can_pad(nn.Conv2d(1, 1, 1))
+    assert not can_pad(nn.Conv2d(2, 2, 1, groups=2))
+    assert not can_pad(nn.LayerNorm(2))
+    assert paddings(nn.LayerNorm(2)) == paddings(nn.Linear(8, 16)) == ((0, 0),)
+    assert paddings(nn.Linear(768, 50257, bias=False)) == ((0, 0), (64, 0))
+    assert paddings(nn.Linear(30, 50)) == ((0, 0), (64, 64))
+    assert paddings(nn.Conv2d(3, 64, 7)) == ((0, 0), (0, 8), (0, 4))
     assert how_to_apply(nn.Linear(2, 2)) == "swap"
 
 

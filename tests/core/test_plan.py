@@ -14,6 +14,7 @@ PLAN = Plan(
     sites={
         "head": SitePlan(Format.BF16, pad=64, why="alone: bf16 1 ms, fp32 4 ms"),
         "fc": SitePlan(Format.FP8_E4M3, scaling="rowwise"),
+        "stem": SitePlan(Format.BF16, pad=64, pad_in=8, strided=True),
         "#softmax.0": SitePlan(Format.FP32, how="source"),
     },
     tf32=True,
@@ -58,6 +59,8 @@ SITE = {"format": "bf16", "scaling": None, "pad": 0, "how": "swap", "why": ""}
         ({"sites": {"a": SITE | {"format": "tf32"}}}, r"must be one of fp32, bf16"),
         ({"sites": {"a": SITE | {"format": "fp8_e4m3"}}}, "needs a scaling"),
         ({"sites": {"a": SITE | {"scaling": "blockwise"}}}, "scaling 'blockwise' is not one of tensorwise"),
+        ({"sites": {"a": SITE | {"pad_in": -8}}}, "pad_in -8 must be a multiple"),
+        ({"sites": {"a": SITE | {"strided": 1}}}, "field 'strided' is 1, expected bool"),
         ({"sites": {"a": SITE | {"scaling": "rowwise"}}}, "scaling 'rowwise' is for FP8, and the format is bf16"),
         ({"sites": {"a": SITE | {"format": "fp8_e5m2", "scaling": "rowwise"}}}, "must be one of fp32, bf16, fp16"),
         ({"sites": {"a": SITE | {"pad": -8}}}, "pad -8 must be a multiple"),

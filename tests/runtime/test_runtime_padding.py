@@ -124,7 +124,96 @@ def test_a_pad_that_is_no_multiple_is_refused(pad: object) -> None:
 
 def test_padding_what_is_not_a_linear_is_refused_by_name_and_skipped_in_a_glob() -> None:
     model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 5))
-    with pytest.raises(ValueError, match=r"'0' .*Linear"):
+    with pytest.raises(ValueError, match=r"'0' .*LayerNorm.*padding is for Linear"):
         apply_plan(model, {"0": {"format": "bf16", "pad": 8}})
     applied = apply_plan(model, {"*": {"format": "bf16", "pad": 8}})
     assert (applied.sites["0"].pad, applied.sites["1"].pad) == (0, 8)
+
+
+def _with_gradients(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    x = x.detach().clone().requires_grad_()
+    model.zero_grad()
+    output = model(x)
+    output.float().pow(2).sum().backward()
+    return [output, x.grad, *(parameter.grad for parameter in model.parameters())]
+
+
+@pytest.mark.parametrize("site", [{"pad_in": 16}, {"pad": 16, "pad_in": 8}])
+def test_input_features_are_padded_and_gradients_have_the_sizes_of_the_parameters(site: dict[str, int]) -> None:
+    linear = nn.Linear(21, 13)
+    plain = copy.deepcopy(linear)
+    apply_plan(linear, {"": {"format": "bf16", **site}})
+    apply_plan(plain, {"": "bf16"})
+    x = torch.randn(2, 4, 21)
+    for ours, theirs in zip(_with_gradients(linear, x), _with_gradients(plain, x), strict=True):
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("site", ["bf16", {"format": "bf16", "pad_in": 16}, "fp8_e4m3:rowwise"])
+@pytest.mark.parametrize("features", [15, 17, 32])
+def test_an_input_of_the_wrong_size_raises_as_it_does_without_a_plan(site: str, features: int) -> None:
+    linear = nn.Linear(16, 16)
+    apply_plan(linear, {"": site})
+    with pytest.raises((RuntimeError, AssertionError, ValueError)):
+        linear(torch.randn(4, features))
+
+
+CONVOLUTIONS = {
+    "conv1d": (lambda: nn.Conv1d(3, 5, 3, padding=1), (2, 3, 9)),
+    "conv2d": (lambda: nn.Conv2d(3, 5, 3, stride=2, padding=1), (2, 3, 9, 9)),
+    "circular": (lambda: nn.Conv2d(3, 5, 3, padding=1, padding_mode="circular", bias=False), (2, 3, 9, 9)),
+    "conv3d": (lambda: nn.Conv3d(3, 5, 2), (2, 3, 4, 4, 4)),
+    "unbatched": (lambda: nn.Conv2d(3, 5, 3), (3, 9, 9)),
+}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_channels_of_convolutions_are_padded_and_cut(name: str, channels_last: bool) -> None:
+    make, shape = CONVOLUTIONS[name]
+    model = nn.Sequential(make())
+    plain, x = copy.deepcopy(model), torch.randn(shape)
+    apply_plan(model, {"0": {"format": "bf16", "pad": 8, "pad_in": 8}}, channels_last=channels_last)
+    apply_plan(plain, {"0": "bf16"}, channels_last=channels_last)
+    found, expected = _with_gradients(model, x), _with_gradients(plain, x)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+    if len(shape) == 4:
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        assert found[0].is_contiguous(memory_format=order)
+
+
+def test_a_convolution_with_groups_is_not_padded() -> None:
+    model = nn.Sequential(nn.Conv2d(6, 6, 3, groups=2), nn.Conv2d(6, 6, 3))
+    with pytest.raises(ValueError, match="convolutions with one group"):
+        apply_plan(model, {"0": {"format": "bf16", "pad_in": 8}})
+    applied = apply_plan(model, {"*": {"format": "bf16", "pad": 8, "pad_in": 8}})
+    assert [(site.pad, site.pad_in) for site in applied.sites.values()] == [(0, 0), (8, 8)]
+
+
+@pytest.mark.parametrize("scaling", ["tensorwise", "rowwise", "rowwise_gw_hp"])
+def test_fp8_takes_any_sizes_with_both_sides_padded(scaling: str) -> None:
+    linear = nn.Linear(21, 13)
+    plain = copy.deepcopy(linear)
+    apply_plan(linear, {"": {"format": "fp8_e4m3", "scaling": scaling, "pad": 16, "pad_in": 16}})
+    x = torch.randn(7, 21)
+    for ours, theirs in zip(_with_gradients(linear, x), _with_gradients(plain, x), strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours.float() - theirs).norm() < 0.1 * theirs.norm()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_padded_sites_compile_in_one_graph() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 4 * 4, 13), nn.Linear(13, 11))
+    apply_plan(model, {"0": {"format": "bf16", "pad": 8, "pad_in": 8}, "2": {"format": "bf16", "pad": 16},
+                       "3": {"format": "fp8_e4m3", "scaling": "rowwise", "pad": 16, "pad_in": 16}},
+               channels_last=True)  # fmt: skip
+    x = torch.randn(2, 3, 6, 6)
+    eager = _with_gradients(model, x)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(_with_gradients(compiled, x), eager, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=5e-2, atol=5e-2)
+    torch._dynamo.reset()
