@@ -89,6 +89,11 @@ class PlanPrecision(MixedPrecision):
         with torch.autocast(self.device, enabled=False):
             yield
 
+    def optimizer_step(self, optimizer, model, closure, **kwargs):
+        """As usual; a fused optimizer leaves the unscaling to the scaler, else nothing could be clipped before."""
+        optimizer._step_supports_amp_scaling = False
+        return super().optimizer_step(optimizer, model, closure, **kwargs)
+
 '''
 
 _NO_PRECISION = (
@@ -122,9 +127,7 @@ def export(plan: Plan, model: ModelFile) -> Export:
         else "",
         flags=tf32_flags(plan) if low else SET_FLAGS,
     )
-    return python_file(
-        f"Lightning for {model.original}", plan, model, code, lost=_lost(plan), notes=_notes(plan, model, low)
-    )
+    return python_file(f"Lightning for {model.original}", plan, model, code, lost=_lost(plan), notes=_notes(model, low))
 
 
 def _precision(plan: Plan, low: Format | None) -> str:
@@ -135,13 +138,10 @@ def _precision(plan: Plan, low: Format | None) -> str:
     return "plugins=[PlanPrecision(device)]" if plan.scaler.enabled else 'precision="32-true"'
 
 
-def _notes(plan: Plan, model: ModelFile, low: Format | None) -> tuple[str, ...]:
+def _notes(model: ModelFile, low: Format | None) -> tuple[str, ...]:
     if low:
         return ("The plan is stock autocast, which Lightning has itself: the model needs no patch.",)
-    notes = [f"{model.module}.py and amptune_runtime.py belong beside this file.", _NO_PRECISION]
-    if plan.scaler.enabled:
-        notes.append("gradient_clip_val needs an optimizer that is not fused: fused ones unscale inside their step.")
-    return tuple(notes)
+    return (f"{model.module}.py and amptune_runtime.py belong beside this file.", _NO_PRECISION)
 
 
 def _lost(plan: Plan) -> list[Lost]:
