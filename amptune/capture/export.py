@@ -22,6 +22,7 @@ from amptune.capture.forward import Prepared, run
 from amptune.capture.functions import FunctionCall
 from amptune.capture.modulestack import ModuleStack
 from amptune.capture.names import op_name
+from amptune.capture.record import attribute_name
 from amptune.capture.target import tensors_in
 from amptune.capture.usercode import TORCH_FOLDER
 from amptune.capture.where import Place
@@ -156,8 +157,9 @@ class _Inliner:
             new = self.graph.placeholder(node.name)
         else:
             name = str(spec.target).removeprefix("model.")
-            self.attributes[name] = self._stored(spec)
-            new = self.graph.get_attr(name)
+            target = attribute_name(name)
+            self.attributes[target] = self._stored(spec)
+            new = self.graph.get_attr(target)
             new.meta["amptune_op"] = "get_attr"
             if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
                 new.meta["amptune_stored"] = name

@@ -60,8 +60,8 @@ class GraphRecorder(CallRecorder):
     def module(self, outputs: list[torch.Tensor]) -> fx.GraphModule:
         """The recorded graph, ending with what the model (or its loss) returned."""
         self.graph.output(tuple(self._node_of(tensor) for tensor in outputs))
-        stored = {node.target for node in self.graph.nodes if "amptune_stored" in node.meta}
-        tensors = {name: tensor for name, tensor in _named_tensors(self._model) if name in stored}
+        stored = {node.meta["amptune_stored"] for node in self.graph.nodes if "amptune_stored" in node.meta}
+        tensors = {attribute_name(name): tensor for name, tensor in _named_tensors(self._model) if name in stored}
         return fx.GraphModule(self.constants | tensors, self.graph)
 
     def on_call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -181,7 +181,7 @@ class GraphRecorder(CallRecorder):
         name = self._names.get(id(tensor)) or self._late_name(tensor)
         if name is None:
             return self._constant(tensor)
-        node = self.graph.get_attr(name)
+        node = self.graph.get_attr(attribute_name(name))
         node.meta["amptune_op"] = "get_attr"
         node.meta["amptune_stored"] = name
         return node
@@ -198,6 +198,12 @@ class GraphRecorder(CallRecorder):
         node = self.graph.get_attr(name)
         node.meta["amptune_op"] = "get_attr"
         return node
+
+
+def attribute_name(name: str) -> str:
+    """Where a graph module keeps a tensor of the model: under its own name, unless ``fx.GraphModule`` has that name for
+    something else, as it has ``code``."""
+    return f"stored_{name}" if hasattr(fx.GraphModule, name.partition(".")[0]) else name
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

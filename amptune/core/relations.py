@@ -21,6 +21,7 @@ COPIES_ONE = frozenset(
 """Ops whose result holds numbers of their first operand and no others."""
 COPIES_ALL = frozenset({"cat", "stack"})
 NORMS = frozenset({"norm", "linalg_vector_norm"})
+_LOGARITHMS = {"log": 1.0, "log2": 1 / math.log(2.0), "log10": 1 / math.log(10.0)}
 _SHARES = ("softmax", "softmin", "gumbel_softmax")
 _MAXIMA = frozenset({"max", "amax", "cummax"})
 _DEPTH = 6
@@ -133,11 +134,23 @@ def _product(ranges: Ranges, site: Site) -> Range | None:
         factor = ranges.root(site, side)
         if factor is None:
             continue
+        if factor.op in _LOGARITHMS and _is_entropy(ranges, site, other, factor):
+            return Range(-_LOGARITHMS[factor.op] / math.e, math.inf)
         if factor.op == "rsqrt" and (count := _root_of_squares(ranges, factor, site, other)):
             return symmetric(count)
         if factor.op == "reciprocal" and (found := _part(ranges, site, other, factor, 0)) is not None:
             return found
     return None
+
+
+def _is_entropy(ranges: Ranges, site: Site, other: int, logarithm: Site) -> bool:
+    """Whether a product is x * log(x) or x * log(x + eps), for x in [0, 1]: at least -1/e."""
+    share = ranges.operand(site, other)
+    if share.low < 0 or share.high > 1:
+        return False
+    inner = ranges.root(logarithm)
+    guarded = inner is not None and inner.op in ("add", "clamp") and ranges.same(inner, 0, site, other)
+    return ranges.same(logarithm, 0, site, other) or guarded
 
 
 def _ratio(ranges: Ranges, site: Site) -> Range | None:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from amptune.core.finding import Severity
+from tests.analyze import stable_models
 from tests.analyze.numeric_defects import PAIRS, Pair
 from tests.analyze.numeric_defects_held import HELD
 from tests.analyze.numeric_defects_more import MORE
+from tests.analyze.stable_models import BATCHES
 from tests.benchmarks.numeric_defects import Outcome, file_text, findings, graph_of, judge, table
 
 EVERY = (*PAIRS, *MORE, *HELD)
@@ -50,6 +53,35 @@ def test_twin_is_stable(pair: Pair) -> None:
         for t in (torch.rand(64, 64, generator=generator), torch.zeros(64, 64)):
             for each in outputs_and_gradients(file_text(pair, pair.twin), x, t):
                 assert torch.isfinite(each).all()
+
+
+_HANDOVER = """
+
+def make_model():
+    return {name}()
+
+
+def make_batch():
+    return BATCHES["{name}"](), None
+
+
+def run(model, batch):
+    return model(*batch[0])
+
+
+def loss_fn(output, batch):
+    return output
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", BATCHES)
+def test_no_warning_about_a_sound_model(name: str, tmp_path: Path) -> None:
+    text = Path(stable_models.__file__).read_text(encoding="utf-8") + _HANDOVER.format(name=name)
+    graph = graph_of(text, tmp_path)
+    assert graph
+    for number_format in ("fp32", "fp16", "bf16"):
+        assert not [str(each) for each in findings(graph, number_format) if each.severity > Severity.INFO]
 
 
 def test_a_finding_names_the_ops_that_lead_to_it(tmp_path: Path) -> None:

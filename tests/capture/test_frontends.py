@@ -338,3 +338,18 @@ def test_a_batch_of_another_type_is_looked_into(load: Load) -> None:
     graph = capture(load(text)).graph
     assert [site.id for site in graph] == ["fc", "#index.0", "#index_add.0"]
     assert graph["fc"].sources == ("<input>",)
+
+
+@pytest.mark.parametrize("frontend", ["export", "record-fake", "record-real"])
+def test_parameters_may_have_the_names_of_a_graph_modules_own_attributes(load: Load, frontend: str) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.code, self.graph = nn.Parameter(torch.randn(4, 8)), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.graph(x) @ self.code.T
+    """
+    found = capture(load(text, name="Net", inputs=("2x8",)), frontends=[frontend]).graph
+    assert {param.name for site in found for param in site.params} == {"code", "graph.weight", "graph.bias"}
