@@ -58,11 +58,17 @@ class Choice:
         Raises:
             ValueError: unknown format or scaling.
         """
-        name, _, scaling = text.partition(":")
-        return cls(Format.parse(name), scaling or None)
+        return _parsed(text)
 
     def _rank(self) -> tuple[int, int]:
         return _ORDER.index(self.format), SCALINGS.index(self.scaling) if self.scaling else -1
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> Choice:
+    # A search reads the labels of its points thousands of times.
+    name, _, scaling = text.partition(":")
+    return Choice(Format.parse(name), scaling or None)
 
 
 FP32 = Choice(Format.FP32)

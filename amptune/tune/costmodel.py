@@ -39,9 +39,13 @@ class CostModel:
 
     def predicted(self, point: Point) -> float:
         """Milliseconds of sites, casts and loss of a point: a sum, to compare points, not the whole step."""
-        table, edges = self.costs_at(point)
-        choices = self.space.site_choices(point)
-        return table.total(choices, edges) + table.losses.get(self._loss_of(point, choices), 0.0)
+        key = tuple(sorted(point.items()))
+        if key not in self._predictions:
+            table, edges = self.costs_at(point)
+            choices = self.space.site_choices(point)
+            loss = table.losses.get(self._loss_of(point, choices), 0.0)
+            self._predictions[key] = table.total(choices, edges) + loss
+        return self._predictions[key]
 
     def costs_at(self, point: Point) -> tuple[CostTable, list[Edge]]:
         """The costs in the memory format of a point, and the edges that its loss leaves.
@@ -84,6 +88,10 @@ class CostModel:
         for name, choices in (banned or {}).items():
             vetoes.setdefault(name, {}).update(dict.fromkeys(choices, "did not train"))
         return problem_of(self.space, table, edges, errors, vetoes, self._memory)
+
+    @functools.cached_property
+    def _predictions(self) -> dict[tuple[tuple[str, str], ...], float]:
+        return {}
 
     @functools.cached_property
     def vetoes(self) -> dict[str, dict[Choice, str]]:

@@ -54,6 +54,7 @@ class Search:
     sensitivity: Sensitivity = dataclasses.field(default_factory=Sensitivity)
     on_best: Callable[[Plan], None] = lambda _plan: None
     stopped: str = "budget"
+    _learnt: tuple[int, Knowledge | None] | None = None
 
     def run(self) -> None:
         """Measure trials until the budget or the time is used up, or nothing is left that is worth trying."""
@@ -147,13 +148,18 @@ class Search:
 
     def knowledge(self) -> Knowledge | None:
         """What the trials so far teach; None before the FP32 step is measured."""
-        reference = next((r for r in self.records() if r.outcome.recipe == "fp32" and r.outcome.step_ms), None)
+        records = self.records()
+        if self._learnt is None or self._learnt[0] != len(records):
+            self._learnt = len(records), self._learn(records)
+        return self._learnt[1]
+
+    def _learn(self, records: Sequence[TrialRecord]) -> Knowledge | None:
+        reference = next((r for r in records if r.outcome.recipe == "fp32" and r.outcome.step_ms), None)
         if reference is None:
             return None
         limit = self.options.max_memory or math.inf
-        return learn(
-            self.costs, self.plans(), reference.outcome.median_ms, objective=self.options.objective, max_memory=limit
-        )
+        plans = [record for record in records if not record.outcome.recipe]
+        return learn(self.costs, plans, reference.outcome.median_ms, objective=self.options.objective, max_memory=limit)
 
     def _enqueue_start(self) -> None:
         for name, candidate in self.recipes.items():
@@ -172,7 +178,7 @@ class Search:
 
     def is_tried(self, point: dict[str, str]) -> bool:
         """Whether the plan of a point was measured, or failed."""
-        return any(record.outcome.plan_hash == self._key(point) for record in self.plans())
+        return self._key(point) in {record.outcome.plan_hash for record in self.plans()}
 
     def _score(self, outcome: Outcome) -> tuple[float, float]:
         return outcome.score(self.options.objective)

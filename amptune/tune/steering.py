@@ -57,8 +57,10 @@ class Steering:
     def nothing_to_gain(self) -> str:
         """Why no further plan is worth its trial; empty when some may be."""
         searched = [record for record in self.search.records() if record.outcome.kind == "search"]
+        if len(searched) < MIN_SEARCHED or len(searched) % CHECK_EVERY:
+            return ""
         best, known = self.search.best_plans(1), self.search.knowledge()
-        if known is None or not best or len(searched) < MIN_SEARCHED or len(searched) % CHECK_EVERY:
+        if known is None or not best:
             return ""
         if self.search.options.objective != "time" or best[0].number >= searched[-CHECK_EVERY].number:
             return ""
