@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 JOBS ?= 2
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test test-full lint types layers unit format bench-lint bench-lint-accuracy bench-op-support bench-estimate clean
+.PHONY: demo test test-full lint types layers unit format bench-lint bench-lint-accuracy bench-op-support bench-estimate bench-search clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -50,6 +50,10 @@ bench-op-support: $(VENV)/.dev
 # Predicted against measured steps; needs a GPU and a CUDA build of torch.
 bench-estimate: $(VENV)/.dev
 	PYTHONPATH=.:rules $(BIN)/python tests/benchmarks/estimate_check.py
+
+# Which search finds the fastest valid plan in 10, 20 and 50 trials; minutes on an idle machine, no GPU.
+bench-search: $(VENV)/.dev
+	PYTHONPATH=.:rules $(BIN)/python tests/benchmarks/search_quality.py
 
 clean:
 	rm -rf $(VENV) amptune-out
