@@ -32,8 +32,9 @@ from amptune.core.choice import Choice
 from amptune.core.formats import Format
 from amptune.core.plan import Plan
 from amptune.tune.front import front_points
+from amptune.tune.gate import GradientGate
 from amptune.tune.options import TuneOptions
-from amptune.tune.quality import GradientGate, Quality
+from amptune.tune.quality import Quality
 from amptune.tune.recipes import Candidate
 from amptune.tune.search import Search
 from amptune.tune.study import open_study

@@ -14,11 +14,12 @@ from amptune.core.choice import BF16, FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.tables import CastPrice, CostTable, SiteCost
 from amptune.tune.finals import decide
+from amptune.tune.gate import GradientGate
 from amptune.tune.options import TuneOptions
 from amptune.tune.pareto import pareto_numbers, prediction_json
 from amptune.tune.process import TrialError
 from amptune.tune.progress import Progress
-from amptune.tune.quality import GradientGate, Quality
+from amptune.tune.quality import Quality
 from amptune.tune.recipes import Candidate
 from amptune.tune.search import Search
 from amptune.tune.space import Group, Space
