@@ -186,12 +186,14 @@ def _page(analysis: Analysis, question: Question) -> str:
 
 def _text(analysis: Analysis, question: Question) -> str:
     from amptune.analyze.sitetable import site_rows
-    from amptune.report import table, text
+    from amptune.report import ranges, table, text
 
     placed = [finding for finding in analysis.findings if finding.site is not None]
     general = [finding for finding in analysis.findings if finding.site is None]
     found = text.render(placed, lines=source_lines, color=_color()) + text.render(general, color=_color())
     parts = [found or "no findings\n", table.render_estimates(analysis.to_json()["estimate"], question.mode)]
+    if analysis.ranges and question.evidence.asked:
+        parts.append(ranges.render_ranges(analysis.ranges, question.evidence.words))
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]
     if timed:
         half = f"autocast-{timed[0].best_16bit}"
