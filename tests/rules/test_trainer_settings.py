@@ -147,7 +147,7 @@ cfg["bf16"] = {"enabled": True}
     (
         "deepspeed: torch_autocast",
         "d.json",
-        ["AMP503"],
+        [],
         """\
 {"train_batch_size": 1, "fp16": {"enabled": true}, "torch_autocast": {"enabled": true}}
 """,

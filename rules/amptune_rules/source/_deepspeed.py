@@ -132,11 +132,16 @@ def section_zero_stage(section: Section) -> int:
     return stage if isinstance(stage, int) else 0
 
 
+def _exclude(one: str, other: str) -> bool:
+    """Whether two precisions cannot both be on; torch_autocast may cast inside a model of 16-bit weights."""
+    return one != other and ("amp" in (one, other) or "torch_autocast" not in (one, other))
+
+
 def conflicts(blocks: Sequence[Block[Place]], zero_stage: int) -> Iterator[tuple[Place, str]]:
     """What DeepSpeed refuses to run: where, and why."""
     on = [block for block in blocks if block.enabled]
     for position, later in enumerate(on):
-        earlier = next((block for block in on[:position] if block.mode != later.mode), None)
+        earlier = next((block for block in on[:position] if _exclude(block.mode, later.mode)), None)
         if earlier is not None:
             yield later.place, f"{earlier.name} and {later.name} are both enabled"
         elif later.name == "amp" and zero_stage > 0:

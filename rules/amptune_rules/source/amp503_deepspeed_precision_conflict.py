@@ -33,13 +33,14 @@ class DeepspeedPrecisionConflict(SourceRule):
     """A DeepSpeed configuration enables two precisions, or disagrees with the training arguments.
 
     ## What it does
-    Flags, in JSON, YAML and dicts in Python: more than one of `fp16`, `bf16`, `torch_autocast` and `amp` enabled, `amp`
-    with ZeRO; a configuration whose `fp16` or `bf16` differs from that of the `TrainingArguments` or the `Accelerator`
-    that it is given to; `mixed_precision` in an accelerate file that names a DeepSpeed file.
+    Flags, in JSON, YAML and dicts in Python: more than one of `fp16`, `bf16` and `amp` enabled, `amp` with ZeRO; a
+    configuration whose `fp16` or `bf16` differs from that of the `TrainingArguments` or the `Accelerator` that it is
+    given to; `mixed_precision` in an accelerate file that names a DeepSpeed file.
 
     ## Why is this bad
     Each of these raises at start-up: DeepSpeed asserts that `bfloat16 and fp16 modes cannot be simultaneously enabled`,
-    transformers says that the values mismatch, accelerate that `mixed_precision` cannot be set.
+    transformers says that the values mismatch, accelerate that `mixed_precision` cannot be set. DeepSpeed 0.19.8 has no
+    `amp` any more and refuses the block whatever stands beside it.
 
     ## Example
     ```json
@@ -89,14 +90,14 @@ class DeepspeedPrecisionConflict(SourceRule):
             path="ds_config.json",
         ),
         Example(
-            "torch_autocast beside bf16, apex amp with ZeRO, in Python",
+            "fp16 beside bf16, apex amp with ZeRO, in Python",
             """\
 import deepspeed
 
 def start(model):
     config = {
         "bf16": {"enabled": True},
-        "torch_autocast": {"enabled": True, "dtype": "bfloat16"},  # <- AMP503@9
+        "fp16": {"enabled": True, "loss_scale": 0},  # <- AMP503@9
     }
     apex = dict(enabled=True, opt_level="O1")
     other = {"amp": apex, "zero_optimization": {"stage": 1}}  # <- AMP503@14
@@ -212,6 +213,20 @@ mixed_precision: bf16
 {"fp16": {"loss": 0.3}, "bf16": {"loss": 0.3}}
 """,
             path="results.json",
+        ),
+        Example(
+            "torch_autocast around a model with bfloat16 weights",
+            """\
+import deepspeed
+
+def start(model):
+    config = {
+        "train_batch_size": 8,
+        "bf16": {"enabled": True, "bf16_master_weights_and_grads": True},
+        "torch_autocast": {"enabled": True, "dtype": "bfloat16"},
+    }
+    return deepspeed.initialize(model=model, config=config)
+""",
         ),
     )
 
