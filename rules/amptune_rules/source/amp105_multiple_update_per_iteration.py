@@ -20,7 +20,8 @@ class MultipleUpdatePerIteration(SourceRule):
     ## What it does
     Looks for two `scaler.update()` of one scaler on a path through one iteration whose steps are of different
     optimizers, and for an update inside a loop over optimizers. It is an error when gradients that were scaled before
-    the first update are stepped after it, or when nothing was stepped before the second one; else a warning.
+    the first update are stepped after it, or when nothing was stepped before the second one; else a warning. An update
+    that stands before the only step is an error as well.
 
     ## Why is this bad
     `update` may change the scale and forgets which optimizers were unscaled. A later `step` then divides by another
@@ -157,6 +158,20 @@ def train(model, loader, optimizers):
             scaler.update()  # <- AMP105
 """,
         ),
+        Example(
+            "updated before the step",
+            """\
+import torch
+
+def train(model, loader, optimizer):
+    scaler = torch.amp.GradScaler("cuda")
+    for x in loader:
+        optimizer.zero_grad()
+        scaler.scale(model(x)).backward()
+        scaler.update()  # <- AMP105
+        scaler.step(optimizer)
+""",
+        ),
     )
     VALID = (
         Example(
@@ -247,6 +262,23 @@ def train(model, loader, optimizer, scaler, n):
     optimizer.zero_grad()
 """,
         ),
+        Example(
+            "updated without a step when the gradients are bad",
+            """\
+import torch
+
+def train(model, loader, optimizer):
+    scaler = torch.amp.GradScaler("cuda")
+    for x in loader:
+        optimizer.zero_grad()
+        scaler.scale(model(x)).backward()
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if torch.isfinite(norm):
+            scaler.step(optimizer)
+        scaler.update()
+""",
+        ),
     )
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
@@ -257,7 +289,11 @@ def train(model, loader, optimizer, scaler, n):
                     continue
                 if varies(source, receiver(update), update.calls) or _sets_scale(update):
                     continue
-                found = self._in_loop(source, flow, update) or self._again(source, flow, update)
+                found = (
+                    self._in_loop(source, flow, update)
+                    or self._again(source, flow, update)
+                    or self._too_early(flow, update)
+                )
                 if found is not None:
                     message, severity, later = found
                     fix = self._fix(source, update, later) if later else None
@@ -290,6 +326,23 @@ def train(model, loader, optimizer, scaler, n):
             for step in between:
                 if _is_other(source, step, before):
                     return (*self._judge(flow, update, step), later)
+        return None
+
+    def _too_early(self, flow: Flow, update: Event) -> tuple[str, Severity, None] | None:
+        """A step behind the update whose gradients are from before it, where nothing is stepped in between."""
+
+        def stepped(event: Event) -> bool:
+            return event.kind in ("step", "handed", "wrapper", "get_scale") or event.kind == "zero_grad"
+
+        fresh = ("scale", "backward", "handed", "wrapper", "update", "zero_grad")
+        for step in flow.of("step", scaler=update.scaler):
+            if flow.path(update, step, without=fresh, same_iteration=True) is None:
+                continue
+            backwards = [event for event in flow.of("backward", scaler=update.scaler) if event.scaled]
+            if any(flow.path(event, update, without=stepped, same_iteration=True) for event in backwards):
+                name = update.scaler_name
+                message = f"{name}.update() before {name}.step({step.optimizer_name}): update after the step"
+                return message, Severity.ERROR, None
         return None
 
     def _judge(self, flow: Flow, update: Event, step: Event) -> tuple[str, Severity]:

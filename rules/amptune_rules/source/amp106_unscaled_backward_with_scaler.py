@@ -341,8 +341,8 @@ def train(model, loader, optimizer):
 
     def _is_mixed(self, source: SourceFile, flow: Flow, backward: Event, step: Event) -> bool:
         """Whether a scaled backward adds to the same gradients before anything divides them by the scale."""
-        loss = backward.receiver or backward.node
-        if any(binding.kind == "parameter" for binding in source.bindings(loss)):
+        scaled = [event for event in flow.of("backward", scaler=step.scaler) if event.scaled]
+        if _is_handed_over(source, backward) and not any(_scales_parameter(source, event) for event in scaled):
             return False  # the caller may have scaled it
         if any(flow.path(backward, plain) for plain in flow.of("optimizer_step")):
             return False  # may be meant for an optimizer that has no scaler
@@ -350,7 +350,6 @@ def train(model, loader, optimizer):
         def divides(event: Event) -> bool:
             return event.kind in ("unscale", "step", "update", "zero_grad", "grad_write", "get_scale", "wrapper")
 
-        scaled = [event for event in flow.of("backward", scaler=step.scaler) if event.scaled]
         return any(
             flow.path(first, second, without=divides, same_iteration=True)
             for event in scaled
@@ -372,3 +371,16 @@ def train(model, loader, optimizer):
         else:
             edit = edits.wrap(source, loss, f"{step.scaler_name}.scale(", ")")
         return Fix(f"scale the loss with {step.scaler_name}", (edit,), safety=Safety.UNSAFE)
+
+
+def _is_handed_over(source: SourceFile, backward: Event) -> bool:
+    """Whether the loss is a parameter of the function."""
+    loss = backward.receiver or backward.node
+    return any(binding.kind == "parameter" for binding in source.bindings(loss))
+
+
+def _scales_parameter(source: SourceFile, backward: Event) -> bool:
+    """Whether the loss that is scaled is a parameter too, so that the caller hands over losses as they are."""
+    scaling = backward.receiver
+    losses = scaling.args if isinstance(scaling, ast.Call) else []
+    return any(binding.kind == "parameter" for loss in losses for binding in source.bindings(loss))

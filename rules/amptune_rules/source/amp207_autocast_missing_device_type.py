@@ -11,6 +11,7 @@ from amptune.lint import edits
 from amptune.lint.source import SourceFile
 
 _AUTOCAST = "torch.amp.autocast"
+_CUDA_AUTOCAST = "torch.cuda.amp.autocast"
 
 
 class AutocastMissingDeviceType(SourceRule):
@@ -178,10 +179,12 @@ def loss_of(model, accelerator, x):
                 message = 'autocast without device_type raises TypeError: say torch.autocast("cuda", ...)'
                 add = edits.add_argument(source, call, '"cuda"', first=True)
                 yield source.finding(self, call, message, fix=Fix('add "cuda"', (add,), Safety.UNSAFE))
-        for use in source.references(_AUTOCAST):
-            if source.qualified(use) == (_AUTOCAST,) and _needs_object(source, use):
-                message = 'torch.autocast is a class: call it with its device, torch.autocast("cuda")'
-                fix = Fix('call it with "cuda"', (edits.wrap(source, use, "", '("cuda")'),), Safety.UNSAFE)
+        for use in source.references(_AUTOCAST, _CUDA_AUTOCAST):
+            names = source.qualified(use)
+            if names in ((_AUTOCAST,), (_CUDA_AUTOCAST,)) and _needs_object(source, use):
+                given = '("cuda")' if names == (_AUTOCAST,) else "()"
+                message = f"autocast is a class: call it, autocast{given}"
+                fix = Fix(f"call it with {given}", (edits.wrap(source, use, "", given),), Safety.UNSAFE)
                 yield source.finding(self, use, message, fix=fix)
 
 
