@@ -140,6 +140,17 @@ use_fp16 = torch.cuda.get_device_capability()[0] >= 7
 dtype = torch.bfloat16 if torch.cuda.get_device_capability()[0] > 7 else torch.float16
 """,
         ),
+        Example(
+            "written down among facts about the machine",
+            """\
+import torch
+
+bf16_support = False
+if torch.cuda.is_available():
+    bf16_support = torch.cuda.is_bf16_supported()
+torch_info = {"version": torch.__version__, "bf16_support": bf16_support}
+""",
+        ),
     )
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
@@ -183,6 +194,8 @@ def _decides(source: SourceFile, call: ast.Call) -> bool:
             return child not in ancestor.decorator_list and not ancestor.name.startswith("test")
         if isinstance(ancestor, ast.Assert | ast.JoinedStr | ast.ClassDef):
             return False
+        if isinstance(ancestor, ast.Assign) and _is_recorded(source, last_name(ancestor.targets[0])):
+            return False
         child = ancestor
     return True
 
@@ -223,6 +236,12 @@ def _selects_bf16(source: SourceFile, call: ast.Call) -> bool:
                 return False
         child = ancestor
     return False
+
+
+def _is_recorded(source: SourceFile, name: str) -> bool:
+    """Whether an answer of this name only goes into a table of what the machine can do."""
+    uses = [node for node in source.nodes(ast.Name) if node.id == name and isinstance(node.ctx, ast.Load)]
+    return "support" in name and bool(uses) and all(isinstance(source.parent(use), ast.Dict) for use in uses)
 
 
 def _names_bf16(node: ast.AST) -> bool:
