@@ -3,6 +3,7 @@
 from amptune.apply.plan import AppliedPlan, apply
 from amptune.apply.probe import plannable_modules, tied_by_run
 from amptune.apply.realised import Mismatch, check_realised, stale_weight_casts
+from amptune.apply.strided import strided_where_safe
 from amptune.apply.support import can_pad, how_to_apply, legal_formats, paddings
 from amptune.apply.ties import meet_in_one_op, sources_of, takes_part, tied_by_dtype
 
@@ -19,6 +20,7 @@ __all__ = [
     "plannable_modules",
     "sources_of",
     "stale_weight_casts",
+    "strided_where_safe",
     "takes_part",
     "tied_by_dtype",
     "tied_by_run",

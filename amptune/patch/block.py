@@ -168,7 +168,7 @@ def _import_lines(module: str, names: Sequence[str]) -> list[str]:
 
 
 def _table_line(entry: Entry) -> str:
-    shown = json.dumps(spelled(entry.value))
+    shown = json.dumps(spelled(entry.value)).replace(": true", ": True")
     line = f"    {json.dumps(entry.key, ensure_ascii=False)}: {shown},"
     why = comment_of(entry.why)
     return f"{line}  # {why}" if why and len(line) + len(why) + 4 <= _LINE + 20 else line

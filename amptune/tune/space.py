@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from amptune.apply import how_to_apply, meet_in_one_op, plannable_modules, tied_by_run
+from amptune.apply import how_to_apply, meet_in_one_op, plannable_modules, strided_where_safe, tied_by_run
 from amptune.core.choice import BF16, FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, PrecisionGraph, Site
@@ -21,7 +21,7 @@ from amptune.core.ops import Family, op_named
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
 from amptune.core.tables import CostTable
 from amptune.tune.recipes import Candidate
-from amptune.tune.training import Workbench, loss_of, training
+from amptune.tune.training import Workbench, loss_of, seed_everything, training
 
 PINNED_FAMILIES = frozenset({Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX, Family.NORM})
 """Functional ops of these families may be pinned in FP32 at their source line; the others follow their inputs."""
@@ -89,6 +89,7 @@ class Space:
         meets: sets of module groups whose outputs meet in an op that promotes: FP16 and BF16 in one of them would give
             FP32 without a word, so that is no legal point.
         no_fp8: Linear site -> why FP8 does not fit it, where the device has FP8.
+        strided: sites whose padded output need not be copied, as a run has shown.
     """
 
     groups: tuple[Group, ...]
@@ -97,6 +98,7 @@ class Space:
     losses: tuple[str, ...] = ()
     meets: tuple[frozenset[str], ...] = ()
     no_fp8: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    strided: frozenset[str] = frozenset()
 
     def module_groups(self) -> list[Group]:
         """Groups that choose a format."""
@@ -158,7 +160,8 @@ class Space:
 
     def fingerprint(self) -> str:
         """Changes when the space does: a study of another space is not continued."""
-        text = json.dumps([self.choices(), [(g.name, g.sites, g.how, sorted(g.fp8)) for g in self.groups]])
+        groups = [(g.name, g.sites, g.how, sorted(g.fp8)) for g in self.groups]
+        text = json.dumps([self.choices(), groups, sorted(self.strided)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def decode(self, point: Mapping[str, str], table: CostTable, header: Mapping[str, Any]) -> Plan:
@@ -169,7 +172,10 @@ class Space:
             for site, how in zip(group.sites, group.how, strict=True):
                 if group.kind != "pin":
                     choice, cost = chosen[site], table.site(site, chosen[site])
-                    sites[site] = SitePlan(choice.format, choice.scaling, cost.pad, how, pad_in=cost.pad_in)
+                    strided = bool(cost.pad) and site in self.strided
+                    sites[site] = SitePlan(
+                        choice.format, choice.scaling, cost.pad, how, pad_in=cost.pad_in, strided=strided
+                    )
                 elif point.get(group.name, HIGH) == HIGH:
                     sites[site] = SitePlan(Format.FP32, how=how)
         plan = Plan(
@@ -208,7 +214,29 @@ def build_space(
     has_convolutions = any(op_named(site.op).family is Family.CONV and "2d" in site.op for site in graph)
     meets = _meeting(graph, [group for group in groups if group.kind == "module"])
     reasons = _no_fp8(bench.model, graph, groups) if any(choice.format.is_fp8 for choice in choices) else {}
-    return Space(tuple(groups), bench.device.has_tf32(), has_convolutions, losses, meets, reasons)
+    strided = _strided(bench, batch, groups)
+    return Space(tuple(groups), bench.device.has_tf32(), has_convolutions, losses, meets, reasons, strided)
+
+
+def _strided(bench: Workbench, batch: Any, groups: Iterable[Group]) -> frozenset[str]:
+    """Sites whose padded output may stay uncopied, by running the FP32 model and its loss."""
+    fp32 = Candidate("fp32")
+    swapped = [
+        site
+        for group in groups
+        if group.kind == "module"
+        for site, how in zip(group.sites, group.how, strict=True)
+        if how == "swap"
+    ]
+    with training(bench, fp32):
+
+        def run() -> torch.Tensor:
+            seed_everything(0)
+            return loss_of(bench, fp32, batch)
+
+        found = strided_where_safe(bench.model, run, swapped)
+    bench.restore()
+    return found
 
 
 def _no_fp8(model: nn.Module, graph: PrecisionGraph, groups: Iterable[Group]) -> dict[str, str]:

@@ -121,7 +121,8 @@ def plan_of_everything(captured: Capture, target: Target) -> Plan:
     sites: dict[str, SitePlan] = {}
     for site in captured.graph:
         if site.is_module and (how := how_to_apply(model.get_submodule(site.module))):
-            sites[site.id] = SitePlan(Format.BF16, how=how, pad=16 if site.id == "head" else 0)
+            sites[site.id] = SitePlan(Format.BF16, how=how, pad=16 if site.id == "head" else 0,
+                                      strided=site.id == "head")  # fmt: skip
         elif not site.is_module and op_named(site.op).why_sensitive:
             sites[site.id] = SitePlan(Format.FP32, how="source")
     sites["blocks.1.out"] = SitePlan(Format.FP32)
