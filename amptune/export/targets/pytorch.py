@@ -22,6 +22,7 @@ import torch
 {imports}
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SEED = 0
 STEPS = 200
 ACCUMULATE = 1  # batches for each optimizer step
 MAX_NORM = 1.0  # gradients are clipped to this norm
@@ -64,6 +65,7 @@ def load(path, model, optimizer{scaler_last}):
 {scaler_load}
 
 def main():
+    torch.manual_seed(SEED)
     set_backend_flags()  # process-wide TF32 flags, as they were measured
     model = {builder}().to(DEVICE)
     # torch.compile(model), DistributedDataParallel and fully_shard come here, after the plan is in the model.
