@@ -11,6 +11,7 @@ import pytest
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 
+from .inprocess import amptune as amptune_here
 from .test_cli_tune import amptune
 from .tune.conftest import MLP
 
@@ -77,7 +78,7 @@ def renamed(folder: Path) -> None:
 def test_a_model_file_that_changed_names_the_sites_that_moved(folder: Path) -> None:
     write_plan(folder, model={"target": "net.py", "source_sha256": "0" * 64, "fingerprint": ""})
     renamed(folder)
-    result = amptune(folder, "apply", "plan.json", "net.py")
+    result = amptune_here(folder, "apply", "plan.json", "net.py")
     assert (result.returncode, result.stdout) == (2, "")
     words = "the model's file changed since it was made, and 1 of its 2 sites are not in this one: fc1 (now fc_in1?)"
     assert words in result.stderr
@@ -86,7 +87,7 @@ def test_a_model_file_that_changed_names_the_sites_that_moved(folder: Path) -> N
 
 def test_a_model_file_that_changed_elsewhere_is_said(folder: Path) -> None:
     write_plan(folder, model={"target": "net.py", "source_sha256": "0" * 64, "fingerprint": ""})
-    result = amptune(folder, "apply", "plan.json", "net.py")
+    result = amptune_here(folder, "apply", "plan.json", "net.py")
     assert result.returncode == 0
     assert "changed since plan.json was made; all 2 sites of the plan are in it" in result.stderr
 
@@ -94,7 +95,7 @@ def test_a_model_file_that_changed_elsewhere_is_said(folder: Path) -> None:
 def test_a_plan_measured_elsewhere_is_said(folder: Path) -> None:
     write_plan(folder, measured_on={"gpu": "NVIDIA Q100", "torch": "1.2.3", "inputs": ["64x8:int64", "64x8:int64"]},
                model={"target": "net.py", "source_sha256": "", "fingerprint": "0123"})  # fmt: skip
-    result = amptune(folder, "apply", "plan.json", "net.py")
+    result = amptune_here(folder, "apply", "plan.json", "net.py")
     assert result.returncode == 0, result.stderr
     assert "measured on NVIDIA Q100 and torch 1.2.3, this is" in result.stderr
     assert "measured with inputs 64x8:int64, 64x8:int64, here they are 16x8:int64, 16x8:int64" in result.stderr
@@ -104,7 +105,7 @@ def test_an_unknown_format_gives_the_nearest(folder: Path) -> None:
     data = PLAN.to_json("amptune 0")
     data["sites"]["fc1"]["format"] = "bf61"
     (folder / "plan.json").write_text(json.dumps(data))
-    result = amptune(folder, "apply", "plan.json", "net.py")
+    result = amptune_here(folder, "apply", "plan.json", "net.py")
     assert (result.returncode, result.stdout) == (2, "")
     assert "plan.json: sites['fc1']: field 'format': unknown number format 'bf61'" in result.stderr
     assert "did you mean bf16?" in result.stderr
@@ -116,7 +117,7 @@ def test_a_folder_that_cannot_be_written(folder: Path, command: tuple[str, ...])
     (folder / "taken").write_text("")
     before = sorted(path.name for path in folder.iterdir())
     for out in ("taken/out", "/proc/amptune-out"):
-        result = amptune(folder, *command, "--out", out)
+        result = amptune_here(folder, *command, "--out", out)
         assert (result.returncode, result.stdout) == (2, ""), result.stderr
         assert out in result.stderr
         assert "Traceback" not in result.stderr

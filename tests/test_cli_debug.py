@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from .debug.conftest import line_of, part
-from .test_cli_tune import amptune
+from .inprocess import amptune
+from .test_cli_tune import amptune as amptune_process
 
 OVERFLOWS = part("x = x * 20\ny = torch.exp(x)  # BAD")
 
 
 def test_text_names_the_line_and_the_cure(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(OVERFLOWS)
-    result = amptune(tmp_path, "debug", "net.py", "--dtype", "fp16", "--steps", "2")
+    result = amptune_process(tmp_path, "debug", "net.py", "--dtype", "fp16", "--steps", "2")
     assert result.returncode == 1, result.stderr
     assert result.stdout.startswith(f"net.py:{line_of(OVERFLOWS)}:13: overflow in the forward of step 0: exp gives inf")
     assert "cure: compute exp" in result.stdout

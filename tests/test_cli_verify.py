@@ -10,8 +10,8 @@ import pytest
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 
+from .inprocess import amptune
 from .test_cli_apply import write_plan
-from .test_cli_tune import amptune
 from .tune.conftest import MLP
 
 BF16 = Plan(sites={name: SitePlan(Format.BF16) for name in ("embed", "norm", "fc1", "fc2")})

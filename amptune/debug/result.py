@@ -25,6 +25,7 @@ class Finding:
         cures: what was tried and works, the smallest first.
         absorbed: whether the loss and all gradients stayed finite.
         also: paths of other modules in which the same line is to change.
+        remark: what another device would do there.
     """
 
     culprit: Culprit
@@ -34,6 +35,7 @@ class Finding:
     cures: tuple[Cure, ...]
     absorbed: bool = False
     also: tuple[str, ...] = ()
+    remark: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The form in the JSON report."""
@@ -47,7 +49,7 @@ class Finding:
             "fp32_outputs": [m.to_json() for m in culprit.twin.outputs] if culprit.twin else None,
             "cause": _cause_json(culprit.cause) if culprit.cause else None,
             "cures": [_cure_json(cure) for cure in self.cures],
-            "also_in": list(self.also),
+            "also_in": list(self.also), "remark": self.remark,
         }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from amptune.core.formats import Format
+from amptune.core.ops import Autocast, op_named
 from amptune.core.plan import ScalerConfig
 from amptune.debug.cures import Cure, Outcome, find_cures
 from amptune.debug.diagnose import Culprit, find_culprit
@@ -23,6 +24,7 @@ from amptune.debug.scaling import find_underfed
 from amptune.debug.sites import same_line, site_of
 from amptune.errors import CaptureError
 from amptune.tune.batches import Batches
+from amptune.tune.device import Device
 from amptune.tune.recipes import Candidate, backend_flags
 from amptune.tune.training import Run, Workbench
 
@@ -204,7 +206,8 @@ class Session:
         if blamed.phase == "backward" and blamed.call is not None:
             blamed = low.ops[blamed.call]
         finding = Finding(
-            culprit, step, low.scale, site_of(blamed, forward), tuple(cures), absorbed, same_line(blamed, forward)
+            culprit, step, low.scale, site_of(blamed, forward), tuple(cures), absorbed, same_line(blamed, forward),
+            _remark(culprit, self.bench.device),
         )  # fmt: skip
         self.result.findings.append(finding)
         usable = next((cure for cure in cures if cure.changes), None)
@@ -280,6 +283,16 @@ class Session:
         self.result.underfed = find_underfed(
             self.losses, self.format, scaled=self.options.scaler, scale=run.scaler.get_scale(), check=check
         )  # fmt: skip
+
+
+def _remark(culprit: Culprit, device: Device) -> str:
+    """Where a CPU's autocast lowers an op that a GPU's keeps in FP32, the failure is not the GPU's."""
+    kept = op_named(culprit.op.op).cuda in (Autocast.FP32, Autocast.FP32_OUT)
+    if device.is_cuda or not kept or culprit.op.phase != "forward" or culprit.kind in ("not-precision", "raises"):
+        return ""
+    return (
+        f"on a GPU torch.autocast computes {culprit.op.op} in FP32: this fails there in a model cast to 16 bits alone"
+    )
 
 
 def _place_of(culprit: Culprit) -> tuple[Any, ...]:

@@ -43,6 +43,7 @@ def _finding(finding: Finding, result: DebugResult, lines: Lines) -> str:
         parts += _excerpt(culprit.cause.op, lines)
     if finding.absorbed:
         parts.append("  the loss and all gradients are finite nevertheless: what follows absorbs it")
+    parts += [f"  {finding.remark}"] if finding.remark else []
     parts += list(_cures(finding, result))
     return "\n".join(parts)
 

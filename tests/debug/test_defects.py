@@ -69,6 +69,7 @@ def test_the_line_that_overflows_or_underflows_is_named_and_cured(name: str, run
     assert place is not None
     assert (place.path, place.line) == ("model.py", line_of(source))
     assert (finding.culprit.kind, finding.culprit.op.op, finding.culprit.op.path) == (kind, op, "part")
+    assert op != "matmul" or finding.remark == ""
     assert finding.step == 0
     assert cures <= {cure.kind for cure in finding.cures if cure.complete}
 
@@ -87,6 +88,13 @@ def test_the_line_that_lost_the_value_is_named_where_another_one_fails(name: str
     assert fp32.complete
     places = [spot.place.reader for spot in fp32.spots]
     assert any(position is not None and position.line == line_of(source) for position in places)
+
+
+def test_what_a_gpu_would_keep_in_fp32_is_said(run: Run) -> None:
+    assert (
+        "on a GPU torch.autocast computes exp in FP32"
+        in only(run(part("e = torch.exp(x * 20)\ny = e / e.sum(-1)[:, None]"), steps=1)).remark
+    )
 
 
 def test_the_line_of_a_backward_that_the_user_wrote(run: Run) -> None:
