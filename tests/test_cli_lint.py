@@ -552,3 +552,27 @@ def test_a_reader_that_goes_away(project: Path) -> None:
     assert b"Traceback" not in writer.stderr.read()
     writer.stderr.close()
     writer.wait()
+
+
+def test_a_notebook_is_shown_and_known_by_the_lines_of_its_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cell(text: str) -> dict[str, object]:
+        return {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [], "source": text}
+
+    def write(*cells: str) -> None:
+        data = {"cells": [cell(text) for text in cells], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+        (tmp_path / "a.ipynb").write_text(json.dumps(data))
+
+    monkeypatch.chdir(tmp_path)
+    write("import torch", "\n\n  \n", "scaler = torch.cuda.amp.GradScaler()")
+    arguments = ["lint", "--no-cache", "--fail-on", "info", "a.ipynb"]
+    assert run(arguments) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("a.ipynb:cell 3:1:10: ")
+    assert "\n  1 | scaler = torch.cuda.amp.GradScaler()\n    |          ^^^^" in out
+    assert run([*arguments, "--baseline", "known.json", "--write-baseline"]) == 0
+    write("# more", "import torch", "x = 1", "# and\nscaler = torch.cuda.amp.GradScaler()")
+    assert run([*arguments, "--baseline", "known.json"]) == 0
+    write("import torch", "second = torch.cuda.amp.GradScaler()")
+    assert run([*arguments, "--baseline", "known.json"]) == 1

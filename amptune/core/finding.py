@@ -131,9 +131,16 @@ class Finding:
         return cls(data["rule"], data["name"], severity, data["message"], place, data["site"], data["evidence"], fix)
 
     @property
-    def sort_key(self) -> tuple[str, int, int, str]:
-        """Order of a report: by file, line, column, rule."""
-        return (self.location.path, self.location.line, self.location.column, self.rule)
+    def sort_key(self) -> tuple[str, int, int, int, str]:
+        """Order of a report: by file, cell of a notebook, line, column, rule."""
+        place = self.location
+        return (place.path, self.evidence.get("cell", 0), place.line, place.column, self.rule)
+
+    @property
+    def source_path(self) -> str:
+        """What the line and column are in: the path, or ``nb.ipynb:cell 2`` in a notebook."""
+        cell = self.evidence.get("cell")
+        return f"{self.location.path}:cell {cell}" if cell else self.location.path
 
 
 @dataclasses.dataclass(frozen=True, order=True)

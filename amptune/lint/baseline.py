@@ -25,7 +25,7 @@ def write_baseline(path: Path, findings: Sequence[Finding], root: Path, lines: L
         path: the file to write.
         findings: what to record.
         root: folder that the recorded paths are relative to, so that a run from any folder knows them.
-        lines: the lines of a file by its reported path; [] when it cannot be read.
+        lines: the lines of a file or cell by ``Finding.source_path``; [] when it cannot be read.
 
     Raises:
         InputError: the file cannot be written.
@@ -70,7 +70,7 @@ def _read(path: Path) -> Counter[_Key]:
 
 def _key(finding: Finding, root: Path, lines: Lines) -> _Key:
     place = finding.location
-    text = lines(place.path)
-    line = text[place.line - 1].strip() if 0 < place.line <= len(text) and "cell" not in finding.evidence else ""
+    text = lines(finding.source_path)
+    line = text[place.line - 1].strip() if 0 < place.line <= len(text) else ""
     relative = os.path.relpath(os.path.abspath(place.path), root).replace(os.sep, "/")
     return (relative, finding.rule, line or finding.message)

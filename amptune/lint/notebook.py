@@ -13,6 +13,7 @@ from typing import Any
 from amptune.core.finding import Edit, FileError, Finding, Fix
 
 _MAGIC_LINE = re.compile(r"^(\s*)(?:[%!?]|[\w, ]+=\s*[%!]|.*\?\s*$)")
+_LINE = re.compile(r"\bline (\d+)\b")  # how messages name another line
 _PYTHON_CELL_MAGICS = ("%%time", "%%timeit", "%%capture", "%%prun", "%%python", "%%python3", "%%memit", "%%snakeviz")
 
 
@@ -51,7 +52,14 @@ class Notebook:
         location = dataclasses.replace(
             finding.location, line=finding.location.line - shift, end_line=finding.location.end_line - shift
         )
-        return dataclasses.replace(finding, location=location, evidence={**finding.evidence, "cell": cell.number})
+        message = _LINE.sub(lambda found: self._line_of(int(found[1]), cell), finding.message)
+        evidence = {**finding.evidence, "cell": cell.number}
+        return dataclasses.replace(finding, location=location, message=message, evidence=evidence)
+
+    def _line_of(self, line: int, home: Cell) -> str:
+        """A line of the joined text as a message in one cell names it."""
+        cell = self.cell_of(line)
+        return f"line {line - cell.first_line + 1}" + ("" if cell is home else f" of cell {cell.number}")
 
 
 def with_local_edits(notebook: Notebook, findings: Sequence[Finding]) -> list[Finding]:

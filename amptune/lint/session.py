@@ -139,13 +139,28 @@ class LintSession:
         )  # fmt: skip
 
     def lines(self, path: str) -> Sequence[str]:
-        """Lines of a linted file by its reported path; [] when it cannot be read."""
+        """Lines of a linted file or cell by ``Finding.source_path``; [] when it cannot be read."""
         if path not in self._lines:
-            try:
-                self._lines[path] = _NEWLINE.split(decode(path, Path(path).read_bytes()))
-            except (OSError, ValueError):
-                self._lines[path] = []
-        return self._lines[path]
+            file, _, cell = path.partition(".ipynb:cell ")
+            if cell:
+                self._read_cells(f"{file}.ipynb")
+            else:
+                self._lines[path] = self._read_lines(path)
+        return self._lines.setdefault(path, [])
+
+    def _read_lines(self, path: str) -> list[str]:
+        try:
+            return _NEWLINE.split(decode(path, Path(path).read_bytes()))
+        except (OSError, ValueError):
+            return []
+
+    def _read_cells(self, path: str) -> None:
+        try:
+            notebook = read_notebook(path, "\n".join(self.lines(path)))
+        except ValueError:
+            return  # changed since it was linted
+        for cell in notebook.cells:
+            self._lines[f"{path}:cell {cell.number}"] = cell.text.split("\n")
 
     def _shown(self, file: str, report: TextReport) -> Sequence[Finding]:
         """The findings of a file as they are reported: those of a notebook with edits in lines of the cell."""

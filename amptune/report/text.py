@@ -21,7 +21,8 @@ def render(
     Args:
         findings: in the order to show them.
         errors: files that could not be read.
-        lines: the lines of a file by its reported path; [] for one that is not there. None shows no source.
+        lines: the lines of a file, or of a notebook's cell, by ``Finding.source_path``; [] for one that is not there.
+            None shows no source.
         color: use ANSI colours.
         files: how many files were looked at, for the summary; None leaves the summary out.
     """
@@ -45,9 +46,8 @@ def render_statistics(findings: Sequence[Finding]) -> str:
 
 def place_text(finding: Finding) -> str:
     """Where a finding is: ``model.py:3:5``, ``nb.ipynb:cell 2:3:5`` in a notebook."""
-    cell = finding.evidence.get("cell")
     place = finding.location
-    return f"{place.path}:cell {cell}:{place.line}:{place.column}" if cell else str(place)
+    return f"{finding.source_path}:{place.line}:{place.column}"
 
 
 def _finding(finding: Finding, lines: Lines | None, color: bool) -> str:
@@ -56,8 +56,8 @@ def _finding(finding: Finding, lines: Lines | None, color: bool) -> str:
     site = f" at {finding.site}" if finding.site else ""
     head = f"{place_text(finding)}: {severity} {code}{site}: {finding.message} [{finding.name}]"
     parts = [head]
-    if lines is not None and "cell" not in finding.evidence:
-        parts += _excerpt(finding, lines(finding.location.path), color)
+    if lines is not None:
+        parts += _excerpt(finding, lines(finding.source_path), color)
     if finding.fix:
         flag = "--fix" if finding.fix.safety is Safety.SAFE else "--unsafe-fixes"
         parts.append(f"  = fix ({flag}): {finding.fix.message}")

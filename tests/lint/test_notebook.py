@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from amptune.core.finding import Finding, Location, Severity
 from amptune.lint.check import TextReport, report_text
 from amptune.lint.fixing import fix_until_stable
 from amptune.lint.notebook import read_notebook, with_local_edits
 from amptune.testing import source_rules
 
-RULES = [rule() for rule in source_rules(["amptune_rules"]) if rule.code == "AMP401"]
+RULES = [rule() for rule in source_rules(["amptune_rules"]) if rule.code in ("AMP401", "AMP201")]
 
 
 def notebook_text(*sources: str, language: str = "python") -> str:
@@ -118,3 +119,26 @@ def test_reported_edits_are_in_lines_of_the_cell() -> None:
     over_cells = notebook_text("from torch.cuda.amp import GradScaler", "s = GradScaler()")
     (finding,) = with_local_edits(read_notebook("a.ipynb", over_cells), report(over_cells).findings)
     assert finding.fix is None
+
+
+def test_messages_name_lines_of_the_cell() -> None:
+    text = notebook_text(
+        "import torch\nscaler = torch.amp.GradScaler()",
+        "with torch.autocast('cuda', torch.float16):\n    loss = model(x)\n    scaler.scale(loss).backward()",
+    )
+    (finding,) = report(text).findings
+    assert finding.rule == "AMP201"
+    assert (finding.evidence["cell"], finding.location.line) == (3, 3)
+    assert "of line 1:" in finding.message
+
+
+def test_a_line_of_another_cell_is_named_with_it() -> None:
+    notebook = read_notebook("a.ipynb", notebook_text("a = 1\nb = 2", "c = 3"))
+    place = Location("a.ipynb", 3, 1, 3, 2)
+    finding = notebook.place(Finding("A001", "x", Severity.INFO, "after line 2, in line 3, online 2", place))
+    assert finding.message == "after line 2 of cell 2, in line 1, online 2"
+
+
+def test_findings_are_in_the_order_of_cells() -> None:
+    text = notebook_text("\n\nimport torch.cuda.amp as a\ns = a.GradScaler()", "t = a.GradScaler()")
+    assert [finding.evidence["cell"] for finding in sorted(report(text).findings, key=lambda f: f.sort_key)] == [2, 3]
