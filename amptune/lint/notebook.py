@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 import warnings
@@ -197,12 +198,9 @@ def _syntax_problem(code: str) -> str | None:
 def _layout(text: str, data: Any) -> Callable[[Any], str] | None:
     """A function that writes data the way the text is written; None when no usual way gives the same text."""
     end = "\n" if text.endswith("\n") else ""
-    for indent in (1, 2, 4, None):
+    for indent, separators in ((1, None), (2, None), (4, None), (None, None), (None, (",", ":"))):
         for ascii_only in (False, True):
-
-            def write(value: Any, indent: int | None = indent, ascii_only: bool = ascii_only) -> str:
-                return json.dumps(value, indent=indent, ensure_ascii=ascii_only) + end
-
-            if write(data) == text:
-                return write
+            write = functools.partial(json.dumps, indent=indent, separators=separators, ensure_ascii=ascii_only)
+            if write(data) + end == text:
+                return lambda value, write=write: write(value) + end  # type: ignore[misc]
     return None
