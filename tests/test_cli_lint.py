@@ -439,8 +439,9 @@ TAKEN = """
 from amptune.core.rule import SourceRule
 from amptune.core.finding import Severity
 class A(SourceRule):
-    code, name, severity, keywords = "AMP101", "a", Severity.INFO, ()
+    code, name, severity, keywords = "AMP101", "a", Severity.INFO, (b"a",)
 """
+OWN = TAKEN.replace("AMP101", "ACME001")
 
 
 @pytest.mark.parametrize(
@@ -449,6 +450,13 @@ class A(SourceRule):
         ("import nothing_of_this_name\n", "does not import: ModuleNotFoundError"),
         ("from amptune.core.rule import SourceRule\nclass A(SourceRule): pass\n", "lacks the class attribute 'code'"),
         (TAKEN, "AMP101 is taken"),
+        (OWN.replace(', (b"a",)', "").replace(", keywords", ""), "lacks the class attribute 'keywords'"),
+        (OWN.replace('(b"a",)', '("a",)'), "ACME001: keywords ('a',) are not a tuple of bytes"),
+        (OWN.replace('(b"a",)', 'b"a"'), "ACME001: keywords b'a' are not a tuple of bytes"),
+        (OWN.replace('(b"a",)', "()"), "ACME001: keywords () are not a tuple of bytes"),
+        (OWN + '    requires = ("torch",)\n', "ACME001: requires ('torch',) is not"),
+        (OWN + '    requires = b"torch"\n', "ACME001: requires b'torch' is not"),
+        (OWN + '    requires = (b"torch", ())\n', "ACME001: requires (b'torch', ()) is not"),
     ],
 )
 def test_broken_rules_are_named(project: Path, capsys: pytest.CaptureFixture[str], content: str, message: str) -> None:
@@ -458,17 +466,28 @@ def test_broken_rules_are_named(project: Path, capsys: pytest.CaptureFixture[str
     assert message in capsys.readouterr().err
 
 
-def test_a_rule_that_fails_is_an_error_of_the_file(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("return None", "TypeError: 'NoneType' object is not iterable"),
+        ("yield 3", "TypeError: it gave int in place of a Finding"),
+        ("return source.nothing", "AttributeError: 'SourceFile' object has no attribute 'nothing'"),
+    ],
+)
+def test_a_rule_that_fails_is_an_error_of_the_file(
+    project: Path, capsys: pytest.CaptureFixture[str], body: str, message: str
+) -> None:
     (project / "mine.py").write_text(
         "from amptune.core.rule import SourceRule\nfrom amptune.core.finding import Severity\n"
         "class A(SourceRule):\n    code, name, severity, keywords = 'ACME001', 'a', Severity.INFO, (b'torch',)\n"
-        "    def check(self, source):\n        return 1 / 0\n"
+        f"    def check(self, source):\n        {body}\n"
     )
     (project / "pyproject.toml").write_text('[tool.amptune]\nrule-paths = ["mine.py"]\nexclude = ["mine.py"]\n')
     (project / "a.py").write_text(BUG)
     assert lint("--format", "json") == 2
     data = json.loads(capsys.readouterr().out)
-    assert data["errors"] == [{"path": "a.py", "message": "rule ACME001 failed: ZeroDivisionError: division by zero"}]
+    assert data["errors"] == [{"path": "a.py", "message": f"rule ACME001 failed: {message}"}]
     assert [finding["rule"] for finding in data["findings"]] == ["AMP101"]
 
 

@@ -152,3 +152,20 @@ def check_rule(cls: type[Rule]) -> None:
         raise ConfigError(f"rule class {where}: code {cls.code!r} is not LETTERS + 3 digits")
     if not isinstance(cls.severity, Severity):
         raise ConfigError(f"rule {cls.code}: severity {cls.severity!r} is not a Severity")
+    if issubclass(cls, SourceRule):
+        _check_keywords(cls)
+
+
+def _check_keywords(cls: type[SourceRule]) -> None:
+    """Raise ConfigError where the prefilter cannot read a rule's keywords."""
+    if not hasattr(cls, "keywords"):
+        raise ConfigError(f"rule {cls.code} lacks the class attribute 'keywords'")
+    if not cls.keywords or not _is_words(cls.keywords):
+        raise ConfigError(f"rule {cls.code}: keywords {cls.keywords!r} are not a tuple of bytes", hint='(b"autocast",)')
+    groups = cls.requires if isinstance(cls.requires, tuple) else (None,)
+    if not all(isinstance(group, bytes) or (group and _is_words(group)) for group in groups):
+        raise ConfigError(f"rule {cls.code}: requires {cls.requires!r} is not a tuple of bytes, or of tuples of bytes")
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, bytes) and item for item in value)

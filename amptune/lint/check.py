@@ -115,13 +115,22 @@ def _ask(
     """Findings of each rule; one that fails becomes an error of the file, and the others still run."""
     for rule in rules:
         try:
-            yield from list(question(rule))
+            yield from _findings(question(rule))
         except RecursionError:
             deep = FileError(path, "nested too deeply for some rules")
             if deep not in errors:
                 errors.append(deep)
         except Exception as error:  # a defect of the rule: it must not hide what the others find
             errors.append(FileError(path, f"rule {rule.code} failed: {type(error).__name__}: {error}"))
+
+
+def _findings(found: Iterable[Finding]) -> list[Finding]:
+    """What a rule gave, all of it before any is used."""
+    findings = list(found)
+    for item in findings:
+        if not isinstance(item, Finding):
+            raise TypeError(f"it gave {type(item).__name__} in place of a Finding")
+    return findings
 
 
 def _obey_comments(
