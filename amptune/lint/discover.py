@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +78,7 @@ class Discovery:
                     continue
                 if is_folder:
                     stack.append((entry.path, ignores))
-                elif not _is_link_to_folder(entry):
+                elif _may_be_read(entry):
                     yield os.path.normpath(entry.path)
 
     def _is_skipped(self, entry: os.DirEntry[str], is_folder: bool, ignores: _Ignores) -> bool:
@@ -165,11 +166,14 @@ def _is_real_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
+def _may_be_read(entry: os.DirEntry[str]) -> bool:
+    """Whether the entry is a file, or a link to one. No folder behind a link; no pipe or device, which may block."""
+    if entry.is_file(follow_symlinks=False):
+        return True
     try:
-        return entry.is_symlink() and entry.is_dir()
+        return stat.S_ISREG(entry.stat().st_mode)
     except OSError:
-        return False  # a loop of links: reading it gives the diagnostic
+        return True  # a link to nowhere, or a loop of links: reading it gives the diagnostic
 
 
 def _reason(error: OSError) -> str:

@@ -89,3 +89,14 @@ def test_an_unreadable_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> No
     discovery = Discovery(tree)
     assert discovery.find(("pkg",)) == ["pkg/f.py"]
     assert [(error.path, error.message) for error in discovery.errors] == [("pkg/sub", "Permission denied")]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_pipes_are_left_alone_and_links_to_files_are_not(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    os.mkfifo(tmp_path / "pipe.py")
+    os.symlink("pipe.py", tmp_path / "link_to_pipe.py")
+    os.symlink("a.py", tmp_path / "link.py")
+    os.symlink("nowhere", tmp_path / "dangling.py")
+    found = Discovery(tmp_path).find([str(tmp_path)])
+    assert [Path(file).name for file in found] == ["a.py", "dangling.py", "link.py"]
