@@ -70,6 +70,7 @@ class Regions:
         child = node
         for ancestor in self._index.ancestors(node):
             if isinstance(ancestor, ast.With | ast.AsyncWith) and child in ancestor.body:
+                found += [self._region(entered, ancestor) for entered in _entered(ancestor, child)]
                 found += [self._region(item.context_expr, ancestor) for item in reversed(ancestor.items)]
             elif isinstance(ancestor, ast.withitem):
                 owner = self._index.parent(ancestor)
@@ -196,6 +197,20 @@ class Regions:
     def _device(self, expression: ast.expr | None) -> str | None:
         value = self._folder.constant(expression)
         return value.partition(":")[0] if isinstance(value, str) else None
+
+
+def _entered(node: ast.With | ast.AsyncWith, child: ast.AST) -> list[ast.expr]:
+    """Contexts that an ExitStack of a with statement has entered before one of its statements, the last one first."""
+    stacks = {item.optional_vars.id for item in node.items if isinstance(item.optional_vars, ast.Name)}
+    found: list[ast.expr] = []
+    for statement in node.body if stacks else ():
+        if statement is child:
+            break
+        call = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
+        match call:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="enter_context"), args=[entered, *_]):
+                found += [entered] if name in stacks else []
+    return found[::-1]
 
 
 def _argument(call: ast.Call, name: str, position: int) -> ast.expr | None:

@@ -134,3 +134,35 @@ except ImportError:
     from contextlib import nullcontext as autocast
 """
     assert inside("autocast()", before).certain is False
+
+
+STACK = """
+import torch
+from contextlib import ExitStack
+with ExitStack() as stack, open(path) as file:
+    {before}
+    stack.enter_context(torch.no_grad())
+    with other:
+        HERE(x)
+    stack.enter_context(torch.autocast("cpu"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "device"),
+    [
+        ('stack.enter_context(torch.autocast("cuda"))', "cuda"),
+        ('cast = stack.enter_context(torch.autocast("cuda"))', "cuda"),
+        ('stack.enter_context(torch.autocast("cuda")); stack.enter_context(torch.autocast("xpu"))', "xpu"),
+        ('file.enter_context(torch.autocast("cuda"))', "cuda"),
+        ('others.enter_context(torch.autocast("cuda"))', None),
+        ('stack.push(torch.autocast("cuda"))', None),
+        ("stack.enter_context()", None),
+        ("pass", None),
+    ],
+)
+def test_contexts_that_an_exit_stack_has_entered(before: str, device: str | None) -> None:
+    source = source_of(STACK.format(before=before))
+    region = source.autocast(marked(source))
+    assert (region.device if region is not None else None) == device
+    assert source.no_grad(marked(source))
