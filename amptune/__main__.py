@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -9,7 +10,20 @@ def main() -> int:
     """Run the command line; the exit code is the return value."""
     from amptune.cli import run
 
-    return run(sys.argv[1:])
+    code = run(sys.argv[1:])
+    if sys.argv[1:2] == ["lint"]:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """End the process at once: a linter has nothing left to do, and taking down Python is a tenth of a short run."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return  # the reader went away; the usual way out copes with that
+    os._exit(code)
 
 
 if __name__ == "__main__":
