@@ -79,6 +79,11 @@ def summary(result: TuneResult) -> str:
         )
     else:
         lines.append(f"Nothing beat the best stock recipe, {stock_text}, beyond the noise. It is what was written.")
+    if data["launch_bound"]:
+        lines.append(
+            "The step is bound by Python launching kernels, not by the GPU: --compile or a larger batch will gain more "
+            "than any format."
+        )
     lines += [f"{LABELS[key] + ':':15s} {path}" for key, path in result.files.items() if key in LABELS]
     return "\n".join(lines)
 

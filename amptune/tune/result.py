@@ -54,6 +54,7 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         "objective": options.objective,
         "max_memory": options.max_memory,
         "stopped": search.stopped,
+        "launch_bound": verdict.record.outcome.launch_bound,
         "prediction": prediction_json(search.records()),
         "pareto": pareto_numbers(search.records()),
         "trials": [_trial(record) for record in search.records()],

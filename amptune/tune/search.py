@@ -251,6 +251,7 @@ def _outcome(base: Outcome, measured: Measured) -> Outcome:
         skipped_steps=quality.skipped,
         failing=quality.gate.failing if quality.gate else (),
         evaluation=quality.evaluation,
+        launch_bound=measured.step.launch_bound,
     )
 
 

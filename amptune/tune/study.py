@@ -52,6 +52,7 @@ class Outcome:
     skipped_steps: int | None = None
     evaluation: float | None = None
     compile_seconds: float | None = None
+    launch_bound: bool = False
     failing: Sequence[str] = ()
 
     @property

@@ -19,19 +19,30 @@ WARMUP_STEPS = 3
 MIN_STEPS = 10
 MAX_STEPS = 50
 SECONDS = 1.0
+LAUNCH_BOUND = 0.9
+"""Share of the step that queueing it takes, from which on the GPU waits for Python."""
 T_95 = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
 """One-sided 95 % quantiles of Student's t for 1 to 9 degrees of freedom."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """Milliseconds of one training step: median and quartiles, with the raw repeats, and peak memory where known."""
+    """Milliseconds of one training step: median and quartiles, with the raw repeats, and peak memory where known.
+
+    ``launch_ms`` is what Python takes to queue a step on a GPU; None where steps wait for the GPU in between.
+    """
 
     median: float
     low: float
     high: float
     repeats: tuple[float, ...]
     memory: int | None = None
+    launch_ms: float | None = None
+
+    @property
+    def launch_bound(self) -> bool:
+        """Whether the GPU waits for Python: then fewer or faster kernels change nothing."""
+        return self.launch_ms is not None and self.launch_ms >= LAUNCH_BOUND * self.median
 
     @classmethod
     def of(cls, repeats: Sequence[float]) -> StepTime:
@@ -68,24 +79,28 @@ def measure_step(
                 return None, None, compiling
         count = min(MAX_STEPS, max(MIN_STEPS, int(SECONDS * 1e3 / max(elapsed, 1e-3))))
         device.reset_peak_memory()  # the compiler's own trials of kernels are not part of a step
-        return StepTime.of(timed_steps(run, batches, count)), device.peak_memory(), compiling
+        return timed_steps(run, batches, count), device.peak_memory(), compiling
 
 
-def timed_steps(run: Run, batches: Batches, count: int) -> list[float]:
-    """Milliseconds of ``count`` steps, one by one.
+def timed_steps(run: Run, batches: Batches, count: int) -> StepTime:
+    """Time of ``count`` steps, one by one.
 
     On a GPU the steps are queued without waiting in between, as a training loop queues them: events mark the borders.
     """
     steps = [batches.train[i % len(batches.train)] for i in range(count)]
     if not run.bench.device.is_cuda:
-        return [_seconds(run, batch) * 1e3 for batch in steps]
+        return StepTime.of([_seconds(run, batch) * 1e3 for batch in steps])
+    begin = time.perf_counter()
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     events[0].record()
     for batch, event in zip(steps, events[1:], strict=True):
         run.step(batch)
         event.record()
+    queued = (time.perf_counter() - begin) * 1e3 / count
     events[-1].synchronize()
-    return [float(start.elapsed_time(end)) for start, end in itertools.pairwise(events)]
+    step = StepTime.of([float(start.elapsed_time(end)) for start, end in itertools.pairwise(events)])
+    # A loss scaler asks the GPU in each step whether something overflowed, so queueing takes as long as computing.
+    return step if run.candidate.scaler.enabled else dataclasses.replace(step, launch_ms=queued)
 
 
 def measure_interleaved(
@@ -102,9 +117,9 @@ def measure_interleaved(
         for candidate, times in zip(candidates, repeats, strict=True):
             with training(bench, candidate) as run:
                 warm = timed_steps(run, batches, WARMUP_STEPS)
-                count = min(MAX_STEPS, max(5, int(SECONDS * 1e3 / max(warm[-1], 1e-3) / 2)))
+                count = min(MAX_STEPS, max(5, int(SECONDS * 1e3 / max(warm.repeats[-1], 1e-3) / 2)))
                 bench.device.reset_peak_memory()
-                step = StepTime.of(timed_steps(run, batches, count))
+                step = timed_steps(run, batches, count)
                 times.append(dataclasses.replace(step, memory=bench.device.peak_memory()))
         progress(index + 1)
     return repeats

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import pytest
@@ -63,3 +64,10 @@ def test_noise_is_no_speedup() -> None:
 
 def test_pooling_keeps_every_repeat() -> None:
     assert pooled(rounds(1.0, 3.0)).repeats == (1.0, 1.0, 1.0, 3.0, 3.0, 3.0)
+
+
+def test_a_step_is_launch_bound_where_queueing_it_takes_as_long() -> None:
+    step = StepTime.of([10.0, 10.0, 10.0])
+    assert not step.launch_bound, "nothing is known on a CPU"
+    assert dataclasses.replace(step, launch_ms=9.5).launch_bound
+    assert not dataclasses.replace(step, launch_ms=3.0).launch_bound
