@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from amptune.debug.result import DebugResult, Finding, location_of
@@ -55,12 +57,20 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+QUICK = {"exp without max", "scaled after the product", "eps in a norm", "mask that raises", "underflowed norm"}
+"""Those that every run of the tests looks at; the search for cures takes a second or two each."""
+
+
+def names(cases: dict[str, Any]) -> list[Any]:
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in cases]
+
+
 def only(result: DebugResult) -> Finding:
     assert result.findings, result.notes
     return result.findings[0]
 
 
-@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("name", names(FORWARD))
 def test_the_line_that_overflows_or_underflows_is_named_and_cured(name: str, run: Run) -> None:
     body, kind, op, cures = FORWARD[name]
     source = part(body)
@@ -74,7 +84,7 @@ def test_the_line_that_overflows_or_underflows_is_named_and_cured(name: str, run
     assert cures <= {cure.kind for cure in finding.cures if cure.complete}
 
 
-@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("name", names(ELSEWHERE))
 def test_the_line_that_lost_the_value_is_named_where_another_one_fails(name: str, run: Run) -> None:
     body, fails, loses = ELSEWHERE[name]
     source = part(body)
