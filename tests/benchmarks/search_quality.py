@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import platform
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -288,12 +289,13 @@ def _verdicts(table: dict[str, dict[int, tuple[float, float, float]]]) -> dict[s
     return found
 
 
-def markdown(summary: dict[str, Any], facts: dict[str, Any]) -> str:
+def markdown(summary: dict[str, Any], facts: dict[str, Any], arguments: list[str]) -> str:
     """The report that a person reads."""
+    command = " ".join(["python tests/benchmarks/search_quality.py", *arguments])
     lines = [
         "# Search quality at an equal number of trials",
         "",
-        f"`python tests/benchmarks/search_quality.py`; {', '.join(f'{k} {v}' for k, v in facts.items())}.",
+        f"`{command}`; {', '.join(f'{k} {v}' for k, v in facts.items())}.",
         "",
         "Regret (true step of the plan handed over / best known - 1): median over seeds [95 % bootstrap interval].",
         "The last column says whether amptune's interval lies apart from the method's after 10, 20 and 50 trials.",
@@ -323,7 +325,7 @@ def main() -> None:
     summary = summarised(runs, args.methods)
     facts = {"noise": f"{args.noise:.1%}", "budget": BUDGET, "python": platform.python_version(),
              "optuna": optuna.__version__}  # fmt: skip
-    text = markdown(summary, facts)
+    text = markdown(summary, facts, sys.argv[1:])
     if args.report != "-":
         (REPORTS / f"{args.report}.md").write_text(text)
         (REPORTS / f"{args.report}.json").write_text(
