@@ -2,8 +2,9 @@
 
 Each probe runs one kind of kernel by itself, on random numbers (zeros draw less power and run faster), and divides what
 the roofline would take at a share of 1 by the time that it took. No model is looked at, so predictions of models are
-predictions. Two constants are not measured and stay those of the GPU's generation: the ramp of short reductions, which
-the shapes of the probes divide out, and the bandwidth share of fused chains in compiled models.
+predictions. The probe of a pointwise sum scales all shares of the bandwidth, since single kernels on contiguous numbers
+reach more of it than the kernels of models do. The other probes of traffic and attention are reported alone, and the
+ramp of short reductions stays as the GPU's generation has it.
 """
 
 # amptune: ignore-file[AMP404] goes with set_float32_matmul_precision, and old and new settings do not mix
@@ -17,13 +18,21 @@ from typing import Any
 import torch
 
 from amptune.analyze.device import present_gpu
-from amptune.analyze.probes import product_probes
+from amptune.analyze.probes import gemm_ideal, product_probes
 from amptune.analyze.probing import Probe
 from amptune.analyze.traffic import launch_us, shortest_kernel_us, traffic_probes
-from amptune.core.efficiency import Efficiency
+from amptune.core.efficiency import Efficiency, Traffic
 from amptune.core.formats import Format
 from amptune.core.hardware import Gpu
 from amptune.core.roofline import efficiency_of
+
+TF32_PASSES = 0.84
+"""Rate of the three products of training in TF32 against the forward's alone (kernels of Llama's step on an H200)."""
+H200_POINTWISE = 0.84
+"""Share of the bandwidth that the probe of a sum of two tensors reaches on an H200. Kernels of real models reach less,
+by kind, as the table says."""
+_LEFT_OUT = frozenset({"memory batch-norm", "memory batch-norm-bf16", "memory layout"})
+"""Probes of earlier calibrations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +101,22 @@ def with_present_measured(gpus: Sequence[Gpu]) -> tuple[tuple[Gpu, ...], str]:
 
 def constants_from(gpu: Gpu, data: Mapping[str, Any]) -> Efficiency:
     """The constants out of a calibration's JSON, for predictions on a machine without that GPU."""
-    shares = {name: float(probe["share"]) for name, probe in data["probes"].items()}
+    shares = {name: float(probe["share"]) for name, probe in data["probes"].items() if name not in _LEFT_OUT}
+    for number_format in gpu.peaks:
+        if probe := data["probes"].get(f"gemm {number_format}"):
+            shares[f"gemm {number_format}"] = gemm_ideal(gpu, number_format) / (probe["us"] * 1e-6)
     ahead, behind = data["launch_us"]
     return _efficiency(gpu, shares, data["kernel_us"], (ahead, behind))
+
+
+def _tf32(shares: Mapping[str, float]) -> dict[Format, float]:
+    share = shares.get(f"gemm {Format.TF32}")
+    return {} if share is None else {Format.TF32: share * TF32_PASSES}
+
+
+def _against_h200(shares: Mapping[str, float]) -> float:
+    """How well this GPU uses its bandwidth against the one that the table's shares of traffic are from."""
+    return shares.get(f"memory {Traffic.POINTWISE}", H200_POINTWISE) / H200_POINTWISE
 
 
 def _efficiency(gpu: Gpu, shares: Mapping[str, float], shortest: float, launches: tuple[float, float]) -> Efficiency:
@@ -106,11 +128,10 @@ def _efficiency(gpu: Gpu, shares: Mapping[str, float], shortest: float, launches
 
     return dataclasses.replace(
         known,
-        gemm=by_format("gemm", known.gemm),
+        gemm=by_format("gemm", known.gemm) | _tf32(shares),
         conv=by_format("conv", known.conv),
         depthwise=by_format("depthwise", known.depthwise),
-        attention=by_format("attention", known.attention),
-        memory={kind: shares.get(f"memory {kind}", share) for kind, share in known.memory.items()},
+        memory={kind: share * _against_h200(shares) for kind, share in known.memory.items()},
         misaligned={each: shares.get(f"misaligned {each}", share) for each, share in known.misaligned.items()},
         kernel_us=shortest,
         launch_us=launches,

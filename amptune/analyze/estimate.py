@@ -82,7 +82,13 @@ class SiteTimes:
 
 
 def estimate_all(
-    graph: PrecisionGraph, gpus: Sequence[Gpu], recipes: Sequence[Recipe], *, mode: Mode = "eager", train: bool = True
+    graph: PrecisionGraph,
+    gpus: Sequence[Gpu],
+    recipes: Sequence[Recipe],
+    *,
+    mode: Mode = "eager",
+    train: bool = True,
+    holds_output: bool = True,
 ) -> dict[str, dict[str, Estimate]]:
     """GPU key -> recipe name -> prediction, for GPUs with tabulated peaks and recipes that they and the model can run.
 
@@ -92,6 +98,7 @@ def estimate_all(
         recipes: recipes to predict. FP32 is always predicted, as the base of the speedups.
         mode: eager or compile.
         train: with a backward and an optimizer step.
+        holds_output: whether the training loop keeps the model's output in a variable through the backward.
     """
     wanted = [recipe for recipe in dict.fromkeys([RECIPES["fp32"], *recipes]) if applies(graph, recipe)]
     tables: dict[str, dict[str, Estimate]] = {gpu.key: {} for gpu in gpus if gpu.is_cuda}
@@ -100,7 +107,8 @@ def estimate_all(
         able = [gpu for gpu in gpus if gpu.is_cuda and can_run(recipe, gpu)]
         if not able:
             continue
-        setting, dtypes = Setting(recipe, train=train, fused=mode == "compile"), realised.under(recipe)
+        setting = Setting(recipe, train=train, fused=mode == "compile", holds_output=holds_output)
+        dtypes = realised.under(recipe)
         memory = step_memory(graph, dtypes, setting)
         for fixed in (False, True):
             work = _Work(graph, dataclasses.replace(setting, fixed=fixed), dtypes, memory)

@@ -148,12 +148,14 @@ class Setting:
         fixed: dimensions padded and convolutions in channels_last.
         train: with a backward.
         fused: compiled: pointwise work is priced by :mod:`amptune.analyze.fusion`, casts are free.
+        holds_output: whether the training loop keeps the model's output in a variable through the backward.
     """
 
     recipe: Recipe
     fixed: bool = False
     train: bool = True
     fused: bool = False
+    holds_output: bool = True
 
 
 def kernels_of(site: Site, dtypes: SiteDtypes, setting: Setting) -> SiteKernels:
@@ -174,7 +176,22 @@ def kernels_of(site: Site, dtypes: SiteDtypes, setting: Setting) -> SiteKernels:
         forward += _moves(site, dtypes, cost, backward=False)
         backward += _moves(site, dtypes, cost, backward=True)
     trained = setting.train and needs_backward(site)
+    share = call_share(site) / site.calls
+    forward, backward = ([_scaled(kernel, share) for kernel in kernels] for kernels in (forward, backward))
     return SiteKernels(tuple(forward) * site.calls, tuple(backward) * site.calls if trained else ())
+
+
+def _scaled(kernel: Kernel, share: float) -> Kernel:
+    """A kernel with ``share`` times the bytes, where bytes are what it is about."""
+    return dataclasses.replace(kernel, bytes=kernel.bytes * share) if isinstance(kernel, Move) else kernel
+
+
+def call_share(site: Site) -> float:
+    """Bytes of all calls of a site over those of its first one, whose shapes the site has: a shared module may be
+    called on tensors of other sizes."""
+    tensors = (*site.inputs, *site.outputs, *(param.meta for param in site.params))
+    first = sum(tensor.nbytes for tensor in tensors)
+    return max(1.0, site.bytes_moved / first) if site.calls > 1 and first and site.bytes_moved else float(site.calls)
 
 
 def needs_backward(site: Site) -> bool:

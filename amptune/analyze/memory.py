@@ -13,7 +13,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from amptune.analyze.fusion import Fusion, is_fused
-from amptune.analyze.kernels import Setting, converts_to_fp8, input_bytes, needs_backward, output_bytes
+from amptune.analyze.kernels import (
+    Setting,
+    call_share,
+    converts_to_fp8,
+    input_bytes,
+    needs_backward,
+    output_bytes,
+)
 from amptune.analyze.moves import cost_of
 from amptune.core.autocast import SiteDtypes, sources_of
 from amptune.core.graph import DTYPE_BYTES, OUTPUT, Param, PrecisionGraph, Site
@@ -72,10 +79,20 @@ class _Walk:
         self.order = list(graph)
         self._fusion = Fusion(graph, dtypes) if setting.fused else None
         self._delivered = {site.id: self._size(site) for site in self.order}
-        self._saved = {site.id: list(self._saves(site)) if setting.train else [] for site in self.order}
+        self._saved = {site.id: self._of_all_calls(site) if setting.train else [] for site in self.order}
         self._holders: collections.Counter[str] = collections.Counter()
         self._sizes: dict[str, int] = {}
-        self._kept_by_caller = {site.id for site in self.order if self._is_result(site)}
+        held = self.order if setting.holds_output else ()
+        self._kept_by_caller = {site.id for site in held if self._is_result(site)}
+
+    def _of_all_calls(self, site: Site) -> list[tuple[str, int]]:
+        """What the first call saves, and what the further calls of a shared module save beside it."""
+        saved = list(self._saves(site))
+        activations = [key for key, _ in saved if key in self.graph]
+        if site.calls > 1 and activations:
+            further = (call_share(site) - 1) * sum(self._delivered[key] for key in activations)
+            saved.append((f"calls:{site.id}", round(further)))
+        return saved
 
     def _size(self, site: Site) -> int:
         """Bytes that the site's outputs take; a compiler writes only what another kernel reads."""

@@ -32,16 +32,20 @@ def _ideal(seconds: float, share: float) -> float:
     return seconds * share
 
 
+_GEMM = Gemm(8192, 4096, 4096)
+
+
+def gemm_ideal(gpu: Gpu, number_format: Format) -> float:
+    """Seconds of the probe's matrix product at the peak, its shape taken into account; 0 without a kernel."""
+    share = efficiency_of(gpu).gemm[number_format]
+    return _ideal(gemm_seconds(_GEMM, number_format, gpu), share) if share and peak_of(gpu, number_format) else 0.0
+
+
 def _gemms(gpu: Gpu) -> Iterator[Probe]:
-    gemm = Gemm(8192, 4096, 4096)
     for number_format in _FORMATS:
-        if not peak_of(gpu, number_format):
-            continue
         probing.set_tf32(number_format is Format.TF32)
-        share = efficiency_of(gpu).gemm[number_format]
-        ideal = _ideal(gemm_seconds(gemm, number_format, gpu), share) if share else 0.0
-        if ideal:
-            yield from probing.probe(f"gemm {number_format}", ideal, lambda f=number_format: _product(gemm, f))  # type: ignore[misc]
+        if ideal := gemm_ideal(gpu, number_format):
+            yield from probing.probe(f"gemm {number_format}", ideal, lambda f=number_format: _product(_GEMM, f))  # type: ignore[misc]
 
 
 def _product(gemm: Gemm, number_format: Format) -> Run:

@@ -60,20 +60,6 @@ def _norm() -> Run:
     return _with_backward(lambda x, w, b: F.layer_norm(x, (WIDTH,), w, b), probing.random(ROWS, WIDTH), weight, bias)
 
 
-def _batch_norm(dtype: torch.dtype) -> Callable[[], Run]:
-    def prepare() -> Run:
-        x = probing.random(64, 256, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
-        mean, var = torch.zeros(256, device=probing.DEVICE), torch.ones(256, device=probing.DEVICE)
-        return _with_backward(
-            lambda t, w, b: F.batch_norm(t, mean, var, w, b, training=True),
-            x,
-            torch.ones_like(mean),
-            torch.zeros_like(mean),
-        )
-
-    return prepare
-
-
 def _reduction() -> Run:
     x = probing.random(ROWS, WIDTH)
     return lambda: x.sum(0)
@@ -88,11 +74,6 @@ def _gather() -> Run:
     return _with_backward(lambda table: F.embedding(ids, table), probing.random(4096, WIDTH))
 
 
-def _layout() -> Run:
-    x = probing.random(64, 256, 32, 32)
-    return lambda: x.contiguous(memory_format=torch.channels_last)
-
-
 def _optimizer() -> Run:
     params = [torch.nn.Parameter(probing.random(2048, 2048)) for _ in range(8)]
     for param in params:
@@ -101,17 +82,13 @@ def _optimizer() -> Run:
     return optimizer.step
 
 
-_BATCH_NORM_ELEMENTS = 64 * 256 * 32 * 32
 _MOVES: dict[Traffic, tuple[float, Callable[[], Run]]] = {
     Traffic.POINTWISE: (3 * 4 * SIZE, _pointwise),
     Traffic.CAST: (6 * SIZE, _cast),
     Traffic.NORM: ((2 + 5) * 4 * SIZE, _norm),
-    Traffic.BATCH_NORM: ((3 + 5) * 2 * _BATCH_NORM_ELEMENTS, _batch_norm(torch.float16)),
-    Traffic.BATCH_NORM_BF16: ((3 + 5) * 2 * _BATCH_NORM_ELEMENTS, _batch_norm(torch.bfloat16)),
     Traffic.REDUCTION: (4 * SIZE, _reduction),
     Traffic.SOFTMAX: ((2 + 3) * 4 * 512 * 32768, _softmax),
     Traffic.GATHER: ((2 + 3) * 4 * SIZE + 4 * 4096 * WIDTH, _gather),
-    Traffic.LAYOUT: (2 * 4 * 64 * 256 * 32 * 32, _layout),
     Traffic.OPTIMIZER: (7 * 4 * 8 * 2048 * 2048, _optimizer),
 }
 

@@ -1,8 +1,9 @@
 """Which share of a GPU's peaks and bandwidth real kernels reach: the constants of the roofline, one set a generation.
 
 Where they come from: for a GPU that is present, amptune/analyze/calibrate.py measures them there, kernel by kernel, and
-never on a model. The table below is for GPUs that are not: those of Hopper were set on training steps measured on an
-H100 (tests/benchmarks/reports), the others are scaled by public library benchmarks (unsure).
+never on a model. The table below is for GPUs that are not. Hopper's are from an H200 (tests/benchmarks/reports): matrix
+products by the micro-benchmark, memory traffic and FP32 attention by the kernels of the profiled steps of nanoGPT, BERT
+and Llama (the models that reports call seen). The others are scaled by public library benchmarks (unsure).
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ class Traffic(enum.StrEnum):
     OPTIMIZER = "optimizer"
 
 
+# The faster the units, the more of a short reduction is start and end. Set on H200 steps of nanoGPT, BERT and Llama.
+_RAMP = {
+    Format.FP32: 32, Format.TF32: 250, Format.BF16: 200, Format.FP16: 200, Format.FP8_E4M3: 200, Format.FP8_E5M2: 200,
+}  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Efficiency:
     """Constants of one GPU generation.
@@ -41,7 +48,7 @@ class Efficiency:
         attention: format -> share of the peak that fused attention reaches (forward; the backward a little less).
         memory: kind of traffic -> share of the bandwidth.
         misaligned: bytes that the leading dimensions are a multiple of -> share of the aligned rate, in 16 bits.
-        ramp: elements of reduction length that a tile's start and end cost.
+        ramp: format -> elements of reduction length that a tile's start and end cost.
         kernel_us: shortest kernel, microseconds.
         launch_us: time of the processor per kernel in eager mode: forward with its Python, and backward.
     """
@@ -52,16 +59,16 @@ class Efficiency:
     memory: Mapping[Traffic, float]
     misaligned: Mapping[int, float]
     depthwise: Mapping[Format, float] = dataclasses.field(default_factory=lambda: _formats(0.12, 0.12, 0.12, 0.0))
-    ramp: int = 96
+    ramp: Mapping[Format, int] = dataclasses.field(default_factory=lambda: _RAMP)
     kernel_us: float = 2.5
     launch_us: tuple[float, float] = (9.0, 7.0)
 
 
 _MEMORY = {
-    Traffic.POINTWISE: 0.82, Traffic.CAST: 0.82, Traffic.NORM: 0.65, Traffic.BATCH_NORM: 0.70,
+    Traffic.POINTWISE: 0.55, Traffic.CAST: 0.45, Traffic.NORM: 0.44, Traffic.BATCH_NORM: 0.70,
     Traffic.BATCH_NORM_BF16: 0.43,
-    Traffic.REDUCTION: 0.70, Traffic.SOFTMAX: 0.75, Traffic.GATHER: 0.45, Traffic.LAYOUT: 0.47,
-    Traffic.OPTIMIZER: 0.85, Traffic.FUSED: 0.62,
+    Traffic.REDUCTION: 0.38, Traffic.SOFTMAX: 0.64, Traffic.GATHER: 0.45, Traffic.LAYOUT: 0.47,
+    Traffic.OPTIMIZER: 0.80, Traffic.FUSED: 0.62,
 }  # fmt: skip
 
 
@@ -80,9 +87,9 @@ _AMPERE = Efficiency(
     misaligned={8: 0.8, 4: 0.6, 2: 0.45},
 )
 _HOPPER = Efficiency(
-    gemm=_formats(0.80, 0.52, 0.68, 0.58),
+    gemm=_formats(0.79, 0.73, 0.87, 0.75),
     conv=_formats(0.55, 0.42, 0.40, 0.40),
-    attention=_formats(0.38, 0.05, 0.40, 0.40),
+    attention=_formats(0.54, 0.05, 0.40, 0.40),
     memory=_MEMORY,
     misaligned={8: 0.5, 4: 0.3, 2: 0.2},
 )

@@ -40,6 +40,8 @@ _TILES_TENSOR = ((128, 256, 1.0), (256, 128, 1.0), (128, 128, 0.94), (64, 128, 0
 _TILES_VECTOR = ((128, 128, 1.0), (128, 64, 0.95), (64, 64, 0.85))
 _LANES = 32
 """Rows or columns of a group of a convolution that fill a matrix unit."""
+_STREAMED = 0.82
+"""Share of the bandwidth at which a product reads and writes its tensors: long contiguous rows, as in a copy."""
 _SPLIT_K = 1024
 """Shortest piece that a library cuts a reduction into to fill the multiprocessors."""
 
@@ -105,7 +107,7 @@ def gemm_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, *, rows: tuple[int
     item = number_format.bytes
     result_item = max(item, 2)
     moved = gemm.batch * ((gemm.m + gemm.n) * gemm.k * item + gemm.m * gemm.n * result_item)
-    return max(gemm.flops / rate, moved / _bandwidth(gpu, Traffic.POINTWISE), constants.kernel_us * 1e-6)
+    return max(gemm.flops / rate, moved / (gpu.bandwidth * 1e9 * _STREAMED), constants.kernel_us * 1e-6)
 
 
 def _alignment_share(number_format: Format, rows: tuple[int, ...], constants: Efficiency) -> float:
@@ -119,7 +121,7 @@ def _alignment_share(number_format: Format, rows: tuple[int, ...], constants: Ef
 
 def _shape_share(gemm: Gemm, number_format: Format, gpu: Gpu) -> float:
     """The share of the full rate that this shape allows: tile and wave quantisation, and short reductions."""
-    ramp = gemm.k / (gemm.k + efficiency_of(gpu).ramp)
+    ramp = gemm.k / (gemm.k + efficiency_of(gpu).ramp[number_format])
     return ramp * wave_share(gemm, number_format, gpu)
 
 
@@ -188,7 +190,7 @@ def conv_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, *, bytes_moved: in
         rate = max(rate * lanes, peak_of(gpu, Format.FP32) * constants.depthwise[number_format])
     else:
         rate *= _shape_share(gemm, number_format, gpu)
-    memory = bytes_moved / _bandwidth(gpu, Traffic.POINTWISE)
+    memory = bytes_moved / (gpu.bandwidth * 1e9 * _STREAMED)
     return max(gemm.flops / rate, memory, constants.kernel_us * 1e-6)
 
 

@@ -98,7 +98,7 @@ def test_a_tiny_product_takes_a_kernels_shortest_time() -> None:
 def test_one_tile_more_than_a_wave_takes_longer() -> None:
     full = gemm_seconds(Gemm(132 * 128, 256, 1023 * 8), Format.BF16, H100)
     over = gemm_seconds(Gemm(133 * 128, 256, 1023 * 8), Format.BF16, H100)
-    assert over > 1.3 * full
+    assert over > 1.2 * full
 
 
 def test_traffic_is_bytes_over_bandwidth() -> None:
