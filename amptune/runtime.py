@@ -1258,8 +1258,7 @@ def _paths_of_glob(key: str, entry: Mapping[str, Any], modules: Mapping[str, nn.
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = [other for other in names if name.startswith(other)] or difflib.get_close_matches(name, names, 1, cutoff=0.4)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

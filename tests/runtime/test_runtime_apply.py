@@ -97,7 +97,7 @@ def test_exact_path_beats_glob_and_longer_glob_beats_shorter(reverse: bool) -> N
         ({"head": "tf32"}, "format 'tf32' is not one of"),
         ({"head": "fp8_e4m3"}, "fp8_e4m3 needs a scaling"),
         ({"head": {"pad": 8}}, "the key 'format' is missing"),
-        ({"head": {"format": "bf16", "padding": 8}}, "key 'padding' is not one of .*did you mean 'pad'"),
+        ({"head": {"format": "bf16", "padding": 8}}, "key 'padding' is not one of .*did you mean 'pad_in'"),
         ({"head": {"format": "bf16", "how": "magic"}}, "how 'magic' is not one of swap"),
         ({"blocks.0": "bf16"}, r"'blocks.0' \(Block\) takes no format itself"),
         ({"attention.out_proj": "bf16"}, "takes no format itself"),
