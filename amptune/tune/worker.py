@@ -7,6 +7,7 @@ parent starts a new one and goes on.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 import sys
@@ -260,6 +261,8 @@ def serve(connection: Connection, job: Job) -> None:
     """Entry point of the child: build a Worker, answer requests until the pipe closes."""
     # What the user's code prints must not mix with what the command was asked for on stdout.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # it is seen when it is printed, not when the process ends
     torch.set_num_threads(job.threads)
 
     def report(text: str, done: int, total: int) -> None:
