@@ -167,12 +167,19 @@ def elsewhere(measured_on: Mapping[str, Any], here: Mapping[str, str]) -> str | 
     What ``here`` does not name is not compared.
     """
     pairs = [(key, word) for key, word in (("gpu", ""), ("torch", "torch ")) if measured_on.get(key) and here.get(key)]
-    differing = [(key, word) for key, word in pairs if str(measured_on[key]) != here[key]]
+    differing = [(key, word) for key, word in pairs if not _is_same(str(measured_on[key]), here[key])]
     if not differing:
         return None
     old = " and ".join(f"{word}{measured_on[key]}" for key, word in differing)
     new = " and ".join(f"{word}{here[key]}" for key, word in differing)
     return f"the plan was measured on {old}, this is {new}: it may not be the fastest here; amptune tune measures anew"
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two versions agree; the build label after + is often left out of a package's own version."""
+    if ("+" in one) != ("+" in other):
+        one, other = one.partition("+")[0], other.partition("+")[0]
+    return one == other
 
 
 class _Reader:

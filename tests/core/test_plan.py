@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from amptune.core.formats import Format
-from amptune.core.plan import Plan, ScalerConfig, SitePlan
+from amptune.core.plan import Plan, ScalerConfig, SitePlan, elsewhere
 from amptune.errors import PlanError
 
 PLAN = Plan(
@@ -99,3 +99,12 @@ def test_the_hash_is_of_what_it_does() -> None:
 def test_fp16_is_noticed() -> None:
     assert not PLAN.uses_fp16
     assert Plan(sites={"a": SitePlan(Format.FP16)}).uses_fp16
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "differs"),
+    [("2.13.0+cu130", "2.13.0", False), ("2.13.0", "2.13.0+cpu", False), ("2.13.0+cu130", "2.13.0+cpu", True),
+     ("2.13.0", "2.12.0", True), ("2.13.0+cu130", "2.12.0", True)],
+)  # fmt: skip
+def test_a_build_label_that_one_side_lacks_is_no_other_torch(then: str, now: str, differs: bool) -> None:
+    assert (elsewhere({"torch": then}, {"torch": now}) is not None) is differs
