@@ -25,7 +25,6 @@ def described(graph: PrecisionGraph) -> dict[str, object]:
     return {**sites, **attrs, **{str(key): value for key, value in edges.items()}}
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch.compile's own
 @pytest.mark.parametrize("name", ZOO)
 def test_all_frontends_that_can_see_a_model_agree_on_it(name: str, load: Load) -> None:
     example = ZOO[name]
@@ -36,7 +35,6 @@ def test_all_frontends_that_can_see_a_model_agree_on_it(name: str, load: Load) -
         assert described(found.graph) == described(captures[0].graph), found.frontend
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch.compile's own
 @pytest.mark.parametrize("name", ZOO)
 def test_the_default_order_finds_a_frontend(name: str, load: Load) -> None:
     example = ZOO[name]
@@ -263,7 +261,6 @@ def test_a_model_too_large_for_a_real_run_says_so(load: Load) -> None:
         capture(load(text, inputs=("64x8",)))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_scripted_code_is_one_opaque_site_in_a_real_run(load: Load) -> None:
     text = """
     class Net(nn.Module):
