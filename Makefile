@@ -50,6 +50,7 @@ bench-op-support: $(VENV)/.dev
 # Predicted against measured steps; needs a GPU and a CUDA build of torch.
 bench-estimate: $(VENV)/.dev
 	PYTHONPATH=.:rules $(BIN)/python tests/benchmarks/estimate_check.py
+	PYTHONPATH=.:rules $(BIN)/python tests/benchmarks/kernel_times.py --out tests/benchmarks/reports
 
 # Which search finds the fastest valid plan in 10, 20 and 50 trials; minutes on an idle machine, no GPU.
 bench-search: $(VENV)/.dev

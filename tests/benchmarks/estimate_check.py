@@ -30,7 +30,7 @@ from typing import Any
 from amptune.core.files import write_atomic
 from amptune.core.hardware import GPUS, Gpu, gpu_for_device
 from amptune.core.recipes import RECIPES
-from tests.benchmarks.step_times import ENTRIES, Entry, measure
+from tests.benchmarks.step_times import ENTRIES, Entry, Wanted, measure
 
 REPORTS = Path(__file__).parent / "reports"
 GIB = 2**30
@@ -39,8 +39,14 @@ PROFILE_UNTIL = 110.0
 GROUPS = ("unseen", "seen")
 
 
-def measured_here(entries: Sequence[Entry], *, profile: bool) -> dict[str, Any]:
-    """Everything that is measured on the GPU at hand: its facts, its calibration, and the steps."""
+def measured_here(entries: Sequence[Entry], wanted: Wanted, *, taken_apart: Sequence[Entry] = ()) -> dict[str, Any]:
+    """Everything that is measured on the GPU at hand: its facts, its calibration, and the steps.
+
+    Args:
+        entries: models whose steps are measured.
+        wanted: what else is measured of them; no further step is profiled after ``PROFILE_UNTIL`` seconds.
+        taken_apart: further models, of which only the ops and the launches of a step are measured.
+    """
     import torch
 
     from amptune.analyze.calibrate import calibrate
@@ -59,17 +65,27 @@ def measured_here(entries: Sequence[Entry], *, profile: bool) -> dict[str, Any]:
         "calibration": calibrate(gpu).to_json(),
         "rows": rows,
     }  # fmt: skip
-    for entry in entries:
+    limited = dataclasses.replace(
+        wanted, kernels=lambda: wanted.kernels() and time.perf_counter() - start < PROFILE_UNTIL
+    )
+    apart = Wanted(ops=True, launches=True, steps=False)
+    for entry, chosen in [(entry, limited) for entry in entries] + [(entry, apart) for entry in taken_apart]:
         try:
-            for row in measure(entry, profile=lambda: profile and time.perf_counter() - start < PROFILE_UNTIL):
+            for row in measure(entry, chosen):
                 rows.append(row)
-                _say(f"{row['model']:10s} {row['recipe']:22s} {row['step_ms']['median']:9.2f} ms "
-                     f"{row['memory_bytes'] / GIB:6.2f} GiB")  # fmt: skip
+                _say(_line(row, time.perf_counter() - start))
         except torch.OutOfMemoryError as error:
             _say(f"{entry.model}: {str(error).splitlines()[0]}")
         torch.cuda.empty_cache()
     found["seconds"] = round(time.perf_counter() - start, 1)
     return found
+
+
+def _line(row: Mapping[str, Any], seconds: float) -> str:
+    step = (
+        f"{row['step_ms']['median']:9.2f} ms {row['memory_bytes'] / GIB:6.2f} GiB" if "step_ms" in row else "profiled"
+    )
+    return f"{seconds:6.1f} s {row['model']:12s} {row['recipe']:22s} {step}"
 
 
 def gpu_of(measured: Mapping[str, Any]) -> Gpu:
@@ -225,18 +241,25 @@ def main() -> int:
     parser.add_argument("--models", help="comma-separated; default: all")
     parser.add_argument("--out", type=Path, default=REPORTS, help="folder of the reports")
     parser.add_argument("--no-profile", action="store_true", help="leave the kernels of the steps out")
+    parser.add_argument("--ops", action="store_true", help="what each op of a step launched, and steps of few samples")
+    parser.add_argument("--ops-of", help="models of which only that is measured, comma-separated")
+    parser.add_argument("--measure-only", action="store_true", help="write steps_<gpu>.json and predict nothing")
     args = parser.parse_args()
     wanted = set(args.models.split(",")) if args.models else {entry.model for entry in ENTRIES}
     entries = [entry for entry in ENTRIES if entry.model in wanted and entry.eager]
+    apart = [entry for entry in ENTRIES if entry.model in (args.ops_of or "").split(",")]
     args.out.mkdir(parents=True, exist_ok=True)
     if args.measured:
         measured = json.loads(args.measured.read_text(encoding="utf-8"))
         measured["rows"] = [row for row in measured["rows"] if row["model"] in wanted]
     else:
-        measured = measured_here(entries, profile=not args.no_profile)
+        also = Wanted(kernels=lambda: not args.no_profile, ops=args.ops, launches=args.ops)
+        measured = measured_here(entries, also, taken_apart=apart)
     key = measured["gpu"].get("key") or gpu_of(measured).key
     if not args.measured:
-        write_atomic(args.out / f"steps_{key}.json", json.dumps(measured, indent=1) + "\n")
+        write_atomic(args.out / f"steps_{key}.json", json.dumps(measured, indent=None if args.ops else 1) + "\n")
+    if args.measure_only:
+        return 0
     rows = compare(measured, ENTRIES)
     summary = medians(rows)
     report = {"version": 1, "gpu": measured["gpu"], "torch": measured["torch"], "median": summary, "rows": rows}

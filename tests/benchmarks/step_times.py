@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,16 +16,18 @@ from torch.utils import _pytree
 
 from amptune.capture import TargetSpec, load_target
 from amptune.core.recipes import RECIPES, Recipe
+from tests.benchmarks import device_times
 
-DEVICE = "cuda"
 MODELS = Path(__file__).parent / "models"
 WARM_UPS = 3
 FEWEST, MOST = 5, 25
 SECONDS = 0.8
 """What the timed steps of one recipe may take, above the fewest."""
 PROFILED = ("fp32", "tf32", "autocast-bf16")
-KERNELS = 40
-"""Kernels of a profiled step that are kept, by time."""
+TAKEN_APART = ("fp32", "autocast-bf16")
+"""Recipes whose step is profiled op by op."""
+FEW = 2
+"""Samples of a step that is bound by launching kernels, so that its time is the processor's."""
 MEASURED = ("fp32", "tf32", "autocast-bf16", "autocast-fp16")
 
 
@@ -42,6 +43,7 @@ class Entry:
         channels_last: whether the repaired model has its convolutions in channels_last.
         arguments: constructor arguments.
         eager: whether its eager steps are measured; one is known from compiled runs alone.
+        blind: whether its predictions were written down before it was measured.
     """
 
     model: str
@@ -50,6 +52,7 @@ class Entry:
     channels_last: bool = False
     arguments: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     eager: bool = True
+    blind: bool = False
 
     @property
     def spec(self) -> TargetSpec:
@@ -69,81 +72,114 @@ ENTRIES = (
     Entry("convnext", channels_last=True),
     Entry("t5"),
     Entry("llama8b", seen=True, eager=False),
+    Entry("efficientnet", blind=True, channels_last=True),
+    Entry("swin", blind=True),
+    Entry("deberta", blind=True),
+    Entry("whisper", blind=True),
+    Entry("gru", blind=True, channels_last=True),
+    Entry("mixer", blind=True),
+    Entry("mlp", blind=True),
+    Entry("latent", blind=True, channels_last=True),
 )
 
 
-def measure(entry: Entry, *, profile: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is measured beside the time and memory of steps.
+
+    Attributes:
+        kernels: the kernels of each step by name, asked anew for each step.
+        ops: the ops of FP32's and BF16's step with what they launched.
+        launches: the time of a step on few samples.
+        steps: the steps themselves.
+    """
+
+    kernels: Callable[[], bool] = lambda: False
+    ops: bool = False
+    launches: bool = False
+    steps: bool = True
+
+
+class Steps:
+    """Training steps of one model on the device."""
+
+    def __init__(self, spec: TargetSpec, *, channels_last: bool = False) -> None:
+        self._target = load_target(spec)
+        torch.manual_seed(0)
+        with torch.device(device_times.DEVICE):
+            model, batch = self._target.make_model(), self._target.make_batch()
+        self.model = model.to(device_times.DEVICE).train()
+        self._batch = _pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device_times.DEVICE), batch)
+        if channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+            self._batch = _pytree.tree_map_only(torch.Tensor, _in_channels_last, self._batch)
+
+    @contextlib.contextmanager
+    def under(self, recipe: Recipe, *, samples: int | None = None) -> Iterator[Callable[[], None]]:
+        """A step under a recipe with an optimizer of its own, on the first samples of the batch or on all."""
+        batch = self._batch
+        if samples is not None:
+            batch = _pytree.tree_map_only(torch.Tensor, lambda tensor: tensor[:samples].contiguous(), batch)
+        model = self.model
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
+        scaler = torch.amp.GradScaler(device_times.DEVICE, enabled=recipe.name == "autocast-fp16")
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(self._loss(batch, recipe)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+        with tf32(recipe.tf32):
+            yield step
+        optimizer.zero_grad(set_to_none=True)
+
+    def _loss(self, batch: Any, recipe: Recipe) -> torch.Tensor:
+        half = getattr(torch, recipe.autocast.torch_name) if recipe.autocast else torch.bfloat16
+        with torch.autocast(device_times.DEVICE, dtype=half, enabled=recipe.autocast is not None):
+            loss: torch.Tensor = self._target.loss(self._target.call(self.model, batch), batch)
+        return loss
+
+
+def measure(entry: Entry, wanted: Wanted) -> Iterator[dict[str, Any]]:
     """One row for each recipe of the model, and for BF16 autocast of the repaired one."""
-    yield from _rows(entry, entry.spec, False, MEASURED, profile)
+    variants = [("", False, MEASURED, entry.spec)]
     if entry.fixed or entry.channels_last:
         spec = dataclasses.replace(entry.spec, arguments={**entry.arguments, **entry.fixed})
-        yield from _rows(entry, spec, entry.channels_last, ("autocast-bf16",), profile, suffix="+fixed")
-
-
-def _rows(
-    entry: Entry, spec: TargetSpec, channels_last: bool, recipes: tuple[str, ...], profile: Callable[[], bool],
-    suffix: str = "",
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    target = load_target(spec)
-    torch.manual_seed(0)
-    with torch.device(DEVICE):
-        model, batch = target.make_model(), target.make_batch()
-    model, batch = (
-        model.to(DEVICE).train(),
-        _pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(DEVICE), batch),
-    )
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-        batch = _pytree.tree_map_only(torch.Tensor, _in_channels_last, batch)
-    for name in recipes:
-        yield {"model": entry.model, "recipe": name + suffix, "mode": "eager"} | _one(
-            lambda recipe: _loss(target, model, batch, recipe), model, RECIPES[name], profile
-        )
+        variants.append(("+fixed", entry.channels_last, ("autocast-bf16",), spec))
+    for suffix, channels_last, recipes, spec in variants:
+        steps = Steps(spec, channels_last=channels_last)
+        for name in recipes:
+            row = {"model": entry.model, "recipe": name + suffix, "mode": "eager"}
+            if found := _one(steps, RECIPES[name], wanted):
+                yield row | found
 
 
 def _in_channels_last(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def _loss(target: Any, model: torch.nn.Module, batch: Any, recipe: Recipe) -> torch.Tensor:
-    half = getattr(torch, recipe.autocast.torch_name) if recipe.autocast else torch.bfloat16
-    with torch.autocast(DEVICE, dtype=half, enabled=recipe.autocast is not None):
-        loss: torch.Tensor = target.loss(target.call(model, batch), batch)
-    return loss
-
-
-def _one(
-    loss: Callable[[Recipe], torch.Tensor], model: torch.nn.Module, recipe: Recipe, profile: Callable[[], bool]
-) -> dict[str, Any]:
-    """Median step, peak memory and the kernels of one step."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
-    scaler = torch.amp.GradScaler(DEVICE, enabled=recipe.name == "autocast-fp16")
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss(recipe)).backward()
-        scaler.step(optimizer)
-        scaler.update()
-
-    with tf32(recipe.tf32):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        for _ in range(WARM_UPS):
-            step()
-        times = _timed(step)
-        memory = torch.cuda.max_memory_allocated()
-        row = {
-            "step_ms": {
-                "median": statistics.median(times),
-                "low": min(times),
-                "high": max(times),
-                "repeats": len(times),
-            },
-            "memory_bytes": memory,
-        }
-        if recipe.name in PROFILED and profile():
-            row["kernels"] = _kernels(step)
-    optimizer.zero_grad(set_to_none=True)
+def _one(steps: Steps, recipe: Recipe, wanted: Wanted) -> dict[str, Any]:
+    """Median step, peak memory and what a step ran."""
+    row: dict[str, Any] = {}
+    with steps.under(recipe) as step:
+        if wanted.steps:
+            device_times.forget_peak()
+            for _ in range(WARM_UPS):
+                step()
+            row["step_ms"] = _summary(_timed(step))
+            row["memory_bytes"] = device_times.peak_memory()
+        if recipe.name in PROFILED and wanted.kernels():
+            row["kernels"] = device_times.kernels_of(step)
+        if recipe.name in TAKEN_APART and wanted.ops:
+            if not wanted.steps:
+                step()
+            row["ops"] = device_times.ops_of(step)
+    if recipe.name in TAKEN_APART and wanted.launches:
+        with steps.under(recipe, samples=FEW) as step:
+            for _ in range(WARM_UPS):
+                step()
+            row["few_samples_ms"] = _summary(_timed(step, seconds=SECONDS / 2))
     return row
 
 
@@ -160,33 +196,15 @@ def tf32(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def _timed(step: Callable[[], None]) -> list[float]:
+def _timed(step: Callable[[], None], *, seconds: float = SECONDS) -> list[float]:
     """Milliseconds of each step, queued without waiting in between, as a training loop queues them."""
-    torch.cuda.synchronize()
+    device_times.synchronize()
     start = time.perf_counter()
     step()
-    torch.cuda.synchronize()
-    count = max(FEWEST, min(MOST, round(SECONDS / (time.perf_counter() - start))))
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-    events[0].record()
-    for event in events[1:]:
-        step()
-        event.record()
-    events[-1].synchronize()
-    return [float(before.elapsed_time(after)) for before, after in itertools.pairwise(events)]
+    device_times.synchronize()
+    count = max(FEWEST, min(MOST, round(seconds / (time.perf_counter() - start))))
+    return device_times.repeated(step, count)
 
 
-def _kernels(step: Callable[[], None]) -> dict[str, Any]:
-    """What ran on the GPU in one step: total milliseconds, number of kernels, and the longest by name."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        step()
-        torch.cuda.synchronize()
-    found = sorted(profiler.key_averages(), key=lambda event: -event.device_time_total)
-    found = [event for event in found if event.device_time_total]
-    return {
-        "gpu_ms": sum(event.device_time_total for event in found) / 1e3,
-        "count": sum(event.count for event in found),
-        "longest": [[event.key[:110], event.count, round(event.device_time_total, 1)] for event in found[:KERNELS]],
-    }
+def _summary(times: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(times), "low": min(times), "high": max(times), "repeats": len(times)}

@@ -1,0 +1,87 @@
+"""The scripts that measure on a GPU, on the CPU with tiny models: what they write has the form that readers expect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.benchmarks import device_times, kernel_times, step_times
+
+TINY = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def make_model():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+
+
+def make_batch():
+    return torch.randn(8, 3, 8, 8), torch.randint(0, 10, (8,))
+
+
+def loss_fn(output, batch):
+    return F.cross_entropy(output, batch[1])
+"""
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(device_times, "DEVICE", "cpu")
+    monkeypatch.setattr(step_times, "MODELS", tmp_path)
+    monkeypatch.setattr(step_times, "SECONDS", 0.01)
+    (tmp_path / "tiny.py").write_text(TINY, encoding="utf-8")
+
+
+def test_steps_of_every_recipe_and_of_the_repaired_model() -> None:
+    rows = list(step_times.measure(step_times.Entry("tiny", channels_last=True), step_times.Wanted()))
+    assert [row["recipe"] for row in rows] == [*step_times.MEASURED, "autocast-bf16+fixed"]
+    assert all(row["step_ms"]["low"] <= row["step_ms"]["median"] <= row["step_ms"]["high"] for row in rows)
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_ops_and_launches_alone() -> None:
+    wanted = step_times.Wanted(ops=True, launches=True, steps=False)
+    rows = list(step_times.measure(step_times.Entry("tiny"), wanted))
+    assert [row["recipe"] for row in rows] == list(step_times.TAKEN_APART)
+    for row in rows:
+        assert "step_ms" not in row
+        assert row["few_samples_ms"]["median"] > 0
+        shapes = {name: shapes for name, shapes, *_ in row["ops"]["rows"] if "convolution_backward" in name}
+        assert any("8x8x6x6 8x3x8x8 8x3x3x3" in each for each in shapes.values())
+        assert row["ops"]["total_us"] >= row["ops"]["rest_us"]
+
+
+def test_each_case_of_kernels_has_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_times, "SIZES", (2**18,))
+    monkeypatch.setattr(
+        kernel_times, "FORMATS", {name: kernel_times.FORMATS[name] for name in ("fp32", "bf16", "fp16")}
+    )
+    monkeypatch.setattr(kernel_times, "moves", lambda: iter(()))
+    monkeypatch.setattr(kernel_times, "GEMMS", ((16, 32, 8, 1), (16, 16, 8, 4)))
+    monkeypatch.setattr(kernel_times, "CONVOLUTIONS", ((2, 8, 3, 8, 3, 1, 1), (2, 8, 8, 8, 3, 1, 8)))
+    monkeypatch.setattr(kernel_times, "ATTENTIONS", ((2, 2, 16, 16, 8, "causal"), (2, 2, 16, 16, 8, "masked")))
+    monkeypatch.setattr(kernel_times, "RECURRENT", (("gru", 2, 4, 8),))
+    rows = kernel_times.timed(60)
+    passes = {"gemm": {"forward", "input", "weight"}, "conv": {"forward", "input", "weight"},
+              "attention": {"forward", "backward"}, "rnn": {"forward", "both"}}  # fmt: skip
+    assert {row["case"] for row in rows} == set(passes)
+    for row in rows:
+        assert set(row["us"]) == passes[row["case"]], row
+        assert min(row["us"].values()) > 0
+
+
+def test_memory_bound_kernels_run_in_every_format() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(2**18).to(dtype)
+        for group in (
+            kernel_times._pointwise(x, dtype),
+            kernel_times._moves(x, dtype),
+            kernel_times._norms(x, dtype),
+        ):
+            for _, passes in group:
+                for run in passes.values():
+                    run()
