@@ -13,23 +13,27 @@ import numpy as np
 from amptune.core.choice import FP32, Choice
 from amptune.tune.caps import Caps
 from amptune.tune.costmodel import CostModel
+from amptune.tune.front import distinct
 from amptune.tune.propose import best_point
 from amptune.tune.space import HIGH, Group, Space
-from amptune.tune.stepmodel import Feature, Point, StepModel, fit_model
+from amptune.tune.stepmodel import Feature, Observation, Point, StepModel, fit_model
 from amptune.tune.study import TrialRecord
 
+_NORMAL = statistics.NormalDist()
 IsTried = Callable[[dict[str, str]], bool]
 
 REGION = 4
 """Choices that a trial of the sampler may change against the incumbent."""
-DRAWS = 8
-"""Samples of the posterior before the Thompson step gives up on finding a plan that was not tried."""
-GAIN_DRAWS = 12
+DRAWS = 12
+"""Samples of the posterior whose best plans are candidates for the next trial."""
 MOST_BLAMED = 2
 NOISE_FLOOR = 0.003
 """Smallest share of a step that counts as a gain: clocks and temperature alone change as much."""
 GLOBAL_COST = 0.25
 """What a choice of the whole plan (TF32, layout, loss) may cost, as a share of the step, before it is measured."""
+FAR = 0.15
+"""How far the costs of a slow plan may fail to add up, as a share of what it takes beyond the best: it pays for casts
+and casts back that no plan near the best has, so what it teaches about those counts less."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +64,22 @@ class Knowledge:
         """Milliseconds of a step, corrected by what was measured."""
         return self.base_ms + self.model.predicted(point) + self.step.correction(point, weights)
 
-    def thompson(self, seed: int, is_tried: IsTried) -> dict[str, str] | None:
-        """The best plan for costs drawn from the posterior that was not tried yet; None where the draws give none."""
+    def promising(self, seed: int, best: Point, is_tried: IsTried) -> tuple[dict[str, str] | None, float]:
+        """The untried plan that is expected to save most over the best one, and what it is expected to save: the mean
+        over the posterior of the milliseconds saved where it does (expected improvement), or bytes by objective.
+
+        Candidates are the best plans for costs drawn from the posterior, and every change of one choice of the best.
+        """
+        rng = np.random.default_rng(seed)
+        weights = (self.step.sample(rng) for _ in range(DRAWS))
+        drawn = [best_point(self.model, self.step, w, self.caps, self.banned, self.objective)[0] for w in weights]
+        found = [point for point in distinct([*drawn, *self._neighbours(best)]) if not is_tried(point)]
+        gains = [(self.expected_gain(point, best), point) for point in found]
+        gain, point = max(gains, key=lambda item: item[0], default=(0.0, None))
+        return point, gain
+
+    def drawn(self, seed: int, is_tried: IsTried) -> dict[str, str] | None:
+        """An untried plan that is best for drawn costs: where there is no valid plan to start from."""
         rng = np.random.default_rng(seed)
         for _ in range(DRAWS):
             point, _ = best_point(self.model, self.step, self.step.sample(rng), self.caps, self.banned, self.objective)
@@ -69,13 +87,29 @@ class Knowledge:
                 return point
         return None
 
-    def neighbour(self, seed: int, best: Point, is_tried: IsTried) -> dict[str, str] | None:
-        """The untried change of one choice of the best plan that drawn costs like most."""
-        weights = self.step.sample(np.random.default_rng(seed))
+    def expected_gain(self, point: Point, best: Point) -> float:
+        """Milliseconds, or bytes, that ``point`` is expected to save over ``best``; none where it is worse."""
+        if self.objective != "time":
+            return max(0.0, self.model.bytes(best) - self.model.bytes(point))
+        more, spread = self.step.difference(point, best)
+        saved = self.model.predicted(best) - self.model.predicted(point) - more
+        if not math.isfinite(saved):
+            return 0.0
+        if spread == 0.0:
+            return max(0.0, saved)
+        z = saved / spread
+        return saved * _NORMAL.cdf(z) + spread * _NORMAL.pdf(z)
+
+    def _neighbours(self, best: Point) -> Iterator[dict[str, str]]:
+        """Changes of one choice that neither run nor train for sure are left out, and so is what errs too much."""
         hopeless = self.hopeless()
-        near = (p for p in neighbours(self.model.space, best) if not any(p[n] in bad for n, bad in hopeless.items()))
-        allowed = (point for point in near if not is_tried(point))
-        return min(allowed, key=lambda point: self.predicted(point, weights), default=None)
+        for point in neighbours(self.model.space, best):
+            legal = self.model.made_legal(point)
+            if not any(legal[name] in bad for name, bad in hopeless.items()) and self._keeps_caps(legal):
+                yield legal
+
+    def _keeps_caps(self, point: Point) -> bool:
+        return self.model.error(point) <= self.caps.error and self.model.bytes(point) <= self.caps.bytes
 
     def region(self, seed: int, best: Point) -> dict[str, str]:
         """The best plan without the few choices that the sampler shall fill in: mostly those that are least known."""
@@ -94,17 +128,6 @@ class Knowledge:
             for name, values in problem.times.items()
         }
 
-    def remaining_gain(self, seed: int, best: Point, is_tried: IsTried) -> float:
-        """Milliseconds that the best plan not yet tried is expected to save over the incumbent."""
-        rng = np.random.default_rng(seed)
-        gains = []
-        for _ in range(GAIN_DRAWS):
-            weights = self.step.sample(rng)
-            point, ms = best_point(self.model, self.step, weights, self.caps, self.banned, self.objective)
-            mine = self.model.predicted(best) + self.step.correction(best, weights)
-            gains.append(0.0 if is_tried(point) else max(0.0, mine - ms))
-        return statistics.fmean(gains)
-
 
 def learn(
     model: CostModel,
@@ -117,13 +140,18 @@ def learn(
     """What the plans measured so far teach; ``reference_ms`` is the FP32 step."""
     base = reference_ms - model.predicted(model.space.point({}))
     measured = [r for r in records if r.outcome.step_ms and math.isfinite(model.predicted(r.point))]
-    noise = _noise(measured, reference_ms)
+    step_ms = min((r.outcome.median_ms for r in measured), default=reference_ms)
+    noise = _noise(measured, step_ms)
     costs: dict[Feature, float] = model.costs()
     for name, values in model.space.choices().items():
         if name.startswith(":"):
-            costs |= {(name, value): GLOBAL_COST * reference_ms for value in values}
-    residuals = [(r.point, r.outcome.median_ms - base - model.predicted(r.point)) for r in measured]
-    step = fit_model(model.space.choices(), costs, reference_ms, residuals, noise)
+            costs |= {(name, value): GLOBAL_COST * step_ms for value in values}
+    seen = [
+        Observation(r.point, ms - base - model.predicted(r.point), math.hypot(noise, FAR * (ms - step_ms)))
+        for r in measured
+        if (ms := r.outcome.median_ms)
+    ]
+    step = fit_model(model.space.choices(), costs, step_ms, seen, noise)
     banned = _banned(model.space, records)
     caps = Caps(_byte_cap(model, measured, max_memory), _error_cap(model, records, banned))
     return Knowledge(model, records, step, base, noise, banned, caps, objective)
@@ -156,10 +184,10 @@ def _has_wrong_gradient(group: Group, record: TrialRecord) -> bool:
     return any(owns(site, name) for site in group.sites for name in record.outcome.failing)
 
 
-def _noise(measured: Sequence[TrialRecord], reference_ms: float) -> float:
+def _noise(measured: Sequence[TrialRecord], step_ms: float) -> float:
     spreads = [(float(r.outcome.step_ms["high"]) - float(r.outcome.step_ms["low"])) / 1.35
                for r in measured if r.outcome.step_ms]  # fmt: skip
-    return max(statistics.median(spreads) if spreads else 0.0, NOISE_FLOOR * reference_ms)
+    return max(statistics.median(spreads) if spreads else 0.0, NOISE_FLOOR * step_ms)
 
 
 def _banned(space: Space, records: Sequence[TrialRecord]) -> dict[str, set[Choice]]:

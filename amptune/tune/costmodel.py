@@ -15,7 +15,7 @@ from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable, Edge
 from amptune.tune.allocate import Problem, Values, problem_of
 from amptune.tune.losses import PLAIN_LOSS
-from amptune.tune.space import COMPILED_LOSS, FOLLOW, LOSS, Space
+from amptune.tune.space import COMPILED_LOSS, FOLLOW, HIGH, LOSS, Space
 
 LAYOUT = ":channels_last"
 Point = Mapping[str, str]
@@ -56,12 +56,26 @@ class CostModel:
         is_paid = not table.losses and point.get(":loss") != FOLLOW
         return table, [edge for edge in self.edges if edge.into != (LOSS,) or is_paid]
 
+    def made_legal(self, point: Point) -> dict[str, str]:
+        """The nearest point that can train: FP16 and BF16 meet nowhere, and no loss is computed in FP16.
+
+        The scaler multiplies the loss: one of 10 in FP16 overflows from a scale of 8192 on, which gradients need.
+        """
+        legal = self.space.made_legal(point)
+        if legal.get(":loss") == FOLLOW and Format.FP16 in self._arriving(self.space.site_choices(legal)):
+            legal[":loss"] = HIGH
+        return legal
+
+    def _arriving(self, choices: Mapping[str, Choice]) -> set[Format]:
+        """Formats of the model's outputs that the loss reads."""
+        sources = {site for edge in self.edges if edge.into == (LOSS,) for site in edge.sources}
+        return {choices[site].output_format for site in sources if site in choices}
+
     def _loss_of(self, point: Point, choices: Mapping[str, Choice]) -> str:
         """The entry of the table's losses: a compiled one is that, an eager one by the format that arrives."""
         if point.get(":loss") == COMPILED_LOSS:
             return COMPILED_LOSS
-        sources = {site for edge in self.edges if edge.into == (LOSS,) for site in edge.sources}
-        arriving = {choices[site].output_format for site in sources if site in choices}
+        arriving = self._arriving(choices)
         is_fp32 = Format.FP32 in arriving or not arriving
         return PLAIN_LOSS if is_fp32 else point.get(":loss", PLAIN_LOSS)
 
@@ -104,12 +118,13 @@ class CostModel:
         return found
 
     def costs(self) -> dict[tuple[str, str], float]:
-        """(group, value) -> the most that the group costs in any choice: what the table's error is a share of."""
-        found: dict[tuple[str, str], float] = {}
-        for name, values in self.problem().times.items():
-            most = max(filter(math.isfinite, values.values()), default=0.0)
-            found |= {(name, choice.label): most for choice in values}
-        return found
+        """(group, value) -> what the group costs in that choice: what the table's error is a share of."""
+        return {
+            (name, choice.label): ms
+            for name, values in self.problem().times.items()
+            for choice, ms in values.items()
+            if math.isfinite(ms)
+        }
 
     @functools.cached_property
     def _errors(self) -> Values:

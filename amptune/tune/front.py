@@ -32,7 +32,8 @@ def front_points(model: CostModel, objective: str = "time", banned: Banned | Non
     uniform = [space.uniform(choice) for choice in space.offered()]
     points += [point for base in (*leaders[1:], *uniform) for point in _with_losses(space, base)]
     points += [_point(space, other) for other in others]
-    return distinct(point for point in points if space.is_legal(point) and not _has(point, banned or {}))
+    legal = (model.made_legal(point) for point in points if space.is_legal(point))
+    return distinct(point for point in legal if not _has(point, banned or {}))
 
 
 def _has(point: Mapping[str, str], banned: Banned) -> bool:

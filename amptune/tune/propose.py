@@ -48,7 +48,7 @@ def best_point(
         shifted = dataclasses.replace(problem, times=_not_negative(times))
         chosen = allocate(shifted, 0.0, caps) if objective == "time" else allocate(of_memory(shifted), 0.0, caps)
         labels = {name: choice.label for name, choice in chosen.items()}
-        point = space.point(settled | labels | {":loss": loss, LAYOUT: layout})
+        point = model.made_legal(space.point(settled | labels | {":loss": loss, LAYOUT: layout}))
         found.append((model.predicted(point) + step.correction(point, weights), point))
     best, point = min(found, key=lambda item: item[0])
     return point, best

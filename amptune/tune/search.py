@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from optuna.trial import Trial
 
@@ -85,7 +85,7 @@ class Search:
         trial, point = self.study.ask(self.space.choices())
         if trial.user_attrs.get("kind", "search") == "search":
             point = steering.without_hopeless(point)
-        point = self.space.made_legal(point)
+        point = self.costs.made_legal(point)
         self.study.keep_point(trial, point)
         candidate = self._candidate(trial, point)
         known = self._known(candidate)
@@ -98,7 +98,7 @@ class Search:
         best = self.best_plans(1)
         self.study.tell(trial, outcome, self.options.objective)
         if outcome.valid and not outcome.recipe and (not best or self._score(outcome) < self._score(best[0].outcome)):
-            self.on_best(self.space.decode(point, self.table, self.plan_header))
+            self.on_best(self.plan_at(point))
         self.progress.trial(describe(trial.number, outcome), self._best_text())
         return True
 
@@ -130,7 +130,13 @@ class Search:
 
     def plan_of(self, record: TrialRecord) -> Plan:
         """The plan that a record measured."""
-        return self.space.decode(record.point, self.table, self.plan_header)
+        return self.plan_at(record.point)
+
+    def plan_at(self, point: Mapping[str, str]) -> Plan:
+        """The plan of a point, with the loss scale that the gradients ask for: what is measured is what ships."""
+        plan = self.space.decode(point, self.table, self.plan_header)
+        scaler = dataclasses.replace(plan.scaler, init_scale=self.sensitivity.loss_scale)
+        return dataclasses.replace(plan, scaler=scaler) if plan.uses_fp16 else plan
 
     @functools.cached_property
     def costs(self) -> CostModel:
@@ -184,13 +190,13 @@ class Search:
         return outcome.score(self.options.objective)
 
     def _key(self, point: dict[str, str]) -> str:
-        return self.space.decode(point, self.table, self.plan_header).behaviour_hash()
+        return self.plan_at(point).behaviour_hash()
 
     def _candidate(self, trial: Trial, point: dict[str, str]) -> Candidate:
         recipe = trial.user_attrs.get("recipe")
         if recipe:
             return self.recipes[recipe]
-        return plan_candidate(self.space.decode(point, self.table, self.plan_header))
+        return plan_candidate(self.plan_at(point))
 
     def _known(self, candidate: Candidate) -> TrialRecord | None:
         if candidate.is_stock:

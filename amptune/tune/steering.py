@@ -10,15 +10,18 @@ from amptune.tune.front import front_points
 
 if TYPE_CHECKING:
     from amptune.tune.search import Search
+    from amptune.tune.study import TrialRecord
 
 FRONT_SHARE = 0.4
 """Share of the trials left after the stock recipes that the front may take."""
 TOO_SLOW = 1.1
 """A plan of the front that is predicted to take this many times the best valid one is passed over."""
-MIN_SEARCHED = 8
+MIN_SEARCHED = 6
 """Trials after the front before the search may stop for want of a gain."""
-CHECK_EVERY = 4
-"""Search trials between two looks at what is left to gain."""
+SAMPLED = 3
+"""Of so many search trials one is the sampler's, which sees what adds up in no cost model."""
+MEMORY_NOISE = 0.01
+"""Share of the memory that counts as a gain: an allocator rounds by less."""
 
 
 class Steering:
@@ -27,9 +30,11 @@ class Steering:
     def __init__(self, search: Search) -> None:
         self.search = search
         self._fronts: dict[object, list[dict[str, str]]] = {}
+        self._found: tuple[int, tuple[dict[str, str] | None, float]] | None = None
 
     def enqueue_next(self) -> None:
-        """The front, then in turns a plan for drawn costs and the sampler near the incumbent; repairs where they pay.
+        """The front, then the plans that are expected to save most, with the sampler near the incumbent in between;
+        repairs where they pay.
 
         Without an incumbent, or where neither has anything new, the sampler is asked for a whole point.
         """
@@ -37,12 +42,12 @@ class Steering:
         if known is None or self._front(known) or self._repair(known):
             return
         seed, best = self.search.options.seed + len(self.search.study.records()), self.search.best_plans(1)
-        if best and len(known.records) % 2:
-            self.search.study.enqueue(known.region(seed, best[0].point), "search")
-            return
-        point = known.thompson(seed, self.search.is_tried)
-        if point is None and best:
-            point = known.neighbour(seed, best[0].point, self.search.is_tried)
+        if not best:
+            point = known.drawn(seed, self.search.is_tried)
+        elif len(self._searched()) % SAMPLED == SAMPLED - 1:
+            point = known.region(seed, best[0].point)
+        else:
+            point, _ = self._promising(known, best[0])
         if point is not None:
             self.search.study.enqueue(point, "search")
 
@@ -56,40 +61,52 @@ class Steering:
 
     def nothing_to_gain(self) -> str:
         """Why no further plan is worth its trial; empty when some may be."""
-        searched = [record for record in self.search.records() if record.outcome.kind == "search"]
-        if len(searched) < MIN_SEARCHED or len(searched) % CHECK_EVERY:
-            return ""
         best, known = self.search.best_plans(1), self.search.knowledge()
-        if known is None or not best:
+        if known is None or not best or len(self._searched()) < MIN_SEARCHED or self._front_point(known):
             return ""
-        if self.search.options.objective != "time" or best[0].number >= searched[-CHECK_EVERY].number:
+        _, gain = self._promising(known, best[0])
+        outcome = best[0].outcome
+        if self.search.options.objective == "time":
+            noise, unit, size = known.noise_ms, "ms a step", outcome.median_ms
+        else:
+            noise, unit, size = MEMORY_NOISE * (outcome.memory_bytes or 0), "bytes", outcome.memory_bytes or 0
+        if not size or gain >= noise:
             return ""
-        gain = known.remaining_gain(self.search.options.seed + len(searched), best[0].point, self.search.is_tried)
-        if gain >= known.noise_ms:
-            return ""
-        step = best[0].outcome.median_ms
         return (
-            f"plans that were not tried are expected to save {gain:.3g} ms a step at most ({gain / step:.2%}), less "
-            f"than the noise of {known.noise_ms:.3g} ms"
+            f"the most promising plan that was not tried is expected to save {gain:.3g} {unit} ({gain / size:.2%}), "
+            f"less than the noise of {noise:.3g}"
         )
 
+    def _searched(self) -> list[TrialRecord]:
+        return [record for record in self.search.records() if record.outcome.kind == "search"]
+
+    def _promising(self, known: Knowledge, best: TrialRecord) -> tuple[dict[str, str] | None, float]:
+        """What the next trial may gain, worked out once for each state of the study."""
+        count = len(self.search.study.records())
+        if self._found is None or self._found[0] != count:
+            seed = self.search.options.seed + count
+            self._found = count, known.promising(seed, best.point, self.search.is_tried)
+        return self._found[1]
+
     def _front(self, known: Knowledge) -> bool:
+        point = self._front_point(known)
+        if point is not None:
+            self.search.study.enqueue(point, "front")
+        return point is not None
+
+    def _front_point(self, known: Knowledge) -> dict[str, str] | None:
         """The next plan of the front, within its share of the trials; what did not train is left out from then on."""
         done = sum(record.outcome.kind == "front" for record in self.search.records())
-        if not self.search.space.offered() or done >= math.ceil(
-            FRONT_SHARE * (self.search.options.budget - len(self.search.recipes))
-        ):
-            return False
+        share = math.ceil(FRONT_SHARE * (self.search.options.budget - len(self.search.recipes)))
+        if not self.search.space.offered() or done >= share:
+            return None
         banned = tuple(sorted((name, tuple(sorted(choices))) for name, choices in known.banned.items() if choices))
         if banned not in self._fronts:
             self._fronts[banned] = front_points(self.search.costs, self.search.options.objective, known.banned)
         best = self.search.best_plans(1)
         limit = TOO_SLOW * best[0].outcome.median_ms if best and self.search.options.objective == "time" else math.inf
         near = (point for point in self._fronts[banned] if known.predicted(point) <= limit)
-        point = next((point for point in near if not self.search.is_tried(point)), None)
-        if point is not None:
-            self.search.study.enqueue(point, "front")
-        return point is not None
+        return next((point for point in near if not self.search.is_tried(point)), None)
 
     def _repair(self, known: Knowledge) -> bool:
         """A plan with wrong gradients, with the groups that they belong to in more bits, where that may be the best."""
