@@ -19,9 +19,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from amptune.analyze.fusion import Fusion, is_fused
-from amptune.analyze.kernels import Kernel, Move, Setting, SiteKernels, converts_to_fp8, kernels_of
+from amptune.analyze.kernels import Kernel, Move, Setting, SiteKernels, converts_to_fp8
 from amptune.analyze.memory import Memory, step_memory
+from amptune.analyze.stepkernels import StepKernels, Times, counted
 from amptune.core.autocast import SiteDtypes, realise, sources_of
 from amptune.core.formats import Format
 from amptune.core.graph import DTYPE_BYTES, PrecisionGraph, Site
@@ -89,6 +89,7 @@ def estimate_all(
     mode: Mode = "eager",
     train: bool = True,
     holds_output: bool = True,
+    kernels: StepKernels | None = None,
 ) -> dict[str, dict[str, Estimate]]:
     """GPU key -> recipe name -> prediction, for GPUs with tabulated peaks and recipes that they and the model can run.
 
@@ -99,7 +100,9 @@ def estimate_all(
         mode: eager or compile.
         train: with a backward and an optimizer step.
         holds_output: whether the training loop keeps the model's output in a variable through the backward.
+        kernels: those of the graph, where they are used elsewhere too.
     """
+    kernels = kernels or StepKernels(graph)
     wanted = [recipe for recipe in dict.fromkeys([RECIPES["fp32"], *recipes]) if applies(graph, recipe)]
     tables: dict[str, dict[str, Estimate]] = {gpu.key: {} for gpu in gpus if gpu.is_cuda}
     realised = _Realised(graph)
@@ -111,7 +114,8 @@ def estimate_all(
         dtypes = realised.under(recipe)
         memory = step_memory(graph, dtypes, setting)
         for fixed in (False, True):
-            work = _Work(graph, dataclasses.replace(setting, fixed=fixed), dtypes, memory)
+            exact = dataclasses.replace(setting, fixed=fixed)
+            work = _Work(kernels.of(dtypes, _timed(exact)), graph, exact, dtypes, memory)
             for gpu in able:
                 tables[gpu.key][recipe.name + (FIXED if fixed else "")] = work.on(gpu, tables[gpu.key])
     asked = {recipe.name for recipe in recipes} | {"fp32"}
@@ -149,19 +153,19 @@ class _Work:
     """All kernels of one step under one setting, ready to be timed on any GPU."""
 
     def __init__(
-        self, graph: PrecisionGraph, setting: Setting, dtypes: Mapping[str, SiteDtypes], memory: Memory
-    ) -> None:
+        self, kernels: Mapping[str, SiteKernels], graph: PrecisionGraph, setting: Setting,
+        dtypes: Mapping[str, SiteDtypes], memory: Memory,
+    ) -> None:  # fmt: skip
         self.setting = setting
-        self.kernels = list(step_kernels(graph, dtypes, setting).values())
+        self.kernels = counted(kernels.values())
         self.memory = memory
         self.extra = [*_accumulations(graph, dtypes, setting), *_optimizer(self.memory, setting)]
 
     def on(self, gpu: Gpu, others: Mapping[str, Estimate]) -> Estimate:
         """The prediction for one GPU; ``others`` has the FP32 one already."""
-        times = _Times(gpu)
-        forward = sum(times.of(kernel) for each in self.kernels for kernel in each.forward)
-        backward = sum(times.of(kernel) for each in self.kernels for kernel in each.backward)
-        running = forward + backward + sum(times.of(kernel) for kernel in self.extra)
+        times = Times(gpu)
+        running = sum(times.of_site(each) * count for each, count in self.kernels)
+        running += sum(times.of(kernel) for kernel in self.extra)
         launching = self._launch_seconds(gpu)
         step = max(running, launching) * 1e3
         base = others.get("fp32")
@@ -175,37 +179,15 @@ class _Work:
 
     def _launch_seconds(self, gpu: Gpu) -> float:
         ahead, behind = efficiency_of(gpu).launch_us
-        forward = sum(kernel.launches for each in self.kernels for kernel in each.forward)
-        backward = sum(kernel.launches for each in self.kernels for kernel in each.backward)
+        forward = sum(kernel.launches * count for each, count in self.kernels for kernel in each.forward)
+        backward = sum(kernel.launches * count for each, count in self.kernels for kernel in each.backward)
         eager = (forward * ahead + (backward + len(self.extra)) * behind) * 1e-6
         return eager * (COMPILED_LAUNCH_SHARE if self.setting.fused else 1.0)
 
 
-class _Times:
-    """Times of kernels on one GPU; equal kernels of repeated blocks are timed once."""
-
-    def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
-        self._known: dict[Kernel, float] = {}
-
-    def of(self, kernel: Kernel) -> float:
-        """Seconds."""
-        if kernel not in self._known:
-            self._known[kernel] = kernel.seconds(self._gpu)
-        return self._known[kernel]
-
-
-def step_kernels(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setting: Setting) -> dict[str, SiteKernels]:
-    """Site id -> its kernels, fused with its neighbours' where the model is compiled."""
-    fusion = Fusion(graph, dtypes) if setting.fused else None
-    result = {}
-    for site in graph:
-        own = kernels_of(site, dtypes[site.id], setting)
-        if fusion is not None and is_fused(site):
-            shared = fusion.kernels(site, train=setting.train)
-            own = SiteKernels(own.forward + shared.forward, own.backward + shared.backward)
-        result[site.id] = own
-    return result
+def _timed(setting: Setting) -> Setting:
+    """A setting without what times do not depend on."""
+    return dataclasses.replace(setting, holds_output=True)
 
 
 def _accumulations(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setting: Setting) -> Iterable[Kernel]:
@@ -234,10 +216,11 @@ def _optimizer(memory: Memory, setting: Setting) -> Iterable[Kernel]:
 
 
 def site_times(
-    graph: PrecisionGraph, gpu: Gpu, recipes: Sequence[Recipe], *, mode: Mode = "eager", train: bool = True
-) -> list[SiteTimes]:
+    graph: PrecisionGraph, gpu: Gpu, recipes: Sequence[Recipe], *, mode: Mode = "eager", train: bool = True,
+    kernels: StepKernels | None = None,
+) -> list[SiteTimes]:  # fmt: skip
     """Predicted times of every site on one GPU, those with the largest gain first."""
-    times = _Times(gpu)
+    times, kernels = Times(gpu), kernels or StepKernels(graph)
     found: dict[str, dict[str, float]] = {site.id: {} for site in graph}
     realised = _Realised(graph)
     for recipe in dict.fromkeys([RECIPES["fp32"], *recipes]):
@@ -246,8 +229,7 @@ def site_times(
         dtypes = realised.under(recipe)
         for fixed in (False, True):
             setting = Setting(recipe, fixed=fixed, train=train, fused=mode == "compile")
-            for name, each in step_kernels(graph, dtypes, setting).items():
-                seconds = sum(times.of(kernel) for kernel in (*each.forward, *each.backward))
-                found[name][recipe.name + (FIXED if fixed else "")] = seconds * 1e3
+            for name, each in kernels.of(dtypes, setting).items():
+                found[name][recipe.name + (FIXED if fixed else "")] = times.of_site(each) * 1e3
     table = [SiteTimes(graph[name], milliseconds) for name, milliseconds in found.items()]
     return sorted(table, key=lambda row: -row.gain)

@@ -32,6 +32,8 @@ from amptune.core.roofline import (
 
 ROWWISE_SHARE = 0.72
 """Rate of FP8 products with a scale for each row against those with one scale, H100 (see estimate_check)."""
+ATTRS_READ = ("channels_last", "is_causal", "masked")
+"""The arguments of ops that kernels depend on."""
 
 
 class Kernel(Protocol):
@@ -177,7 +179,8 @@ def kernels_of(site: Site, dtypes: SiteDtypes, setting: Setting) -> SiteKernels:
         backward += _moves(site, dtypes, cost, backward=True)
     trained = setting.train and needs_backward(site)
     share = call_share(site) / site.calls
-    forward, backward = ([_scaled(kernel, share) for kernel in kernels] for kernels in (forward, backward))
+    if share != 1:
+        forward, backward = ([_scaled(kernel, share) for kernel in kernels] for kernels in (forward, backward))
     return SiteKernels(tuple(forward) * site.calls, tuple(backward) * site.calls if trained else ())
 
 

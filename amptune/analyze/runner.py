@@ -11,6 +11,7 @@ from typing import Any, cast
 from amptune.analyze.enrich import enrich
 from amptune.analyze.estimate import Estimate, SiteTimes, estimate_all, site_times
 from amptune.analyze.grouping import group
+from amptune.analyze.stepkernels import StepKernels
 from amptune.capture import Capture
 from amptune.core.autocast import realise
 from amptune.core.evidence import Evidence, ranges_section
@@ -106,7 +107,9 @@ def analyze(capture: Capture, question: Question) -> Analysis:
 def analyze_graph(graph: PrecisionGraph, question: Question) -> Analysis:
     """Judge a graph, however it was made."""
     rules = select_rules(load_rules(GraphRule), question.select, question.ignore)
-    estimates = estimate_all(graph, question.gpus, question.recipes, mode=question.mode, train=question.train)
+    kernels = StepKernels(graph)
+    how: dict[str, Any] = {"mode": question.mode, "train": question.train, "kernels": kernels}
+    estimates = estimate_all(graph, question.gpus, question.recipes, **how)
     every = {(gpu, name): each for gpu, table in estimates.items() for name, each in table.items()}
     step_ms = {key: each.step_ms for key, each in every.items() if each.bound == "gpu"}
     context = GraphContext(
@@ -125,7 +128,7 @@ def analyze_graph(graph: PrecisionGraph, question: Question) -> Analysis:
     found = [finding for rule in rules for finding in cast("GraphRule", rule.cls()).check(context)]
     kept = _unsuppressed([each for each in found if not _is_ignored(each, question.ignore_modules)])
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]
-    sites = site_times(graph, timed[0], question.recipes, mode=question.mode, train=question.train) if timed else ()
+    sites = site_times(graph, timed[0], question.recipes, **how) if timed else ()
     ranges = _ranges(graph, question.evidence)
     return Analysis(tuple(group(kept, step_ms, question.gpus)), estimates, tuple(sites), ranges=ranges)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import linecache
 from collections.abc import Sequence
 
@@ -27,11 +26,17 @@ def code_at(position: Position, op: str) -> str:
 
 
 def _ops_of(filename: str) -> Sequence[FunctionalOp]:
-    return _found(filename, "".join(linecache.getlines(filename)))
+    lines = linecache.getlines(filename)
+    known = _known.get(filename)
+    if known is None or known[0] is not lines:  # linecache hands out one list as long as the file stays the same
+        known = _known[filename] = lines, _found("".join(lines))
+    return known[1]
 
 
-@functools.lru_cache(maxsize=256)
-def _found(filename: str, text: str) -> Sequence[FunctionalOp]:
+_known: dict[str, tuple[Sequence[str], Sequence[FunctionalOp]]] = {}
+
+
+def _found(text: str) -> Sequence[FunctionalOp]:
     try:
         return find_functional_ops(text)
     except SyntaxError:  # code made at run time: nothing to point at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import site
@@ -95,7 +96,15 @@ def is_package_code(filename: str) -> bool:
 
 def shown_path(filename: str) -> str:
     """The path as messages and findings show it: relative to the working directory where it lies inside it."""
+    try:
+        return _shown_from(os.getcwd(), filename)
+    except OSError:  # the working directory is gone
+        return Path(filename).as_posix()
+
+
+@functools.lru_cache(maxsize=4096)
+def _shown_from(folder: str, filename: str) -> str:
     path = Path(filename)
     with contextlib.suppress(ValueError, OSError):
-        path = path.resolve().relative_to(Path.cwd().resolve()) if path.is_absolute() else path
+        path = path.resolve().relative_to(Path(folder).resolve()) if path.is_absolute() else path
     return path.as_posix()

@@ -1,0 +1,46 @@
+"""Kernels that repeated blocks share are those that each site would have by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+
+from amptune.analyze.kernels import Setting, kernels_of
+from amptune.analyze.stepkernels import StepKernels, Times, counted
+from amptune.core.autocast import realise
+from amptune.core.graph import INPUT, TensorMeta
+from amptune.core.hardware import GPUS
+from amptune.core.recipes import STOCK, Recipe
+from tests.analyze.graphs import graph_of, linear, op
+
+IMAGE = TensorMeta((8, 64, 32, 32), "float32", requires_grad=True)
+
+
+def _variants() -> list[object]:
+    plain = dataclasses.replace(op("a", "conv2d", INPUT, shape=IMAGE.shape), inputs=(IMAGE,), outputs=(IMAGE,))
+    last = dataclasses.replace(plain, id="b", attrs={"channels_last": True})
+    first = dataclasses.replace(plain, id="c", attrs={"channels_last": False})
+    twice = dataclasses.replace(op("d", "gelu", INPUT, shape=(64, 64)), calls=2)
+    return [plain, last, first, op("e", "gelu", INPUT, shape=(64, 64)), twice, linear("f", INPUT, 64, 64, 64)]
+
+
+@pytest.mark.parametrize("recipe", STOCK, ids=lambda recipe: recipe.name)
+def test_sharing_changes_no_kernel(recipe: Recipe) -> None:
+    graph = graph_of(*_variants())  # type: ignore[arg-type]
+    dtypes, setting = realise(graph, recipe), Setting(recipe)
+    shared = StepKernels(graph).of(dtypes, setting)
+    assert shared == {site.id: kernels_of(site, dtypes[site.id], setting) for site in graph}
+
+
+def test_equal_sites_share_one_object_and_are_counted() -> None:
+    blocks = [linear(f"blocks.{index}.fc", INPUT, 64, 64, 64) for index in range(12)]
+    graph = graph_of(*blocks, linear("head", INPUT, 64, 128, 64))
+    recipe = STOCK[0]
+    kernels = StepKernels(graph).of(realise(graph, recipe), Setting(recipe))
+    assert sorted(count for _, count in counted(kernels.values())) == [1, 12]
+    times = Times(GPUS["h100"])
+    first, last = kernels["blocks.0.fc"], kernels["head"]
+    single = [sum(times.of(kernel) for kernel in itertools.chain(e.forward, e.backward)) for e in (first, last)]
+    assert [times.of_site(first), times.of_site(last), times.of_site(first)] == [*single, single[0]]
