@@ -30,7 +30,7 @@ from typing import Any
 from amptune.core.files import write_atomic
 from amptune.core.hardware import GPUS, Gpu, gpu_for_device
 from amptune.core.recipes import RECIPES
-from tests.benchmarks.step_times import ENTRIES, Entry, Wanted, measure
+from tests.benchmarks.step_times import ENTRIES, MEASURED, Entry, Wanted, measure
 
 REPORTS = Path(__file__).parent / "reports"
 GIB = 2**30
@@ -97,6 +97,18 @@ def gpu_of(measured: Mapping[str, Any]) -> Gpu:
     return gpu_for_device(facts["name"], capability, facts["memory"], facts["sms"], facts["bandwidth"])
 
 
+def constants_of(measured: Mapping[str, Any]) -> dict[str, Gpu]:
+    """The GPU with the table's constants, and with those of its calibration."""
+    gpus = {"table": gpu_of(measured)}
+    if measured.get("calibration"):
+        from amptune.analyze.calibrate import constants_from
+
+        gpus["calibrated"] = dataclasses.replace(
+            gpus["table"], measured=constants_from(gpus["table"], measured["calibration"])
+        )
+    return gpus
+
+
 def predict(spec: Any, recipes: Sequence[str], gpus: Mapping[str, Gpu], mode: str) -> dict[str, Any]:
     """Constants -> recipe (``+fixed`` included) -> milliseconds and bytes, for one model in a process of its own."""
     from amptune.analyze.enrich import enrich
@@ -118,13 +130,7 @@ def predict(spec: Any, recipes: Sequence[str], gpus: Mapping[str, Gpu], mode: st
 
 def compare(measured: Mapping[str, Any], entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """One row for each measured step and set of constants."""
-    gpus = {"table": gpu_of(measured)}
-    if measured.get("calibration"):
-        from amptune.analyze.calibrate import constants_from
-
-        gpus["calibrated"] = dataclasses.replace(
-            gpus["table"], measured=constants_from(gpus["table"], measured["calibration"])
-        )
+    gpus = constants_of(measured)
     groups = {(row["model"], row["mode"], tuple(sorted(row.get("arguments", {}).items()))) for row in measured["rows"]}
     found = []
     with concurrent.futures.ProcessPoolExecutor(
@@ -141,6 +147,11 @@ def compare(measured: Mapping[str, Any], entries: Sequence[Entry]) -> list[dict[
         for entry, rows, job in jobs:
             found += list(_rows(entry, rows, job.result()))
     return found
+
+
+def written_down(measured: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Any]:
+    """Predictions of models before they are measured, with the constants of ``measured``, whose steps are not read."""
+    return {entry.model: predict(entry.spec, MEASURED, constants_of(measured), "eager") for entry in entries}
 
 
 def _rows(entry: Entry, rows: Sequence[Mapping[str, Any]], predicted: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
@@ -244,6 +255,12 @@ def main() -> int:
     parser.add_argument("--ops", action="store_true", help="what each op of a step launched, and steps of few samples")
     parser.add_argument("--ops-of", help="models of which only that is measured, comma-separated")
     parser.add_argument("--measure-only", action="store_true", help="write steps_<gpu>.json and predict nothing")
+    parser.add_argument(
+        "--write-down",
+        type=Path,
+        metavar="FILE",
+        help="predict --models with the constants of --measured, write that to FILE and compare nothing",
+    )
     args = parser.parse_args()
     wanted = set(args.models.split(",")) if args.models else {entry.model for entry in ENTRIES}
     entries = [entry for entry in ENTRIES if entry.model in wanted and entry.eager]
@@ -251,6 +268,10 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.measured:
         measured = json.loads(args.measured.read_text(encoding="utf-8"))
+        if args.write_down:
+            found = {"version": 1, "gpu": measured["gpu"], "predicted": written_down(measured, entries)}
+            write_atomic(args.write_down, json.dumps(found, indent=1) + "\n")
+            return 0
         measured["rows"] = [row for row in measured["rows"] if row["model"] in wanted]
     else:
         also = Wanted(kernels=lambda: not args.no_profile, ops=args.ops, launches=args.ops)
