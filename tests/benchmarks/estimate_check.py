@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -62,6 +63,7 @@ def measured_here(entries: Sequence[Entry], wanted: Wanted, *, taken_apart: Sequ
         "gpu": {"name": gpu.name, "capability": list(gpu.capability or ()), "memory": gpu.memory, "sms": gpu.sms,
                 "bandwidth": gpu.bandwidth},
         "torch": torch.__version__,
+        "transformers": importlib.metadata.version("transformers"),
         "calibration": calibrate(gpu).to_json(),
         "rows": rows,
     }  # fmt: skip
