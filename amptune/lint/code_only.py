@@ -9,11 +9,9 @@ import re
 # gone through once, whatever it holds.
 _PLAIN = rb""""(?!"")(?:[^"\\\n]++|\\.)*+"?+|'(?!'')(?:[^'\\\n]++|\\.)*+'?+"""
 _TRIPLE = rb'"""(?:[^"\\]++|\\.|"(?!""))*+(?:""")?+' + rb"|'''(?:[^'\\]++|\\.|'(?!''))*+(?:''')?+"
-_FORMATTED = rb"(?<![A-Za-z0-9_])(?:[fF][rR]?+|[rR][fF])(?:" + _TRIPLE + rb")"
-_CODE = re.compile(
-    rb"((?:" + _FORMATTED + rb"|[A-Za-z0-9_]++|" + _PLAIN + rb"""|[^"'#A-Za-z0-9_]++)++)|#[^\n]*+|""" + _TRIPLE,
-    re.DOTALL,
-)
+# A string in triple quotes that is one: an f or fr stands before it, and no longer word.
+_FORMATTED = rb"(?:(?<=[fF])(?<!\w[fF])|(?<=[fF][rR])(?<!\w[fF][rR])|(?<=[rR][fF])(?<!\w[rR][fF]))(?:" + _TRIPLE + rb")"
+_CODE = re.compile(rb"""((?:[^"'#]++|""" + _PLAIN + rb"|" + _FORMATTED + rb")++)|#[^\n]*+|" + _TRIPLE, re.DOTALL)
 
 
 @functools.lru_cache(maxsize=2)  # several rules ask for the same file in turn

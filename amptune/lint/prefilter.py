@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -30,73 +31,91 @@ class Prefilter:
         for rule in rules:
             alike.setdefault(_conditions(rule), []).append(rule)
         groups = dict.fromkeys(group for conditions in alike for group in conditions)
-        looks = {group: _Look(group) for group in groups}
+        self._words = _Words({part for group in groups for keyword in group for part in _parts(keyword)})
+        looks = {group: _Look(group, self._words.bit) for group in groups}
         self._alike = [([looks[group] for group in conditions], found) for conditions, found in alike.items()]
-        self._words = _Words({part for look in looks.values() for part in look.parts})
 
     def asked(self, data: bytes) -> list[SourceRule]:
         """The rules that would be asked, in the order in which they were given."""
         parts = self._words.parts_in(data)
         known: dict[_Look, bool] = {}
-
-        def holds(look: _Look) -> bool:
-            answer = known.get(look)
-            if answer is None:
-                answer = known[look] = look.holds(parts, data)
-            return answer
-
-        found = [rule for looks, rules in self._alike if all(map(holds, looks)) for rule in rules]
+        found: list[SourceRule] = []
+        for looks, rules in self._alike:
+            for look in looks:
+                answer = known.get(look)
+                if answer is None:
+                    answer = known[look] = look.holds(parts, data)
+                if not answer:
+                    break
+            else:
+                found += rules
         return sorted((rule for rule in found if rule.may_concern(data)), key=self._order.__getitem__)
 
 
 class _Look:
     """Looks for any one of some keywords.
 
-    ``parts`` are identifiers, or parts of them, that the keywords consist of. A keyword that is one itself is there
-    when it is in a word of the file; one of several parts is looked for in the bytes, if its parts are there.
+    A keyword that is an identifier, or a part of one, is there when it is in a word of the file; one of several such
+    parts is looked for in the bytes, if its parts are there.
     """
 
-    def __init__(self, keywords: _Group) -> None:
-        self._whole = frozenset(keyword for keyword in keywords if _WORD.fullmatch(keyword))
-        others = [keyword for keyword in keywords if keyword not in self._whole]
-        self._others = [
-            (frozenset(word for word in _WORD.findall(item) if len(word) >= _SHORT), item) for item in others
-        ]
-        self.parts = self._whole.union(*(parts for parts, _ in self._others))
+    def __init__(self, keywords: _Group, bit: Callable[[bytes], int]) -> None:
+        self._whole = 0
+        self._others: list[tuple[int, bytes]] = []
+        for keyword in keywords:
+            needed = functools.reduce(operator.or_, map(bit, _parts(keyword)), 0)
+            if _WORD.fullmatch(keyword):
+                self._whole |= needed
+            else:
+                self._others.append((needed, keyword))
 
-    def holds(self, parts: set[bytes], data: bytes) -> bool:
+    def holds(self, parts: int, data: bytes) -> bool:
         """Whether a file with these parts and bytes has one of the keywords."""
-        if not self._whole.isdisjoint(parts):
+        if parts & self._whole:
             return True
-        return any(needed <= parts and keyword in data for needed, keyword in self._others)
+        return any(needed & parts == needed and keyword in data for needed, keyword in self._others)
 
 
 class _Words:
-    """Which of some parts occur in the words of a file."""
+    """Which of some parts occur in the words of a file, as the bits of a number."""
 
     def __init__(self, parts: Iterable[bytes]) -> None:
-        self._parts = sorted(parts)
+        self._bits = {part: 1 << number for number, part in enumerate(sorted(parts))}
         self._known: set[bytes] = set()
-        self._telling: set[bytes] = set()
-        self._holders: dict[bytes, list[bytes]] = {}
+        self._telling: dict[bytes, int] = {}
 
-    def parts_in(self, data: bytes) -> set[bytes]:
+    def bit(self, part: bytes) -> int:
+        """The bit of a part."""
+        return self._bits[part]
+
+    def parts_in(self, data: bytes) -> int:
+        """The parts in the words of a file."""
         words = set(data.translate(_SPACED).split())
         self._learn(words - self._known)
-        return {part for word in words & self._telling for part in self._holders[word]}
+        telling = self._telling
+        parts = 0
+        for word in words & telling.keys():
+            parts |= telling[word]
+        return parts
 
     def _learn(self, words: set[bytes]) -> None:
         if len(self._known) > _MAX_KNOWN:
             self._known = set(self._telling)
         text = b" %b " % b" ".join(words)
-        for part in self._parts:
+        for part, bit in self._bits.items():
             place = text.find(part)
             while place >= 0:
                 end = text.index(b" ", place)
-                self._holders.setdefault(text[text.rindex(b" ", 0, place) + 1 : end], []).append(part)
+                word = text[text.rindex(b" ", 0, place) + 1 : end]
+                self._telling[word] = self._telling.get(word, 0) | bit
                 place = text.find(part, end)
         self._known |= words
-        self._telling.update(self._holders)
+
+
+def _parts(keyword: bytes) -> list[bytes]:
+    """The identifiers, or parts of them, that a keyword consists of; short ones only where it is one itself."""
+    parts: list[bytes] = _WORD.findall(keyword)
+    return parts if parts == [keyword] else [part for part in parts if len(part) >= _SHORT]
 
 
 def _conditions(rule: SourceRule) -> tuple[_Group, ...]:

@@ -19,19 +19,22 @@ _TRAINS = re.compile(rb"(?:fp16|bf16|precision)\s*=")
 _NUMPY = "(?<!math.{0})(?<!np.{0})(?<!numpy.{0})"
 _LOGARITHM = re.compile("|".join(rf"\.{name}\({_NUMPY.format(name + '.')}" for name in ("log", "log1p")).encode())
 _EXPONENTIAL = re.compile(rf"exp(?<!\wexp){_NUMPY.format('exp')}_?\(".encode())
-_SIGMOID = re.compile(rb"igmoid(?<!logsigmoid)(?<!log_sigmoid)(?<!LogSigmoid)|expit")
+_SIGMOID = re.compile(rb"igmoid(?<!logsigmoid)(?<!log_sigmoid)(?<!LogSigmoid)")
 _SOFTMAX = re.compile(rb"oftmax(?<!log_softmax)(?<!LogSoftmax)")
 _SUM_OF_EXP = re.compile(rb"exp_?\([\s\S]{0,200}?\.sum\(|sum\([^=]{0,150}?exp_?\(")
 _POWER = re.compile(rb"\*\*(?=\s{0,9}2\b|\s?[A-Za-z_(])(?<![(,]\*\*)(?<![(,]\s\*\*)(?<!\s\s\*\*)")
+_SQUARED = re.compile(rb"\.pow\(|\.square\(|" + _POWER.pattern)
 _MADE = re.compile(rb"(?:zeros|tensor|full)\w*\(")
 _PLUS = re.compile(rb"\+|\.add_\(")
 _TIMES = re.compile(rb"(?<!\*)\*(?!\*)")
-_TINY = rb"\d\.?[eE]-(?:0?[89]|[1-9]\d)|0\.0000000\d|\)\.tiny\b"
+_TINY_EXPONENTS = tuple(
+    rb"%b-(?:(?<=\d%b-)|(?<=\d\.%b-))(?:0?[89]|[1-9]\d)" % (letter, letter, letter) for letter in (b"e", b"E")
+)
+_TINY = (*_TINY_EXPONENTS, rb"0\.0000000\d", rb"\)\.tiny\b")
 _LARGE = (
     rb"\d(?<![\w.]\d)(?:[\d_.]*[eE]\+?(?:[5-9]|[1-9]\d)|(?<=6)[5-9]\d{3}|(?<=[7-9])\d{4}|(?<=[1-9])\d{5}"
     rb"|\d{0,2}_\d{3}|(?<=2) ?\*\* ?(?:1[5-9]|[2-9]\d)|(?<=1)0\.?0? ?\*\* ?\d)"
 )
-_LARGE_LIMIT = rb"finfo\(torch\.float|float32\)\.m"
 _REACH = 250
 _MAX_NAMES = 50
 
@@ -43,21 +46,25 @@ class _Use:
     assignments of a file takes longer than parsing it.
 
     Args:
-        thing: pattern of the thing.
+        things: patterns of the thing; one that begins with a fixed byte is found much faster than a choice of several.
         before, behind: what stands on one side of it at such a place.
     """
 
-    _BOUND = re.compile(rb"(?<!\w)(\w+)\s*(?::[^=\n,()]{0,80})?=(?!=)[^=]{0,80}\Z")
+    # Bound to an expression of numbers: no call but those that make one, and no new line outside of brackets.
+    _BOUND = re.compile(
+        rb"(?<!\w)(\w+)\s*(?::[^=\n,()]{0,80})?=(?!=)"
+        rb"(?:[^=\n(]|[\[({,]\s{0,40}\n|(?<!\w)\(|(?:float|int|tensor|finfo)\(){0,80}\Z"
+    )
 
-    def __init__(self, thing: bytes, before: bytes, behind: bytes) -> None:
-        self._thing = re.compile(thing)
+    def __init__(self, things: tuple[bytes, ...], before: bytes, behind: bytes) -> None:
+        self._things = [re.compile(thing) for thing in things]
         self._before = re.compile(b"(?:" + before + rb")\Z")
         self._behind = re.compile(behind)
 
     def may_be_in(self, code: bytes) -> bool:
         """Whether the thing may reach such a place; names are followed to further names."""
         names: list[bytes] = []
-        patterns = [self._thing]
+        patterns = [*self._things]
         while patterns:
             for found in patterns.pop().finditer(code):
                 head = code[max(0, found.start() - _REACH) : found.start()]
@@ -66,26 +73,61 @@ class _Use:
                 bound = self._BOUND.search(head)
                 if bound is not None and bound[1] not in names and len(names) < _MAX_NAMES:
                     names.append(bound[1])
-                    patterns.append(re.compile(rb"\b" + bound[1] + rb"\b"))
+                    patterns.append(re.compile(rb"%b(?<!\w%b)\b" % (bound[1], bound[1])))
         return False
 
 
-_TINY_GUARD = _Use(_TINY, rb"\+\s*(?:[\w.]+\([\w.]*|(?:\w+\.)*[\d.]*)|(?:clamp|clip|max)\w*\([\s\S]*", rb"\)*\s*\+")
+# The beginning of a call, to a place in its arguments: a new line where it is seen to go on.
+_ARGUMENTS = rb"\(\s*(?:[^\n]|[\[({,=+*/-]\s*\n|\n\s*(?:[-+*/@.)\]]|(?:if|else|for|or|and)\b))*"
+_TINY_GUARD = _Use(_TINY, rb"\+\s*(?:[\w.]+\([\w.]*|(?:\w+\.)*[\d.]*)|(?:clamp|clip|max)\w*" + _ARGUMENTS, rb"\)*\s*\+")
+_FACTOR = rb"\s*[-+(]*(?:[\w.]+\([-+]?(?:\w+=)?)?(?:\w+\.)*[\d._]*"
+_MASK = rb"(?:mask|\b1(?:\.0*)?\s*-)"
 _LARGE_MASK = _Use(
-    _LARGE + rb"|finfo\(torch\.float|float32\)\.m",
-    rb"(?:fill_?|full|full_like|pad|where)\([\s\S]*|(?:\*|\]\s*=)\s*[-+(]*(?:[\w.]+\([-+]?(?:\w+=)?)?(?:\w+\.)*[\d._]*",
-    rb"\)*\s*\*(?!\*)",
+    (_LARGE, rb"finfo\(torch\.float", rb"float32\)\.m"),
+    rb"(?:fill_?|full|full_like|pad|where)" + _ARGUMENTS + rb"|(?:" + _MASK + rb"[\s\S]*(?<!\*)\*|\]\s*=)" + _FACTOR,
+    rb"\)*\s*\*(?!\*)(?=[^=]{0,200}" + _MASK + rb")",
 )
 _ASSIGNED = re.compile(rb"(?<!\w)(\w+)\s*(?::[^=\n]{0,80})?=(?!=)[^=]*\Z")
 _NEXT_WORD = re.compile(rb"=?\s{0,9}(?:\w++\.)*+(\w++)")
 _LAST_WORD = re.compile(rb"(?<!\w)(\w+)[)\]\s]*\Z")
-_TINY_EXPONENT = re.compile(rb"\d\.?[eE]-(?:0?[89]|[1-9]\d)")
 _LARGE_NUMBER = re.compile(_LARGE)
+_CASTS_UP = (b".float()", b".to(torch.float32)")
+_PLAIN_NAME = re.compile(rb"(?<![\w.])(\w+)\Z")
+_LAST_INDENT = re.compile(rb"(?<=\n)[ \t]*+(?=[^\n]*\Z)")
+_FLOAT16 = re.compile(rb"float16(?<!bfloat16)")
+_BFLOAT16 = re.compile(rb"bfloat16")
+_COMPARED = re.compile(rb"(?:[=!]=|\bis|\bnot|\bin\s?[(\[{](?:torch\.\w+,\s?)*)\s?torch\.\Z")
+_MAKES_HALF = re.compile(rb"\.half\b|import half|HalfTensor|(?<!B)Float16|[\"'](?:fp16|half)[\"']")
+_MAKES_BF16 = re.compile(rb"BFloat16|[\"']bf16[\"']")
+_MODULE = re.compile(rb"class\s+\w++\s*\([^)]{0,300}?(?:Module|Model|Layer|Block|Net|Loss|Attention|Criterion)\b")
 
 
 def mentions_half(data: bytes) -> bool:
     """Whether float16 is named; ``rotate_half`` names nothing."""
     return any(word in data for word in HALF[:-1]) or data.count(b"float16") > data.count(b"bfloat16")
+
+
+def makes_half(data: bytes) -> bool:
+    """Whether the code may make a value float16: it is named other than in a comparison, or autocast is entered."""
+    code = code_only(data)
+    return b"autocast" in code or _is_named(_FLOAT16, code) or _MAKES_HALF.search(code) is not None
+
+
+def makes_sixteen_bits(data: bytes) -> bool:
+    """The same for bfloat16 as well."""
+    code = code_only(data)
+    return makes_half(data) or _is_named(_BFLOAT16, code) or _MAKES_BF16.search(code) is not None
+
+
+def _is_named(dtype: re.Pattern[bytes], code: bytes) -> bool:
+    """Whether the dtype stands anywhere but behind a comparison."""
+    places = (found.start() for found in dtype.finditer(code))
+    return any(_COMPARED.search(code, max(0, place - 80), place) is None for place in places)
+
+
+def has_module(data: bytes) -> bool:
+    """Whether a class may be a module, by the names of its bases."""
+    return _MODULE.search(code_only(data)) is not None
 
 
 def mentions_sixteen_bits(data: bytes) -> bool:
@@ -116,7 +158,7 @@ def masks_with_large_number(data: bytes) -> bool:
 
 def guards_with_tiny_number(data: bytes) -> bool:
     """Whether a number that float16 may round to 0 may be added to something, or bound it from below."""
-    written = _TINY_EXPONENT.search(data) is not None or b".tiny" in data or b"0.0000000" in data
+    written = b".tiny" in data or b"0.0000000" in data or any(re.search(item, data) for item in _TINY_EXPONENTS)
     return written and _TINY_GUARD.may_be_in(code_only(data))
 
 
@@ -127,7 +169,7 @@ def calls_exponential(data: bytes) -> bool:
 
 def calls_exponential_or_sigmoid(data: bytes) -> bool:
     """Whether exp or a sigmoid may be called."""
-    return calls_exponential(data) or _SIGMOID.search(code_only(data)) is not None
+    return calls_exponential(data) or b"expit" in data or _SIGMOID.search(code_only(data)) is not None
 
 
 def divides_by_exponentials(data: bytes) -> bool:
@@ -148,6 +190,29 @@ def squares(data: bytes) -> bool:
     return any(_ends_alike(code, found.start()) for found in _TIMES.finditer(code))
 
 
+def squares_before_root(data: bytes) -> bool:
+    """Whether a module may take a root of squares that are not made of a value that was cast to float32 just before."""
+    code = code_only(data)
+    if b"sqrt(" not in code or not has_module(data):
+        return False
+    if any(_ends_alike(code, found.start()) for found in _TIMES.finditer(code)):
+        return True
+    return any(not _is_widened(code, found.start()) for found in _SQUARED.finditer(code))
+
+
+def _is_widened(code: bytes, place: int) -> bool:
+    """Whether the name before an operator or method is assigned something in float32 in a line above."""
+    head = code[max(0, place - _REACH) : place].rstrip()
+    if head.endswith(_CASTS_UP):
+        return True
+    name = _PLAIN_NAME.search(head)
+    own = _LAST_INDENT.search(head)
+    if name is None or own is None:
+        return False
+    lines = re.findall(rb"^([ \t]*)%b = ([^\n]*)$" % name[1], head, re.MULTILINE)
+    return bool(lines) and lines[-1][0] == own[0] and lines[-1][1].endswith(_CASTS_UP) and b" if " not in lines[-1][1]
+
+
 def accumulates(data: bytes) -> bool:
     """Whether something may be added to a name that a tensor of one number is bound to."""
     code = code_only(data)
@@ -163,9 +228,18 @@ def _has_side(code: bytes, operator: re.Match[bytes], names: set[bytes]) -> bool
 
 
 def _ends_alike(code: bytes, place: int) -> bool:
-    """Whether the last word before an operator comes again behind it, within one expression."""
-    last = _LAST_WORD.search(code, max(0, place - 60), place)
-    return last is not None and last[1] in re.split(rb"[=\n]", code[place : place + 150], maxsplit=1)[0]
+    """Whether the same is written on both sides of an operator, as far as its ends tell."""
+    left = code[max(0, place - 150) : place].rstrip()
+    last = _LAST_WORD.search(left, max(0, len(left) - 60))
+    if last is None:
+        return False
+    right = code[place + 1 : place + 150].lstrip()
+    end = right.find(last[0])
+    while end >= 0:
+        if left.endswith(right[: end + len(last[0])]):
+            return True
+        end = right.find(last[0], end + 1)
+    return False
 
 
 def _names_before(code: bytes, pattern: re.Pattern[bytes]) -> set[bytes]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.source import SourceFile
-from amptune_rules.source._bytes import guards_with_tiny_number
+from amptune_rules.source._bytes import guards_with_tiny_number, has_module, makes_half
 from amptune_rules.source._constants import FP16_TINY, number_or_default, shown
 from amptune_rules.source._formula import op_name, operand, resolved
 from amptune_rules.source._half_risk import Chance, Level, Risk, half_risk, is_guarded, is_network_code
@@ -186,7 +186,7 @@ def make(dim, losses):
 
     def may_concern(self, data: bytes) -> bool:
         """See the base class."""
-        return guards_with_tiny_number(data)
+        return guards_with_tiny_number(data) and (has_module(data) or makes_half(data))
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Guards with an eps under 3e-8, by the precision of what it is added to."""

@@ -9,6 +9,7 @@ from amptune.core.finding import Finding, Fix, Safety, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.source import SourceFile
+from amptune_rules.source._bytes import makes_half
 from amptune_rules.source._constants import FP16_TINY, number_or_default, shown
 from amptune_rules.source._half_risk import Chance, Risk, evidence_at, half_risk, is_cast_up, is_guarded
 
@@ -166,6 +167,10 @@ def prepare(image, mean, std):
 """,
         ),
     )
+
+    def may_concern(self, data: bytes) -> bool:
+        """See the base class."""
+        return makes_half(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Calls of the functions and of CosineSimilarity objects, by the precision of their input."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.source import SourceFile
-from amptune_rules.source._bytes import accumulates, mentions_sixteen_bits
+from amptune_rules.source._bytes import accumulates, makes_sixteen_bits
 from amptune_rules.source._half_risk import is_guarded
 from amptune_rules.source._precision import Fact, precision
 
@@ -161,7 +161,7 @@ class Blocks:
 
     def may_concern(self, data: bytes) -> bool:
         """See the base class."""
-        return mentions_sixteen_bits(data) and accumulates(data)
+        return makes_sixteen_bits(data) and accumulates(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Additions to an accumulator in loops, and to one that the object keeps between calls."""

@@ -9,6 +9,7 @@ from amptune.core.finding import Finding, Fix, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.source import SourceFile
+from amptune_rules.source._bytes import makes_half
 from amptune_rules.source._half_risk import is_cast_up, is_guarded
 from amptune_rules.source._losses import loss_calls
 from amptune_rules.source._precision import Fact, precision
@@ -141,6 +142,10 @@ def losses(x, y, dtype, fp16):
 """,
         ),
     )
+
+    def may_concern(self, data: bytes) -> bool:
+        """See the base class."""
+        return makes_half(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Losses whose values are float16."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.source import SourceFile
-from amptune_rules.source._bytes import HALF, has_large_number, mentions_half
+from amptune_rules.source._bytes import HALF, has_large_number, makes_half
 from amptune_rules.source._constants import overflows, shown
 from amptune_rules.source._half_risk import is_guarded
 from amptune_rules.source._precision import Fact, precision
@@ -152,7 +152,7 @@ class Scores:
 
     def may_concern(self, data: bytes) -> bool:
         """See the base class."""
-        return mentions_half(data) and has_large_number(data)
+        return has_large_number(data) and makes_half(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Constants in constructors and in sums and products."""

@@ -11,7 +11,7 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.code_only import code_only
 from amptune.lint.source import SourceFile
-from amptune_rules.source._bytes import mentions_sixteen_bits
+from amptune_rules.source._bytes import has_module, makes_sixteen_bits
 from amptune_rules.source._half_risk import Chance, half_risk, is_cast_up, is_guarded, is_network_code
 from amptune_rules.source._models import last_word
 from amptune_rules.source._numbers import number_of
@@ -25,13 +25,19 @@ _FREQUENCY = re.compile(r"inv_?freq|(?:^|_)freqs?(?:_|$)|(?:^|_)theta|rope|rotar
 _ACTIVATION = re.compile(
     r"^(?:x|h|q|k|v|query|key|value|hidden|hidden_states?|inputs?|inputs_embeds|embeds?|embeddings?|feats?|features?)$"
 )
+_FREQUENCY_PARTS = (b"freq", b"theta", b"rope", b"rotary", b"angle")
+# The dtype of a tensor of which one of the two patterns above holds.
+_OF_ACTIVATION = re.compile(
+    rb"\b(?:x|h|q|k|v|query|key|value|hidden\w*|inputs?|inputs_embeds|embeds?|embeddings?|feats?|features?"
+    rb"|(?i:\w*(?:freq|theta|rope|rotary|angle)\w*))(?:\[[^\]\n]*\])*\.dtype\b|\.type_as\("
+)
 _ENDS = ("half", "bfloat16", "to", "type", "type_as")
 _PRODUCTS = ("torch.einsum", "torch.matmul", "torch.bmm", "torch.mm")
 # A range whose dtype is written and is neither an integer's nor float32.
 _TYPED_RANGE = re.compile(
-    rb"arange\((?<!np\.arange\()(?<!numpy\.arange\()(?:[^()]|\([^()]*\)){0,400}?"
+    rb"arange\((?<!np\.arange\()(?<!numpy\.arange\()(?:[^()]|\((?:[^()]|\([^()]*\))*\)){0,400}?"
     rb"(?:dtype\s*=\s*(?!(?:torch|np|numpy)\.(?:u?int|long|float32|float64|float\b|bool)|int\b|bool\b)"
-    rb"|\)\s*\.(?:to|type_as|type)\()"
+    rb"|\)\s*\.(?:to|type_as|type|half|bfloat16)\()"
 )
 
 
@@ -211,7 +217,11 @@ def attend(q, k, inv_freq):
 
     def may_concern(self, data: bytes) -> bool:
         """See the base class."""
-        return mentions_sixteen_bits(data) or _TYPED_RANGE.search(code_only(data)) is not None
+        code = code_only(data)
+        is_typed = _TYPED_RANGE.search(code) is not None
+        if makes_sixteen_bits(data):
+            return is_typed or any(word in data.lower() for word in _FREQUENCY_PARTS)
+        return is_typed and has_module(data) and _OF_ACTIVATION.search(code) is not None
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Ranges, products and angles."""

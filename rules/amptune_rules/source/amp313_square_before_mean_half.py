@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import re
 from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Fix, Safety, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
-from amptune.lint.code_only import code_only
 from amptune.lint.source import SourceFile
-from amptune_rules.source._bytes import mentions_half, mentions_sixteen_bits, squares
+from amptune_rules.source._bytes import makes_half, mentions_sixteen_bits, squares, squares_before_root
 from amptune_rules.source._half_risk import Chance, Level, Risk, evidence_at, half_risk, is_guarded, is_network_code
 from amptune_rules.source._precision import Fact, precision
 from amptune_rules.source._reaching import reaching
@@ -23,7 +21,6 @@ _BOUNDED = frozenset(
     {"softmax", "sigmoid", "tanh", "normalize", "clamp", "clip", "cos", "sin", "std", "clamp_", "one_hot", "rand",
      "layer_norm", "log_softmax", "logsigmoid"}
 )  # fmt: skip
-_MODULE = re.compile(rb"class\s+\w++\s*\([^)]{0,300}?(?:Module|Model|Layer|Block|Net|Loss|Attention|Criterion)\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,10 +183,10 @@ def losses(x, y, model):
         """See the base class."""
         if not squares(data):
             return False
-        if mentions_half(data) or b"autocast" in data:
+        if makes_half(data):
             return True
         widened = b"float32" in data or b".float()" in data  # norms that compute in float32, as most do
-        return (not widened or mentions_sixteen_bits(data)) and _has_norm(code_only(data))
+        return (not widened or mentions_sixteen_bits(data)) and squares_before_root(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Means and sums of squares."""
@@ -205,10 +202,6 @@ def losses(x, y, model):
             text = source.segment(square.operands[0])
             message = f"squares that {may} {risk.why} overflow where a value passes 255: square `{text}` in float32"
             yield source.finding(self, call, message, severity=severity, fix=_fix(source, square))
-
-
-def _has_norm(code: bytes) -> bool:
-    return b"sqrt(" in code and _MODULE.search(code) is not None
 
 
 def _severity(source: SourceFile, call: ast.Call, square: _Square, risk: Risk) -> Severity | None:

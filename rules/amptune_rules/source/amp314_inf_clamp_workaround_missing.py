@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.source import SourceFile
-from amptune_rules.source._bytes import HALF, mentions_half
+from amptune_rules.source._bytes import HALF, makes_half
 from amptune_rules.source._half_models import constructor, converted_to
 from amptune_rules.source._half_risk import evidence_at, is_guarded, is_module_class
 from amptune_rules.source._models import last_word
@@ -145,7 +145,7 @@ image = nn.Conv2d(3, 8, 3).half()
 
     def may_concern(self, data: bytes) -> bool:
         """See the base class."""
-        return mentions_half(data)
+        return makes_half(data)
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """T5 models that are cast, and blocks of the file that run in float16."""
