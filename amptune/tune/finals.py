@@ -18,6 +18,8 @@ NUM_FINALISTS = 3
 MAX_ROUNDS = 6
 TIME_SHARE = 0.2
 MEMORY_NOISE = 0.99
+WORTH = 1.003
+"""A plan has to be faster than the best stock recipe by this factor: clocks and temperature alone change as much."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ def decide(search: Search) -> Verdict:
         won = _saves_memory(finalists[0], stock)
     else:
         index = min(range(len(finalists)), key=lambda i: pooled(plan_rounds[i]).median)
-        won = speedup_interval(stock_rounds, plan_rounds[index])[1] > 1.0
+        won = speedup_interval(stock_rounds, plan_rounds[index])[1] > WORTH
     if not won:
         return _stock_verdict(stock, pooled(stock_rounds))
     speedup, low = speedup_interval(stock_rounds, plan_rounds[index])

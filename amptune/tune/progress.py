@@ -19,6 +19,7 @@ class Progress:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.started = time.monotonic()
+        self.spent: dict[str, float] = {}
         self.best = ""
         self.done = 0
         self._status: Status | None = None
@@ -55,6 +56,15 @@ class Progress:
         self.done += 1
         self.best = f"  best: {best}" if best else ""
         self.line(f"[{self.done}/{self.budget}] {text}")
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the seconds of the block to ``spent``."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent[what] = self.spent.get(what, 0.0) + time.monotonic() - begin
 
     def seconds(self) -> float:
         """Seconds since the start."""

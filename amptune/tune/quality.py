@@ -17,7 +17,7 @@ from amptune.errors import CaptureError, TuneError
 from amptune.tune.batches import Batches
 from amptune.tune.gate import NUM_PERTURBED, Bar, GradientGate, bars_of, compare_gradients, perturb, rounding_of
 from amptune.tune.recipes import Candidate, backend_flags
-from amptune.tune.training import Run, Workbench, eager, loss_of, seed_everything, snapshot, training
+from amptune.tune.training import Run, Workbench, eager, loss_of, seed_everything, snapshot, still, training
 
 NUM_ORDERS = 3
 PERTURBATION = 2.0**-12
@@ -59,10 +59,11 @@ class Quality:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What the FP32 run did: losses per order, noise, the gradients at the weights it ended with, and the user's
-    ``evaluate`` after the last order, when there is one. ``bars`` holds what gradients have to reach, by rounding."""
+    """What the FP32 run did: noise, the gradients at the weights it ended the first order with, and the user's
+    ``evaluate`` there, when there is one. ``losses`` are those of the orders that were trained so far: the first alone
+    as long as nothing asks for more. ``bars`` holds what gradients have to reach, by rounding."""
 
-    losses: tuple[float, ...]
+    losses: list[float]
     initial_loss: float
     noise: float
     state: dict[str, torch.Tensor]
@@ -93,22 +94,34 @@ def measure_reference(bench: Workbench, batches: Batches, tolerance: float, seed
             f"the loss of the FP32 model is {initial} before the first step",
             hint="no precision setting can cure this: check the batch and the model in FP32 first",
         )
-    losses = []
-    state: dict[str, torch.Tensor] = {}
-    for order in range(NUM_ORDERS):
-        loss, _ = _train(bench, fp32, batches, order, seed)
-        if not math.isfinite(loss):
-            raise TuneError(
-                f"the FP32 reference reaches a loss of {loss} within {len(batches.train)} steps",
-                hint="no precision setting can cure this: lower the learning rate in make_optimizer, or check the data",
-            )
-        losses.append(loss)
-        if order == 0:
-            state = snapshot(bench.model)
-    draft = Reference(tuple(losses), initial, 0.0, state, {}, tolerance, user_evaluation(bench))
+    loss = _reference_loss(bench, batches, 0, seed)
+    state = snapshot(bench.model)
+    draft = Reference([loss], initial, 0.0, state, {}, tolerance, user_evaluation(bench))
     noise = _noise(bench, fp32, batches, draft, seed)
     gradients, _ = gradients_at(bench, fp32, batches, state, seed)
     return dataclasses.replace(draft, noise=noise, gradients=gradients)
+
+
+def _reference_loss(bench: Workbench, batches: Batches, order: int, seed: int) -> float:
+    """What FP32 reaches in one order.
+
+    Raises:
+        TuneError: NaN or infinity.
+    """
+    with eager(bench):
+        loss, _ = _train(bench, Candidate("fp32"), batches, order, seed)
+    if not math.isfinite(loss):
+        raise TuneError(
+            f"the FP32 reference reaches a loss of {loss} within {len(batches.train)} steps",
+            hint="no precision setting can cure this: lower the learning rate in make_optimizer, or check the data",
+        )
+    return loss
+
+
+def _know_order(bench: Workbench, batches: Batches, reference: Reference, order: int, seed: int) -> None:
+    """Train the reference in this order too, unless it was."""
+    if order == len(reference.losses):
+        reference.losses.append(_reference_loss(bench, batches, order, seed))
 
 
 def judge(
@@ -121,19 +134,24 @@ def judge(
 ) -> Quality:
     """Train ``candidate`` as the reference was trained, and compare.
 
-    One order is enough for a candidate that is too slow to win: then the gap itself is judged, without an interval.
+    One order is enough for a candidate that is too slow to win, and where training is calm: neither the reference's
+    noise nor the gap comes near the tolerance. Then the gap itself is judged, without an interval.
     """
     gaps: list[float] = []
-    skipped = 0
+    skipped, evaluation = 0, None
     threshold = max(reference.tolerance, reference.noise)
     for order in range(num_orders):
         loss, run = _train(bench, candidate, batches, order, seed)
         skipped += run.skipped
         if not math.isfinite(loss):
             return _failed(reference, skipped, f"the loss is {loss} after {len(batches.train)} steps")
+        if order == 0:
+            evaluation = user_evaluation(bench)
+        _know_order(bench, batches, reference, order, seed)
         gaps.append(reference.gap(order, loss))
-    evaluation = user_evaluation(bench)
-    steps = num_orders * len(batches.train)
+        if max(reference.noise, abs(gaps[0])) < CALM * reference.tolerance:
+            break
+    steps = len(gaps) * len(batches.train)
     gap, upper = statistics.fmean(gaps), upper_bound(gaps)
     gradients, loss = gradients_at(bench, candidate, batches, reference.state, seed)
     bars = _bars(bench, candidate, batches, reference, seed)
@@ -164,7 +182,7 @@ def gradients_at(
     One step is trained first and the weights are set back, so that a cast kept from older weights shows.
     """
     scale = candidate.scaler.init_scale if candidate.scaler.enabled else 1.0
-    with training(bench, candidate) as run:
+    with still(bench), training(bench, candidate) as run:
         seed_everything(seed)
         run.step(batches.train[0])
         while True:
@@ -221,7 +239,7 @@ def _train(
     state: dict[str, torch.Tensor] | None = None,
 ) -> tuple[float, Run]:
     """Held-back FP32 loss after training on the batches in one order, from ``state`` or the initial weights."""
-    with training(bench, candidate, state) as run:
+    with still(bench), training(bench, candidate, state) as run:
         seed_everything(seed + order)
         for batch in batches.order(order):
             run.counted_step(batch)
@@ -254,6 +272,7 @@ def _noise(bench: Workbench, fp32: Candidate, batches: Batches, reference: Refer
     state = perturb(bench.initial, names, PERTURBATION, seed)
 
     def gap(order: int) -> float:
+        _know_order(bench, batches, reference, order, seed)
         return reference.gap(order, _train(bench, fp32, batches, order, seed + 1000, state)[0])
 
     first = gap(0)

@@ -59,6 +59,7 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         "pareto": pareto_numbers(search.records()),
         "trials": [_trial(record) for record in search.records()],
         "seconds": round(seconds, 1),
+        "seconds_in": {what: round(spent, 1) for what, spent in search.progress.spent.items()},
     }
 
 

@@ -62,16 +62,20 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
     target = load_target(options.target)
     _refuse_patched(target)
     progress.stage("capturing the model")
-    captured = capture(target)
+    with progress.timed("capture"):
+        captured = capture(target)
     for note in (*target.notes, *captured.notes):
         progress.line(f"note: {note}")
     with locked_folder(options.out, options.existing), worker_for(options, target, captured, progress) as worker:
         progress.stage("training the FP32 reference")
-        prepared: Prepared = _ask(worker, "prepare", what="the FP32 reference failed")
+        with progress.timed("reference"):
+            prepared: Prepared = _ask(worker, "prepare", what="the FP32 reference failed")
         search = _start(options, target, captured, worker, prepared, progress)
         _announce(search)
-        search.run()
-        verdict = decide(search)
+        with progress.timed("trials"):
+            search.run()
+        with progress.timed("repeats"):
+            verdict = decide(search)
         plan, record = _final_plan(search, verdict)
         data = result_json(search, verdict, time.monotonic() - started, "plan.json")
         spec: PatchSpec = _ask(worker, "patch_spec", captured.graph, what="the model cannot be described")
@@ -125,7 +129,8 @@ def _start(
 ) -> Search:
     """Open the study and bring together what the search needs; a resumed study keeps its cost table."""
     graph = captured.graph
-    space: Space = _ask(worker, "space", graph, what="the search space cannot be built")
+    with progress.timed("space"):
+        space: Space = _ask(worker, "space", graph, what="the search space cannot be built")
     recipes: list[Candidate] = _ask(worker, "recipes", what="the device cannot be asked for its formats")
     identity = {
         "model": graph.fingerprint(),
@@ -146,8 +151,10 @@ def _start(
         table = CostTable.from_json(header["costs"])
         sensitivity = Sensitivity.from_json(header["sensitivity"])
     else:
-        table = _ask(worker, "costs", space, graph, what="the cost table cannot be measured")
-        sensitivity = _ask(worker, "sensitivity", space, what="the rounding errors cannot be measured")
+        with progress.timed("costs"):
+            table = _ask(worker, "costs", space, graph, what="the cost table cannot be measured")
+        with progress.timed("sensitivity"):
+            sensitivity = _ask(worker, "sensitivity", space, what="the rounding errors cannot be measured")
         study.start({"identity": identity, "costs": table.to_json(), "sensitivity": sensitivity.to_json()})
     costs, split = split_where_it_pays(CostModel(space, table, edges_of(graph, space), sensitivity))
     for text in split:
@@ -190,6 +197,8 @@ def _announce(search: Search) -> None:
         f"reference loss {prepared.initial_loss:.4f} -> {prepared.reference_loss:.4f} in {search.options.steps} steps, "
         f"noise {prepared.noise:.3%}, quality on {prepared.quality_data}"
     )
+    spent = ", ".join(f"{what} {seconds:.1f}" for what, seconds in search.progress.spent.items())
+    search.progress.line(f"seconds before the first trial: {spent}")
 
 
 def _final_plan(search: Search, verdict: Verdict) -> tuple[Plan, GradientRecord]:

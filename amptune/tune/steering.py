@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amptune.tune.adapt import Knowledge, repaired
@@ -16,8 +17,11 @@ FRONT_SHARE = 0.4
 """Share of the trials left after the stock recipes that the front may take."""
 TOO_SLOW = 1.1
 """A plan of the front that is predicted to take this many times the best valid one is passed over."""
-MIN_SEARCHED = 6
+MIN_SEARCHED = 8
 """Trials after the front before the search may stop for want of a gain."""
+IN_VAIN = 4
+"""So many search trials in a row must have brought no better plan, and so many more are taken together when it is asked
+whether they could: the costs that the model is surest of may be wrong."""
 SAMPLED = 3
 """Of so many search trials one is the sampler's, which sees what adds up in no cost model."""
 MEMORY_NOISE = 0.01
@@ -64,7 +68,9 @@ class Steering:
         best, known = self.search.best_plans(1), self.search.knowledge()
         if known is None or not best or len(self._searched()) < MIN_SEARCHED or self._front_point(known):
             return ""
-        _, gain = self._promising(known, best[0])
+        if best[0].number >= self._searched()[-IN_VAIN].number:
+            return ""
+        gain = IN_VAIN * self._promising(known, best[0])[1]
         outcome = best[0].outcome
         if self.search.options.objective == "time":
             noise, unit, size = known.noise_ms, "ms a step", outcome.median_ms
@@ -73,8 +79,8 @@ class Steering:
         if not size or gain >= noise:
             return ""
         return (
-            f"the most promising plan that was not tried is expected to save {gain:.3g} {unit} ({gain / size:.2%}), "
-            f"less than the noise of {noise:.3g}"
+            f"the next {IN_VAIN} plans are expected to save {gain:.3g} {unit} ({gain / size:.2%}), less than the noise "
+            f"of {noise:.3g}"
         )
 
     def _searched(self) -> list[TrialRecord]:
@@ -105,8 +111,12 @@ class Steering:
             self._fronts[banned] = front_points(self.search.costs, self.search.options.objective, known.banned)
         best = self.search.best_plans(1)
         limit = TOO_SLOW * best[0].outcome.median_ms if best and self.search.options.objective == "time" else math.inf
-        near = (point for point in self._fronts[banned] if known.predicted(point) <= limit)
-        return next((point for point in near if not self.search.is_tried(point)), None)
+        new = [point for point in self._fronts[banned] if not self.search.is_tried(point)]
+        point = min(new, key=self._rank(known), default=None)
+        return point if point is not None and known.predicted(point) <= limit else None
+
+    def _rank(self, known: Knowledge) -> Callable[[dict[str, str]], float]:
+        return known.predicted if self.search.options.objective == "time" else known.model.bytes
 
     def _repair(self, known: Knowledge) -> bool:
         """A plan with wrong gradients, with the groups that they belong to in more bits, where that may be the best."""

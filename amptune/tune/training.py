@@ -19,6 +19,7 @@ from amptune.runtime import loss_in
 from amptune.tune.batches import to_device
 from amptune.tune.compilation import BACKEND, Compilation, compiled
 from amptune.tune.device import Device
+from amptune.tune.dropout import DropoutOff
 from amptune.tune.float8 import float8_linears
 from amptune.tune.recipes import Candidate, autocast_region, backend_flags
 
@@ -28,7 +29,8 @@ class Workbench:
     """One model on the device and the state it starts every run from.
 
     There is a single model: a candidate is applied to it, trained, and undone, so that memory holds one model only.
-    ``compilation`` says how torch.compile runs it; None is eager mode.
+    ``compilation`` says how torch.compile runs it; None is eager mode. ``has_dropout`` is None until a run has shown
+    it, and ``dropout_off`` is set while dropout is switched off.
     """
 
     target: Target
@@ -37,6 +39,8 @@ class Workbench:
     initial: dict[str, torch.Tensor]
     codes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     compilation: Compilation | None = None
+    has_dropout: bool | None = None
+    dropout_off: DropoutOff | None = None
     _targets: dict[tuple[Format | None, str | None], Target] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -115,7 +119,9 @@ def make_optimizer(target: Target, model: nn.Module, device: Device) -> torch.op
 def loss_of(bench: Workbench, candidate: Candidate, batch: Any) -> torch.Tensor:
     """Forward and loss of one batch under the candidate, which must already be applied to the model."""
     with autocast_region(candidate, bench.device):
-        return loss_of_output(bench, candidate, bench.target.call(bench.model, batch), batch)
+        with bench.dropout_off or contextlib.nullcontext():
+            output = bench.target.call(bench.model, batch)
+        return loss_of_output(bench, candidate, output, batch)
 
 
 def loss_of_output(bench: Workbench, candidate: Candidate, output: Any, batch: Any) -> torch.Tensor:
@@ -179,6 +185,24 @@ def eager(bench: Workbench) -> Iterator[None]:
     """Set compile mode aside: for the FP32 reference and for recordings, which a compiler would hide things from."""
     with _compiled_as(bench, None):
         yield
+
+
+@contextlib.contextmanager
+def still(bench: Workbench) -> Iterator[None]:
+    """Dropout off, so that candidates are compared on the same network; a model without any is left alone.
+
+    In eager mode: a compiled model draws its masks in its own way, and would be compiled again for this.
+    """
+    if bench.has_dropout is False or bench.dropout_off is not None:
+        yield
+        return
+    with eager(bench):
+        bench.dropout_off = DropoutOff()
+        try:
+            yield
+            bench.has_dropout = bench.dropout_off.used
+        finally:
+            bench.dropout_off = None
 
 
 @contextlib.contextmanager

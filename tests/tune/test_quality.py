@@ -16,7 +16,7 @@ from amptune.errors import CaptureError, TuneError
 from amptune.tune.gate import bars_of, compare_gradients, perturb
 from amptune.tune.quality import judge, measure_reference, upper_bound
 from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.training import Workbench
+from amptune.tune.training import Workbench, training
 
 from .conftest import MLP, Make
 
@@ -99,11 +99,28 @@ def test_a_reference_that_is_nan_is_an_error_of_the_model(make_bench: Make) -> N
         measure_reference(bench, batches, tolerance=0.005, seed=0)
 
 
-def test_dropout_is_noise_of_the_reference(make_bench: Make) -> None:
+def test_dropout_is_off_where_candidates_are_judged_and_on_where_they_are_timed(make_bench: Make) -> None:
     bench, batches = make_bench(
         MLP.replace("F.relu(self.fc1(x))", "F.dropout(F.relu(self.fc1(x)), 0.5, self.training)")
     )
-    assert measure_reference(bench, batches, tolerance=0.005, seed=0).noise > 0
+    reference = measure_reference(bench, batches, tolerance=0.02, seed=0)
+    assert bench.has_dropout
+    quality = judge(bench, plan_candidate(BF16_EVERYWHERE), batches, reference, seed=0)
+    assert quality.valid, quality.reason
+    assert quality.gate is not None
+    assert quality.gate.worst_cosine > 0.98, "with masks of its own it would point elsewhere"
+    with training(bench, Candidate("fp32")) as run, torch.no_grad():
+        assert run.loss(batches.train[0]) != run.loss(batches.train[0])
+
+
+def test_calm_training_is_judged_on_one_order(make_bench: Make) -> None:
+    bench, batches = make_bench(steps=8)
+    reference = measure_reference(bench, batches, tolerance=0.5, seed=0)
+    assert judge(bench, plan_candidate(BF16_EVERYWHERE), batches, reference, seed=0).steps == 8
+    assert len(reference.losses) == 1
+    strict = dataclasses.replace(reference, tolerance=1e-9)
+    assert judge(bench, plan_candidate(BF16_EVERYWHERE), batches, strict, seed=0).steps == 24
+    assert len(reference.losses) == 3
 
 
 def test_too_few_batches_are_named(make_bench: Make) -> None:
