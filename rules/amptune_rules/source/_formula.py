@@ -27,6 +27,7 @@ _SHAPES = frozenset(
      "flatten", "float", "to", "clone", "detach", "t", "expand", "repeat", "masked_select", "double", "cuda", "cpu",
      "type_as"}
 )  # fmt: skip
+_READING = frozenset({"detach", "numpy", "tolist", "item"})
 _BOUNDED = frozenset(
     {"tanh", "sigmoid", "clamp", "clip", "clamp_max", "cos", "sin", "softmax", "log_softmax", "logsigmoid", "normalize",
      "cosine_similarity", "hardtanh", "relu6", "hardsigmoid", "minimum", "softsign", "erf", "cdist_"}
@@ -108,15 +109,27 @@ def origin(source: SourceFile, node: ast.expr, depth: int = 0) -> ast.expr:
 
 
 def is_inference(source: SourceFile, call: ast.Call) -> bool:
-    """Whether no gradient flows through the call: under no_grad, or detached at once.
+    """Whether no gradient flows through the call: under no_grad, or detached, or read out as numbers.
 
     The forward of an autograd function runs without gradients too, but is part of a training.
     """
-    method = source.parent(call)
     cls = source.class_of(call)
     if cls is not None and any(name.endswith("autograd.Function") for b in cls.bases for name in source.qualified(b)):
         return False
-    return source.no_grad(call) or (isinstance(method, ast.Attribute) and method.attr in ("detach", "numpy", "tolist"))
+    return source.no_grad(call) or _is_read_out(source, call)
+
+
+def _is_read_out(source: SourceFile, call: ast.Call) -> bool:
+    """Whether a chain of methods on the value ends its graph: ``.view(-1).cpu().numpy()``, ``.item()``."""
+    node: ast.AST = call
+    while isinstance(method := source.parent(node), ast.Attribute):
+        following = source.parent(method)
+        if method.attr in _READING:
+            return True
+        if method.attr not in _SHAPES or not isinstance(following, ast.Call):
+            return False
+        node = following
+    return False
 
 
 def is_bounded_above(source: SourceFile, node: ast.expr, depth: int = 0) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from amptune.core.ops import OPS, Family
 from amptune.lint.source import SourceFile
+from amptune_rules.source._half_models import constructor
 
 _FUNCTIONS = {f"torch.nn.functional.{name}": name for name, op in OPS.items() if op.family is Family.LOSS}
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -33,10 +34,24 @@ def loss_calls(source: SourceFile) -> Iterator[tuple[ast.Call, str, list[ast.exp
         if found:
             yield call, _FUNCTIONS[source.qualified(call.func)[0]], found
     for call in source.nodes(ast.Call) if made else ():
-        leaves = source.values(call.func) if call.args and call not in made else []
-        names = {made[leaf] for leaf in leaves if isinstance(leaf, ast.Call) and leaf in made}
+        makers = _makers(source, call) if call.args and call not in made else []
+        names = {made[maker] for maker in makers if maker in made}
         if len(names) == 1:
             yield call, names.pop(), call.args[:2]
+
+
+def may_be_own_loss(source: SourceFile, call: ast.Call) -> bool:
+    """Whether what is called is, by one of several assignments, no loss of torch: it may care for 16 bits itself."""
+    return any(
+        not any(_op_of_module(name.rpartition(".")[2]) in OPS for name in source.qualified(maker.func))
+        for maker in _makers(source, call)
+    )
+
+
+def _makers(source: SourceFile, call: ast.Call) -> list[ast.Call]:
+    """What made the loss that is called: ``nn.CrossEntropyLoss()`` of ``nn.CrossEntropyLoss().to(device)``."""
+    leaves = [constructor(leaf) for leaf in source.values(call.func) if isinstance(leaf, ast.Call)]
+    return [leaf for leaf in leaves if isinstance(leaf, ast.Call)]
 
 
 def _module_names(source: SourceFile) -> set[str]:

@@ -13,7 +13,8 @@ from amptune.lint.source import SourceFile
 
 _MODEL = re.compile(
     r"(?:^|_)(?:model|net|network|backbone|encoder|decoder|generator|discriminator|critic|actor|policy|student|teacher|"
-    r"unet|vae|transformer|replica|classifier|detector|segmentor|module|head|ddp|net_?[gd]|gen|disc|gpt|resnet|bert|llm|lm)\d*(?:_|$)|"
+    r"unet|vae|transformer|replica|classifier|detector|segmentor|module|head|ddp|net_?[gd]|gen|disc|gpt|resnet|bert|llm|lm|"
+    r"vgg|vit|cnn|densenet|mobilenet|convnext|swin|autoencoder)\d*(?:_|$)|"
     r"[a-z](?:Model|Net|Network)$|^(?-i:[GD])(?:_\w+|\d)?$",
     re.IGNORECASE,
 )

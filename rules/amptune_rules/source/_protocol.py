@@ -31,6 +31,27 @@ def is_gradient_scaler(source: SourceFile, flow: Flow, scaler: str, event: Event
     return len({other.kind for other in flow.events if other.scaler == scaler and other.kind != "handed"}) > 1
 
 
+def may_be_same_scaler(source: SourceFile, a: Event, b: Event) -> bool:
+    """Whether events of two functions may be of one scaler: what makes it, where seen, decides, else its name."""
+    makers = [
+        {call for call in source.kinds.constructors_of(node) if source.kinds.is_scaler_constructor(call)}
+        for node in (receiver(a), receiver(b))
+        if node is not None
+    ]
+    if len(makers) == 2 and all(makers):
+        return not makers[0].isdisjoint(makers[1])
+    return _is_given(source, a) or _is_given(source, b) or _own_name(a) == _own_name(b)
+
+
+def _is_given(source: SourceFile, event: Event) -> bool:
+    """Whether the function of the event gets the scaler from whoever calls it."""
+    return any(binding.kind == "parameter" for binding in source.bindings(receiver(event) or event.node))
+
+
+def _own_name(event: Event) -> str:
+    return event.scaler_name.rpartition(".")[2]
+
+
 def of_scaler(kinds: Collection[str], scaler: str) -> Callable[[Event], bool]:
     """A blocker for ``Flow.path``: events of some kinds of one scaler."""
     return lambda event: event.kind in kinds and event.scaler == scaler

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
+from amptune_rules.source._protocol import runs_before
 
 _METHODS = {"half": "float16", "bfloat16": "bfloat16"}
 _ADAPTERS = ("get_peft_model", "prepare_model_for_kbit_training", "inject_adapter_in_model", "cast_training_params")
@@ -77,3 +78,41 @@ def _is_dtype(item: ast.expr) -> bool:
 def is_parameters(node: ast.AST) -> bool:
     """Whether this is a call of ``model.parameters()``."""
     return isinstance(node, ast.Call) and last_name(node.func) in ("parameters", "named_parameters")
+
+
+def is_in_force(source: SourceFile, conversion: ast.Call, optimizer: ast.Call) -> bool:
+    """Whether the conversion is there when the training runs: not after it, not in an export function."""
+    function = source.function_of(conversion)
+    if function is source.function_of(optimizer):
+        return _before_step(source, conversion)
+    if isinstance(source.parent(conversion), ast.Expr):
+        return function is not None and function.name in ("__init__", "setup", "build_model", "prepare")
+    return True  # what the model is bound to, or what a function of this file returns for it
+
+
+def _before_step(source: SourceFile, conversion: ast.Call) -> bool:
+    function = source.function_of(conversion)
+    steps = [
+        event.node for event in source.events if event.kind in ("step", "optimizer_step") and event.function is function
+    ]
+    return not any(runs_before(source, step, conversion) for step in steps)
+
+
+def casts_back(source: SourceFile) -> bool:
+    """Whether the file makes parameters float32 again, or has an optimizer that keeps master weights."""
+    if any(last_name(call.func) == "cast_training_params" for call in source.nodes(ast.Call)):
+        return True
+    for name in (*source.nodes(ast.Name), *source.nodes(ast.Attribute)):
+        if any(word in last_name(name).lower() for word in ("fp16_optimizer", "master_param", "master_weight")):
+            return True
+    for loop in source.nodes(ast.For):
+        if any(is_parameters(part) for part in ast.walk(loop.iter)):
+            inside = [part for item in loop.body for part in ast.walk(item) if isinstance(part, ast.Call)]
+            if any(last_name(call.func) == "float" or _makes_float32(source, call) for call in inside):
+                return True
+    return False
+
+
+def _makes_float32(source: SourceFile, call: ast.Call) -> bool:
+    arguments = [*call.args, *(item.value for item in call.keywords)]
+    return last_name(call.func) == "to" and any(source.dtypes(item) == {"float32"} for item in arguments)

@@ -161,6 +161,21 @@ def train(model, batches, optimizer):
     )
     VALID = (
         Example(
+            "unscaled under one name, clipped and stepped in a loop over a list",
+            """\
+import torch
+
+def step(scaler, loss, optimizer, optimizers):
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    for opt in optimizers:
+        torch.nn.utils.clip_grad_norm_([p for group in opt.param_groups for p in group["params"]], 1.0)
+    for opt in optimizers:
+        scaler.step(opt)
+    scaler.update()
+""",
+        ),
+        Example(
             "unscaled first",
             """\
 import torch
@@ -284,12 +299,15 @@ def train(model, loader, optimizer, scaler):
                 continue
 
             mine = {step.optimizer, *_clipped_for(flow, clip, step)}
+            optimizer = source.argument(step.node, "optimizer", 0) if isinstance(step.node, ast.Call) else None
+            any_of = varies(source, optimizer, step.calls)
 
-            def unscaled(event: Event, step: Event = step, mine: Collection[str] = mine) -> bool:
+            def unscaled(event: Event, step: Event = step, mine: Collection[str] = mine, any_of: bool = any_of) -> bool:
                 done = event.kind == "unscale" and event.scaler == step.scaler
                 by_hand = event.kind in ("grad_write", "get_scale", "handed")
                 cleared = event.kind in ("step", "zero_grad") and event.scaler == step.scaler
-                return (done and any(same_optimizer(event.optimizer, item) for item in mine)) or by_hand or cleared
+                right = any_of or any(same_optimizer(event.optimizer, item) for item in mine)
+                return (done and right) or by_hand or cleared
 
             for backward in flow.of("backward", scaler=step.scaler):
                 if not backward.scaled or _unscaled_in_a_loop(source, flow, backward, clip, step):

@@ -12,7 +12,7 @@ from amptune.lint.events import Event
 from amptune.lint.flow import Flow
 from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import varies
+from amptune_rules.source._protocol import may_be_same_scaler, varies
 
 
 class MissingScalerUpdate(SourceRule):
@@ -307,7 +307,9 @@ def train(model, loader, optimizer):
             return False
         backwards = flow.of("backward", "scale", scaler=step.scaler)
         if not flow.of("update", scaler=step.scaler):
-            elsewhere = any(event.kind == "update" for event in source.events)
+            elsewhere = any(
+                event.kind == "update" and may_be_same_scaler(source, event, step) for event in source.events
+            )
             elsewhere |= any(flow.path(step, event) for event in flow.of("handed", scaler=step.scaler))
             return not elsewhere and (bool(backwards) or _scales_in_its_class(source, step))
         if _waits_for_the_last(source, flow, step) or _is_retried(source, flow, step):

@@ -11,7 +11,7 @@ from amptune.lint import edits
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import is_alternative, is_gradient_scaler
+from amptune_rules.source._protocol import asks_finiteness, block_of, is_alternative, is_gradient_scaler
 
 
 class UnscaledBackwardWithScaler(SourceRule):
@@ -19,7 +19,8 @@ class UnscaledBackwardWithScaler(SourceRule):
 
     ## What it does
     Looks for a path from a backward of a plain loss to `scaler.step(optimizer)` that no scaled backward leads to, and
-    for a plain and a scaled backward that add up in the same gradients before the step.
+    for a plain and a scaled backward that add up in the same gradients before the step. A warning where a test for NaN
+    skips the scaled backward alone, so that the step runs without one.
 
     ## Why is this bad
     `step` divides every gradient by the loss scale, 65536 at the start and growing, whether or not the loss was
@@ -303,6 +304,13 @@ def train(model, loader, optimizer):
             for step in flow.of("step"):
                 if not is_gradient_scaler(source, flow, step.scaler, step):
                     continue
+                gate = self._skipped(source, flow, step)
+                if gate is not None:
+                    message = (
+                        f"{step.scaler_name}.step runs although nothing was scaled where the condition of line "
+                        f"{gate.lineno} fails: it raises, or applies old gradients again; leave the iteration there"
+                    )
+                    yield source.finding(self, step.node, message, severity=Severity.WARNING)
                 is_fed = self._is_fed(source, flow, step)
                 for backward in flow.of("backward"):
                     if (
@@ -316,6 +324,27 @@ def train(model, loader, optimizer):
                             f"by the scale: call {scaler}.scale(loss).backward()"
                         )
                         yield source.finding(self, backward.node, message, fix=self._fix(source, backward, step))
+
+    def _skipped(self, source: SourceFile, flow: Flow, step: Event) -> ast.If | None:
+        """``if isfinite(loss): scaler.scale(loss).backward()`` with the step behind it, in the same block."""
+        place = source.statement_of(step.node)
+        block = block_of(source, place) if isinstance(place, ast.stmt) else []
+        for backward in flow.of("backward", scaler=step.scaler):
+            gates = [item for item in source.ancestors(backward.node) if isinstance(item, ast.If) and item in block]
+            for gate in gates if backward.scaled and not backward.calls and not step.calls else ():
+                side = gate.body if any(source.index.is_inside(backward.node, item) for item in gate.body) else None
+                other = gate.orelse if side is not None else gate.body
+                leaves = any(isinstance(item, ast.Continue | ast.Return | ast.Raise | ast.Break) for item in other)
+                others = any(source.index.is_inside(event.node, item) for event in flow.events for item in other)
+                if (
+                    block.index(gate) < block.index(place)
+                    and asks_finiteness(source, gate.test)
+                    and source.loops_of(backward.node) == source.loops_of(gate)
+                    and not leaves
+                    and not others
+                ):
+                    return gate
+        return None
 
     def _is_fed(self, source: SourceFile, flow: Flow, step: Event) -> bool:
         """Whether scaled gradients can reach the step, directly or in a way that cannot be followed."""

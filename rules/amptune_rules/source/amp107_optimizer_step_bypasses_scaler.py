@@ -205,6 +205,20 @@ def train(model, loader, optimizer):
     )
     VALID = (
         Example(
+            "an optimizer whose gradients nobody clears moves a target network",
+            """\
+import torch
+
+class Learner:
+    def backprop(self, loss):
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.optimizer_target.step()
+""",
+        ),
+        Example(
             "plain step in the branch without mixed precision",
             """\
 import torch
@@ -329,6 +343,8 @@ def simulate(scaler, image, optimizer):
         for backward in flow.of("backward"):
             if not backward.scaled or not self._reaches(source, flow, backward, step):
                 continue
+            if _is_of_other_gradients(flow, backward, step):
+                continue
             unscale = [item for item in flow.of("unscale") if same_optimizer(item.optimizer, step.optimizer)]
             done = any(flow.path(item, step, same_iteration=True) for item in unscale)
             what = "lets infinite gradients into the weights" if done else "gets gradients multiplied by the loss scale"
@@ -377,6 +393,16 @@ def _handles_scale(source: SourceFile, step: Event) -> bool:
     makers = [last_name(made.func).lower() for made in source.kinds.constructors_of(call.func.value)]
     names = [*makers, last_name(call.func.value).lower()]
     return any(word in name for name in names for word in _OWN_SCALING) or varies(source, call.func.value, step.calls)
+
+
+def _is_of_other_gradients(flow: Flow, backward: Event, step: Event) -> bool:
+    """Whether the scaler steps another optimizer with these gradients, and only that one is ever cleared.
+
+    An optimizer whose gradients nobody clears is not trained by the loss: it moves averages or target networks.
+    """
+    cleared = [event.optimizer for event in flow.of("zero_grad")]
+    taken = {event.optimizer for event in flow.of("step", scaler=backward.scaler)} - {step.optimizer}
+    return bool(cleared) and set(cleared) <= taken
 
 
 def _is_guarded(source: SourceFile, step: Event) -> bool:

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
-from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import runs_before
-from amptune_rules.source._trained import conversions, is_parameters, trained
+from amptune_rules.source._trained import casts_back, conversions, is_in_force, trained
 
 _OWN_SCALING = ("fp16", "mixedprecision", "deepspeed", "master")
 
@@ -216,11 +214,11 @@ def prepare(model, half):
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Conversions to float16 of what the optimizer trains."""
         scalers = [call for call in source.kinds.scaler_constructors() if _may_be_on(source, call)]
-        if not scalers or _casts_back(source):
+        if not scalers or casts_back(source):
             return
         for optimizer, model in trained(source):
             for conversion in conversions(source, model, "float16"):
-                if not _is_in_force(source, conversion, optimizer):
+                if not is_in_force(source, conversion, optimizer):
                     continue
                 related = [call for call in scalers if not _excludes(source, conversion, call)]
                 if not related:
@@ -236,22 +234,6 @@ def prepare(model, half):
 def _may_be_on(source: SourceFile, call: ast.Call) -> bool:
     enabled = source.kinds.enabled_by(call)
     return enabled is None or source.constant(enabled) is not False
-
-
-def _is_in_force(source: SourceFile, conversion: ast.Call, optimizer: ast.Call) -> bool:
-    """Whether the conversion is there when the training runs: not after it, not in an export function."""
-    function = source.function_of(conversion)
-    if function is source.function_of(optimizer):
-        return _before_step(source, conversion)
-    if isinstance(source.parent(conversion), ast.Expr):
-        return function is not None and function.name in ("__init__", "setup", "build_model", "prepare")
-    return True  # what the model is bound to, or what a function of this file returns for it
-
-
-def _before_step(source: SourceFile, conversion: ast.Call) -> bool:
-    function = source.function_of(conversion)
-    steps = [event.node for event in source.events if event.kind == "step" and event.function is function]
-    return not any(runs_before(source, step, conversion) for step in steps)
 
 
 def _gates(source: SourceFile, node: ast.AST) -> list[tuple[ast.If, bool]]:
@@ -283,23 +265,3 @@ def _goes_with(source: SourceFile, conversion: ast.Call, scaler: ast.Call) -> bo
     if switched and own:
         return any(ast.dump(enabled) == test for test, side in own if side) if enabled is not None else False
     return own <= around and not choice
-
-
-def _casts_back(source: SourceFile) -> bool:
-    """Whether the file makes parameters float32 again, or has an optimizer that keeps master weights."""
-    if any(last_name(call.func) == "cast_training_params" for call in source.nodes(ast.Call)):
-        return True
-    for name in (*source.nodes(ast.Name), *source.nodes(ast.Attribute)):
-        if any(word in last_name(name).lower() for word in ("fp16_optimizer", "master_param", "master_weight")):
-            return True
-    for loop in source.nodes(ast.For):
-        if any(is_parameters(part) for part in ast.walk(loop.iter)):
-            inside = [part for item in loop.body for part in ast.walk(item) if isinstance(part, ast.Call)]
-            if any(last_name(call.func) == "float" or _makes_float32(source, call) for call in inside):
-                return True
-    return False
-
-
-def _makes_float32(source: SourceFile, call: ast.Call) -> bool:
-    arguments = [*call.args, *(item.value for item in call.keywords)]
-    return last_name(call.func) == "to" and any(source.dtypes(item) == {"float32"} for item in arguments)

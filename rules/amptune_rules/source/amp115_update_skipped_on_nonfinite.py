@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.events import Event
+from amptune.lint.flow import Flow
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import is_gradient_scaler, nonfinite_exits, runs_before
+from amptune_rules.source._protocol import is_gradient_scaler, may_be_same_scaler, nonfinite_exits, runs_before
 
 
 class UpdateSkippedOnNonfinite(SourceRule):
@@ -17,7 +18,8 @@ class UpdateSkippedOnNonfinite(SourceRule):
 
     ## What it does
     Flags `continue` and `return` under a test for NaN or infinity that come after `scaler.scale` or `scaler.unscale_`
-    and before the `scaler.update()` of the same iteration, with no update of their own.
+    and before the `scaler.update()` of the same iteration, with no update of their own. Also where
+    the test is of the norm that a clip returned, and another method of the class scaled the loss.
 
     ## Why is this bad
     An overflow is how the scaler learns that its scale is too large: `update` halves it after a step with infinite
@@ -220,9 +222,21 @@ def train(model, loader, optimizer):
                     and runs_before(source, _place(source, event, gate) or gate, gate)
                     and _same_round(source, event, gate, jump)
                 ]
-                if started:
+                if started or _asks_for_norm(source, flow, gate, update):
                     yield source.finding(self, jump, _message(started, update))
                     break
+
+
+def _asks_for_norm(source: SourceFile, flow: Flow, gate: ast.If, update: Event) -> bool:
+    """Whether the gate is about the norm of a clip before it, where another method of the class scales the loss."""
+    cls = source.class_of(gate)
+    scales = [event for event in source.events if event.kind == "scale" and may_be_same_scaler(source, event, update)]
+    elsewhere = [event for event in scales if event.function is not source.function_of(gate)]
+    if cls is None or len(elsewhere) < len(scales) or not any(source.class_of(item.node) is cls for item in elsewhere):
+        return False
+    clips = {event.node for event in flow.of("clip") if runs_before(source, event.node, gate)}
+    asked = [part for part in ast.walk(gate.test) if isinstance(part, ast.Name)]
+    return any(not clips.isdisjoint(source.values(name)) for name in asked)
 
 
 def _message(started: list[Event], update: Event) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
+from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
 from amptune_rules.source._protocol import is_gradient_scaler, receiver, varies
+
+# Methods that use the gradients of a first backward for something else than a step: adversarial training, SAM, PCGrad.
+_USES_GRADIENTS = re.compile(r"attack|backup|restore|perturb|fgsm|fgm|pgd|ascent|first_step|surgery")
 
 
 class ZeroGradBetweenBackwardAndStep(SourceRule):
@@ -18,7 +23,7 @@ class ZeroGradBetweenBackwardAndStep(SourceRule):
 
     ## What it does
     Looks for a path backward, `zero_grad`, `scaler.step` of one optimizer within an iteration, with no further backward
-    behind the `zero_grad`.
+    behind the `zero_grad`. A warning where another backward follows it, so that the step has the second loss alone.
 
     ## Why is this bad
     The step sees no gradients. With `set_to_none=True` (the default) `scaler.step` raises `AssertionError: No inf
@@ -190,12 +195,46 @@ def train(model, loader, optimizer, scaler, perturb):
         for flow in source.flows:
             for cleared in flow.of("zero_grad"):
                 step = next((item for item in flow.of("step") if self._is_lost(source, flow, cleared, item)), None)
+                if step is None and (lost := self._replaced(source, flow, cleared)) is not None:
+                    message = (
+                        f"gradients of the backward in line {lost.node.lineno} are cleared before "
+                        f"{lost.scaler_name}.step uses them: clear before the first backward of the iteration alone"
+                    )
+                    yield source.finding(self, cleared.node, message, severity=Severity.WARNING)
                 if step is not None:
                     message = (
                         f"gradients are cleared between backward and {step.scaler_name}.step({step.optimizer_name}), "
                         "which then has none: clear them before the backward or after the step"
                     )
                     yield source.finding(self, cleared.node, message)
+
+    def _replaced(self, source: SourceFile, flow: Flow, cleared: Event) -> Event | None:
+        """The scaled backward whose gradients are cleared, while those of another one of the scaler are stepped.
+
+        Only where the scaler steps nothing but what is cleared: else they may have been meant for another optimizer.
+        """
+        if _takes_gradients_apart(source, cleared):
+            return None
+        for step in flow.of("step"):
+            others = {event.optimizer for event in flow.of("step", scaler=step.scaler)} - {step.optimizer}
+            if others or cleared.optimizer != step.optimizer or varies(source, receiver(cleared), cleared.calls):
+                continue
+
+            def used(event: Event, step: Event = step) -> bool:
+                if event.kind in ("grad_read", "autograd_grad", "wrapper"):
+                    return True
+                return event.kind in ("step", "optimizer_step") and event.optimizer == step.optimizer
+
+            backwards = [event for event in flow.of("backward", scaler=step.scaler) if event.scaled]
+            for lost in backwards:
+                refills = [event for event in backwards if event.node is not lost.node and event is not lost]
+                if flow.path(lost, cleared, without=used, same_iteration=True) and any(
+                    flow.path(cleared, event, without=used, same_iteration=True)
+                    and flow.path(event, step, same_iteration=True)
+                    for event in refills
+                ):
+                    return lost
+        return None
 
     def _is_lost(self, source: SourceFile, flow: Flow, cleared: Event, step: Event) -> bool:
         if not cleared.optimizer or not _belongs(source, flow, cleared, step):
@@ -214,6 +253,14 @@ def train(model, loader, optimizer, scaler, perturb):
             for backward in flow.of("backward")
             if backward.owner == "user"
         )
+
+
+def _takes_gradients_apart(source: SourceFile, cleared: Event) -> bool:
+    """Whether the function around calls something that works on gradients by itself."""
+    return any(
+        source.function_of(call) is cleared.function and _USES_GRADIENTS.search(last_name(call.func).lower())
+        for call in source.nodes(ast.Call)
+    )
 
 
 def _belongs(source: SourceFile, flow: Flow, cleared: Event, step: Event) -> bool:

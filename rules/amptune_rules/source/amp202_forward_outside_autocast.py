@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from amptune.core.finding import Finding, Severity
 from amptune.core.ops import Autocast
 from amptune.core.rule import Example, SourceRule
+from amptune.lint.events import METHODS
 from amptune.lint.regions import Region
 from amptune.lint.source import SourceFile
 from amptune_rules.source._models import (
@@ -37,7 +38,7 @@ class ForwardOutsideAutocast(SourceRule):
 
     ## What it does
     Flags an autocast region in which nothing but a loss is computed, from the output of a model that was called before
-    the region and outside of any other.
+    the region and outside of any other; and one with the backward alone, in a file whose forward has none.
 
     ## Why is this bad
     The forward then runs in float32: no tensor cores, twice the activation memory. The losses themselves are on
@@ -221,6 +222,9 @@ class WithLogits(Trainer):
                 if not self._is_on(source, region) or source.no_grad(node.body[0]) or source.autocast(node):
                     continue
                 model = _model_before(source, node)
+                if model is None and _holds_backward_alone(source, node):
+                    message = "autocast covers the backward alone: the forward ran before it in float32"
+                    yield source.finding(self, item.context_expr, f"{message}; put the forward into the region")
                 if model is not None and not _is_run_by_trainer(source, node):
                     text = source.segment(model.func)
                     message = (
@@ -231,6 +235,30 @@ class WithLogits(Trainer):
 
     def _is_on(self, source: SourceFile, region: Region) -> bool:
         return region.kind == "autocast" and region.enabled is not False and is_torch_autocast(source, region)
+
+
+def _holds_backward_alone(source: SourceFile, node: ast.With) -> bool:
+    """Whether this and every other region of the file has a backward and no call that computes, after a model ran."""
+    function = source.function_of(node)
+    before = [call for call in source.nodes(ast.Call) if call.lineno < node.lineno]
+    if not any(source.function_of(call) is function and model_of_call(source, call) is not None for call in before):
+        return False
+    regions = [other for other in source.nodes(ast.With) if any(_is_autocast(source, item) for item in other.items)]
+    return node in regions and all(
+        any(isinstance(call.func, ast.Attribute) and call.func.attr == "backward" for call in calls_in(region.body))
+        and all(_is_of_step(source, call) for call in calls_in(region.body))
+        for region in regions
+    )
+
+
+def _is_autocast(source: SourceFile, item: ast.withitem) -> bool:
+    return source.region_stacks.as_region(item.context_expr).kind == "autocast"
+
+
+def _is_of_step(source: SourceFile, call: ast.Call) -> bool:
+    """Whether the call belongs to the step of the optimizer, or prints."""
+    method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+    return method in METHODS or method == "item" or source.qualified(call.func) == ("print",)
 
 
 def _is_run_by_trainer(source: SourceFile, node: ast.With) -> bool:

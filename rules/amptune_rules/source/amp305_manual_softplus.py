@@ -293,7 +293,25 @@ def _is_bounded(source: SourceFile, formula: _Formula) -> bool:
 def _is_chosen(source: SourceFile, call: ast.Call) -> bool:
     """Whether ``torch.where`` picks another value for large x; the gradient can still be NaN."""
     parent = source.enclosing(call, ast.Call, ast.stmt)
-    return isinstance(parent, ast.Call) and source.qualified(parent.func) == ("torch.where",)
+    if isinstance(parent, ast.Call) and source.qualified(parent.func) == ("torch.where",):
+        return True
+    statement = source.statement_of(call)
+    target = statement.targets[0] if isinstance(statement, ast.Assign) else None
+    return isinstance(target, ast.Name) and any(
+        _replaces_inf(source, choice, target.id)
+        for choice in source.calls("torch.where", "torch.nan_to_num")
+        if source.function_of(choice) is source.function_of(call)
+    )
+
+
+def _replaces_inf(source: SourceFile, call: ast.Call, name: str) -> bool:
+    """Whether the value of this name is kept but for where it is infinite: ``torch.where(y == inf, x, y)``."""
+    tested = call.args[0] if call.args else None
+    words = {part.id for part in ast.walk(tested) if isinstance(part, ast.Name)} if tested is not None else set()
+    asks = source.qualified(call.func) == ("torch.nan_to_num",) or (
+        tested is not None and "inf" in source.segment(tested).lower()
+    )
+    return asks and name in words
 
 
 def _fix(source: SourceFile, call: ast.Call, argument: ast.expr, formula: _Formula) -> Fix | None:

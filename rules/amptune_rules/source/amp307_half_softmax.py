@@ -12,7 +12,7 @@ from amptune.lint.source import SourceFile
 from amptune_rules.source._bytes import makes_half
 from amptune_rules.source._formula import op_name, operand
 from amptune_rules.source._half_risk import is_cast_up, is_guarded
-from amptune_rules.source._losses import loss_calls
+from amptune_rules.source._losses import loss_calls, may_be_own_loss
 from amptune_rules.source._precision import Fact, precision
 
 _SOFTMAX = ("softmax", "log_softmax")
@@ -129,6 +129,24 @@ def sample(logits):
     )
     VALID = (
         Example(
+            "half weights have a loss of their own",
+            """\
+import torch
+from ours import SafeCrossEntropy
+
+class Agent:
+    def __init__(self, net, fp16):
+        self.net = net.half() if fp16 else net
+        if fp16:
+            self.criterion = SafeCrossEntropy()
+        else:
+            self.criterion = torch.nn.CrossEntropyLoss()
+
+    def loss(self, x, y):
+        return self.criterion(self.net(x), y)
+""",
+        ),
+        Example(
             "computed in float32",
             """\
 import torch
@@ -192,7 +210,7 @@ def loss_of(model, x, y):
             )
             yield self._finding(source, call, name, fix)
         for call, name, (value, *_) in loss_calls(source):
-            if name == "cross_entropy" and _is_half(source, call, value):
+            if name == "cross_entropy" and _is_half(source, call, value) and not may_be_own_loss(source, call):
                 fix = Fix("compute the loss in float32", (edits.wrap(source, value, "", ".float()"),))
                 yield self._finding(source, call, name, fix)
 

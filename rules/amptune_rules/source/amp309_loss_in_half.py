@@ -11,7 +11,7 @@ from amptune.lint import edits
 from amptune.lint.source import SourceFile
 from amptune_rules.source._bytes import makes_half
 from amptune_rules.source._half_risk import is_cast_up, is_guarded
-from amptune_rules.source._losses import loss_calls
+from amptune_rules.source._losses import loss_calls, may_be_own_loss
 from amptune_rules.source._precision import Fact, precision
 
 _OTHERS = ("cross_entropy", "binary_cross_entropy")  # AMP307 and AMP203 speak of these
@@ -153,7 +153,7 @@ def losses(x, y, dtype, fp16):
             facts = [precision(source, value) for value in values]
             if name in _OTHERS or facts[0] is not Fact.HALF or Fact.WIDE in facts:
                 continue
-            if is_cast_up(source, call) or is_guarded(source, call):
+            if is_cast_up(source, call) or is_guarded(source, call) or may_be_own_loss(source, call):
                 continue
             message = (
                 f"{name} of float16 values overflows beyond 65504 and loses errors below 3e-8: compute it in float32"

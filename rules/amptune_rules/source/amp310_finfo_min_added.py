@@ -104,6 +104,23 @@ def attend(scores, mask, padding):
     )
     VALID = (
         Example(
+            "the attention keeps the scores above the minimum",
+            """\
+import torch
+
+class Decoder:
+    def mask(self, causal, padding, dtype):
+        lowest = torch.finfo(dtype).min
+        a = torch.zeros_like(causal, dtype=dtype).masked_fill(causal, lowest)
+        b = torch.zeros_like(padding, dtype=dtype).masked_fill(padding, lowest)
+        return a + b
+
+    def attend(self, scores, mask):
+        scores = torch.max(scores + mask, torch.tensor(torch.finfo(scores.dtype).min))
+        return scores.softmax(-1, dtype=torch.float32)
+""",
+        ),
+        Example(
             "clamped sum",
             """\
 import torch
@@ -147,7 +164,12 @@ def combined(a, b, scores):
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Sums of two masks."""
         for node, left, right in _sums(source):
-            if _is_filled(source, left) and _is_filled(source, right) and not _is_clamped(source, node):
+            if (
+                _is_filled(source, left)
+                and _is_filled(source, right)
+                and not _is_clamped(source, node)
+                and not _clamps_scores(source)
+            ):
                 message = (
                     "both sides hold finfo.min at masked places, and min + min is -inf: softmax of a row that both "
                     "hide is NaN; combine boolean masks, or clamp the sum to finfo.min"
@@ -234,3 +256,9 @@ def _is_clamped(source: SourceFile, node: ast.AST) -> bool:
     calls = source.method_calls("clamp", "clamp_", "clip", "maximum", "max", "nan_to_num", "clamp_min", "isinf")
     function = source.function_of(node)
     return any(source.function_of(call) is function and target.id in source.segment(call) for call in calls)
+
+
+def _clamps_scores(source: SourceFile) -> bool:
+    """Whether the file keeps sums above finfo.min where it adds the masks: ``torch.max(scores + mask, finfo.min)``."""
+    calls = source.method_calls("clamp", "clamp_", "clamp_min", "maximum", "max")
+    return any(_is_lowest(source, item) for call in calls for item in (*call.args, *(k.value for k in call.keywords)))
