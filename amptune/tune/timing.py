@@ -29,7 +29,7 @@ T_95 = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
 class StepTime:
     """Milliseconds of one training step: median and quartiles, with the raw repeats, and peak memory where known.
 
-    ``launch_ms`` is what Python takes to queue a step on a GPU; None where steps wait for the GPU in between.
+    ``launch_ms`` is what Python takes to queue one step on an idle GPU; None where steps wait for the GPU in between.
     """
 
     median: float
@@ -68,7 +68,8 @@ def measure_step(
     """
     device = bench.device
     with training(bench, candidate) as run:
-        warm = [_seconds(run, batches.train[i % len(batches.train)]) * 1e3 for i in range(WARMUP_STEPS)]
+        timed = [_waited(run, batches.train[i % len(batches.train)]) for i in range(WARMUP_STEPS)]
+        warm = [whole * 1e3 for _, whole in timed]
         # The first step sets up kernels and optimizer state, so it says nothing; the fastest of the others does.
         elapsed = min(warm[1:])
         compiling = (sum(warm) - len(warm) * elapsed) / 1e3 if bench.compilation else None
@@ -79,7 +80,11 @@ def measure_step(
                 return None, None, compiling
         count = min(MAX_STEPS, max(MIN_STEPS, int(SECONDS * 1e3 / max(elapsed, 1e-3))))
         device.reset_peak_memory()  # the compiler's own trials of kernels are not part of a step
-        return timed_steps(run, batches, count), device.peak_memory(), compiling
+        step = timed_steps(run, batches, count)
+        if device.is_cuda and not candidate.scaler.enabled:
+            # A loss scaler asks the GPU in each step whether something overflowed, so queueing takes as long as the GPU.
+            step = dataclasses.replace(step, launch_ms=min(queued for queued, _ in timed[1:]) * 1e3)
+        return step, device.peak_memory(), compiling
 
 
 def timed_steps(run: Run, batches: Batches, count: int) -> StepTime:
@@ -90,17 +95,13 @@ def timed_steps(run: Run, batches: Batches, count: int) -> StepTime:
     steps = [batches.train[i % len(batches.train)] for i in range(count)]
     if not run.bench.device.is_cuda:
         return StepTime.of([_seconds(run, batch) * 1e3 for batch in steps])
-    begin = time.perf_counter()
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     events[0].record()
     for batch, event in zip(steps, events[1:], strict=True):
         run.step(batch)
         event.record()
-    queued = (time.perf_counter() - begin) * 1e3 / count
     events[-1].synchronize()
-    step = StepTime.of([float(start.elapsed_time(end)) for start, end in itertools.pairwise(events)])
-    # A loss scaler asks the GPU in each step whether something overflowed, so queueing takes as long as computing.
-    return step if run.candidate.scaler.enabled else dataclasses.replace(step, launch_ms=queued)
+    return StepTime.of([float(start.elapsed_time(end)) for start, end in itertools.pairwise(events)])
 
 
 def measure_interleaved(
@@ -141,9 +142,18 @@ def speedup_interval(slower: Sequence[StepTime], faster: Sequence[StepTime]) -> 
 
 
 def _seconds(run: Run, batch: Any) -> float:
+    return _waited(run, batch)[1]
+
+
+def _waited(run: Run, batch: Any) -> tuple[float, float]:
+    """Seconds of queueing one step on an idle device, and of the whole step.
+
+    From an idle device on: behind other steps the queue is full, and queueing waits for the GPU whatever Python takes.
+    """
     device = run.bench.device
     device.synchronize()
     begin = time.perf_counter()
     run.step(batch)
+    queued = time.perf_counter() - begin
     device.synchronize()
-    return time.perf_counter() - begin
+    return queued, time.perf_counter() - begin
