@@ -82,7 +82,7 @@ def measure_step(
         device.reset_peak_memory()  # the compiler's own trials of kernels are not part of a step
         step = timed_steps(run, batches, count)
         if device.is_cuda and not candidate.scaler.enabled:
-            # A loss scaler asks the GPU in each step whether something overflowed, so queueing takes as long as the GPU.
+            # A loss scaler asks the GPU in each step whether something overflowed, and so waits for it.
             step = dataclasses.replace(step, launch_ms=min(queued for queued, _ in timed[1:]) * 1e3)
         return step, device.peak_memory(), compiling
 
