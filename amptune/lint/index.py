@@ -78,14 +78,15 @@ class TreeIndex:
             node = pop()
             kind = type(node)
             by_type[kind].append(node)
-            outer = scopes[node]
-            header: tuple[str, ...] = ()
-            inner = outer
-            if kind in _SCOPE_TYPES:
-                inner, header = node, _HEADERS.get(kind, ())
-            for field in children[kind]:
+            fields = children[kind]
+            if not fields:
+                continue
+            outer = scope = scopes[node]
+            is_scope = kind in _SCOPE_TYPES
+            for field in fields:
+                if is_scope:
+                    scope = outer if field in _HEADERS.get(kind, ()) else node
                 value = getattr(node, field)
-                scope = outer if field in header else inner
                 if type(value) is list:
                     for child in reversed(value):
                         if child is not None:

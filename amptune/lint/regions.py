@@ -56,10 +56,14 @@ class Region:
 
 
 class Regions:
-    """Region stacks of one file."""
+    """Region stacks of one file.
 
-    def __init__(self, index: TreeIndex, names: Names, folder: Folder) -> None:
+    ``has_autocast``: whether the word is in the file at all; where it is not, no call needs to be looked at.
+    """
+
+    def __init__(self, index: TreeIndex, names: Names, folder: Folder, has_autocast: bool = True) -> None:
         self._index = index
+        self._has_autocast = has_autocast
         self._names = names
         self._folder = folder
         self._made: dict[tuple[ast.expr, ast.AST], Region] = {}
@@ -107,7 +111,8 @@ class Regions:
 
     @cached_property
     def _autocasts(self) -> list[Region]:
-        regions = [self.as_region(call) for call in self._index.nodes(ast.Call) if self._is_autocast_call(call)]
+        calls = self._index.nodes(ast.Call) if self._has_autocast else []
+        regions = [self.as_region(call) for call in calls if self._is_autocast_call(call)]
         return [region for region in regions if region.kind == "autocast"]
 
     def _is_autocast_call(self, call: ast.Call) -> bool:

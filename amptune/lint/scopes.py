@@ -13,7 +13,7 @@ from amptune.lint.index import FUNCTIONS, FunctionNode, TreeIndex
 BindingKind = Literal["import", "assign", "parameter", "function", "class", "loop", "with", "unpack", "update", "other"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(slots=True, eq=False)  # not frozen: a file has thousands, and freezing doubles their cost
 class Binding:
     """One place where a name gets a value.
 

@@ -92,7 +92,7 @@ class SourceFile:
     @cached_property
     def region_stacks(self) -> Regions:
         """Autocast and no_grad stacks."""
-        return Regions(self.index, self.names, self.folder)
+        return Regions(self.index, self.names, self.folder, "autocast" in self.text)
 
     @cached_property
     def _flows(self) -> Flows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from amptune.lint.code_only import code_only
@@ -22,8 +23,11 @@ _EXPONENTIAL = re.compile(rf"exp(?<!\wexp){_NUMPY.format('exp')}_?\(".encode())
 _SIGMOID = re.compile(rb"igmoid(?<!logsigmoid)(?<!log_sigmoid)(?<!LogSigmoid)")
 _SOFTMAX = re.compile(rb"oftmax(?<!log_softmax)(?<!LogSoftmax)")
 _SUM_OF_EXP = re.compile(rb"exp_?\([\s\S]{0,200}?\.sum\(|sum\([^=]{0,150}?exp_?\(")
-_POWER = re.compile(rb"\*\*(?=\s{0,9}2\b|\s?[A-Za-z_(])(?<![(,]\*\*)(?<![(,]\s\*\*)(?<!\s\s\*\*)")
-_SQUARED = re.compile(rb"\.pow\(|\.square\(|" + _POWER.pattern)
+_POWER = re.compile(
+    rb"\*\*(?=\s{0,9}2\b|\s?(?:[A-Za-z_][\w.]*+|\([\s\w.]*+\))(?![(\[]))(?<![(,]\*\*)(?<![(,]\s\*\*)(?<!\s\s\*\*)"
+)
+_SQUARED = (re.compile(rb"\.pow\("), re.compile(rb"\.square\("), _POWER)
+_AVERAGE = re.compile(rb"(?:mean|sum)\(")
 _MADE = re.compile(rb"(?:zeros|tensor|full)\w*\(")
 _PLUS = re.compile(rb"\+|\.add_\(")
 _TIMES = re.compile(rb"(?<!\*)\*(?!\*)")
@@ -97,8 +101,10 @@ _LAST_INDENT = re.compile(rb"(?<=\n)[ \t]*+(?=[^\n]*\Z)")
 _FLOAT16 = re.compile(rb"float16(?<!bfloat16)")
 _BFLOAT16 = re.compile(rb"bfloat16")
 _COMPARED = re.compile(rb"(?:[=!]=|\bis|\bnot|\bin\s?[(\[{](?:torch\.\w+,\s?)*)\s?torch\.\Z")
-_MAKES_HALF = re.compile(rb"\.half\b|import half|HalfTensor|(?<!B)Float16|[\"'](?:fp16|half)[\"']")
-_MAKES_BF16 = re.compile(rb"BFloat16|[\"']bf16[\"']")
+_HALF_METHOD = re.compile(rb"\.half\b")
+_HALF_TYPE = re.compile(rb"Float16(?<!BFloat16)")
+_MAKES_HALF = (b"autocast", b"import half", b"HalfTensor", b'"fp16"', b"'fp16'", b'"half"', b"'half'")
+_MAKES_BF16 = (b"BFloat16", b'"bf16"', b"'bf16'")
 _MODULE = re.compile(rb"class\s+\w++\s*\([^)]{0,300}?(?:Module|Model|Layer|Block|Net|Loss|Attention|Criterion)\b")
 
 
@@ -107,16 +113,19 @@ def mentions_half(data: bytes) -> bool:
     return any(word in data for word in HALF[:-1]) or data.count(b"float16") > data.count(b"bfloat16")
 
 
+@functools.lru_cache(maxsize=2)  # as code_only
 def makes_half(data: bytes) -> bool:
     """Whether the code may make a value float16: it is named other than in a comparison, or autocast is entered."""
     code = code_only(data)
-    return b"autocast" in code or _is_named(_FLOAT16, code) or _MAKES_HALF.search(code) is not None
+    if any(word in code for word in _MAKES_HALF) or _is_named(_FLOAT16, code):
+        return True
+    return _HALF_METHOD.search(code) is not None or _HALF_TYPE.search(code) is not None
 
 
 def makes_sixteen_bits(data: bytes) -> bool:
     """The same for bfloat16 as well."""
     code = code_only(data)
-    return makes_half(data) or _is_named(_BFLOAT16, code) or _MAKES_BF16.search(code) is not None
+    return makes_half(data) or _is_named(_BFLOAT16, code) or any(word in code for word in _MAKES_BF16)
 
 
 def _is_named(dtype: re.Pattern[bytes], code: bytes) -> bool:
@@ -187,7 +196,7 @@ def squares(data: bytes) -> bool:
     code = code_only(data)
     if b"pow(" in code or b"square(" in code or _POWER.search(code) is not None:
         return True
-    return any(_ends_alike(code, found.start()) for found in _TIMES.finditer(code))
+    return _has_product_of_same(code)
 
 
 def squares_before_root(data: bytes) -> bool:
@@ -195,9 +204,22 @@ def squares_before_root(data: bytes) -> bool:
     code = code_only(data)
     if b"sqrt(" not in code or not has_module(data):
         return False
-    if any(_ends_alike(code, found.start()) for found in _TIMES.finditer(code)):
+    for place in (found.start() for square in _SQUARED for found in square.finditer(code)):
+        if _is_averaged(code, place) and not _is_widened(code, place):
+            return True
+    return _has_product_of_same(code)
+
+
+def _is_averaged(code: bytes, place: int) -> bool:
+    """Whether a mean or sum stands around the place, or follows the name that is assigned there."""
+    head = code[max(0, place - _REACH) : place]
+    if _AVERAGE.search(code, max(0, place - 150), place + _REACH) is not None:
         return True
-    return any(not _is_widened(code, found.start()) for found in _SQUARED.finditer(code))
+    bound = _ASSIGNED.search(head)
+    return (
+        bound is not None
+        and re.search(rb"%b(?<!\w%b)\b[^\n]{0,99}?(?:mean|sum)\(" % (bound[1], bound[1]), code) is not None
+    )
 
 
 def _is_widened(code: bytes, place: int) -> bool:
@@ -225,6 +247,10 @@ def _has_side(code: bytes, operator: re.Match[bytes], names: set[bytes]) -> bool
     left = _LAST_WORD.search(code, max(0, operator.start() - 60), operator.start())
     right = _NEXT_WORD.match(code, operator.end())
     return (left is not None and left[1] in names) or (right is not None and right[1] in names)
+
+
+def _has_product_of_same(code: bytes) -> bool:
+    return any(_ends_alike(code, found.start()) for found in _TIMES.finditer(code))
 
 
 def _ends_alike(code: bytes, place: int) -> bool:

@@ -25,11 +25,12 @@ _FREQUENCY = re.compile(r"inv_?freq|(?:^|_)freqs?(?:_|$)|(?:^|_)theta|rope|rotar
 _ACTIVATION = re.compile(
     r"^(?:x|h|q|k|v|query|key|value|hidden|hidden_states?|inputs?|inputs_embeds|embeds?|embeddings?|feats?|features?)$"
 )
+_DTYPE = re.compile(rb"\.dtype\b")
 _FREQUENCY_PARTS = (b"freq", b"theta", b"rope", b"rotary", b"angle")
-# The dtype of a tensor of which one of the two patterns above holds.
+# A tensor of which one of the two patterns above holds, before its dtype is taken.
 _OF_ACTIVATION = re.compile(
     rb"\b(?:x|h|q|k|v|query|key|value|hidden\w*|inputs?|inputs_embeds|embeds?|embeddings?|feats?|features?"
-    rb"|(?i:\w*(?:freq|theta|rope|rotary|angle)\w*))(?:\[[^\]\n]*\])*\.dtype\b|\.type_as\("
+    rb"|(?i:\w*(?:freq|theta|rope|rotary|angle)\w*))[^=\n]{0,60}\Z"
 )
 _ENDS = ("half", "bfloat16", "to", "type", "type_as")
 _PRODUCTS = ("torch.einsum", "torch.matmul", "torch.bmm", "torch.mm")
@@ -221,7 +222,7 @@ def attend(q, k, inv_freq):
         is_typed = _TYPED_RANGE.search(code) is not None
         if makes_sixteen_bits(data):
             return is_typed or any(word in data.lower() for word in _FREQUENCY_PARTS)
-        return is_typed and has_module(data) and _OF_ACTIVATION.search(code) is not None
+        return is_typed and has_module(data) and (b".type_as(" in code or _takes_dtype_of_activation(code))
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Ranges, products and angles."""
@@ -279,6 +280,11 @@ def attend(q, k, inv_freq):
     ) -> Finding:
         message = f"{what}: compute positions and angles in float32 with autocast off"
         return source.finding(self, node, message, severity=severity, fix=fix)
+
+
+def _takes_dtype_of_activation(code: bytes) -> bool:
+    places = (found.start() for found in _DTYPE.finditer(code))
+    return any(_OF_ACTIVATION.search(code, max(0, place - 80), place) is not None for place in places)
 
 
 def _dtype_of(source: SourceFile, call: ast.Call) -> tuple[ast.Call, ast.expr | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Severity
@@ -13,6 +14,8 @@ from amptune_rules.source._reach import regions_reaching
 
 _EINSUM = ("torch.einsum", "torch.functional.einsum", "einops.einsum")
 _MANY = 3
+# All but an equation of one or two operands at the beginning.
+_OF_MANY = re.compile(rb"einsum\((?!\s*+[\"'][^\"',]*+(?:,[^\"',]*+)?[\"'])")
 _HALF = frozenset({"float16", "bfloat16"})
 
 
@@ -124,6 +127,10 @@ def energy(model, x, weight, z):
 """,
         ),
     )
+
+    def may_concern(self, data: bytes) -> bool:
+        """See the base class."""
+        return _OF_MANY.search(data) is not None
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Calls with many operands."""
