@@ -45,7 +45,7 @@ def test_every_invalid_example_passes_the_prefilter(rule: type[SourceRule]) -> N
 
 HOSTILE = (
     b"a", b"a ", b"a:", b"a=", b"a+", b"1", b"1.", b"1e", b"(", b"exp(", b"where(", b"clamp(", b"sum(", b"class A(",
-    b"* ", b"] = ", b"0.", b"arange(", b"((", b"a.", b"\\", b"'", b'"""',
+    b"* ", b"] = ", b"0.", b"max(,\n-", b"x = (1e9 ", b"max(1e-9\n", b"arange(", b"((", b"a.", b"\\", b"'", b'"""',
 )  # fmt: skip
 
 

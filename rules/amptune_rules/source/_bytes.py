@@ -51,17 +51,13 @@ class _Use:
 
     Args:
         things: patterns of the thing; one that begins with a fixed byte is found much faster than a choice of several.
+        signs: what ``before`` holds one of, to be looked for first.
         before, behind: what stands on one side of it at such a place.
     """
 
-    # Bound to an expression of numbers: no call but those that make one, and no new line outside of brackets.
-    _BOUND = re.compile(
-        rb"(?<!\w)(\w+)\s*(?::[^=\n,()]{0,80})?=(?!=)"
-        rb"(?:[^=\n(]|[\[({,]\s{0,40}\n|(?<!\w)\(|(?:float|int|tensor|finfo)\(){0,80}\Z"
-    )
-
-    def __init__(self, things: tuple[bytes, ...], before: bytes, behind: bytes) -> None:
+    def __init__(self, things: tuple[bytes, ...], signs: tuple[bytes, ...], before: bytes, behind: bytes) -> None:
         self._things = [re.compile(thing) for thing in things]
+        self._signs = signs
         self._before = re.compile(b"(?:" + before + rb")\Z")
         self._behind = re.compile(behind)
 
@@ -72,22 +68,45 @@ class _Use:
         while patterns:
             for found in patterns.pop().finditer(code):
                 head = code[max(0, found.start() - _REACH) : found.start()]
-                if self._before.search(head) or self._behind.match(code, found.end()):
+                if self._is_place(code, head, found.end()):
                     return True
-                bound = self._BOUND.search(head)
-                if bound is not None and bound[1] not in names and len(names) < _MAX_NAMES:
-                    names.append(bound[1])
-                    patterns.append(re.compile(rb"%b(?<!\w%b)\b" % (bound[1], bound[1])))
+                name = _bound_to_number(head)
+                if name and name not in names and len(names) < _MAX_NAMES:
+                    names.append(name)
+                    patterns.append(re.compile(rb"%b(?<!\w%b)\b" % (name, name)))
         return False
+
+    def _is_place(self, code: bytes, head: bytes, end: int) -> bool:
+        if any(sign in head for sign in self._signs) and self._before.search(head) is not None:
+            return True
+        return self._behind.match(code, end) is not None
+
+
+# An expression of numbers: no call but those that make one, and no new line outside of brackets.
+_NUMBERS = re.compile(rb"(?:[\[({,]\s*+|(?:float|int|tensor|finfo)\(|(?<!\w)\(|[^=\n(])*+\Z")
+_TARGET = re.compile(rb"(?<!\w)(\w+)\s*(?::[^=\n,()]{0,80})?\Z")
+
+
+def _bound_to_number(head: bytes) -> bytes:
+    """The name that the expression at whose number a piece of code ends is bound to, if it is one of numbers alone."""
+    place = head.rfind(b"=")
+    if place < 0 or len(head) - place > 80 or _NUMBERS.match(head, place + 1) is None:
+        return b""
+    bound = _TARGET.search(head, max(0, place - 120), place)
+    return bound[1] if bound is not None else b""
 
 
 # The beginning of a call, to a place in its arguments: a new line where it is seen to go on.
-_ARGUMENTS = rb"\(\s*(?:[^\n]|[\[({,=+*/-]\s*\n|\n\s*(?:[-+*/@.)\]]|(?:if|else|for|or|and)\b))*"
-_TINY_GUARD = _Use(_TINY, rb"\+\s*(?:[\w.]+\([\w.]*|(?:\w+\.)*[\d.]*)|(?:clamp|clip|max)\w*" + _ARGUMENTS, rb"\)*\s*\+")
+_ARGUMENTS = rb"\(\s*+(?:[\[({,=+*/-]\s*+|[^\n]|\n\s*+(?:[-+*/@.)\]]|(?:if|else|for|or|and)\b))*+"
+_TINY_GUARD = _Use(
+    _TINY, (b"+", b"clamp", b"clip", b"max"),
+    rb"\+\s*(?:[\w.]+\([\w.]*|(?:\w+\.)*[\d.]*)|(?:clamp|clip|max)\w*" + _ARGUMENTS, rb"\)*\s*\+",
+)  # fmt: skip
 _FACTOR = rb"\s*[-+(]*(?:[\w.]+\([-+]?(?:\w+=)?)?(?:\w+\.)*[\d._]*"
 _MASK = rb"(?:mask|\b1(?:\.0*)?\s*-)"
 _LARGE_MASK = _Use(
     (_LARGE, rb"finfo\(torch\.float", rb"float32\)\.m"),
+    (b"fill", b"full", b"pad(", b"where(", b"*", b"]"),
     rb"(?:fill_?|full|full_like|pad|where)" + _ARGUMENTS + rb"|(?:" + _MASK + rb"[\s\S]*(?<!\*)\*|\]\s*=)" + _FACTOR,
     rb"\)*\s*\*(?!\*)(?=[^=]{0,200}" + _MASK + rb")",
 )
