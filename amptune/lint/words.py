@@ -11,6 +11,8 @@ from amptune.lint.names import Names
 from amptune.lint.scopes import Binding, Scopes
 
 _PURE_CALLS = frozenset({"isinstance", "hasattr", "len", "callable", "getattr", "bool", "int"})
+# Methods that look a setting up by a name: ``config.get("fp16", True)``.
+_LOOK_UPS = frozenset({"get", "getboolean", "getint", "has", "startswith", "endswith"})
 _DEPTH = 8
 _BINARY = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**",
@@ -188,7 +190,7 @@ class Words:
             if isinstance(child, ast.Call):
                 by_name = isinstance(child.func, ast.Name) and child.func.id in _PURE_CALLS
                 plain_method = isinstance(child.func, ast.Attribute) and not child.args and not child.keywords
-                if not by_name and not plain_method:
+                if not by_name and not plain_method and not _is_look_up(child):
                     return False
             elif isinstance(child, ast.NamedExpr | ast.Await | ast.Yield):
                 return False
@@ -199,6 +201,14 @@ def _aliased(node: ast.Name, bindings: list[Binding]) -> ast.expr | None:
     value = bindings[0].value if len(bindings) == 1 and bindings[0].kind == "assign" else None
     same = isinstance(value, ast.Name) and value.id == node.id
     return value if isinstance(value, ast.Name | ast.Attribute) and not same else None
+
+
+def _is_look_up(call: ast.Call) -> bool:
+    """Whether a method reads a setting, whose name is written in the call."""
+    arguments = [*call.args, *(item.value for item in call.keywords)]
+    named = bool(call.args) and isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)
+    known = isinstance(call.func, ast.Attribute) and call.func.attr in _LOOK_UPS
+    return known and named and all(isinstance(item, ast.Constant) for item in arguments)
 
 
 def _is_nothing(node: ast.expr) -> bool:

@@ -21,7 +21,7 @@ class MultipleUpdatePerIteration(SourceRule):
     Looks for two `scaler.update()` of one scaler on a path through one iteration whose steps are of different
     optimizers, and for an update inside a loop over optimizers. It is an error when gradients that were scaled before
     the first update are stepped after it, or when nothing was stepped before the second one; else a warning. An update
-    that stands before the only step is an error as well.
+    that stands before the only step is an error as well, and so is one that no step or `unscale_` leads to.
 
     ## Why is this bad
     `update` may change the scale and forgets which optimizers were unscaled. A later `step` then divides by another
@@ -293,6 +293,7 @@ def train(model, loader, optimizer):
                     self._in_loop(source, flow, update)
                     or self._again(source, flow, update)
                     or self._too_early(flow, update)
+                    or self._bare(source, flow, update)
                 )
                 if found is not None:
                     message, severity, later = found
@@ -344,6 +345,22 @@ def train(model, loader, optimizer):
                 message = f"{name}.update() before {name}.step({step.optimizer_name}): update after the step"
                 return message, Severity.ERROR, None
         return None
+
+    def _bare(self, source: SourceFile, flow: Flow, update: Event) -> tuple[str, Severity, None] | None:
+        """An update that no step and no unscale_ leads to, where the function has both: on a path that skips them."""
+        checks = [event for event in source.events if event.kind in ("step", "unscale", "handed", "wrapper")]
+        inside = [event for event in flow.events if event.kind in ("step", "unscale", "handed", "wrapper")]
+        if not flow.of("step", scaler=update.scaler) or not flow.of("scale", scaler=update.scaler):
+            return None
+        if not {event.node for event in checks} <= {event.node for event in inside}:
+            return None  # another function may have unscaled
+        if any(flow.path(event, update, without=("update",)) for event in inside):
+            return None
+        if any(flow.path(step, None, without=("update",)) for step in flow.of("step", scaler=update.scaler)):
+            return None  # a step of the call before may be what it updates for
+        name = update.scaler_name
+        message = f"{name}.update() with no step or unscale_ before it raises AssertionError: leave it out on this path"
+        return message, Severity.ERROR, None
 
     def _judge(self, flow: Flow, update: Event, step: Event) -> tuple[str, Severity]:
         scaler = update.scaler

@@ -9,6 +9,7 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
+from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
 from amptune_rules.source._protocol import is_gradient_scaler, may_be_same_scaler, nonfinite_exits, runs_before
 
@@ -222,7 +223,7 @@ def train(model, loader, optimizer):
                     and runs_before(source, _place(source, event, gate) or gate, gate)
                     and _same_round(source, event, gate, jump)
                 ]
-                if started or _asks_for_norm(source, flow, gate, update):
+                if started or _asks_for_norm(source, flow, gate, update) or _ran_backward(source, flow, gate, update):
                     yield source.finding(self, jump, _message(started, update))
                     break
 
@@ -239,11 +240,30 @@ def _asks_for_norm(source: SourceFile, flow: Flow, gate: ast.If, update: Event) 
     return any(not clips.isdisjoint(source.values(name)) for name in asked)
 
 
+def _ran_backward(source: SourceFile, flow: Flow, gate: ast.If, update: Event) -> bool:
+    """Whether the gate asks about what a method of another file returned that runs the backward: forward_backward."""
+    if any(event.kind == "scale" and may_be_same_scaler(source, event, update) for event in source.events):
+        return False
+    asked = [part for part in ast.walk(gate.test) if isinstance(part, ast.Name)]
+    made = [value for name in asked for value in source.values(name) if isinstance(value, ast.Call)]
+    return any(
+        "backward" in last_name(call.func).lower()
+        and source.definition(call.func) is None
+        and all(event.node is not call for event in flow.events)
+        and runs_before(source, call, gate)
+        for call in made
+    )
+
+
 def _message(started: list[Event], update: Event) -> str:
-    what = "continues" if not any(event.kind == "unscale" for event in started) else "leaves the optimizer unscaled"
+    name = update.scaler_name
+    unscaled = [event for event in started if event.kind == "unscale"]
+    what = "leaves the optimizer unscaled" if unscaled else "continues"
+    # update raises where nothing has been unscaled or stepped since the last one
+    first = f"call {name}.update() first" if unscaled else f"call {name}.unscale_ and {name}.update() first"
     return (
-        f"iterations that are not finite skip {update.scaler_name}.update(), so the scale never goes down ({what}): "
-        f"call {update.scaler_name}.update() first, or let {update.scaler_name}.step skip them"
+        f"iterations that are not finite skip {name}.update(), so the scale never goes down ({what}): "
+        f"{first}, or let {name}.step skip them"
     )
 
 

@@ -57,7 +57,7 @@ class BackwardInAutocast(SourceRule):
     code = "AMP201"
     name = "backward-in-autocast"
     severity = Severity.WARNING
-    keywords = (b".backward(",)
+    keywords = (b".backward(", b"caler(")
     requires = (b"autocast",)
 
     INVALID = (
@@ -124,6 +124,31 @@ def step(model, x):
     loss.backward()
 """,
         ),
+        Example(
+            "a wrapper scaler that runs the backward",
+            """\
+import torch
+from ours.amp import GradScaler
+
+def train(model, loader, optimizer, loss_fn):
+    scaler = GradScaler()
+    for x, y in loader:
+        with torch.autocast("cuda"):
+            loss = loss_fn(model(x), y)
+            scaler(loss=loss, optimizer=optimizer, clip_grad=1.0)  # <- AMP201
+""",
+            fixed="""\
+import torch
+from ours.amp import GradScaler
+
+def train(model, loader, optimizer, loss_fn):
+    scaler = GradScaler()
+    for x, y in loader:
+        with torch.autocast("cuda"):
+            loss = loss_fn(model(x), y)
+        scaler(loss=loss, optimizer=optimizer, clip_grad=1.0)
+""",
+        ),
     )
     VALID = (
         Example(
@@ -177,8 +202,8 @@ def penalty(net, x):
         """Backward calls in a region of their own function or of a caller."""
         seen: set[ast.expr] = set()
         for flow in source.flows:
-            for event in flow.of("backward"):
-                region = self._region(source, event)
+            for event in flow.of("backward", "wrapper"):
+                region = self._region(source, event) if _runs_backward(event) else None
                 if region is not None and event.node not in seen:
                     seen.add(event.node)
                     yield self._finding(source, event, region)
@@ -212,6 +237,14 @@ def penalty(net, x):
             return None
         edit = edits.dedent_tail(source, region.node, source.statement_of(event.node))
         return Fix("move backward out of the autocast region", (edit,), Safety.UNSAFE) if edit else None
+
+
+def _runs_backward(event: Event) -> bool:
+    """Whether this is a backward, or a call of a wrapper scaler that does it: ``loss_scaler(loss, optimizer)``."""
+    call = event.node
+    if event.kind == "backward":
+        return True
+    return isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and len(call.args) + len(call.keywords) > 1
 
 
 def _is_compiled(source: SourceFile, node: ast.AST) -> bool:
