@@ -1,10 +1,10 @@
 """Measures in about two seconds what the GPU at hand reaches: the constants of the roofline, kernel by kernel.
 
-Each probe runs one kind of kernel by itself, on random numbers (zeros draw less power and run faster), and divides what
-the roofline would take at a share of 1 by the time that it took. No model is looked at, so predictions of models are
-predictions. The probe of a pointwise sum scales all shares of the bandwidth, since single kernels on contiguous numbers
-reach more of it than the kernels of models do. The other probes of traffic and attention are reported alone, and the
-ramp of short reductions stays as the GPU's generation has it.
+Each probe runs one kind of kernel by itself, on random numbers (zeros draw less power and run faster). No model is
+looked at, so predictions of models are predictions. Matrix products take their share of the peak from the probe;
+convolutions and attention scale the shares of the GPU's generation by what the roofline expected over what was
+measured. The probe of a pointwise sum scales all shares of the bandwidth; the other probes of traffic are reported
+alone, and the ramp of short reductions stays as the generation has it.
 """
 
 # amptune: ignore-file[AMP404] goes with set_float32_matmul_precision, and old and new settings do not mix
@@ -13,12 +13,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from amptune.analyze.device import present_gpu
-from amptune.analyze.probes import gemm_ideal, product_probes
+from amptune.analyze.probes import expected, gemm_ideal, product_probes
 from amptune.analyze.probing import Probe
 from amptune.analyze.traffic import launch_us, shortest_kernel_us, traffic_probes
 from amptune.core.efficiency import Efficiency, Traffic
@@ -26,8 +26,6 @@ from amptune.core.formats import Format
 from amptune.core.hardware import Gpu
 from amptune.core.roofline import efficiency_of
 
-TF32_PASSES = 0.84
-"""Rate of the three products of training in TF32 against the forward's alone (kernels of Llama's step on an H200)."""
 H200_POINTWISE = 0.84
 """Share of the bandwidth that the probe of a sum of two tensors reaches on an H200. Kernels of real models reach less,
 by kind, as the table says."""
@@ -80,7 +78,9 @@ def calibrate(gpu: Gpu) -> Calibration:
         torch.backends.cudnn.allow_tf32 = conv_tf32
         torch.cuda.empty_cache()
     shares = {probe.name: probe.share for probe in probes}
-    return Calibration(gpu, probes, _efficiency(bare, shares, shortest, launches), time.perf_counter() - start)
+    seconds = {probe.name: probe.seconds for probe in probes}
+    found = _efficiency(bare, shares, seconds, shortest, launches)
+    return Calibration(gpu, probes, found, time.perf_counter() - start)
 
 
 def calibrated(gpu: Gpu) -> Gpu:
@@ -105,13 +105,9 @@ def constants_from(gpu: Gpu, data: Mapping[str, Any]) -> Efficiency:
     for number_format in gpu.peaks:
         if probe := data["probes"].get(f"gemm {number_format}"):
             shares[f"gemm {number_format}"] = gemm_ideal(gpu, number_format) / (probe["us"] * 1e-6)
+    seconds = {name: probe["us"] * 1e-6 for name, probe in data["probes"].items()}
     ahead, behind = data["launch_us"]
-    return _efficiency(gpu, shares, data["kernel_us"], (ahead, behind))
-
-
-def _tf32(shares: Mapping[str, float]) -> dict[Format, float]:
-    share = shares.get(f"gemm {Format.TF32}")
-    return {} if share is None else {Format.TF32: share * TF32_PASSES}
+    return _efficiency(gpu, shares, seconds, data["kernel_us"], (ahead, behind))
 
 
 def _against_h200(shares: Mapping[str, float]) -> float:
@@ -119,20 +115,33 @@ def _against_h200(shares: Mapping[str, float]) -> float:
     return shares.get(f"memory {Traffic.POINTWISE}", H200_POINTWISE) / H200_POINTWISE
 
 
-def _efficiency(gpu: Gpu, shares: Mapping[str, float], shortest: float, launches: tuple[float, float]) -> Efficiency:
+def _efficiency(
+    gpu: Gpu, shares: Mapping[str, float], seconds: Mapping[str, float], shortest: float, launches: tuple[float, float]
+) -> Efficiency:
     known = efficiency_of(gpu)
+    gemm = {each: shares.get(f"gemm {each}", share) for each, share in known.gemm.items()}
+    faster = {name: time / seconds[name] for name, time in expected(gpu).items() if seconds.get(name)}
 
-    def by_format(kind: str, old: Mapping[Format, float]) -> dict[Format, float]:
-        found = {each: shares.get(f"{kind} {each}", share) for each, share in old.items()}
-        return found | {Format.FP8_E5M2: found[Format.FP8_E4M3]}
+    def scaled(kind: str, each: Format) -> float:
+        """How much faster than expected; TF32 and FP8 have no probe of their own where FP32 and BF16 stand for them."""
+        near = {Format.TF32: Format.FP32}.get(each, Format.BF16)
+        return faster.get(f"{kind} {each}", faster.get(f"{kind} {near}", 1.0))
 
     return dataclasses.replace(
         known,
-        gemm=by_format("gemm", known.gemm) | _tf32(shares),
-        conv=by_format("conv", known.conv),
-        depthwise=by_format("depthwise", known.depthwise),
+        gemm=gemm | {Format.FP8_E5M2: gemm[Format.FP8_E4M3]},
+        conv={each: _times(passes, scaled("conv", each)) for each, passes in known.conv.items()},
+        depthwise={key: _times(passes, scaled("depthwise", key[0])) for key, passes in known.depthwise.items()},
+        attention={each: _times(ways, scaled("attention", each)) for each, ways in known.attention.items()},
         memory={kind: share * _against_h200(shares) for kind, share in known.memory.items()},
         misaligned={each: shares.get(f"misaligned {each}", share) for each, share in known.misaligned.items()},
         kernel_us=shortest,
         launch_us=launches,
     )
+
+
+_Shares = TypeVar("_Shares", tuple[float, float], tuple[float, float, float])
+
+
+def _times(shares: _Shares, factor: float) -> _Shares:
+    return tuple(share * factor for share in shares)  # type: ignore[return-value]

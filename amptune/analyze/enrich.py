@@ -1,9 +1,9 @@
 """What rules need of the fx nodes beyond the PrecisionGraph: order of operands, explicit casts, memory layout.
 
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
-``masked``, ``channels_last``, ``integers``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random`` and
-``later_sources`` that the class describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not
-line up with its inputs is left as it is.
+``masked``, ``mask_strided``, ``viewed``, ``copied``, ``channels_last``, ``integers``, ``bounds``, ``batch``, ``views``,
+``narrowed``, ``random`` and ``later_sources`` that the class describes, and empties a ``dtype`` that is another
+tensor's. A site whose nodes do not line up with its inputs is left as it is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from amptune.analyze.constants import NodeBounds
+from amptune.analyze.views import counted_views
 from amptune.core.autocast import UNKNOWN
 from amptune.core.graph import INPUT, PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
@@ -31,7 +32,7 @@ _LITERAL = re.compile(
     r"\.(float|half|bfloat16|double)\(\)|torch\.(float32|float16|bfloat16|float64|float|half|double)\b"
 )
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-_CONVOLUTIONS = ("conv2d", "conv_transpose2d")
+_LAID_OUT = ("conv2d", "conv_transpose2d", "batch_norm", "group_norm")
 
 
 def enrich(graph: PrecisionGraph, module: fx.GraphModule) -> None:
@@ -39,6 +40,7 @@ def enrich(graph: PrecisionGraph, module: fx.GraphModule) -> None:
     nodes = {node.name: node for node in module.graph.nodes}
     owners = {name: site.id for site in graph for name in site.nodes}
     bounds = NodeBounds(module, owners)
+    seen: set[str] = set()
     for site in list(graph):
         calls = _calls([nodes[name] for name in site.nodes if name in nodes])
         covered = calls[0] if calls else []
@@ -49,6 +51,11 @@ def enrich(graph: PrecisionGraph, module: fx.GraphModule) -> None:
         added = dict(_facts(site, covered, outside, owners)) | dict(_origins(site, calls, outside, owners, bounds))
         if casts := _param_casts(site, read):
             added["param_casts"] = casts
+        viewed, elements = counted_views((step for node in outside for step in _walk(node)), seen)
+        if viewed:
+            added["viewed"] = viewed
+        if elements:
+            added["copied"] = elements
         if added:
             graph.replace_site(dataclasses.replace(site, attrs={**site.attrs, **added}))
 
@@ -191,10 +198,12 @@ def _facts(
     if site.op == "scaled_dot_product_attention":
         mask = covered[0].kwargs.get("attn_mask", covered[0].args[3] if len(covered[0].args) > 3 else None)
         yield "masked", isinstance(mask, fx.Node)
+        if isinstance(mask, fx.Node) and _is_strided(mask.meta.get("val")):
+            yield "mask_strided", True
     integers = {index: _count(_root(node)) for node, index in positions.items() if _is_arange(_root(node))}
     if integers:
         yield "integers", integers
-    if site.op in _CONVOLUTIONS and outside:
+    if site.op in _LAID_OUT and outside:
         layout = _is_channels_last(outside[0].meta.get("val"))
         if layout is not None:
             yield "channels_last", layout
@@ -300,6 +309,11 @@ def _is_arange(node: fx.Node) -> bool:
 def _count(node: fx.Node) -> int:
     value = node.meta.get("val")
     return value.numel() if isinstance(value, torch.Tensor) else 0
+
+
+def _is_strided(value: Any) -> bool:
+    """Whether neighbours in the last dimension lie apart in memory."""
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided and value.stride(-1) != 1
 
 
 def _is_channels_last(value: Any) -> bool | None:

@@ -5,7 +5,8 @@ Assumptions, beside those of ``core.roofline`` (kernels), ``analyze.moves`` (byt
 
 - A step is forward, loss, backward and one fused AdamW step on FP32 states (28 bytes of traffic for each parameter).
 - Kernels run one after the other. In eager mode the processor launches each of them, and the step takes the longer of
-  launching and running: max(launches, kernels), never the kernels alone.
+  launching and running: max(launches, kernels), never the kernels alone. Views and the gradient of each parameter take
+  the processor as long as a launch.
 - The input pipeline costs nothing. One GPU; no communication.
 - The fixed model (``+fixed``) has misaligned dimensions of its products padded and convolutions in channels_last.
 - FP8 recipes convert the linear modules whose dimensions FP8 takes; all else runs under BF16 autocast.
@@ -19,12 +20,13 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from amptune.analyze.gradients import accumulations
 from amptune.analyze.kernels import Kernel, Move, Setting, SiteKernels, converts_to_fp8
 from amptune.analyze.memory import Memory, step_memory
 from amptune.analyze.stepkernels import StepKernels, Times, counted
-from amptune.core.autocast import SiteDtypes, realise, sources_of
+from amptune.core.autocast import SiteDtypes, realise
 from amptune.core.formats import Format
-from amptune.core.graph import DTYPE_BYTES, PrecisionGraph, Site
+from amptune.core.graph import PrecisionGraph, Site
 from amptune.core.graph_context import Mode
 from amptune.core.hardware import Gpu
 from amptune.core.recipes import RECIPES, Recipe
@@ -159,7 +161,9 @@ class _Work:
         self.setting = setting
         self.kernels = counted(kernels.values())
         self.memory = memory
-        self.extra = [*_accumulations(graph, dtypes, setting), *_optimizer(self.memory, setting)]
+        self.extra = [*accumulations(graph, dtypes, setting), *_optimizer(self.memory, setting)]
+        self.views = sum(int(site.attrs.get("viewed", 0)) * site.calls for site in graph)
+        self.trained = _trained_params(graph) if setting.train else 0
 
     def on(self, gpu: Gpu, others: Mapping[str, Estimate]) -> Estimate:
         """The prediction for one GPU; ``others`` has the FP32 one already."""
@@ -181,31 +185,21 @@ class _Work:
         ahead, behind = efficiency_of(gpu).launch_us
         forward = sum(kernel.launches * count for each, count in self.kernels for kernel in each.forward)
         backward = sum(kernel.launches * count for each, count in self.kernels for kernel in each.backward)
-        eager = (forward * ahead + (backward + len(self.extra)) * behind) * 1e-6
+        backward += len(self.extra) + self.trained
+        # A view launches nothing, but is an op forward and a node of autograd backward: half of a launch each.
+        views = self.views * (ahead + behind * self.setting.train) / 2
+        eager = (forward * ahead + backward * behind + views) * 1e-6
         return eager * (COMPILED_LAUNCH_SHARE if self.setting.fused else 1.0)
+
+
+def _trained_params(graph: PrecisionGraph) -> int:
+    """Parameters whose gradients are put in place and handed to the optimizer, one by one."""
+    return len({param.key or param.name for site in graph for param in site.params if param.meta.requires_grad})
 
 
 def _timed(setting: Setting) -> Setting:
     """A setting without what times do not depend on."""
     return dataclasses.replace(setting, holds_output=True)
-
-
-def _accumulations(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setting: Setting) -> Iterable[Kernel]:
-    """Gradients that several consumers hand back to one tensor: each further one is added in memory."""
-    if not setting.train or setting.fused:
-        return
-    readers: dict[str, int] = {}
-    for site in graph:
-        for tensor, source in zip(site.inputs, sources_of(graph, site), strict=True):
-            if tensor.requires_grad and tensor.is_floating:
-                readers[source] = readers.get(source, 0) + 1
-    for site in graph:
-        extra = readers.get(site.id, 1) - 1
-        # Several parts of one output (a chunked projection) come back as one concatenation, not as sums.
-        whole = max((tensor.numel for tensor in site.outputs), default=0)
-        if extra > 0 and whole:
-            item = DTYPE_BYTES.get(dtypes[site.id].outputs[0], 4)
-            yield Move(Traffic.POINTWISE, 3 * extra * whole * item, extra)
 
 
 def _optimizer(memory: Memory, setting: Setting) -> Iterable[Kernel]:

@@ -12,6 +12,7 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+from amptune.analyze.attention import FP32_BYTES, score_bytes, writes_scores
 from amptune.analyze.fusion import Fusion, is_fused
 from amptune.analyze.kernels import (
     Setting,
@@ -143,6 +144,8 @@ class _Walk:
             return 0
         casts = {index for index, _, _ in self.dtypes[site.id].casts}
         sizes = input_bytes(site, self.dtypes[site.id].inputs)
+        if op_named(site.op).family is Family.ATTENTION and writes_scores(site, self.dtypes[site.id].compute):
+            return sum(sizes[index] for index in casts) + 2 * score_bytes(site)
         saved = {key for key, _ in self._saved[site.id]}
         return sum(sizes[index] for index in casts if _cast_key(site, index) not in saved)
 
@@ -178,6 +181,8 @@ class _Walk:
         """What a backward holds while it runs: a cast gradient, and for a loss one more tensor of the logits' size."""
         if self.setting.fused:
             return 0
+        if op_named(site.op).family is Family.ATTENTION and writes_scores(site, self.dtypes[site.id].compute):
+            return 2 * score_bytes(site)
         inputs = input_bytes(site, self.dtypes[site.id].inputs)
         casts = sum(inputs[index] for index, _, _ in self.dtypes[site.id].casts if site.inputs[index].requires_grad)
         if site.op == "cross_entropy":
@@ -210,6 +215,9 @@ class _Walk:
         for param, dtype in zip(site.params, dtypes.params, strict=True):
             if dtype and param.meta.dtype != dtype and param.meta.is_floating:
                 yield f"weight:{param.key or param.name}:{dtype}", param.meta.numel * DTYPE_BYTES.get(dtype, 4)
+        if family is Family.ATTENTION and writes_scores(site, dtypes.compute):
+            yield from self._scores(site)
+            return
         if family in (Family.GEMM, Family.CONV, Family.ATTENTION, Family.RNN):
             yield from self._inputs(site)
             if family in (Family.ATTENTION, Family.RNN):
@@ -239,6 +247,14 @@ class _Walk:
         if cost.saves == "indices" and "pool" in site.op:
             yield f"indices:{site.id}", 8 * numel
             yield from self._inputs(site)
+
+    def _scores(self, site: Site) -> Iterator[tuple[str, int]]:
+        """Attention by plain products: what the softmax made, what the dropout made of it, query, key and value."""
+        scores = score_bytes(site)
+        operands = FP32_BYTES * sum(tensor.numel for tensor in site.inputs[:3])
+        yield f"scores:{site.id}", scores + operands
+        if site.attrs.get("dropout_p"):
+            yield f"dropped:{site.id}", scores + scores // FP32_BYTES
 
     def _inputs(self, site: Site) -> Iterator[tuple[str, int]]:
         dtypes = self.dtypes[site.id]

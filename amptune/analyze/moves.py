@@ -18,12 +18,16 @@ Saves = Literal["inputs", "output", "both", "mask", "indices", "nothing"]
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Units of X, units of Y and kernels, forward and backward."""
+    """Units of X, units of Y and kernels, forward and backward.
+
+    ``instructions``: of the vector units for each element, where they take longer than the bytes do in 16 bits.
+    """
 
     traffic: Traffic
     forward: tuple[float, float, int]
     backward: tuple[float, float, int]
     saves: Saves = "inputs"
+    instructions: tuple[float, float] = (0, 0)
 
 
 _P = Traffic.POINTWISE
@@ -56,6 +60,8 @@ def _rows(names: str, cost: Cost) -> dict[str, Cost]:
 _OPS: dict[str, Cost] = {
     # The backward of a sum of tensors hands the gradient on; broadcast and cast operands are counted apart.
     **_rows("add sub", _FREE_BACKWARD),
+    **_rows("gelu", dataclasses.replace(_UNARY, instructions=(46, 61))),
+    **_rows("silu mish softplus elu", dataclasses.replace(_UNARY, instructions=(40, 50))),
     **_rows("neg", _LINEAR),
     **_rows("relu relu6 sigmoid tanh hardsigmoid exp expm1 exp2 softsign", _KEEPS_OUTPUT),
     **_rows("log log2 log10 log1p abs", _UNARY),
@@ -75,6 +81,8 @@ _OPS: dict[str, Cost] = {
     **_rows("cumsum", Cost(Traffic.REDUCTION, (1, 1, 1), (3, 0, 3), "nothing")),
     **_rows("max min amax amin", Cost(Traffic.REDUCTION, (1, 1, 1), (2, 1, 2))),
     **_rows("topk sort", Cost(Traffic.GATHER, (3, 2, 3), (1, 1, 2), "indices")),
+    # Moments, then x a + b; the sums of the gradient, then the same with three tensors.
+    "group_norm": Cost(Traffic.NORM, (2, 1, 2), (4, 1, 3)),
     "batch_norm": Cost(Traffic.BATCH_NORM, (2, 1, 2), (3, 2, 2)),
     "logsumexp": Cost(Traffic.SOFTMAX, (4, 1, 4), (3, 1, 3), "both"),
     # log_softmax writes a second tensor of the logits' size; backward fills one with zeros and reads both.

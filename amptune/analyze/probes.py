@@ -1,12 +1,12 @@
 """The micro-benchmarks of products: matrix products, convolutions and attention, each by itself, on random numbers.
 
-Zeros draw less power and run faster, so numbers are random. Operations are counted as the estimate counts them, so that
-what differs is the share of the peak alone.
+Zeros draw less power and run faster, so numbers are random. ``expected`` says what the roofline makes of the same
+kernels with the constants that the GPU has without a measurement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,16 @@ from amptune.analyze.probing import Probe, Run
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm
 from amptune.core.hardware import Gpu
-from amptune.core.roofline import conv_seconds, efficiency_of, gemm_seconds, peak_of
+from amptune.core.roofline import (
+    Attending,
+    Pass,
+    attention_seconds,
+    conv_seconds,
+    depthwise_seconds,
+    efficiency_of,
+    gemm_seconds,
+    peak_of,
+)
 
 _FORMATS = (Format.FP32, Format.TF32, Format.BF16, Format.FP16, Format.FP8_E4M3)
 
@@ -27,18 +36,49 @@ def product_probes(gpu: Gpu) -> Iterator[Probe]:
         yield from group(gpu)
 
 
-def _ideal(seconds: float, share: float) -> float:
-    """What the roofline says at a share of 1, from what it says at ``share``."""
-    return seconds * share
-
-
 _GEMM = Gemm(8192, 4096, 4096)
+_IMAGES, _SIDE = 64, 28
+_CONVOLUTIONS = ((256, 256, 3), (256, 1024, 1))
+"""Input channels, output channels and kernel."""
+_CHANNELS, _WINDOW = 192, 7
+_ATTENTION = Attending(batch=8 * 12, queries=1024, keys=1024, size=64, causal=True)
+_ATTENTION_FORMATS = (Format.FP32, Format.BF16, Format.FP16)
 
 
 def gemm_ideal(gpu: Gpu, number_format: Format) -> float:
     """Seconds of the probe's matrix product at the peak, its shape taken into account; 0 without a kernel."""
     share = efficiency_of(gpu).gemm[number_format]
-    return _ideal(gemm_seconds(_GEMM, number_format, gpu), share) if share and peak_of(gpu, number_format) else 0.0
+    return share * gemm_seconds(_GEMM, number_format, gpu) if share and peak_of(gpu, number_format) else 0.0
+
+
+def expected(gpu: Gpu) -> dict[str, float]:
+    """Name -> seconds that the roofline says, for the probes of convolutions and attention."""
+    found = {}
+    for each in _FORMATS[:-1]:
+        found[f"conv {each}"] = sum(
+            conv_seconds(_implicit(*shape), each, gpu, direction, bytes_moved=_moved(*shape, each))
+            for shape in _CONVOLUTIONS
+            for direction in Pass
+        )
+    moved = 2 * _IMAGES * _SIDE**2 * _CHANNELS
+    flops = 2 * _IMAGES * _SIDE**2 * _CHANNELS * _WINDOW**2
+    for each in _ATTENTION_FORMATS:
+        found[f"depthwise {each}"] = sum(
+            depthwise_seconds(flops, each, gpu, direction, bytes_moved=moved * each.bytes, channels_last=False)
+            for direction in Pass
+        )
+        found[f"attention {each}"] = sum(
+            attention_seconds(_ATTENTION, each, gpu, backward=backward) for backward in (False, True)
+        )
+    return found
+
+
+def _implicit(inputs: int, outputs: int, kernel: int) -> Gemm:
+    return Gemm(_IMAGES * _SIDE**2, outputs, inputs * kernel**2)
+
+
+def _moved(inputs: int, outputs: int, kernel: int, number_format: Format) -> int:
+    return (_IMAGES * _SIDE**2 * (inputs + outputs) + inputs * outputs * kernel**2) * number_format.bytes
 
 
 def _gemms(gpu: Gpu) -> Iterator[Probe]:
@@ -81,28 +121,22 @@ def _passes_seconds(m: int, n: int, number_format: Format) -> float:
 
 def _convolutions(gpu: Gpu) -> Iterator[Probe]:
     """Forward and backward of a 3 x 3 and a 1 x 1 convolution in channels_last, summed."""
-    batch, side = 64, 28
     for number_format in _FORMATS[:-1]:
-        share = efficiency_of(gpu).conv[number_format]
-        if not share or not peak_of(gpu, number_format):
+        peak = peak_of(gpu, number_format)
+        if not efficiency_of(gpu).conv[number_format][0] or not peak:
             continue
         probing.set_tf32(number_format is Format.TF32)
-        ideal = 0.0
-        runs: list[Callable[[], Run]] = []
-        for inputs, outputs, kernel in ((256, 256, 3), (256, 1024, 1)):
-            gemm = Gemm(batch * side * side, outputs, inputs * kernel * kernel)
-            moved = (batch * side * side * (inputs + outputs) + gemm.n * gemm.k) * number_format.bytes
-            ideal += 3 * _ideal(conv_seconds(gemm, number_format, gpu, bytes_moved=moved), share)
-            runs.append(lambda i=inputs, o=outputs, k=kernel, f=number_format: _convolution(batch, side, i, o, k, f))  # type: ignore[misc]
+        ideal = sum(3 * _implicit(*shape).flops / peak for shape in _CONVOLUTIONS)
 
-        def both(runs: list[Callable[[], Run]] = runs) -> Run:
-            first, second = (prepare() for prepare in runs)
+        def both(number_format: Format = number_format) -> Run:
+            first, second = (_convolution(*shape, number_format) for shape in _CONVOLUTIONS)
             return lambda: (first(), second())
 
         yield from probing.probe(f"conv {number_format}", ideal, both)
 
 
-def _convolution(batch: int, side: int, inputs: int, outputs: int, kernel: int, number_format: Format) -> Run:
+def _convolution(inputs: int, outputs: int, kernel: int, number_format: Format) -> Run:
+    batch, side = _IMAGES, _SIDE
     x = probing.random(batch, inputs, side, side, dtype=probing.dtype_of(number_format)).to(
         memory_format=torch.channels_last
     )
@@ -124,7 +158,7 @@ def _convolution(batch: int, side: int, inputs: int, outputs: int, kernel: int, 
 
 def _depthwise(gpu: Gpu) -> Iterator[Probe]:
     """Forward and backward of a 7 x 7 convolution with as many groups as channels, against the FP32 vector units."""
-    batch, channels, side, kernel = 64, 192, 28, 7
+    batch, channels, side, kernel = _IMAGES, _CHANNELS, _SIDE, _WINDOW
     flops = 3 * 2 * batch * channels * side * side * kernel * kernel
     probing.set_tf32(False)
     for number_format in (Format.FP32, Format.BF16, Format.FP16):
@@ -146,18 +180,15 @@ def _depthwise(gpu: Gpu) -> Iterator[Probe]:
 
 
 def _attention(gpu: Gpu) -> Iterator[Probe]:
-    """Forward and backward of causal attention; the roofline gives the backward 2.5 / 0.85 times the forward's time."""
-    batch, heads, length, size = 8, 12, 1024, 64
-    flops = 2 * 2 * batch * heads * length * length * size // 2
-    for number_format in (Format.FP32, Format.BF16, Format.FP16):
+    """Forward and backward of causal attention."""
+    for number_format in _ATTENTION_FORMATS:
         peak = peak_of(gpu, number_format)
-        ideal = flops / peak * (1 + 2.5 / 0.85) if peak else 0.0
-        if not ideal:
+        if not peak:
             continue
         probing.set_tf32(False)
 
         def prepare(number_format: Format = number_format) -> Run:
-            shape = (batch, heads, length, size)
+            shape = (8, _ATTENTION.batch // 8, _ATTENTION.queries, _ATTENTION.size)
             q, k, v, gradient = (probing.random(*shape, dtype=probing.dtype_of(number_format)) for _ in range(4))
             for tensor in (q, k, v):
                 tensor.requires_grad_()
@@ -168,4 +199,4 @@ def _attention(gpu: Gpu) -> Iterator[Probe]:
 
             return run
 
-        yield from probing.probe(f"attention {number_format}", ideal, prepare)
+        yield from probing.probe(f"attention {number_format}", 3.5 * _ATTENTION.flops / peak, prepare)

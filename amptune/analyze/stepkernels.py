@@ -6,7 +6,8 @@ import collections
 from collections.abc import Hashable, Iterable, Mapping
 
 from amptune.analyze.fusion import Fusion, is_fused
-from amptune.analyze.kernels import ATTRS_READ, Kernel, Setting, SiteKernels, kernels_of
+from amptune.analyze.kernels import ATTRS_READ, Kernel, Setting, SiteKernels
+from amptune.analyze.sitekernels import kernels_of
 from amptune.core.autocast import SiteDtypes
 from amptune.core.graph import PrecisionGraph, Site
 from amptune.core.hardware import Gpu

@@ -19,22 +19,33 @@ class Traffic(enum.StrEnum):
     """Kinds of kernels that are bound by memory, by the share of the bandwidth that they reach."""
 
     POINTWISE = "pointwise"
+    UNROLLED = "unrolled"
     CAST = "cast"
+    CAST_UP = "cast-up"
     NORM = "norm"
+    NORM_WEIGHTS = "norm-weights"
     BATCH_NORM = "batch-norm"
+    BATCH_NORM_FP16 = "batch-norm-fp16"
     BATCH_NORM_BF16 = "batch-norm-bf16"
+    BATCH_NORM_BF16_LAST = "batch-norm-bf16-last"
     REDUCTION = "reduction"
+    REDUCTION_16 = "reduction-16"
     SOFTMAX = "softmax"
     GATHER = "gather"
     LAYOUT = "layout"
+    TRANSPOSE = "transpose"
     FUSED = "fused"
     OPTIMIZER = "optimizer"
 
 
 # The faster the units, the more of a short reduction is start and end. Set on H200 steps of nanoGPT, BERT and Llama.
 _RAMP = {
-    Format.FP32: 32, Format.TF32: 250, Format.BF16: 200, Format.FP16: 200, Format.FP8_E4M3: 200, Format.FP8_E5M2: 200,
+    Format.FP32: 32, Format.TF32: 80, Format.BF16: 200, Format.FP16: 200, Format.FP8_E4M3: 200, Format.FP8_E5M2: 200,
 }  # fmt: skip
+
+
+Passes = tuple[float, float, float]
+"""One number for each pass: forward, input gradient, weight gradient."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,32 +54,40 @@ class Efficiency:
 
     Attributes:
         gemm: format -> share of the dense peak that a large aligned matrix product reaches.
-        conv: the same for convolutions in the layout that the tensor cores want.
-        depthwise: format -> share of the FP32 peak of the vector units that depthwise convolutions reach.
-        attention: format -> share of the peak that fused attention reaches (forward; the backward a little less).
+        gemm_passes: format -> rate of the three products of training against that of the forward; absent where equal.
+        conv: format -> the same for convolutions in the layout that the tensor cores want: forward, input gradient and
+            weight gradient.
+        depthwise: format and whether the layout is channels_last -> share of the FP32 peak of the vector units that
+            the same three passes of depthwise convolutions reach.
+        attention: format -> share of the peak that fused attention reaches, forward and backward.
         memory: kind of traffic -> share of the bandwidth.
         misaligned: bytes that the leading dimensions are a multiple of -> share of the aligned rate, in 16 bits.
         ramp: format -> elements of reduction length that a tile's start and end cost.
-        kernel_us: shortest kernel, microseconds.
-        launch_us: time of the processor per kernel in eager mode: forward with its Python, and backward.
+        kernel_us: start and end of a kernel, microseconds, beside what its bytes or operations take.
+        block_us: time that a multiprocessor takes to start a block of threads and let it end, in kernels with one block
+            a row.
+        launch_us: time of the processor per kernel in eager mode: forward with its Python, and backward. That of the
+            machine whose H200 was measured; it says nothing of another machine, so a calibration measures it.
     """
 
     gemm: Mapping[Format, float]
-    conv: Mapping[Format, float]
-    attention: Mapping[Format, float]
+    conv: Mapping[Format, Passes]
+    attention: Mapping[Format, tuple[float, float]]
     memory: Mapping[Traffic, float]
     misaligned: Mapping[int, float]
-    depthwise: Mapping[Format, float] = dataclasses.field(default_factory=lambda: _formats(0.12, 0.12, 0.12, 0.0))
+    gemm_passes: Mapping[Format, Passes] = dataclasses.field(default_factory=dict)
+    depthwise: Mapping[tuple[Format, bool], Passes] = dataclasses.field(default_factory=lambda: _DEPTHWISE)
     ramp: Mapping[Format, int] = dataclasses.field(default_factory=lambda: _RAMP)
     kernel_us: float = 2.5
-    launch_us: tuple[float, float] = (9.0, 7.0)
+    block_us: float = 0.2
+    launch_us: tuple[float, float] = (20.7, 20.5)
 
 
 _MEMORY = {
-    Traffic.POINTWISE: 0.55, Traffic.CAST: 0.45, Traffic.NORM: 0.44, Traffic.BATCH_NORM: 0.70,
-    Traffic.BATCH_NORM_BF16: 0.43,
-    Traffic.REDUCTION: 0.38, Traffic.SOFTMAX: 0.64, Traffic.GATHER: 0.45, Traffic.LAYOUT: 0.47,
-    Traffic.OPTIMIZER: 0.80, Traffic.FUSED: 0.62,
+    Traffic.POINTWISE: 0.90, Traffic.UNROLLED: 0.50, Traffic.CAST: 0.48, Traffic.CAST_UP: 0.34, Traffic.NORM: 0.46,
+    Traffic.NORM_WEIGHTS: 0.27, Traffic.BATCH_NORM: 0.46, Traffic.BATCH_NORM_FP16: 0.23, Traffic.BATCH_NORM_BF16: 0.15,
+    Traffic.BATCH_NORM_BF16_LAST: 0.43, Traffic.REDUCTION: 0.38, Traffic.REDUCTION_16: 0.22, Traffic.SOFTMAX: 0.64,
+    Traffic.GATHER: 0.45, Traffic.LAYOUT: 0.50, Traffic.TRANSPOSE: 0.70, Traffic.OPTIMIZER: 0.80, Traffic.FUSED: 0.62,
 }  # fmt: skip
 
 
@@ -79,17 +98,39 @@ def _formats(fp32: float, tf32: float, half: float, fp8: float) -> dict[Format, 
     }  # fmt: skip
 
 
+def _passes(fp32: float, tf32: float, half: float) -> dict[Format, Passes]:
+    return {each: (share, share, share) for each, share in _formats(fp32, tf32, half, half).items()}
+
+
+def _both_ways(fp32: float, tf32: float, half: float, fp8: float) -> dict[Format, tuple[float, float]]:
+    return {each: (share, 0.85 * share) for each, share in _formats(fp32, tf32, half, fp8).items()}
+
+
+_CONV_HOPPER: dict[Format, Passes] = {
+    Format.FP32: (0.75, 0.55, 0.37), Format.TF32: (0.5, 0.5, 0.4), Format.FP16: (0.5, 0.5, 0.4),
+    Format.BF16: (0.5, 0.5, 0.4), Format.FP8_E4M3: (0.5, 0.5, 0.4), Format.FP8_E5M2: (0.5, 0.5, 0.4),
+}  # fmt: skip
+_ROWS_FIRST: Passes = (0.05, 0.05, 0.02)
+_DEPTHWISE: dict[tuple[Format, bool], Passes] = {
+    **{(each, False): _ROWS_FIRST for each in Format},
+    (Format.FP32, True): (0.073, 0.072, 0.0036), (Format.TF32, True): (0.073, 0.072, 0.006),
+    **{(each, True): (0.16, 0.084, 0.215) for each in (Format.BF16, Format.FP16, Format.FP8_E4M3, Format.FP8_E5M2)},
+}  # fmt: skip
+
 _AMPERE = Efficiency(
     gemm=_formats(0.90, 0.75, 0.78, 0.0),
-    conv=_formats(0.75, 0.55, 0.55, 0.0),
-    attention=_formats(0.55, 0.08, 0.55, 0.0),
+    conv=_passes(0.75, 0.55, 0.55),
+    attention=_both_ways(0.55, 0.08, 0.55, 0.0),
     memory=_MEMORY,
     misaligned={8: 0.8, 4: 0.6, 2: 0.45},
 )
+# The TF32 instructions of Hopper read operands along the reduction alone; the other passes have to turn them first.
+_TF32_HOPPER: Passes = (1.0, 0.84, 0.54)
 _HOPPER = Efficiency(
-    gemm=_formats(0.79, 0.73, 0.87, 0.75),
-    conv=_formats(0.55, 0.42, 0.40, 0.40),
-    attention=_formats(0.54, 0.05, 0.40, 0.40),
+    gemm=_formats(0.79, 0.83, 0.87, 0.75),
+    gemm_passes={Format.TF32: _TF32_HOPPER},
+    conv=_CONV_HOPPER,
+    attention=_both_ways(0.54, 0.05, 0.40, 0.40),
     memory=_MEMORY,
     misaligned={8: 0.5, 4: 0.3, 2: 0.2},
 )
@@ -97,14 +138,14 @@ EFFICIENCY: dict[str, Efficiency] = {
     "volta": dataclasses.replace(
         _AMPERE,
         gemm=_formats(0.90, 0.90, 0.72, 0.0),
-        attention=_formats(0.45, 0.45, 0.25, 0.0),
+        attention=_both_ways(0.45, 0.45, 0.25, 0.0),
         misaligned={8: 0.6, 4: 0.4, 2: 0.3},
     ),
     # The power limit of the T4 halves what its clock promises.
     "turing": dataclasses.replace(
         _AMPERE,
         gemm=_formats(0.55, 0.55, 0.40, 0.0),
-        attention=_formats(0.30, 0.30, 0.15, 0.0),
+        attention=_both_ways(0.30, 0.30, 0.15, 0.0),
         misaligned={8: 0.6, 4: 0.4, 2: 0.3},
     ),
     "ampere": _AMPERE,
@@ -112,7 +153,7 @@ EFFICIENCY: dict[str, Efficiency] = {
     "ampere-graphics": dataclasses.replace(_AMPERE, gemm=_formats(0.66, 0.85, 0.85, 0.0)),
     "ada": dataclasses.replace(_AMPERE, gemm=_formats(0.65, 0.85, 0.85, 0.75)),
     "hopper": _HOPPER,
-    "blackwell": dataclasses.replace(_HOPPER, attention=_formats(0.38, 0.05, 0.35, 0.35)),
+    "blackwell": dataclasses.replace(_HOPPER, attention=_both_ways(0.38, 0.05, 0.35, 0.35)),
     "blackwell-graphics": dataclasses.replace(_AMPERE, gemm=_formats(0.65, 0.85, 0.85, 0.75)),
     "cdna": dataclasses.replace(
         _HOPPER,

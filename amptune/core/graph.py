@@ -119,6 +119,8 @@ class Site:
             ``narrowed``: {index of an input: 8-bit dtype that it is cast to on the way, even if it is cast back}.
             ``random``: an input is drawn in the forward. ``later_sources``: ``sources`` of the calls after the first.
             ``integers``: {index of an input: count}, for inputs made by arange. ``masked``: attention with a mask.
+            ``mask_strided``: whose neighbours in the last dimension lie apart in memory.
+            ``viewed``: views between the producers and this site; ``copied``: elements that they copy, being no views.
             ``dtype``: torch's name, for an op whose call names one. ``channels_last``: its input is laid out so.
             ``autocast``: False inside a region that switches autocast off.
         nodes: names of the torch.fx nodes that it covers.

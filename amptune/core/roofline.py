@@ -32,6 +32,7 @@ class Pass(enum.StrEnum):
     WEIGHT = "weight gradient"
 
 
+_PASSES = (Pass.FORWARD, Pass.INPUT, Pass.WEIGHT)
 _EMULATED_SHARE_OF_FP32 = 0.4
 """BF16 products without BF16 units: under half of the FP32 rate on a T4."""
 
@@ -42,6 +43,10 @@ _LANES = 32
 """Rows or columns of a group of a convolution that fill a matrix unit."""
 _STREAMED = 0.82
 """Share of the bandwidth at which a product reads and writes its tensors: long contiguous rows, as in a copy."""
+_ATTENTION_TILE = 64
+"""Tokens of a tile of the fused kernels (the names of cuDNN's on Hopper say 64 x 64 and 64 x 128)."""
+_MASKED = 1.6
+"""Time of fused 16-bit attention with a mask in memory against one without."""
 _SPLIT_K = 1024
 """Shortest piece that a library cuts a reduction into to fill the multiprocessors."""
 
@@ -88,11 +93,14 @@ def alignment(number_format: Format, *lengths: int) -> int:
     return min(math.gcd(length * number_format.bytes, REQUIRED_BYTES) for length in lengths)
 
 
-def gemm_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, *, rows: tuple[int, ...] | None = None) -> float:
+def gemm_seconds(
+    gemm: Gemm, number_format: Format, gpu: Gpu, *, rows: tuple[int, ...] | None = None, direction: Pass = Pass.FORWARD
+) -> float:
     """Seconds of one matrix product.
 
     Args:
         gemm: the product as it is computed (see :func:`oriented`).
+        direction: which of the products of training it is, as far as the layout of its operands goes.
         number_format: of its operands; the result has the same, or BF16 for FP8.
         rows: lengths in elements of the rows of the operands and the result in memory; by default K and N, which is
             what ``x @ weight.T`` has.
@@ -101,25 +109,25 @@ def gemm_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, *, rows: tuple[int
     if not peak or not gemm.flops:
         return 0.0
     constants = efficiency_of(gpu)
-    rate = peak * constants.gemm[number_format] * _shape_share(gemm, number_format, gpu)
+    rate = peak * constants.gemm[number_format] * shape_share(gemm, number_format, gpu)
+    if number_format in constants.gemm_passes:
+        rate *= constants.gemm_passes[number_format][_PASSES.index(direction)]
     if gpu.is_native(number_format):  # emulation does not load operands as the matrix units do
         rate *= _alignment_share(number_format, rows or (gemm.k, gemm.n), constants)
     item = number_format.bytes
     result_item = max(item, 2)
     moved = gemm.batch * ((gemm.m + gemm.n) * gemm.k * item + gemm.m * gemm.n * result_item)
-    return max(gemm.flops / rate, moved / (gpu.bandwidth * 1e9 * _STREAMED), constants.kernel_us * 1e-6)
+    return max(gemm.flops / rate, streamed_seconds(moved, gpu)) + constants.kernel_us * 1e-6
 
 
 def _alignment_share(number_format: Format, rows: tuple[int, ...], constants: Efficiency) -> float:
     aligned = alignment(number_format, *rows)
     if aligned >= REQUIRED_BYTES or number_format is Format.FP32:
         return 1.0
-    share = constants.misaligned[max(aligned, 2)]
-    # TF32 operands are loaded in the same pieces but twice as wide, so half of the elements hit each narrow load.
-    return (1 + share) / 2 if number_format is Format.TF32 else share
+    return constants.misaligned[max(aligned, 2)]
 
 
-def _shape_share(gemm: Gemm, number_format: Format, gpu: Gpu) -> float:
+def shape_share(gemm: Gemm, number_format: Format, gpu: Gpu) -> float:
     """The share of the full rate that this shape allows: tile and wave quantisation, and short reductions."""
     ramp = gemm.k / (gemm.k + efficiency_of(gpu).ramp[number_format])
     return ramp * wave_share(gemm, number_format, gpu)
@@ -144,7 +152,7 @@ def training_gemm_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, *, input_
     """Seconds of the three products of a linear layer; all of them have rows of K and of N elements in memory."""
     passes = (Pass.FORWARD, Pass.INPUT, Pass.WEIGHT) if input_grad else (Pass.FORWARD, Pass.WEIGHT)
     rows = (gemm.k, gemm.n)
-    return sum(gemm_seconds(oriented(gemm, each), number_format, gpu, rows=rows) for each in passes)
+    return sum(gemm_seconds(oriented(gemm, each), number_format, gpu, rows=rows, direction=each) for each in passes)
 
 
 def padded_gemm(gemm: Gemm, number_format: Format, gpu: Gpu) -> Gemm:
@@ -166,39 +174,77 @@ def padded_size(value: int, number_format: Format, gpu: Gpu) -> int:
     return best if best <= value * (1 + _CHEAP_WASTE) else smallest
 
 
-def attention_seconds(flops: int, number_format: Format, gpu: Gpu, *, backward: bool) -> float:
-    """Seconds of fused attention whose forward has ``flops``; the backward recomputes scores: 2.5 times as many."""
+@dataclasses.dataclass(frozen=True)
+class Attending:
+    """What attention computes.
+
+    Attributes:
+        batch: batch size x heads.
+        queries, keys: tokens.
+        size: of a head.
+        causal: whether half of the scores are left out.
+        masked: with a mask in memory.
+    """
+
+    batch: int
+    queries: int
+    keys: int
+    size: int
+    causal: bool = False
+    masked: bool = False
+
+    @property
+    def flops(self) -> int:
+        """Operations of the forward's two products, tokens rounded up to the tiles of the kernels."""
+        queries, keys = (padded(length, _ATTENTION_TILE) for length in (self.queries, self.keys))
+        return 4 * self.batch * queries * keys * self.size // (2 if self.causal else 1)
+
+
+def attention_seconds(work: Attending, number_format: Format, gpu: Gpu, *, backward: bool) -> float:
+    """Seconds of fused attention; the backward recomputes scores, so it has 2.5 times the operations."""
     constants = efficiency_of(gpu)
     # TF32 has no part in fused attention: the FP32 kernel runs at its own rate with either setting.
     number_format = Format.FP32 if number_format is Format.TF32 else number_format
-    rate = peak_of(gpu, number_format) * constants.attention[number_format]
-    if not rate or not flops:
+    rate = peak_of(gpu, number_format) * constants.attention[number_format][int(backward)]
+    if not rate or not work.flops:
         return 0.0
-    seconds = 2.5 * flops / (0.85 * rate) if backward else flops / rate
-    return max(seconds, constants.kernel_us * 1e-6)
+    slow = _MASKED if work.masked and number_format.bits == 16 else 1.0
+    return slow * (2.5 if backward else 1.0) * work.flops / rate + constants.kernel_us * 1e-6
 
 
-def conv_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, *, bytes_moved: int) -> float:
-    """Seconds of one convolution pass given as its implicit product, and the bytes of its three tensors."""
+def conv_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, direction: Pass, *, bytes_moved: float) -> float:
+    """Seconds of one convolution pass given as the implicit product of its forward, and the bytes of its tensors."""
     constants = efficiency_of(gpu)
-    rate = peak_of(gpu, number_format) * constants.conv[number_format]
+    rate = peak_of(gpu, number_format) * constants.conv[number_format][_PASSES.index(direction)]
     if not rate:
         return 0.0
+    product = oriented(gemm, direction)
     if gemm.batch > 1:
-        # A group fills few lanes of a matrix unit, so the narrowest side decides; depthwise ones run on vector units.
-        lanes = min(1.0, min(gemm.m, gemm.n, gemm.k) / _LANES)
-        rate = max(rate * lanes, peak_of(gpu, Format.FP32) * constants.depthwise[number_format])
+        # A group fills few lanes of a matrix unit, so the narrowest side decides.
+        rate *= min(1.0, min(gemm.n, gemm.k) / _LANES)
     else:
-        rate *= _shape_share(gemm, number_format, gpu)
-    memory = bytes_moved / (gpu.bandwidth * 1e9 * _STREAMED)
-    return max(gemm.flops / rate, memory, constants.kernel_us * 1e-6)
+        rate *= shape_share(product, number_format, gpu)
+    return max(gemm.flops / rate, streamed_seconds(bytes_moved, gpu)) + constants.kernel_us * 1e-6
 
 
-def traffic_seconds(bytes_moved: float, kind: Traffic, gpu: Gpu) -> float:
-    """Seconds of a kernel that only moves bytes."""
-    if not bytes_moved:
-        return 0.0
-    return max(bytes_moved / _bandwidth(gpu, kind), efficiency_of(gpu).kernel_us * 1e-6)
+def depthwise_seconds(
+    flops: float, number_format: Format, gpu: Gpu, direction: Pass, *, bytes_moved: float, channels_last: bool
+) -> float:
+    """Seconds of one pass of a convolution with one channel a group, which vector units compute."""
+    constants = efficiency_of(gpu)
+    share = constants.depthwise[number_format, channels_last][_PASSES.index(direction)]
+    rate = peak_of(gpu, Format.FP32) * share
+    return max(flops / rate, streamed_seconds(bytes_moved, gpu)) + constants.kernel_us * 1e-6
+
+
+def streamed_seconds(bytes_moved: float, gpu: Gpu) -> float:
+    """Seconds in which a product reads and writes its tensors."""
+    return bytes_moved / (gpu.bandwidth * 1e9 * _STREAMED)
+
+
+def traffic_seconds(bytes_moved: float, kind: Traffic, gpu: Gpu, *, instructions: float = 0.0) -> float:
+    """Seconds of kernels that move bytes and run ``instructions`` on the vector units meanwhile, without start."""
+    return max(bytes_moved / _bandwidth(gpu, kind), instructions / (peak_of(gpu, Format.FP32) / 2))
 
 
 def _bandwidth(gpu: Gpu, kind: Traffic) -> float:

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 from amptune.analyze.calibrate import calibrated
 from amptune.analyze.device import present_gpu
-from amptune.analyze.kernels import Setting, kernels_of
+from amptune.analyze.kernels import Setting
+from amptune.analyze.sitekernels import kernels_of
 from amptune.core.autocast import SiteDtypes
 from amptune.core.choice import Choice
 from amptune.core.formats import Format

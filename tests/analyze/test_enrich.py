@@ -117,3 +117,21 @@ def test_a_parameter_may_be_cast_too(frontend: str, tmp_path: Path) -> None:
     )
     graph = graph_of(body, tmp_path, frontend)
     assert graph["#mul.0"].attrs["param_casts"] == {"fc.bias": ""}
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_views_on_the_way_are_counted_and_a_reshape_of_a_transposed_tensor_is_a_copy(
+    frontend: str, tmp_path: Path
+) -> None:
+    found = attrs("return torch.relu(h.view(2, 2, 8).transpose(1, 2).reshape(2, 16))", tmp_path, frontend, "#relu.0")
+    assert found["viewed"] == 3
+    assert found["copied"] == 32
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_a_mask_with_a_strided_last_dimension(frontend: str, tmp_path: Path) -> None:
+    body = "q = h.view(1, 2, 2, 8); return F.scaled_dot_product_attention(q, q, q, attn_mask={})"
+    plain = attrs(body.format("h[:2, :2]"), tmp_path, frontend, "#scaled_dot_product_attention.0")
+    turned = attrs(body.format("h[:2, :2].t()"), tmp_path, frontend, "#scaled_dot_product_attention.0")
+    assert "mask_strided" not in plain
+    assert turned["mask_strided"] is True

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from amptune.analyze.estimate import FIXED, can_run, estimate_all, site_times
-from amptune.analyze.kernels import Move, Product, Setting, kernels_of
+from amptune.analyze.kernels import Move, Product, Setting
+from amptune.analyze.sitekernels import kernels_of
 from amptune.core.autocast import realise
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, PrecisionGraph
@@ -117,6 +118,36 @@ def test_contiguous_convolutions_pay_for_transposes_on_tensor_cores_alone() -> N
     assert contiguous["autocast-bf16"] > 1.05 * channels_last["autocast-bf16"]
     assert contiguous["autocast-bf16" + FIXED] == channels_last["autocast-bf16"]
     assert contiguous["fp32"] == channels_last["fp32"]
+
+
+def test_a_one_by_one_convolution_is_a_product_in_either_layout() -> None:
+    from amptune.core.graph import Gemm, Param, Site
+    from tests.analyze.graphs import tensor
+
+    image = tensor(32, 256, 56, 56)
+    site = Site("conv", "conv2d", "module", "conv", inputs=(image,), outputs=(image,),
+                params=(Param("conv.weight", tensor(256, 256, 1, 1), "w"),), sources=(INPUT,),
+                gemms=(Gemm(32 * 56 * 56, 256, 256),), attrs={"channels_last": False})  # fmt: skip
+    found = steps(graph_of(site))
+    assert found["autocast-bf16" + FIXED] == found["autocast-bf16"]
+
+
+def test_group_norm_gains_nothing_from_channels_last() -> None:
+    from amptune.core.graph import Site
+    from tests.analyze.graphs import tensor
+
+    image = tensor(32, 256, 56, 56)
+    site = Site("norm", "group_norm", "module", "norm", inputs=(image,), outputs=(image,), sources=(INPUT,))
+    found = steps(graph_of(site))
+    assert found["autocast-bf16" + FIXED] > found["autocast-bf16"]
+
+
+def test_narrow_rows_are_normed_at_the_pace_of_blocks_of_threads() -> None:
+    wide, narrow = (
+        steps(graph_of(op("#layer_norm.0", "layer_norm", INPUT, shape=shape)), train=False)["fp32"]
+        for shape in ((2**14, 2**10), (2**19, 2**5))
+    )
+    assert narrow > 2 * wide
 
 
 def test_site_times_add_up_to_the_kernels_of_the_step() -> None:

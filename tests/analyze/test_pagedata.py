@@ -40,7 +40,8 @@ def sites() -> dict[str, PageSite]:
 
 
 def test_times_are_those_of_the_first_timed_gpu(sites: dict[str, PageSite]) -> None:
-    assert sites["fc"].ms("fp32") > sites["fc"].ms("tf32") > sites["fc"].ms("autocast-bf16") > 0
+    fp32, tf32, half = (sites["fc"].ms(name) for name in ("fp32", "tf32", "autocast-bf16"))
+    assert fp32 > 2 * max(tf32, half) > 0  # so small a layer loses to casts what BF16 gains over TF32
     assert sites["odd"].ms("autocast-bf16+fixed") < sites["odd"].ms("autocast-bf16")
 
 

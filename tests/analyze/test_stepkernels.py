@@ -7,7 +7,8 @@ import itertools
 
 import pytest
 
-from amptune.analyze.kernels import Setting, kernels_of
+from amptune.analyze.kernels import Setting
+from amptune.analyze.sitekernels import kernels_of
 from amptune.analyze.stepkernels import StepKernels, Times, counted
 from amptune.core.autocast import realise
 from amptune.core.graph import INPUT, TensorMeta

@@ -1,0 +1,64 @@
+"""How gradients come back to a tensor that several ops read: parts are put together, wholes are added up in memory."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from amptune.analyze.kernels import Kernel, Move, Setting, call_share
+from amptune.core.autocast import SiteDtypes, sources_of
+from amptune.core.graph import DTYPE_BYTES, PrecisionGraph, Site
+from amptune.core.roofline import Traffic
+
+_SPLITS = ("split", "chunk", "unbind", "tensor_split")
+"""Views whose parts come back as one concatenation; those of other cuts come back one by one, each into zeros."""
+
+
+@dataclasses.dataclass
+class _Readers:
+    """Gradients that come back to the outputs of one site."""
+
+    whole: int = 0
+    split: bool = False
+    cut: list[int] = dataclasses.field(default_factory=list)
+
+
+def accumulations(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setting: Setting) -> Iterator[Kernel]:
+    """Kernels beside those of the sites: parts into wholes, and one sum for each further gradient of a tensor.
+
+    A shared module makes one tensor a call, so as many gradients as it has calls need no sum.
+    """
+    if not setting.train or setting.fused:
+        return
+    readers: dict[str, _Readers] = collections.defaultdict(_Readers)
+    for site in graph:
+        _count(graph, site, readers)
+    for site in graph:
+        found = readers.get(site.id)
+        elements = max((tensor.numel for tensor in site.outputs), default=0) * call_share(site) / site.calls
+        if found is None or not elements:
+            continue
+        whole = elements * DTYPE_BYTES.get(dtypes[site.id].outputs[0], 4)
+        if found.split:
+            yield Move(Traffic.LAYOUT, 2 * whole)
+        for part in found.cut:
+            yield Move(Traffic.LAYOUT, whole + 2 * whole * part / elements, 2)
+        extra = found.whole + found.split + len(found.cut) - site.calls
+        for _ in range(extra):
+            yield Move(Traffic.POINTWISE, 3 * whole)
+
+
+def _count(graph: PrecisionGraph, site: Site, readers: dict[str, _Readers]) -> None:
+    views = site.attrs.get("views") or {}
+    for index, (tensor, source) in enumerate(zip(site.inputs, sources_of(graph, site), strict=True)):
+        if not (tensor.requires_grad and tensor.is_floating) or source not in graph:
+            continue
+        cuts = views.get(index, ("", ""))[0]
+        whole = max((output.numel for output in graph[source].outputs), default=0)
+        if not cuts or tensor.numel >= whole:
+            readers[source].whole += site.calls
+        elif any(name in cuts for name in _SPLITS):
+            readers[source].split = True
+        else:
+            readers[source].cut += [tensor.numel] * site.calls

@@ -1,0 +1,241 @@
+"""The kernels that one site runs in a training step under a recipe.
+
+Assumptions beside those of ``core.roofline``: a weight is cast once a step (autocast's cache), an activation once for
+each consumer; a gradient that several consumers hand back is added up in memory; FP8 products cast their operands in
+kernels of their own, by the number that torchao's eager code runs. Pointwise kernels are those of torch's
+TensorIterator: vectorised where all tensors have one dtype and one shape, else with one load for each element.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from amptune.analyze.attention import attention_kernels
+from amptune.analyze.convolutions import convolution_kernels
+from amptune.analyze.kernels import (
+    Kernel,
+    Move,
+    Product,
+    Setting,
+    SiteKernels,
+    Steps,
+    Timed,
+    call_share,
+    cast,
+    converts_to_fp8,
+    format_of,
+    input_bytes,
+    needs_backward,
+    of_one_call,
+    output_bytes,
+    reduction,
+    trains_bias,
+)
+from amptune.analyze.moves import Cost, cost_of
+from amptune.core.autocast import HALF, SiteDtypes
+from amptune.core.formats import Format
+from amptune.core.graph import DTYPE_BYTES, Site
+from amptune.core.ops import Family, op_named
+from amptune.core.roofline import Pass, Traffic
+
+_ROW_NORMS = ("layer_norm", "rms_norm")
+ROWWISE_SHARE = 0.72
+"""Rate of FP8 products with a scale for each row against those with one scale, H100 (see estimate_check)."""
+
+
+def kernels_of(site: Site, dtypes: SiteDtypes, setting: Setting) -> SiteKernels:
+    """The kernels of one site, over all of its calls."""
+    forward: list[Kernel] = []
+    backward: list[Kernel] = []
+    family = op_named(site.op).family
+    if not setting.fused:
+        forward += _input_casts(site, dtypes)
+        forward += _copies(site, dtypes)
+        backward += _input_casts(site, dtypes, backward=True)
+    forward += _weight_casts(site, dtypes)
+    backward += _weight_casts(site, dtypes, backward=True)
+    if family in _PRODUCTS:
+        own = list(_PRODUCTS[family](site, dtypes, setting))
+        forward += [kernel for kernel, is_backward in own if not is_backward]
+        backward += [kernel for kernel, is_backward in own if is_backward]
+    elif not setting.fused and (cost := cost_of(site.op)) is not None:
+        forward += _moves(site, dtypes, setting, cost, backward=False)
+        backward += _moves(site, dtypes, setting, cost, backward=True)
+    trained = setting.train and needs_backward(site)
+    share = call_share(site) / site.calls
+    if share != 1:
+        forward, backward = ([_scaled(kernel, share) for kernel in kernels] for kernels in (forward, backward))
+    return SiteKernels(tuple(forward) * site.calls, tuple(backward) * site.calls if trained else ())
+
+
+def _scaled(kernel: Kernel, share: float) -> Kernel:
+    """A kernel with ``share`` times the bytes, where bytes are what it is about."""
+    return dataclasses.replace(kernel, bytes=kernel.bytes * share) if isinstance(kernel, Move) else kernel
+
+
+def _input_casts(site: Site, dtypes: SiteDtypes, backward: bool = False) -> Iterator[Move]:
+    for index, before, after in dtypes.casts:
+        if not backward or site.inputs[index].requires_grad:
+            yield cast(site.inputs[index].numel, *((after, before) if backward else (before, after)))
+
+
+def _copies(site: Site, dtypes: SiteDtypes) -> Iterator[Move]:
+    """Reshapes on the way here that are no views."""
+    if elements := site.attrs.get("copied"):
+        item = max((DTYPE_BYTES.get(dtype, 4) for dtype in dtypes.given), default=4)
+        yield Move(Traffic.LAYOUT, 2 * elements * item)
+
+
+def _weight_casts(site: Site, dtypes: SiteDtypes, backward: bool = False) -> Iterator[Move]:
+    for param, dtype in zip(site.params, dtypes.params, strict=True):
+        if (
+            dtype
+            and param.meta.dtype != dtype
+            and param.meta.is_floating
+            and (not backward or param.meta.requires_grad)
+        ):
+            both = (dtype, param.meta.dtype) if backward else (param.meta.dtype, dtype)
+            yield cast(param.meta.numel / site.calls, *both)
+
+
+def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, backward: bool) -> Iterator[Move]:
+    reads = input_bytes(site, dtypes.inputs)
+    written = sum(output_bytes(site, dtypes))
+    table = sum(param.meta.nbytes for param in site.params)
+    if op_named(site.op).family is Family.EMBEDDING:
+        zeros = table if backward else 0
+        units = cost.backward if backward else cost.forward
+        yield Move(cost.traffic, zeros + units[1] * written, units[2])
+        return
+    if site.op in _ROW_NORMS:
+        yield from _row_norm(site, sum(reads) or written, backward=backward)
+        return
+    if backward and site.op in ("mul", "div", "add", "sub"):
+        yield from _arithmetic_backward(site, reads, written, dtypes)
+        return
+    if site.op == "group_norm" and len(site.inputs[0].shape) == 4:
+        last = site.attrs.get("channels_last") or setting.fixed
+        if last:  # its kernels take contiguous tensors alone; the convolution behind it wants channels last again
+            yield Move(Traffic.LAYOUT, 2 * (sum(reads) + written), 2)
+    x_units, y_units, launches = cost.backward if backward else cost.forward
+    moved = x_units * (sum(reads) + (table if not backward else 0)) + y_units * written
+    if moved and launches:
+        elements = max((tensor.numel for tensor in (*site.inputs, *site.outputs)), default=0)
+        each = cost.instructions[1] if backward else cost.instructions[0]
+        yield Move(_traffic(site, dtypes, setting, cost), moved, launches, each * elements)
+
+
+def _row_norm(site: Site, read: int, *, backward: bool) -> Iterator[Move]:
+    """One block of threads a row; the gradients of the weights are sums down the columns, by a kernel of their own."""
+    if not site.outputs or not site.outputs[0].shape:
+        return
+    weights = [param.meta for param in site.params if len(param.meta.shape) < len(site.outputs[0].shape)]
+    width = weights[0].numel if weights else site.outputs[0].shape[-1]
+    rows = site.outputs[0].numel / max(width, 1)
+    if not backward:
+        yield Move(Traffic.POINTWISE, 2 * read, blocks=rows)
+        return
+    yield Move(Traffic.POINTWISE, 3 * read, blocks=rows / 3)
+    if any(meta.requires_grad for meta in weights):
+        yield Move(Traffic.NORM_WEIGHTS, 2 * read)
+
+
+def _arithmetic_backward(site: Site, reads: Sequence[int], written: int, dtypes: SiteDtypes) -> Iterator[Move]:
+    """A product hands each operand the gradient times the other; a sum hands it on, reduced where it was broadcast."""
+    scaled = site.op in ("mul", "div")
+    dtype = dtypes.outputs[0] if dtypes.outputs else "float32"
+    numel = site.outputs[0].numel if site.outputs else 0
+    for tensor, size in zip(site.inputs, reads, strict=True):
+        if not tensor.requires_grad:
+            continue
+        if scaled:
+            other = sum(reads) - size if len(reads) > 1 else 0
+            twice = 3 if site.op == "div" and tensor is site.inputs[-1] and len(reads) > 1 else 1
+            kind = Traffic.UNROLLED if other and other != written else Traffic.POINTWISE
+            yield Move(kind, twice * (written + other + written), twice)
+        if tensor.numel < numel:
+            yield reduction(written + size, dtype)
+    for param in site.params:
+        if param.meta.requires_grad and numel:
+            yield reduction(written, dtype)
+            if scaled:
+                yield Move(Traffic.UNROLLED, 2 * written)
+
+
+def _traffic(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost) -> Traffic:
+    """The kernel's kind where dtypes, shapes or layout decide it."""
+    if cost.traffic is Traffic.POINTWISE and not _is_vectorised(site, dtypes):
+        return Traffic.UNROLLED
+    if cost.traffic is Traffic.BATCH_NORM and dtypes.inputs and dtypes.inputs[0] == "float16":
+        return Traffic.BATCH_NORM_FP16
+    if cost.traffic is Traffic.BATCH_NORM and dtypes.inputs and dtypes.inputs[0] == "bfloat16":
+        # torch's own kernels; cuDNN's take FP32 and FP16
+        last = setting.fixed or bool(site.attrs.get("channels_last"))
+        return Traffic.BATCH_NORM_BF16_LAST if last else Traffic.BATCH_NORM_BF16
+    if cost.traffic is Traffic.REDUCTION and any(dtype in HALF for dtype in dtypes.inputs):
+        return Traffic.REDUCTION_16
+    return cost.traffic
+
+
+def _is_vectorised(site: Site, dtypes: SiteDtypes) -> bool:
+    """Whether a pointwise kernel loads several elements at a time: one dtype, one shape."""
+    large = [(tensor, dtype) for tensor, dtype in zip(site.inputs, dtypes.inputs, strict=True) if tensor.numel > 1]
+    stored = [param.meta for param in site.params if param.meta.numel > 1]
+    numel = site.outputs[0].numel if site.outputs else 0
+    kinds = {dtype for tensor, dtype in large if tensor.is_floating} | set(dtypes.outputs)
+    return len(kinds) <= 1 and all(tensor.numel == numel for tensor in (*(tensor for tensor, _ in large), *stored))
+
+
+def _products(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
+    number_format = format_of(dtypes.compute, setting.recipe)
+    fp8 = setting.recipe.fp8 if converts_to_fp8(site) else None
+    if fp8:
+        yield from _fp8_casts(site, setting)
+        number_format = Format.FP8_E4M3
+    share = ROWWISE_SHARE if fp8 and fp8 != "tensorwise" else 1.0
+    for gemm in of_one_call(site):
+        directions = [Pass.FORWARD]
+        if any(tensor.requires_grad for tensor in site.inputs):
+            directions.append(Pass.INPUT)
+        if any(param.meta.requires_grad for param in site.params) or len(site.inputs) > 1:
+            directions.append(Pass.WEIGHT)
+        for direction in directions:
+            product = Product(gemm, number_format, direction, setting.fixed, setting.fused, share)
+            yield product, direction is not Pass.FORWARD
+    if trains_bias(site):
+        yield reduction(sum(output_bytes(site, dtypes)), dtypes.compute), True
+
+
+def _fp8_casts(site: Site, setting: Setting) -> Timed:
+    """Scales and casts of input, weight and output gradient: fused by a compiler, a kernel for each op in eager."""
+    weight = sum(param.meta.numel for param in site.params if len(param.meta.shape) > 1)
+    activations = sum(tensor.numel for tensor in site.inputs)
+    gradient = sum(tensor.numel for tensor in site.outputs)
+    # Compiled: read for the largest value, read again and write 1 byte, twice for both layouts. Eager: abs, max, two
+    # products in FP32, clamp and the cast, each through memory.
+    per_element, launches = (8, 2) if setting.fused else (24, 8)
+    yield Move(Traffic.CAST, (activations + 2 * weight) * per_element, 2 * launches), False
+    yield Move(Traffic.CAST, gradient * per_element, launches), True
+
+
+def _recurrent(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
+    number_format = format_of(dtypes.compute, setting.recipe)
+    for gemm in of_one_call(site):
+        if gemm.batch > 1:
+            # Gates are read, state and gates are written; the backward reads them again and writes their gradients.
+            gates = 2 * gemm.m * gemm.n * number_format.bytes
+            yield Steps(gemm, number_format, gates), False
+            yield Steps(gemm, number_format, 2 * gates), True
+            yield Product(dataclasses.replace(gemm, m=gemm.m * gemm.batch, batch=1), number_format, Pass.WEIGHT), True
+        else:
+            for direction in Pass:
+                yield Product(gemm, number_format, direction, setting.fixed), direction is not Pass.FORWARD
+
+
+_PRODUCTS = {
+    Family.GEMM: _products,
+    Family.CONV: convolution_kernels,
+    Family.ATTENTION: attention_kernels,
+    Family.RNN: _recurrent,
+}
