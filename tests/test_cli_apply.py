@@ -122,3 +122,55 @@ def test_a_folder_that_cannot_be_written(folder: Path, command: tuple[str, ...])
         assert out in result.stderr
         assert "Traceback" not in result.stderr
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == before
+
+
+MIXED = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.gain = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        h = self.fc(x)
+        {line}
+
+
+def make_batch():
+    return torch.ones(4, 8), torch.zeros(4, dtype=torch.long)
+
+
+def loss_fn(output, batch):
+    return nn.functional.cross_entropy(output, batch[1])
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "return (h * self.gain) @ h.t() @ x",
+        "return torch.zeros_like(h).index_add(0, torch.arange(4), h * self.gain)",
+    ],
+)
+def test_a_plan_whose_formats_meet_in_one_op_is_refused(folder: Path, line: str) -> None:
+    (folder / "net.py").write_text(MIXED.format(line=line))
+    write_plan(folder, Plan(sites={"fc": SitePlan(Format.BF16)}))
+    result = amptune_here(folder, "apply", "plan.json", "net.py")
+    assert (result.returncode, result.stdout) == (3, "")
+    assert "with this plan the model does not run: net.py:14: " in result.stderr
+    assert "the model (net.Net) with input 4x8 float32 failed: RuntimeError" in result.stderr
+    assert not (folder / "amptune-out").exists()
+    write_plan(folder, Plan(sites={"fc": SitePlan(Format.FP32)}))
+    assert amptune_here(folder, "apply", "plan.json", "net.py").returncode == 0
+
+
+def test_a_pin_that_makes_the_formats_agree_is_tried_too(folder: Path) -> None:
+    line = "return torch.matmul((h * self.gain).to(h.dtype), h.t()) @ h"
+    (folder / "net.py").write_text(MIXED.format(line=line))
+    sites = {"fc": SitePlan(Format.BF16), "#matmul.1": SitePlan(Format.FP32, how="source")}
+    write_plan(folder, Plan(sites=sites))
+    assert amptune_here(folder, "apply", "plan.json", "net.py").returncode == 0

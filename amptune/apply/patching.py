@@ -7,6 +7,7 @@ from pathlib import Path
 
 from amptune.apply.fits import check_fits, input_shapes
 from amptune.apply.handoff import patch_spec
+from amptune.apply.trial import check_runs
 from amptune.capture import Target, capture, load_target
 from amptune.capture.target import TargetSpec
 from amptune.core.files import write_all_atomic
@@ -28,6 +29,7 @@ def apply_plan_file(
     Raises:
         InputError: a file cannot be read or written.
         PlanError: the plan is malformed, newer than this version, or for another model.
+        ApplyError: the model does not run with the plan.
     """
     plan = read_plan(plan_path)
     target = load_target(spec)
@@ -39,6 +41,7 @@ def apply_plan_file(
     ):
         say(note)
     files = _files(target, plan, patch_spec(target, model, graph))
+    check_runs(target, plan, graph)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

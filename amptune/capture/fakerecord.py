@@ -15,12 +15,13 @@ from amptune.capture.modulestack import ModuleStack
 from amptune.capture.names import op_name, spelling_of, written_by
 from amptune.capture.record import GraphRecorder
 from amptune.capture.target import tensors_in
-from amptune.core.ops import Family, op_named
+from amptune.core.ops import op_named
 
 _READERS = frozenset({"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__", "numpy",
                       "__array__", "is_nonzero", "equal", "allclose"})  # fmt: skip
 _GROUPED = {"grouped_mm", "_grouped_mm"}
-_PRODUCTS = {Family.GEMM, Family.CONV, Family.ATTENTION}
+_CASTS = {"index_put"}
+"""Takes one dtype with an index, and casts with a slice: both are written ``x[...] = y``."""
 
 
 class UnknownValueError(RuntimeError):
@@ -69,9 +70,8 @@ class FakeRecorder(GraphRecorder):
 
 
 def _check_dtypes(op: str, tensors: list[torch.Tensor]) -> None:
-    """Fakes multiply matrices of different dtypes, which real ones refuse."""
-    entry = op_named(op)
-    if entry.family not in _PRODUCTS or not entry.same_dtype or torch.is_autocast_enabled(tensors[0].device.type):
+    """Fakes multiply matrices and add rows of different dtypes, which real ones refuse."""
+    if op in _CASTS or not op_named(op).same_dtype or torch.is_autocast_enabled(tensors[0].device.type):
         return
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.is_floating_point()})
     if len(dtypes) > 1:

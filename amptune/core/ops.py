@@ -136,12 +136,12 @@ _SAME_DTYPE = frozenset(
     _names(
         "linear matmul bmm mm mv addmm addbmm baddbmm addmv einsum linalg_multi_dot bilinear dot tensordot conv1d "
         "conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d scaled_dot_product_attention "
-        "multi_head_attention flex_attention index_put index_add scatter_add scatter_reduce scatter lerp "
-        "masked_scatter cdist grid_sample"
+        "multi_head_attention flex_attention index_put index_add index_copy scatter_add scatter_reduce "
+        "scatter lerp masked_scatter cdist grid_sample"
     )
 )
 _WHY = {
-    "exp": "exceeds 65504 in fp16 for inputs over 11.09, and bf16's rounding of the input becomes a relative error",
+    "exp": "exceeds 65504 in fp16 from inputs of 11.09; rounding its input is a relative error in bf16",
     "expm1": "exceeds 65504 in fp16 for inputs over 11.09",
     "exp2": "exceeds 65504 in fp16 for inputs of 16 or more",
     "log": "inputs below 6e-8 are zero in fp16, so the result is -inf",

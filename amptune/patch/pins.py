@@ -143,7 +143,7 @@ class _OpRewriter(cst.CSTTransformer):
         lines = split_lines(cst.Module([]).code_for_node(node).rstrip("\r\n"))
         indent = self.get_metadata(PositionProvider, original).start.column if len(lines) == 1 else 0
         too_long = indent + len(lines[-1]) + len(comment) + 2 > self._width
-        if too_long and comment != MARK and isinstance(node, cst.SimpleStatementLine):
+        if too_long and isinstance(node, cst.SimpleStatementLine):
             return _with_line_above(node, comment)
         return node.with_changes(trailing_whitespace=with_comment(node.trailing_whitespace, comment))
 
