@@ -34,7 +34,7 @@ def check_runs(target: Target, plan: Plan, graph: PrecisionGraph) -> None:
     except CaptureError as error:
         raise ApplyError(
             f"with this plan the model does not run: {error.message}",
-            hint='give the sites whose outputs meet there one format, or pin the op: {"format": "fp32", "how": "source"}',
+            hint='give what meets there one format, or pin the op: {"format": "fp32", "how": "source"}',
         ) from error
     finally:
         runtime.PINS.clear()

@@ -195,13 +195,13 @@ def _fp32_cure(change: Change, *, complete: bool) -> Cure:
 
 
 def _spot_words(spot: Spot) -> str:
-    return f"{spot.op} of {spot.role} ({_line(spot)})" if spot.role else f"{spot.op} ({_line(spot)})"
+    return f"{spot.op} of {spot.module} ({_line(spot)})" if spot.module else f"{spot.op} ({_line(spot)})"
 
 
 def _line(spot: Spot) -> str:
     place = spot.place.reader or spot.place.origin
     if place is None:
-        return spot.role or "model"
+        return spot.module or "model"
     location = place.location()
     _, in_package, tail = location.path.rpartition("site-packages/")
     return f"{tail if in_package else location.path}:{location.line}"

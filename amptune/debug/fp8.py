@@ -72,7 +72,7 @@ class Fp8Linears:
             return None
 
         def run(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-            tensors = self._layers.setdefault(spot.role or "model", {})
+            tensors = self._layers.setdefault(spot.module or "model", {})
             dtype = torch.get_autocast_dtype(input.device.type)
             output: torch.Tensor = _Fp8Linear.apply(input, weight, tensors, dtype)  # type: ignore[no-untyped-call]
             return output if bias is None else output + bias.to(output.dtype)

@@ -33,11 +33,20 @@ _CASTS = frozenset({"_to_copy", "detach", "alias", "t", "view", "_unsafe_view", 
 
 @dataclasses.dataclass(frozen=True)
 class Spot:
-    """A place in the source that is one to whoever edits it: an op, its line, and the module's role."""
+    """A place in the source that is one to whoever edits it.
+
+    Attributes:
+        op: its name in the op table.
+        place: its line.
+        role: of a layer; one line may call many of them, which are not alike. Of another op empty: whoever edits its
+            line edits it for all modules that run it.
+        module: the role of the module that holds the op, for messages.
+    """
 
     op: str
     place: Place
     role: str
+    module: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass
@@ -74,7 +83,7 @@ class Op:
     @property
     def spot(self) -> Spot:
         """Where a change to the source would go."""
-        return Spot(self.op, self.place, role_of(self.path, self.leaf))
+        return _spot(self.op, self.place, self.path, self.leaf)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -120,7 +129,7 @@ class PassRecorder(CallRecorder):
         op = op_name(func, args)
         place = leaf.place if leaf else current_place(3)
         path = leaf.path if leaf else LOSS if self.in_loss else holder.path if holder else ""
-        spot = Spot(op, place, role_of(path, leaf is not None))
+        spot = _spot(op, place, path, leaf is not None)
         run = func
         for rewrite in self.rewrites:
             run = rewrite(spot, run) or run
@@ -235,6 +244,12 @@ def role_of(path: str, leaf: bool = False) -> str:
     return ".".join("*" if part.isdigit() else part for part in outer + ([] if leaf else [last])) + (
         f"{'.' if outer else ''}{last}" if leaf else ""
     )
+
+
+def _spot(op: str, place: Place, path: str, leaf: bool) -> Spot:
+    role = role_of(path, leaf)
+    is_line = not leaf and (place.origin or place.reader) is not None
+    return Spot(op, place, "" if is_line else role, role)
 
 
 def _floating(value: Any) -> list[torch.Tensor]:

@@ -205,7 +205,7 @@ def _cause_json(cause: Cause) -> dict[str, Any]:
 
 def _cure_json(cure: Cure) -> dict[str, Any]:
     return {"kind": cure.kind, "message": cure.words, "verified": True, "whole_step": cure.complete,
-            "ops": [{"op": spot.op, "module": spot.role} for spot in cure.spots]}  # fmt: skip
+            "ops": [{"op": spot.op, "module": spot.module} for spot in cure.spots]}  # fmt: skip
 
 
 __all__ = ["Culprit", "DebugResult", "Extreme", "Finding", "LayerLoss", "Underfed", "location_of", "place_json"]

@@ -203,6 +203,26 @@ def make_batch():
     assert result.verified_steps == 2
 
 
+def test_one_line_that_modules_of_several_names_run_is_one_change(run: Run) -> None:
+    """A norm by hand for queries and one for keys: whoever edits its line edits it for both."""
+    norm = """
+    class Norm(nn.Module):
+        def forward(self, x):
+            x = x * 30
+            return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6)  # BAD
+    """
+    source = part("y = self.query(x * 20) + self.key(x * 20)", norm)
+    source = source.replace("        self.fc = ", "        self.query, self.key = Norm(), Norm()\n        self.fc = ", 1)
+    result = run(source)
+    finding = only(result)
+    assert finding.culprit.op.op == "mul"
+    assert set(finding.also) | {finding.culprit.op.path} == {"part.query", "part.key"}
+    cure = next(cure for cure in finding.cures if cure.kind == "fp32")
+    assert {spot.op for spot in cure.spots} == {"mul"}
+    assert len(result.findings) == 1
+    assert result.verified_steps == 2
+
+
 def test_fp8_reports_what_saturates_and_underflows(run: Run) -> None:
     result = run(part("y = torch.tanh(x) * 1000"), "fp8", False, 3)
     layers = {layer["module"]: layer for layer in result.fp8}
