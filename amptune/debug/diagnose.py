@@ -21,6 +21,10 @@ _DOMAIN = {"sqrt": 0.0, "rsqrt": 0.0, "log": 0.0, "log2": 0.0, "log10": 0.0, "po
 _MASKS = frozenset({"where", "masked_fill", "triu", "tril", "add", "mul", "sub"})
 _FACTORS = frozenset({"mul", "div", "pow"})
 """Ops whose literal is held in FP32 while they compute: what matters is the result."""
+_MASK = 1e3
+"""Numbers below minus this may stand for -inf."""
+_RISING = frozenset({"exp", "exp2", "expm1", "softplus", "sum", "cumsum", "mean", "add"})
+"""Ops that make no +inf out of -inf."""
 _FAR = 60
 """How many producers a search for a cause goes back."""
 
@@ -63,20 +67,55 @@ class Culprit:
 def find_culprit(low: Pass, high: Pass, number_format: Format) -> Culprit | None:
     """What went wrong first in ``low``; None where everything that is not finite is not finite in FP32 either.
 
-    Both passes must be detailed. -inf from masks is normal: the twin has it too.
+    Both passes must be detailed. -inf from masks is normal: the twin has it too, or a very negative number, and then
+    the mask is the culprit only where something comes of it.
     """
     if high.error is None and not high.finite:
         return _not_precision(high)
     twin = twins(low, high)
-    for op in low.ops:
-        other = twin(op)
-        if any(_worse(op.outputs, other.outputs if other else ())) and not _fed_badly(op, other):
-            return _Explanation(low, high, twin, number_format).of(op)
+    explanation = _Explanation(low, high, twin, number_format)
+    first = _first_to_fail(low, twin)
+    if first is not None and not masks(first, twin(first)):
+        return explanation.of(first)
     if low.error is not None and low.error_op is not None:
         return _raised(low, number_format)
     worse = (op for op in low.ops if any(_worse(op.outputs, other.outputs if (other := twin(op)) else ())))
-    first = next(worse, None)
-    return _Explanation(low, high, twin, number_format).of(first) if first is not None else None
+    first = first or next(worse, None)
+    return explanation.of(first) if first is not None else None
+
+
+def _first_to_fail(low: Pass, twin: Twin) -> Op | None:
+    """The first op that fails on good inputs; a mask that became -inf where it spoils a result or is all there is."""
+    mask: Op | None = None
+    for op in low.ops:
+        other = twin(op)
+        if not any(_worse(op.outputs, other.outputs if other else ())):
+            continue
+        fed_badly = _fed_badly(op, other)
+        if masks(op, other):
+            mask = mask or (None if fed_badly else op)
+        elif not fed_badly or (mask is not None and _of_its_own(op, other)):
+            return op
+        elif mask is not None:
+            return mask
+    return mask
+
+
+def masks(op: Op, twin: Op | None) -> bool:
+    """Whether very negative numbers became -inf and nothing worse, which a softmax treats alike."""
+    bad = [m for m in op.outputs if not m.finite]
+    floor = min((m.low for m in twin.outputs), default=0.0) if twin else 0.0
+    only = bool(bad) and all(m.neginf and not m.posinf and not m.nan for m in bad)
+    return op.phase == "forward" and only and floor <= -_MASK
+
+
+def _of_its_own(op: Op, twin: Op | None) -> bool:
+    """Whether an op makes +inf that cannot come from the -inf of a mask among its inputs."""
+    fed = [m for m, other in zip(op.inputs, twin.inputs if twin else (), strict=False) if m.worse_than(other)]
+    from_masks = all(m.neginf and not m.posinf and not m.nan for m in fed)
+    scales_up = op.op in ("mul", "div") and all(value > 0 for value in op.numbers.values()) and bool(op.numbers)
+    made = all(m.posinf and not m.nan for m in op.outputs if not m.finite)
+    return from_masks and made and (op.op in _RISING or scales_up)
 
 
 def _worse(found: tuple[Magnitude, ...], twin: tuple[Magnitude, ...]) -> Iterator[bool]:

@@ -12,7 +12,7 @@ from amptune.core.formats import Format
 from amptune.core.ops import Autocast, op_named
 from amptune.core.plan import ScalerConfig
 from amptune.debug.cures import Cure, Outcome, find_cures
-from amptune.debug.diagnose import Culprit, find_culprit
+from amptune.debug.diagnose import Culprit, find_culprit, masks
 from amptune.debug.emulate import Emulation
 from amptune.debug.fp8 import Fp8Linears
 from amptune.debug.losses import Losses
@@ -32,8 +32,6 @@ MOST_FINDINGS = 8
 """After that many culprits the run ends: a model that needs more is not debugged line by line."""
 LOOKS = 5
 """How many steps are looked at in detail, spread over the run."""
-_MASK = 1e3
-"""Numbers below minus this may stand for -inf."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +179,7 @@ class Session:
         self.losses.add(low, high, self.format, step, scale)
         culprit = find_culprit(low, high, self.format)
         # In the backward an infinity that no gradient shows is the scaler's to find: it looks at those that are left.
-        noticed = culprit is not None and culprit.op.phase == "forward" and not _is_mask(culprit)
+        noticed = culprit is not None and culprit.op.phase == "forward" and not masks(culprit.op, culprit.twin)
         if culprit is not None and noticed and _place_of(culprit) not in self._known:
             self._known.add(_place_of(culprit))
             self._add(culprit, low, high, step, batch, absorbed=True)
@@ -222,7 +220,7 @@ class Session:
                 batch, step, scale=low.scale, detail=True, rewrites=(*self._rewrites, *changes)
             )  # fmt: skip
             left = find_culprit(tried, high, self.format)
-            if left is None:
+            if left is None or (tried.finite and masks(left.op, left.twin)):
                 return "cured" if tried.finite else "same"
             return "same" if _no_further(left, culprit) else "moved"
 
@@ -297,13 +295,6 @@ def _remark(culprit: Culprit, device: Device) -> str:
 
 def _place_of(culprit: Culprit) -> tuple[Any, ...]:
     return culprit.op.phase, culprit.op.spot
-
-
-def _is_mask(culprit: Culprit) -> bool:
-    """Whether a very negative number became -inf, which a softmax treats alike."""
-    bad = [m for m in culprit.op.outputs if not m.finite]
-    floor = min((m.low for m in culprit.twin.outputs), default=0.0) if culprit.twin else 0.0
-    return all(m.neginf and not m.posinf and not m.nan for m in bad) and floor <= -_MASK
 
 
 def _no_further(left: Culprit, culprit: Culprit) -> bool:

@@ -212,7 +212,7 @@ def test_one_line_that_modules_of_several_names_run_is_one_change(run: Run) -> N
             return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6)  # BAD
     """
     source = part("y = self.query(x * 20) + self.key(x * 20)", norm)
-    source = source.replace("        self.fc = ", "        self.query, self.key = Norm(), Norm()\n        self.fc = ", 1)
+    source = source.replace("        self.fc = ", "        self.query, self.key = Norm(), Norm()\n        self.fc = ")
     result = run(source)
     finding = only(result)
     assert finding.culprit.op.op == "mul"
@@ -256,6 +256,23 @@ def test_parameters_in_fp16_break_in_the_optimizer(run: Run) -> None:
     assert result.optimizer is not None
     assert "where eps 1e-08 is zero" in result.optimizer["message"]
     assert any("refuses to unscale" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "s = x * 30 + m.to(x.dtype) * -1e9\ne = torch.exp(s)  # BAD\ny = e / e.sum(-1)[:, None]",
+        "y = torch.softmax(x + m.to(x.dtype) * -1e9, -1) @ x.t()\ny = (y * 9000 * 9000)  # BAD\ny = y.mean() + x",
+    ],
+)
+def test_a_mask_beside_it_is_not_blamed_for_what_overflows(body: str, run: Run) -> None:
+    """exp fed with the mask's -inf, and an op behind the softmax that the mask does no harm to."""
+    source = part(f"m = (torch.arange(32) > 20).float()\n{body}")
+    finding = only(run(source))
+    place = location_of(finding.culprit.op)
+    assert place is not None
+    assert (finding.culprit.kind, place.line) == ("overflow", line_of(source))
+    assert any(cure.kind == "fp32" and cure.complete for cure in finding.cures)
 
 
 def test_a_mask_that_is_added_is_a_literal_to_replace(run: Run) -> None:
