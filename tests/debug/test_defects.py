@@ -262,7 +262,7 @@ def test_parameters_in_fp16_break_in_the_optimizer(run: Run) -> None:
     "body",
     [
         "s = x * 30 + m.to(x.dtype) * -1e9\ne = torch.exp(s)  # BAD\ny = e / e.sum(-1)[:, None]",
-        "y = torch.softmax(x + m.to(x.dtype) * -1e9, -1) @ x.t()\ny = (y * 9000 * 9000)  # BAD\ny = y.mean() * 1e-8 + x",
+        "y = torch.softmax(x + m.to(x.dtype) * -1e9, 1) @ x.T\ny = (y * 9000 * 9000)  # BAD\ny = x + y.mean() * 1e-8",
     ],
 )
 def test_a_mask_beside_it_is_not_blamed_for_what_overflows(body: str, run: Run) -> None:
