@@ -11,7 +11,14 @@ from amptune.lint import edits
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import block_of, is_gradient_scaler, receiver, same_optimizer, varies
+from amptune_rules.source._protocol import (
+    block_of,
+    is_gradient_scaler,
+    receiver,
+    runs_before,
+    same_optimizer,
+    varies,
+)
 
 
 class MultipleUpdatePerIteration(SourceRule):
@@ -347,17 +354,24 @@ def train(model, loader, optimizer):
         return None
 
     def _bare(self, source: SourceFile, flow: Flow, update: Event) -> tuple[str, Severity, None] | None:
-        """An update that no step and no unscale_ leads to, where the function has both: on a path that skips them."""
-        checks = [event for event in source.events if event.kind in ("step", "unscale", "handed", "wrapper")]
-        inside = [event for event in flow.events if event.kind in ("step", "unscale", "handed", "wrapper")]
-        if not flow.of("step", scaler=update.scaler) or not flow.of("scale", scaler=update.scaler):
+        """An update on a path that skips the step, in a function that has all of the protocol.
+
+        The blocks, not the flow, tell that no step stands before it: no path found is no proof that there is none.
+        """
+        checks = ("step", "unscale", "handed", "wrapper")
+        found = [event for event in flow.events if event.kind in checks]
+        own = {event.node for event in found if event.function is update.function and not event.calls}
+        elsewhere = any(event.kind in checks and event.node not in own for event in source.events)
+        steps = [event.node for event in flow.of("step", scaler=update.scaler)]
+        others = [event.node for event in flow.of("update", scaler=update.scaler) if event is not update]
+        if update.calls or elsewhere or not steps or not flow.of("scale", scaler=update.scaler):
             return None
-        if not {event.node for event in checks} <= {event.node for event in inside}:
-            return None  # another function may have unscaled
-        if any(flow.path(event, update, without=("update",)) for event in inside):
+        if any(runs_before(source, node, update.node) for node in own):
             return None
-        if any(flow.path(step, None, without=("update",)) for step in flow.of("step", scaler=update.scaler)):
-            return None  # a step of the call before may be what it updates for
+        if not all(any(runs_before(source, step, other) for other in others) for step in steps):
+            return None  # the update may be for the step of the iteration or call before
+        if flow.path(None, update, without=checks) is None:
+            return None
         name = update.scaler_name
         message = f"{name}.update() with no step or unscale_ before it raises AssertionError: leave it out on this path"
         return message, Severity.ERROR, None
