@@ -7,7 +7,6 @@ one, through the ops that autograd calls. Writes kernels_<gpu>.json: for each ca
 microseconds of each pass.
 """
 
-# amptune: ignore-file[AMP404] goes with set_float32_matmul_precision, and old and new settings do not mix
 from __future__ import annotations
 
 import argparse

@@ -40,7 +40,7 @@ def test_steps_of_every_recipe_and_of_the_repaired_model() -> None:
     rows = list(step_times.measure(step_times.Entry("tiny", channels_last=True), step_times.Wanted()))
     assert [row["recipe"] for row in rows] == [*step_times.MEASURED, "autocast-bf16+fixed"]
     assert all(row["step_ms"]["low"] <= row["step_ms"]["median"] <= row["step_ms"]["high"] for row in rows)
-    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32  # amptune: ignore[AMP404] the flag that steps set
 
 
 def test_ops_and_launches_alone() -> None:
