@@ -10,17 +10,18 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensor
 
+from amptune.analyze.folding import Folded
 from amptune.capture.parameters import tensor_meta
 from amptune.core.graph import Site
 from amptune.core.intervals import ANY, UNIT, Range, point
 from amptune.core.ops import Family, op_named
-from amptune.core.range_rules import RULES
+from amptune.core.range_rules import RULES, uniform
 from amptune.core.relations import COPIES_ONE
 
 _TRANSPARENT = (Family.VIEW, Family.CAST)
 _LARGE = 1 << 22
 """Elements from which a constant is not read: it is a table, not a number that someone wrote."""
-_RANDOM_BOUNDS = {"rand": UNIT, "rand_like": UNIT, "bernoulli": UNIT}
+_RANDOM = ("rand", "rand_like")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -42,6 +43,14 @@ class NodeBounds:
             if isinstance(written := node.meta.get("amptune_writes"), fx.Node)
             and op_named(_op(node)).family is not Family.VIEW  # detach_ changes no number
         }
+
+        self._folded = Folded(self._tensor, lambda node: node not in self._written)
+
+    def exact(self, node: fx.Node) -> tuple[float, float, int] | None:
+        """Extremes and number of zeros of a node that is worked out from constants; ``None`` for others."""
+        value = self._folded.of(node)
+        bounds = range_of(value) if value is not None and value.is_floating_point() else None
+        return (bounds.low, bounds.high, int((value == 0).sum())) if value is not None and bounds is not None else None
 
     def of(self, node: fx.Node) -> Range | None:
         """Bounds of a node that no site covers; ``None`` for one that a site or the batch makes, through views."""
@@ -70,8 +79,10 @@ class NodeBounds:
         if node.op == "get_attr":
             return self._value(node)
         op = _op(node)
-        if op in _RANDOM_BOUNDS:
-            return _RANDOM_BOUNDS[op]
+        if op in _RANDOM:
+            return uniform(str(value.dtype).removeprefix("torch.")) if (value := _tensor(node)) is not None else UNIT
+        if op == "bernoulli":
+            return UNIT
         created = _created(op, node)
         if created is not None:
             return created
@@ -83,15 +94,21 @@ class NodeBounds:
 
     def _value(self, node: fx.Node) -> Range | None:
         """The extremes of a constant or buffer that is real."""
+        value = self._tensor(node)
+        return range_of(value) if value is not None else None
+
+    def _tensor(self, node: fx.Node) -> torch.Tensor | None:
+        """A constant or buffer, real or not, that training does not change."""
         value: Any = self._module
         try:
             for part in str(node.target).split("."):
                 value = getattr(value, part)
         except AttributeError:
             return None
-        if str(node.target).endswith(_STATISTICS) or isinstance(value, torch.nn.Parameter):
+        if str(node.target).endswith(_STATISTICS) or isinstance(value, torch.nn.Parameter) or node in self._written:
             return None
-        return range_of(value) if isinstance(value, torch.Tensor) else None
+        is_real = isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor) and value.device.type != "meta"
+        return value if is_real else None
 
     def _computed(self, op: str, node: fx.Node) -> Range:
         """Arithmetic on integers, by the rules of the op table."""
@@ -138,6 +155,9 @@ def _created(op: str, node: fx.Node) -> Range | None:
     if op in ("full", "full_like", "new_full"):
         value = node.kwargs.get("fill_value", node.args[-1] if node.args else None)
         return point(float(value)) if isinstance(value, int | float) else None
+    if op == "randint" and numbers:
+        low, high = numbers[:2] if len(numbers) > 1 else (0, numbers[0])
+        return Range(float(low), float(max(high - 1, low)))
     if op in ("arange", "linspace") and numbers:
         start, end = (numbers[0], numbers[1]) if len(numbers) > 1 else (0, numbers[0])
         last = end if op == "linspace" or end <= start else max(end - 1, start) if isinstance(end, int) else end

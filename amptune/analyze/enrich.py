@@ -1,15 +1,14 @@
 """What rules need of the fx nodes beyond the PrecisionGraph: order of operands, explicit casts, memory layout.
 
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
-``masked``, ``mask_strided``, ``viewed``, ``copied``, ``channels_last``, ``integers``, ``bounds``, ``batch``, ``views``,
-``narrowed``, ``random`` and ``later_sources`` that the class describes, and empties a ``dtype`` that is another
-tensor's. A site whose nodes do not line up with its inputs is left as it is.
+``masked``, ``mask_strided``, ``viewed``, ``copied``, ``channels_last``, ``integers``, ``fp32_limit``, ``exact``,
+``bounds``, ``batch``, ``views``, ``narrowed``, ``random`` and ``later_sources`` that the class describes, and empties a
+``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left as it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import linecache
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,19 +17,16 @@ import torch
 from torch import fx
 
 from amptune.analyze.constants import NodeBounds
+from amptune.analyze.dtypes import LITERAL, FollowedDtypes, explicit_cast, family, root, source, walk
 from amptune.analyze.views import counted_views
 from amptune.core.autocast import UNKNOWN
 from amptune.core.graph import INPUT, PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
 
-_TRANSPARENT = (Family.VIEW, Family.CAST)
 _REVERSED = frozenset({"rsub", "rtruediv", "rdiv", "rpow", "rfloordiv", "rmod", "rmatmul"})
 _ORDERED_OPS = ("masked_select", "index")
 _ORDERED = (Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX, Family.GEMM)
-_NAMED_CASTS = {"float": "float32", "half": "float16", "bfloat16": "bfloat16", "double": "float64"}
-_LITERAL = re.compile(
-    r"\.(float|half|bfloat16|double)\(\)|torch\.(float32|float16|bfloat16|float64|float|half|double)\b"
-)
+_FP32_LIMIT = re.compile(r"finfo\(torch\.float(32)?\)")
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _LAID_OUT = ("conv2d", "conv_transpose2d", "batch_norm", "group_norm")
 
@@ -39,6 +35,7 @@ def enrich(graph: PrecisionGraph, module: fx.GraphModule) -> None:
     """Add the keys to all sites of ``graph``, in place, from the nodes that they cover."""
     nodes = {node.name: node for node in module.graph.nodes}
     owners = {name: site.id for site in graph for name in site.nodes}
+    dtypes = FollowedDtypes(module.graph.nodes, owners)
     bounds = NodeBounds(module, owners)
     seen: set[str] = set()
     for site in list(graph):
@@ -48,10 +45,12 @@ def enrich(graph: PrecisionGraph, module: fx.GraphModule) -> None:
         outside = [node for node in read if not _is_own(node, site)]
         if not covered or len(outside) != len(site.inputs):
             continue
-        added = dict(_facts(site, covered, outside, owners)) | dict(_origins(site, calls, outside, owners, bounds))
+        added = dict(_facts(site, covered, outside, owners, dtypes)) | dict(
+            _origins(site, calls, outside, owners, bounds)
+        )
         if casts := _param_casts(site, read):
             added["param_casts"] = casts
-        viewed, elements = counted_views((step for node in outside for step in _walk(node)), seen)
+        viewed, elements = counted_views((step for node in outside for step in walk(node)), seen)
         if viewed:
             added["viewed"] = viewed
         if elements:
@@ -76,9 +75,11 @@ def _origins(
     known = {index: found for index, node in enumerate(outside) if (found := bounds.of(node)) is not None}
     if known:
         yield "bounds", {index: (found.low, found.high) for index, found in known.items()}
-    batch = {index: str(root.target) for index, node in enumerate(outside) if (root := _root(node)).op == "placeholder"}
+    batch = {index: str(base.target) for index, node in enumerate(outside) if (base := root(node)).op == "placeholder"}
     if batch:
         yield "batch", batch
+    if len(calls) == 1 and (exact := bounds.exact(calls[0][-1])) is not None:
+        yield "exact", exact
     views = {index: seen for index, node in enumerate(outside) if any(seen := _views(node))}
     if views:
         yield "views", views
@@ -102,9 +103,9 @@ _CUTS = frozenset({"slice", "select", "split", "chunk", "narrow", "unbind", "dia
 def _views(node: fx.Node) -> tuple[str, str]:
     """The views between a tensor and what made it, as text: those that pick some of its numbers, and all of them."""
     cuts, every = [], []
-    for step in _walk(node):
+    for step in walk(node):
         op = str(step.meta.get("amptune_op"))
-        if _family(step) is Family.VIEW and op not in ("detach", "alias"):
+        if family(step) is Family.VIEW and op not in ("detach", "alias"):
             text = f"{op}{step.args[1:]}{dict(step.kwargs)}"
             every.append(text)
             if op in _CUTS:
@@ -114,7 +115,7 @@ def _views(node: fx.Node) -> tuple[str, str]:
 
 def _narrowed(node: fx.Node) -> str:
     """The 8-bit format that the user's code casts a tensor to on the way, also where it is cast back."""
-    for step in _walk(node):
+    for step in walk(node):
         value = step.meta.get("val")
         if isinstance(value, torch.Tensor) and value.dtype in _FP8:
             return str(value.dtype).removeprefix("torch.")
@@ -122,8 +123,8 @@ def _narrowed(node: fx.Node) -> str:
 
 
 def _owner(node: fx.Node, owners: Mapping[str, str]) -> str:
-    root = _root(node)
-    return INPUT if root.op == "placeholder" else owners.get(root.name, str(root.meta.get("amptune_stored") or ""))
+    base = root(node)
+    return INPUT if base.op == "placeholder" else owners.get(base.name, str(base.meta.get("amptune_stored") or ""))
 
 
 def _call_key(node: fx.Node) -> Any:
@@ -144,14 +145,14 @@ def _param_casts(site: Site, read: Sequence[fx.Node]) -> dict[str, str]:
     names = {param.name for param in site.params}
     found = {}
     for node in read:
-        stored = _root(node).meta.get("amptune_stored")
-        if stored in names and (dtype := _explicit_cast(node)) is not None:
+        stored = root(node).meta.get("amptune_stored")
+        if stored in names and (dtype := explicit_cast(node)) is not None:
             found[str(stored)] = dtype
     return found
 
 
 def _is_own(node: fx.Node, site: Site) -> bool:
-    stored = _root(node).meta.get("amptune_stored")
+    stored = root(node).meta.get("amptune_stored")
     if stored is None:
         return False
     if stored in {param.name for param in site.params}:
@@ -159,48 +160,26 @@ def _is_own(node: fx.Node, site: Site) -> bool:
     return site.is_module and str(stored).startswith(f"{site.module}.")
 
 
-def _walk(node: fx.Node) -> Iterator[fx.Node]:
-    """The node and those that it is a view or a cast of."""
-    yield node
-    while _family(node) in _TRANSPARENT and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-        yield node
-
-
-def _root(node: fx.Node) -> fx.Node:
-    *_, last = _walk(node)
-    return last
-
-
-def _family(node: fx.Node) -> Family | None:
-    op = node.meta.get("amptune_op")
-    if op == "getitem":
-        return Family.VIEW
-    return op_named(str(op)).family if op else None
-
-
 def _facts(
-    site: Site, covered: Sequence[fx.Node], outside: Sequence[fx.Node], owners: Mapping[str, str]
-) -> Iterator[tuple[str, Any]]:
+    site: Site, covered: Sequence[fx.Node], outside: Sequence[fx.Node], owners: Mapping[str, str],
+    dtypes: FollowedDtypes,
+) -> Iterator[tuple[str, Any]]:  # fmt: skip
     positions = {node: index for index, node in enumerate(outside)}
     if not site.is_module and (op_named(site.op).family in _ORDERED or site.op in _ORDERED_OPS):
         yield from _operands(site, covered, positions)
     if not site.is_module and _is_in_place(covered[0]):
         yield "in_place", True
-    if not site.is_module and site.attrs.get("dtype") and not _LITERAL.search(_source(covered[0])):
+    if not site.is_module and site.attrs.get("dtype") and not LITERAL.search(source(covered[0])):
         yield "dtype", UNKNOWN
-    casts = {index: dtype for node, index in positions.items() if (dtype := _explicit_cast(node)) is not None}
-    if casts:
-        yield "casts", casts
-    like = {index: owners.get(name, "") for node, index in positions.items() if (name := _template(node)) is not None}
-    if like:
-        yield "like", like
+    if not site.is_module and _FP32_LIMIT.search(source(covered[0])):
+        yield "fp32_limit", True
+    yield from dtypes.of_inputs(positions)
     if site.op == "scaled_dot_product_attention":
         mask = covered[0].kwargs.get("attn_mask", covered[0].args[3] if len(covered[0].args) > 3 else None)
         yield "masked", isinstance(mask, fx.Node)
         if isinstance(mask, fx.Node) and _is_strided(mask.meta.get("val")):
             yield "mask_strided", True
-    integers = {index: _count(_root(node)) for node, index in positions.items() if _is_arange(_root(node))}
+    integers = {index: count for node, index in positions.items() if (count := _integers(root(node)))}
     if integers:
         yield "integers", integers
     if site.op in _LAID_OUT and outside:
@@ -216,14 +195,15 @@ def _operands(site: Site, covered: Sequence[fx.Node], positions: Mapping[fx.Node
     scalars = dict(site.attrs.get("scalars") or {})
     if len(covered) > 1 and not (is_reversed and len(positions) == len(scalars) == 1):
         return  # a call that torch.export took apart, as it does 1 / x
-    layout = [positions.get(argument) if isinstance(argument, fx.Node) else None for argument in node.args]
+    arguments = list(_one_by_one(node.args))
+    layout = [positions.get(argument) if isinstance(argument, fx.Node) else None for argument in arguments]
     if len(layout) == 1 and 1 in scalars:
         layout.append(None)  # the number was given by name, or stands in a later node
     stored = {
         place: str(name)
-        for place, argument in enumerate(node.args)
+        for place, argument in enumerate(arguments)
         if isinstance(argument, fx.Node) and layout[place] is None
-        if (name := _root(argument).meta.get("amptune_stored"))
+        if (name := root(argument).meta.get("amptune_stored"))
     }
     if is_reversed and len(layout) == 2:
         layout.reverse()
@@ -232,6 +212,15 @@ def _operands(site: Site, covered: Sequence[fx.Node], positions: Mapping[fx.Node
     if stored:
         yield "operand_params", stored
     yield "operands", layout
+
+
+def _one_by_one(arguments: Sequence[Any]) -> Iterator[Any]:
+    """Arguments with lists of tensors taken apart: torch.export has ``einsum(equation, [a, b])``."""
+    for argument in arguments:
+        if isinstance(argument, list | tuple) and any(isinstance(item, fx.Node) for item in argument):
+            yield from argument
+        else:
+            yield argument
 
 
 def _is_in_place(node: fx.Node) -> bool:
@@ -250,65 +239,13 @@ def _spelling(node: fx.Node) -> str:
     return name.split(".")[0].strip("_")
 
 
-def _explicit_cast(node: fx.Node) -> str | None:
-    """The dtype that the user's code casts the tensor to on the way; ``None`` where it casts nothing.
-
-    ``x.to(y.dtype)`` follows ``y`` under autocast, and shows here as a cast to what ``y`` was in the capture: its dtype
-    is unknown, an empty string. So is that of ``torch.zeros(n, dtype=y.dtype)``.
-    """
-    for step in _walk(node):
-        op = str(step.meta.get("amptune_op"))
-        if op in _NAMED_CASTS:
-            return _NAMED_CASTS[op]
-        value = step.meta.get("val")
-        if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
-            continue
-        if op == "type_as":
-            return UNKNOWN
-        if _family(step) in (Family.CAST, Family.CREATE, Family.RANDOM) and _names_dtype(step):
-            return str(value.dtype).removeprefix("torch.") if _LITERAL.search(_source(step)) else UNKNOWN
-    return None
-
-
-def _names_dtype(node: fx.Node) -> bool:
-    """Whether a cast or creation is given a dtype, rather than a device alone."""
-    call = node.meta.get("amptune_call")
-    return call is not None and call.attrs.get("dtype") is not None
-
-
-def _template(node: fx.Node) -> str | None:
-    """The name of the node that ``zeros_like(y)`` and its kin take their dtype from."""
-    root = _root(node)
-    op = str(root.meta.get("amptune_op"))
-    follows = op.endswith("_like") or op.startswith("new_")
-    if follows and root.all_input_nodes and not any(isinstance(v, torch.dtype) for v in root.kwargs.values()):
-        return str(_root(root.all_input_nodes[0]).name)
-    return None
-
-
-def _source(node: fx.Node) -> str:
-    """The text of the call that a node stands for."""
-    place = getattr(node.meta.get("amptune_call"), "place", None)
-    spot = getattr(place, "origin", None)
-    if spot is None:
-        return ""
-    lines = [linecache.getline(spot.filename, number) for number in range(spot.line, spot.end_line + 1)]
-    if not lines:
-        return ""
-    lines[-1] = lines[-1].encode()[: spot.end_column].decode(errors="ignore")
-    lines[0] = lines[0].encode()[spot.column :].decode(errors="ignore")
-    text = "".join(lines)
-    # Of a chain such as a.float().mean() only the last call is this node's.
-    return text[text.rfind(".to(") :] if ".to(" in text else text
-
-
-def _is_arange(node: fx.Node) -> bool:
-    return node.meta.get("amptune_op") == "arange"
-
-
-def _count(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return value.numel() if isinstance(value, torch.Tensor) else 0
+def _integers(node: fx.Node) -> int:
+    """How many integers from 0 a tensor counts or is drawn from; 0 for other tensors."""
+    op, value = node.meta.get("amptune_op"), node.meta.get("val")
+    if op == "arange" and isinstance(value, torch.Tensor):
+        return value.numel()
+    numbers = [each for each in node.args if isinstance(each, int)]
+    return max(numbers[:2], default=0) if op == "randint" else 0
 
 
 def _is_strided(value: Any) -> bool:

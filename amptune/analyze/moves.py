@@ -74,6 +74,7 @@ _OPS: dict[str, Cost] = {
     **_rows("dropout alpha_dropout", Cost(_P, (1, 1.5, 1), (1, 1.5, 1), "mask")),
     **_rows("eq ne lt le gt ge logical_and logical_or logical_not bitwise isnan isinf sign floor ceil round "
             "floor_divide argmax argmin any all count_nonzero", Cost(_P, (1, 1, 1), (0, 0, 0), "nothing")),
+    **_rows("view_as_complex", Cost(_P, (0, 0, 0), (0, 0, 0), "nothing")),  # a view, that not every format has
     **_rows("sum", Cost(Traffic.REDUCTION, (1, 1, 1), (0, 0, 0), "nothing")),
     **_rows("mean", Cost(Traffic.REDUCTION, (1, 1, 1), (1, 1, 1), "nothing")),
     **_rows("var std var_mean std_mean", Cost(Traffic.REDUCTION, (1, 1, 1), (5, 1, 3))),

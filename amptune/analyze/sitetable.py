@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from amptune.analyze.estimate import FIXED, SiteTimes
 from amptune.core.graph import Site
-from amptune.core.ops import op_named
+from amptune.core.ops import Family, op_named
 from amptune.report.table import SiteRow
 
 _SMALLEST_SHARE = 0.005
+_MULTIPLE = 8
+"""Elements of 16 bits in the 16 bytes that a row is aligned to."""
 
 
 def site_rows(times: Sequence[SiteTimes]) -> list[SiteRow]:
@@ -54,10 +56,23 @@ def shape_of(site: Site) -> str:
     return "x".join(map(str, site.outputs[0].shape)) if site.outputs else ""
 
 
+def _held_back_by(site: Site) -> str:
+    """What ``+fixed`` changes about a site."""
+    contiguous = site.attrs.get("channels_last") is False
+    if op_named(site.op).family is Family.CONV:
+        sizes = [tensor.shape[1] for tensor in (*site.inputs[:1], *site.outputs[:1]) if len(tensor.shape) > 1]
+    else:
+        sizes = [size for gemm in site.gemms for size in (gemm.m, gemm.n, gemm.k)]
+    misaligned = any(size % _MULTIPLE for size in sizes)
+    if contiguous and not misaligned:
+        return "contiguous"
+    return "misaligned and contiguous" if contiguous else "misaligned"
+
+
 def _note(site: Site, milliseconds: dict[str, float]) -> str:
     for recipe in ("autocast-bf16", "autocast-fp16"):
         plain, fixed = milliseconds.get(recipe), milliseconds.get(recipe + FIXED)
         if plain and fixed and fixed < 0.9 * plain:
-            return f"misaligned: {fixed:.3f} when fixed"
+            return f"{_held_back_by(site)}: {fixed:.3f} when fixed"
     why = op_named(site.op).why_sensitive
     return f"keep fp32: {why}" if why else ""

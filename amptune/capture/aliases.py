@@ -59,7 +59,8 @@ _SPELLINGS: Mapping[str, str] = {
     # reductions
     "sum": "nansum sum_to_size trace trapezoid trapz cumulative_trapezoid",
     "mean": "nanmean",
-    "median": "nanmedian quantile nanquantile kthvalue mode",
+    "median": "nanmedian kthvalue mode",
+    "quantile": "nanquantile",
     "sort": "argsort msort",
     "norm": "norm_except_dim linalg_norm",
     "linalg_matrix_norm": "frobenius_norm nuclear_norm",

@@ -162,8 +162,15 @@ def _is_own(operand: Operand, call: Call) -> bool:
 
 
 def _gemms(visit: Visit) -> tuple[Gemm, ...]:
-    calls = {call.number: call for node in visit.nodes if (call := node.meta["amptune_call"])}
-    return tuple(gemm for call in calls.values() for gemm in call.gemms)
+    """The products of the calls; of a convolution or linear layer those alone that the layer is named after.
+
+    Others work out its weight (spectral_norm and other parametrizations), and are no passes over its input.
+    """
+    calls = list({call.number: call for node in visit.nodes if (call := node.meta["amptune_call"])}.values())
+    op = _op(visit)
+    if op == "linear" or op_named(op).family is Family.CONV:
+        calls = [call for call in calls if call.op == op] or calls
+    return tuple(gemm for call in calls for gemm in call.gemms)
 
 
 def _outputs(visit: Visit) -> tuple[TensorMeta, ...]:

@@ -14,9 +14,10 @@ from amptune.capture.attrs import named_arguments, op_attrs
 from amptune.capture.autocast import AutocastRegions
 from amptune.capture.casts import cast_attrs
 from amptune.capture.cost import gemms_of
+from amptune.capture.dtypereads import DtypeReads
 from amptune.capture.functions import FunctionCall, FunctionCalls
 from amptune.capture.modulestack import ModuleCall, ModuleStack
-from amptune.capture.names import op_name
+from amptune.capture.names import op_name, spelling_of
 from amptune.capture.where import Place, current_place
 from amptune.core.graph import Gemm
 
@@ -41,6 +42,8 @@ class Call:
         gemms: the matrix products that it runs.
         does_nothing: whether it gives back its input: dropout that is switched off.
         custom: the custom autograd function that it belongs to, if any.
+        dtype_of: number of the call whose result gave the dtype that this one is given (``x.to(y.dtype)``), 0 for a
+            parameter, a buffer or a tensor of the batch; None where that is not known.
         function: what was called, ``2 / x`` and ``x / 2`` being one op; None where no torch function was.
     """
 
@@ -55,6 +58,7 @@ class Call:
     gemms: tuple[Gemm, ...] = ()
     does_nothing: bool = False
     custom: FunctionCall | None = None
+    dtype_of: int | None = None
     function: Callable[..., Any] | None = None
 
 
@@ -71,6 +75,7 @@ class CallRecorder(TorchFunctionMode):
         self.regions = AutocastRegions()
         self.functions = FunctionCalls(stack)
         self.in_loss = False
+        self._dtypes = DtypeReads()
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -83,6 +88,8 @@ class CallRecorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if spelling_of(func) == "dtype":
+            self._dtypes.read(args[0])
         return self.on_call(func, args, kwargs or {})
 
     def on_call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -95,11 +102,13 @@ class CallRecorder(TorchFunctionMode):
         self._mark_custom()
         op = op_name(func, args)
         named = named_arguments(func, args, kwargs)
+        place = leaf.place if leaf else current_place(4)
         call = Call(
             number=len(self.calls) + 1,
             op=op,
             function=func,
-            place=leaf.place if leaf else current_place(4),
+            place=place,
+            dtype_of=None if leaf else self._dtypes.followed(place.origin, (*args, *kwargs.values())),
             holder=LOSS if self.in_loss else (holder.path if holder else ""),
             holder_type="" if self.in_loss or not holder else holder.type_name,
             leaf=leaf,
@@ -110,6 +119,7 @@ class CallRecorder(TorchFunctionMode):
             does_nothing=op in _DROPOUTS and _is_off(named),
         )
         self.calls.append(call)
+        self._dtypes.made(result, call.number)
         return call
 
     def _mark_custom(self) -> None:

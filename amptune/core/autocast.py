@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from amptune.core.graph import PrecisionGraph, Site, TensorMeta
+from amptune.core.graph import INPUT, PrecisionGraph, Site, TensorMeta
 from amptune.core.ops import Autocast, Family, Op, op_named
 from amptune.core.recipes import Recipe
 
@@ -100,6 +100,8 @@ def _given(graph: PrecisionGraph, site: Site, known: Mapping[str, SiteDtypes], r
         template = like.get(index)
         if index in casts or not tensor.is_floating:
             dtypes.append(casts.get(index, tensor.dtype))
+        elif template == INPUT:
+            dtypes.append(_stored(tensor, recipe))
         elif template is not None:
             dtypes.append(promoted(known[template].outputs) if template in known else UNKNOWN)
         elif source in known:

@@ -111,15 +111,18 @@ class Site:
             ``in_place``: it writes its first operand, whose dtype stays.
             ``casts``: {index of an input: dtype}, for inputs that the user's code casts on the way (``x.float()``);
             empty dtype where it is that of another tensor. ``param_casts``: {name: dtype}, the same for parameters.
-            ``like``: {index of an input: site id}, for inputs made by zeros_like and its kin.
+            ``like``: {index of an input: site id}, for inputs made by zeros_like and its kin, or cast to the dtype of
+            a site's result; INPUT for the dtype of a parameter, a buffer or the batch.
             ``operand_params``: {positional argument: name of the parameter that it is}.
             ``bounds``: {index of an input: (low, high)}, for inputs that no site makes: constants, buffers, random
             numbers, arithmetic on integers. ``batch``: {index of an input: name of the batch's tensor}.
+            ``exact``: (low, high, number of zeros) of a result that is worked out from constants alone.
             ``views``: {index of an input: (views that pick some of its numbers, all views)}, as text.
             ``narrowed``: {index of an input: 8-bit dtype that it is cast to on the way, even if it is cast back}.
             ``random``: an input is drawn in the forward. ``later_sources``: ``sources`` of the calls after the first.
-            ``integers``: {index of an input: count}, for inputs made by arange. ``masked``: attention with a mask.
-            ``mask_strided``: whose neighbours in the last dimension lie apart in memory.
+            ``integers``: {index of an input: count}, for inputs made by arange or randint. ``fp32_limit``: the call
+            names a limit of FP32 (``torch.finfo(torch.float32).min``), rather than that of its input. ``masked``:
+            attention with a mask. ``mask_strided``: whose neighbours in the last dimension lie apart in memory.
             ``viewed``: views between the producers and this site; ``copied``: elements that they copy, being no views.
             ``dtype``: torch's name, for an op whose call names one. ``channels_last``: its input is laid out so.
             ``autocast``: False inside a region that switches autocast off.

@@ -80,14 +80,14 @@ _FAMILIES: dict[Family, str] = {
     Family.SOFTMAX: "softmax log_softmax softmin logsumexp gumbel_softmax",
     Family.REDUCTION: "sum mean var std prod cumsum cumprod logcumsumexp norm linalg_vector_norm linalg_matrix_norm "
     "normalize cosine_similarity dist pdist cdist renorm var_mean std_mean max min amax amin argmax argmin aminmax "
-    "all any median topk sort count_nonzero cummax cummin",
+    "all any median quantile topk sort count_nonzero cummax cummin",
     Family.SENSITIVE: "exp expm1 exp2 log log2 log10 log1p pow rsqrt sqrt reciprocal acos asin cosh sinh tan atanh "
     "acosh erfinv softplus logit logaddexp xlogy lgamma digamma",
     Family.POINTWISE: "add sub mul div neg abs relu relu6 gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid "
     "leaky_relu elu selu celu prelu logsigmoid erf clamp where masked_fill lerp addcmul addcdiv square sign floor "
     "ceil round sin cos atan atan2 maximum minimum remainder fmod dropout glu threshold softsign hypot "
     "eq ne lt le gt ge logical_and logical_or logical_not bitwise isnan isinf nan_to_num copysign floor_divide "
-    "triu tril alpha_dropout fused_rms_norm_scale hardshrink softshrink tanhshrink polar complex",
+    "triu tril alpha_dropout fused_rms_norm_scale hardshrink softshrink tanhshrink polar complex view_as_complex",
     Family.POOL: "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
     "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool "
     "interpolate grid_sample pixel_shuffle",
@@ -98,7 +98,7 @@ _FAMILIES: dict[Family, str] = {
     "masked_select masked_scatter pad roll flip repeat tile repeat_interleave clone contiguous copy one_hot unfold "
     "fold take_along_dim rot90 bincount nonzero unique searchsorted",
     Family.VIEW: "view reshape permute transpose squeeze unsqueeze expand flatten unflatten split chunk select slice "
-    "narrow unbind detach movedim diagonal as_strided alias view_as_real view_as_complex t broadcast_tensors meshgrid",
+    "narrow unbind detach movedim diagonal as_strided alias view_as_real t broadcast_tensors meshgrid",
     Family.CAST: "to type_as float half bfloat16",
     Family.LINALG: "cholesky qr svd solve inverse det slogdet eig eigh lstsq matrix_exp pinv lu",
     Family.FFT: "fft stft istft",

@@ -236,9 +236,24 @@ def _layer(site: Site, ranges: list[Range]) -> Range:
     return symmetric(math.sqrt(max(count, 1)))
 
 
-def _gather(site: Site, ranges: list[Range]) -> Range:
-    """Sums of what is not negative into zeros or more."""
-    return Range(0.0, math.inf) if len(ranges) > 1 and all(each.low >= 0 for each in ranges) else ANY
+def _added_at(site: Site, ranges: list[Range]) -> Range:
+    """What is there, and any number of terms on top of it: those of ``x.index_add(dim, index, source)``."""
+    if len(ranges) < 2 or _alpha(site) < 0:
+        return ANY
+    base, term = ranges[0], ranges[-1]
+    return Range(base.low if term.low >= 0 else -math.inf, base.high if term.high <= 0 else math.inf)
+
+
+def _random(site: Site, ranges: list[Range]) -> Range:
+    return uniform(site.outputs[0].dtype if site.outputs else "float32")
+
+
+_UNIFORM_DIGITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+
+
+def uniform(dtype: str) -> Range:
+    """Random numbers in [0, 1): torch draws as many binary digits as the format has, so 1 - x is never zero."""
+    return Range(0.0, 1.0 - 2.0 ** -_UNIFORM_DIGITS.get(dtype, 24))
 
 
 def _attention(site: Site, ranges: list[Range]) -> Range:
@@ -287,9 +302,7 @@ def _rows(names: str, rule: RangeRule) -> dict[str, RangeRule]:
 _NOT_NEGATIVE = _fixed(0.0, math.inf)
 _NOT_POSITIVE = _fixed(-math.inf, 0.0)
 RULES: dict[str, RangeRule] = {
-    **_rows(
-        "softmax sigmoid hardsigmoid rand one_hot bernoulli eye gumbel_softmax softmin rand_like", _fixed(0.0, 1.0)
-    ),
+    **_rows("softmax sigmoid hardsigmoid one_hot bernoulli eye gumbel_softmax softmin", _fixed(0.0, 1.0)),
     **_rows("eq ne lt le gt ge logical_and logical_or logical_not isnan isinf any all", _fixed(0.0, 1.0)),
     **_rows("tanh sin cos softsign sign", _fixed(-1.0, 1.0)),
     **_rows("cosine_similarity normalize", _fixed(-1.0, 1.0)),
@@ -297,7 +310,7 @@ RULES: dict[str, RangeRule] = {
     **_rows("cdist pdist dist count_nonzero bincount", _NOT_NEGATIVE),
     **_rows("mse_loss l1_loss smooth_l1_loss huber_loss cross_entropy binary_cross_entropy_with_logits", _NOT_NEGATIVE),
     **_rows("log_softmax logsigmoid", _NOT_POSITIVE),
-    **_rows("amax amin mean median cummax cummin sort topk", _mean),
+    **_rows("amax amin mean median quantile cummax cummin sort topk", _mean),
     "max": _extreme(max),
     "min": _extreme(min),
     "floor": _integral(math.floor),
@@ -310,7 +323,8 @@ RULES: dict[str, RangeRule] = {
     **_rows("full full_like new_full", _full),
     **_rows("triu tril pad", _pad),
     **_rows("layer_norm rms_norm", _layer),
-    **_rows("scatter_add index_add", _gather),
+    **_rows("scatter_add index_add", _added_at),
+    **_rows("rand rand_like", _random),
     "arange": _arange,
     "relu": _monotone(lambda x: max(x, 0.0)),
     "relu6": _monotone(lambda x: min(max(x, 0.0), 6.0)),

@@ -188,7 +188,8 @@ class Ranges:
                 places = [self._place(site, index) for index in range(len(site.attrs["operands"]))]
                 literals = sorted((str(key), str(value)) for key, value in site.attrs.items() if key in _ARGUMENTS)
                 if any(place is not None for place in places):
-                    self._identities[site.id] = hash((site.op, site.calls, tuple(places), tuple(literals)))
+                    later = site.attrs.get("later_sources")
+                    self._identities[site.id] = hash((site.op, site.calls, tuple(places), tuple(literals), later))
         return self._identities[site.id]
 
     def _settle(self) -> None:
@@ -216,6 +217,8 @@ class Ranges:
     def _delivered(self, site: Site) -> Range:
         found = related(self, site)
         computed = self._computed(site)
+        if "exact" in site.attrs:
+            found = computed = Range(*site.attrs["exact"][:2])
         found = computed if found is None else found.within(computed) if computed.is_known else found
         self._exact[site.id] = found
         number_format = _format_of(self._dtypes[site.id])
@@ -253,7 +256,7 @@ _ARGUMENTS = frozenset({"scalars", "dim", "exponent", "alpha", "min", "max", "ke
 
 def _is_repeatable(site: Site) -> bool:
     """Whether a second site like it gives the same numbers: plain arithmetic that reads the same sites in all calls."""
-    if site.kind != "function" or "later_sources" in site.attrs or site.opaque or site.op in _RANDOM:
+    if site.kind != "function" or site.opaque or site.op in _RANDOM:
         return False
     family = op_named(site.op).family
     plain = family in (Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION) and not site.attrs.get("in_place")

@@ -65,6 +65,9 @@ def _dominates(ranges: Ranges, site: Site, index: int, other: Site, place: int, 
         return False
     if upper.op in _MAXIMA | {"logsumexp", "relu"} and ranges.covers(upper, 0, other, place):
         return True
+    if upper.op in ("scatter_reduce", "index_reduce") and upper.attrs.get("reduce") in ("amax", "max"):
+        # The largest of a segment, read back by the index that it was scattered by: the softmax of a graph's edges.
+        return any(ranges.covers(upper, source, other, place) for source in range(1, len(upper.inputs) + 1))
     if upper.op == "clamp" and limits_of(upper)[1] == math.inf:
         return ranges.covers(upper, 0, other, place) or _dominates(ranges, upper, 0, other, place, depth + 1)
     if upper.op in ("maximum", "max", "logaddexp"):

@@ -10,7 +10,7 @@ import pytest
 
 from amptune.analyze.enrich import enrich
 from amptune.capture import TargetSpec, capture, load_target
-from amptune.core.graph import PrecisionGraph
+from amptune.core.graph import INPUT, PrecisionGraph
 
 FRONTENDS = ["export", "record-fake", "record-real"]
 MODEL = """\
@@ -81,7 +81,6 @@ def test_operands(
         ("return h.float().var(-1)", {0: "float32"}),
         ("return h.to(torch.float32).var(-1)", {0: "float32"}),
         ("return h.half().var(-1)", {0: "float16"}),
-        ("return h.to(x.dtype).var(-1)", {0: ""}),
         ("return h.to(x.device).var(-1)", None),
         ("return h.transpose(0, 1).float().transpose(0, 1).var(-1)", {0: "float32"}),
         ("return h.var(-1)", None),
@@ -108,6 +107,32 @@ def test_zeros_like_names_its_template(frontend: str, tmp_path: Path) -> None:
 def test_positions_are_counted(frontend: str, tmp_path: Path) -> None:
     body = "return torch.arange(32.0, device=x.device).view(4, 8) * h"
     assert attrs(body, tmp_path, frontend, "#mul.0")["integers"] == {0: 32}
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return h.to(x.dtype).var(-1)", INPUT),
+        ("y = h * 2; return x.to(y.dtype).var(-1)", "#mul.0"),
+        ("kept = h.dtype; y = torch.tanh(h.float()); return y.to(kept).var(-1)", "fc"),
+        (
+            "kept = h.dtype\n        h = torch.tanh(h)\n        kept = h.dtype\n        return x.to(kept).var(-1)",
+            "#tanh.0",
+        ),
+        ("y = h.transpose(0, 1); return x.to(dtype=y.dtype).var(-1)", "fc"),
+        ("return h.to(self.fc.weight.dtype).var(-1)", INPUT),
+    ],
+)
+def test_a_cast_may_follow_another_tensor(body: str, expected: str, frontend: str, tmp_path: Path) -> None:
+    attrs = graph_of(body, tmp_path, frontend)["#var.0"].attrs
+    assert attrs["like"] == {0: expected}
+    assert not attrs["casts"]
+
+
+def test_a_cast_to_the_dtype_of_what_was_cast_is_that_cast(tmp_path: Path) -> None:
+    graph = graph_of("y = h.half(); return x.to(y.dtype).var(-1)", tmp_path, "record-fake")
+    assert graph["#var.0"].attrs["casts"] == {0: "float16"}
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)

@@ -14,10 +14,12 @@ from tests.analyze import stable_models
 from tests.analyze.numeric_defects import PAIRS, Pair
 from tests.analyze.numeric_defects_held import HELD
 from tests.analyze.numeric_defects_more import MORE
+from tests.analyze.numeric_defects_second import SECOND
+from tests.analyze.numeric_defects_unseen import UNSEEN
 from tests.analyze.stable_models import BATCHES
 from tests.benchmarks.numeric_defects import Outcome, file_text, findings, graph_of, judge, table
 
-EVERY = (*PAIRS, *MORE, *HELD)
+EVERY = (*PAIRS, *MORE, *HELD, *UNSEEN, *SECOND)
 
 
 @pytest.mark.parametrize("pair", EVERY, ids=lambda pair: pair.name)

@@ -28,9 +28,15 @@ from amptune.core.recipes import recipe_named
 from tests.analyze.numeric_defects import PAIRS, Pair
 from tests.analyze.numeric_defects_held import HELD
 from tests.analyze.numeric_defects_more import MORE
+from tests.analyze.numeric_defects_second import SECOND
+from tests.analyze.numeric_defects_unseen import UNSEEN
 
 REPORT = Path(__file__).parent / "reports" / "numeric_defects.md"
 RECIPES = {"fp32": "fp32", "fp16": "autocast-fp16", "bf16": "autocast-bf16"}
+GROUPS = {
+    "kinds of the published benchmark": PAIRS, "other styles": MORE, "held back": HELD, "inside other models": UNSEEN,
+    "formats and dimensions too": SECOND,
+}  # fmt: skip
 HEADER = """\
 import torch
 import torch.nn.functional as F
@@ -83,11 +89,12 @@ def graph_of(text: str, folder: Path, frontends: Sequence[str] = ("record-fake",
     return captured.graph
 
 
-def findings(graph: PrecisionGraph, number_format: str) -> list[Finding]:
-    """What the numerical rules find under the recipe of one format."""
+def findings(graph: PrecisionGraph, number_format: str, rules: Sequence[str] = ()) -> list[Finding]:
+    """What the numerical rules, and the named ones, find under the recipe of one format."""
     recipe = recipe_named(RECIPES[number_format])
-    question = Question(gpus_named(("h100",)), recipes=(recipe,), recipes_named=True, select=("G2", "G4"))
-    return [each for each in analyze_graph(graph, question).findings if each.rule[:2] in ("G2", "G4")]
+    select = ("G2", "G4", *(code for code in rules if code[:2] not in ("G2", "G4")))
+    question = Question(gpus_named(("h100",)), recipes=(recipe,), recipes_named=True, select=select)
+    return list(analyze_graph(graph, question).findings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +116,11 @@ def judge(pair: Pair, folder: Path) -> list[Outcome]:
     outcomes = []
     for number_format in RECIPES:
         hits = [
-            each for each in findings(defect, number_format)
+            each for each in findings(defect, number_format, pair.rules)
             if each.rule in pair.rules and (not marked or each.location.line in marked)
         ]  # fmt: skip
-        blamed = [f"{each.rule}: {each.message}" for each in findings(twin, number_format)
-                  if each.severity > Severity.INFO]  # fmt: skip
+        blamed = [f"{each.rule}: {each.message}" for each in findings(twin, number_format, pair.rules)
+                  if each.severity > Severity.INFO or each.rule[:2] == "G1"]  # fmt: skip
         expected = pair.format in ("fp32", number_format)
         outcomes.append(Outcome(pair, number_format, expected, bool(hits), tuple(blamed) if expected else ()))
     return outcomes
@@ -147,13 +154,20 @@ of TensorFlow 1); the pairs here were written by the authors of amptune, the fir
 lists, the second in other styles. When the second group was first run, before anything was changed for it, 34 of its
 55 defects in FP32 were found (37 of 64 in FP16, 35 of 56 in BF16) and 2 twins were reported. The third group was
 written when all of the first two were right, and run once before it was looked at: **20 of 24 in FP32, 23 of 28 in
-FP16, 20 of 24 in BF16, 1 twin reported**. The table above is after the fixes, so it says that nothing known is missed,
-and these figures how much of the unknown is found. Pairs were changed too, after each twin was run in FP32 on zeros,
-ordinary and large numbers: 1 / (1 + exp(-x)), first written as a stable twin, has a gradient of NaN and became a
+FP16, 20 of 24 in BF16, 1 twin reported**. The fourth group stands inside models of other kinds (graph networks,
+capsules, flows, splines, radiance fields, policies, codebooks), 60 pairs: on its first run **39 of 49 in FP32, 42 of 56
+in FP16, 41 of 53 in BF16, 1 twin reported**. The fifth, 40 pairs with formats and dimensions among them, was written
+before anything was changed for the fourth and run once after that: **25 of 26 in FP32, 34 of 39 in FP16, 26 of 27 in
+BF16, 1 twin reported** (rightly: its loss was a mean in 16 bits, and it was mended). Three of its pairs were left out
+afterwards: one is no defect under CUDA autocast, one was none as written, one is too small for a rule about time; one
+more was made wider, from 16 elements to 64. The table above is after the fixes, so it says that nothing known is
+missed, and these figures how much of the unknown is found. Pairs were changed too, after each twin was run in FP32 on
+zeros, ordinary and large numbers: 1 / (1 + exp(-x)), first written as a stable twin, has a gradient of NaN and became a
 defect; a guarded logarithm of relu, which relu's own gradient repairs, became one of abs.
 
 Found means that one of the pair's rules reports the marked line, at any severity; a false positive is a warning or an
-error of any numerical rule (G2xx, G4xx) on the twin, in a format in which the pair is defined.
+error of any numerical rule (G2xx, G4xx), or of the pair's own rule, on the twin, in a format in which the pair is
+defined.
 """
 
 
@@ -178,7 +192,7 @@ def main() -> int:
     start = time.process_time()
     groups: dict[str, list[Outcome]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for group, pairs in (("kinds of the published benchmark", PAIRS), ("other styles", MORE), ("held back", HELD)):
+        for group, pairs in GROUPS.items():
             for pair in pairs:
                 if options.only in pair.name:
                     groups.setdefault(group, []).extend(judge(pair, Path(folder)))

@@ -10,6 +10,8 @@ from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
+from amptune.core.ranges import input_of
+from amptune.core.relations import COPIES_ONE
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import chain, delivering, is_settled
@@ -28,8 +30,8 @@ class RangeOverflow(GraphRule):
     ## What it does
     Looks at the numbers that the code gives to ops which run in FP16 (literals, constants, buffers), at factors that
     take numbers under 1 out of it, and at results whose lower bound (upper bound for negative ones) already lies
-    outside FP16 whatever the inputs are. With `--calibrate` it reports what a step on the batch showed, with
-    `--range` where the bounds first leave FP16.
+    outside FP16 whatever the inputs are, and at masks made with a large number in FP32 and cast to FP16. With
+    `--calibrate` it reports what a step on the batch showed, with `--range` where the bounds first leave FP16.
 
     ## Why is this bad
     masked_fill raises: "value cannot be converted to type c10::Half without overflow". An addition or where gives
@@ -114,6 +116,7 @@ class RangeOverflow(GraphRule):
                     limit=limit,
                     format="fp16",
                 )
+        yield from self._narrowed(context)
         yield from self._certain(context)
         yield from self._seen(context)
         yield from self._possible(context)
@@ -129,6 +132,23 @@ class RangeOverflow(GraphRule):
             value=number,
             format="fp16",
         )
+
+    def _narrowed(self, context: GraphContext) -> Iterable[Finding]:
+        """What was made with a large literal in FP32 and is then cast to FP16, as masks are."""
+        for site in context.graph:
+            for run in context.runs:
+                number = next((n for place in range(len(site.inputs)) for n in _lost_in_cast(run, site, place)), None)
+                if number is not None:
+                    yield context.finding(
+                        self,
+                        site,
+                        f"an operand made with {number:g} is cast to fp16 (under {recipes_in((run,))}), where it is "
+                        "infinite (65504): use torch.finfo(x.dtype).min, or float32",
+                        value=number,
+                        format="fp16",
+                        chain=chain(context, site),
+                    )
+                    break
 
     def _certain(self, context: GraphContext) -> Iterable[Finding]:
         """Results of any op that are always outside."""
@@ -215,7 +235,8 @@ def _literals(site: Site) -> list[float]:
     named = [site.attrs.get(name) for name in ("value", "fill_value", "min", "max")]
     found = [*(site.attrs.get("scalars") or {}).values(), *named]
     numbers = [float(value) for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    return [value for value in numbers if abs(value) not in _LIMITS]  # torch.finfo(x.dtype) gave it, and follows x
+    follows = not site.attrs.get("fp32_limit")  # torch.finfo(x.dtype) gives another limit in another dtype
+    return [value for value in numbers if not (follows and abs(value) in _LIMITS)]
 
 
 def _number_outside(run: Run, site: Site) -> float | None:
@@ -225,6 +246,16 @@ def _number_outside(run: Run, site: Site) -> float | None:
     stored = [run.ranges.arriving(site, place) for place in site.attrs.get("bounds") or {}]
     ends = [end for found in stored for end in (found.low, found.high) if abs(end) not in _LIMITS]
     return next((value for value in [*_literals(site), *ends] if LIMIT < abs(value) < float("inf")), None)
+
+
+def _lost_in_cast(run: Run, site: Site, index: int) -> Iterable[float]:
+    """Literals behind an operand that its cast to FP16 makes infinite."""
+    dtypes, position = run.dtypes[site.id], input_of(site, index)
+    root = run.ranges.root(site, index)
+    if root is None or position is None or dtypes.inputs[position] != "float16" or site.op in COPIES_ONE:
+        return
+    if "float32" in run.dtypes[root.id].outputs and run.ranges[root.id].magnitude > LIMIT:
+        yield from (number for number in _literals(root) if LIMIT < abs(number) < math.inf)
 
 
 def _factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:

@@ -9,6 +9,7 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
+from amptune.core.intervals import Range
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import chain, floating_sites, is_merged, reads_weights_alone, runs_in, where_in
@@ -73,9 +74,9 @@ class ExpOverflow(GraphRule):
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each exp: what is harmful in every format first, else the format that overflows."""
-        half = dict(context.sites_in_half(*_EXPONENTIALS))
-        for site in floating_sites(context, *_EXPONENTIALS):
-            if not context.runs or reads_weights_alone(context, site):
+        half = dict(context.sites_in_half(*_EXPONENTIALS, "pow"))
+        for site in floating_sites(context, *_EXPONENTIALS, "pow"):
+            if not context.runs or not _is_exponential(site) or reads_weights_alone(context, site):
                 continue
             unbounded = _may_pass(context.runs[0], site, FP32_LIMIT)
             harm = _harm(context, site) if unbounded else ""
@@ -89,7 +90,7 @@ class ExpOverflow(GraphRule):
                 yield context.finding(
                     self,
                     site,
-                    f"nothing bounds the input of {site.op}: it overflows over {FP32_LIMIT / _scale(site):.2f} in "
+                    f"no op bounds the {_input(site)}: it overflows over {FP32_LIMIT / _scale(site):.2f} in "
                     "every format; clamp it where large inputs can come",
                     severity=Severity.INFO,
                     limit=round(FP32_LIMIT / _scale(site), 2),
@@ -107,7 +108,7 @@ class ExpOverflow(GraphRule):
         )
 
     def _in_fp16(self, context: GraphContext, site: Site, runs: tuple[Run, ...]) -> Finding:
-        certain = all(run.ranges.operand(site, 0).low * _scale(site) > FP16_LIMIT for run in runs)
+        certain = all(_given(run, site).low * _scale(site) > FP16_LIMIT for run in runs)
         return context.finding(
             self,
             site,
@@ -143,12 +144,30 @@ _CARRIES = frozenset(
 _STEPS = 8
 
 
+def _base(site: Site) -> float:
+    """The literal base of a power, as in ``2 ** x``; 0 where there is none."""
+    base = (site.attrs.get("scalars") or {}).get(0)
+    return float(base) if isinstance(base, (int, float)) else 0.0
+
+
+def _is_exponential(site: Site) -> bool:
+    return site.op != "pow" or _base(site) > 1
+
+
 def _scale(site: Site) -> float:
-    return math.log(2.0) if site.op == "exp2" else 1.0
+    return math.log(2.0 if site.op == "exp2" else _base(site)) if site.op in ("exp2", "pow") else 1.0
+
+
+def _input(site: Site) -> str:
+    return f"exponent of {_base(site):g}" if site.op == "pow" else f"input of {site.op}"
+
+
+def _given(run: Run, site: Site) -> Range:
+    return run.ranges.operand(site, 1 if site.op == "pow" else 0)
 
 
 def _may_pass(run: Run, site: Site, limit: float) -> bool:
-    found = run.ranges.operand(site, 0)
+    found = _given(run, site)
     return (found.magnitude if site.op in ("cosh", "sinh") else found.high) * _scale(site) > limit
 
 

@@ -8,6 +8,7 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
+from amptune.core.ranges import input_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import chain, eps_before, floating_sites, is_signed, reads_weights_alone
@@ -26,6 +27,7 @@ class LogDomain(GraphRule):
 
     ## What it does
     Follows the ops and literals that lead to each log, log2, log10 and log1p, and rounds them as each recipe would.
+    xlogy is reported where its second operand can be zero and has a gradient.
 
     ## Why is this bad
     A softmax or sigmoid reaches exactly 0 from logits about 104 apart in FP32 and 17 in FP16; its logarithm is -inf
@@ -91,9 +93,36 @@ class LogDomain(GraphRule):
                     "use softplus before it",
                     chain=chain(context, site),
                 )
+        yield from self._of_products(context)
+
+    def _of_products(self, context: GraphContext) -> Iterable[Finding]:
+        """``xlogy(x, y)`` is 0 where both are, but its gradient in y is x / y."""
+        for site in floating_sites(context, "xlogy"):
+            place = input_of(site, 1)
+            trained = place is not None and site.inputs[place].requires_grad and context.train
+            if (
+                trained
+                and context.runs
+                and all(_reaches_end(site, run.ranges.operand(site, 1)) for run in context.runs)
+            ):
+                yield context.finding(
+                    self,
+                    site,
+                    "xlogy is 0 where both operands are, but its gradient in the second one is x / y: 0 / 0 is NaN; "
+                    "use log_softmax, or clamp the second operand",
+                    chain=chain(context, site),
+                )
 
     def _of_parameter(self, context: GraphContext, site: Site) -> Iterable[Finding]:
         name = (site.attrs.get("operand_params") or {}).get(0)
+        if name is None and all(_reaches_end(site, run.ranges.operand(site, 0)) for run in context.runs):
+            yield context.finding(
+                self,
+                site,
+                f"{site.op} of what is worked out from parameters alone and can come to {_end(site):g} and below: NaN",
+                severity=Severity.INFO,
+                chain=chain(context, site),
+            )
         if name is not None:
             yield context.finding(
                 self,

@@ -10,10 +10,19 @@ from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
+from amptune.core.ops import op_named
 from amptune.core.ranges import input_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import chain, eps_before, floating_sites, is_guarded_after, is_settled, source_dtype
+from amptune_rules.graph._numeric import (
+    SIGNED_FAMILIES,
+    chain,
+    eps_before,
+    floating_sites,
+    is_guarded_after,
+    is_settled,
+    source_dtype,
+)
 
 
 class DivisionByZero(GraphRule):
@@ -21,8 +30,9 @@ class DivisionByZero(GraphRule):
 
     ## What it does
     Follows the ops and literals that lead to each denominator and rounds them as each recipe would. Where an eps was
-    written and vanishes, it is a warning; so is a buffer of zeros; where none was written and the denominator is a
-    norm, a sum, a count or an absolute value, it is information.
+    written and vanishes, it is a warning; so is a buffer of zeros, a denominator that is worked out from constants and
+    is zero somewhere, and a normalisation with eps=0. Where no eps was written and the denominator is a norm, a sum, a
+    count, an absolute value, the output of a layer or a parameter, it is information.
 
     ## Why is this bad
     0 / 0 is NaN, and one NaN in a forward makes every gradient NaN. The usual eps of 1e-8 is zero in FP16, whose
@@ -84,6 +94,10 @@ class DivisionByZero(GraphRule):
         """One finding for each division."""
         for site in floating_sites(context, "div", "reciprocal"):
             place = 0 if site.op == "reciprocal" else 1
+            if zeros := _constant_zeros(context, site, place):
+                text = f"the denominator is worked out from constants, and {zeros} of its numbers are zero: x / 0 is "
+                yield context.finding(self, site, f"{text}infinite, and 0 / 0 NaN", zeros=zeros)
+                continue
             bad = tuple(run for run in context.runs if _touches_zero(run.ranges.operand(site, place)))
             if is_guarded_after(context, site):
                 continue
@@ -103,10 +117,21 @@ class DivisionByZero(GraphRule):
                 )
             elif len(bad) == len(context.runs):
                 yield from self._unguarded(context, site, bad[0], place)
+        yield from self._without_eps(context)
+
+    def _without_eps(self, context: GraphContext) -> Iterable[Finding]:
+        """Layers that divide by a norm, and were told to do so without an eps."""
+        for site in floating_sites(context, "normalize", "cosine_similarity"):
+            if site.attrs.get("eps") == 0:
+                yield context.finding(
+                    self, site, f"{site.op} with eps=0 divides by the norm as it is: NaN for a vector of zeros"
+                )
 
     def _replaced(self, context: GraphContext, site: Site, place: int) -> Iterable[Finding]:
         """Denominators of both signs: a difference, or what stands for zeros and is lost itself."""
         root = context.runs[0].ranges.root(site, place) if context.runs else None
+        if root is None:
+            yield from self._of_parameter(context, site, place)
         if root is None or is_settled(context, root):
             return
         lost = next((number for run in context.runs for number in _lost_numbers(run, root)), None)
@@ -119,13 +144,25 @@ class DivisionByZero(GraphRule):
                 eps=lost,
                 chain=chain(context, site),
             )
-        elif root.op == "sub" and not context.runs[0].ranges.operand(site, place).is_known:
+        elif (what := _of_both_signs(root)) and not context.runs[0].ranges.operand(site, place).is_known:
             yield context.finding(
                 self,
                 site,
-                "division by a difference, which can be zero: add an eps, or clamp it",
+                f"division by {what}, which can be zero: add an eps, or clamp it",
                 severity=Severity.INFO,
                 chain=chain(context, site),
+            )
+
+    def _of_parameter(self, context: GraphContext, site: Site, place: int) -> Iterable[Finding]:
+        """Denominators that are a parameter, unless all of its first values lie on one side of zero."""
+        name = (site.attrs.get("operand_params") or {}).get(place)
+        bounds = context.bounds(context.runs[0]) if context.runs else None
+        if name is not None and (bounds is None or bounds.operand(site, place).holds(0.0)):
+            yield context.finding(
+                self,
+                site,
+                f"division by the parameter {name}, which can be zero: store its logarithm, or put it through softplus",
+                severity=Severity.INFO,
             )
 
     def _unguarded(self, context: GraphContext, site: Site, run: Run, place: int) -> Iterable[Finding]:
@@ -139,11 +176,12 @@ class DivisionByZero(GraphRule):
             text = "the denominator is a buffer of zeros, as it stands: x / 0 is infinite or NaN until it is written"
             yield context.finding(self, site, text)
             return
-        what = root.op if root else "a count"
+        what = f"the result of {root.op}" if root else "a count"
         yield context.finding(
             self,
             site,
-            f"division by {what}, which can be zero: 0 / 0 is NaN in every format; add an eps",
+            f"the denominator is {what}, which can be zero as far as its terms show: 0 / 0 is NaN in every format; "
+            "add an eps",
             severity=Severity.INFO,
             chain=chain(context, site),
         )
@@ -151,6 +189,24 @@ class DivisionByZero(GraphRule):
 
 _CHOSEN = ("where", "masked_fill", "dropout", "one_hot", "eq", "ne", "gt", "lt", "ge", "le")
 """Denominators that a condition of the user's makes."""
+
+
+def _constant_zeros(context: GraphContext, site: Site, place: int) -> int:
+    """How many numbers of a constant denominator are zero; 0 where it is not constant, or is read in part."""
+    root = context.runs[0].ranges.root(site, place) if context.runs else None
+    position = input_of(site, place)
+    if root is None or position is None or (site.attrs.get("views") or {}).get(position, ("", ""))[0]:
+        return 0
+    return int(root.attrs.get("exact", (0, 0, 0))[2])
+
+
+def _of_both_signs(root: Site) -> str:
+    """What a denominator is, where it is a kind of value that has both signs unless something says otherwise."""
+    if root.op == "sub":
+        return "a difference"
+    if op_named(root.op).family in SIGNED_FAMILIES:
+        return f"the output of {root.id}" if root.is_module else f"the result of {root.op}"
+    return f"a {root.op} of what has both signs" if root.op in ("sum", "mean", "prod", "trace") else ""
 
 
 def _lost_numbers(run: Run, root: Site) -> list[float]:

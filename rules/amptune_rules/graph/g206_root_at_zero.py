@@ -8,6 +8,7 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
+from amptune.core.ops import Family, op_named
 from amptune.core.range_rules import exponent_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
@@ -26,7 +27,8 @@ class RootAtZero(GraphRule):
     """A sqrt, rsqrt or fractional power of what can be zero or less, or whose eps the format rounds to zero.
 
     ## What it does
-    Follows the ops and literals that lead to each sqrt, rsqrt and power below 1, rounded as each recipe would.
+    Follows the ops and literals that lead to each sqrt, rsqrt and power below 1, rounded as each recipe would, and to
+    powers such as 1.5, which are NaN below zero. Norm layers with eps=0 are reported too.
 
     ## Why is this bad
     The gradient of sqrt at zero is infinite, and rsqrt(0) is infinite itself; times a zero gradient that is NaN. An
@@ -84,6 +86,24 @@ class RootAtZero(GraphRule):
         for site in floating_sites(context, "sqrt", "rsqrt", "pow"):
             if _is_root(site) and not reads_weights_alone(context, site):
                 yield from self._judged(context, site)
+            elif site.op == "pow" and _is_fractional(site) and _may_be_negative(context.runs[0], site):
+                yield context.finding(
+                    self,
+                    site,
+                    f"{_named(site)} of what can be negative, which is NaN there",
+                    chain=chain(context, site),
+                )
+        yield from self._norms(context)
+
+    def _norms(self, context: GraphContext) -> Iterable[Finding]:
+        """Norm layers whose eps was set to zero: they divide by the root of a variance."""
+        for site in context.graph:
+            if op_named(site.op).family is Family.NORM and site.attrs.get("eps") == 0:
+                yield context.finding(
+                    self,
+                    site,
+                    f"{site.op} with eps=0 divides by a deviation: NaN where all inputs are equal",
+                )
 
     def _judged(self, context: GraphContext, site: Site) -> Iterable[Finding]:
         bad = tuple(run for run in context.runs if _touches_zero(run.ranges.operand(site, 0)))
@@ -134,6 +154,15 @@ def _is_root(site: Site) -> bool:
     if exponent is None:
         return site.op == "pow" and 0 not in (site.attrs.get("scalars") or {})
     return exponent < 1 and exponent != 0 and not (exponent < 0 and exponent == int(exponent) and exponent % 2 == 0)
+
+
+def _is_fractional(site: Site) -> bool:
+    exponent = _exponent(site)
+    return exponent is not None and exponent > 1 and exponent != int(exponent)
+
+
+def _may_be_negative(run: Run, site: Site) -> bool:
+    return is_signed(run, site) or -1e30 < run.ranges.operand(site, 0).low < 0
 
 
 def _named(site: Site) -> str:

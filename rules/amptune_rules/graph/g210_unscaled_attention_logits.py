@@ -8,6 +8,7 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
+from amptune.core.ranges import arity
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import runs_in
@@ -100,7 +101,7 @@ def _reaches_softmax(context: GraphContext, site: Site, depth: int = 4) -> bool:
 
 def _is_scaled(run: Run, site: Site) -> bool:
     """Whether an operand was multiplied by a number, normalised or bounded just before."""
-    for index in range(2):
+    for index in range(arity(site)):
         root = run.ranges.root(site, index)
         if root is None:
             continue

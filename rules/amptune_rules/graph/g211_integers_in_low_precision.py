@@ -16,8 +16,9 @@ class IntegersInLowPrecision(GraphRule):
     """Integers (positions, timesteps, counts) that enter a 16-bit op which cannot tell neighbours apart.
 
     ## What it does
-    Reports ops that run in 16 bits on a tensor that the user's code made from integers of its own (arange) with more
-    elements than the format counts exactly: 256 in BF16, 2048 in FP16. Autocast does this to a matmul with positions.
+    Reports ops that run in 16 bits on a tensor that the user's code made from integers of its own (arange, randint)
+    with more of them than the format counts exactly: 256 in BF16, 2048 in FP16. Autocast does this to a matmul with
+    positions.
 
     ## Why is this bad
     BF16 has no 257: positions 256 and 257 become one. Rotary embeddings computed so are wrong for long sequences.

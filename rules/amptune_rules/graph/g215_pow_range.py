@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
-from amptune.core.graph_context import GraphContext
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, Run
 from amptune.core.range_rules import exponent_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import runs_in, where_in
+from amptune_rules.graph._numeric import floating_sites, runs_in, where_in
 
 LARGE = 3.0
 
@@ -19,7 +21,8 @@ class PowRange(GraphRule):
     """pow with an exponent of 3 and more, or one that is a tensor, in FP16.
 
     ## What it does
-    Reports such powers where they run in FP16 and nothing bounds the base; CUDA autocast runs pow in FP32.
+    Reports such powers where they run in FP16 and nothing bounds the base; CUDA autocast runs pow in FP32. A power
+    whose base and exponent are both tensors that nothing bounds is information in every format.
 
     ## Why is this bad
     x cubed passes 65504 from |x| = 40.3, the fourth power from 16.
@@ -56,9 +59,10 @@ class PowRange(GraphRule):
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each power."""
-        for site, half in context.sites_in_half("pow"):
-            exponent = exponent_of(site)
-            if exponent is not None and exponent < LARGE:
+        half_sites = dict(context.sites_in_half("pow"))
+        for site in floating_sites(context, "pow"):
+            exponent, half = exponent_of(site), half_sites.get(site, ())
+            if (exponent is not None and exponent < LARGE) or 0 in (site.attrs.get("scalars") or {}):
                 continue
             limit = Format.FP16.max ** (1 / exponent) if exponent else 1.0
             runs = tuple(
@@ -74,3 +78,15 @@ class PowRange(GraphRule):
                     limit=round(limit, 2),
                     format="fp16",
                 )
+            elif exponent is None and all(_is_open(run, site) for run in context.runs):
+                yield context.finding(
+                    self,
+                    site,
+                    "nothing bounds the exponent of this power, a tensor, nor its base: it can leave every format",
+                    severity=Severity.INFO,
+                )
+
+
+def _is_open(run: Run, site: Site) -> bool:
+    base, exponent = (run.ranges.operand(site, place) for place in (0, 1))
+    return math.isinf(base.high) and math.isinf(exponent.high)

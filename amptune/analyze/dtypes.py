@@ -1,0 +1,151 @@
+"""The dtype in which a tensor reaches a site, where the user's code says so: casts, named dtypes, dtypes of others."""
+
+from __future__ import annotations
+
+import linecache
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from amptune.capture.dtypereads import STORED
+from amptune.core.autocast import UNKNOWN
+from amptune.core.graph import INPUT
+from amptune.core.ops import Family, op_named
+
+_TRANSPARENT = (Family.VIEW, Family.CAST)
+_NAMED_CASTS = {"float": "float32", "half": "float16", "bfloat16": "bfloat16", "double": "float64"}
+LITERAL = re.compile(
+    r"\.(float|half|bfloat16|double)\(\)|torch\.(float32|float16|bfloat16|float64|float|half|double)\b"
+)
+
+
+class FollowedDtypes:
+    """Casts and named dtypes on the way to a site, those that follow another tensor (``x.to(y.dtype)``) included.
+
+    Args:
+        nodes: all nodes of the captured graph.
+        owners: name of a node -> id of the site that covers it.
+    """
+
+    def __init__(self, nodes: Iterable[fx.Node], owners: Mapping[str, str]) -> None:
+        self._owners = owners
+        self._made: dict[int, fx.Node] = {}
+        for node in nodes:
+            call = node.meta.get("amptune_call")
+            if call is not None:
+                self._made[call.number] = node
+
+    def of_inputs(self, positions: Mapping[fx.Node, int]) -> Iterator[tuple[str, Any]]:
+        """``casts`` and ``like`` of the inputs of a site."""
+        casts: dict[int, str] = {}
+        like: dict[int, str] = {}
+        for node, index in positions.items():
+            dtype, followed = self._of(node)
+            if followed is not None:
+                like[index] = followed
+            elif dtype is not None:
+                casts[index] = dtype
+            elif (name := template(node)) is not None:
+                like[index] = self._owners.get(name, "")
+        if casts or like:
+            yield "casts", casts  # in place of those that the capture saw, where every dtype is what it was in FP32
+        if like:
+            yield "like", like
+
+    def _of(self, node: fx.Node, depth: int = 0) -> tuple[str | None, str | None]:
+        """The dtype that a tensor is cast to, and the site or INPUT whose dtype it follows; ``None`` for each."""
+        dtype = explicit_cast(node)
+        step = next((each for each in walk(node) if _names_dtype(each)), None) if dtype == UNKNOWN else None
+        number = step.meta["amptune_call"].dtype_of if step is not None else None
+        if number is None:
+            return dtype, None
+        if number == STORED:
+            return None, INPUT
+        made = self._made.get(number)
+        if made is None or depth > _DEPTH:
+            return dtype, None
+        inner, followed = self._of(made, depth + 1)
+        if inner is not None or followed is not None:
+            return inner, followed
+        owner = self._owners.get(root(made).name)
+        return (None, owner) if owner is not None else (None, INPUT)
+
+
+_DEPTH = 8
+
+
+def walk(node: fx.Node) -> Iterator[fx.Node]:
+    """The node and those that it is a view or a cast of."""
+    yield node
+    while family(node) in _TRANSPARENT and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+        yield node
+
+
+def root(node: fx.Node) -> fx.Node:
+    """What a node is a view or a cast of."""
+    *_, last = walk(node)
+    return last
+
+
+def family(node: fx.Node) -> Family | None:
+    """The family of a node's op; ``None`` for a node without one."""
+    op = node.meta.get("amptune_op")
+    if op == "getitem":
+        return Family.VIEW
+    return op_named(str(op)).family if op else None
+
+
+def explicit_cast(node: fx.Node) -> str | None:
+    """The dtype that the user's code casts the tensor to on the way; ``None`` where it casts nothing.
+
+    ``x.to(y.dtype)`` follows ``y`` under autocast, and shows here as a cast to what ``y`` was in the capture: its dtype
+    is unknown, an empty string. So is that of ``torch.zeros(n, dtype=y.dtype)``.
+    """
+    for step in walk(node):
+        op = str(step.meta.get("amptune_op"))
+        if op in _NAMED_CASTS:
+            return _NAMED_CASTS[op]
+        value = step.meta.get("val")
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+            continue
+        if op == "type_as":
+            return UNKNOWN
+        if family(step) in (Family.CAST, Family.CREATE, Family.RANDOM) and _names_dtype(step):
+            return str(value.dtype).removeprefix("torch.") if LITERAL.search(source(step)) else UNKNOWN
+    return None
+
+
+def _names_dtype(node: fx.Node) -> bool:
+    """Whether a cast or creation is given a dtype, rather than a device alone."""
+    call = node.meta.get("amptune_call")
+    return call is not None and call.attrs.get("dtype") is not None
+
+
+def template(node: fx.Node) -> str | None:
+    """The name of the node that ``zeros_like(y)`` and its kin take their dtype from."""
+    base = root(node)
+    op = str(base.meta.get("amptune_op"))
+    follows = op.endswith("_like") or op.startswith("new_")
+    if follows and base.all_input_nodes and not any(isinstance(v, torch.dtype) for v in base.kwargs.values()):
+        return str(root(base.all_input_nodes[0]).name)
+    return None
+
+
+def source(node: fx.Node) -> str:
+    """The text of the call that a node stands for."""
+    place = getattr(node.meta.get("amptune_call"), "place", None)
+    spot = getattr(place, "origin", None)
+    if spot is None:
+        return ""
+    lines = [linecache.getline(spot.filename, number) for number in range(spot.line, spot.end_line + 1)]
+    if not lines:
+        return ""
+    lines[-1] = lines[-1].encode()[: spot.end_column].decode(errors="ignore")
+    lines[0] = lines[0].encode()[spot.column :].decode(errors="ignore")
+    text = "".join(lines)
+    # Of a chain such as a.float().mean() only the last call is this node's.
+    return text[text.rfind(".to(") :] if ".to(" in text else text

@@ -1,0 +1,92 @@
+"""Tensors that a forward works out from constants alone, computed once more with real numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from amptune.core.ops import Family, op_named
+
+LARGEST = 1 << 16
+"""Elements up to which a constant is worked out: tables of numbers that someone wrote, not data."""
+_FAMILIES = (
+    Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION, Family.VIEW, Family.CAST, Family.MEMORY, Family.CREATE,
+)  # fmt: skip
+_UNWRITTEN = ("empty", "empty_like", "new_empty")
+
+
+class Folded:
+    """The numbers of nodes of a graph that depend on no input, no parameter and no random number.
+
+    Args:
+        stored: the real tensor that a ``get_attr`` node reads; ``None`` for what is no constant.
+        is_fixed: whether nothing in the forward writes to what a node made.
+    """
+
+    def __init__(self, stored: Callable[[fx.Node], torch.Tensor | None], is_fixed: Callable[[fx.Node], bool]) -> None:
+        self._stored = stored
+        self._is_fixed = is_fixed
+        self._known: dict[fx.Node, Any] = {}
+
+    def of(self, node: fx.Node) -> torch.Tensor | None:
+        """The real tensor of a node; ``None`` where it is not constant, large, or cannot be worked out."""
+        found = self._value(node)
+        return found if isinstance(found, torch.Tensor) else None
+
+    def _value(self, node: fx.Node) -> Any:
+        for step in self._unknown_before(node):
+            self._known[step] = self._worked_out(step)
+        return self._known[node]
+
+    def _unknown_before(self, node: fx.Node) -> list[fx.Node]:
+        """The node and all that it depends on, dependencies first, without what is known already."""
+        order: dict[fx.Node, None] = {}
+        waiting: list[tuple[fx.Node, bool]] = [(node, False)]
+        while waiting:
+            current, expanded = waiting.pop()
+            if current in order or current in self._known:
+                continue
+            if expanded:
+                order[current] = None
+                continue
+            waiting.append((current, True))
+            waiting += [(each, False) for each in current.all_input_nodes]
+        return list(order)
+
+    def _worked_out(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            value = self._stored(node)
+            return value if value is not None and value.numel() <= LARGEST else None
+        op = str(node.meta.get("amptune_op") or "")
+        plain = op == "getitem" or (op_named(op).family in _FAMILIES and op not in _UNWRITTEN)
+        if node.op not in ("call_function", "call_method") or not plain or _numel(node) > LARGEST:
+            return None
+        inputs = node.all_input_nodes
+        if (
+            "amptune_writes" in node.meta
+            or not self._is_fixed(node)
+            or any(self._known[each] is None for each in inputs)
+        ):
+            return None
+        return self._called(node)
+
+    def _called(self, node: fx.Node) -> Any:
+        args = fx.node.map_arg(node.args, self._known.__getitem__)
+        kwargs = fx.node.map_arg({name: value for name, value in node.kwargs.items() if name != "device"},
+                                 self._known.__getitem__)  # fmt: skip
+        try:
+            with torch._C.DisableTorchFunction(), torch.no_grad(), torch.device("cpu"):
+                if node.op == "call_method":
+                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        except Exception:  # an argument that only the capture could resolve: the number stays unknown
+            return None
+
+
+def _numel(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    values = value if isinstance(value, tuple | list) else (value,)
+    return sum(each.numel() for each in values if isinstance(each, torch.Tensor))

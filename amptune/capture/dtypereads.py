@@ -1,0 +1,117 @@
+"""Which tensor's dtype a cast follows: ``x.to(y.dtype)``, also through ``dtype = y.dtype`` in the same function.
+
+A dtype is the same object wherever it is read, so values do not tell. The source does: the call's argument is an
+attribute ``.dtype``, or a name that such an attribute was assigned to, and the run has noted what was read there last.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import dataclasses
+import linecache
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from amptune.capture.target import tensors_in
+from amptune.capture.where import Position, current_place
+
+STORED = 0
+"""Stands for the call that made a tensor, where none did: a parameter, a buffer or a tensor of the batch."""
+
+
+class DtypeReads:
+    """What ``tensor.dtype`` was read of during one run, by the place in the source."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, int] = {}
+        self._kept: list[Any] = []  # an id is good only as long as its tensor lives
+        self._last: dict[Position, int] = {}
+
+    def made(self, result: Any, number: int) -> None:
+        """Note that a call gave these tensors."""
+        for tensor in tensors_in(result):
+            self._made[id(tensor)] = number
+            self._kept.append(tensor)
+
+    def read(self, tensor: torch.Tensor) -> None:
+        """Note that the running code reads the dtype of a tensor."""
+        place = current_place().origin
+        if place is not None:
+            self._last[place] = self._made.get(id(tensor), STORED)
+
+    def followed(self, place: Position | None, arguments: Sequence[Any]) -> int | None:
+        """The number of the call whose result's dtype the call at ``place`` is given; ``None`` where nothing says."""
+        if place is None or not any(isinstance(each, torch.dtype) for each in arguments):
+            return None
+        found = [self._last[read] for read in _reads_behind(place) if read in self._last]
+        return found[0] if len(set(found)) == 1 else None
+
+
+@dataclasses.dataclass
+class _Source:
+    """The calls of a file by the place where they end, and of each call's function the dtypes that it gives names."""
+
+    calls: dict[tuple[int, int], list[ast.Call]] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(list)
+    )
+    named: dict[ast.Call, Mapping[str, list[ast.Attribute]]] = dataclasses.field(default_factory=dict)
+
+
+_sources: dict[str, tuple[Sequence[str], _Source]] = {}
+
+
+def _source_of(filename: str) -> _Source:
+    lines = linecache.getlines(filename)
+    known = _sources.get(filename)
+    if known is None or known[0] is not lines:
+        known = _sources[filename] = lines, _read("".join(lines))
+    return known[1]
+
+
+def _read(text: str) -> _Source:
+    source = _Source()
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # code made at run time
+        return source
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.Lambda):
+            _read_function(function, source)
+    return source
+
+
+def _read_function(function: ast.AST, source: _Source) -> None:
+    named: dict[str, list[ast.Attribute]] = collections.defaultdict(list)
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and _is_dtype(node.value):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    named[target.id].append(node.value)  # type: ignore[arg-type]
+        elif isinstance(node, ast.Call):
+            if node not in source.named:
+                source.calls[node.end_lineno or 0, node.end_col_offset or 0].append(node)
+            source.named[node] = named  # of the innermost function, which is walked last
+
+
+def _is_dtype(node: ast.expr) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "dtype"
+
+
+def _reads_behind(place: Position) -> Iterator[Position]:
+    """Where the dtype among the arguments of the call at ``place`` is read from a tensor."""
+    source = _source_of(place.filename)
+    for call in source.calls.get((place.end_line, place.end_column), ()):
+        for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
+            if _is_dtype(argument):
+                yield _position(place.filename, argument)
+            elif isinstance(argument, ast.Name):
+                before = [each for each in source.named[call].get(argument.id, ()) if each.lineno <= call.lineno]
+                if before:
+                    yield _position(place.filename, before[-1])
+
+
+def _position(filename: str, node: ast.expr) -> Position:
+    return Position(filename, node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
