@@ -96,6 +96,27 @@ def batches_of(model: ModelFile) -> str:
     return f'def batches():\n    """Batches without an end."""\n    while True:\n        {source}\n'
 
 
+def loop_parts(plan: Plan, model: ModelFile, *, original: bool) -> dict[str, str]:
+    """What a file with a trainer's own loop is filled with: imports, model, flags, and how a batch becomes a loss.
+
+    Args:
+        plan: gives the TF32 flag.
+        model: the user's file.
+        original: whether the trainer's own autocast is the plan, so that the model needs no patch.
+    """
+    feed, output = feeding(model)
+    names = ("loss_fn", "make_optimizer", data_of(model), "run", "set_backend_flags")
+    return {
+        "imports": model.imports(*names, original=original),
+        "builder": model.original_builder if original else model.builder,
+        "flags": tf32_flags(plan) if original else SET_FLAGS,
+        "feed": feed,
+        "output": output,
+        "loss": loss_of(model),
+        "batches": batches_of(model),
+    }
+
+
 def scaler_arguments(scaler: ScalerConfig) -> str:
     """The arguments of torch's GradScaler after the device: ``init_scale=2.0**13, growth_factor=2.0, ...``."""
     return (

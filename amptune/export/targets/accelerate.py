@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from amptune.core.formats import Format
 from amptune.core.plan import Plan
-from amptune.export.code import (
-    SET_FLAGS,
-    batches_of,
-    data_of,
-    feeding,
-    loss_of,
-    optimizer_of,
-    python_file,
-    scaler_arguments,
-    tf32_flags,
-)
+from amptune.export.code import loop_parts, optimizer_of, python_file, scaler_arguments
 from amptune.export.export import Export
 from amptune.export.model import ModelFile
 from amptune.export.view import half_autocast
@@ -87,23 +77,14 @@ def export(plan: Plan, model: ModelFile) -> Export:
     low = half_autocast(plan)
     scaled = plan.scaler.enabled
     arguments, why = _accelerator(plan, low)
-    feed, output = feeding(model)
     handlers = [*(["AutocastKwargs"] if scaled and not low else []), *(["GradScalerKwargs"] if scaled else [])]
     code = _FILE.format(
+        **loop_parts(plan, model, original=bool(low)),
         handler_import=f"from accelerate.utils import {', '.join(handlers)}\n" if handlers else "",
-        imports=model.imports(
-            "loss_fn", "make_optimizer", data_of(model), "run", "set_backend_flags", original=bool(low)
-        ),
         why=why,
         accelerator=arguments,
-        feed=feed,
-        batches=batches_of(model),
-        output=output,
-        loss=loss_of(model),
         and_scales=", multiplies by the loss scale" if scaled else "",
         unscales=_UNSCALES if scaled else "",
-        flags=tf32_flags(plan) if low else SET_FLAGS,
-        builder=model.original_builder if low else model.builder,
         optimizer=optimizer_of(model),
     )
     notes: tuple[str, ...] = (

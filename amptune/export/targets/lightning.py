@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from amptune.core.formats import Format
 from amptune.core.plan import Plan
-from amptune.export.code import (
-    SET_FLAGS,
-    batches_of,
-    data_of,
-    feeding,
-    loss_of,
-    optimizer_of,
-    python_file,
-    scaler_arguments,
-    tf32_flags,
-)
+from amptune.export.code import loop_parts, optimizer_of, python_file, scaler_arguments
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
 from amptune.export.view import half_autocast
@@ -107,25 +97,17 @@ def export(plan: Plan, model: ModelFile) -> Export:
     low = half_autocast(plan)
     own_plugin = plan.scaler.enabled and not low
     arguments = scaler_arguments(plan.scaler).replace(", ", ",\n            ")
-    feed, output = feeding(model)
-    wanted = ("loss_fn", "make_optimizer", data_of(model), "run", "set_backend_flags")
     uses_mixed = own_plugin or low is Format.FP16
     code = _FILE.format(
+        **loop_parts(plan, model, original=bool(low)),
         context_import="from contextlib import contextmanager\n\n" if own_plugin else "",
         plugin_import="from lightning.pytorch.plugins.precision import MixedPrecision\n" if uses_mixed else "",
-        imports=model.imports(*wanted, original=bool(low)),
         plugin=_PLUGIN.format(arguments=arguments) if own_plugin else "",
-        builder=model.original_builder if low else model.builder,
-        feed=feed,
-        output=output,
-        loss=loss_of(model),
         optimizer=optimizer_of(model, "self.parameters()"),
-        batches=batches_of(model),
         precision=_precision(plan, low),
         scaler=f"    scaler = torch.amp.GradScaler(\n        device, {scaler_arguments(plan.scaler)}\n    )\n"
         if low is Format.FP16
         else "",
-        flags=tf32_flags(plan) if low else SET_FLAGS,
     )
     return python_file(f"Lightning for {model.original}", plan, model, code, lost=_lost(plan), notes=_notes(model, low))
 
