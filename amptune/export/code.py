@@ -14,11 +14,21 @@ from amptune.patch.scaler import scale_literal
 
 FEED = '''\
 def feed(model, batch):
-    """The model's output, fed as amptune fed it: (inputs, targets), or a dict of forward's arguments."""
+    """The model's output, fed as amptune fed it: (inputs, targets), or a dict with forward's arguments in it."""
     inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
     if isinstance(inputs, dict):
-        return model(**inputs)
+        return model(**accepted(model, inputs))
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def accepted(model, inputs):
+    """What forward takes of ``inputs``: the targets may be among them."""
+    plain = getattr(model, "_orig_mod", model)  # torch.compile and DistributedDataParallel take anything themselves
+    plain = plain.module if isinstance(plain, torch.nn.parallel.DistributedDataParallel) else plain
+    parameters = inspect.signature(plain.forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return inputs
+    return {name: value for name, value in inputs.items() if name in parameters}
 '''
 
 TO_DEVICE = '''\
@@ -68,6 +78,16 @@ def plan_notes(plan: Plan) -> tuple[str, ...]:
 def feeding(model: ModelFile) -> tuple[str, str]:
     """A helper to put into the file (empty where the user's ``run`` does it), and the expression for the output."""
     return ("", "run(model, batch)") if model.has("run") else (f"{FEED}\n\n", "feed(model, batch)")
+
+
+def feed_import(model: ModelFile) -> str:
+    """The import that the helper of ``feeding`` needs, a line or nothing."""
+    return "" if model.has("run") else "import inspect\n"
+
+
+def standard_imports(*lines: str) -> str:
+    """Import lines of the standard library as a block of their own, or nothing."""
+    return f"{''.join(lines)}\n" if any(lines) else ""
 
 
 def loss_of(model: ModelFile) -> str:

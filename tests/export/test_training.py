@@ -189,3 +189,46 @@ def test_a_mixed_plan_learns_as_fp32_does(tmp_path, importer, monkeypatch):
         for module in ("train", "net_amptuned"):
             monkeypatch.delitem(sys.modules, module)
     assert abs(found["mixed"] - found["fp32"]) < 0.1
+
+
+KEYED = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x, mask=None):
+        return self.fc(x)
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return {"x": torch.ones(4, 8), "labels": torch.zeros(4, dtype=torch.long)}
+
+
+def loss_fn(output, batch):
+    return nn.functional.cross_entropy(output, batch["labels"])
+"""
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_batch_may_hold_more_than_forward_takes(wrapped: bool, tmp_path: Path, importer: Importer) -> None:
+    """Targets beside the inputs in one dict: forward gets its own keys, the loss all of them."""
+    (tmp_path / "net.py").write_text(KEYED)
+    plan = Plan(sites={"fc": SitePlan(Format.BF16)}, target="net.py")
+    (tmp_path / "plan.json").write_text(json.dumps(plan.to_json("amptune 0")))
+    assert run(["apply", str(tmp_path / "plan.json"), str(tmp_path / "net.py"), "--out", str(tmp_path)]) == 0
+    assert run(["export", str(tmp_path / "plan.json"), "--to", "pytorch", "-o", str(tmp_path / "train.py")]) == 0
+    training = importer(tmp_path / "train.py")
+    model = training.make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model = torch.compile(model, backend="eager") if wrapped else model
+    losses = training.train(model, optimizer, training.batches(), steps=3)
+    assert losses[-1] < losses[0]

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from amptune.core.formats import Format
 from amptune.core.plan import Plan
-from amptune.export.code import loop_parts, optimizer_of, python_file, scaler_arguments
+from amptune.export.code import (
+    feed_import,
+    loop_parts,
+    optimizer_of,
+    python_file,
+    scaler_arguments,
+    standard_imports,
+)
 from amptune.export.export import Export
 from amptune.export.model import ModelFile
 from amptune.export.view import half_autocast
 
 _FILE = """\
-import torch
+{standard_imports}import torch
 from accelerate import Accelerator
 {handler_import}
 {imports}
@@ -80,6 +87,7 @@ def export(plan: Plan, model: ModelFile) -> Export:
     handlers = [*(["AutocastKwargs"] if scaled and not low else []), *(["GradScalerKwargs"] if scaled else [])]
     code = _FILE.format(
         **loop_parts(plan, model, original=bool(low)),
+        standard_imports=standard_imports(feed_import(model)),
         handler_import=f"from accelerate.utils import {', '.join(handlers)}\n" if handlers else "",
         why=why,
         accelerator=arguments,

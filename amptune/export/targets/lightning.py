@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from amptune.core.formats import Format
 from amptune.core.plan import Plan
-from amptune.export.code import loop_parts, optimizer_of, python_file, scaler_arguments
+from amptune.export.code import (
+    feed_import,
+    loop_parts,
+    optimizer_of,
+    python_file,
+    scaler_arguments,
+    standard_imports,
+)
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
 from amptune.export.view import half_autocast
 
 _FILE = """\
-{context_import}import lightning as L
+{standard_imports}import lightning as L
 import torch
 {plugin_import}from torch.utils.data import DataLoader, IterableDataset
 
@@ -100,7 +107,9 @@ def export(plan: Plan, model: ModelFile) -> Export:
     uses_mixed = own_plugin or low is Format.FP16
     code = _FILE.format(
         **loop_parts(plan, model, original=bool(low)),
-        context_import="from contextlib import contextmanager\n\n" if own_plugin else "",
+        standard_imports=standard_imports(
+            feed_import(model), "from contextlib import contextmanager\n" if own_plugin else ""
+        ),
         plugin_import="from lightning.pytorch.plugins.precision import MixedPrecision\n" if uses_mixed else "",
         plugin=_PLUGIN.format(arguments=arguments) if own_plugin else "",
         optimizer=optimizer_of(model, "self.parameters()"),

@@ -7,17 +7,19 @@ from amptune.export.code import (
     TO_DEVICE,
     batches_of,
     data_of,
+    feed_import,
     feeding,
     loss_of,
     optimizer_of,
     python_file,
     scaler_arguments,
+    standard_imports,
 )
 from amptune.export.export import Export
 from amptune.export.model import ModelFile
 
 _FILE = """\
-import torch
+{standard_imports}import torch
 
 {imports}
 
@@ -108,6 +110,7 @@ def training_file(plan: Plan, model: ModelFile) -> str:
     arguments = scaler_arguments(plan.scaler).replace(", ", ",\n        ")
     return _FILE.format(
         imports=model.imports("loss_fn", "make_optimizer", data_of(model), "run", "evaluate", "set_backend_flags"),
+        standard_imports=standard_imports(feed_import(model)),
         feed=feed,
         to_device=TO_DEVICE,
         batches=batches_of(model),
