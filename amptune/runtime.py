@@ -30,7 +30,7 @@ import functools
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -92,9 +92,11 @@ class Site:
 
 
 class _State(threading.local):
-    """Per thread: weight casts of the outermost forward that is running, and how deep we are in our own regions."""
+    """Per thread: weight casts of the outermost forward that is running, the groups of modules whose weights are cast
+    together in it, and how deep we are in our own regions."""
 
-    casts: dict[tuple[Any, ...], tuple[Tensor, int, Any]] | None = None
+    casts: dict[Any, Any] | None = None
+    groups: Sequence[Sequence[nn.Module]] = ()
     regions: int = 0
 
 
@@ -158,33 +160,130 @@ class _Reuse(torch.autograd.Function):
         return gradient[tuple(map(slice, ctx.shape))].to(ctx.dtype), None
 
 
-def _weight(parameter: Tensor | None, dtype: torch.dtype, *size: int) -> Any:
+class _CastTogether(torch.autograd.Function):
+    """Several parameters in ``dtype`` by a few launches and one node of the graph, and their gradients back likewise.
+
+    A cast for each parameter is two launches and two nodes of microseconds each: more than small layers compute.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)  # what the forward did not use keeps no gradient
+        ctx.dtypes = [parameter.dtype for parameter in parameters]
+        return tuple(_all_cast(parameters, [dtype] * len(parameters)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        found = [
+            (gradient, dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True) if gradient is not None
+        ]
+        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+            cast = iter([gradient.to(dtype) for gradient, dtype in found])
+        else:
+            cast = iter(_all_cast([gradient for gradient, _ in found], [dtype for _, dtype in found]))
+        return None, *(None if gradient is None else next(cast) for gradient in gradients)
+
+
+def _all_cast(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+    """Copies of the tensors in these dtypes; on a GPU by kernels that take many of them at once."""
+    found = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(tensors, dtypes, strict=True)]
+    if found:
+        torch._foreach_copy_(found, list(tensors))
+    return found
+
+
+@dataclasses.dataclass(slots=True)
+class _Pair:
+    """Weight and bias of a module as they were when they were cast; ``low`` holds the casts, with their graph until the
+    first use has taken it."""
+
+    weight: Tensor
+    bias: Tensor | None
+    versions: tuple[int, int]
+    low: list[Tensor | None]
+    is_fresh: bool = True
+
+
+def _weight(parameter: Tensor | None, dtype: torch.dtype, casts: dict[Any, Any] | None, *size: int) -> Any:
     """The parameter in ``dtype``, with zeros up to ``size`` (rows, columns); None for a parameter that is None.
 
-    A cast is reused within one outermost forward only. No key can tell that a weight changed (fused optimizers and
-    ``.data`` writes leave ``_version`` alone), but nothing trains inside a forward. What is kept are values without
-    a graph, so that a cast made under no_grad freezes nothing; and only while autograd keeps them alive anyway.
+    A cast is reused within one outermost forward only, whose ``casts`` are given. No key can tell that a weight
+    changed (fused optimizers and ``.data`` writes leave ``_version`` alone), but nothing trains inside a forward. Each
+    use after the first has a graph of its own, and casts are kept only while autograd keeps them alive anyway.
     """
     if parameter is None or (parameter.dtype == dtype and parameter.shape[: len(size)] == size):
         return parameter
-    size = size or (parameter.shape[0],)
-    casts = _reusable_casts()
     if casts is None:
-        return _padded(parameter.to(dtype), *size)
+        return _padded(parameter.to(dtype), *size) if size else parameter.to(dtype)
     key = (id(parameter), dtype, size)
     held = casts.get(key)
     if held is not None and held[0] is parameter and held[1] == parameter._version:
         return _Reuse.apply(parameter, held[2])  # type: ignore[no-untyped-call]
-    low = _padded(parameter.to(dtype), *size)
+    low = _padded(parameter.to(dtype), *size) if size else parameter.to(dtype)
     casts[key] = (parameter, parameter._version, low.detach())
     return low
 
 
-def _reusable_casts() -> dict[tuple[Any, ...], tuple[Tensor, int, Any]] | None:
+def _reusable_casts() -> dict[Any, Any] | None:
     """The casts of the outermost forward, or None where none may be kept or reused."""
     if torch.compiler.is_compiling() or _state.casts is None or not torch.is_grad_enabled():
         return None
     return None if _in_backward() or torch._C._are_functorch_transforms_active() else _state.casts
+
+
+def _weight_and_bias(module: Any, dtype: torch.dtype) -> Any:
+    """Both in ``dtype``. Those of the module's block are cast together at the first call of one of its members."""
+    casts = _reusable_casts()
+    if casts is not None:
+        pair = casts.get(id(module))
+        if pair is None and (group := module.__dict__.get("_amptune_group")) is not None and group not in casts:
+            casts[group] = True
+            if group < len(_state.groups):
+                _cast_group(_state.groups[group], casts)
+                pair = casts.get(id(module))
+        if pair is not None and pair.is_fresh and _is_current(pair, module._parameters):
+            pair.is_fresh = False
+            return pair.low
+        if pair is not None and _is_current(pair, module._parameters):
+            both = zip((pair.weight, pair.bias), pair.low, strict=True)
+            return [low if low is None or low is own else _Reuse.apply(own, low.detach()) for own, low in both]  # type: ignore[no-untyped-call]
+    return _weight(module.weight, dtype, casts), _weight(getattr(module, "bias", None), dtype, casts)
+
+
+def _is_current(pair: _Pair, parameters: Mapping[str, Any]) -> bool:
+    """Whether the module still has the parameters that were cast, unchanged."""
+    weight, bias = pair.weight, pair.bias
+    return (
+        parameters.get("weight") is weight
+        and parameters.get("bias") is bias
+        and pair.versions == (weight._version, -1 if bias is None else bias._version)
+    )
+
+
+def _cast_group(modules: Sequence[Any], casts: dict[Any, Any]) -> None:
+    """Cast weights and biases of a group, those that train apart from those that do not, and keep a pair for each
+    module."""
+    alike: dict[tuple[torch.dtype, bool, torch.device], tuple[list[Tensor], list[tuple[_Pair, int]]]] = {}
+    for module in modules:
+        # Attributes that are no parameters (parametrizations, weight norm) are computed anew for each use.
+        dtype, weight, bias = module._amptune.dtype, module._parameters.get("weight"), module._parameters.get("bias")
+        if weight is None or (bias is None and getattr(module, "bias", None) is not None):
+            continue
+        versions = weight._version, -1 if bias is None else bias._version
+        casts[id(module)] = pair = _Pair(weight, bias, versions, [weight, bias])
+        for index, parameter in enumerate(pair.low):
+            if parameter is not None and parameter.dtype != dtype:
+                tensors, places = alike.setdefault((dtype, parameter.requires_grad, parameter.device), ([], []))
+                tensors.append(parameter)
+                places.append((pair, index))
+    for (dtype, trains, _), (tensors, places) in alike.items():
+        if trains:
+            found = _CastTogether.apply(dtype, *tensors)  # type: ignore[no-untyped-call]
+        else:
+            with torch.no_grad():
+                found = _all_cast(tensors, [dtype] * len(tensors))
+        for (pair, index), low in zip(places, found, strict=True):
+            pair.low[index] = low
 
 
 def _in_backward() -> bool:
@@ -619,11 +718,13 @@ class PlannedLinear(_Planned, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         site = self._amptune
-        rows, columns = site.padded(self.weight)
         with _without_autocast(input.device.type):
-            weight = _weight(self.weight, site.dtype, rows, columns)
+            if not (site.pad or site.pad_in):
+                return F.linear(_cast(input, site.dtype), *_weight_and_bias(self, site.dtype))
+            casts, (rows, columns) = _reusable_casts(), site.padded(self.weight)
+            weight = _weight(self.weight, site.dtype, casts, rows, columns)
             x = _padded_features(_cast(input, site.dtype), -1, columns - self.weight.shape[1])
-            output = F.linear(x, weight, _weight(self.bias, site.dtype, rows))
+            output = F.linear(x, weight, _weight(self.bias, site.dtype, casts, rows))
         return _cut(output, -1, self.weight.shape[0], site)
 
 
@@ -670,12 +771,14 @@ class _PlannedConv(_Planned):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the convolution's own forward, in the planned format, channels padded as the plan says."""
-        site, channels = self._amptune, 1 - self.weight.dim()
-        rows, columns = site.padded(self.weight)
+        site = self._amptune
         with _without_autocast(input.device.type):
+            if not (site.pad or site.pad_in):
+                return self._conv_forward(_cast(input, site.dtype), *_weight_and_bias(self, site.dtype))
+            casts, channels, (rows, columns) = _reusable_casts(), 1 - self.weight.dim(), site.padded(self.weight)
             x = _padded_features(_cast(input, site.dtype), channels, columns - self.weight.shape[1])
-            weight = _weight(self.weight, site.dtype, rows, columns)
-            output = self._conv_forward(x, weight, _weight(self.bias, site.dtype, rows))
+            weight = _weight(self.weight, site.dtype, casts, rows, columns)
+            output = self._conv_forward(x, weight, _weight(self.bias, site.dtype, casts, rows))
         return _cut(output, channels, self.weight.shape[0], site)
 
 
@@ -709,7 +812,7 @@ class _PlannedConvTranspose(_Planned):
             raise ValueError(f"only zeros is supported as padding_mode of {type(self).__name__}")
         site, spatial = self._amptune, len(self.kernel_size)
         with _without_autocast(input.device.type):
-            weight, bias = _weight(self.weight, site.dtype), _weight(self.bias, site.dtype)
+            weight, bias = _weight_and_bias(self, site.dtype)
             output_padding = self._output_padding(
                 input, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
             )
@@ -765,7 +868,7 @@ class PlannedLayerNorm(_Planned, nn.LayerNorm):
         """(..., *normalized_shape) -> the same shape."""
         dtype = self._amptune.dtype
         with _without_autocast(input.device.type):
-            weight, bias = _weight(self.weight, dtype), _weight(self.bias, dtype)
+            weight, bias = _weight_and_bias(self, dtype)
             return F.layer_norm(_cast(input, dtype), self.normalized_shape, weight, bias, self.eps)
 
 
@@ -778,7 +881,7 @@ class PlannedRMSNorm(_Planned, nn.RMSNorm):
         # Without an eps torch takes the epsilon of the input's dtype, which would change with the plan.
         eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
         with _without_autocast(x.device.type):
-            return F.rms_norm(_cast(x, dtype), self.normalized_shape, _weight(self.weight, dtype), eps)
+            return F.rms_norm(_cast(x, dtype), self.normalized_shape, _weight_and_bias(self, dtype)[0], eps)
 
 
 class PlannedGroupNorm(_Planned, nn.GroupNorm):
@@ -788,7 +891,7 @@ class PlannedGroupNorm(_Planned, nn.GroupNorm):
         """(N, C, ...) -> the same shape."""
         dtype = self._amptune.dtype
         with _without_autocast(input.device.type):
-            weight, bias = _weight(self.weight, dtype), _weight(self.bias, dtype)
+            weight, bias = _weight_and_bias(self, dtype)
             return F.group_norm(_cast(input, dtype), self.num_groups, weight, bias, self.eps)
 
 
@@ -840,7 +943,7 @@ class PlannedPReLU(_Planned, nn.PReLU):
         """(N, C, ...) -> the same shape."""
         dtype = self._amptune.dtype
         with _without_autocast(input.device.type):
-            return F.prelu(_cast(input, dtype), _weight(self.weight, dtype))
+            return F.prelu(_cast(input, dtype), _weight_and_bias(self, dtype)[0])
 
 
 class PlannedBilinear(_Planned, nn.Bilinear):
@@ -850,7 +953,7 @@ class PlannedBilinear(_Planned, nn.Bilinear):
         """(..., in1_features), (..., in2_features) -> (..., out_features)."""
         dtype = self._amptune.dtype
         with _without_autocast(input1.device.type):
-            weight, bias = _weight(self.weight, dtype), _weight(self.bias, dtype)
+            weight, bias = _weight_and_bias(self, dtype)
             return F.bilinear(_cast(input1, dtype), _cast(input2, dtype), weight, bias)
 
 
@@ -860,6 +963,13 @@ _PLANNED: tuple[type[nn.Module], ...] = (
     PlannedBatchNorm1d, PlannedBatchNorm2d, PlannedBatchNorm3d, PlannedSyncBatchNorm, PlannedInstanceNorm1d,
     PlannedInstanceNorm2d, PlannedInstanceNorm3d, PlannedPReLU, PlannedBilinear,
 )  # fmt: skip
+_CAST_TOGETHER = (
+    PlannedLinear, _PlannedConv, _PlannedConvTranspose, PlannedLayerNorm, PlannedRMSNorm, PlannedGroupNorm,
+    PlannedPReLU, PlannedBilinear,
+)  # fmt: skip
+"""Classes that ask for their weights by ``_weight_and_bias``."""
+_GROUP_ELEMENTS = 1 << 25
+"""Parameters of a group: beyond this a cast takes longer than its launch, and 16-bit gradients wait for their group."""
 SWAPS: dict[type[nn.Module], type[nn.Module]] = {cls.__bases__[1]: cls for cls in _PLANNED}
 """Exact module class -> planned class. Subclasses (peft, quantised) compute in ways unknown here: not swapped."""
 
@@ -997,7 +1107,8 @@ def run_rnn(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwarg
     dtype = module._amptune.dtype
     args, kwargs = cast_all((args, kwargs), dtype)
     weights = module._flat_weights
-    module._flat_weights = [_weight(weight, dtype) for weight in weights]
+    casts = _reusable_casts()
+    module._flat_weights = [_weight(weight, dtype, casts) for weight in weights]
     try:
         with _without_autocast(weights[0].device.type), warnings.catch_warnings():
             # The casts are separate tensors; cuDNN says at every call that it packs them.
@@ -1042,11 +1153,11 @@ def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwa
     if not opens:
         result = inner(module, *args, **kwargs)
     else:
-        _state.casts = {}
+        _state.casts, _state.groups = {}, module._amptune_root.groups
         try:
             result = inner(module, *args, **kwargs)
         finally:
-            _state.casts = None
+            _state.casts, _state.groups = None, ()
     dtype = module._amptune_root.output_dtype
     return result if dtype is None else cast_all(result, dtype)
 
@@ -1062,6 +1173,7 @@ class _Root:
     """What the root of a planned model remembers."""
 
     output_dtype: torch.dtype | None
+    groups: Sequence[Sequence[nn.Module]] = ()
 
 
 class AppliedPlan:
@@ -1115,8 +1227,39 @@ def apply_plan(
     if channels_last:
         _to_channels_last(model)
     model.__class__ = _made_class(type(model), "root")
-    model.__dict__["_amptune_root"] = _Root(output_dtype)
+    paths = {path: module for path, module in _all_modules(model).items() if id(module) in modules}
+    model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths))
     return AppliedPlan(model, resolved)
+
+
+def _groups_of(planned: Mapping[str, nn.Module]) -> list[list[nn.Module]]:
+    """Planned modules whose weights are cast together: those of one block, up to a size, each told its group.
+
+    Not all of a model: gradients of a group arrive together, and DistributedDataParallel sends what has arrived.
+    """
+    groups: list[list[nn.Module]] = []
+    sizes: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for path, module in planned.items():
+        site: Site = module.__dict__["_amptune"]
+        if not isinstance(module, _CAST_TOGETHER) or site.pad or site.pad_in or "_amptune_group" in module.__dict__:
+            continue
+        block = _block_of(path)
+        elements = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        if block not in last or sizes[block] + elements > _GROUP_ELEMENTS:
+            last[block], sizes[block] = len(groups), 0
+            groups.append([])
+        sizes[block] += elements
+        groups[last[block]].append(module)
+        module.__dict__["_amptune_group"] = last[block]
+    return groups
+
+
+def _block_of(path: str) -> str:
+    """The path up to its last block number, without the module's own name: blocks.3.attn.qkv -> blocks.3."""
+    parts = path.split(".")[:-1]
+    numbers = [index for index, part in enumerate(parts) if part.isdecimal()]
+    return ".".join(parts[: numbers[-1] + 1] if numbers else parts)
 
 
 def _all_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -1141,7 +1284,7 @@ def undo_plan(model: nn.Module) -> None:
         hooks = [key for key, hook in module._forward_pre_hooks.items() if hook is _no_fast_path]
         for key in hooks:
             del module._forward_pre_hooks[key]
-        for name in ("_amptune", "_amptune_root", "_amptune_stride", "_amptune_nested"):
+        for name in ("_amptune", "_amptune_root", "_amptune_stride", "_amptune_nested", "_amptune_group"):
             state.pop(name, None)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from amptune.apply.plan import runtime_table
-from amptune.apply.recorder import FunctionRun, OpRun, Record, recording
+from amptune.apply.recorder import TOGETHER, FunctionRun, OpRun, Record, recording
 from amptune.apply.support import how_to_apply
 from amptune.core.formats import Format
 from amptune.core.ops import Family, op_named
@@ -194,7 +194,7 @@ def _check_reads(model: nn.Module, path: str, site: SitePlan, record: Record, fo
         readers = record.read.get(id(parameter), set())
         if called and not readers:
             yield Mismatch(path, forward, site.format, f"it computes with an old copy of its {name}")
-        elif not called and readers and not _used_by_another(model, parameter, record):
+        elif not called and readers - {TOGETHER} and not _used_by_another(model, parameter, record):
             yield Mismatch(path, forward, site.format, f"its {name} is used without calling it")
 
 

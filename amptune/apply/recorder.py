@@ -17,6 +17,8 @@ from amptune import runtime
 from amptune.capture.names import op_name
 
 Phase = Literal["forward", "backward"]
+TOGETHER = "cast together"
+"""Who reads the weights of a block when the runtime casts them at once, whether their modules are called or not."""
 OUTSIDE = "loss_fn"
 """Where an op runs that no module's forward makes: the loss."""
 
@@ -216,7 +218,8 @@ class _Ops(TorchDispatchMode):
         self._record.ops.append(OpRun(name, phase, *owner, _floating(counted), _floating(runtime.tensors_in(result))))
         for tensor in tensors:
             if id(tensor) in self._parameters and phase == "forward":
-                self._record.read.setdefault(id(tensor), set()).add(owner[0])
+                reader = TOGETHER if name in ("_foreach_copy_", "empty_like") else owner[0]
+                self._record.read.setdefault(id(tensor), set()).add(reader)
         return result
 
     def _owner(self) -> tuple[Phase, tuple[str | None, str | None]]:

@@ -42,8 +42,8 @@ class _CountCasts(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "_to_copy" in func.__name__ and any(args[0] is parameter for parameter in self.parameters):
-            self.count += 1
+        sources = args[1] if "_foreach_copy_" in func.__name__ else args[:1] if "_to_copy" in func.__name__ else []
+        self.count += sum(source is parameter for source in sources for parameter in self.parameters)
         return func(*args, **(kwargs or {}))
 
 
@@ -241,3 +241,110 @@ def test_per_sample_gradients_of_torch_func() -> None:
     gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
     model(x).float().sum().backward()
     torch.testing.assert_close(gradients["layer.weight"].sum(0), model.layer.weight.grad, rtol=0.05, atol=0.05)
+
+
+class _Blocks(nn.Module):
+    """Two blocks of a norm and two layers, one of them shared, and a head that is padded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(2)]
+        )
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, skip: bool = False) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + (block[1](x) if skip else block(x))
+        return self.head(x)
+
+
+class _CountNodes(TorchDispatchMode):
+    """Counts casts, one by one and of many tensors at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.single = self.together = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.single += "_to_copy" in func.__name__
+        self.together += "_foreach_copy_" in func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+PLAN = {"blocks.**": "bf16", "head": {"format": "bf16", "pad": 8}}
+
+
+def test_the_weights_of_a_block_are_cast_together_and_so_are_their_gradients() -> None:
+    model, x = _Blocks(), torch.randn(4, 8).bfloat16()
+    apply_plan(model, PLAN)
+    with _CountNodes() as forward:
+        loss = model(x).float().sum()
+    with _CountNodes() as backward:
+        loss.backward()
+    assert forward.together == backward.together == 2, "one for each block"
+    assert forward.single == 3, "weight and bias of the head, which are padded, and the loss"
+
+
+def test_gradients_are_those_of_single_casts(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, model = torch.randn(4, 8), _Blocks()
+    twin = copy.deepcopy(model)
+    apply_plan(model, PLAN)
+    apply_plan(twin, PLAN)
+    model(x).float().pow(2).sum().backward()
+    monkeypatch.setattr(runtime, "_reusable_casts", lambda: None)
+    twin(x).float().pow(2).sum().backward()
+    for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert mine.grad is not None
+        assert mine.grad.dtype == torch.float32
+        assert torch.equal(mine.grad, theirs.grad), name  # type: ignore[arg-type]
+
+
+def test_what_the_forward_does_not_use_gets_no_gradient_and_what_is_frozen_none_either() -> None:
+    model = _Blocks()
+    model.blocks[1][1].requires_grad_(False)
+    apply_plan(model, PLAN)
+    model(torch.randn(4, 8), skip=True).float().sum().backward()
+    got = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert got == {"blocks.0.1.weight", "blocks.0.1.bias", "head.weight", "head.bias"}
+
+
+def test_gradients_of_gradients_go_through_a_cast_of_many() -> None:
+    model = _Blocks()
+    apply_plan(model, PLAN)
+    x = torch.randn(4, 8, requires_grad=True)
+    (slope,) = torch.autograd.grad(model(x).float().pow(2).sum(), x, create_graph=True)
+    slope.pow(2).sum().backward()
+    weight = model.blocks[0][1].weight.grad
+    assert weight is not None
+    assert weight.abs().sum() > 0
+
+
+def test_a_copy_casts_its_own_weights_and_a_loaded_state_is_seen() -> None:
+    model, x = _Blocks(), torch.randn(4, 8)
+    apply_plan(model, PLAN)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(2.0)
+    assert not torch.equal(model(x), twin(x))
+    model.load_state_dict(twin.state_dict(), assign=True)
+    assert torch.equal(model(x), twin(x))
+
+
+def test_a_large_block_is_cast_in_several_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_GROUP_ELEMENTS", 100)
+    model = _Blocks()
+    apply_plan(model, PLAN)
+    with _CountNodes() as forward:
+        model(torch.randn(4, 8).bfloat16())
+    assert forward.together == 4, "norm and first layer, second layer; twice"
+
+
+@pytest.mark.parametrize(
+    ("path", "block"),
+    [("blocks.3.attn.qkv", "blocks.3"), ("layers.0.blocks.1.mlp.fc", "layers.0.blocks.1"), ("net.4", "net"),
+     ("stages.2.down.0", "stages.2"), ("head", "")],
+)  # fmt: skip
+def test_a_block_is_named_by_its_last_number(path: str, block: str) -> None:
+    assert runtime._block_of(path) == block
