@@ -80,6 +80,8 @@ def _dispatch(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     module: Command | None = None
     for name, text in COMMANDS.items():
+        if chosen not in (None, name):
+            continue  # the others would only be made: their names are in COMMANDS
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == chosen:
             module = _load(name)

@@ -194,15 +194,20 @@ _WHY = {
 }
 
 
-def _class_of(table: dict[Autocast, str], name: str) -> Autocast:
-    return next((policy for policy, names in table.items() if name in names.split()), Autocast.FOLLOW)
+def _class_by_name(table: dict[Autocast, str]) -> dict[str, Autocast]:
+    """The first policy of the table that lists each name."""
+    return {name: policy for policy, names in reversed(table.items()) for name in names.split()}
 
 
+_CUDA_CLASS, _CPU_CLASS = _class_by_name(_CUDA), _class_by_name(_CPU)
 OPS: dict[str, Op] = {
-    name: Op(name, family, _class_of(_CUDA, name), _class_of(_CPU, name), name in _SAME_DTYPE, _WHY.get(name, ""))
+    name: Op(
+        name, family, _CUDA_CLASS.get(name, Autocast.FOLLOW), _CPU_CLASS.get(name, Autocast.FOLLOW),
+        name in _SAME_DTYPE, _WHY.get(name, ""),
+    )
     for family, names in _FAMILIES.items()
     for name in _names(names)
-}
+}  # fmt: skip
 """Op name -> entry. A frontend maps every spelling (aten overload, function, method, operator) to one of these."""
 
 UNKNOWN = Op("unknown", Family.OTHER)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from amptune.core.finding import FileError
 from amptune.core.rule import SourceRule
-from amptune.lint.cache import ResultCache
 from amptune.lint.check import TextReport, report_text, rules_for
 from amptune.lint.discover import SUFFIXES, display
 from amptune.lint.prefilter import Prefilter
 from amptune.lint.read import decode, is_too_large_for_settings
+
+if TYPE_CHECKING:
+    from amptune.lint.cache import ResultCache
 
 # Below this much text a second process costs more than it saves (about 0.1 s to start).
 _MIN_BYTES_FOR_PROCESSES = 2_000_000
@@ -127,7 +130,9 @@ class Linter:
         return key, report_text(shown, text, self._rules, asked)
 
     def _key(self, file: str, data: bytes) -> str:
-        return ResultCache.key(file, data) + ("" if self._strict else "~")
+        if self._cache is None:
+            return ""
+        return self._cache.key(file, data) + ("" if self._strict else "~")
 
 
 _worker: Linter | None = None

@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amptune.config import Config
-from amptune.core.files import write_atomic
 from amptune.core.finding import FileError, Finding, Safety
 from amptune.core.registry import LoadedRule, check_selector, select_rules
 from amptune.core.rule import SourceRule
 from amptune.errors import InputError
-from amptune.lint.baseline import without_known, write_baseline
-from amptune.lint.cache import ResultCache
 from amptune.lint.check import TextReport, report_text
 from amptune.lint.discover import Discovery, display
 from amptune.lint.local_rules import load_source_rules
@@ -28,6 +25,7 @@ from amptune.lint.runner import Linter
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
+    from amptune.lint.cache import ResultCache
     from amptune.lint.fixing import FixedText
 
 _NEWLINE = re.compile(r"\r\n|\r|\n")
@@ -193,8 +191,7 @@ class LintSession:
         options = self._options
         discovery = Discovery(options.config.root, options.config.exclude, options.config.respect_gitignore)
         files = discovery.find(options.paths)
-        cache = ResultCache(self._instances) if options.cache else None
-        reports = Linter(self._instances, cache, options.jobs).lint(files)
+        reports = Linter(self._instances, self._cache(), options.jobs).lint(files)
         reports = {file: self._without_ignored(file, report) for file, report in reports.items()}
         if options.fix:
             for file, report in reports.items():
@@ -202,7 +199,16 @@ class LintSession:
                     reports[file] = self._fix_file(file, fixes)
         return reports, discovery.errors
 
+    def _cache(self) -> ResultCache | None:
+        if not self._options.cache:
+            return None
+        from amptune.lint.cache import ResultCache
+
+        return ResultCache(self._instances)
+
     def _fix_file(self, file: str, fixes: _Fixes) -> TextReport:
+        from amptune.core.files import write_atomic
+
         path = Path(os.path.realpath(file))  # replacing a link would leave the file behind it as it was
         try:
             data = path.read_bytes()
@@ -243,6 +249,8 @@ class LintSession:
         return [(GitIgnoreSpec.from_lines([glob]), codes) for glob, codes in self._options.config.per_file_ignores]
 
     def _against_baseline(self, path: Path, findings: list[Finding], notes: list[str]) -> list[Finding]:
+        from amptune.lint.baseline import without_known, write_baseline
+
         root = self._options.config.root
         if self._options.write_baseline:
             write_baseline(path, findings, root, self.lines)
