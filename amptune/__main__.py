@@ -22,8 +22,9 @@ def _leave(code: int) -> None:
     that torch and a model have loaded) is a tenth of a short run."""
     try:
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
     except (OSError, ValueError):
         return  # the reader went away; the usual way out copes with that
     os._exit(code)

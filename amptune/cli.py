@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -10,10 +11,11 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from amptune import __version__
-from amptune.errors import AmptuneError, MissingExtraError
+from amptune.errors import AmptuneError, MissingExtraError, UsageError
 
 INTERRUPTED = 130
 INTERNAL_ERROR = 3
+_OUTPUT_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
 TRACEBACK = "AMPTUNE_TRACEBACK"
 COMMANDS: dict[str, str] = {
     "lint": "find mixed precision bugs in source files, without importing them",
@@ -54,7 +56,11 @@ class _Parser(argparse.ArgumentParser):
 def run(argv: Sequence[str]) -> int:
     """Run one command line; never raises for a user's mistake."""
     try:
-        return _dispatch(list(argv))
+        if sys.stdout is None:  # how Python shows that it was closed
+            raise UsageError("standard output is closed", hint="redirect it to a file, or to /dev/null")
+        code = _dispatch(list(argv))
+        sys.stdout.flush()
+        return code
     except AmptuneError as error:
         print(f"amptune: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -66,6 +72,10 @@ def run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS and error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+            print(f"amptune: error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+            return UsageError.exit_code
         if os.environ.get(TRACEBACK):
             raise
         print(f"amptune: internal error: {_origin(error)}", file=sys.stderr)

@@ -244,17 +244,17 @@ def test_a_link_is_fixed_where_it_points(project: Path) -> None:
 def test_a_file_that_cannot_be_written(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from amptune.core import files
     from amptune.errors import InputError
-    from amptune.lint import session
 
-    write = session.write_atomic
+    write = files.write_atomic
 
     def refuse(path: Path, content: bytes) -> None:
         if path.name == "a.py":
             raise InputError(f"cannot write {path}: Read-only file system")
         write(path, content)
 
-    monkeypatch.setattr(session, "write_atomic", refuse)
+    monkeypatch.setattr(files, "write_atomic", refuse)
     for name in ("a.py", "b.py"):
         (project / name).write_text(BUG)
     assert lint("--fix") == 2
@@ -595,3 +595,22 @@ def test_a_notebook_is_shown_and_known_by_the_lines_of_its_cells(
     assert run([*arguments, "--baseline", "known.json"]) == 0
     write("import torch", "second = torch.cuda.amp.GradScaler()")
     assert run([*arguments, "--baseline", "known.json"]) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+@pytest.mark.parametrize("count", [1, 1000])
+def test_output_that_cannot_be_written(tmp_path: Path, count: int) -> None:
+    (tmp_path / "a.py").write_text(BUG * count)
+    with Path("/dev/full").open("w") as full:
+        command_line = [sys.executable, "-m", "amptune", "lint", "--no-cache", "a.py"]
+        done = subprocess.run(command_line, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "amptune: error: cannot write to standard output: No space left on device\n"
+
+
+def test_closed_output(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(BUG)
+    line = f"{sys.executable} -m amptune lint --no-cache a.py >&-"
+    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("amptune: error: standard output is closed")

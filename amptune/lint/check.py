@@ -11,7 +11,7 @@ from amptune.lint.notebook import read_notebook
 from amptune.lint.prefilter import prefilter_of
 from amptune.lint.settings_file import SUFFIXES, SettingsFile
 from amptune.lint.source import SourceFile, parse
-from amptune.lint.suppress import UNUSED, find_suppressions, suppress, unused_findings
+from amptune.lint.suppress import UNUSED, find_suppressions, suppress, unknown_findings, unused_findings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,9 @@ def _obey_comments(
     kept, unused = suppress(found, comments)
     judge = next((rule for rule in asked if rule.code == UNUSED), None)
     if judge is not None:
-        kept += unused_findings(path, text, unused, judge, {rule.code for rule in rules})
+        active = {rule.code for rule in rules}
+        kept += unused_findings(path, text, unused, judge, active)
+        kept += unknown_findings(path, comments, judge, active)
     return _sorted(kept)
 
 

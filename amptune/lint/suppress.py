@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import re
 import tokenize
 from collections.abc import Collection, Iterable, Sequence
 
 from amptune.core.finding import Edit, Finding, Fix, Location
-from amptune.core.rule import SourceRule
+from amptune.core.nearest import nearest
+from amptune.core.registry import load_rules
+from amptune.core.rule import Rule, SourceRule
 
 MARK = "amptune:"
 UNUSED = "AMP001"
 _COMMENT = re.compile(r"#\s*amptune:\s*(ignore-file|ignore)(?:\[([^\]\n]*)\])?([^\n#]*)")
+_LETTERS = re.compile(r"([A-Z]{1,8})\d{1,3}")
 _NEWLINE = re.compile(r"\r\n|\r|\n")
 
 
@@ -111,6 +115,43 @@ def unused_findings(
         fix = Fix("delete the comment", (_delete(text, item),))
         found.append(Finding(rule.code, rule.name, rule.severity, message, place, fix=fix))
     return found
+
+
+def unknown_findings(
+    path: str, comments: Iterable[Suppression], rule: SourceRule, active: Collection[str]
+) -> list[Finding]:
+    """Findings about codes in comments that no rule has, whether the comment silences something else or not."""
+    found = []
+    for item in comments:
+        unknown = [wanted for wanted in item.codes if not any(code.startswith(wanted) for code in active)]
+        for wanted in unknown:
+            if any(code.startswith(wanted) for code in _known_codes()) or _is_of_another_pack(wanted):
+                continue
+            near = nearest(wanted, _known_codes())
+            message = f"no rule is called {wanted}: " + (
+                f"did you mean {near}?" if near else "see amptune rules --list"
+            )
+            place = Location(path, item.line, item.column, item.line, item.end_column)
+            found.append(Finding(rule.code, rule.name, rule.severity, message, place))
+    return found
+
+
+def _is_of_another_pack(code: str) -> bool:
+    """Whether the code has the letters of no known rule: those of a pack that is not installed here, perhaps."""
+    letters = _LETTERS.fullmatch(code)
+    return letters is not None and letters[1] not in {known.rstrip("0123456789") for known in _known_codes()}
+
+
+@functools.cache
+def _known_codes() -> frozenset[str]:
+    """The codes of all rules: of the installed packs, and of the rules of the project that were loaded."""
+    codes = {rule.code for rule in load_rules()}
+    classes: list[type[Rule]] = [Rule]
+    while classes:
+        subclasses = classes.pop().__subclasses__()
+        classes += subclasses
+        codes |= {cls.code for cls in subclasses if hasattr(cls, "code")}
+    return frozenset(codes)
 
 
 def _delete(text: str, item: Suppression) -> Edit:

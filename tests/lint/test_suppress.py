@@ -42,10 +42,18 @@ def test_silenced(text: str) -> None:
         ("import torch\nx = 1  # amptune: ignore[AMP401]\n", [("AMP001", 2)]),
         ("x = 1  # amptune: ignore\n", [("AMP001", 1)]),
         ("# amptune: ignore-file[AMP401]\nx = 1\n", [("AMP001", 1)]),
-        ("x = 1  # amptune: ignore[AMP999] of another pack\n", []),
+        ("x = 1  # amptune: ignore[NOPE]\n", [("AMP001", 1)]),
+        (f"import torch\ns = {CALL}  # amptune: ignore[AMP401, AMP499]\n", [("AMP001", 2)]),
+        ("x = 1  # amptune: ignore[AMP101, AMP3]\n", []),
+        ("x = 1  # amptune: ignore[XYZ999] of another pack\n", []),
         ("x = 1  # amptune: ignore[AMP101] not switched on here\n", []),
         (f"import torch\ns = {CALL}; '''\n# amptune: ignore[AMP401]\n'''\n", [("AMP401", 2)]),
     ],
 )
 def test_not_silenced(text: str, expected: list[tuple[str, int]]) -> None:
     assert found(text) == expected
+
+
+def test_an_unknown_code_is_named_with_the_nearest() -> None:
+    (finding,) = check_text("a.py", "x = 1  # amptune: ignore[amp401]\n", RULES)
+    assert finding.message == "no rule is called amp401: did you mean AMP401?"

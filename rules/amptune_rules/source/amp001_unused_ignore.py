@@ -12,6 +12,8 @@ class UnusedIgnore(SourceRule):
     ## What it does
     Flags `# amptune: ignore[...]` and `# amptune: ignore-file[...]` comments that silence no finding. A comment is
     judged only when all rules it names are switched on, so a run with `--select` does not ask to delete the others.
+    A code that no rule has is named as well, with the nearest one; not one with other letters than those of all known
+    rules, which may belong to a pack that is not installed.
 
     ## Why is this bad
     The defect is gone but its excuse is still there, and will hide the next one on that line.
@@ -51,6 +53,15 @@ x = torch.ones(3)  # amptune: ignore[AMP101] kept for later  # <- AMP001@20
 import torch
 
 x = torch.ones(3)
+""",
+        ),
+        Example(
+            "no such rule",
+            """\
+import torch
+
+scaler = torch.cuda.amp.GradScaler()  # amptune: ignore[AMP401, AMP410] old  # <- AMP001@39
+x = 1  # amptune: ignore[amp401]  # <- AMP001
 """,
         ),
     )

@@ -20,6 +20,8 @@ from amptune_rules.source._protocol import (
     varies,
 )
 
+_CHECKS = ("step", "unscale", "handed", "wrapper")
+
 
 class MultipleUpdatePerIteration(SourceRule):
     """scaler.update runs after each of several optimizers instead of once after all of them.
@@ -358,10 +360,9 @@ def train(model, loader, optimizer):
 
         The blocks, not the flow, tell that no step stands before it: no path found is no proof that there is none.
         """
-        checks = ("step", "unscale", "handed", "wrapper")
-        found = [event for event in flow.events if event.kind in checks]
+        found = [event for event in flow.events if event.kind in _CHECKS]
         own = {event.node for event in found if event.function is update.function and not event.calls}
-        elsewhere = any(event.kind in checks and event.node not in own for event in source.events)
+        elsewhere = not source.shared(_checking_nodes) <= own
         steps = [event.node for event in flow.of("step", scaler=update.scaler)]
         others = [event.node for event in flow.of("update", scaler=update.scaler) if event is not update]
         if update.calls or elsewhere or not steps or not flow.of("scale", scaler=update.scaler):
@@ -370,7 +371,7 @@ def train(model, loader, optimizer):
             return None
         if not all(any(runs_before(source, step, other) for other in others) for step in steps):
             return None  # the update may be for the step of the iteration or call before
-        if flow.path(None, update, without=checks) is None:
+        if flow.path(None, update, without=_CHECKS) is None:
             return None
         name = update.scaler_name
         message = f"{name}.update() with no step or unscale_ before it raises AssertionError: leave it out on this path"
@@ -395,6 +396,10 @@ def train(model, loader, optimizer):
         if last not in block_of(source, statement):
             return None
         return Fix("delete the earlier update", (edits.delete_statement(source, statement),), safety=Safety.UNSAFE)
+
+
+def _checking_nodes(source: SourceFile) -> frozenset[ast.AST]:
+    return frozenset(event.node for event in source.events if event.kind in _CHECKS)
 
 
 def _second(update: Event) -> str:

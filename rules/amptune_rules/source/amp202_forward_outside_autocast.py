@@ -9,6 +9,7 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.ops import Autocast
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.events import METHODS
+from amptune.lint.index import FunctionNode
 from amptune.lint.regions import Region
 from amptune.lint.source import SourceFile
 from amptune_rules.source._models import (
@@ -240,15 +241,28 @@ class WithLogits(Trainer):
 def _holds_backward_alone(source: SourceFile, node: ast.With) -> bool:
     """Whether this and every other region of the file has a backward and no call that computes, after a model ran."""
     function = source.function_of(node)
-    before = [call for call in source.nodes(ast.Call) if call.lineno < node.lineno]
-    if not any(source.function_of(call) is function and model_of_call(source, call) is not None for call in before):
+    if node not in source.shared(_regions_of_backward_alone):
         return False
+    calls = source.shared(_calls_by_function).get(function, [])
+    return any(call.lineno < node.lineno and model_of_call(source, call) is not None for call in calls)
+
+
+def _calls_by_function(source: SourceFile) -> dict[FunctionNode | None, list[ast.Call]]:
+    found: dict[FunctionNode | None, list[ast.Call]] = {}
+    for call in source.nodes(ast.Call):
+        found.setdefault(source.function_of(call), []).append(call)
+    return found
+
+
+def _regions_of_backward_alone(source: SourceFile) -> frozenset[ast.With]:
+    """The autocast regions of the file, if all of them hold a backward and no call that computes."""
     regions = [other for other in source.nodes(ast.With) if any(_is_autocast(source, item) for item in other.items)]
-    return node in regions and all(
+    alone = all(
         any(isinstance(call.func, ast.Attribute) and call.func.attr == "backward" for call in calls_in(region.body))
         and all(_is_of_step(source, call) for call in calls_in(region.body))
         for region in regions
     )
+    return frozenset(regions) if alone else frozenset()
 
 
 def _is_autocast(source: SourceFile, item: ast.withitem) -> bool:
