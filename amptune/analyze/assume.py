@@ -47,12 +47,14 @@ class Assumed:
         facts: those of them that the user stated.
         inputs: bounds of the tensors of the batch, by the names that the user knows.
         weights: how the bounds of the weights came about, in words.
+        remarks: what is wrong with the batch or the weights, for the user to read.
     """
 
     assumptions: Assumptions
     facts: Assumptions
     inputs: tuple[InputRange, ...]
     weights: str
+    remarks: tuple[str, ...] = ()
 
 
 def assume(target: Target, capture: Capture, stated: Sequence[str] = (), *, asked: bool = False) -> Assumed:
@@ -79,7 +81,27 @@ def assume(target: Target, capture: Capture, stated: Sequence[str] = (), *, aske
         raise UsageError(f"--range names {', '.join(unknown)}, which the batch does not have", hint=f"it has: {known}")
     bounds = {place: each.range for place, each in by_place.items()}
     buffers = NodeBounds(capture.graph_module, _owners(capture.graph)).stored()
-    return Assumed(Assumptions(bounds, weights, buffers), Assumptions(facts), tuple(inputs), words)
+    remarks = tuple(_not_numbers(user_names(target, model, batch), batch, model))
+    return Assumed(Assumptions(bounds, weights, buffers), Assumptions(facts), tuple(inputs), words, remarks)
+
+
+def _not_numbers(names: Mapping[int, str], batch: Any, model: nn.Module | None) -> Iterator[str]:
+    """Tensors of the batch, and parameters, that hold NaN: whatever is computed from them says nothing."""
+    for own, tensor in batch_names(batch):
+        if count := _nan_count(tensor):
+            name = names.get(id(tensor), own)
+            yield f"{name} of the batch holds {count} NaN among {tensor.numel()} numbers: clean it in make_batch()"
+    for name, parameter in model.named_parameters() if model is not None else ():
+        if count := _nan_count(parameter):
+            yield f"the parameter {name} holds {count} NaN among {parameter.numel()} numbers as make_model() gives it"
+
+
+def _nan_count(tensor: torch.Tensor) -> int:
+    is_real = not isinstance(tensor, FakeTensor) and tensor.device.type != "meta" and not nn.parameter.is_lazy(tensor)
+    if not is_real or not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.itemsize < 2:
+        return 0
+    with torch.no_grad():
+        return int(tensor.detach().isnan().sum())
 
 
 def _inputs(

@@ -54,6 +54,8 @@ def gather(
             ) from error
         say(f"ranges are left out: {describe(error)}")
         return Evidence()
+    for remark in found.remarks:
+        say(f"note: {remark}")
     observed = observe_step(target, train=train) if observe else None
     return Evidence(
         found.facts, found.assumptions, found.inputs, found.weights, asked, observed, tuple(dynamic_dims(target))

@@ -58,11 +58,13 @@ def guarded(seconds: float, work: Callable[[Finished], int]) -> int:
 
 
 def _in_child(work: Callable[[Finished], int], writer: int) -> int:
-    own = os.getpid()
+    own, stdout = os.getpid(), _stdout_to_stderr()
 
     def finished() -> None:
         if os.getpid() != own:
             os._exit(0)  # the model forked, and its child came back with the rest of the work
+        if stdout is not None:
+            os.dup2(stdout, 1)
         os.write(writer, _DONE)
 
     try:
@@ -70,6 +72,16 @@ def _in_child(work: Callable[[Finished], int], writer: int) -> int:
     except BaseException:
         finished()
         raise
+
+
+def _stdout_to_stderr() -> int | None:
+    """Send what C code and child processes of the model write to stdout to stderr; returns the real stdout."""
+    try:
+        stdout = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of them is closed
+        return None
+    return stdout
 
 
 def _die_with(parent: int) -> None:

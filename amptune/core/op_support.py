@@ -33,6 +33,12 @@ def table_version(device: str = "cuda") -> str:
     return str(_table()["devices"][device]["torch"])
 
 
+def tried_with(device: str, installed: str) -> str:
+    """The torch version behind the device's part, for a message; and the installed one where that is another."""
+    made, here = table_version(device).split("+")[0], installed.split("+")[0]
+    return f"torch {made}" if here in ("", made) else f"torch {made}; not tried with {here}, which is installed"
+
+
 def tried_on(device: str) -> str:
     """The product that the device's part was tried on; empty where it only repeats what torch's tests claim."""
     return str(_table()["devices"][device]["name"])

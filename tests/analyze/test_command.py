@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,21 @@ def test_a_model_that_does_not_run(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     assert "model.py:13" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_nan_in_the_batch_and_the_weights_is_said(tmp_path: Path) -> None:
+    broken = MODEL.replace("torch.randn(", "float('nan') * torch.randn(", 1)
+    assert broken != MODEL
+    done = run(tmp_path, "--gpu", "h100", source=broken)
+    assert re.search(r"note: \w+ of the batch holds (\d+) NaN among \1 numbers: clean it in make_batch", done.stderr)
+    assert len([line for line in done.stderr.splitlines() if "NaN" in line]) == 1
+
+
+def test_what_c_code_writes_to_stdout_is_kept_off_it(tmp_path: Path) -> None:
+    raw = MODEL.replace('print("a forward that prints")', "__import__('os').write(1, b'raw words')")
+    done = run(tmp_path, "--gpu", "h100", "--format", "json", source=raw)
+    assert json.loads(done.stdout)["version"] == 1
+    assert "raw words" in done.stderr
 
 
 def test_a_forward_that_hangs(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amptune.core.op_support import lacks_kernel, ops_without_kernel, table_version, tried_on
+from amptune.core.op_support import lacks_kernel, ops_without_kernel, table_version, tried_on, tried_with
 
 SQUARE = torch.eye(4)
 TRIED = {
@@ -61,3 +61,9 @@ def test_the_cuda_part_was_run_on_a_gpu() -> None:
     assert lacks_kernel("lu", "float16", "cuda")
     assert lacks_kernel("ctc_loss", "float16", "cuda")
     assert not lacks_kernel("fft", "float16", "cuda"), "sizes that are powers of two run"
+
+
+def test_another_torch_than_the_table_s_is_said() -> None:
+    made = table_version("cuda").split("+")[0]
+    assert tried_with("cuda", "") == tried_with("cuda", made + "+cu130") == f"torch {made}"
+    assert tried_with("cuda", "9.9.0+cpu") == f"torch {made}; not tried with 9.9.0, which is installed"

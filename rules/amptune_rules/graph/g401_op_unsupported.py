@@ -8,7 +8,7 @@ from amptune.core.autocast import HALF
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
-from amptune.core.op_support import lacks_kernel, table_version
+from amptune.core.op_support import lacks_kernel, tried_with
 from amptune.core.ops import Autocast, Family, op_named
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
@@ -81,8 +81,8 @@ class OpUnsupported(GraphRule):
                     self,
                     site,
                     f"{site.op} has no {unsupported_dtype(runs[0], site)} kernel on {runs[0].device} "
-                    "(torch "
-                    f"{table_version()}) and raises under {recipes_in(runs)}: cast its inputs with .float()",
+                    f"({tried_with(runs[0].device, context.torch_version)}) and raises under {recipes_in(runs)}: "
+                    "cast its inputs with .float()",
                 )
 
 

@@ -8,7 +8,7 @@ from amptune.core.autocast import HALF
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
-from amptune.core.op_support import lacks_kernel, table_version
+from amptune.core.op_support import lacks_kernel, tried_with
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 
@@ -66,8 +66,9 @@ class BackwardUnsupported(GraphRule):
                 yield context.finding(
                     self,
                     site,
-                    f"the backward of {site.op} has no {dtype} kernel on {runs[0].device} (torch "
-                    f"{table_version()}) and raises under {recipes_in(runs)}: keep it in float32",
+                    f"the backward of {site.op} has no {dtype} kernel on {runs[0].device} "
+                    f"({tried_with(runs[0].device, context.torch_version)}) and raises under {recipes_in(runs)}: "
+                    "keep it in float32",
                 )
 
 
