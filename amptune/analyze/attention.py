@@ -17,9 +17,9 @@ from amptune.analyze.kernels import (
     Timed,
     cast,
     format_of,
+    move,
     of_one_call,
     output_bytes,
-    reduction,
 )
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.graph import DTYPE_BYTES, Site, TensorMeta
@@ -124,7 +124,7 @@ def _multi_head(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
     for gemm in products:
         for direction in Pass:
             yield Product(gemm, number_format, direction, setting.fixed), direction is not Pass.FORWARD
-    yield reduction(sum(output_bytes(site, dtypes)), dtypes.compute), True
+    yield move(Traffic.REDUCTION, sum(output_bytes(site, dtypes)), dtypes.compute), True
     item = DTYPE_BYTES.get(dtypes.compute, FP32_BYTES)
     scores = sum(gemm.batch * gemm.m * gemm.n for gemm in products if gemm.batch > 1) // 2
     yield Move(Traffic.SOFTMAX, scores * (2 * item + 2 * FP32_BYTES), 3), False

@@ -2,9 +2,9 @@
 
 Each probe runs one kind of kernel by itself, on random numbers (zeros draw less power and run faster). No model is
 looked at, so predictions of models are predictions. Matrix products take their share of the peak from the probe;
-convolutions and attention scale the shares of the GPU's generation by what the roofline expected over what was
-measured. The probe of a pointwise sum scales all shares of the bandwidth; the other probes of traffic are reported
-alone, and the ramp of short reductions stays as the generation has it.
+those of convolutions, attention and a pointwise sum scale the table's shares, by what they reach here over what they
+reached on the H200 that the table is from. The other probes of traffic are reported alone, and the ramp of short
+reductions stays as the generation has it.
 """
 
 # amptune: ignore-file[AMP404] goes with set_float32_matmul_precision, and old and new settings do not mix
@@ -18,17 +18,20 @@ from typing import Any, TypeVar
 import torch
 
 from amptune.analyze.device import present_gpu
-from amptune.analyze.probes import expected, gemm_ideal, product_probes
+from amptune.analyze.probes import gemm_ideal, ideals, product_probes
 from amptune.analyze.probing import Probe
 from amptune.analyze.traffic import launch_us, shortest_kernel_us, traffic_probes
-from amptune.core.efficiency import Efficiency, Traffic
+from amptune.core.efficiency import EFFICIENCY, Efficiency, Traffic
 from amptune.core.formats import Format
 from amptune.core.hardware import Gpu
 from amptune.core.roofline import efficiency_of
 
-H200_POINTWISE = 0.84
-"""Share of the bandwidth that the probe of a sum of two tensors reaches on an H200. Kernels of real models reach less,
-by kind, as the table says."""
+H200 = {
+    "conv fp32": 0.5539, "conv tf32": 0.5236, "conv bf16": 0.6472, "conv fp16": 0.6277,
+    "depthwise fp32": 0.0276, "depthwise bf16": 0.0267, "depthwise fp16": 0.0282,
+    "attention fp32": 0.3947, "attention bf16": 0.2206, "attention fp16": 0.2200, "memory pointwise": 0.8412,
+}  # fmt: skip
+"""Shares that the probes reach on the H200 whose kernels the table is from (tests/benchmarks/reports)."""
 _LEFT_OUT = frozenset({"memory batch-norm", "memory batch-norm-bf16", "memory layout"})
 """Probes of earlier calibrations."""
 
@@ -78,8 +81,7 @@ def calibrate(gpu: Gpu) -> Calibration:
         torch.backends.cudnn.allow_tf32 = conv_tf32
         torch.cuda.empty_cache()
     shares = {probe.name: probe.share for probe in probes}
-    seconds = {probe.name: probe.seconds for probe in probes}
-    found = _efficiency(bare, shares, seconds, shortest, launches)
+    found = _efficiency(bare, shares, shortest, launches)
     return Calibration(gpu, probes, found, time.perf_counter() - start)
 
 
@@ -105,35 +107,33 @@ def constants_from(gpu: Gpu, data: Mapping[str, Any]) -> Efficiency:
     for number_format in gpu.peaks:
         if probe := data["probes"].get(f"gemm {number_format}"):
             shares[f"gemm {number_format}"] = gemm_ideal(gpu, number_format) / (probe["us"] * 1e-6)
-    seconds = {name: probe["us"] * 1e-6 for name, probe in data["probes"].items()}
+    shares |= {
+        name: ideal / (data["probes"][name]["us"] * 1e-6)
+        for name, ideal in ideals(gpu).items()
+        if name in data["probes"]
+    }
     ahead, behind = data["launch_us"]
-    return _efficiency(gpu, shares, seconds, data["kernel_us"], (ahead, behind))
+    return _efficiency(gpu, shares, data["kernel_us"], (ahead, behind))
 
 
-def _against_h200(shares: Mapping[str, float]) -> float:
-    """How well this GPU uses its bandwidth against the one that the table's shares of traffic are from."""
-    return shares.get(f"memory {Traffic.POINTWISE}", H200_POINTWISE) / H200_POINTWISE
-
-
-def _efficiency(
-    gpu: Gpu, shares: Mapping[str, float], seconds: Mapping[str, float], shortest: float, launches: tuple[float, float]
-) -> Efficiency:
-    known = efficiency_of(gpu)
+def _efficiency(gpu: Gpu, shares: Mapping[str, float], shortest: float, launches: tuple[float, float]) -> Efficiency:
+    known, table = efficiency_of(gpu), EFFICIENCY["hopper"]
     gemm = {each: shares.get(f"gemm {each}", share) for each, share in known.gemm.items()}
-    faster = {name: time / seconds[name] for name, time in expected(gpu).items() if seconds.get(name)}
+    against = {name: shares[name] / share for name, share in H200.items() if name in shares}
 
     def scaled(kind: str, each: Format) -> float:
-        """How much faster than expected; TF32 and FP8 have no probe of their own where FP32 and BF16 stand for them."""
+        """TF32 and FP8 have no probe of their own where FP32 and BF16 stand for them."""
         near = {Format.TF32: Format.FP32}.get(each, Format.BF16)
-        return faster.get(f"{kind} {each}", faster.get(f"{kind} {near}", 1.0))
+        return against.get(f"{kind} {each}", against.get(f"{kind} {near}", 1.0))
 
+    memory = against.get(f"memory {Traffic.POINTWISE}", 1.0)
     return dataclasses.replace(
         known,
         gemm=gemm | {Format.FP8_E5M2: gemm[Format.FP8_E4M3]},
-        conv={each: _times(passes, scaled("conv", each)) for each, passes in known.conv.items()},
-        depthwise={key: _times(passes, scaled("depthwise", key[0])) for key, passes in known.depthwise.items()},
-        attention={each: _times(ways, scaled("attention", each)) for each, ways in known.attention.items()},
-        memory={kind: share * _against_h200(shares) for kind, share in known.memory.items()},
+        conv={each: _times(passes, scaled("conv", each)) for each, passes in table.conv.items()},
+        depthwise={key: _times(passes, scaled("depthwise", key[0])) for key, passes in table.depthwise.items()},
+        attention={each: _times(ways, scaled("attention", each)) for each, ways in table.attention.items()},
+        memory={kind: _times(pair, memory) for kind, pair in table.memory.items()},
         misaligned={each: shares.get(f"misaligned {each}", share) for each, share in known.misaligned.items()},
         kernel_us=shortest,
         launch_us=launches,

@@ -15,14 +15,13 @@ import math
 from amptune.analyze.kernels import (
     Convolution,
     Depthwise,
-    Move,
     Setting,
     Timed,
     format_of,
     has_bias,
+    move,
     of_one_call,
     output_bytes,
-    reduction,
     trains_bias,
 )
 from amptune.core.autocast import SiteDtypes
@@ -40,21 +39,25 @@ def convolution_kernels(site: Site, dtypes: SiteDtypes, setting: Setting) -> Tim
     item = DTYPE_BYTES.get(dtypes.compute, 4)
     given, made = site.inputs[0].numel * item, sum(output_bytes(site, dtypes))
     moved = given + made + sum(param.meta.numel for param in site.params) * item
+    taps = _taps(site)
+    keeps_size = bool(site.outputs) and site.inputs[0].shape[2:] == site.outputs[0].shape[2:]
     transposes = _is_transposed(site, number_format) and not setting.fixed
     for gemm in of_one_call(site):
         for direction in _passes(site):
             behind = direction is not Pass.FORWARD
             if _is_depthwise(site, gemm):
                 last = setting.fixed or bool(site.attrs.get("channels_last"))
-                yield Depthwise(gemm.flops, number_format, direction, moved, last), behind
+                yield Depthwise(gemm.flops, number_format, direction, moved, last, taps=gemm.k), behind
                 continue
-            yield Convolution(_loaded(gemm, site, number_format), number_format, direction, moved), behind
+            loaded = _loaded(gemm, site, number_format)
+            few = number_format is not Format.FP32 and _channels(gemm, site) * number_format.bytes < REQUIRED_BYTES
+            yield Convolution(loaded, number_format, direction, moved, taps, keeps_size, few), behind
             if transposes:
-                yield Move(Traffic.TRANSPOSE, 2 * (given + made), 3), behind
+                yield move(Traffic.TRANSPOSE, 2 * (given + made), dtypes.compute, 3), behind
     if has_bias(site):
-        yield Move(Traffic.UNROLLED, 2 * made), False
+        yield move(Traffic.UNROLLED, 2 * made, dtypes.compute), False
     if trains_bias(site):
-        yield reduction(made, dtypes.compute), True
+        yield move(Traffic.REDUCTION, made, dtypes.compute), True
 
 
 def _passes(site: Site) -> list[Pass]:
@@ -74,12 +77,23 @@ def _is_depthwise(site: Site, gemm: Gemm) -> bool:
 
 def _loaded(gemm: Gemm, site: Site, number_format: Format) -> Gemm:
     """The product with input channels as the kernels for tensor cores load them."""
-    shape = site.inputs[0].shape
-    channels = shape[1] // gemm.batch if len(shape) > 2 else 0
+    channels = _channels(gemm, site)
     if number_format is Format.FP32 or not channels or gemm.k % channels:
         return gemm
     multiple = REQUIRED_BYTES // number_format.bytes
     return dataclasses.replace(gemm, k=gemm.k // channels * math.ceil(channels / multiple) * multiple)
+
+
+def _channels(gemm: Gemm, site: Site) -> int:
+    """Input channels of a group."""
+    shape = site.inputs[0].shape
+    return shape[1] // gemm.batch if len(shape) > 2 else 0
+
+
+def _taps(site: Site) -> int:
+    """Positions of the kernel."""
+    weights = [param.meta.shape for param in site.params if len(param.meta.shape) > 2]
+    return math.prod(weights[0][2:]) if weights else 1
 
 
 def _is_transposed(site: Site, number_format: Format) -> bool:
@@ -92,6 +106,5 @@ def _is_transposed(site: Site, number_format: Format) -> bool:
 
 def _is_pointwise(site: Site) -> bool:
     """Whether the convolution is 1 x 1 with stride 1."""
-    weights = [param.meta.shape for param in site.params if len(param.meta.shape) > 2]
     same = bool(site.outputs) and site.inputs[0].shape[2:] == site.outputs[0].shape[2:]
-    return bool(weights) and all(side == 1 for side in weights[0][2:]) and same
+    return bool(site.params) and _taps(site) == 1 and same

@@ -48,7 +48,7 @@ Timed = Iterator[tuple[Kernel, bool]]
 class Move:
     """Kernels that are bound by the bytes they move, or by the instructions that they run on each element.
 
-    ``blocks``: of threads, for kernels that have one for each row.
+    ``blocks``: of threads, for kernels that have one for each row. ``narrow``: its elements have two bytes.
     """
 
     traffic: Traffic
@@ -56,6 +56,7 @@ class Move:
     launches: int = 1
     instructions: float = 0.0
     blocks: float = 0.0
+    narrow: bool = False
 
     def seconds(self, gpu: Gpu) -> float:
         """The start of the kernels, and the larger of traffic and arithmetic."""
@@ -63,7 +64,9 @@ class Move:
             return 0.0
         constants = efficiency_of(gpu)
         starts = self.launches * constants.kernel_us + self.blocks * constants.block_us / gpu.sms
-        return starts * 1e-6 + traffic_seconds(self.bytes, self.traffic, gpu, instructions=self.instructions)
+        return starts * 1e-6 + traffic_seconds(
+            self.bytes, self.traffic, gpu, narrow=self.narrow, instructions=self.instructions
+        )
 
 
 def cast(elements: float, before: str, after: str, launches: int = 1) -> Move:
@@ -72,9 +75,9 @@ def cast(elements: float, before: str, after: str, launches: int = 1) -> Move:
     return Move(Traffic.CAST_UP if items[0] < items[1] else Traffic.CAST, elements * sum(items), launches)
 
 
-def reduction(read: float, dtype: str, launches: int = 1) -> Move:
-    """A sum; its kernel takes as long for an element of two bytes as for one of four."""
-    return Move(Traffic.REDUCTION_16 if DTYPE_BYTES.get(dtype, 4) == 2 else Traffic.REDUCTION, read, launches)
+def move(traffic: Traffic, moved: float, dtype: str, launches: int = 1, instructions: float = 0.0) -> Move:
+    """Kernels on elements of ``dtype``."""
+    return Move(traffic, moved, launches, instructions, narrow=DTYPE_BYTES.get(dtype, 4) == 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +136,17 @@ class Convolution:
     format: Format
     direction: Pass
     bytes: int
+    taps: int = 1
+    unit_stride: bool = True
+    few_channels: bool = False
     launches: int = 1
 
     def seconds(self, gpu: Gpu) -> float:
         """Time of the pass in the layout that the library's kernels want."""
-        return conv_seconds(self.gemm, self.format, gpu, self.direction, bytes_moved=self.bytes)
+        return conv_seconds(
+            self.gemm, self.format, gpu, self.direction, bytes_moved=self.bytes, taps=self.taps,
+            unit_stride=self.unit_stride, few_channels=self.few_channels,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +158,15 @@ class Depthwise:
     direction: Pass
     bytes: int
     channels_last: bool = False
+    taps: int = 1
     launches: int = 1
 
     def seconds(self, gpu: Gpu) -> float:
         """Time of the pass by the kernel for this layout."""
         return depthwise_seconds(
-            self.flops, self.format, gpu, self.direction, bytes_moved=self.bytes, channels_last=self.channels_last
-        )
+            self.flops, self.format, gpu, self.direction, bytes_moved=self.bytes, channels_last=self.channels_last,
+            taps=self.taps,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,10 +43,10 @@ _FAMILIES: dict[Family, Cost] = {
     Family.NORM: _NORM,
     Family.SOFTMAX: Cost(Traffic.SOFTMAX, (1, 1, 1), (1, 2, 1), "output"),
     Family.REDUCTION: Cost(Traffic.REDUCTION, (1, 1, 1), (3, 1, 2)),
-    Family.POOL: Cost(_P, (1, 1, 1), (1, 1, 1)),
+    Family.POOL: Cost(Traffic.POOL, (1, 1, 1), (1, 1, 1)),
     Family.LOSS: Cost(_P, (1.5, 1, 2), (2, 0, 2)),
     Family.MEMORY: _COPY,
-    Family.EMBEDDING: Cost(Traffic.GATHER, (0, 2, 1), (0, 3, 3), "nothing"),
+    Family.EMBEDDING: Cost(Traffic.GATHER, (0, 2, 1), (0, 3, 12), "nothing"),
     Family.LINALG: Cost(Traffic.GATHER, (4, 4, 4), (6, 6, 6), "both"),
     Family.FFT: Cost(Traffic.LAYOUT, (2, 2, 2), (2, 2, 2), "nothing"),
     Family.OTHER: Cost(_P, (1, 1, 1), (2, 1, 1)),
@@ -61,7 +61,7 @@ _OPS: dict[str, Cost] = {
     # The backward of a sum of tensors hands the gradient on; broadcast and cast operands are counted apart.
     **_rows("add sub", _FREE_BACKWARD),
     **_rows("gelu", dataclasses.replace(_UNARY, instructions=(46, 61))),
-    **_rows("silu mish softplus elu", dataclasses.replace(_UNARY, instructions=(40, 50))),
+    **_rows("silu mish softplus elu", dataclasses.replace(_UNARY, instructions=(33, 46))),
     **_rows("neg", _LINEAR),
     **_rows("relu relu6 sigmoid tanh hardsigmoid exp expm1 exp2 softsign", _KEEPS_OUTPUT),
     **_rows("log log2 log10 log1p abs", _UNARY),
@@ -71,12 +71,12 @@ _OPS: dict[str, Cost] = {
     **_rows("pow square", Cost(_P, (1, 1, 1), (6, 1, 3))),
     **_rows("where", Cost(_P, (1, 1, 1), (1, 1, 2), "mask")),
     **_rows("masked_fill triu tril", Cost(_P, (1, 1, 1), (1, 1, 1), "mask")),
-    **_rows("dropout alpha_dropout", Cost(_P, (1, 1.5, 1), (1, 1.5, 1), "mask")),
+    **_rows("dropout alpha_dropout", Cost(_P, (1, 1.4, 1), (1, 1.4, 1), "mask", (60, 0))),
     **_rows("eq ne lt le gt ge logical_and logical_or logical_not bitwise isnan isinf sign floor ceil round "
             "floor_divide argmax argmin any all count_nonzero", Cost(_P, (1, 1, 1), (0, 0, 0), "nothing")),
     **_rows("view_as_complex", Cost(_P, (0, 0, 0), (0, 0, 0), "nothing")),  # a view, that not every format has
-    **_rows("sum", Cost(Traffic.REDUCTION, (1, 1, 1), (0, 0, 0), "nothing")),
-    **_rows("mean", Cost(Traffic.REDUCTION, (1, 1, 1), (1, 1, 1), "nothing")),
+    **_rows("sum", Cost(_P, (1, 1, 1), (0, 0, 0), "nothing")),
+    **_rows("mean", Cost(_P, (1, 1, 1), (1, 1, 1), "nothing")),
     **_rows("var std var_mean std_mean", Cost(Traffic.REDUCTION, (1, 1, 1), (5, 1, 3))),
     **_rows("norm linalg_vector_norm normalize", Cost(Traffic.REDUCTION, (1, 1, 1), (4, 1, 3))),
     **_rows("cumsum", Cost(Traffic.REDUCTION, (1, 1, 1), (3, 0, 3), "nothing")),
@@ -91,9 +91,12 @@ _OPS: dict[str, Cost] = {
     "nll_loss": Cost(_P, (0.1, 1, 1), (1, 0, 1), "indices"),
     "mse_loss": Cost(_P, (1.5, 1, 2), (1.5, 0, 2)),
     "binary_cross_entropy_with_logits": Cost(_P, (4, 1, 6), (3, 0, 5)),
-    **_rows("max_pool1d max_pool2d max_pool3d", Cost(_P, (1, 3, 1), (1, 3, 1), "indices")),
+    **_rows("max_pool1d max_pool2d max_pool3d", Cost(Traffic.POOL, (1, 3, 1), (3, 9, 1), "indices")),
+    **_rows("interpolate upsample", Cost(Traffic.POOL, (1, 1, 1), (1, 1, 1), "nothing")),
     **_rows("cat stack", Cost(Traffic.LAYOUT, (1, 1, 1), (0, 0, 0), "nothing")),
-    **_rows("gather index index_select take_along_dim", Cost(Traffic.GATHER, (0, 2, 1), (1, 2, 2), "indices")),
+    # The gradient of gather is added in place by atomics, that of an index is sorted first.
+    **_rows("gather take_along_dim", Cost(Traffic.UNROLLED, (0, 4, 1), (1, 4, 2), "indices")),
+    **_rows("index index_select", Cost(Traffic.GATHER, (0, 2, 1), (0, 3, 12), "indices")),
     **_rows("embedding_bag", Cost(Traffic.GATHER, (0, 4, 1), (0, 4, 3), "nothing")),
 }  # fmt: skip
 

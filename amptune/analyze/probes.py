@@ -1,7 +1,6 @@
 """The micro-benchmarks of products: matrix products, convolutions and attention, each by itself, on random numbers.
 
-Zeros draw less power and run faster, so numbers are random. ``expected`` says what the roofline makes of the same
-kernels with the constants that the GPU has without a measurement.
+Zeros draw less power and run faster, so numbers are random.
 """
 
 from __future__ import annotations
@@ -18,10 +17,6 @@ from amptune.core.graph import Gemm
 from amptune.core.hardware import Gpu
 from amptune.core.roofline import (
     Attending,
-    Pass,
-    attention_seconds,
-    conv_seconds,
-    depthwise_seconds,
     efficiency_of,
     gemm_seconds,
     peak_of,
@@ -51,34 +46,23 @@ def gemm_ideal(gpu: Gpu, number_format: Format) -> float:
     return share * gemm_seconds(_GEMM, number_format, gpu) if share and peak_of(gpu, number_format) else 0.0
 
 
-def expected(gpu: Gpu) -> dict[str, float]:
-    """Name -> seconds that the roofline says, for the probes of convolutions and attention."""
+def ideals(gpu: Gpu) -> dict[str, float]:
+    """Name -> seconds at the peak, for the probes of convolutions and attention: at that of the vector units for
+    depthwise ones."""
     found = {}
     for each in _FORMATS[:-1]:
-        found[f"conv {each}"] = sum(
-            conv_seconds(_implicit(*shape), each, gpu, direction, bytes_moved=_moved(*shape, each))
-            for shape in _CONVOLUTIONS
-            for direction in Pass
-        )
-    moved = 2 * _IMAGES * _SIDE**2 * _CHANNELS
-    flops = 2 * _IMAGES * _SIDE**2 * _CHANNELS * _WINDOW**2
+        if peak := peak_of(gpu, each):
+            found[f"conv {each}"] = sum(3 * _implicit(*shape).flops / peak for shape in _CONVOLUTIONS)
+    flops = 3 * 2 * _IMAGES * _CHANNELS * _SIDE**2 * _WINDOW**2
     for each in _ATTENTION_FORMATS:
-        found[f"depthwise {each}"] = sum(
-            depthwise_seconds(flops, each, gpu, direction, bytes_moved=moved * each.bytes, channels_last=False)
-            for direction in Pass
-        )
-        found[f"attention {each}"] = sum(
-            attention_seconds(_ATTENTION, each, gpu, backward=backward) for backward in (False, True)
-        )
+        if peak := peak_of(gpu, each):
+            found[f"depthwise {each}"] = flops / peak_of(gpu, Format.FP32)
+            found[f"attention {each}"] = 3.5 * _ATTENTION.flops / peak
     return found
 
 
 def _implicit(inputs: int, outputs: int, kernel: int) -> Gemm:
     return Gemm(_IMAGES * _SIDE**2, outputs, inputs * kernel**2)
-
-
-def _moved(inputs: int, outputs: int, kernel: int, number_format: Format) -> int:
-    return (_IMAGES * _SIDE**2 * (inputs + outputs) + inputs * outputs * kernel**2) * number_format.bytes
 
 
 def _gemms(gpu: Gpu) -> Iterator[Probe]:
@@ -122,17 +106,15 @@ def _passes_seconds(m: int, n: int, number_format: Format) -> float:
 def _convolutions(gpu: Gpu) -> Iterator[Probe]:
     """Forward and backward of a 3 x 3 and a 1 x 1 convolution in channels_last, summed."""
     for number_format in _FORMATS[:-1]:
-        peak = peak_of(gpu, number_format)
-        if not efficiency_of(gpu).conv[number_format][0] or not peak:
+        if not efficiency_of(gpu).conv[number_format][0] or not peak_of(gpu, number_format):
             continue
         probing.set_tf32(number_format is Format.TF32)
-        ideal = sum(3 * _implicit(*shape).flops / peak for shape in _CONVOLUTIONS)
 
         def both(number_format: Format = number_format) -> Run:
             first, second = (_convolution(*shape, number_format) for shape in _CONVOLUTIONS)
             return lambda: (first(), second())
 
-        yield from probing.probe(f"conv {number_format}", ideal, both)
+        yield from probing.probe(f"conv {number_format}", ideals(gpu)[f"conv {number_format}"], both)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, number_format: Format) -> Run:
@@ -159,7 +141,6 @@ def _convolution(inputs: int, outputs: int, kernel: int, number_format: Format) 
 def _depthwise(gpu: Gpu) -> Iterator[Probe]:
     """Forward and backward of a 7 x 7 convolution with as many groups as channels, against the FP32 vector units."""
     batch, channels, side, kernel = _IMAGES, _CHANNELS, _SIDE, _WINDOW
-    flops = 3 * 2 * batch * channels * side * side * kernel * kernel
     probing.set_tf32(False)
     for number_format in (Format.FP32, Format.BF16, Format.FP16):
 
@@ -176,14 +157,13 @@ def _depthwise(gpu: Gpu) -> Iterator[Probe]:
 
             return run
 
-        yield from probing.probe(f"depthwise {number_format}", flops / peak_of(gpu, Format.FP32), prepare)
+        yield from probing.probe(f"depthwise {number_format}", ideals(gpu)[f"depthwise {number_format}"], prepare)
 
 
 def _attention(gpu: Gpu) -> Iterator[Probe]:
     """Forward and backward of causal attention."""
     for number_format in _ATTENTION_FORMATS:
-        peak = peak_of(gpu, number_format)
-        if not peak:
+        if not peak_of(gpu, number_format):
             continue
         probing.set_tf32(False)
 
@@ -199,4 +179,4 @@ def _attention(gpu: Gpu) -> Iterator[Probe]:
 
             return run
 
-        yield from probing.probe(f"attention {number_format}", 3.5 * _ATTENTION.flops / peak, prepare)
+        yield from probing.probe(f"attention {number_format}", ideals(gpu)[f"attention {number_format}"], prepare)

@@ -26,10 +26,10 @@ from amptune.analyze.kernels import (
     converts_to_fp8,
     format_of,
     input_bytes,
+    move,
     needs_backward,
     of_one_call,
     output_bytes,
-    reduction,
     trains_bias,
 )
 from amptune.analyze.moves import Cost, cost_of
@@ -84,7 +84,7 @@ def _copies(site: Site, dtypes: SiteDtypes) -> Iterator[Move]:
     """Reshapes on the way here that are no views."""
     if elements := site.attrs.get("copied"):
         item = max((DTYPE_BYTES.get(dtype, 4) for dtype in dtypes.given), default=4)
-        yield Move(Traffic.LAYOUT, 2 * elements * item)
+        yield Move(Traffic.LAYOUT, 2 * elements * item, narrow=item == 2)
 
 
 def _weight_casts(site: Site, dtypes: SiteDtypes, backward: bool = False) -> Iterator[Move]:
@@ -104,9 +104,7 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
     written = sum(output_bytes(site, dtypes))
     table = sum(param.meta.nbytes for param in site.params)
     if op_named(site.op).family is Family.EMBEDDING:
-        zeros = table if backward else 0
-        units = cost.backward if backward else cost.forward
-        yield Move(cost.traffic, zeros + units[1] * written, units[2])
+        yield from _lookup(cost, table, written, dtypes, backward=backward)
         return
     if site.op in _ROW_NORMS:
         yield from _row_norm(site, sum(reads) or written, backward=backward)
@@ -117,13 +115,28 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
     if site.op == "group_norm" and len(site.inputs[0].shape) == 4:
         last = site.attrs.get("channels_last") or setting.fixed
         if last:  # its kernels take contiguous tensors alone; the convolution behind it wants channels last again
-            yield Move(Traffic.LAYOUT, 2 * (sum(reads) + written), 2)
+            yield move(Traffic.LAYOUT, 2 * (sum(reads) + written), dtypes.compute, 2)
     x_units, y_units, launches = cost.backward if backward else cost.forward
     moved = x_units * (sum(reads) + (table if not backward else 0)) + y_units * written
     if moved and launches:
         elements = max((tensor.numel for tensor in (*site.inputs, *site.outputs)), default=0)
         each = cost.instructions[1] if backward else cost.instructions[0]
-        yield Move(_traffic(site, dtypes, setting, cost), moved, launches, each * elements)
+        kind, narrowest = _traffic(site, dtypes, setting, cost, backward=backward), _narrowest(dtypes)
+        yield move(kind, moved, narrowest, launches, each * elements)
+
+
+def _narrowest(dtypes: SiteDtypes) -> str:
+    floating = [dtype for dtype in (*dtypes.inputs, *dtypes.outputs) if dtype in (*HALF, "float32", "float64")]
+    return min(floating, key=lambda dtype: DTYPE_BYTES[dtype], default="float32")
+
+
+def _lookup(cost: Cost, table: int, written: int, dtypes: SiteDtypes, *, backward: bool) -> Iterator[Move]:
+    """Rows are copied; their gradients are sorted and added into a table of zeros."""
+    dtype = dtypes.outputs[0] if dtypes.outputs else "float32"
+    units = cost.backward if backward else cost.forward
+    if backward:
+        yield move(Traffic.POINTWISE, table, dtype)
+    yield move(cost.traffic if backward else Traffic.POINTWISE, units[1] * written, dtype, units[2])
 
 
 def _row_norm(site: Site, read: int, *, backward: bool) -> Iterator[Move]:
@@ -153,28 +166,28 @@ def _arithmetic_backward(site: Site, reads: Sequence[int], written: int, dtypes:
             other = sum(reads) - size if len(reads) > 1 else 0
             twice = 3 if site.op == "div" and tensor is site.inputs[-1] and len(reads) > 1 else 1
             kind = Traffic.UNROLLED if other and other != written else Traffic.POINTWISE
-            yield Move(kind, twice * (written + other + written), twice)
+            yield move(kind, twice * (written + other + written), dtype, twice)
         if tensor.numel < numel:
-            yield reduction(written + size, dtype)
+            yield move(Traffic.REDUCTION, written + size, dtype)
     for param in site.params:
         if param.meta.requires_grad and numel:
-            yield reduction(written, dtype)
+            yield move(Traffic.REDUCTION, written, dtype)
             if scaled:
-                yield Move(Traffic.UNROLLED, 2 * written)
+                yield move(Traffic.UNROLLED, 2 * written, dtype)
 
 
-def _traffic(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost) -> Traffic:
+def _traffic(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, backward: bool) -> Traffic:
     """The kernel's kind where dtypes, shapes or layout decide it."""
     if cost.traffic is Traffic.POINTWISE and not _is_vectorised(site, dtypes):
         return Traffic.UNROLLED
-    if cost.traffic is Traffic.BATCH_NORM and dtypes.inputs and dtypes.inputs[0] == "float16":
-        return Traffic.BATCH_NORM_FP16
-    if cost.traffic is Traffic.BATCH_NORM and dtypes.inputs and dtypes.inputs[0] == "bfloat16":
-        # torch's own kernels; cuDNN's take FP32 and FP16
-        last = setting.fixed or bool(site.attrs.get("channels_last"))
-        return Traffic.BATCH_NORM_BF16_LAST if last else Traffic.BATCH_NORM_BF16
-    if cost.traffic is Traffic.REDUCTION and any(dtype in HALF for dtype in dtypes.inputs):
-        return Traffic.REDUCTION_16
+    if cost.traffic is Traffic.GATHER and not backward:
+        return Traffic.UNROLLED
+    if cost.traffic is Traffic.BATCH_NORM:
+        flat = len(site.inputs[0].shape) == 2
+        last = flat or (len(site.inputs[0].shape) == 4 and (setting.fixed or bool(site.attrs.get("channels_last"))))
+        if flat or dtypes.inputs[0] == "bfloat16":
+            return Traffic.BATCH_NORM_NATIVE_LAST if last else Traffic.BATCH_NORM_NATIVE
+        return Traffic.BATCH_NORM_LAST if last else Traffic.BATCH_NORM
     return cost.traffic
 
 
@@ -204,7 +217,7 @@ def _products(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
             product = Product(gemm, number_format, direction, setting.fixed, setting.fused, share)
             yield product, direction is not Pass.FORWARD
     if trains_bias(site):
-        yield reduction(sum(output_bytes(site, dtypes)), dtypes.compute), True
+        yield move(Traffic.REDUCTION, sum(output_bytes(site, dtypes)), dtypes.compute), True
 
 
 def _fp8_casts(site: Site, setting: Setting) -> Timed:

@@ -16,7 +16,12 @@ from amptune.core.formats import Format
 
 
 class Traffic(enum.StrEnum):
-    """Kinds of kernels that are bound by memory, by the share of the bandwidth that they reach."""
+    """Kinds of kernels that are bound by memory, by the share of the bandwidth that they reach.
+
+    ``pointwise`` loads several elements at a time, ``unrolled`` one by one, where dtypes or shapes differ; ``layout``
+    reads or writes across rows; ``transpose`` is cuDNN's, between channels first and last; ``native`` batch norms are
+    torch's own, for BF16.
+    """
 
     POINTWISE = "pointwise"
     UNROLLED = "unrolled"
@@ -25,13 +30,13 @@ class Traffic(enum.StrEnum):
     NORM = "norm"
     NORM_WEIGHTS = "norm-weights"
     BATCH_NORM = "batch-norm"
-    BATCH_NORM_FP16 = "batch-norm-fp16"
-    BATCH_NORM_BF16 = "batch-norm-bf16"
-    BATCH_NORM_BF16_LAST = "batch-norm-bf16-last"
+    BATCH_NORM_LAST = "batch-norm-last"
+    BATCH_NORM_NATIVE = "batch-norm-native"
+    BATCH_NORM_NATIVE_LAST = "batch-norm-native-last"
     REDUCTION = "reduction"
-    REDUCTION_16 = "reduction-16"
     SOFTMAX = "softmax"
     GATHER = "gather"
+    POOL = "pool"
     LAYOUT = "layout"
     TRANSPOSE = "transpose"
     FUSED = "fused"
@@ -48,6 +53,9 @@ Passes = tuple[float, float, float]
 """One number for each pass: forward, input gradient, weight gradient."""
 
 
+_WINOGRAD: Passes = (0.62, 0.50, 1.30)
+
+
 @dataclasses.dataclass(frozen=True)
 class Efficiency:
     """Constants of one GPU generation.
@@ -55,12 +63,15 @@ class Efficiency:
     Attributes:
         gemm: format -> share of the dense peak that a large aligned matrix product reaches.
         gemm_passes: format -> rate of the three products of training against that of the forward; absent where equal.
+        conv_3x3: format -> share for 3 x 3 convolutions of stride 1 where the library has faster algorithms for them
+            (Winograd's and FFTs), by pass; above 1 since operations are counted as if it had not.
         conv: format -> the same for convolutions in the layout that the tensor cores want: forward, input gradient and
             weight gradient.
         depthwise: format and whether the layout is channels_last -> share of the FP32 peak of the vector units that
             the same three passes of depthwise convolutions reach.
         attention: format -> share of the peak that fused attention reaches, forward and backward.
-        memory: kind of traffic -> share of the bandwidth.
+        memory: kind of traffic -> share of the bandwidth with elements of 4 bytes, and of 2: most kernels that are not
+            vectorised take as long for an element of either.
         misaligned: bytes that the leading dimensions are a multiple of -> share of the aligned rate, in 16 bits.
         ramp: format -> elements of reduction length that a tile's start and end cost.
         kernel_us: start and end of a kernel, microseconds, beside what its bytes or operations take.
@@ -73,21 +84,24 @@ class Efficiency:
     gemm: Mapping[Format, float]
     conv: Mapping[Format, Passes]
     attention: Mapping[Format, tuple[float, float]]
-    memory: Mapping[Traffic, float]
+    memory: Mapping[Traffic, tuple[float, float]]
     misaligned: Mapping[int, float]
     gemm_passes: Mapping[Format, Passes] = dataclasses.field(default_factory=dict)
+    conv_3x3: Mapping[Format, Passes] = dataclasses.field(default_factory=lambda: {Format.FP32: _WINOGRAD})
     depthwise: Mapping[tuple[Format, bool], Passes] = dataclasses.field(default_factory=lambda: _DEPTHWISE)
     ramp: Mapping[Format, int] = dataclasses.field(default_factory=lambda: _RAMP)
-    kernel_us: float = 2.5
+    kernel_us: float = 1.3
     block_us: float = 0.2
     launch_us: tuple[float, float] = (20.7, 20.5)
 
 
-_MEMORY = {
-    Traffic.POINTWISE: 0.90, Traffic.UNROLLED: 0.50, Traffic.CAST: 0.48, Traffic.CAST_UP: 0.34, Traffic.NORM: 0.46,
-    Traffic.NORM_WEIGHTS: 0.27, Traffic.BATCH_NORM: 0.46, Traffic.BATCH_NORM_FP16: 0.23, Traffic.BATCH_NORM_BF16: 0.15,
-    Traffic.BATCH_NORM_BF16_LAST: 0.43, Traffic.REDUCTION: 0.38, Traffic.REDUCTION_16: 0.22, Traffic.SOFTMAX: 0.64,
-    Traffic.GATHER: 0.45, Traffic.LAYOUT: 0.50, Traffic.TRANSPOSE: 0.70, Traffic.OPTIMIZER: 0.80, Traffic.FUSED: 0.62,
+_MEMORY: dict[Traffic, tuple[float, float]] = {
+    Traffic.POINTWISE: (0.92, 0.92), Traffic.UNROLLED: (0.55, 0.32), Traffic.CAST: (0.47, 0.47),
+    Traffic.CAST_UP: (0.36, 0.36), Traffic.NORM: (0.45, 0.23), Traffic.NORM_WEIGHTS: (0.27, 0.14),
+    Traffic.BATCH_NORM: (0.45, 0.24), Traffic.BATCH_NORM_LAST: (0.94, 0.79), Traffic.BATCH_NORM_NATIVE: (0.155, 0.155),
+    Traffic.BATCH_NORM_NATIVE_LAST: (0.60, 0.39), Traffic.REDUCTION: (0.40, 0.23), Traffic.SOFTMAX: (0.60, 0.47),
+    Traffic.GATHER: (0.20, 0.10), Traffic.POOL: (0.37, 0.18), Traffic.LAYOUT: (0.45, 0.25),
+    Traffic.TRANSPOSE: (0.64, 0.43), Traffic.OPTIMIZER: (0.80, 0.80), Traffic.FUSED: (0.62, 0.62),
 }  # fmt: skip
 
 
@@ -106,15 +120,15 @@ def _both_ways(fp32: float, tf32: float, half: float, fp8: float) -> dict[Format
     return {each: (share, 0.85 * share) for each, share in _formats(fp32, tf32, half, fp8).items()}
 
 
+_CONV_HALF: Passes = (0.75, 0.72, 0.60)
 _CONV_HOPPER: dict[Format, Passes] = {
-    Format.FP32: (0.75, 0.55, 0.37), Format.TF32: (0.5, 0.5, 0.4), Format.FP16: (0.5, 0.5, 0.4),
-    Format.BF16: (0.5, 0.5, 0.4), Format.FP8_E4M3: (0.5, 0.5, 0.4), Format.FP8_E5M2: (0.5, 0.5, 0.4),
+    Format.FP32: (0.62, 0.42, 0.19), Format.TF32: (0.64, 0.66, 0.42),
+    **dict.fromkeys((Format.FP16, Format.BF16, Format.FP8_E4M3, Format.FP8_E5M2), _CONV_HALF),
 }  # fmt: skip
-_ROWS_FIRST: Passes = (0.05, 0.05, 0.02)
 _DEPTHWISE: dict[tuple[Format, bool], Passes] = {
-    **{(each, False): _ROWS_FIRST for each in Format},
-    (Format.FP32, True): (0.073, 0.072, 0.0036), (Format.TF32, True): (0.073, 0.072, 0.006),
-    **{(each, True): (0.16, 0.084, 0.215) for each in (Format.BF16, Format.FP16, Format.FP8_E4M3, Format.FP8_E5M2)},
+    **{(each, False): (0.042, 0.016, 0.016) for each in Format}, (Format.FP16, False): (0.079, 0.080, 0.045),
+    (Format.FP32, True): (0.100, 0.090, 0.048), (Format.TF32, True): (0.100, 0.090, 0.048),
+    **{(each, True): (0.153, 0.087, 0.108) for each in (Format.BF16, Format.FP16, Format.FP8_E4M3, Format.FP8_E5M2)},
 }  # fmt: skip
 
 _AMPERE = Efficiency(

@@ -39,8 +39,12 @@ _EMULATED_SHARE_OF_FP32 = 0.4
 # Output tiles (rows, columns) and the share of the best rate that the inner loop of each reaches.
 _TILES_TENSOR = ((128, 256, 1.0), (256, 128, 1.0), (128, 128, 0.94), (64, 128, 0.80), (128, 64, 0.80), (64, 64, 0.65))
 _TILES_VECTOR = ((128, 128, 1.0), (128, 64, 0.95), (64, 64, 0.85))
-_LANES = 32
-"""Rows or columns of a group of a convolution that fill a matrix unit."""
+_LANES = 128
+"""Output channels of a tile: a group of a convolution fills its share of one."""
+_FEW_CHANNELS = 0.35
+"""Rate of convolutions for tensor cores whose input channels do not fill one load (three colours), H200."""
+_LARGE_WINDOW, _LARGE_WINDOW_SHARE = 25, {Format.FP32: 0.06, Format.TF32: 0.13}
+"""Taps above which the channels_last weight gradient of depthwise convolutions in FP32 is another, slower kernel."""
 _STREAMED = 0.82
 """Share of the bandwidth at which a product reads and writes its tensors: long contiguous rows, as in a copy."""
 _ATTENTION_TILE = 64
@@ -49,6 +53,8 @@ _MASKED = 1.6
 """Time of fused 16-bit attention with a mask in memory against one without."""
 _SPLIT_K = 1024
 """Shortest piece that a library cuts a reduction into to fill the multiprocessors."""
+_SPLIT_TENSOR, _SPLIT_VECTOR = 0.8, 0.95
+"""Rate of a product whose reduction is cut into pieces, which are added up at the end."""
 
 
 def efficiency_of(gpu: Gpu) -> Efficiency:
@@ -133,19 +139,23 @@ def shape_share(gemm: Gemm, number_format: Format, gpu: Gpu) -> float:
     return ramp * wave_share(gemm, number_format, gpu)
 
 
-def _fill(gemm: Gemm, rows: int, columns: int, sms: int) -> float:
+def _fill(gemm: Gemm, rows: int, columns: int, sms: int, split_share: float) -> float:
     tiles = math.ceil(gemm.m / rows) * math.ceil(gemm.n / columns)
     inside = gemm.m * gemm.n / (tiles * rows * columns)
     jobs = tiles * gemm.batch
-    if jobs < sms:
-        jobs = min(jobs * max(1, gemm.k // _SPLIT_K), sms)
-    return inside * jobs / (math.ceil(jobs / sms) * sms)
+    whole = jobs / (math.ceil(jobs / sms) * sms)
+    pieces = min(max(1, gemm.k // _SPLIT_K), math.ceil(2 * sms / jobs))
+    if pieces > 1:
+        split = max(count * jobs / (math.ceil(count * jobs / sms) * sms) for count in range(2, pieces + 1))
+        whole = max(whole, split_share * split)
+    return inside * whole
 
 
 def wave_share(gemm: Gemm, number_format: Format, gpu: Gpu) -> float:
     """The share of the full rate that tile and wave quantisation leave to this product, with the best of the tiles."""
     tiles = _TILES_VECTOR if number_format is Format.FP32 else _TILES_TENSOR
-    return max(inner * _fill(gemm, rows, columns, gpu.sms) for rows, columns, inner in tiles)
+    split_share = _SPLIT_VECTOR if number_format is Format.FP32 else _SPLIT_TENSOR
+    return max(inner * _fill(gemm, rows, columns, gpu.sms, split_share) for rows, columns, inner in tiles)
 
 
 def training_gemm_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, *, input_grad: bool = True) -> float:
@@ -212,27 +222,49 @@ def attention_seconds(work: Attending, number_format: Format, gpu: Gpu, *, backw
     return slow * (2.5 if backward else 1.0) * work.flops / rate + constants.kernel_us * 1e-6
 
 
-def conv_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, direction: Pass, *, bytes_moved: float) -> float:
-    """Seconds of one convolution pass given as the implicit product of its forward, and the bytes of its tensors."""
+def conv_seconds(
+    gemm: Gemm, number_format: Format, gpu: Gpu, direction: Pass, *, bytes_moved: float, taps: int = 1,
+    unit_stride: bool = True, few_channels: bool = False,
+) -> float:  # fmt: skip
+    """Seconds of one convolution pass.
+
+    Args:
+        gemm: the implicit product of the forward.
+        number_format: of the operands.
+        gpu: where it runs.
+        direction: the pass.
+        bytes_moved: bytes of its three tensors.
+        taps: positions of the kernel.
+        unit_stride: whether its stride is 1.
+        few_channels: whether the input channels fill no load of a tensor core's kernel.
+    """
     constants = efficiency_of(gpu)
-    rate = peak_of(gpu, number_format) * constants.conv[number_format][_PASSES.index(direction)]
+    shares = constants.conv[number_format]
+    if taps == 9 and unit_stride and gemm.batch == 1:
+        shares = constants.conv_3x3.get(number_format, shares)
+    rate = peak_of(gpu, number_format) * shares[_PASSES.index(direction)]
     if not rate:
         return 0.0
+    # The input gradient reduces over output channels and taps.
     product = oriented(gemm, direction)
+    if direction is Pass.INPUT and gemm.k % taps == 0:
+        product = Gemm(gemm.m, gemm.k // taps, gemm.n * taps, gemm.batch)
     if gemm.batch > 1:
-        # A group fills few lanes of a matrix unit, so the narrowest side decides.
-        rate *= min(1.0, min(gemm.n, gemm.k) / _LANES)
+        rate *= min(1.0, gemm.n / _LANES)
     else:
-        rate *= shape_share(product, number_format, gpu)
+        rate *= shape_share(product, number_format, gpu) * (_FEW_CHANNELS if few_channels else 1.0)
     return max(gemm.flops / rate, streamed_seconds(bytes_moved, gpu)) + constants.kernel_us * 1e-6
 
 
 def depthwise_seconds(
-    flops: float, number_format: Format, gpu: Gpu, direction: Pass, *, bytes_moved: float, channels_last: bool
-) -> float:
+    flops: float, number_format: Format, gpu: Gpu, direction: Pass, *, bytes_moved: float, channels_last: bool,
+    taps: int = 1,
+) -> float:  # fmt: skip
     """Seconds of one pass of a convolution with one channel a group, which vector units compute."""
     constants = efficiency_of(gpu)
     share = constants.depthwise[number_format, channels_last][_PASSES.index(direction)]
+    if channels_last and direction is Pass.WEIGHT and number_format.bytes == 4 and taps > _LARGE_WINDOW:
+        share *= _LARGE_WINDOW_SHARE[number_format]
     rate = peak_of(gpu, Format.FP32) * share
     return max(flops / rate, streamed_seconds(bytes_moved, gpu)) + constants.kernel_us * 1e-6
 
@@ -242,10 +274,12 @@ def streamed_seconds(bytes_moved: float, gpu: Gpu) -> float:
     return bytes_moved / (gpu.bandwidth * 1e9 * _STREAMED)
 
 
-def traffic_seconds(bytes_moved: float, kind: Traffic, gpu: Gpu, *, instructions: float = 0.0) -> float:
-    """Seconds of kernels that move bytes and run ``instructions`` on the vector units meanwhile, without start."""
-    return max(bytes_moved / _bandwidth(gpu, kind), instructions / (peak_of(gpu, Format.FP32) / 2))
+def traffic_seconds(
+    bytes_moved: float, kind: Traffic, gpu: Gpu, *, narrow: bool = False, instructions: float = 0.0
+) -> float:
+    """Seconds of kernels that move bytes and run ``instructions`` on the vector units meanwhile, without start.
 
-
-def _bandwidth(gpu: Gpu, kind: Traffic) -> float:
-    return gpu.bandwidth * 1e9 * efficiency_of(gpu).memory[kind]
+    ``narrow``: its elements have two bytes.
+    """
+    bandwidth = gpu.bandwidth * 1e9 * efficiency_of(gpu).memory[kind][int(narrow)]
+    return max(bytes_moved / bandwidth, instructions / (peak_of(gpu, Format.FP32) / 2))
