@@ -20,7 +20,7 @@ import torch
 from amptune.analyze.device import present_gpu
 from amptune.analyze.probes import gemm_ideal, ideals, product_probes
 from amptune.analyze.probing import Probe
-from amptune.analyze.traffic import launch_us, shortest_kernel_us, traffic_probes
+from amptune.analyze.traffic import layer_us, shortest_kernel_us, traffic_probes
 from amptune.core.efficiency import EFFICIENCY, Efficiency, Traffic
 from amptune.core.formats import Format
 from amptune.core.hardware import Gpu
@@ -38,11 +38,15 @@ _LEFT_OUT = frozenset({"memory batch-norm", "memory batch-norm-bf16", "memory la
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What was measured, and the constants that follow."""
+    """What was measured, and the constants that follow.
+
+    ``layer_us``: time of the processor for a layer of the probe of launches, forward and backward.
+    """
 
     gpu: Gpu
     probes: tuple[Probe, ...]
     efficiency: Efficiency
+    layer_us: tuple[float, float]
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -52,7 +56,7 @@ class Calibration:
             "torch": torch.__version__,
             "seconds": round(self.seconds, 2),
             "kernel_us": self.efficiency.kernel_us,
-            "launch_us": list(self.efficiency.launch_us),
+            "layer_us": list(self.layer_us),
             "probes": {
                 probe.name: {
                     "us": round(probe.seconds * 1e6, 2),
@@ -75,14 +79,14 @@ def calibrate(gpu: Gpu) -> Calibration:
     bare = dataclasses.replace(gpu, measured=None)
     try:
         probes = (*product_probes(bare), *traffic_probes(bare))
-        shortest, launches = shortest_kernel_us(bare), launch_us()
+        shortest, layer = shortest_kernel_us(bare), layer_us()
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = conv_tf32
         torch.cuda.empty_cache()
     shares = {probe.name: probe.share for probe in probes}
-    found = _efficiency(bare, shares, shortest, launches)
-    return Calibration(gpu, probes, found, time.perf_counter() - start)
+    found = _efficiency(bare, shares, shortest, _launches(layer))
+    return Calibration(gpu, probes, found, layer, time.perf_counter() - start)
 
 
 def calibrated(gpu: Gpu) -> Gpu:
@@ -112,8 +116,11 @@ def constants_from(gpu: Gpu, data: Mapping[str, Any]) -> Efficiency:
         for name, ideal in ideals(gpu).items()
         if name in data["probes"]
     }
-    ahead, behind = data["launch_us"]
-    return _efficiency(gpu, shares, data["kernel_us"], (ahead, behind))
+    if "layer_us" in data:
+        ahead, behind = data["layer_us"]
+    else:  # of an earlier calibration, by 4 and 7 kernels
+        ahead, behind = (count * each for count, each in zip((4, 7), data["launch_us"], strict=True))
+    return _efficiency(gpu, shares, data["kernel_us"], _launches((ahead, behind)))
 
 
 def _efficiency(gpu: Gpu, shares: Mapping[str, float], shortest: float, launches: tuple[float, float]) -> Efficiency:
@@ -138,6 +145,19 @@ def _efficiency(gpu: Gpu, shares: Mapping[str, float], shortest: float, launches
         kernel_us=shortest,
         launch_us=launches,
     )
+
+
+COLD = 2.4
+"""Time of an op in a training step against one in the probe's chain of equal layers, whose code and data stay in the
+caches, and which has no optimizer, loss or loop; set on the steps of T5, ViT and the U-Net beside an H200."""
+LAYER_FORWARD = 8
+"""Launches of a layer's forward as the estimate counts them: 4 kernels and 4 modules."""
+LAYER_BACKWARD = 12
+"""Of its backward: 3, 3 and 1 kernels, the sum of two gradients, and the gradients of 4 parameters."""
+
+
+def _launches(layer: tuple[float, float]) -> tuple[float, float]:
+    return COLD * layer[0] / LAYER_FORWARD, COLD * layer[1] / LAYER_BACKWARD
 
 
 _Shares = TypeVar("_Shares", tuple[float, float], tuple[float, float, float])

@@ -5,8 +5,8 @@ Assumptions, beside those of ``core.roofline`` (kernels), ``analyze.moves`` (byt
 
 - A step is forward, loss, backward and one fused AdamW step on FP32 states (28 bytes of traffic for each parameter).
 - Kernels run one after the other. In eager mode the processor launches each of them, and the step takes the longer of
-  launching and running: max(launches, kernels), never the kernels alone. Views and the gradient of each parameter take
-  the processor as long as a launch.
+  launching and running: max(launches, kernels), never the kernels alone. A view, the forward of a module and the
+  gradient of a parameter take the processor as long as a launch.
 - The input pipeline costs nothing. One GPU; no communication.
 - The fixed model (``+fixed``) has misaligned dimensions of its products padded and convolutions in channels_last.
 - FP8 recipes convert the linear modules whose dimensions FP8 takes; all else runs under BF16 autocast.
@@ -51,6 +51,7 @@ class Estimate:
         speedup: FP32's step over this one.
         bound: whether the GPU or the launches on the processor set the time.
         fits: False where the recipe does not fit the GPU's memory.
+        gpu_ms, launch_ms: time of the kernels and of launching them.
     """
 
     step_ms: float
@@ -58,6 +59,8 @@ class Estimate:
     speedup: float
     bound: str
     fits: bool
+    gpu_ms: float = 0.0
+    launch_ms: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The form in analyze's JSON."""
@@ -163,6 +166,7 @@ class _Work:
         self.memory = memory
         self.extra = [*accumulations(graph, dtypes, setting), *_optimizer(self.memory, setting)]
         self.views = sum(int(site.attrs.get("viewed", 0)) * site.calls for site in graph)
+        self.modules = _modules(graph)
         self.trained = _trained_params(graph) if setting.train else 0
 
     def on(self, gpu: Gpu, others: Mapping[str, Estimate]) -> Estimate:
@@ -179,17 +183,28 @@ class _Work:
             speedup=base.step_ms / step if base and step else 1.0,
             bound="launch" if launching > running else "gpu",
             fits=self.memory.peak <= gpu.memory,
+            gpu_ms=running * 1e3,
+            launch_ms=launching * 1e3,
         )
 
     def _launch_seconds(self, gpu: Gpu) -> float:
         ahead, behind = efficiency_of(gpu).launch_us
-        forward = sum(kernel.launches * count for each, count in self.kernels for kernel in each.forward)
+        forward = sum(kernel.launches * count for each, count in self.kernels for kernel in each.forward) + self.modules
         backward = sum(kernel.launches * count for each, count in self.kernels for kernel in each.backward)
         backward += len(self.extra) + self.trained
         # A view launches nothing, but is an op forward and a node of autograd backward: half of a launch each.
         views = self.views * (ahead + behind * self.setting.train) / 2
         eager = (forward * ahead + backward * behind + views) * 1e-6
         return eager * (COMPILED_LAUNCH_SHARE if self.setting.fused else 1.0)
+
+
+def _modules(graph: PrecisionGraph) -> int:
+    """Modules whose forward runs: those of the sites and all that hold them."""
+    found: set[str] = set()
+    for site in graph:
+        parts = site.module.split(".")
+        found.update(".".join(parts[: depth + 1]) for depth in range(len(parts)))
+    return len(found)
 
 
 def _trained_params(graph: PrecisionGraph) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from amptune.core.autocast import SiteDtypes
+from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.formats import Format
 from amptune.core.graph import DTYPE_BYTES, Gemm, Site
 from amptune.core.hardware import FP8_MULTIPLE, Gpu
@@ -33,13 +33,15 @@ class Kernel(Protocol):
     """Something that takes time on a GPU."""
 
     @property
-    def launches(self) -> int:
-        """How many kernels it is."""
+    def launches(self) -> float:
+        """How many launches of an op it costs the processor."""
 
     def seconds(self, gpu: Gpu) -> float:
         """Its time."""
 
 
+_LIBRARY_LAUNCH = 0.3
+"""What a kernel that a library launches in a loop of its own costs, against an op of torch (a GRU's steps, H200)."""
 Timed = Iterator[tuple[Kernel, bool]]
 """Kernels, each with whether it belongs to the backward."""
 
@@ -114,16 +116,22 @@ class Product:
 class Steps:
     """The recurrent part of an RNN: ``gemm.batch`` steps, one after the other, of a product and the gates' arithmetic.
 
-    ``gates``: bytes that the arithmetic of one step moves.
+    ``gates``: bytes that the arithmetic of one step moves. ``kernels``: that cuDNN launches for one step, in a loop of
+    its own that costs the processor less than an op does.
     """
 
     gemm: Gemm
     format: Format
     gates: float = 0.0
-    launches: int = 1
+    kernels: int = 2
+
+    @property
+    def launches(self) -> float:
+        """In launches of an op."""
+        return _LIBRARY_LAUNCH * self.kernels * self.gemm.batch
 
     def seconds(self, gpu: Gpu) -> float:
-        """Time of all steps; cuDNN launches them as one."""
+        """Time of all steps on the GPU."""
         product = gemm_seconds(dataclasses.replace(self.gemm, batch=1), self.format, gpu)
         return self.gemm.batch * (product + Move(Traffic.POINTWISE, self.gates).seconds(gpu))
 
@@ -244,6 +252,15 @@ def output_bytes(site: Site, dtypes: SiteDtypes) -> list[int]:
     """Bytes of each output as delivered."""
     pairs = zip(site.outputs, dtypes.outputs, strict=True)
     return [tensor.numel * DTYPE_BYTES.get(dtype, 4) for tensor, dtype in pairs]
+
+
+def softmax_in_half(site: Site, dtypes: SiteDtypes) -> bool:
+    """Whether a cross entropy takes its log_softmax in 16 bits.
+
+    It names the dtype of its input to log_softmax, which autocast then leaves alone; the cast to FP32 comes before the
+    loss itself (aten/src/ATen/native/LossNLL.cpp).
+    """
+    return site.op == "cross_entropy" and any(index == 0 and before in HALF for index, before, _ in dtypes.casts)
 
 
 def of_one_call(site: Site) -> tuple[Gemm, ...]:

@@ -20,7 +20,9 @@ from amptune.analyze.kernels import (
     converts_to_fp8,
     input_bytes,
     needs_backward,
+    of_one_call,
     output_bytes,
+    softmax_in_half,
 )
 from amptune.analyze.moves import cost_of
 from amptune.core.autocast import SiteDtypes, sources_of
@@ -140,7 +142,7 @@ class _Walk:
 
     def _scratch(self, site: Site) -> int:
         """Copies that live only while the op runs: cast inputs that nobody saves."""
-        if self.setting.fused:
+        if self.setting.fused or softmax_in_half(site, self.dtypes[site.id]):
             return 0
         casts = {index for index, _, _ in self.dtypes[site.id].casts}
         sizes = input_bytes(site, self.dtypes[site.id].inputs)
@@ -186,8 +188,9 @@ class _Walk:
         inputs = input_bytes(site, self.dtypes[site.id].inputs)
         casts = sum(inputs[index] for index, _, _ in self.dtypes[site.id].casts if site.inputs[index].requires_grad)
         if site.op == "cross_entropy":
-            # The gradients of log_softmax's output and input are alive together, before the cast is.
-            return 2 * max(inputs, default=0) - sum(self._delivered.get(s, 0) for s in sources_of(self.graph, site))
+            # The gradients of log_softmax's output and input are alive together; in 16 bits the loss's copy goes first.
+            alive = 1 if softmax_in_half(site, self.dtypes[site.id]) else 2
+            return alive * max(inputs, default=0) - sum(self._delivered.get(s, 0) for s in sources_of(self.graph, site))
         weights = sum(
             param.meta.numel * DTYPE_BYTES[dtype]
             for param, dtype in zip(site.params, self.dtypes[site.id].params, strict=True)
@@ -222,6 +225,8 @@ class _Walk:
             yield from self._inputs(site)
             if family in (Family.ATTENTION, Family.RNN):
                 yield site.id, 0
+            if family is Family.RNN:
+                yield f"reserve:{site.id}", _reserve_bytes(site, dtypes)
             if converts_to_fp8(site) and self.setting.recipe.fp8:
                 # Both layouts of the FP8 operands are kept beside the BF16 input.
                 yield f"fp8:{site.id}", 2 * sum(t.numel for t in site.inputs) + sum(p.meta.numel for p in site.params)
@@ -237,7 +242,10 @@ class _Walk:
             if len(site.inputs) + len(site.params) > 1 or not site.attrs.get("scalars"):
                 yield from self._inputs(site)
         elif site.op == "cross_entropy":
-            yield f"log_softmax:{site.id}", max(input_bytes(site, dtypes.inputs), default=0)
+            logits = max(input_bytes(site, dtypes.inputs), default=0)
+            yield f"log_softmax:{site.id}", logits
+            if softmax_in_half(site, dtypes):
+                yield f"log_softmax16:{site.id}", logits // 2
         elif cost.saves in ("inputs", "both"):
             yield from self._inputs(site)
         if cost.saves in ("output", "both"):
@@ -267,6 +275,12 @@ class _Walk:
                 yield _cast_key(site, index), sizes[index]
             elif source in self.graph:
                 yield source, self._delivered[source]
+
+
+def _reserve_bytes(site: Site, dtypes: SiteDtypes) -> int:
+    """What cuDNN keeps of every step of a recurrent layer: its gates before and after their functions."""
+    gates = sum(gemm.batch * gemm.m * gemm.n for gemm in of_one_call(site) if gemm.batch > 1)
+    return 2 * gates * DTYPE_BYTES.get(dtypes.compute, 4)
 
 
 def _cast_key(site: Site, index: int) -> str:

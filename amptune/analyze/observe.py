@@ -47,10 +47,7 @@ def observe_step(target: Target, *, train: bool = True) -> Observed:
     """
     _check_memory(target, train)
     try:
-        with user_code(), quiet(), repeatable(), _exact():
-            prepared = _placed(prepare_real(target, train=train, notes=[]))
-            recorder = StatRecorder(prepared)
-            loss = _step(prepared, recorder)
+        prepared, recorder, loss = _recorded(target, train)
     except UserCodeError as error:
         where = f"{error.place}: " if error.place else ""
         raise WorkError(f"{where}the step for --calibrate failed: {error}", hint="leave --calibrate out") from error
@@ -61,6 +58,25 @@ def observe_step(target: Target, *, train: bool = True) -> Observed:
     gradient = {site.id: found for site in sites if (found := _joined(site, nodes, recorder.gradients))}
     device = next(iter(prepared.model.parameters()), torch.empty(0)).device.type
     return Observed(forward, gradient, device, loss if math.isfinite(loss) else None)
+
+
+def _recorded(target: Target, train: bool) -> tuple[Prepared, StatRecorder, float]:
+    """The step on the GPU where there is one that holds it; else where the user's code puts it."""
+    if torch.cuda.is_available():
+        try:
+            return _recorded_on(target, train, on_gpu=True)
+        except torch.OutOfMemoryError:  # the processor's memory was looked at, the GPU's was not
+            torch.cuda.empty_cache()
+    return _recorded_on(target, train, on_gpu=False)
+
+
+def _recorded_on(target: Target, train: bool, *, on_gpu: bool) -> tuple[Prepared, StatRecorder, float]:
+    with user_code(), quiet(), repeatable(), _exact():
+        prepared = prepare_real(target, train=train, notes=[])
+        if on_gpu:
+            prepared = _on_gpu(prepared)
+        recorder = StatRecorder(prepared)
+        return prepared, recorder, _step(prepared, recorder)
 
 
 def _check_memory(target: Target, train: bool) -> None:
@@ -87,10 +103,7 @@ def _exact() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = cudnn
 
 
-def _placed(prepared: Prepared) -> Prepared:
-    """On the GPU where there is one; else where the user's code puts them."""
-    if not torch.cuda.is_available():
-        return prepared
+def _on_gpu(prepared: Prepared) -> Prepared:
     batch = map_tensors(prepared.batch, lambda tensor: tensor.cuda())
     return dataclasses.replace(prepared, model=prepared.model.cuda(), batch=batch)
 

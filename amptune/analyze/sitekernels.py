@@ -30,6 +30,7 @@ from amptune.analyze.kernels import (
     needs_backward,
     of_one_call,
     output_bytes,
+    softmax_in_half,
     trains_bias,
 )
 from amptune.analyze.moves import Cost, cost_of
@@ -105,6 +106,12 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
     table = sum(param.meta.nbytes for param in site.params)
     if op_named(site.op).family is Family.EMBEDDING:
         yield from _lookup(cost, table, written, dtypes, backward=backward)
+        return
+    if softmax_in_half(site, dtypes):
+        logits = sum(reads) / 2
+        if backward:
+            yield Move(Traffic.POINTWISE, 2 * logits)
+        yield Move(cost.traffic, (3 if backward else 2) * logits, 2, narrow=True)
         return
     if site.op in _ROW_NORMS:
         yield from _row_norm(site, sum(reads) or written, backward=backward)
@@ -239,7 +246,7 @@ def _recurrent(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
             # Gates are read, state and gates are written; the backward reads them again and writes their gradients.
             gates = 2 * gemm.m * gemm.n * number_format.bytes
             yield Steps(gemm, number_format, gates), False
-            yield Steps(gemm, number_format, 2 * gates), True
+            yield Steps(gemm, number_format, 2 * gates, kernels=4), True
             yield Product(dataclasses.replace(gemm, m=gemm.m * gemm.batch, batch=1), number_format, Pass.WEIGHT), True
         else:
             for direction in Pass:

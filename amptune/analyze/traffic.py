@@ -106,11 +106,10 @@ def shortest_kernel_us(gpu: Gpu) -> float:
         return efficiency_of(gpu).kernel_us
 
 
-def launch_us() -> tuple[float, float]:
-    """Microseconds that the processor takes for a kernel, forward and backward, on a network too small for the GPU.
+def layer_us() -> tuple[float, float]:
+    """Microseconds that the processor takes for a layer, forward and backward, on a network too small for the GPU.
 
-    A layer is a linear with a bias, a norm, an activation and a residual sum. The estimate counts 4 kernels for its
-    forward and 7 for its backward: 3, 2 and 1, and the sum of the two gradients of the residual stream.
+    A layer is a linear with a bias, a norm, an activation and a residual sum.
     """
     width = 64
     layers = torch.nn.ModuleList(
@@ -134,6 +133,6 @@ def launch_us() -> tuple[float, float]:
         behind.append(time.perf_counter() - before)
     skipped = probing.REPEATS
     return (
-        statistics.median(ahead[skipped:]) / (4 * CHAIN) * 1e6,
-        statistics.median(behind[skipped:]) / (7 * CHAIN) * 1e6,
+        statistics.median(ahead[skipped:]) / CHAIN * 1e6,
+        statistics.median(behind[skipped:]) / CHAIN * 1e6,
     )

@@ -1,9 +1,11 @@
 """Which share of a GPU's peaks and bandwidth real kernels reach: the constants of the roofline, one set a generation.
 
-Where they come from: for a GPU that is present, amptune/analyze/calibrate.py measures them there, kernel by kernel, and
-never on a model. The table below is for GPUs that are not. Hopper's are from an H200 (tests/benchmarks/reports): matrix
-products by the micro-benchmark, memory traffic and FP32 attention by the kernels of the profiled steps of nanoGPT, BERT
-and Llama (the models that reports call seen). The others are scaled by public library benchmarks (unsure).
+Where they come from: for a GPU that is present, amptune/analyze/calibrate.py measures some there and scales the others.
+The table below is for GPUs that are not. Hopper's are from an H200 (tests/benchmarks/reports): matrix products,
+convolutions and most memory traffic from single kernels (kernels_h200.json, read by kernel_constants.py); casts, the
+weights of norms, blocks of threads, FP32 attention and softmax from the kernels of profiled steps, which reach less
+than the same kernels do alone; the cost of a launch from steps. The others are scaled by public library benchmarks
+(unsure).
 """
 
 from __future__ import annotations
@@ -77,8 +79,8 @@ class Efficiency:
         kernel_us: start and end of a kernel, microseconds, beside what its bytes or operations take.
         block_us: time that a multiprocessor takes to start a block of threads and let it end, in kernels with one block
             a row.
-        launch_us: time of the processor per kernel in eager mode: forward with its Python, and backward. That of the
-            machine whose H200 was measured; it says nothing of another machine, so a calibration measures it.
+        launch_us: time of the processor per kernel in eager mode, forward and backward. Set on the steps of T5, ViT and
+            the U-Net that the processor bound on the machine of that H200; it says nothing of another machine.
     """
 
     gemm: Mapping[Format, float]
@@ -92,7 +94,7 @@ class Efficiency:
     ramp: Mapping[Format, int] = dataclasses.field(default_factory=lambda: _RAMP)
     kernel_us: float = 1.3
     block_us: float = 0.2
-    launch_us: tuple[float, float] = (20.7, 20.5)
+    launch_us: tuple[float, float] = (28.0, 28.0)
 
 
 _MEMORY: dict[Traffic, tuple[float, float]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,14 +46,14 @@ def test_every_kind_of_kernel_is_probed_and_its_share_becomes_the_constant() -> 
     }
     assert wanted | {"misaligned 2", "misaligned 4", "misaligned 8"} <= set(shares)
     assert found.efficiency.gemm[Format.BF16] == pytest.approx(shares["gemm bf16"], rel=1e-3)
-    scale = shares["memory pointwise"] / calibration.H200_POINTWISE
-    assert found.efficiency.memory[Traffic.NORM] == pytest.approx(
-        scale * EFFICIENCY["hopper"].memory[Traffic.NORM], rel=1e-2
-    )
-    # A convolution that takes twice as long as expected has half of the share in each of its passes.
-    expected = probes.expected(H200)["conv bf16"]
-    for now, before in zip(found.efficiency.conv[Format.BF16], EFFICIENCY["hopper"].conv[Format.BF16], strict=True):
-        assert now == pytest.approx(before * expected / 1e-3)
+    table = EFFICIENCY["hopper"]
+    scale = shares["memory pointwise"] / calibration.H200["memory pointwise"]
+    for now, before in zip(found.efficiency.memory[Traffic.NORM], table.memory[Traffic.NORM], strict=True):
+        assert now == pytest.approx(scale * before, rel=1e-2)
+    # A probe that reaches half of what it reached on the H200 of the table halves each pass.
+    slower = probes.ideals(H200)["conv bf16"] / 1e-3 / calibration.H200["conv bf16"]
+    for now, before in zip(found.efficiency.conv[Format.BF16], table.conv[Format.BF16], strict=True):
+        assert now == pytest.approx(before * slower)
     again = constants_from(H200, data)
     assert again.gemm == pytest.approx(found.efficiency.gemm, rel=1e-2)
     assert again.conv[Format.FP16] == pytest.approx(found.efficiency.conv[Format.FP16], rel=1e-2)
@@ -63,12 +64,22 @@ def test_measured_constants_replace_those_of_the_generation() -> None:
     slower = dataclasses.replace(
         EFFICIENCY["hopper"],
         gemm={each: share / 2 for each, share in EFFICIENCY["hopper"].gemm.items()},
-        memory={each: share / 2 for each, share in EFFICIENCY["hopper"].memory.items()},
+        memory={each: (wide / 2, narrow / 2) for each, (wide, narrow) in EFFICIENCY["hopper"].memory.items()},
     )
     gpu = dataclasses.replace(H200, measured=slower)
     gemm = Gemm(8192, 8192, 8192)
     assert gemm_seconds(gemm, Format.BF16, gpu) == pytest.approx(2 * gemm_seconds(gemm, Format.BF16, H200), rel=1e-2)
     assert traffic_seconds(1e9, Traffic.CAST, gpu) == pytest.approx(2 * traffic_seconds(1e9, Traffic.CAST, H200))
+
+
+def test_the_h200_of_the_table_is_scaled_by_nothing() -> None:
+    file = Path(__file__).parents[1] / "benchmarks" / "reports" / "steps_h200.json"
+    found = constants_from(H200, json.loads(file.read_text(encoding="utf-8"))["calibration"])
+    table = EFFICIENCY["hopper"]
+    for kind in ("conv", "depthwise", "attention", "memory"):
+        for key, shares in getattr(table, kind).items():
+            assert getattr(found, kind)[key] == pytest.approx(shares, rel=2e-2)
+    assert found.launch_us == pytest.approx(table.launch_us, rel=0.2)
 
 
 @pytest.mark.usefixtures("_on_meta")

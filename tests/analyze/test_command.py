@@ -33,7 +33,7 @@ def make_model():
 
 
 def make_batch():
-    return torch.randn(8192, 1000), torch.randint(0, 1000, (8192,))
+    return torch.randn(65536, 1000), torch.randint(0, 1000, (65536,))
 
 
 def loss_fn(output, batch):

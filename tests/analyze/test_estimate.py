@@ -150,6 +150,32 @@ def test_narrow_rows_are_normed_at_the_pace_of_blocks_of_threads() -> None:
     assert narrow > 2 * wide
 
 
+def test_a_recurrent_layer_launches_kernels_for_every_step() -> None:
+    from amptune.core.graph import Gemm, Site
+    from tests.analyze.graphs import tensor
+
+    def launches(steps_: int) -> float:
+        x = tensor(8, steps_, 64)
+        site = Site("gru", "gru", "module", "gru", inputs=(x,), outputs=(x,), sources=(INPUT,),
+                    gemms=(Gemm(8, 192, 64, steps_),))  # fmt: skip
+        table = estimate_all(graph_of(site), [H100], [RECIPES["fp32"]])["h100"]
+        return table["fp32"].launch_ms
+
+    assert launches(400) > 3 * launches(100)
+
+
+def test_views_and_modules_take_the_processor() -> None:
+    plain = op("#relu.0", "relu", INPUT)
+    viewed = dataclasses.replace(plain, attrs={"viewed": 5})
+    nested = dataclasses.replace(plain, module="a.b.c")
+    times = [
+        estimate_all(graph_of(site), [H100], [RECIPES["fp32"]])["h100"]["fp32"].launch_ms
+        for site in (plain, viewed, nested)
+    ]
+    assert times[1] > 2 * times[0]
+    assert times[2] > times[0]
+
+
 def test_site_times_add_up_to_the_kernels_of_the_step() -> None:
     graph = mlp(m=16384)
     rows = site_times(graph, H100, STOCK)

@@ -102,3 +102,16 @@ def test_saved_bytes_are_those_of_autograd(depth: int) -> None:
     found = step_memory(graph, realise(graph, RECIPES["fp32"]), Setting(RECIPES["fp32"]))
     assert output.shape == (64, 32)
     assert found.activations == sum(kept.values())
+
+
+def test_the_loss_of_half_logits_keeps_both_copies_of_their_softmax() -> None:
+    """log_softmax runs in 16 bits and its output is kept; the cast of it to FP32 is kept by the loss itself."""
+    logits, rows, vocab = "head", 512, 4096
+    graph = graph_of(linear(logits, INPUT, rows, 16, vocab), op("#cross_entropy.0", "cross_entropy", logits,
+                                                               shape=(rows, vocab)))  # fmt: skip
+    kept = {
+        name: step_memory(graph, realise(graph, RECIPES[name]), Setting(RECIPES[name])).activations
+        for name in ("fp32", "autocast-bf16")
+    }
+    extra = kept["autocast-bf16"] - kept["fp32"]
+    assert extra == pytest.approx(rows * vocab * 2, rel=0.05)

@@ -297,6 +297,20 @@ def test_calibration_of_what_does_not_fit_says_so(tmp_path: Path, monkeypatch: p
         gather(target, captured, observe=True)
 
 
+def test_calibration_moves_to_the_processor_where_the_gpu_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_small(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    target, captured = loaded(tmp_path, SMALL)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("amptune.analyze.observe._on_gpu", too_small)
+    observed = gather(target, captured, observe=True).observed
+    assert observed is not None
+    assert observed.device == "cpu"
+
+
 def test_dimensions_that_change(tmp_path: Path) -> None:
     text = SMALL + "\n\ndef train_batches():\n    yield torch.rand(8, 16), None\n    yield torch.rand(5, 16), None\n"
     target, captured = loaded(tmp_path, text)

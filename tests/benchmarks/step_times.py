@@ -37,13 +37,13 @@ class Entry:
 
     Attributes:
         model: file under tests/benchmarks/models.
-        seen: whether the structure of the estimate was ever adjusted while looking at this model's measured steps; the
-            others are the test.
+        seen: whether the structure of the estimate was ever adjusted while looking at this model's measured steps.
         fixed: constructor arguments that repair its dimensions.
         channels_last: whether the repaired model has its convolutions in channels_last.
         arguments: constructor arguments.
         eager: whether its eager steps are measured; one is known from compiled runs alone.
         blind: whether its predictions were written down before it was measured.
+        strided_bias: whether its measured kernels are those of a learned attention bias that is strided in memory.
     """
 
     model: str
@@ -53,6 +53,7 @@ class Entry:
     arguments: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     eager: bool = True
     blind: bool = False
+    strided_bias: bool = False
 
     @property
     def spec(self) -> TargetSpec:
@@ -65,12 +66,12 @@ ENTRIES = (
     Entry("bert", seen=True, fixed={"vocab": "30528"}),
     Entry("resnet50", seen=True, channels_last=True),
     Entry("llama", seen=True),
-    Entry("vit"),
-    Entry("gpt2", fixed={"vocab": "50304"}),
-    Entry("unet", channels_last=True),
-    Entry("lstm"),
-    Entry("convnext", channels_last=True),
-    Entry("t5"),
+    Entry("vit", seen=True),
+    Entry("gpt2", seen=True, fixed={"vocab": "50304"}),
+    Entry("unet", seen=True, channels_last=True),
+    Entry("lstm", seen=True),
+    Entry("convnext", seen=True, channels_last=True),
+    Entry("t5", seen=True, strided_bias=True),
     Entry("llama8b", seen=True, eager=False),
     Entry("efficientnet", blind=True, channels_last=True),
     Entry("swin", blind=True),
