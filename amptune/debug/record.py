@@ -190,7 +190,7 @@ class PassRecorder(CallRecorder):
         with _Backward(self):
             yield
 
-    def note_backward(self, name: str, inputs: list[Magnitude], outputs: list[torch.Tensor], within: CodeType) -> None:
+    def note_backward(self, name: str, inputs: list[Magnitude], result: Any, within: CodeType) -> None:
         """Note one aten op of the backward."""
         node = torch._C._current_autograd_node()
         owner = self.owner_of(node._sequence_nr()) if node is not None else None
@@ -198,7 +198,7 @@ class PassRecorder(CallRecorder):
         place = own if own.reader else owner.place if owner else Place(None, None)
         path, leaf = (owner.path, owner.leaf) if owner else ("", False)
         op = Op(len(self.ops), owner.index if owner else None, "backward", name, path, leaf, place, tuple(inputs))
-        op.outputs = tuple(measure(tensor, self.number_format) for tensor in outputs)
+        op.outputs = tuple(_measured(result, self.number_format))
         op.function = owner.function if owner else None
         self.ops.append(op)
 
@@ -215,14 +215,19 @@ class _Backward(TorchDispatchMode):
             return func(*args, **kwargs)
         name = func._schema.name.split("::")[-1]
         known = recorder.detail and name not in _CASTS
-        inputs = [measure(tensor, recorder.number_format) for tensor in _floating((args, kwargs))] if known else []
+        inputs = _measured((args, kwargs), recorder.number_format) if known else []
         result = func(*args, **kwargs)
         if name == "_to_copy" or name not in _CASTS:
-            outputs = _floating(result)
             if name == "_to_copy" and recorder.detail:
-                inputs = [measure(tensor, recorder.number_format) for tensor in _floating(args)]
-            recorder.note_backward(name, inputs, outputs, run_backward.__code__)
+                inputs = _measured(args, recorder.number_format)
+            recorder.note_backward(name, inputs, result, run_backward.__code__)
         return result
+
+
+def _measured(value: Any, number_format: Format | None) -> list[Magnitude]:
+    """The numbers of the tensors in ``value``; what measuring calls is not the model's, and goes past the recorder."""
+    with torch._C.DisableTorchFunction():
+        return [measure(tensor, number_format) for tensor in _floating(value)]
 
 
 def run_backward(loss: torch.Tensor) -> None:
