@@ -24,6 +24,9 @@ PERTURBATION = 2.0**-12
 """Relative size of the noise on the weights: a quarter of FP16's distance between numbers."""
 CALM = 0.1
 """A first gap under this share of the tolerance says that training is calm; the other orders are not run."""
+CLEAR = 0.25
+"""A candidate's first gap under this share of the tolerance is clear where the reference is calm: the other orders would
+have to differ by several times as much."""
 T_95_TWO_DEGREES = 2.92
 """One-sided 95 % quantile of Student's t for three paired differences."""
 
@@ -149,7 +152,7 @@ def judge(
             evaluation = user_evaluation(bench)
         _know_order(bench, batches, reference, order, seed)
         gaps.append(reference.gap(order, loss))
-        if max(reference.noise, abs(gaps[0])) < CALM * reference.tolerance:
+        if reference.noise < CALM * reference.tolerance and abs(gaps[0]) < CLEAR * reference.tolerance:
             break
     steps = len(gaps) * len(batches.train)
     gap, upper = statistics.fmean(gaps), upper_bound(gaps)
