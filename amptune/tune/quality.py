@@ -25,7 +25,7 @@ PERTURBATION = 2.0**-12
 CALM = 0.1
 """A first gap under this share of the tolerance says that training is calm; the other orders are not run."""
 CLEAR = 0.25
-"""A candidate's first gap under this share of the tolerance is clear where the reference is calm: the other orders would
+"""A candidate's first gap under this share of the tolerance is clear where the reference is calm: other orders would
 have to differ by several times as much."""
 T_95_TWO_DEGREES = 2.92
 """One-sided 95 % quantile of Student's t for three paired differences."""
