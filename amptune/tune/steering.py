@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FRONT_SHARE = 0.4
 """Share of the trials left after the stock recipes that the front may take."""
-TOO_SLOW = 1.1
+TOO_SLOW = 1.05
 """A plan of the front that is predicted to take this many times the best valid one is passed over."""
 MIN_SEARCHED = 8
 """Trials after the front before the search may stop for want of a gain."""
