@@ -1146,7 +1146,11 @@ def _run_pinned(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], k
 
 
 def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The outermost forward: weight casts are reused inside it, and its outputs get the plan's output format."""
+    """The outermost forward: weight casts are reused inside it, and its outputs get the plan's output format.
+
+    A single FP16 number that it returns is a loss, and is given back in float32: times a loss scale of 65536 it would
+    overflow, whatever it is.
+    """
     opens = (
         not torch.compiler.is_compiling() and _state.casts is None and not _in_backward() and not _is_sharded(module)
     )
@@ -1159,7 +1163,11 @@ def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwa
         finally:
             _state.casts, _state.groups = None, ()
     dtype = module._amptune_root.output_dtype
-    return result if dtype is None else cast_all(result, dtype)
+    return _map_tensors(_raised_scalar, result) if dtype is None else cast_all(result, dtype)
+
+
+def _raised_scalar(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dim() == 0 and tensor.dtype == torch.float16 else tensor
 
 
 _RUN: dict[str, Callable[..., Any]] = {"autocast": _run_region, "pinned": _run_pinned, "root": _run_root}

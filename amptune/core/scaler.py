@@ -15,6 +15,8 @@ from typing import Any
 from amptune.core.formats import Format
 from amptune.core.plan import ScalerConfig
 
+FP16_LOSS_SCALE = 2.0**15
+"""Largest scale where the loss is computed in FP16: its own gradient, which is the scale, has to be an FP16 number."""
 MARGIN = 8.0
 """How far the largest recorded gradient stays under FP16's largest number."""
 DEFAULT = ScalerConfig(enabled=True)
@@ -74,7 +76,7 @@ class ScalerSimulation:
         return dataclasses.asdict(self)
 
 
-def choose_scaler(record: GradientRecord, *, uses_fp16: bool = True) -> ScalerConfig:
+def choose_scaler(record: GradientRecord, *, uses_fp16: bool = True, largest: float = math.inf) -> ScalerConfig:
     """The scaler for gradients such as the recorded ones.
 
     init_scale is the largest power of two that keeps the largest gradient a factor of MARGIN under 65504. The growth
@@ -83,10 +85,11 @@ def choose_scaler(record: GradientRecord, *, uses_fp16: bool = True) -> ScalerCo
     Args:
         record: gradients of real steps; without any nonzero one torch's init_scale is kept.
         uses_fp16: whether a site computes in FP16; without one no scaler is needed.
+        largest: the scale starts no higher.
     """
     if not uses_fp16:
         return ScalerConfig(enabled=False)
-    config = dataclasses.replace(DEFAULT, init_scale=static_scale(record))
+    config = dataclasses.replace(DEFAULT, init_scale=min(static_scale(record), largest))
     intervals = [interval for interval in INTERVALS if 2 * interval <= len(record.steps)]
     candidates = [dataclasses.replace(config, growth_interval=interval) for interval in intervals] or [config]
     return min(candidates, key=lambda candidate: _badness(simulate(candidate, record)))

@@ -89,3 +89,13 @@ def compiled(model: nn.Module, compilation: Compilation | None) -> Iterator[None
 def forget_compiled() -> None:
     """Drop all compiled code: what one trial compiled must not stand in the way of the next."""
     torch._dynamo.reset()
+
+
+def compile_apart() -> None:
+    """Compile a loss anew for each kind of output, and keep what was compiled.
+
+    By itself torch would meet the second kind with a kernel for sizes and strides that change, and in the end run it
+    eagerly without a word: neither is what the user's own process does, which sees one kind.
+    """
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)

@@ -213,7 +213,7 @@ def _final_plan(search: Search, verdict: Verdict) -> tuple[Plan, GradientRecord]
         return plan, GradientRecord()
     search.progress.stage("recording gradients for the loss scale")
     record: GradientRecord = _ask(search.worker, "record_gradients", plan, what="the gradients cannot be recorded")
-    return dataclasses.replace(plan, scaler=choose_scaler(record)), record
+    return dataclasses.replace(plan, scaler=choose_scaler(record, largest=search.largest_scale)), record
 
 
 def _check_emitted(worker: WorkerProcess, path: Path, candidate: Candidate) -> None:

@@ -16,6 +16,7 @@ from optuna.trial import Trial
 from amptune.core.choice import Choice
 from amptune.core.formats import Format
 from amptune.core.plan import Plan
+from amptune.core.scaler import FP16_LOSS_SCALE
 from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
@@ -135,8 +136,14 @@ class Search:
     def plan_at(self, point: Mapping[str, str]) -> Plan:
         """The plan of a point, with the loss scale that the gradients ask for: what is measured is what ships."""
         plan = self.space.decode(point, self.table, self.plan_header)
-        scaler = dataclasses.replace(plan.scaler, init_scale=self.sensitivity.loss_scale)
+        scale = min(self.sensitivity.loss_scale, self.largest_scale)
+        scaler = dataclasses.replace(plan.scaler, init_scale=scale)
         return dataclasses.replace(plan, scaler=scaler) if plan.uses_fp16 else plan
+
+    @property
+    def largest_scale(self) -> float:
+        """What a loss scale may start at: a model that makes its loss itself makes it in the format of its outputs."""
+        return math.inf if self.space.losses else FP16_LOSS_SCALE
 
     @functools.cached_property
     def costs(self) -> CostModel:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FRONT_SHARE = 0.4
 """Share of the trials left after the stock recipes that the front may take."""
 TOO_SLOW = 1.05
-"""A plan of the front that is predicted to take this many times the best valid one is passed over."""
+"""A plan that is predicted to take this many times the best valid one is passed over, or taken back towards it."""
 MIN_SEARCHED = 8
 """Trials after the front before the search may stop for want of a gain."""
 IN_VAIN = 4
@@ -56,12 +56,25 @@ class Steering:
             self.search.study.enqueue(point, "search")
 
     def without_hopeless(self, point: dict[str, str]) -> dict[str, str]:
-        """A point of the sampler, with the incumbent's choices where it asks for what does not train or run."""
+        """A point of the sampler, with the incumbent's choices where it asks for what does not train or run, or for
+        what is known to be far slower."""
         best, known = self.search.best_plans(1), self.search.knowledge()
         if known is None or not best:
             return point
         hopeless, safe = known.hopeless(), best[0].point
-        return point | {name: safe[name] for name, labels in hopeless.items() if point[name] in labels}
+        point = point | {name: safe[name] for name, labels in hopeless.items() if point[name] in labels}
+        return self._less_slow(known, point, best[0]) if self.search.options.objective == "time" else point
+
+    def _less_slow(self, known: Knowledge, point: dict[str, str], best: TrialRecord) -> dict[str, str]:
+        """The point with as many of the incumbent's choices as it takes not to be far slower; as it is, where that
+        leaves nothing new."""
+        nearer = point
+        while known.predicted(nearer) > TOO_SLOW * best.outcome.median_ms:
+            back = [nearer | {name: best.point[name]} for name in nearer if nearer[name] != best.point[name]]
+            if not back:
+                return point
+            nearer = min(back, key=known.predicted)
+        return point if self.search.is_tried(self.search.costs.made_legal(nearer)) else nearer
 
     def nothing_to_gain(self) -> str:
         """Why no further plan is worth its trial; empty when some may be."""

@@ -32,7 +32,7 @@ from amptune.core.tables import CostTable
 from amptune.errors import AmptuneError
 from amptune.patch.spec import PatchSpec
 from amptune.tune.batches import Batches, load_batches
-from amptune.tune.compilation import Compilation, forget_compiled
+from amptune.tune.compilation import Compilation, compile_apart, forget_compiled
 from amptune.tune.costs import measure_costs
 from amptune.tune.device import Device
 from amptune.tune.emitted import compare_emitted
@@ -110,6 +110,8 @@ class Worker:
         self.bench = Workbench.build(self.target, self.device, job.options.seed, job.codes)
         if job.options.compile_with:
             self.bench.compilation = Compilation(job.options.compile_with)
+        elif self.device.is_cuda:
+            compile_apart()
         self.batches: Batches = load_batches(self.target, job.options.steps, self.device.torch)
         self._reference: Reference | None = None
         self._best_ms = math.inf
@@ -182,7 +184,7 @@ class Worker:
     def trial(self, candidate: Candidate, limit_ms: float | None) -> Measured:
         """Check the realised formats, measure the step, then the quality of one candidate."""
         self.prepare()
-        forget_compiled()
+        self._forget_compiled()
         with eager(self.bench):
             mismatches = self._mismatches(candidate)
         if mismatches:
@@ -208,7 +210,7 @@ class Worker:
         def progress(done: int) -> None:
             self.report("repeating the finalists", done, rounds)
 
-        forget_compiled()
+        self._forget_compiled()
         with whole(self.bench):
             return measure_interleaved(self.bench, candidates, self.batches, rounds, progress)
 
@@ -226,6 +228,11 @@ class Worker:
         """Differences between the emitted file's model and the applied plan; empty when they agree bit for bit."""
         with eager(self.bench):
             return compare_emitted(self.bench, path, candidate, self.batches.train[0], self.options)
+
+    def _forget_compiled(self) -> None:
+        """In compile mode each trial starts anew; in eager mode compiled losses and FP8 casts are kept."""
+        if self.bench.compilation is not None:
+            forget_compiled()
 
     def _losses(self) -> tuple[str, ...]:
         """Choices for the loss. Compiling it alone is offered on a GPU only: elsewhere it needs a C++ compiler.

@@ -3,12 +3,14 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amptune.core.plan import ScalerConfig
 from amptune.core.scaler import (
     DEFAULT,
+    FP16_LOSS_SCALE,
     GradientRecord,
     GradientStep,
     choose_scaler,
@@ -31,6 +33,14 @@ def test_init_scale_is_the_largest_power_of_two_within_the_margin(amax_log2):
     assert largest * config.init_scale <= 65504 / 8 * (1 + 1e-12)
     assert largest * config.init_scale * 2 > 65504 / 8
     assert simulate(config, record_of(*amax_log2)).skipped_steps == 0
+
+
+def test_a_loss_in_fp16_bounds_the_scale():
+    record = GradientRecord((GradientStep(-30.0, {-30: 1}),))
+    assert choose_scaler(record).init_scale > FP16_LOSS_SCALE
+    assert choose_scaler(record, largest=FP16_LOSS_SCALE).init_scale == FP16_LOSS_SCALE
+    assert torch.tensor(FP16_LOSS_SCALE).half().isfinite()
+    assert torch.tensor(2 * FP16_LOSS_SCALE).half().isinf()
 
 
 def test_no_fp16_site_needs_no_scaler():

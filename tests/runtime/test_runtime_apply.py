@@ -447,3 +447,28 @@ def test_backend_flags_after_the_newer_setting_of_torch_was_used() -> None:
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+class _OwnLoss(nn.Module):
+    """Makes its loss itself, as models of transformers do, and hands it over in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.fc(x)
+        return {"loss": logits.pow(2).mean() + 10, "logits": logits}
+
+
+def test_a_loss_that_the_model_makes_in_fp16_comes_back_in_fp32() -> None:
+    model = _OwnLoss()
+    apply_plan(model, {"fc": "fp16"})
+    output = model(torch.randn(4, 8))
+    assert output["loss"].dtype == torch.float32
+    assert output["logits"].dtype == torch.float16
+    scaled = torch.amp.GradScaler("cpu", init_scale=2.0**15).scale(output["loss"])
+    scaled.backward()
+    assert scaled.isfinite()
+    assert model.fc.weight.grad is not None
+    assert model.fc.weight.grad.isfinite().all()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ from torch import nn
 
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
-from amptune.tune.compilation import Compilation, compiled, forget_compiled, repeated_blocks
+from amptune.runtime import loss_in
+from amptune.tune.compilation import (
+    RECOMPILE_LIMIT,
+    Compilation,
+    compile_apart,
+    compiled,
+    forget_compiled,
+    repeated_blocks,
+)
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.timing import measure_step
 from amptune.tune.training import eager, training
@@ -145,3 +154,21 @@ def test_eager_sets_compile_mode_aside(make_bench: Make) -> None:
         run.step(batches.train[0])
     assert num_graphs() == 0
     assert bench.compilation == Compilation("aot_eager")
+
+
+def test_a_loss_is_compiled_for_each_kind_of_output_with_its_own_sizes() -> None:
+    kinds: list[list[torch.Size]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        kinds.append([value.shape for value in inputs if isinstance(value, torch.Tensor)])
+        return graph.forward
+
+    loss = loss_in("fp32", compile=True, backend=backend)(lambda output: output.sum())
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=True, recompile_limit=8):
+        compile_apart()
+        outputs = [torch.randn(4, width)[:, :5] for width in (5, 6, 7)] + [torch.randn(4, 5).bfloat16()]
+        for output in (*outputs, *outputs):
+            torch.testing.assert_close(loss(output), output.float().sum())
+        assert torch._dynamo.config.recompile_limit == RECOMPILE_LIMIT
+    assert len(kinds) == 4, "three strides and one more dtype, each compiled once"
+    assert all(isinstance(size, int) for shapes in kinds for shape in shapes for size in shape)

@@ -26,6 +26,7 @@ from amptune.tune.quality import Quality
 from amptune.tune.recipes import Candidate
 from amptune.tune.search import Search
 from amptune.tune.space import LOSS, Group, Space
+from amptune.tune.steering import Steering
 from amptune.tune.study import locked_folder, open_study
 from amptune.tune.timing import StepTime
 from amptune.tune.worker import Measured, Prepared
@@ -239,6 +240,24 @@ def test_fp16_plans_are_measured_with_the_scale_that_their_gradients_ask_for(
     search.space = dataclasses.replace(search.space, groups=groups)
     assert search.plan_at(search.space.uniform(FP16)).scaler.init_scale == 2.0**21
     assert not search.plan_at(search.space.point({})).scaler.enabled
+
+
+def test_a_point_of_the_sampler_that_is_far_slower_is_taken_back(tmp_path: Path, worker: FormulaWorker) -> None:
+    search = make_search(tmp_path, worker, budget=12)
+    search.run()
+    known, best = search.knowledge(), search.best_plans(1)[0]
+    assert known is not None
+    turned = {"fp32": "bf16", "bf16": "fp32", "follow": "fp32"}
+    other = {":loss": "follow" if best.point[":loss"] == "fp32" else "fp32"}
+    slow = {name: turned[value] for name, value in best.point.items()} | other
+    assert known.predicted(slow) > 1.05 * best.outcome.median_ms
+    search.is_tried = lambda _point: False  # type: ignore[method-assign]
+    found = Steering(search).without_hopeless(slow)
+    assert known.predicted(found) <= 1.05 * best.outcome.median_ms
+    assert found[":loss"] == other[":loss"], "only what makes it slow"
+    search.is_tried = lambda _point: True  # type: ignore[method-assign]
+    back = slow | {FRAGILE: "fp32"}
+    assert Steering(search).without_hopeless(slow) == back, "rather something slow than nothing new"
 
 
 def test_no_loss_is_computed_in_fp16(tmp_path: Path, worker: FormulaWorker) -> None:
