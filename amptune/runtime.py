@@ -359,8 +359,8 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for part in (_parts(value) or {}).values() for tensor in tensors_in(part)]
 
 
-def _promoted(tensors: list[Tensor]) -> torch.dtype | None:
-    dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
+def _promoted(tensors: list[Tensor], more: Sequence[torch.dtype] = ()) -> torch.dtype | None:
+    dtypes = [*more, *(tensor.dtype for tensor in tensors if tensor.is_floating_point())]
     return functools.reduce(torch.promote_types, dtypes) if dtypes else None
 
 
@@ -608,22 +608,41 @@ def _refuse_fp8_on(device: torch.device) -> None:
 # --- functions -------------------------------------------------------------------------------------------------------
 
 PINS: dict[str, str] = {}
-"""Trial-time lookup of ``pinned``: place of a functional op in the source -> format."""
+"""Trial-time lookup of ``pinned``: place of a functional op in the source -> "fp32", or "keep" as ``fp32`` has it."""
 
 
-def fp32(function: Callable[..., Any]) -> Callable[..., Any]:
+def fp32(function: Callable[..., Any], *, keep: bool = False) -> Callable[..., Any]:
     """``function``, computed in float32 with autocast off.
 
     16-bit tensors among the arguments (also inside lists, tuples, dicts) are cast up; floating results are cast back
     to the promoted dtype of the floating arguments, so that what follows sees what it saw before. Results that stay
     float32: scalars, losses, and those of a call that names a ``dtype``. An in-place function writes its argument.
+
+    With ``keep`` the result stays float32 too, for calls through ``fp32`` alone: ``fp32(mean)(fp32(pow, keep=True)(x,
+    2))`` computes both in float32 and gives back the dtype of ``x``.
     """
-    return functools.partial(_in_fp32, function)
+    return functools.partial(_in_fp32, function, keep)
 
 
 def pinned(code: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``fp32(function)`` while ``PINS[code]`` is "fp32", else ``function``. ``code`` is "Class.forward#op.n"."""
-    return fp32(function) if PINS.get(code) == "fp32" else function
+    """``fp32(function)`` as ``PINS[code]`` says, else ``function``. ``code`` is "Class.forward#op.n"."""
+    pin = PINS.get(code)
+    return fp32(function, keep=pin == "keep") if pin in ("fp32", "keep") else function
+
+
+class _Kept:
+    """A float32 result on its way to the next call through ``fp32``, and the dtype that it stands for."""
+
+    __slots__ = ("dtype", "tensor")
+
+    def __init__(self, tensor: Tensor, dtype: torch.dtype) -> None:
+        self.tensor = tensor
+        self.dtype = dtype
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", function)
+        raise TypeError(f"{name} takes the result of fp32(..., keep=True), which only fp32 calls can: remove keep=True")
 
 
 def loss_in(
@@ -656,9 +675,15 @@ def _raised(value: Any, dtype: torch.dtype | None) -> Any:
     return _map_tensors(raise_one, value)
 
 
-def _in_fp32(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+def _in_fp32(function: Callable[..., Any], keep: bool, /, *args: Any, **kwargs: Any) -> Any:
     tensors = tensors_in((args, kwargs))
-    device_type = tensors[0].device.type if tensors else "cpu"
+    kept = [value for value in (*args, *kwargs.values()) if isinstance(value, _Kept)]
+    back = _promoted(tensors, [value.dtype for value in kept])
+    if kept:
+        args = tuple(map(_released, args))
+        kwargs = {name: _released(value) for name, value in kwargs.items()}
+    device_types = [value.device.type for value in (*tensors, *map(_released, kept))][:1]
+    device_type = device_types[0] if device_types else "cpu"
     out = kwargs.pop("out", None)
     raised_args, raised_kwargs = _map_tensors(_upcast, (args, kwargs))
     with _without_autocast(device_type):
@@ -667,10 +692,15 @@ def _in_fp32(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     target = args[0] if kind == "in-place" else out
     if target is not None:
         return target if target is result else target.copy_(result)
-    back = _promoted(tensors)
     if back in (None, torch.float32, torch.float64) or kind == "loss" or kwargs.get("dtype") is not None:
         return result
+    if keep and isinstance(result, Tensor) and result.is_floating_point() and result.dim():
+        return _Kept(result, back)
     return _map_tensors(functools.partial(_cast_back, dtype=back), result)
+
+
+def _released(value: Any) -> Any:
+    return value.tensor if isinstance(value, _Kept) else value
 
 
 def _upcast(tensor: Tensor) -> Tensor:

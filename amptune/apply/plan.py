@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from amptune import runtime
+from amptune.core.chains import find_chains
 from amptune.core.formats import Format
+from amptune.core.opcodes import KEEP
 from amptune.core.plan import Plan, SitePlan
 from amptune.errors import ApplyError
 
@@ -32,7 +34,9 @@ class AppliedPlan(runtime.AppliedPlan):
         runtime.PINS.clear()
 
 
-def apply(model: nn.Module, plan: Plan, *, codes: Mapping[str, str] | None = None) -> AppliedPlan:
+def apply(
+    model: nn.Module, plan: Plan, *, codes: Mapping[str, str] | None = None, source: str | None = None
+) -> AppliedPlan:
     """Put ``plan`` in force on ``model``, in place. TF32 is process-wide and the caller's: ``set_backend_flags``.
 
     Args:
@@ -40,6 +44,7 @@ def apply(model: nn.Module, plan: Plan, *, codes: Mapping[str, str] | None = Non
         plan: its sites are module paths and functional ops (``path#op.n``).
         codes: site id -> ``Class.forward#op.n`` of functional ops, as capture found them. Where it is silent, the op
             is taken to stand in the ``forward`` of the module at the site's path.
+        source: the file with the pinned ops, for results that go from one to the next in FP32; without it none does.
 
     Raises:
         ApplyError: a site that the model does not have, a format that the module cannot compute in, a model that is
@@ -47,6 +52,8 @@ def apply(model: nn.Module, plan: Plan, *, codes: Mapping[str, str] | None = Non
     """
     _check_names(model, plan)
     pins = pins_of(model, plan, codes or {})
+    if source is not None:
+        pins = _with_chains(pins, plan, codes or {}, source)
     output_format = plan.output_format.label if plan.output_format else None
     try:
         applied = runtime.apply_plan(
@@ -93,6 +100,13 @@ def pins_of(model: nn.Module, plan: Plan, codes: Mapping[str, str]) -> dict[str,
                 hint="pin both or neither in the plan",
             )
     return {code: Format.FP32.label for code, (_, pinned) in decided.items() if pinned}
+
+
+def _with_chains(pins: Mapping[str, str], plan: Plan, codes: Mapping[str, str], source: str) -> dict[str, str]:
+    follow = {codes.get(name, name) for name, site in plan.sites.items() if site.how == "follow"}
+    chains = find_chains(source, pins, follow)
+    chained = {**pins, **dict.fromkeys(chains.between, Format.FP32.label)}
+    return {**chained, **dict.fromkeys(chains.kept, KEEP)}
 
 
 def _entry(site: SitePlan) -> dict[str, Any]:

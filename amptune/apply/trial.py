@@ -42,6 +42,7 @@ def check_runs(target: Target, plan: Plan, graph: PrecisionGraph) -> None:
 
 def _planned(target: Target, plan: Plan, codes: dict[str, str]) -> Target:
     """The target with the plan in force: ops that it pins are looked up in the user's source, whose lines stay."""
+    text = None
     if target.path is None:
         planned = dataclasses.replace(target)
     else:
@@ -52,7 +53,7 @@ def _planned(target: Target, plan: Plan, codes: dict[str, str]) -> Target:
 
     def built() -> nn.Module:
         model: nn.Module = build()
-        return apply(model, plan, codes=codes).model
+        return apply(model, plan, codes=codes, source=text).model
 
     planned.build = built
     if loss is not None and plan.loss_format is Format.FP32:

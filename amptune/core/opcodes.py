@@ -18,6 +18,8 @@ _NEWLINE = re.compile(r"\r\n|\r|\n")
 _BOM = "\ufeff"
 PINNING_FUNCTIONS = ("amptune_runtime.fp32", "amptune.runtime.fp32", "amptune.runtime.pinned")
 """What a call goes through, as ``fp32(F.softmax)(x, -1)``, once the patch has pinned it."""
+KEEP = "keep"
+"""Argument of ``fp32`` for a result that stays in FP32 on its way into the next pinned call."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +64,27 @@ def find_functional_ops(source_text: str) -> list[FunctionalOp]:
     Raises:
         SyntaxError: the text is not Python.
     """
+    return list(_ops_in(*_parsed(source_text)).values())
+
+
+def functional_ops_of(source_text: str) -> tuple[ast.Module, dict[ast.AST, FunctionalOp]]:
+    """The syntax tree of ``source_text``, and the nodes of the ops that ``find_functional_ops`` finds in it."""
+    tree, lines = _parsed(source_text)
+    return tree, _ops_in(tree, lines)
+
+
+def _parsed(source_text: str) -> tuple[ast.Module, list[str]]:
     text = source_text.removeprefix(_BOM)
-    finder = _Finder(ast.parse(text), _NEWLINE.split(text))
+    return ast.parse(text), _NEWLINE.split(text)
+
+
+def _ops_in(tree: ast.Module, lines: list[str]) -> dict[ast.AST, FunctionalOp]:
     ordinals: collections.Counter[tuple[str, str]] = collections.Counter()
-    ops = []
-    for found in sorted(finder.found, key=_place):
+    ops: dict[ast.AST, FunctionalOp] = {}
+    for found in sorted(_Finder(tree, lines).found, key=_place):
         key = (found.function, found.op)
-        ops.append(FunctionalOp(f"{found.function}#{found.op}.{ordinals[key]}", found.op, *found.span, found.spelling))
+        code = f"{found.function}#{found.op}.{ordinals[key]}"
+        ops[found.node] = FunctionalOp(code, found.op, *found.span, found.spelling)
         ordinals[key] += 1
     return ops
 
@@ -79,6 +95,7 @@ class _Found:
     op: str
     spelling: str
     span: tuple[int, int, int, int]
+    node: ast.AST
 
 
 def _place(found: _Found) -> tuple[int, int, int, int]:
@@ -151,7 +168,7 @@ class _Finder(ast.NodeVisitor):
 
     def _unpinned(self, function: ast.expr) -> ast.expr:
         """``F.softmax`` for ``fp32(F.softmax)``, so that an op keeps its code in the patched file."""
-        if isinstance(function, ast.Call) and function.args and not function.keywords:
+        if isinstance(function, ast.Call) and function.args and {part.arg for part in function.keywords} <= {KEEP}:
             path = self._names.path(function.func) or ""
             return function.args[-1] if path.endswith(PINNING_FUNCTIONS) else function
         return function
@@ -178,7 +195,7 @@ class _Finder(ast.NodeVisitor):
 
     def _add(self, node: ast.AST, op: str | None, spelling: str) -> None:
         if op is not None and self._in_function:
-            self.found.append(_Found(".".join(self._path), op, spelling, self._span(node)))
+            self.found.append(_Found(".".join(self._path), op, spelling, self._span(node), node))
 
     def _span(self, node: ast.AST) -> tuple[int, int, int, int]:
         line, end_line = node.lineno, node.end_lineno  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
+from amptune.core.chains import find_chains
 from amptune.core.opcodes import FunctionalOp, find_functional_ops
 from amptune.patch.pins import rewrite_ops
 from amptune.patch.text import BOM, newline_of, parse
@@ -26,6 +27,7 @@ _IMPORTS = (
 def instrument_source(source: str, codes: Collection[str]) -> str:
     """``source`` with each op of ``codes`` as ``pinned("code", F.softmax)(x, -1)``, which the runtime looks up.
 
+    The arithmetic that may stand between two of them is looked up too.
     No line moves, so that errors and captures point at the user's lines. A code that the file does not have, or that
     cannot be pinned, is left out.
 
@@ -40,7 +42,8 @@ def instrument_source(source: str, codes: Collection[str]) -> str:
         comma = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
         return cst.Call(cst.Name(_PINNED), [cst.Arg(code, comma=comma), cst.Arg(function)])
 
-    module, done = rewrite_ops(text, dict.fromkeys(codes), wrap, torch=_TORCH, operator=_OPERATOR)
+    chosen = find_chains(text, codes).between.union(codes)
+    module, done = rewrite_ops(text, dict.fromkeys(chosen), wrap, torch=_TORCH, operator=_OPERATOR)
     return _with_imports(module).code if done else source
 
 

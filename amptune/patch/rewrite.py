@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 
 import libcst as cst
 
+from amptune.core.chains import Chains, find_chains
 from amptune.core.formats import Format
-from amptune.core.opcodes import FunctionalOp, find_functional_ops
+from amptune.core.opcodes import KEEP, FunctionalOp, find_functional_ops
 from amptune.core.ops import op_named
 from amptune.core.plan import Plan
 from amptune.core.source_names import Names
@@ -51,11 +52,12 @@ def patch_source(source: str, plan: Plan, spec: PatchSpec) -> str:
     check_table(entries, plan, spec)
     names = LocalNames.free_in(text)
     pins = pins_of(plan, spec)
-    modules = _modules_for(tree, text, pins)
+    chains = find_chains(text, pins, _followers(plan, spec))
+    modules = _modules_for(tree, text, chains.between.union(pins))
     placement = _placement(tree, plan, spec, names)
     used = {"apply_plan"} | ({"fp32"} if pins else set()) | ({"loss_in"} if placement.decorator else set())
     block = render_block(plan, entries, names, used=used, imports=modules.imports)
-    patched = place(_pin(text, pins, names, modules, spec), placement)
+    patched = place(_pin(text, pins, chains, names, modules, spec), placement)
     return bom + _rebind(insert_block(patched, block), spec, placement)
 
 
@@ -101,6 +103,12 @@ def pins_of(plan: Plan, spec: PatchSpec) -> dict[str, str]:
     return reasons
 
 
+def _followers(plan: Plan, spec: PatchSpec) -> set[str]:
+    """Codes of the ops that follow their inputs because the plan says so."""
+    code_of = {site.id: site.code for site in spec.sites}
+    return {code_of.get(name) or name for name, site in plan.sites.items() if site.how == "follow"}
+
+
 def loss_decorator(plan: Plan, names: LocalNames) -> str:
     """What ``loss_fn`` is decorated with; empty where its input is in the right format anyway."""
     lowers = any(site.format is not Format.FP32 for site in plan.sites.values())
@@ -140,14 +148,21 @@ def _words(tree: ast.Module) -> set[str]:
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
-def _pin(text: str, pins: Mapping[str, str], names: LocalNames, modules: _Modules, spec: PatchSpec) -> str:
+def _pin(
+    text: str, pins: Mapping[str, str], chains: Chains, names: LocalNames, modules: _Modules, spec: PatchSpec
+) -> str:
     if not pins:
         return text
 
-    def wrap(_: FunctionalOp, function: cst.BaseExpression) -> cst.BaseExpression:
-        return cst.Call(cst.Name(names.fp32), [cst.Arg(function)])
+    def wrap(op: FunctionalOp, function: cst.BaseExpression) -> cst.BaseExpression:
+        arguments = [cst.Arg(function)]
+        if op.code in chains.kept:
+            equal = cst.AssignEqual(cst.SimpleWhitespace(""), cst.SimpleWhitespace(""))
+            arguments.append(cst.Arg(cst.Name("True"), keyword=cst.Name(KEEP), equal=equal))
+        return cst.Call(cst.Name(names.fp32), arguments)
 
-    module, done = rewrite_ops(text, pins, wrap, torch=modules.torch, operator=modules.operator)
+    reasons = {**pins, **dict.fromkeys(chains.between)}
+    module, done = rewrite_ops(text, reasons, wrap, torch=modules.torch, operator=modules.operator)
     missed = sorted(set(pins) - set(done))
     if missed:
         raise PlanError(

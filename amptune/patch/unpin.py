@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import ast
 import re
+from typing import Any
 
 import libcst as cst
 
+from amptune.core.opcodes import KEEP
 from amptune.core.spellings import OPERATOR_FUNCTIONS, OPERATORS
 from amptune.errors import InputError
 from amptune.patch.pins import MARK, needs_parentheses
@@ -71,9 +73,11 @@ class _Restorer(cst.CSTTransformer):
     def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.BaseExpression:
         pin = updated_node.func
         is_pin = isinstance(pin, cst.Call) and isinstance(pin.func, cst.Name) and pin.func.value == self._fp32
-        if not is_pin or len(pin.args) != 1:  # type: ignore[attr-defined]
+        if not is_pin or not isinstance(pin, cst.Call):
             return updated_node
-        function = pin.args[0].value  # type: ignore[attr-defined]
+        if not _is_plain_pin([part.keyword.value if part.keyword else None for part in pin.args]):
+            return updated_node
+        function: Any = pin.args[0].value
         owner = function.value if isinstance(function, cst.Attribute) else None
         if isinstance(owner, cst.Attribute) and owner.attr.value == "Tensor" and updated_node.args:
             return _as_method(updated_node, function.attr)
@@ -81,6 +85,11 @@ class _Restorer(cst.CSTTransformer):
         if is_operator and len(updated_node.args) == 2:
             return _as_operator(updated_node, _CST_OPERATORS[_SIGNS[function.attr.value]])
         return updated_node.with_changes(func=function)
+
+
+def _is_plain_pin(arguments: list[str | None]) -> bool:
+    """Whether these are the arguments of a pin of ours, by their keywords: the function, and maybe ``keep``."""
+    return arguments in ([None], [None, KEEP])
 
 
 def _as_method(call: cst.Call, name: cst.Name) -> cst.Call:
@@ -121,7 +130,7 @@ class _AstRestorer(ast.NodeTransformer):
         pin = node.func
         if not (isinstance(pin, ast.Call) and isinstance(pin.func, ast.Name) and pin.func.id == self._fp32):
             return node
-        if len(pin.args) != 1:
+        if not _is_plain_pin([*(None for _ in pin.args), *(part.arg for part in pin.keywords)]):
             return node
         function = pin.args[0]
         if not isinstance(function, ast.Attribute):

@@ -38,16 +38,24 @@ class Workbench:
     model: nn.Module
     initial: dict[str, torch.Tensor]
     codes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    source: str | None = None
     compilation: Compilation | None = None
     has_dropout: bool | None = None
     dropout_off: DropoutOff | None = None
     _targets: dict[tuple[Format | None, str | None], Target] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def build(cls, target: Target, device: Device, seed: int, codes: Mapping[str, str] | None = None) -> Workbench:
+    def build(
+        cls,
+        target: Target,
+        device: Device,
+        seed: int,
+        codes: Mapping[str, str] | None = None,
+        source: str | None = None,
+    ) -> Workbench:
         """The target's model with weights from ``seed``, in train mode.
 
-        ``codes``: site id of each functional op -> its place in the source, for the ops that a plan pins.
+        ``codes``: site id of each functional op -> its place in ``source``, for the ops that a plan pins.
         """
         seed_everything(seed)
         model = target.make_model().to(device.torch)
@@ -56,7 +64,7 @@ class Workbench:
             # Lazy modules get their parameters in the first forward.
             with torch.no_grad():
                 target.call(model, to_device(target.make_batch(), device.torch))
-        return cls(target, device, model, snapshot(model), codes or {})
+        return cls(target, device, model, snapshot(model), codes or {}, source)
 
     def target_with_loss(self, loss_format: Format | None, backend: str | None) -> Target:
         """The target with its ``loss_fn`` decorated as the patched file decorates it; kept, so compiled once.
@@ -227,7 +235,8 @@ def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tens
     bench.restore(state)
     swapped = float8_linears(bench.model, candidate.float8) if candidate.float8 else contextlib.nullcontext()
     with backend_flags(candidate.tf32), swapped:
-        applied = apply(bench.model, candidate.plan, codes=bench.codes) if candidate.plan else None
+        plan = candidate.plan
+        applied = apply(bench.model, plan, codes=bench.codes, source=bench.source) if plan else None
         try:
             with compiled(bench.model, bench.compilation):
                 yield Run(bench, candidate)

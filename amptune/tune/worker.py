@@ -107,7 +107,7 @@ class Worker:
         self.pins = job.pins
         self.device = Device(job.options.device)
         self.target: Target = load_target(job.options.target, source=job.trial_source)
-        self.bench = Workbench.build(self.target, self.device, job.options.seed, job.codes)
+        self.bench = Workbench.build(self.target, self.device, job.options.seed, job.codes, job.trial_source)
         if job.options.compile_with:
             self.bench.compilation = Compilation(job.options.compile_with)
         elif self.device.is_cuda:

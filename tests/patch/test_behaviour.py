@@ -39,7 +39,7 @@ class Block(nn.Module):
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         weights = (scores
                    .softmax(-1))
-        return x + self.out(weights @ v) * (v ** 2).mean(-1, keepdim=True).rsqrt()
+        return x + self.out(weights @ v) * ((v ** 2).mean(-1, keepdim=True) + 1e-6).rsqrt()
 
 
 class Net(nn.Module):
@@ -143,7 +143,7 @@ def what_the_plan_computes(target: Target, plan: Plan, codes: dict[str, str]) ->
     torch.manual_seed(0)
     model, (tokens, targets) = target.make_model(), target.make_batch()
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    applied = apply(model, plan, codes=codes)
+    applied = apply(model, plan, codes=codes, source=MODEL)
     output = model(tokens)
     loss = target.loss(runtime.loss_in("fp32")(lambda out: out)(output), (tokens, targets))
     loss.backward()
@@ -186,7 +186,7 @@ def test_imported_as_part_of_a_package(folder, tmp_path):
 def test_the_pins_matter(folder):
     """The test above could not fail if the pinned ops computed the same without their pins."""
     text = (folder / "model_amptuned.py").read_text(encoding="utf-8")
-    (folder / "unpinned.py").write_text(text + "\nfp32 = lambda function: function\n", encoding="utf-8")
+    (folder / "unpinned.py").write_text(text + "\nfp32 = lambda function, keep=False: function\n", encoding="utf-8")
     script = WITHOUT_AMPTUNE + "from unpinned import make_model, loss_fn\n" + RUN
     result = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=120)
     assert "AssertionError" in result.stderr

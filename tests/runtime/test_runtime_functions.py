@@ -133,6 +133,43 @@ def test_other_callables_can_be_pinned_and_compiled(make) -> None:  # type: igno
     assert torch.equal(torch.compile(forward, backend="aot_eager")(x), forward(x))
 
 
+def rms_norm(x: torch.Tensor) -> torch.Tensor:
+    mean = fp32(torch.mean, keep=True)(fp32(torch.pow, keep=True)(x, 2), dim=-1, keepdim=True)
+    return fp32(torch.rsqrt)(fp32(operator.add, keep=True)(mean, 1e-6))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_kept_result_goes_into_the_next_pinned_call_in_fp32(dtype: torch.dtype) -> None:
+    """Squares of 1000 are over 65504, and so is their mean: only in FP32 from end to end is there a result."""
+    x = (torch.randn(4, 64) * 1000).to(dtype).requires_grad_()
+    plain = (x.float().pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt().to(dtype)
+    result = rms_norm(x)
+    assert result.dtype == dtype
+    assert torch.equal(result, plain)
+    assert result.isfinite().all()
+    assert (result > 0).all()
+    ours, theirs = (torch.autograd.grad(value.float().sum(), x)[0] for value in (result, plain))
+    assert torch.equal(ours, theirs)
+
+
+def test_kept_results_compile_in_one_graph() -> None:
+    x = (torch.randn(4, 64) * 1000).half()
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(rms_norm, backend="aot_eager", fullgraph=True)(x), rms_norm(x))
+
+
+def test_a_kept_result_beside_another_tensor_takes_the_dtype_of_both() -> None:
+    kept = fp32(torch.exp, keep=True)(torch.ones(2).half())
+    assert fp32(torch.mul)(kept, torch.ones(2).half()).dtype == torch.float16
+    assert fp32(torch.mul)(input=torch.ones(2), other=kept).dtype == torch.float32
+
+
+def test_a_kept_result_that_reaches_another_function_says_what_to_change() -> None:
+    kept = fp32(torch.pow, keep=True)(torch.ones(2).half(), 2)
+    with pytest.raises(TypeError, match=r"relu takes the result of fp32\(\.\.\., keep=True\).*remove keep=True"):
+        torch.relu(kept)
+
+
 def test_pinned_looks_up_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.dtype] = []
 
@@ -146,6 +183,9 @@ def test_pinned_looks_up_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned("Block.forward#exp.0", note)(x)
     pinned("Block.forward#exp.1", note)(x)
     assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
+    monkeypatch.setitem(runtime.PINS, "Block.forward#exp.1", "keep")
+    assert fp32(note)(pinned("Block.forward#exp.1", note)(x)).dtype == torch.bfloat16
+    assert seen[3:] == [torch.float32, torch.float32]
 
 
 def test_pinned_compiles_and_follows_a_changed_table(monkeypatch: pytest.MonkeyPatch) -> None:
