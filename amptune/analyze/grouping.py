@@ -1,15 +1,18 @@
-"""Repeated blocks as one finding: the same rule, line and message over many layers."""
+"""Repeated calls and blocks as one finding: the same rule, line and message over calls of a site, and over layers."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from amptune.core.finding import Finding
+from amptune.core.graph import SiteCall
 from amptune.core.hardware import Gpu
 
 _SHOWN_SITES = 2
+_SHOWN_CALLS = 3
 _WORTH_MS = 0.005
 
 
@@ -24,6 +27,39 @@ def group(findings: Iterable[Finding], step_ms: Mapping[tuple[str, str], float],
         grouped.setdefault(key, []).append(finding)
     merged = [_merged(same, step_ms, gpus) for same in grouped.values()]
     return sorted(merged, key=lambda finding: (*finding.sort_key, finding.site or ""))
+
+
+def of_sites(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings about calls as findings about sites: those that differ in numbers alone are one, and where not all
+    calls of the site have it, it names those that do."""
+    grouped: dict[tuple[Any, ...], list[Finding]] = {}
+    for finding in findings:
+        key = (finding.site, finding.location, finding.severity, _NUMBER.sub("", finding.message))
+        grouped.setdefault(key, []).append(finding)
+    return [_of_site(same) for same in grouped.values()]
+
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*(e[-+]?\d+)?|\binf\b)")
+
+
+def _of_site(same: Sequence[Finding]) -> Finding:
+    first = same[0]
+    calls: list[SiteCall] = list(dict.fromkeys(call for each in same for call in each.evidence.get("calls", ())))
+    if not calls:
+        return first
+    evidence = {key: value for key, value in first.evidence.items() if key != "calls"}
+    if len(calls) == calls[0].count:
+        return dataclasses.replace(first, evidence=evidence)
+    evidence["calls"] = [{"call": each.number, "of": each.count, "line": each.place or None} for each in calls]
+    return dataclasses.replace(first, message=first.message + _named(calls), evidence=evidence)
+
+
+def _named(calls: Sequence[SiteCall]) -> str:
+    """``[call 2 of 3, made at model.py:31]``."""
+    numbers = [str(each.number) for each in calls[:_SHOWN_CALLS]] + ["..."] * (len(calls) > _SHOWN_CALLS)
+    places = list(dict.fromkeys(each.place for each in calls if each.place))[:_SHOWN_CALLS]
+    made = f", made at {' and '.join(places)}" if places else ""
+    return f" [call{'s' * (len(calls) > 1)} {', '.join(numbers)} of {calls[0].count}{made}]"
 
 
 def _merged(same: Sequence[Finding], step_ms: Mapping[tuple[str, str], float], gpus: Sequence[Gpu]) -> Finding:

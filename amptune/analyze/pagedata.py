@@ -15,6 +15,7 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import DTYPE_BYTES, PrecisionGraph, Site
 from amptune.core.hardware import Gpu
+from amptune.core.intervals import Range
 from amptune.core.observed import Observed
 from amptune.core.op_support import lacks_kernel
 from amptune.core.ops import Family, op_named
@@ -81,7 +82,7 @@ def _sites(analysis: Analysis, graph: PrecisionGraph, half: str, question: Quest
     times = {row.site.id: row.milliseconds for row in analysis.sites}
     dtypes = {each: realise(graph, RECIPES[_RECIPE_OF[each]]) for each in FORMATS}
     evidence = question.evidence
-    ranges = Ranges(graph, dtypes[Format.BF16], evidence.assumptions or evidence.facts)
+    bounds = _bounds(analysis.calls or graph, question)
     how = "assumed" if evidence.assumptions is not None else "bound"
     at = _by_site(analysis.findings)
     computed = dtypes[Format.FP16] if half == "autocast-fp16" else dtypes[Format.BF16]
@@ -100,9 +101,15 @@ def _sites(analysis: Analysis, graph: PrecisionGraph, half: str, question: Quest
             milliseconds=times.get(site.id, {}),
             compute=compute,
             risks={str(each): _risk(site, each, dtypes[each][site.id], found) for each in FORMATS},
-            spread=_observed(evidence.observed, site) or _bounded(ranges, site, how),
+            spread=_observed(evidence.observed, site) or _bounded(site, bounds[site.id], how),
             rules=tuple(dict.fromkeys(finding.rule for finding in found)),
         )
+
+
+def _bounds(calls: PrecisionGraph, question: Question) -> Mapping[str, Range]:
+    """Site id -> bounds under BF16."""
+    assumed = question.evidence.assumptions or question.evidence.facts
+    return Ranges(calls, realise(calls, RECIPES[_RECIPE_OF[Format.BF16]]), assumed).by_site()
 
 
 def _by_site(findings: Sequence[Finding]) -> Mapping[str, list[Finding]]:
@@ -166,11 +173,10 @@ def _observed(observed: Observed | None, site: Site) -> Spread | None:
     return Spread(smallest, stat.magnitude, "observed")
 
 
-def _bounded(ranges: Ranges, site: Site, how: str) -> Spread | None:
+def _bounded(site: Site, found: Range, how: str) -> Spread | None:
     """The bound of the site's values; ``None`` where none is known."""
     if not any(tensor.is_floating for tensor in site.outputs):
         return None
-    found = ranges[site.id]
     if math.isinf(found.magnitude):
         return None
     return Spread(max(found.low, -found.high, 0.0), found.magnitude, how)

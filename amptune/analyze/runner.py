@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from amptune.analyze.enrich import enrich
 from amptune.analyze.estimate import Estimate, SiteTimes, estimate_all, site_times
-from amptune.analyze.grouping import group
+from amptune.analyze.grouping import group, of_sites
 from amptune.analyze.stepkernels import StepKernels
 from amptune.capture import Capture
 from amptune.core.autocast import realise
@@ -68,6 +68,7 @@ class Analysis:
         sites: predicted times of each site on the first GPU, for the table of sites.
         capture: what was captured, for the report.
         ranges: the ``ranges`` section of the report; empty where nothing was assumed.
+        calls: the captured graph with each call of a site apart; ``None`` without a capture.
     """
 
     findings: tuple[Finding, ...]
@@ -75,6 +76,7 @@ class Analysis:
     sites: tuple[SiteTimes, ...] = ()
     capture: Capture | None = None
     ranges: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    calls: PrecisionGraph | None = dataclasses.field(default=None, hash=False)
 
     def to_json(self) -> dict[str, Any]:
         """What analyze adds to the JSON of lint: ``capture``, ``estimate`` and ``ranges``."""
@@ -100,12 +102,21 @@ def analyze(capture: Capture, question: Question) -> Analysis:
     Raises:
         ConfigError: a selector that matches no rule, or a rule pack that does not load.
     """
+    calls = enriched(capture)
+    return dataclasses.replace(analyze_graph(capture.graph, question, calls), capture=capture, calls=calls)
+
+
+def enriched(capture: Capture) -> PrecisionGraph:
+    """Add to a capture what rules need, in place, and give its graph of calls, which has that too."""
     enrich(capture.graph, capture.graph_module)
-    return dataclasses.replace(analyze_graph(capture.graph, question), capture=capture)
+    calls = capture.by_calls()
+    if calls is not capture.graph:
+        enrich(calls, capture.graph_module)
+    return calls
 
 
-def analyze_graph(graph: PrecisionGraph, question: Question) -> Analysis:
-    """Judge a graph, however it was made."""
+def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGraph | None = None) -> Analysis:
+    """Judge a graph, however it was made; ``calls`` is the same graph with each call of a site apart."""
     rules = select_rules(load_rules(GraphRule), question.select, question.ignore)
     kernels = StepKernels(graph)
     how: dict[str, Any] = {"mode": question.mode, "train": question.train, "kernels": kernels}
@@ -124,13 +135,18 @@ def analyze_graph(graph: PrecisionGraph, question: Question) -> Analysis:
         path=question.path,
         step_ms=step_ms,
         evidence=question.evidence,
+        calls=calls,
     )
-    found = [finding for rule in rules for finding in cast("GraphRule", rule.cls()).check(context)]
+    found = [finding for rule in rules for finding in _findings(cast("GraphRule", rule.cls()), context)]
     kept = _unsuppressed([each for each in found if not _is_ignored(each, question.ignore_modules)])
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]
     sites = site_times(graph, timed[0], question.recipes, **how) if timed else ()
-    ranges = _ranges(graph, question.evidence)
+    ranges = _ranges(graph if calls is None else calls, question.evidence)
     return Analysis(tuple(group(kept, step_ms, question.gpus)), estimates, tuple(sites), ranges=ranges)
+
+
+def _findings(rule: GraphRule, context: GraphContext) -> list[Finding]:
+    return of_sites(rule.check(context.by_calls)) if rule.by_calls else list(rule.check(context))
 
 
 def _ranges(graph: PrecisionGraph, evidence: Evidence) -> dict[str, Any]:

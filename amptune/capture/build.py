@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -16,7 +16,9 @@ from amptune.capture.layers import is_opaque, layer_op
 from amptune.capture.parameters import ParameterNames
 from amptune.capture.record import opaque
 from amptune.capture.sourcecode import code_at
-from amptune.core.graph import FLOATING_DTYPES, Gemm, Param, PrecisionGraph, Site, TensorMeta
+from amptune.capture.usercode import shown_path
+from amptune.capture.where import parting
+from amptune.core.graph import FLOATING_DTYPES, Gemm, Param, PrecisionGraph, Site, SiteCall, TensorMeta
 from amptune.core.ops import Family, op_named
 
 Key = tuple[Any, ...]
@@ -47,16 +49,60 @@ def build_graph(module: fx.GraphModule, model: nn.Module) -> PrecisionGraph:
         module: nodes carry ``meta["val"]``, ``meta["amptune_op"]`` and ``meta["amptune_call"]``.
         model: what was captured, for the layers' settings and the parameters' names.
     """
-    names = ParameterNames(model)
-    visits = [visit for visit in _visits(module.graph.nodes) if not visit.is_transparent]
+    visits = _computing(module)
     ids = _site_ids(visits)
-    site_of = {node: ids[visit.key] for visit in visits for node in visit.nodes}
+    return _graph(module, model, visits, [ids[visit.key] for visit in visits])
+
+
+def build_calls(module: fx.GraphModule, model: nn.Module) -> PrecisionGraph:
+    """The same with each call of a site apart: the first keeps the id of the site, later ones are ``id@2``, ``id@3``.
+
+    Args:
+        module, model: as for :func:`build_graph`.
+    """
+    visits = _computing(module)
+    ids = _site_ids(visits)
+    calls = _site_calls(visits, ids)
+    labels = [_label(call, ids[visit.key]) for visit, call in zip(visits, calls, strict=True)]
+    graph = _graph(module, model, visits, labels)
+    for call, label in zip(calls, labels, strict=True):
+        if call is not None:
+            graph.replace_site(dataclasses.replace(graph[label], call=call))
+    return graph
+
+
+def _label(call: SiteCall | None, site_id: str) -> str:
+    return f"{site_id}@{call.number}" if call is not None and call.number > 1 else site_id
+
+
+def _site_calls(visits: Sequence[Visit], ids: Mapping[Key, str]) -> list[SiteCall | None]:
+    """Which call each visit is; ``None`` for the only one of its site."""
+    numbers: dict[Key, list[int]] = collections.defaultdict(list)
+    for number, visit in enumerate(visits):
+        numbers[visit.key].append(number)
+    found: list[SiteCall | None] = [None] * len(visits)
+    for key, own in numbers.items():
+        if len(own) > 1:
+            for turn, (number, place) in enumerate(zip(own, parting([visits[n].call.trail for n in own]), strict=True)):
+                shown = f"{shown_path(place.filename)}:{place.line}" if place else ""
+                found[number] = SiteCall(ids[key], turn + 1, len(own), shown)
+    return found
+
+
+def _computing(module: fx.GraphModule) -> list[Visit]:
+    return [visit for visit in _visits(module.graph.nodes) if not visit.is_transparent]
+
+
+def _graph(module: fx.GraphModule, model: nn.Module, visits: Sequence[Visit], ids: Sequence[str]) -> PrecisionGraph:
+    """Visits of one id are one site."""
+    names = ParameterNames(model)
+    site_of = {node: name for visit, name in zip(visits, ids, strict=True) for node in visit.nodes}
     group_of = {node: number for number, visit in enumerate(visits) for node in visit.nodes}
     flow = Flow(names, site_of, group_of)
     flow.read(module.graph)
     groups: dict[str, list[int]] = collections.defaultdict(list)
-    for number, visit in enumerate(visits):
-        groups[ids[visit.key]].append(number)
+    for number in range(len(visits)):
+        groups[ids[number]].append(number)
     graph = PrecisionGraph()
     for site_id, numbers in groups.items():
         made = [(visits[number], flow.operands.get(number, [])) for number in numbers]

@@ -18,7 +18,7 @@ from amptune.capture.dtypereads import DtypeReads
 from amptune.capture.functions import FunctionCall, FunctionCalls
 from amptune.capture.modulestack import ModuleCall, ModuleStack
 from amptune.capture.names import op_name, spelling_of
-from amptune.capture.where import Place, current_place
+from amptune.capture.where import Place, Trail, current_place, current_trail
 from amptune.core.graph import Gemm
 
 LOSS = "loss_fn"
@@ -33,6 +33,7 @@ class Call:
         number: its place in the run, from 1.
         op: its name in the op table.
         place: where in the source.
+        trail: the lines that led there, the innermost first.
         holder: path of the module whose forward makes it (``loss_fn`` in the loss).
         holder_type: class of that module.
         leaf: the leaf module call that it belongs to, if any.
@@ -60,6 +61,7 @@ class Call:
     custom: FunctionCall | None = None
     dtype_of: int | None = None
     function: Callable[..., Any] | None = None
+    trail: Trail = ()
 
 
 class CallRecorder(TorchFunctionMode):
@@ -108,6 +110,7 @@ class CallRecorder(TorchFunctionMode):
             op=op,
             function=func,
             place=place,
+            trail=current_trail(4),
             dtype_of=None if leaf else self._dtypes.followed(place.origin, (*args, *kwargs.values())),
             holder=LOSS if self.in_loss else (holder.path if holder else ""),
             holder_type="" if self.in_loss or not holder else holder.type_name,

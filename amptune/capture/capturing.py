@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from torch import fx
+from torch import fx, nn
 
-from amptune.capture.build import build_graph
+from amptune.capture.build import build_calls, build_graph
 from amptune.capture.failure import Attempt, explained
 from amptune.capture.frontends import Frontends, Recorded, TooLargeError
 from amptune.capture.target import Target
@@ -22,6 +22,8 @@ Frontend = Literal["export", "record-fake", "record-real"]
 FRONTENDS: tuple[Frontend, ...] = ("export", "record-fake", "record-real")
 EXPORT_LIMIT = 400
 """Modules from which torch.export is left out: it takes about 5 ms a call, a recorded forward about 1 ms."""
+MOST_CALLS = 5_000
+"""Calls of sites, beyond twice the sites, up to which each call is judged for itself: long loops are one site."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Capture:
         seconds: wall time of the capture.
         has_loss: whether the user's loss is part of the graph.
         notes: what was guessed, assumed or given up, for the user to read.
+        model: what was captured; ``None`` for a graph that was made otherwise.
     """
 
     graph_module: fx.GraphModule
@@ -43,6 +46,14 @@ class Capture:
     seconds: float
     has_loss: bool
     notes: tuple[str, ...]
+    model: nn.Module | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def by_calls(self) -> PrecisionGraph:
+        """The graph with each call of a site apart; ``graph`` itself where no site is called twice, or too many are."""
+        calls = sum(site.calls for site in self.graph)
+        if self.model is None or calls == len(self.graph) or calls > MOST_CALLS + 2 * len(self.graph):
+            return self.graph
+        return build_calls(self.graph_module, self.model)
 
 
 def capture(target: Target, *, frontends: Sequence[str] = FRONTENDS, train: bool = True) -> Capture:
@@ -69,7 +80,9 @@ def capture(target: Target, *, frontends: Sequence[str] = FRONTENDS, train: bool
     with quiet():
         done = attempts.first(frontends)
     notes = tuple(dict.fromkeys([*target.notes, *attempts.frontends.notes, *attempts.notes, *_remarks(done)]))
-    return Capture(done.module, done.graph, done.frontend, time.perf_counter() - start, done.has_loss, notes)
+    return Capture(
+        done.module, done.graph, done.frontend, time.perf_counter() - start, done.has_loss, notes, done.model
+    )
 
 
 def _remarks(done: _Done) -> Iterator[str]:
@@ -90,6 +103,7 @@ class _Done:
     module: fx.GraphModule
     graph: PrecisionGraph
     has_loss: bool
+    model: nn.Module
 
 
 class _Attempts:
@@ -151,7 +165,8 @@ class _Attempts:
         except TooLargeError as error:
             self._too_large = error
             return None
-        return _Done(frontend, found.module, build_graph(found.module, found.prepared.model), found.has_loss)
+        model = found.prepared.model
+        return _Done(frontend, found.module, build_graph(found.module, model), found.has_loss, model)
 
 
 def _same_sites(first: PrecisionGraph, second: PrecisionGraph) -> bool:

@@ -7,6 +7,7 @@ import functools
 import itertools
 import linecache
 import sys
+from collections.abc import Sequence
 from types import CodeType, FrameType
 
 from amptune.capture.usercode import OWN_FOLDER, TORCH_FOLDER, is_readable_code, shown_path
@@ -81,6 +82,30 @@ def current_place(skip: int = 1, stop: CodeType | None = None) -> Place:
             origin = _position(code, frame.f_lasti)
         frame = frame.f_back
     return Place(origin, None)
+
+
+Trail = tuple[tuple[CodeType, int], ...]
+"""Running lines, the innermost first, as code and instruction: reading their lines costs more than keeping them."""
+_TRAIL = 12
+
+
+def current_trail(skip: int = 1) -> Trail:
+    """The lines that the user can read and that led to the running call, as many as tell two calls apart."""
+    frame: FrameType | None = sys._getframe(skip)
+    found: list[tuple[CodeType, int]] = []
+    while frame is not None and len(found) < _TRAIL:
+        if _kind_of(frame.f_code.co_filename) == "reader":
+            found.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(found)
+
+
+def parting(trails: Sequence[Trail]) -> list[Position | None]:
+    """For each trail the innermost line in which it differs from another one; ``None`` where none does."""
+    for steps in zip(*trails, strict=False):
+        if len(set(steps)) > 1:
+            return [_position(*step) for step in steps]
+    return [None] * len(trails)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from amptune.core.formats import Format
+from amptune.core.graph import PrecisionGraph
 from amptune.core.intervals import Range
 from amptune.core.observed import Observed, Stat
 from amptune.core.ranges import NOTHING, Assumptions, Ranges
@@ -60,6 +61,10 @@ class Evidence:
     observed: Observed | None = None
     dynamic: tuple[DynamicDim, ...] = ()
 
+    def of_calls(self, calls: PrecisionGraph) -> Evidence:
+        """The same for a graph with each call apart: what was seen of a site was seen of all its calls together."""
+        return dataclasses.replace(self, observed=self.observed.of_calls(calls)) if self.observed else self
+
     @property
     def stated(self) -> str:
         """What the user stated, for a message: ``, with x in [0, 255] (--range)``; empty where that is nothing."""
@@ -98,7 +103,7 @@ def ranges_section(bounds: Ranges, evidence: Evidence) -> dict[str, Any]:
             "weights": evidence.weights,
         },
         "observed": None if observed is None else {"device": observed.device, "loss": observed.loss},
-        "sites": {site.id: _of_site(bounds[site.id], site.id, observed) for site in bounds.graph},
+        "sites": {name: _of_site(bound, name, observed) for name, bound in bounds.by_site().items()},
     }
 
 

@@ -84,6 +84,24 @@ class Param:
 
 
 @dataclasses.dataclass(frozen=True)
+class SiteCall:
+    """Which call of a site that is called several times.
+
+    Attributes:
+        site: id of the site.
+        number: of this call, from 1.
+        count: of all its calls.
+        place: where it is made, as ``model.py:12``: the innermost line in which the calls differ; empty for those of a
+            loop.
+    """
+
+    site: str
+    number: int
+    count: int
+    place: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Site:
     """One place where precision is decided: a leaf module call, or a functional op in the forward of a module.
 
@@ -128,6 +146,7 @@ class Site:
             ``autocast``: False inside a region that switches autocast off.
         nodes: names of the torch.fx nodes that it covers.
         opaque: leaf whose inside is not visible or not ours to change (RNN, quantised, custom autograd function).
+        call: which call it is, in a graph of calls; ``None`` for the only call of a site, and in a graph of sites.
     """
 
     id: str
@@ -148,6 +167,12 @@ class Site:
     attrs: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     nodes: tuple[str, ...] = ()
     opaque: bool = False
+    call: SiteCall | None = None
+
+    @property
+    def site_id(self) -> str:
+        """The id that reports use: that of the site, for one of its calls too."""
+        return self.call.site if self.call else self.id
 
     @property
     def is_module(self) -> bool:

@@ -16,7 +16,7 @@ from amptune.core.formats import Format
 from amptune.core.graph import Gemm, PrecisionGraph, Site
 from amptune.core.hardware import Gpu
 from amptune.core.ops import Family, op_named
-from amptune.core.ranges import Ranges
+from amptune.core.ranges import NOTHING, Assumptions, Ranges
 from amptune.core.recipes import STOCK, Recipe
 from amptune.core.rule import GraphRule
 
@@ -36,12 +36,18 @@ class Run:
     recipe: Recipe
     device: DeviceType
     dtypes: Mapping[str, SiteDtypes] = dataclasses.field(hash=False)
-    ranges: Ranges = dataclasses.field(hash=False)
+    graph: PrecisionGraph = dataclasses.field(hash=False)
+    facts: Assumptions = dataclasses.field(default=NOTHING, hash=False)
 
     @property
     def label(self) -> str:
         """How a message names it."""
         return f"{self.recipe.name} on the CPU" if self.device == "cpu" else self.recipe.name
+
+    @functools.cached_property
+    def ranges(self) -> Ranges:
+        """Bounds from the ops, the literals and what the user stated."""
+        return Ranges(self.graph, self.dtypes, self.facts)
 
 
 class GraphContext:
@@ -61,6 +67,7 @@ class GraphContext:
         evidence: what is assumed and what was seen of the values.
         step_ms: predicted step time by (GPU key, recipe name), where one was made and the GPU sets it: in a step that
             is bound by launches on the processor, faster kernels save nothing.
+        calls: the graph with each call of a site apart, for the rules that judge those; by default ``graph``.
     """
 
     def __init__(
@@ -77,8 +84,11 @@ class GraphContext:
         path: str = "model.py",
         step_ms: Mapping[tuple[str, str], float] | None = None,
         evidence: Evidence = NO_EVIDENCE,
+        calls: PrecisionGraph | None = None,
     ) -> None:
         self.graph = graph
+        self._calls = graph if calls is None else calls
+        self._whole = graph
         self.gpus = gpus
         self.gpus_named = gpus_named
         self.recipes = recipes
@@ -92,8 +102,29 @@ class GraphContext:
         self._bounds: dict[str, Ranges] = {}
 
     @functools.cached_property
+    def by_calls(self) -> GraphContext:
+        """The same over the graph of calls; shares of the model and repeated blocks stay those of its sites."""
+        if self._calls is self.graph:
+            return self
+        found = GraphContext(
+            self._calls,
+            self.gpus,
+            gpus_named=self.gpus_named,
+            recipes=self.recipes,
+            recipes_named=self.recipes_named,
+            mode=self.mode,
+            train=self.train,
+            torch_version=self.torch_version,
+            path=self.path,
+            step_ms=self.step_ms,
+            evidence=self.evidence.of_calls(self._calls),
+        )
+        found._whole = self._whole
+        return found
+
+    @functools.cached_property
     def _flops(self) -> int:
-        return max(self.graph.flops, 1)
+        return max(self._whole.flops, 1)
 
     @functools.cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -109,8 +140,7 @@ class GraphContext:
         return tuple(self._run(recipe, device) for device in devices for recipe in recipes)
 
     def _run(self, recipe: Recipe, device: DeviceType) -> Run:
-        dtypes = realise(self.graph, recipe, device)
-        return Run(recipe, device, dtypes, Ranges(self.graph, dtypes, self.evidence.facts))
+        return Run(recipe, device, realise(self.graph, recipe, device), self.graph, self.evidence.facts)
 
     def bounds(self, run: Run) -> Ranges | None:
         """Bounds under the assumed inputs and weights; ``None`` where nothing is assumed."""
@@ -143,12 +173,12 @@ class GraphContext:
 
     @functools.cached_property
     def _group_sizes(self) -> Mapping[object, int]:
-        return collections.Counter(_group(site) for site in self.graph)
+        return collections.Counter(_group(site) for site in self._whole)
 
     @functools.cached_property
     def _group_flops(self) -> Mapping[object, int]:
         totals: collections.Counter[object] = collections.Counter()
-        for site in self.graph:
+        for site in self._whole:
             totals[_group(site)] += site.flops
         return totals
 
@@ -183,8 +213,8 @@ class GraphContext:
             severity=rule.severity if severity is None else severity,
             message=message,
             location=self.location(site),
-            site=site.id if site else None,
-            evidence=evidence,
+            site=site.site_id if site else None,
+            evidence=evidence if site is None or site.call is None else {**evidence, "calls": [site.call]},
         )
 
 

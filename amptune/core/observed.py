@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from amptune.core.formats import Format
+from amptune.core.graph import PrecisionGraph
 from amptune.core.intervals import Range
 
 
@@ -89,3 +90,11 @@ class Observed:
     gradient: Mapping[str, Stat] = dataclasses.field(hash=False)
     device: str = "cpu"
     loss: float | None = None
+
+    def of_calls(self, calls: PrecisionGraph) -> Observed:
+        """The same by the ids of calls."""
+        seen = [
+            {site.id: stats[site.site_id] for site in calls if site.site_id in stats}
+            for stats in (self.forward, self.gradient)
+        ]
+        return dataclasses.replace(self, forward=seen[0], gradient=seen[1])

@@ -2,9 +2,9 @@
 
 Interval arithmetic over the graph, each bound rounded to the format that the site delivers (rounding is monotone, so
 the rounded bounds bound the rounded values): an eps that the format cannot hold is gone from the bound too. Where
-intervals are blind, the graph is read for relations between terms (:mod:`amptune.core.relations`). A site that is
-called several times, as in a loop, gets bounds that hold for all its calls: they are widened until they are stable.
-Bounds hold for exact arithmetic between the roundings.
+intervals are blind, the graph is read for relations between terms (:mod:`amptune.core.relations`). A graph with each
+call of a site apart has bounds for each call; in a graph of sites they hold for all calls, and are widened until they
+are stable. Bounds hold for exact arithmetic between the roundings.
 """
 
 from __future__ import annotations
@@ -65,12 +65,21 @@ class Ranges:
         self._roots: dict[tuple[str, int], Site | None] = {}
         self._identities: dict[str, object] = {}
         for site in graph:
+            self._identity(site)  # in order, or a long chain would be followed to its start at once
             self._known[site.id] = self._delivered(site)
         if any("later_sources" in site.attrs for site in graph):
             self._settle()
 
     def __getitem__(self, site_id: str) -> Range:
         return self._known[site_id]
+
+    def by_site(self) -> dict[str, Range]:
+        """Site id -> bounds that hold for all its calls."""
+        found: dict[str, Range] = {}
+        for site in self.graph:
+            bound = self._known[site.id]
+            found[site.site_id] = found[site.site_id].union(bound) if site.site_id in found else bound
+        return found
 
     def exact(self, site: Site) -> Range:
         """Bounds of what a site computes, before its result is rounded to the format that it delivers."""

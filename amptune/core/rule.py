@@ -85,7 +85,13 @@ class SourceRule(Rule):
 
 
 class GraphRule(Rule):
-    """A rule over a captured model."""
+    """A rule over a captured model.
+
+    ``by_calls``: whether it judges each call of a site for itself, as what asks for values does: it is given a context
+    whose graph has the calls apart.
+    """
+
+    by_calls: ClassVar[bool] = False
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """Findings for one model on the GPUs asked for. ``context`` has the graph, hardware and dtype tables."""

@@ -17,7 +17,7 @@ from tests.analyze.numeric_defects_more import MORE
 from tests.analyze.numeric_defects_second import SECOND
 from tests.analyze.numeric_defects_unseen import UNSEEN
 from tests.analyze.stable_models import BATCHES
-from tests.benchmarks.numeric_defects import Outcome, file_text, findings, graph_of, judge, table
+from tests.benchmarks.numeric_defects import Outcome, file_text, findings, graphs_of, judge, table
 
 EVERY = (*PAIRS, *MORE, *HELD, *UNSEEN, *SECOND)
 
@@ -80,7 +80,7 @@ def loss_fn(output, batch):
 @pytest.mark.parametrize("name", BATCHES)
 def test_no_warning_about_a_sound_model(name: str, tmp_path: Path) -> None:
     text = Path(stable_models.__file__).read_text(encoding="utf-8") + _HANDOVER.format(name=name)
-    graph = graph_of(text, tmp_path)
+    graph = graphs_of(text, tmp_path)
     assert graph
     for number_format in ("fp32", "fp16", "bf16"):
         assert not [str(each) for each in findings(graph, number_format) if each.severity > Severity.INFO]
@@ -88,7 +88,7 @@ def test_no_warning_about_a_sound_model(name: str, tmp_path: Path) -> None:
 
 def test_a_finding_names_the_ops_that_lead_to_it(tmp_path: Path) -> None:
     pair = next(pair for pair in EVERY if pair.name == "log of softmax")
-    found = findings(graph_of(file_text(pair, pair.defect), tmp_path), "fp32")
+    found = findings(graphs_of(file_text(pair, pair.defect), tmp_path), "fp32")
     assert [each.evidence["chain"] for each in found if each.rule == "G204"] == ["fc -> softmax -> log"]
 
 

@@ -18,8 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from amptune.analyze.enrich import enrich
-from amptune.analyze.runner import Question, analyze_graph
+from amptune.analyze.runner import Question, analyze_graph, enriched
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import PrecisionGraph
@@ -80,21 +79,25 @@ def file_text(pair: Pair, body: str) -> str:
     return HEADER + model + ("" if "def loss_fn" in model else LOSS) + FOOTER
 
 
-def graph_of(text: str, folder: Path, frontends: Sequence[str] = ("record-fake", "record-real")) -> PrecisionGraph:
-    """The captured graph of a model file."""
+Graphs = tuple[PrecisionGraph, PrecisionGraph]
+"""The sites of a model, and the calls of its sites."""
+
+
+def graphs_of(text: str, folder: Path, frontends: Sequence[str] = ("record-fake", "record-real")) -> Graphs:
+    """The captured graphs of a model file."""
     file = folder / "model.py"
     file.write_text(text)
     captured = capture(load_target(TargetSpec(str(file))), frontends=frontends)
-    enrich(captured.graph, captured.graph_module)
-    return captured.graph
+    calls = enriched(captured)
+    return captured.graph, calls
 
 
-def findings(graph: PrecisionGraph, number_format: str, rules: Sequence[str] = ()) -> list[Finding]:
+def findings(graphs: Graphs, number_format: str, rules: Sequence[str] = ()) -> list[Finding]:
     """What the numerical rules, and the named ones, find under the recipe of one format."""
     recipe = recipe_named(RECIPES[number_format])
     select = ("G2", "G4", *(code for code in rules if code[:2] not in ("G2", "G4")))
     question = Question(gpus_named(("h100",)), recipes=(recipe,), recipes_named=True, select=select)
-    return list(analyze_graph(graph, question).findings)
+    return list(analyze_graph(graphs[0], question, graphs[1]).findings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,7 @@ def judge(pair: Pair, folder: Path) -> list[Outcome]:
     """A pair in all formats."""
     text = file_text(pair, pair.defect)
     marked = {number for number, line in enumerate(text.splitlines(), 1) if re.search(r"#\s*<-\s*$", line)}
-    defect, twin = graph_of(text, folder), graph_of(file_text(pair, pair.twin), folder)
+    defect, twin = graphs_of(text, folder), graphs_of(file_text(pair, pair.twin), folder)
     outcomes = []
     for number_format in RECIPES:
         hits = [

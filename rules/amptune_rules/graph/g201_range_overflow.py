@@ -58,6 +58,7 @@ class RangeOverflow(GraphRule):
     code = "G201"
     name = "range-overflow"
     severity = Severity.ERROR
+    by_calls = True
     INVALID = (
         Example("a mask of -1e9 under fp16 autocast", model_file(
             """

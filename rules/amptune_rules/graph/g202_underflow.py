@@ -53,6 +53,7 @@ class Underflow(GraphRule):
     code = "G202"
     name = "underflow"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("a weight that vanishes before a division", model_file(
             """

@@ -50,6 +50,7 @@ class ExpOverflow(GraphRule):
     code = "G203"
     name = "exp-overflow"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("softmax by hand", model_file(
             """

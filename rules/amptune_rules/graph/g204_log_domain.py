@@ -53,6 +53,7 @@ class LogDomain(GraphRule):
     code = "G204"
     name = "log-domain"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("log of softmax", model_file("return torch.log(torch.softmax(self.fc(x), -1))  # <- G204")),
         Example("log of one minus sigmoid", model_file("return torch.log(1 - torch.sigmoid(self.fc(x)))  # <- G204")),

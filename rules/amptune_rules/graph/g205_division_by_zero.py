@@ -58,6 +58,7 @@ class DivisionByZero(GraphRule):
     code = "G205"
     name = "division-by-zero"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("an eps that FP16 cannot hold", model_file(
             """

@@ -54,6 +54,7 @@ class RootAtZero(GraphRule):
     code = "G206"
     name = "root-at-zero"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("an eps that FP16 cannot hold", model_file(
             """

@@ -42,6 +42,7 @@ class LongReduction(GraphRule):
     code = "G207"
     name = "long-reduction"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("a sum over 128 thousand elements in a half model", model_file(
             "return self.fc(x).sum()  # <- G207", cast=".half()", batch="torch.randn(2048, 64).half()")),

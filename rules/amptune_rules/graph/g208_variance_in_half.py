@@ -45,6 +45,7 @@ class VarianceInHalf(GraphRule):
     code = "G208"
     name = "variance-in-half"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("a hand-written layer norm", model_file(
             """

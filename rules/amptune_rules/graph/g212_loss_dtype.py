@@ -46,6 +46,7 @@ class LossDtype(GraphRule):
     code = "G212"
     name = "loss-dtype"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("a hand-written mean of 16-bit outputs", model_file(
             "return self.fc(x)", loss="output.abs().mean()  # <- G212")),

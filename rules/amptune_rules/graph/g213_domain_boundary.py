@@ -48,6 +48,7 @@ class DomainBoundary(GraphRule):
     code = "G213"
     name = "domain-boundary"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("the angle of a cosine", model_file(
             "return torch.acos(F.cosine_similarity(self.fc(x), x, dim=-1))  # <- G213")),

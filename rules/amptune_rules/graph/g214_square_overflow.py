@@ -48,6 +48,7 @@ class SquareOverflow(GraphRule):
     code = "G214"
     name = "square-overflow"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("a hand-written RMS norm", model_file(
             """

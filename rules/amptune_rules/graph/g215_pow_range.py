@@ -47,6 +47,7 @@ class PowRange(GraphRule):
     code = "G215"
     name = "pow-range"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("a cube in a half model", model_file("return self.fc(x) ** 3  # <- G215", cast=".half()",
                                                      batch="torch.randn(32, 64).half()")),

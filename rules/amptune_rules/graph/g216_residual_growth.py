@@ -56,6 +56,7 @@ class ResidualGrowth(GraphRule):
     code = "G216"
     name = "residual-growth"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("sixteen blocks in a half model", model_file(
             _STACK.replace("layer(x)", "layer(x)  # <- G216"),

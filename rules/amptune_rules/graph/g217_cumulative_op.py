@@ -43,6 +43,7 @@ class CumulativeOp(GraphRule):
     code = "G217"
     name = "cumulative-op"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("cumsum in a bf16 model", model_file("return self.fc(x).cumsum(0)  # <- G217", cast=".bfloat16()",
                                                      batch="torch.randn(512, 64).bfloat16()")),

@@ -41,6 +41,7 @@ class Cancellation(GraphRule):
     code = "G218"
     name = "cancellation"
     severity = Severity.INFO
+    by_calls = True
     INVALID = (
         Example("variance by two means", model_file(
             """

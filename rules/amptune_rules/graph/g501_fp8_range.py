@@ -47,6 +47,7 @@ class Fp8Range(GraphRule):
     code = "G501"
     name = "fp8-range"
     severity = Severity.WARNING
+    by_calls = True
     INVALID = (
         Example("a cast without a scale", model_file(
             """
