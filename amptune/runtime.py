@@ -46,6 +46,8 @@ __all__ = [
     "fp32",
     "how_to_apply",
     "loss_in",
+    "master_weights",
+    "masters_in",
     "match_paths",
     "pinned",
     "require",
@@ -1232,6 +1234,7 @@ def apply_plan(
     *,
     channels_last: bool = False,
     output_format: str | None = None,
+    parameters: str | None = None,
 ) -> AppliedPlan:
     """Put a precision plan in force on ``model``, in place; one that is in force already is undone first.
 
@@ -1246,6 +1249,8 @@ def apply_plan(
             parameters. An exact path beats a glob, a longer glob a shorter one.
         channels_last: keep the weights of convolutions in channels_last memory format.
         output_format: format of the model's floating outputs.
+        parameters: "bf16" casts the model's parameters and buffers to bfloat16, and floating inputs on their way in.
+            Undoing the plan leaves them in bfloat16. See ``master_weights`` for the optimizer.
 
     Raises:
         ValueError: a path or glob that matches nothing, a format or key that is unknown or does not fit the module.
@@ -1255,7 +1260,11 @@ def apply_plan(
     _refuse_sharded(model)
     output_dtype = None if output_format is None else FORMATS[_known("output format", output_format, FORMATS)]
     resolved = _resolve(model, sites)
+    if parameters is not None:
+        _known("format of parameters", parameters, ("bf16",))
     undo_plan(model)
+    if parameters is not None:
+        _lower_parameters(model)
     modules = {id(module): (module, resolved[path]) for path, module in _all_modules(model).items() if path in resolved}
     for module, site in modules.values():
         if site.scaling:
@@ -1319,9 +1328,10 @@ def undo_plan(model: nn.Module) -> None:
             _restore_strides(module)
         if "_amptune_nested" in state:
             module.use_nested_tensor = state["_amptune_nested"]
-        hooks = [key for key, hook in module._forward_pre_hooks.items() if hook is _no_fast_path]
+        hooks = [key for key, hook in module._forward_pre_hooks.items() if hook in (_no_fast_path, _lower_inputs)]
         for key in hooks:
             del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
         for name in ("_amptune", "_amptune_root", "_amptune_stride", "_amptune_nested", "_amptune_group"):
             state.pop(name, None)
 
@@ -1540,6 +1550,122 @@ def _check_shared(found: Mapping[str, Site], modules: Mapping[str, nn.Module]) -
         other = first.setdefault(id(modules[path]), path)
         if found[other] != site:
             raise ValueError(f"{other!r} and {path!r} are one module, and the plan gives it two formats")
+
+
+# --- parameters in bfloat16 ------------------------------------------------------------------------------------------
+
+
+def _lower_parameters(model: nn.Module) -> None:
+    """What ``parameters="bf16"`` does: the parameters stay the same objects."""
+    model.to(torch.bfloat16)
+    model.register_forward_pre_hook(_lower_inputs, with_kwargs=True)
+
+
+def _lower_inputs(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return cast_all(args, torch.bfloat16), cast_all(kwargs, torch.bfloat16)
+
+
+def masters_in(number_format: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator of a function that returns an optimizer: it steps on copies in ``number_format``, which is "fp32".
+
+    See ``master_weights``.
+    """
+    _known("format of master weights", number_format, ("fp32",))
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def make_optimizer(*args: Any, **kwargs: Any) -> Any:
+            return master_weights(function(*args, **kwargs))
+
+        return make_optimizer
+
+    return decorate
+
+
+def master_weights(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Let ``optimizer`` step on float32 copies of its 16-bit parameters, in place; returns the optimizer.
+
+    A step takes each gradient over to the float32 copy, and rounds what it made of the copy into the parameter: an
+    update too small for bfloat16 adds up instead of being lost. ``state_dict`` of the optimizer has the copies under
+    "master_weights". A parameter that was written to between two steps, as by ``load_state_dict`` of the model, is
+    copied anew. Call it before the first step, and not with an enabled GradScaler: its look at the gradients of the
+    optimizer's parameters would find none.
+    """
+    if "_amptune_masters" not in optimizer.__dict__:
+        optimizer.__dict__["_amptune_masters"] = _Masters(optimizer)
+    return optimizer
+
+
+def masters_of(optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, Tensor]]:
+    """Each parameter and its float32 copy; empty without ``master_weights``."""
+    masters = optimizer.__dict__.get("_amptune_masters")
+    return [] if masters is None else list(zip(masters.parameters, masters.copies, strict=True))
+
+
+class _Masters:
+    """The float32 copies of an optimizer's parameters, kept up by hooks of the optimizer."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.parameters: list[Tensor] = []
+        self.copies: list[Tensor] = []
+        for group in optimizer.param_groups:
+            group["params"] = [self._copy_of(parameter, optimizer.state) for parameter in group["params"]]
+        self.versions = [parameter._version for parameter in self.parameters]
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
+        optimizer.register_state_dict_post_hook(self._save)
+        optimizer.register_load_state_dict_pre_hook(self._load)
+        zero_grad = optimizer.zero_grad
+
+        def zero_all(set_to_none: bool = True) -> None:
+            zero_grad(set_to_none)
+            for parameter in self.parameters:
+                parameter.grad = None
+
+        optimizer.zero_grad = zero_all  # type: ignore[method-assign]
+
+    def _copy_of(self, parameter: Tensor, state: Any) -> Tensor:
+        """The copy, which takes over what an optimizer has noted of the parameter when it was made."""
+        if parameter.dtype not in (torch.bfloat16, torch.float16):
+            return parameter
+        raised = parameter.detach().float()
+        self.parameters.append(parameter)
+        self.copies.append(raised)
+        if parameter in state:
+            state[raised] = cast_all(state.pop(parameter), torch.float32)
+        return raised
+
+    @torch.no_grad()
+    def _before_step(self, _optimizer: Any, args: Any, kwargs: Any) -> None:
+        if any(value is not None for value in (*args[1:], kwargs.get("closure"))):
+            raise RuntimeError("master_weights: a closure computes gradients within the step, after they were copied")
+        for index, (parameter, raised) in enumerate(zip(self.parameters, self.copies, strict=True)):
+            if raised.device != parameter.device:
+                raised.data = raised.data.to(parameter.device)
+            if parameter._version != self.versions[index]:
+                raised.copy_(parameter)
+            if parameter.grad is not None:
+                raised.grad = parameter.grad.to(raised.dtype)
+                parameter.grad = None  # one by one, so that both are there of a single parameter at most
+
+    @torch.no_grad()
+    def _after_step(self, *_: Any) -> None:
+        if self.parameters:
+            torch._foreach_copy_(self.parameters, self.copies)
+        for raised in self.copies:
+            raised.grad = None
+        self.versions = [parameter._version for parameter in self.parameters]
+
+    def _save(self, _optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+        return state | {"master_weights": list(self.copies)}
+
+    @torch.no_grad()
+    def _load(self, _optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+        for index, saved in enumerate(state.get("master_weights", ())):
+            self.copies[index].copy_(saved)
+            self.parameters[index].copy_(saved)
+            self.versions[index] = self.parameters[index]._version
+        return {key: value for key, value in state.items() if key != "master_weights"}
 
 
 # --- process-wide ----------------------------------------------------------------------------------------------------

@@ -20,4 +20,5 @@ def patch_spec(target: Target, model: nn.Module, graph: PrecisionGraph) -> Patch
         top_class=cls.__qualname__ if own else None,
         make_model="make_model" if hasattr(module, "make_model") else None,
         loss="loss_fn" if hasattr(module, "loss_fn") else None,
+        optimizer="make_optimizer" if hasattr(module, "make_optimizer") else None,
     )

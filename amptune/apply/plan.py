@@ -57,7 +57,11 @@ def apply(
     output_format = plan.output_format.label if plan.output_format else None
     try:
         applied = runtime.apply_plan(
-            model, runtime_table(plan), channels_last=plan.channels_last, output_format=output_format
+            model,
+            runtime_table(plan),
+            channels_last=plan.channels_last,
+            output_format=output_format,
+            parameters=Format.BF16.label if plan.params else None,
         )
     except (ValueError, RuntimeError) as error:
         raise ApplyError(f"the plan does not fit this model: {error}") from error

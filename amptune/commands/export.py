@@ -31,6 +31,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("export needs a plan and --to NAME", hint="amptune export plan.json --to pytorch -o train.py")
     target = target_named(args.to)
     plan = read_plan(args.plan)
+    if plan.params:
+        raise UsageError(
+            f"{args.plan} holds the parameters in BF16 (params-{plan.params}), which no export target can say",
+            hint="train with the patched model and its make_optimizer in a loop of your own",
+        )
     say_if_elsewhere(plan)
     export = target.exporter()(plan, model_file(plan, args.plan))
     if args.output is None:

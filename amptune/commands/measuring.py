@@ -34,6 +34,10 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
                         help="largest loss gap to FP32 that is still valid (default 0.005)")  # fmt: skip
     parser.add_argument("--steps", type=positive_int, default=20, metavar="K",
                         help="training steps a trial is judged on (default 20)")  # fmt: skip
+    parser.add_argument("--params", choices=("bf16",),
+                        help="also measure the recipes with parameters in BF16: params-bf16 steps on them, "
+                        "params-bf16-master on FP32 copies in the optimizer; stochastic rounding is not among them",
+                        )  # fmt: skip
     parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND",
                         help="measure under torch.compile; the backend is inductor unless named")  # fmt: skip
 
@@ -59,6 +63,7 @@ def options_of(args: argparse.Namespace, **more: Any) -> TuneOptions:
         "tolerance": args.tolerance,
         "steps": args.steps,
         "compile_with": _backend(args.compile),
+        "params": args.params,
     }
     return TuneOptions(**settings | more)
 

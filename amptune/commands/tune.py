@@ -79,6 +79,8 @@ def summary(result: TuneResult) -> str:
         )
     else:
         lines.append(f"Nothing beat the best stock recipe, {stock_text}, beyond the noise. It is what was written.")
+    if result.plan.params:
+        lines.append(f"Take care: {data['notes'][-1]}.")
     if data["launch_bound"]:
         lines.append(
             "The step is bound by Python launching kernels, not by the GPU: --compile or a larger batch will gain more "

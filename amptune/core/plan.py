@@ -15,6 +15,9 @@ from amptune.errors import PlanError
 
 PLAN_VERSION = 1
 HOW = ("swap", "follow", "source", "autocast")
+BF16_MASTER = "bf16-master"
+PARAMS = ("bf16", BF16_MASTER)
+"""Parameters in BF16 that are stepped themselves, or by way of FP32 master copies in the optimizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Plan:
         loss_format: format that the loss is computed in; ``None`` leaves it as the output comes.
         loss_compile: run the loss alone under torch.compile.
         output_format: floating outputs of the model are cast to it; ``None`` leaves them.
+        params: one of PARAMS; ``None`` leaves the parameters in their dtype.
         scaler: loss scaling of the training loop.
         target, source_sha256, fingerprint: the model it is for.
         measured_on: gpu, capability, torch, driver, mode, and inputs: shapes of the batch.
@@ -97,6 +101,7 @@ class Plan:
     source_sha256: str = ""
     fingerprint: str = ""
     measured_on: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    params: str | None = None
 
     @property
     def uses_fp16(self) -> bool:
@@ -108,13 +113,14 @@ class Plan:
         sites = {
             k: (str(v.format), v.scaling, v.pad, v.how, v.pad_in, v.strided) for k, v in sorted(self.sites.items())
         }
-        flags = (self.tf32, self.channels_last, str(self.loss_format), self.loss_compile, str(self.output_format))
+        flags = [self.tf32, self.channels_last, str(self.loss_format), self.loss_compile, str(self.output_format)]
+        flags += [self.params] if self.params else []
         text = json.dumps([sites, flags, self.scaler.to_json()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self, tool: str) -> dict[str, Any]:
         """The content of plan.json, schema version 1; ``tool`` is "amptune <version>"."""
-        return {
+        data: dict[str, Any] = {
             "version": PLAN_VERSION,
             "tool": tool,
             "model": {
@@ -129,6 +135,7 @@ class Plan:
             "sites": {name: site.to_json() for name, site in self.sites.items()},
             "scaler": self.scaler.to_json(),
         }
+        return data | ({"params": self.params} if self.params else {})
 
     @classmethod
     def from_json(cls, data: object, where: str = "plan.json") -> Plan:
@@ -158,6 +165,7 @@ class Plan:
             source_sha256=model.get("source_sha256", str),
             fingerprint=model.get("fingerprint", str),
             measured_on=reader.get("measured_on", dict),
+            params=_params(reader),
         )
 
 
@@ -211,6 +219,13 @@ class _Reader:
             raise PlanError(
                 f"{self.where}: field {key!r}: {error}", hint=f"did you mean {near}?" if near else None
             ) from None
+
+
+def _params(reader: _Reader) -> str | None:
+    value = reader.data.get("params")
+    if value is not None and value not in PARAMS:
+        raise PlanError(f"{reader.where}: field 'params' is {value!r}, not one of {', '.join(PARAMS)}")
+    return None if value is None else str(value)
 
 
 def _site(entry: object, where: str) -> SitePlan:

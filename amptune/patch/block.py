@@ -32,6 +32,7 @@ class LocalNames:
     apply_plan: str = "apply_plan"
     fp32: str = "fp32"
     loss_in: str = "loss_in"
+    masters_in: str = "masters_in"
     require: str = "require"
     table: str = "PRECISION"
     set_backend_flags: str = "set_backend_flags"
@@ -107,7 +108,7 @@ def render_block(
         used: fields of ``names`` that the rest of the file uses.
         imports: lines such as ``import operator`` that pinned ops need.
     """
-    wanted = [name for name in ("apply_plan", "fp32", "loss_in", "require") if name in {*used, "require"}]
+    wanted = [name for name in ("apply_plan", "fp32", "loss_in", "masters_in", "require") if name in {*used, "require"}]
     imported = [_imported(name, getattr(names, name)) for name in wanted]
     flags = f"set_backend_flags as _{names.set_backend_flags}"
     parts = [
@@ -147,9 +148,10 @@ def _headline(plan: Plan) -> str:
     torch = plan.measured_on.get("torch")
     where += [f"torch {torch}"] if torch else []
     measured = f", measured on {', '.join(where)}" if where else ""
+    parameters = "are in bf16" if plan.params else "keep their dtype"
     text = (
         f"{BEGIN[2:]} {__version__}: the number format that each layer computes in{measured}. A key is a module path, "
-        f"* one part of it; the parameters keep their dtype. Edit the table freely."
+        f"* one part of it; the parameters {parameters}. Edit the table freely."
     )
     lines = textwrap.wrap(" ".join(text.split()), _LINE - 2, break_long_words=False, break_on_hyphens=False)
     return "\n".join(f"# {line}" for line in lines)

@@ -12,7 +12,7 @@ from amptune.core.chains import Chains, find_chains
 from amptune.core.formats import Format
 from amptune.core.opcodes import KEEP, FunctionalOp, find_functional_ops
 from amptune.core.ops import op_named
-from amptune.core.plan import Plan
+from amptune.core.plan import BF16_MASTER, Plan
 from amptune.core.source_names import Names
 from amptune.core.spellings import OPERATOR_FUNCTIONS
 from amptune.errors import InputError, PlanError
@@ -55,10 +55,12 @@ def patch_source(source: str, plan: Plan, spec: PatchSpec) -> str:
     chains = find_chains(text, pins, _followers(plan, spec))
     modules = _modules_for(tree, text, chains.between.union(pins))
     placement = _placement(tree, plan, spec, names)
-    used = {"apply_plan"} | ({"fp32"} if pins else set()) | ({"loss_in"} if placement.decorator else set())
+    decorating = {decorator.partition("(")[0] for decorator in placement.decorators.values()}
+    used = {"apply_plan"} | ({"fp32"} if pins else set())
+    used |= {name for name in ("loss_in", "masters_in") if getattr(names, name) in decorating}
     block = render_block(plan, entries, names, used=used, imports=modules.imports)
     patched = place(_pin(text, pins, chains, names, modules, spec), placement)
-    return bom + _rebind(insert_block(patched, block), spec, placement)
+    return bom + _rebind(insert_block(patched, block), placement)
 
 
 def unpatch_source(source: str, path: str = "model.py") -> str:
@@ -111,13 +113,17 @@ def _followers(plan: Plan, spec: PatchSpec) -> set[str]:
 
 def loss_decorator(plan: Plan, names: LocalNames) -> str:
     """What ``loss_fn`` is decorated with; empty where its input is in the right format anyway."""
-    lowers = any(site.format is not Format.FP32 for site in plan.sites.values())
+    lowers = bool(plan.params) or any(site.format is not Format.FP32 for site in plan.sites.values())
     output_may_be_low = lowers if plan.output_format is None else plan.output_format is not Format.FP32
     raises = plan.loss_format is Format.FP32 and output_may_be_low
     if not raises and not plan.loss_compile:
         return ""
     compiled = ", compile=True" if plan.loss_compile else ""
     return f"{names.loss_in}({chr(34) + Format.FP32.label + chr(34) if raises else None}{compiled})"
+
+
+def _optimizer_decorator(plan: Plan, names: LocalNames) -> str:
+    return f'{names.masters_in}("{Format.FP32}")' if plan.params == BF16_MASTER else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +182,8 @@ def _placement(tree: ast.Module, plan: Plan, spec: PatchSpec, names: LocalNames)
     arguments = f"{names.table}{', channels_last=True' if plan.channels_last else ''}"
     if plan.output_format:
         arguments += f', output_format="{plan.output_format}"'
+    if plan.params:
+        arguments += f', parameters="{Format.BF16}"'
     top_class, function = (spec.top_class or "").replace("<locals>.", "") or None, spec.make_model
     if top_class and not defines_class(tree, top_class):
         raise InputError(f"{spec.path} does not define the class {top_class}", hint="it changed since it was tuned")
@@ -185,19 +193,21 @@ def _placement(tree: ast.Module, plan: Plan, spec: PatchSpec, names: LocalNames)
         top_class = None
     if not top_class and not (function and binding_of(tree, function)):
         raise InputError(f"{spec.path} has neither the model's class nor a function that builds it")
-    decorator = loss_decorator(plan, names) if spec.loss and binding_of(tree, spec.loss) else ""
+    wanted = {spec.loss: loss_decorator(plan, names), spec.optimizer: _optimizer_decorator(plan, names)}
+    decorators = {name: text for name, text in wanted.items() if text and name and binding_of(tree, name)}
     only_exact = bool(top_class) and has_subclass(tree, str(top_class))
     call = f"{names.apply_plan}({{}}, {arguments})"
-    return Placement(call, top_class, function, only_exact, spec.loss, decorator)
+    return Placement(call, top_class, function, only_exact, decorators)
 
 
-def _rebind(text: str, spec: PatchSpec, placement: Placement) -> str:
-    """Lines for a loss or a model function that the file imports or assigns, and so has no body to write into."""
+def _rebind(text: str, placement: Placement) -> str:
+    """Lines for functions that the file imports or assigns: loss, optimizer, model. They have no body to write into."""
     tree = ast.parse(text)
     added: list[tuple[int, str]] = []
-    loss = binding_of(tree, placement.loss) if placement.loss and placement.decorator else None
-    if loss and not loss.is_def:
-        added.append((loss.line, f"{spec.loss} = {placement.decorator}({spec.loss})  {ADDED_MARK}\n"))
+    for name, decorator in placement.decorators.items():
+        found = binding_of(tree, name)
+        if found and not found.is_def:
+            added.append((found.line, f"{name} = {decorator}({name})  {ADDED_MARK}\n"))
     maker = binding_of(tree, placement.function) if placement.function else None
     if maker and not maker.is_def:
         call = placement.call.format("make(*args, **kwargs)")

@@ -39,6 +39,7 @@ class PatchSpec:
         make_model: the function of this file that builds the model. Where there is no ``top_class``, as for a model
             from a package, what it returns is what the plan is applied to.
         loss: the loss function of this file.
+        optimizer: the function of this file that makes the optimizer.
     """
 
     path: str
@@ -48,6 +49,7 @@ class PatchSpec:
     top_class: str | None = None
     make_model: str | None = None
     loss: str | None = None
+    optimizer: str | None = None
 
     @classmethod
     def from_sites(
@@ -59,6 +61,7 @@ class PatchSpec:
         top_class: str | None = None,
         make_model: str | None = None,
         loss: str | None = None,
+        optimizer: str | None = None,
     ) -> PatchSpec:
         """A spec from a captured graph.
 
@@ -67,10 +70,10 @@ class PatchSpec:
             sites: sites of the graph.
             module_paths: (path, identity) of every module, duplicates included:
                 ``((n, id(m)) for n, m in model.named_modules(remove_duplicate=False))``.
-            top_class, make_model, loss: as the attributes.
+            top_class, make_model, loss, optimizer: as the attributes.
         """
         paths = list(module_paths)
         first: dict[int, str] = {}
         shared = {name: kept for name, identity in paths if (kept := first.setdefault(identity, name)) != name}
         refs = tuple(SiteRef(site.id, site.code, site.module_type) for site in sites)
-        return cls(path, refs, tuple(name for name, _ in paths), shared, top_class, make_model, loss)
+        return cls(path, refs, tuple(name for name, _ in paths), shared, top_class, make_model, loss, optimizer)

@@ -1,4 +1,5 @@
-"""The lines that put the plan in force: the end of the model's constructor, or what ``make_model`` returns; the loss.
+"""The lines that put the plan in force: the end of the model's constructor, or what ``make_model`` returns; the loss
+and the optimizer.
 
 ``place`` writes them and ``remove`` takes the same lines out again.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar, cast
 
 import libcst as cst
@@ -35,16 +36,14 @@ class Placement:
         top_class: the class whose constructor ends with it.
         function: the function whose results it goes around, where there is no ``top_class``.
         only_exact: the file has subclasses of the class, which the plan was not made for.
-        loss: the function that gets ``decorator``.
-        decorator: ``loss_in("fp32")``; empty for none.
+        decorators: function -> its decorator, ``loss_in("fp32")``.
     """
 
     call: str
     top_class: str | None = None
     function: str | None = None
     only_exact: bool = False
-    loss: str | None = None
-    decorator: str = ""
+    decorators: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def place(text: str, placement: Placement) -> str:
@@ -89,8 +88,8 @@ class _Placer(cst.CSTTransformer):
         if here == self._constructor and not _is_overload(original_node):
             updated_node = updated_node.with_changes(body=self._ended(updated_node.body))
             self._built = True
-        if here == self._to.loss and self._to.decorator:
-            updated_node = self._decorated(updated_node)
+        if decorator := self._to.decorators.get(here):
+            updated_node = _decorated(updated_node, decorator)
         self._pop()
         return updated_node
 
@@ -176,11 +175,6 @@ class _Placer(cst.CSTTransformer):
         body = node.body if isinstance(node.body, cst.IndentedBlock) else _as_block(node.body)
         return node.with_changes(body=body.with_changes(body=[*body.body, method]))
 
-    def _decorated(self, node: cst.FunctionDef) -> cst.FunctionDef:
-        end = with_comment(cst.TrailingWhitespace(), ADDED_MARK)
-        decorator = cst.Decorator(cst.parse_expression(self._to.decorator), trailing_whitespace=end)
-        return node.with_changes(decorators=[decorator, *node.decorators])
-
     def _around(self, value: cst.BaseExpression) -> cst.BaseExpression:
         call = cst.ensure_type(cst.parse_expression(self._to.call.format("model")), cst.Call)
         call = call.with_changes(args=[call.args[0].with_changes(value=value), *call.args[1:]])
@@ -191,6 +185,7 @@ class _Remover(cst.CSTTransformer):
     def __init__(self, names: LocalNames) -> None:
         super().__init__()
         self._names = names
+        self._decorators = (names.loss_in, names.masters_in)
 
     def leave_TrailingWhitespace(
         self, original_node: cst.TrailingWhitespace, updated_node: cst.TrailingWhitespace
@@ -215,7 +210,7 @@ class _Remover(cst.CSTTransformer):
     ) -> cst.FunctionDef | cst.RemovalSentinel:
         if _header_says(original_node.body, ADDED_MARK):
             return cst.RemoveFromParent()
-        kept = [part for part in updated_node.decorators if not _calls(part.decorator, self._names.loss_in)]
+        kept = [part for part in updated_node.decorators if not _calls(part.decorator, *self._decorators)]
         return updated_node.with_changes(decorators=kept)
 
     def leave_Attribute(self, original_node: cst.Attribute, updated_node: cst.Attribute) -> cst.BaseExpression:
@@ -236,11 +231,17 @@ class _Remover(cst.CSTTransformer):
     def _is_ours(self, statement: cst.BaseSmallStatement) -> bool:
         if isinstance(statement, cst.Assign):  # loss_fn = loss_in("fp32")(loss_fn)
             value = statement.value
-            return isinstance(value, cst.Call) and _calls(value.func, self._names.loss_in)
+            return isinstance(value, cst.Call) and _calls(value.func, *self._decorators)
         if not isinstance(statement, cst.Expr):
             return False
         value = statement.value
         return _calls(value.body if isinstance(value, cst.IfExp) else value, self._names.apply_plan)
+
+
+def _decorated(node: cst.FunctionDef, text: str) -> cst.FunctionDef:
+    end = with_comment(cst.TrailingWhitespace(), ADDED_MARK)
+    decorator = cst.Decorator(cst.parse_expression(text), trailing_whitespace=end)
+    return node.with_changes(decorators=[decorator, *node.decorators])
 
 
 def _statement(text: str) -> cst.BaseStatement:
@@ -267,8 +268,8 @@ def _ends_with(body: Sequence[cst.BaseSmallStatement], *kinds: type[cst.BaseSmal
     return isinstance(body[-1], kinds)
 
 
-def _calls(node: cst.BaseExpression, name: str) -> bool:
-    return isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value == name
+def _calls(node: cst.BaseExpression, *names: str) -> bool:
+    return isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value in names
 
 
 def _header_says(body: cst.BaseSuite, mark: str) -> bool:

@@ -34,7 +34,7 @@ def wrapper_files(target: str, plan: Plan, spec: PatchSpec) -> dict[str, bytes]:
     source = wrapper_source(target)
     name = target.rpartition(":")[2].replace(".", "_")
     spec = dataclasses.replace(
-        spec, path=f"{name}_amptuned.py", top_class=None, make_model="make_model", loss=None
+        spec, path=f"{name}_amptuned.py", top_class=None, make_model="make_model", loss=None, optimizer=None
     )  # fmt: skip
     patched = patch_source(source, plan, spec)
     check_patched(source, patched, plan, spec)

@@ -26,10 +26,12 @@ def compare_emitted(bench: Workbench, path: Path, candidate: Candidate, batch: A
     spec = dataclasses.replace(options.target, text=f"{path}:{suffix}" if suffix else str(path))
     emitted = load_target(spec)
     model = emitted.make_model().to(bench.device.torch)
-    differences = [
-        f"state_dict entry {name}: {theirs}, was {ours}"
-        for name, ours, theirs in _state_differences(bench.initial, model.state_dict())
-    ]
+    with training(bench, candidate):
+        measured = bench.model.state_dict()
+        differences = [
+            f"state_dict entry {name}: {theirs}, was {ours}"
+            for name, ours, theirs in _state_differences(measured, model.state_dict())
+        ]
     if differences:
         return differences
     model.load_state_dict(bench.initial)

@@ -125,7 +125,7 @@ def _tangent(cosine: float) -> float:
 
 def rounding_of(candidate: Candidate) -> float:
     """Relative half-ulp of the coarsest of TF32, FP16 and BF16 in a candidate; FP8 does not lower the bar further."""
-    formats = {candidate.autocast, Format.TF32 if candidate.tf32 else None}
+    formats = {candidate.low, Format.TF32 if candidate.tf32 else None}
     if candidate.plan is not None:
         formats |= {Format.BF16 if site.format.is_fp8 else site.format for site in candidate.plan.sites.values()}
     return max((f.epsilon / 2 for f in formats if f is not None and f is not Format.FP32), default=0.0)

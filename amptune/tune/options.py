@@ -26,6 +26,7 @@ class TuneOptions:
         compile_with: backend of torch.compile for compile mode; ``None`` measures in eager mode.
         objective: what the best plan has least of: ``time`` of a step, or peak ``memory``.
         max_memory: bytes that a valid candidate may take at its peak; ``None`` for no limit.
+        params: ``bf16`` to measure the recipes with parameters in BF16 as well; ``None`` leaves them out.
         existing: what to do with an ``out`` that holds a study: refuse it, continue it, or start anew.
     """
 
@@ -41,6 +42,7 @@ class TuneOptions:
     compile_with: str | None = None
     objective: Literal["time", "memory"] = "time"
     max_memory: int | None = None
+    params: Literal["bf16"] | None = None
     existing: Literal["refuse", "resume", "overwrite"] = "refuse"
 
     @property

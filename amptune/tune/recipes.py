@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from amptune.core.formats import Format
-from amptune.core.plan import Plan, ScalerConfig
+from amptune.core.plan import PARAMS, Plan, ScalerConfig
 from amptune.tune.device import Device
 from amptune.tune.float8 import stock_scalings
 
@@ -28,6 +28,7 @@ class Candidate:
         float8: torchao's recipe, ``tensorwise`` or ``rowwise``, that its linears are converted with; ``None`` for none.
         tf32: TF32 for what stays in FP32.
         scaler: loss scaling.
+        params: one of ``core.plan.PARAMS``; None leaves the parameters in their dtype.
         loss_compile: run the loss of a stock recipe under torch.compile; a plan says so itself.
     """
 
@@ -38,6 +39,12 @@ class Candidate:
     scaler: ScalerConfig = NO_SCALER
     loss_compile: bool = False
     float8: str | None = None
+    params: str | None = None
+
+    @property
+    def low(self) -> Format | None:
+        """The 16-bit format that a stock recipe computes in."""
+        return Format.BF16 if self.params else self.autocast
 
     @property
     def key(self) -> str:
@@ -52,11 +59,14 @@ class Candidate:
 
 def plan_candidate(plan: Plan) -> Candidate:
     """The candidate that trains with ``plan``."""
-    return Candidate("plan", plan, None, plan.tf32, plan.scaler)
+    return Candidate("plan", plan, None, plan.tf32, plan.scaler, params=plan.params)
 
 
-def stock_candidates(device: Device) -> list[Candidate]:
-    """The stock recipes that this device can run, the FP32 reference first."""
+def stock_candidates(device: Device, params: str | None = None) -> list[Candidate]:
+    """The stock recipes that this device can run, the FP32 reference first.
+
+    ``params``: "bf16" for the recipes with parameters in BF16 as well, which are there only when asked for.
+    """
     recipes = [Candidate("fp32")]
     if device.has_tf32():
         recipes.append(Candidate("tf32", tf32=True))
@@ -66,12 +76,18 @@ def stock_candidates(device: Device) -> list[Candidate]:
     if Format.FP16 in formats:
         recipes.append(Candidate("autocast-fp16", autocast=Format.FP16, scaler=ScalerConfig(enabled=True)))
     recipes += [float8_candidate(scaling) for scaling in stock_scalings(device)]
+    recipes += [params_candidate(name) for name in PARAMS] if params else []
     return recipes
 
 
 def float8_candidate(scaling: str) -> Candidate:
     """torchao's float8 training over BF16 autocast, which is what its users run."""
     return Candidate(f"fp8-{scaling}", autocast=Format.BF16, float8=scaling)
+
+
+def params_candidate(params: str) -> Candidate:
+    """The model cast to BF16; the user's optimizer steps on these parameters or on FP32 copies."""
+    return Candidate(f"params-{params}", params=params)
 
 
 @contextlib.contextmanager

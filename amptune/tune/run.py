@@ -35,7 +35,7 @@ from amptune.tune.result import result_json
 from amptune.tune.search import Search
 from amptune.tune.space import Space, is_pin_candidate
 from amptune.tune.splits import split_where_it_pays
-from amptune.tune.stockplan import plan_of_stock
+from amptune.tune.stockplan import parameters_note, plan_of_stock
 from amptune.tune.study import locked_folder, open_study
 from amptune.tune.worker import Job, Prepared
 
@@ -79,6 +79,8 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
         plan, record = _final_plan(search, verdict)
         data = result_json(search, verdict, time.monotonic() - started, "plan.json")
         spec: PatchSpec = _ask(worker, "patch_spec", captured.graph, what="the model cannot be described")
+        told = parameters_note(plan, makes_optimizer=target.path is not None and spec.optimizer is not None)
+        data["notes"] += [told] if told else []
         emission = Emission(options.out, target, captured, spec, plan, record, search.table, verdict, data)
         files = emit(emission, lambda path, candidate: _check_emitted(worker, path, candidate))
     return TuneResult(data, plan, verdict, files)
@@ -140,6 +142,7 @@ def _start(
         "steps": options.steps,
         "objective": options.objective,
         "mode": options.mode,
+        "params": options.params,
     }
     study = open_study(options.out, options.existing, options.seed)
     header = study.header

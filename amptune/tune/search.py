@@ -183,11 +183,11 @@ class Search:
 
     def _stock_point(self, candidate: Candidate) -> dict[str, str]:
         """The point that is most like a recipe, which itself is not in the space."""
-        if candidate.autocast is None:
+        if candidate.low is None:
             return self.space.point({})
         pins = {group.name: FOLLOW for group in self.space.groups if group.kind == "pin"}
         float8 = Choice(Format.FP8_E4M3, candidate.float8) if candidate.float8 else None
-        return self.space.uniform(float8 or Choice(candidate.autocast)) | pins
+        return self.space.uniform(float8 or Choice(candidate.low)) | pins
 
     def is_tried(self, point: dict[str, str]) -> bool:
         """Whether the plan of a point was measured, or failed."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from amptune.core.formats import Format
-from amptune.core.plan import Plan, SitePlan
+from amptune.core.plan import BF16_MASTER, Plan, SitePlan
 from amptune.tune.recipes import Candidate
 
 
@@ -21,4 +21,23 @@ def plan_of_stock(candidate: Candidate, header: Mapping[str, Any], fp8_sites: It
         sites[""] = SitePlan(candidate.autocast, how="autocast", why=why)
     if candidate.float8 is not None:
         sites |= {site: SitePlan(Format.FP8_E4M3, candidate.float8) for site in sorted(fp8_sites)}
-    return Plan(sites=sites, tf32=candidate.tf32, loss_format=Format.FP32, scaler=candidate.scaler, **header)
+    return Plan(sites=sites, tf32=candidate.tf32, loss_format=Format.FP32, scaler=candidate.scaler,
+                params=candidate.params, **header)  # fmt: skip
+
+
+def parameters_note(plan: Plan, *, makes_optimizer: bool) -> str | None:
+    """What the user has to know of a patched model with parameters in BF16; None for a plan that leaves them alone.
+
+    ``makes_optimizer``: the patched file has a ``make_optimizer`` of the user's.
+    """
+    if plan.params is None:
+        return None
+    note = "the patched model holds its parameters and buffers in BF16, and so does its state_dict"
+    if plan.params != BF16_MASTER:
+        return f"{note}; the optimizer steps on them"
+    if makes_optimizer:
+        return f"{note}; its make_optimizer returns an optimizer with FP32 copies, which its state_dict keeps"
+    return (
+        f"{note}; give your optimizer the FP32 copies before its first step: "
+        "from amptune_runtime import master_weights; optimizer = master_weights(optimizer)"
+    )

@@ -21,6 +21,7 @@ from amptune.tune.compilation import BACKEND, Compilation, compiled
 from amptune.tune.device import Device
 from amptune.tune.dropout import DropoutOff
 from amptune.tune.float8 import float8_linears
+from amptune.tune.lowparams import Lowered, parameters_in
 from amptune.tune.recipes import Candidate, autocast_region, backend_flags
 
 
@@ -138,7 +139,7 @@ def loss_of_output(bench: Workbench, candidate: Candidate, output: Any, batch: A
     In compile mode every loss is compiled, the stock recipes' too.
     """
     plan = candidate.plan
-    loss_format = plan.loss_format if plan else None
+    loss_format = plan.loss_format if plan else Format.FP32 if candidate.params else None
     backend = BACKEND if candidate.loss_compile or (plan and plan.loss_compile) else None
     if bench.compilation is not None:
         backend = bench.compilation.backend
@@ -150,10 +151,11 @@ def loss_of_output(bench: Workbench, candidate: Candidate, output: Any, batch: A
 class Run:
     """Training under one candidate, from the workbench's current weights. Use ``training`` to make one."""
 
-    def __init__(self, bench: Workbench, candidate: Candidate) -> None:
+    def __init__(self, bench: Workbench, candidate: Candidate, lowered: Lowered | None = None) -> None:
         self.bench = bench
         self.candidate = candidate
-        self.optimizer = make_optimizer(bench.target, bench.model, bench.device)
+        optimizer = make_optimizer(bench.target, bench.model, bench.device)
+        self.optimizer = lowered.stepped_by(optimizer) if lowered else optimizer
         config = candidate.scaler
         self.scaler = torch.amp.GradScaler(
             bench.device.torch.type,
@@ -234,12 +236,12 @@ def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tens
     """A run from ``state`` (default: the initial weights), with the candidate in force; undone on leaving."""
     bench.restore(state)
     swapped = float8_linears(bench.model, candidate.float8) if candidate.float8 else contextlib.nullcontext()
-    with backend_flags(candidate.tf32), swapped:
+    with backend_flags(candidate.tf32), swapped, parameters_in(bench.model, candidate.params) as lowered:
         plan = candidate.plan
         applied = apply(bench.model, plan, codes=bench.codes, source=bench.source) if plan else None
         try:
             with compiled(bench.model, bench.compilation):
-                yield Run(bench, candidate)
+                yield Run(bench, candidate, lowered)
         finally:
             if applied is not None:
                 applied.undo()

@@ -41,6 +41,7 @@ from amptune.tune.followers import follower_prices, this_gpu, with_followers
 from amptune.tune.gradients import record_gradients
 from amptune.tune.kernels import tensor_core_share
 from amptune.tune.losses import measure_losses
+from amptune.tune.lowparams import check_params
 from amptune.tune.options import TuneOptions
 from amptune.tune.quality import NUM_ORDERS, Quality, Reference, judge, measure_reference, reference_itself
 from amptune.tune.recipes import Candidate, plan_candidate, stock_candidates
@@ -106,6 +107,7 @@ class Worker:
         self.report = report
         self.pins = job.pins
         self.device = Device(job.options.device)
+        check_params(job.options.params, self.device)
         self.target: Target = load_target(job.options.target, source=job.trial_source)
         self.bench = Workbench.build(self.target, self.device, job.options.seed, job.codes, job.trial_source)
         if job.options.compile_with:
@@ -148,7 +150,7 @@ class Worker:
 
     def recipes(self) -> list[Candidate]:
         """The stock recipes that this device can run."""
-        return stock_candidates(self.device)
+        return stock_candidates(self.device, self.options.params)
 
     def costs(self, space: Space, graph: PrecisionGraph) -> CostTable:
         """Measure the cost table of the sites of ``space``; ``graph`` says how often each is called."""

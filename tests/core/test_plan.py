@@ -46,6 +46,14 @@ def test_the_fields_are_the_contracts() -> None:
     assert data["loss"] == {"format": None, "compile": False}
 
 
+def test_parameters_in_bf16_are_in_the_file_where_they_are_asked_for() -> None:
+    plan = dataclasses.replace(PLAN, params="bf16-master")
+    assert plan.behaviour_hash() != PLAN.behaviour_hash()
+    data = plan.to_json("amptune 0")
+    assert data["params"] == "bf16-master"
+    assert Plan.from_json(data) == plan
+
+
 SITE = {"format": "bf16", "scaling": None, "pad": 0, "how": "swap", "why": ""}
 
 
@@ -65,6 +73,7 @@ SITE = {"format": "bf16", "scaling": None, "pad": 0, "how": "swap", "why": ""}
         ({"sites": {"a": SITE | {"format": "fp8_e5m2", "scaling": "rowwise"}}}, "must be one of fp32, bf16, fp16"),
         ({"sites": {"a": SITE | {"pad": -8}}}, "pad -8 must be a multiple"),
         ({"sites": {"a": SITE | {"how": "magic"}}}, "how 'magic' is not one of"),
+        ({"params": "fp16"}, "'params' is 'fp16', not one of bf16, bf16-master"),
         ({"flags": {"tf32": 1, "channels_last": False}}, "'tf32' is 1, expected bool"),
         ({"scaler": PLAN.scaler.to_json() | {"growth_factor": 1.0}}, "growth_factor > 1"),
     ],

@@ -29,6 +29,14 @@ def test_the_list_names_every_target(capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(TARGETS)
 
 
+def test_parameters_in_bf16_are_refused(tmp_path, capsys):
+    path = plans.write(tmp_path, "bf16")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"params": "bf16"}))
+    assert run(["export", str(path), "--to", "pytorch", "-o", str(tmp_path / "train.py")]) == 2
+    assert "params-bf16" in capsys.readouterr().err
+    assert not (tmp_path / "train.py").exists()
+
+
 @pytest.mark.parametrize("arguments", [[], ["plan.json"], ["--to", "pytorch"]])
 def test_a_plan_and_a_target_are_needed(arguments, capsys):
     assert run(["export", *arguments]) == 2

@@ -14,6 +14,7 @@ import pytest
 from amptune.capture import TargetSpec
 from amptune.core.choice import BF16, FP16, FP32, Choice
 from amptune.core.formats import Format
+from amptune.core.plan import PARAMS
 from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
 from amptune.tune.finals import decide
@@ -23,10 +24,11 @@ from amptune.tune.pareto import pareto_numbers, prediction_json
 from amptune.tune.process import TrialError
 from amptune.tune.progress import Progress
 from amptune.tune.quality import Quality
-from amptune.tune.recipes import Candidate
+from amptune.tune.recipes import Candidate, params_candidate
 from amptune.tune.search import Search
 from amptune.tune.space import LOSS, Group, Space
 from amptune.tune.steering import Steering
+from amptune.tune.stockplan import plan_of_stock
 from amptune.tune.study import locked_folder, open_study
 from amptune.tune.timing import StepTime
 from amptune.tune.worker import Measured, Prepared
@@ -323,6 +325,17 @@ def test_the_objective_may_be_memory(tmp_path: Path, worker: FormulaWorker) -> N
     verdict = decide(search)
     assert verdict.kind == "plan"
     assert verdict.record.outcome.memory_bytes == best.memory_bytes
+
+
+def test_parameters_in_bf16_may_win_by_memory(tmp_path: Path, worker: FormulaWorker) -> None:
+    worker.memory = lambda candidate: 100 if candidate.params == "bf16" else 200
+    search = make_search(tmp_path, worker, budget=12)
+    search.options = dataclasses.replace(search.options, objective="memory")
+    search.recipes |= {c.name: c for c in map(params_candidate, PARAMS)}
+    search.run()
+    verdict = decide(search)
+    assert (verdict.kind, verdict.record.outcome.recipe) == ("stock", "params-bf16")
+    assert plan_of_stock(search.recipes["params-bf16"], {}).params == "bf16"
 
 
 def test_the_pareto_front_holds_what_nothing_beats(tmp_path: Path, worker: FormulaWorker) -> None:
