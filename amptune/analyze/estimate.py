@@ -52,6 +52,7 @@ class Estimate:
         bound: whether the GPU or the launches on the processor set the time.
         fits: False where the recipe does not fit the GPU's memory.
         gpu_ms, launch_ms: time of the kernels and of launching them.
+        stops: why the model does not run under the recipe, and the numbers mean nothing; empty where it does.
     """
 
     step_ms: float
@@ -61,9 +62,12 @@ class Estimate:
     fits: bool
     gpu_ms: float = 0.0
     launch_ms: float = 0.0
+    stops: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The form in analyze's JSON."""
+        """The form in analyze's JSON: nulls and a reason for a recipe under which the model does not run."""
+        if self.stops:
+            return dict.fromkeys(("step_ms", "memory_bytes", "speedup", "bound", "fits")) | {"reason": self.stops}
         return {
             "step_ms": round(self.step_ms, 4),
             "memory_bytes": self.memory.peak,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from amptune.analyze.enrich import enrich
-from amptune.analyze.estimate import Estimate, SiteTimes, estimate_all, site_times
+from amptune.analyze.estimate import FIXED, Estimate, SiteTimes, estimate_all, site_times
 from amptune.analyze.grouping import group, of_sites
 from amptune.analyze.stepkernels import StepKernels
 from amptune.capture import Capture
@@ -21,7 +21,7 @@ from amptune.core.graph_context import NO_EVIDENCE, GraphContext, Mode
 from amptune.core.hardware import Gpu
 from amptune.core.ranges import Ranges
 from amptune.core.recipes import RECIPES, STOCK, Recipe
-from amptune.core.registry import load_rules, select_rules
+from amptune.core.registry import LoadedRule, load_rules, select_rules
 from amptune.core.rule import GraphRule
 from amptune.lint.suppress import find_suppressions, suppress
 
@@ -138,11 +138,45 @@ def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGra
         calls=calls,
     )
     found = [finding for rule in rules for finding in _findings(cast("GraphRule", rule.cls()), context)]
+    estimates = _with_stops(estimates, _stops([*found, *_unasked(rules, context)]))
     kept = _unsuppressed([each for each in found if not _is_ignored(each, question.ignore_modules)])
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]
     sites = site_times(graph, timed[0], question.recipes, **how) if timed else ()
     ranges = _ranges(graph if calls is None else calls, question.evidence)
     return Analysis(tuple(group(kept, step_ms, question.gpus)), estimates, tuple(sites), ranges=ranges)
+
+
+def _unasked(rules: Sequence[LoadedRule], context: GraphContext) -> Iterator[Finding]:
+    """Findings of the rules that were not selected and tell which recipes stop."""
+    selected = {rule.code for rule in rules}
+    for rule in load_rules(GraphRule):
+        cls = cast("type[GraphRule]", rule.cls)
+        if cls.tells_stops and rule.code not in selected:
+            yield from _findings(cls(), context)
+
+
+def _stops(findings: Iterable[Finding]) -> dict[str, str]:
+    """Recipe -> why the model does not run under it. FP8 recipes run what they do not convert as BF16 autocast."""
+    found: dict[str, str] = {}
+    for finding in findings:
+        for name in finding.evidence.get("stops") or ():
+            found.setdefault(name, f"{finding.rule} at {finding.location.path}:{finding.location.line}: "
+                                   f"{finding.message}")  # fmt: skip
+    for recipe in RECIPES.values():
+        like = "autocast-bf16" if recipe.fp8 else "fp32" if recipe.tf32 else ""
+        if like in found:
+            found.setdefault(recipe.name, found[like])
+    return found
+
+
+def _with_stops(
+    estimates: Mapping[str, Mapping[str, Estimate]], stops: Mapping[str, str]
+) -> dict[str, dict[str, Estimate]]:
+    return {
+        gpu: {name: dataclasses.replace(each, stops=stops.get(name.removesuffix(FIXED), ""))
+              for name, each in table.items()}
+        for gpu, table in estimates.items()
+    }  # fmt: skip
 
 
 def _findings(rule: GraphRule, context: GraphContext) -> list[Finding]:

@@ -211,7 +211,9 @@ def _text(analysis: Analysis, question: Question) -> str:
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]
     if timed:
         half = f"autocast-{timed[0].best_16bit}"
-        columns = [name for name in ("fp32", "tf32", half) if any(name in row.milliseconds for row in analysis.sites)]
+        stopped = {name for name, each in analysis.estimates.get(timed[0].key, {}).items() if each.stops}
+        wanted = [name for name in ("fp32", "tf32", half) if name not in stopped]
+        columns = [name for name in wanted if any(name in row.milliseconds for row in analysis.sites)]
         parts.append(table.render_sites(site_rows(analysis.sites), columns, timed[0].key))
     return "\n".join(part for part in parts if part)
 

@@ -235,6 +235,11 @@ def formats_in(runs: tuple[Run, ...], site: Site) -> tuple[Format, ...]:
     return tuple(number_format for number_format in (Format.FP16, Format.BF16) if number_format.torch_name in names)
 
 
+def stopped(runs: tuple[Run, ...]) -> list[str]:
+    """Names of the recipes of some runs on CUDA, for a finding's evidence of recipes under which the model raises."""
+    return [run.recipe.name for run in runs if run.device == "cuda"]
+
+
 def recipes_in(runs: tuple[Run, ...]) -> str:
     """The recipes of some runs, for a message: ``autocast-bf16 and autocast-fp16``."""
     names = list(dict.fromkeys("the model's own dtypes" if run.recipe.half is None else run.label for run in runs))

@@ -89,9 +89,12 @@ class GraphRule(Rule):
 
     ``by_calls``: whether it judges each call of a site for itself, as what asks for values does: it is given a context
     whose graph has the calls apart.
+    ``tells_stops``: whether its findings name recipes under which the model raises, as ``stops`` in their evidence;
+    such a rule is asked for the predictions' sake even where its findings are not wanted.
     """
 
     by_calls: ClassVar[bool] = False
+    tells_stops: ClassVar[bool] = False
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """Findings for one model on the GPUs asked for. ``context`` has the graph, hardware and dtype tables."""

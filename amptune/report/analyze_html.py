@@ -56,7 +56,7 @@ def _gain_words(data: PageData) -> str:
 def _best(data: PageData) -> tuple[str, Mapping[str, Any]] | None:
     """The fastest recipe that fits the page's GPU."""
     found = data.estimate.get(data.gpu.key, {}) if data.gpu else {}
-    fitting = {name: entry for name, entry in found.items() if entry["fits"] and not name.startswith("fp32")}
+    fitting = {name: entry for name, entry in found.items() if entry.get("fits") and not name.startswith("fp32")}
     name = max(fitting, key=lambda key: fitting[key]["speedup"], default=None)
     if name is None:
         return None
@@ -96,7 +96,7 @@ _PARTS = (
 
 def _figures(data: PageData) -> Iterator[tuple[str, str]]:
     best, base = _best(data), data.estimate.get(data.gpu.key, {}).get("fp32") if data.gpu else None
-    if data.gpu and base:
+    if data.gpu and base and "reason" not in base:
         yield f"fp32 step on {data.gpu.key}", ms(base["step_ms"])
     if best:
         yield f"{best[0]} step", ms(best[1]["step_ms"])
@@ -108,7 +108,7 @@ def _figures(data: PageData) -> Iterator[tuple[str, str]]:
 
 def _recipes(data: PageData) -> Markup:
     """Every recipe on every GPU; a bar shows the speedup over FP32."""
-    top = max((entry["speedup"] for found in data.estimate.values() for entry in found.values()), default=1.0)
+    top = max((entry["speedup"] or 0.0 for found in data.estimate.values() for entry in found.values()), default=1.0)
     rows = [
         _recipe_row(gpu, name, entry, top)
         for gpu, found in data.estimate.items()
@@ -136,10 +136,15 @@ def _is_idle(name: str, found: Mapping[str, Any]) -> bool:
     plain = found.get(name.removesuffix(FIXED))
     if plain is None or not name.endswith(FIXED):
         return False
+    if "reason" in plain:
+        return True
     return abs(float(plain["step_ms"]) / float(found[name]["step_ms"]) - 1) < 0.005
 
 
 def _recipe_row(gpu: str, name: str, entry: Mapping[str, Any], top: float) -> list[str]:
+    if "reason" in entry:
+        none = number_cell("–")
+        return [gpu, name, none, none, none, f"does not run: {entry['reason']}"]
     remarks = [] if entry["fits"] else ["needs more than the GPU's memory"]
     if entry["bound"] == "launch":
         remarks.append("bound by launches on the processor")

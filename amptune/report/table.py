@@ -56,7 +56,7 @@ def render_estimates(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], mo
     if len(gpus) > _MOST_COLUMNS:
         rows = [list(column) for column in zip(*rows, strict=True)]
     title = f"predicted training step, {mode} mode: milliseconds, speedup over fp32, peak memory (nothing was run)"
-    return "\n".join([title, *_aligned(rows), *_legend(rows)]) + "\n"
+    return "\n".join([title, *_aligned(rows), *_legend(rows), *_stopped(estimate, recipes)]) + "\n"
 
 
 def _legend(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -69,9 +69,19 @@ def _legend(rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"  {note}" for mark, note in notes.items() if any(mark in cell for cell in cells)]
 
 
+def _stopped(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], recipes: Sequence[str]) -> list[str]:
+    """Which recipes do not run, and the rule and line whose finding says why."""
+    stopped: dict[str, list[str]] = {}
+    for recipe in recipes:
+        entries = [table[recipe] for table in estimate.values() if recipe in table]
+        if reason := next((str(entry["reason"]) for entry in entries if "reason" in entry), ""):
+            stopped.setdefault(reason.partition(": ")[0], []).append(recipe)
+    return [f"  does not run: {', '.join(names)}; see {place}" for place, names in stopped.items()]
+
+
 def _memory(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], recipe: str) -> str:
     found = next((table[recipe]["memory_bytes"] for table in estimate.values() if recipe in table), 0)
-    return f"{found / GIB:.1f} GiB"
+    return "-" if found is None else f"{found / GIB:.1f} GiB"
 
 
 def _ordered(recipes: Collection[str]) -> list[str]:
@@ -84,7 +94,12 @@ def _differs(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], gpus: Sequ
     plain = recipe.removesuffix(FIXED)
     for gpu in gpus:
         before, after = estimate[gpu].get(plain), estimate[gpu].get(recipe)
-        if before and after and abs(before["step_ms"] - after["step_ms"]) >= 0.005 * before["step_ms"]:
+        if (
+            before
+            and after
+            and "reason" not in before
+            and abs(before["step_ms"] - after["step_ms"]) >= 0.005 * before["step_ms"]
+        ):
             return True
     return False
 
@@ -92,6 +107,8 @@ def _differs(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], gpus: Sequ
 def _cell(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return "-"
+    if "reason" in entry:
+        return "does not run"
     marks = ("" if entry.get("fits", True) else "!") + ("*" if entry.get("bound") == "launch" else "")
     return f"{entry['step_ms']:9.2f} {entry['speedup']:5.2f}x{marks}"
 

@@ -9,9 +9,11 @@ import pytest
 
 from amptune.analyze.runner import Analysis, Question, analyze, analyze_graph
 from amptune.capture import TargetSpec, capture, load_target
+from amptune.core.graph import INPUT, PrecisionGraph
 from amptune.core.hardware import gpus_named
 from amptune.errors import ConfigError
-from tests.analyze.graphs import mlp
+from amptune.report.table import render_estimates
+from tests.analyze.graphs import graph_of, linear, mlp, op
 
 QUESTION = Question(gpus_named(("h100",)))
 MODEL = """\
@@ -128,3 +130,31 @@ def test_hardware_gaps_are_warnings_only_on_named_gpus() -> None:
     table = dataclasses.replace(QUESTION, gpus=gpus_named(("v100",)), gpus_named=False, select=("G405",))
     assert [str(finding.severity) for finding in named.findings] == ["warning"]
     assert [str(finding.severity) for finding in analyze_graph(mlp(), table).findings] == ["info"]
+
+
+def with_transform() -> PrecisionGraph:
+    return graph_of(linear("fc", INPUT, 64, 64, 48), op("#fft.0", "fft", "fc", shape=(64, 48), line=7))
+
+
+def test_a_recipe_that_raises_is_not_priced() -> None:
+    table = analyze_graph(with_transform(), QUESTION).to_json()["estimate"]["h100"]
+    assert table["fp32"]["step_ms"] > 0
+    assert "reason" not in table["fp32"]
+    for name in ("autocast-bf16", "autocast-bf16+fixed", "autocast-fp16", "fp8-rowwise"):
+        entry = dict(table[name])
+        assert entry.pop("reason").startswith("G403 at model.py:7: a Fourier transform of")
+        assert set(entry.values()) == {None}
+        assert set(entry) == set(table["fp32"])
+
+
+def test_a_rule_that_was_not_asked_for_still_stops_its_recipes() -> None:
+    found = analyze_graph(with_transform(), dataclasses.replace(QUESTION, select=("G1",)))
+    assert not [finding for finding in found.findings if finding.rule == "G403"]
+    assert found.to_json()["estimate"]["h100"]["autocast-bf16"]["step_ms"] is None
+
+
+def test_the_table_says_which_recipes_do_not_run_and_where() -> None:
+    text = render_estimates(analyze_graph(with_transform(), QUESTION).to_json()["estimate"], "eager")
+    (row,) = [line for line in text.splitlines() if line.strip().startswith("autocast-bf16 ")]
+    assert row.split()[1:] == ["does", "not", "run", "-"]
+    assert "see G403 at model.py:7" in text

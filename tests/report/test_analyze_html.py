@@ -43,6 +43,18 @@ def test_a_model_that_gains_nothing_is_told_so():
     )
 
 
+def test_a_recipe_that_does_not_run_has_its_reason_and_is_never_the_best():
+    none = dict.fromkeys(("step_ms", "memory_bytes", "speedup", "bound", "fits")) | {"reason": "G403 at model.py:7: no"}
+    table = {
+        name: none if name.startswith("autocast-bf16") else entry for name, entry in sample().estimate["h100"].items()
+    }
+    page = read(sample(estimate={"h100": table}))
+    rows = {row[1]: row for row in rows_of(page, "Recipes on each GPU")}
+    assert rows["autocast-bf16"][2:] == ["–", "–", "–", "does not run: G403 at model.py:7: no"]
+    assert "autocast-bf16+fixed" not in rows
+    assert "bf16" not in page.one("h1").text
+
+
 def test_every_recipe_of_every_gpu_has_a_row_but_idle_fixes():
     rows = rows_of(read(sample()), "Recipes on each GPU")
     assert [row[:2] for row in rows] == [

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, Run, recipes_in
+from amptune.core.graph_context import GraphContext, Run, recipes_in, stopped
 from amptune.core.intervals import Range
 from amptune.core.ranges import input_of
 from amptune.core.relations import COPIES_ONE
@@ -59,6 +59,7 @@ class RangeOverflow(GraphRule):
     name = "range-overflow"
     severity = Severity.ERROR
     by_calls = True
+    tells_stops = True
     INVALID = (
         Example("a mask of -1e9 under fp16 autocast", model_file(
             """
@@ -132,6 +133,7 @@ class RangeOverflow(GraphRule):
             severity=Severity.ERROR if raises else Severity.WARNING,
             value=number,
             format="fp16",
+            **({"stops": stopped(runs)} if raises else {}),
         )
 
     def _narrowed(self, context: GraphContext) -> Iterable[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
-from amptune.core.graph_context import GraphContext, recipes_in
+from amptune.core.graph_context import GraphContext, recipes_in, stopped
 from amptune.core.ops import Autocast, op_named
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
@@ -45,6 +45,7 @@ class DtypeMismatch(GraphRule):
     code = "G301"
     name = "dtype-mismatch"
     severity = Severity.ERROR
+    tells_stops = True
     INVALID = (
         Example("index_add into float32", model_file(
             """
@@ -74,4 +75,5 @@ class DtypeMismatch(GraphRule):
                     site,
                     f"{runs[0].dtypes[site.id].raises} under {recipes_in(runs)}: cast one of them",
                     dtypes=list(runs[0].dtypes[site.id].inputs),
+                    stops=stopped(runs),
                 )

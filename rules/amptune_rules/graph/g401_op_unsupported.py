@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from amptune.core.autocast import HALF
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, Run, recipes_in
+from amptune.core.graph_context import GraphContext, Run, recipes_in, stopped
 from amptune.core.op_support import lacks_kernel, tried_with
 from amptune.core.ops import Autocast, Family, op_named
 from amptune.core.rule import Example, GraphRule
@@ -45,6 +45,7 @@ class OpUnsupported(GraphRule):
     code = "G401"
     name = "op-unsupported"
     severity = Severity.ERROR
+    tells_stops = True
     INVALID = (
         Example("binary_cross_entropy under CUDA autocast", model_file(
             "return torch.sigmoid(self.fc(x))",
@@ -73,6 +74,7 @@ class OpUnsupported(GraphRule):
                     site,
                     f"{site.op} raises under CUDA autocast ({recipes_in(forbidden)}): use "
                     f"{site.op}_with_logits on what goes into the sigmoid",
+                    stops=stopped(forbidden),
                 )
                 continue
             runs = tuple(run for run in context.runs if unsupported_dtype(run, site))
@@ -83,6 +85,7 @@ class OpUnsupported(GraphRule):
                     f"{site.op} has no {unsupported_dtype(runs[0], site)} kernel on {runs[0].device} "
                     f"({tried_with(runs[0].device, context.torch_version)}) and raises under {recipes_in(runs)}: "
                     "cast its inputs with .float()",
+                    stops=stopped(runs),
                 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from amptune.core.autocast import HALF
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, Run, recipes_in
+from amptune.core.graph_context import GraphContext, Run, recipes_in, stopped
 from amptune.core.op_support import lacks_kernel, tried_with
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
@@ -42,6 +42,7 @@ class BackwardUnsupported(GraphRule):
     code = "G402"
     name = "backward-unsupported"
     severity = Severity.ERROR
+    tells_stops = True
     INVALID = (
         Example("embedding_bag in bf16", model_file(
             "return self.bag(x)  # <- G402", init="self.bag = nn.EmbeddingBag(10, 64, dtype=torch.bfloat16)",
@@ -69,6 +70,7 @@ class BackwardUnsupported(GraphRule):
                     f"the backward of {site.op} has no {dtype} kernel on {runs[0].device} "
                     f"({tried_with(runs[0].device, context.torch_version)}) and raises under {recipes_in(runs)}: "
                     "keep it in float32",
+                    stops=stopped(runs),
                 )
 
 

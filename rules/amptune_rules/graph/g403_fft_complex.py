@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from amptune.core.autocast import HALF
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, Run, recipes_in
+from amptune.core.graph_context import GraphContext, Run, recipes_in, stopped
 from amptune.core.ops import Family, op_named
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
@@ -44,6 +44,7 @@ class FftComplex(GraphRule):
     code = "G403"
     name = "fft-complex"
     severity = Severity.ERROR
+    tells_stops = True
     INVALID = (
         Example("a transform under bf16 autocast", model_file(
             "return torch.fft.rfft(self.fc(x)).abs()  # <- G403"), options={"recipes": ("autocast-bf16",)}),
@@ -71,6 +72,7 @@ class FftComplex(GraphRule):
                     f"a Fourier transform of {dtypes} over {site.inputs[0].shape[-1]} elements raises "
                     "under "
                     f"{recipes_in(runs)}: cast its input with .float()",
+                    stops=stopped(runs),
                 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
-from amptune.core.graph_context import GraphContext, recipes_in
+from amptune.core.graph_context import GraphContext, recipes_in, stopped
 from amptune.core.ops import Family, op_named
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
@@ -41,6 +41,7 @@ class Linalg(GraphRule):
     code = "G404"
     name = "linalg-in-half"
     severity = Severity.ERROR
+    tells_stops = True
     INVALID = (
         Example("an inverse under autocast", model_file(
             "return torch.linalg.inv(self.fc(x))  # <- G404", batch="torch.randn(2, 64, 64)")),
@@ -62,4 +63,5 @@ class Linalg(GraphRule):
                     site,
                     f"{site.op} has no {unsupported_dtype(runs[0], site)} kernel and raises under "
                     f"{recipes_in(runs)}: cast its input with .float()",
+                    stops=stopped(runs),
                 )
