@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Where files go, and writing them so that a reader never sees half of one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from amptune.errors import InputError
+
+
+def cache_folder() -> Path:
+    """The user's folder for what can be worked out again; it need not exist."""
+    from platformdirs import user_cache_path  # lint starts without it where the cache is off
+
+    return user_cache_path("amptune", appauthor=False)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

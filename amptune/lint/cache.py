@@ -29,7 +29,9 @@ class ResultCache:
     """
 
     def __init__(self, rules: Sequence[SourceRule], folder: Path | None = None) -> None:
-        self._path = (folder or _user_folder()) / f"lint-{_fingerprint(rules)}.json"
+        from amptune.core.files import cache_folder
+
+        self._path = (folder or cache_folder()) / f"lint-{_fingerprint(rules)}.json"
         self._entries: dict[str, Any] = self._load()
         self._added: dict[str, Any] = {}
 
@@ -84,12 +86,6 @@ class ResultCache:
         except (OSError, ValueError):
             return {}
         return data if isinstance(data, dict) else {}
-
-
-def _user_folder() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("amptune", appauthor=False)
 
 
 def _fingerprint(rules: Iterable[SourceRule]) -> str:

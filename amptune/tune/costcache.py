@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from amptune.core.files import write_atomic
+from amptune.core.files import cache_folder, write_atomic
 from amptune.core.tables import SiteCost
 from amptune.errors import InputError
 from amptune.tune.device import Device
@@ -29,7 +29,7 @@ class CostCache:
         if device.is_cuda:
             facts = device.describe()
             name = _digest([VERSION, *(facts.get(key) for key in _FACTS)])
-            self._path = (folder or _user_folder()) / f"costs-{name}.json"
+            self._path = (folder or cache_folder()) / f"costs-{name}.json"
         self._entries: dict[str, Any] = self._load()
         self._num_loaded = len(self._entries)
 
@@ -65,9 +65,3 @@ class CostCache:
 
 def _digest(key: object) -> str:
     return hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()
-
-
-def _user_folder() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("amptune", appauthor=False)
