@@ -58,10 +58,15 @@ class CfgNode:
 
 @dataclasses.dataclass
 class Cfg:
-    """A control flow graph; node 0 is the entry, node 1 the normal exit."""
+    """A control flow graph; node 0 is the entry, node 1 the normal exit.
+
+    ``functions`` are the root and every function that was inlined. Where ``is_whole`` is False the graph grew too large
+    and ends at calls that were not inlined, as nothing is known of what they do.
+    """
 
     nodes: list[CfgNode]
-    functions: set[FunctionNode | None]  # the root and every function that was inlined
+    functions: set[FunctionNode | None]
+    is_whole: bool = True
 
 
 @dataclasses.dataclass
@@ -104,6 +109,7 @@ class CfgBuilder:
         self._inlined = inlined
         self._nodes: list[CfgNode] = []
         self._functions: set[FunctionNode | None] = set()
+        self._is_whole = True
         self._lower: dict[type[ast.stmt], Callable[..., int | None]] = {
             ast.If: self._if, ast.For: self._for, ast.AsyncFor: self._for, ast.While: self._while, ast.Try: self._try,
             ast.With: self._with, ast.AsyncWith: self._with, ast.Match: self._match, ast.Return: self._return,
@@ -116,12 +122,13 @@ class CfgBuilder:
         """The graph of a function, or of the module's own statements for None."""
         self._nodes = [CfgNode(), CfgNode()]
         self._functions = {function}
+        self._is_whole = True
         body = self._index.tree.body if function is None else function.body
         frame = _Frame(Words(self._scopes, self._names, function), function, exit=1)
         end = self._statements(body, 0, frame)
         if end is not None:
             self._link(end, 1)
-        return Cfg(self._nodes, self._functions)
+        return Cfg(self._nodes, self._functions, self._is_whole)
 
     def _new(self, frame: _Frame, **fields: object) -> int:
         self._nodes.append(CfgNode(loops=frame.loops, guards=frame.guards, **fields))  # type: ignore[arg-type]
@@ -244,8 +251,11 @@ class CfgBuilder:
     def _inline(self, call: ast.Call, at: int, frame: _Frame) -> int:
         function = self._inlined[call]
         entered = {self._inlined[outer] for outer in frame.calls} | {frame.function}
-        if function in entered or len(frame.calls) >= MAX_DEPTH or len(self._nodes) > MAX_NODES:
+        if function in entered:
             return at
+        if len(frame.calls) >= MAX_DEPTH or len(self._nodes) > MAX_NODES:
+            self._is_whole = False
+            return self._new(frame)  # nothing leads there
         self._functions.add(function)
         texts = self._arguments(call, function, frame)
         words = Words(self._scopes, self._names, function, texts, f"#{len(self._nodes)}", frame.words)

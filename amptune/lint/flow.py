@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 
 from amptune.lint.cfg import Cfg, Edge
@@ -14,7 +14,7 @@ from amptune.lint.index import FunctionNode
 
 Blocker = Callable[[Event], bool] | Collection[str]
 _MAX_STATES = 20_000
-# Steps that all questions to one flow may take together, about two seconds: what is then left unanswered is "no path".
+# Steps that all questions to one flow may take together, about two seconds: what is then left has no answer.
 _BUDGET = 1_500_000
 _MAX_ATOMS = 64
 _FEW_ATOMS = 10
@@ -30,6 +30,7 @@ _NO_AMP_FLAG = re.compile(
 )
 
 _State = tuple[int, int, int]  # node, known atoms, their values (bit masks)
+_States = dict[int, list[_State]]  # by node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Flow:
         self.function = function
         self.functions = frozenset(cfg.functions)
         self._nodes = cfg.nodes
+        self._is_whole = cfg.is_whole
         self._at: dict[Event, int] = {node.event: i for i, node in enumerate(cfg.nodes) if node.event is not None}
         self.events: list[Event] = list(self._at)
         self._budget = _BUDGET
@@ -64,7 +66,7 @@ class Flow:
 
     def path(
         self, start: Event | None, end: Event | None, without: Blocker = (), *, same_iteration: bool = False,
-        assume: Iterable[tuple[str, bool]] = (), not_round: Collection[int] = (),
+        not_round: Collection[int] = (),
     ) -> tuple[Event, ...] | None:  # fmt: skip
         """The events on some path from ``start`` to ``end`` with no event of ``without`` strictly between them.
 
@@ -77,36 +79,43 @@ class Flow:
             end: None for its normal end. The same event as ``start``: a path around a loop back to it.
             without: kinds of events, or a predicate.
             same_iteration: do not start a new iteration of a loop that holds both ``start`` and ``end``.
-            assume: further conditions, by text, that hold on the path.
             not_round: loops, as ``loops`` names them, of which no new iteration is started.
 
         Returns:
-            The events on the path, ``start`` and ``end`` included; None when there is no such path.
+            The events on the path, ``start`` and ``end`` included; None when none was found. That is no proof that
+            there is none, as the search ends after a number of steps: what keeps a finding back asks ``may_reach``.
         """
-        blocks = without if callable(without) else (lambda event: event.kind in without)
-        source = 0 if start is None else self._at[start]
-        target = 1 if end is None else self._at[end]
-        mask = self._relevant_bits(source, target, blocks)
-        fixed = self._assumed([event for event in (start, end) if event], assume)
-        search = _Search(mask, (fixed[0], fixed[1]), blocks, frozenset())
-        starts = [(0, *fixed)] if start is None else self._reached(search).get(source, [])
-        common = self._common_loops(source, target) if same_iteration else frozenset()
-        search = dataclasses.replace(search, barred=common.union(not_round))
-        return self._find([(source, known, value) for _, known, value in starts], target, search)
+        return self._ask(start, end, without, same_iteration, not_round)[0]
 
-    def always_between(self, start: Event, end: Event, kinds: Blocker, *, same_iteration: bool = True) -> bool:
-        """Whether there is a path from ``start`` to ``end`` and each one has an event of ``kinds`` on it."""
-        if self.path(start, end, same_iteration=same_iteration) is None:
-            return False
-        return self.path(start, end, without=kinds, same_iteration=same_iteration) is None
+    def may_reach(
+        self, start: Event | None, end: Event | None, without: Blocker = (), *, same_iteration: bool = False
+    ) -> bool:
+        """Whether a ``path`` was found, or none can be ruled out because the search gave up."""
+        found, is_complete = self._ask(start, end, without, same_iteration, ())
+        return found is not None or not is_complete
 
     def loops(self, event: Event) -> tuple[int, ...]:
         """Identities of the loops around an event, outermost first, through the calls that lead to it."""
         return self._nodes[self._at[event]].loops
 
-    # The search: breadth first over (node, conditions known there).
+    # The search: breadth first over (node, conditions known there). With each answer comes whether all was searched.
 
-    def _find(self, starts: list[_State], target: int, search: _Search) -> tuple[Event, ...] | None:
+    def _ask(
+        self, start: Event | None, end: Event | None, without: Blocker, same_iteration: bool, not_round: Collection[int]
+    ) -> tuple[tuple[Event, ...] | None, bool]:
+        blocks = without if callable(without) else (lambda event: event.kind in without)
+        source = 0 if start is None else self._at[start]
+        target = 1 if end is None else self._at[end]
+        mask = self._relevant_bits(source, target, blocks)
+        fixed = self._assumed([event for event in (start, end) if event])
+        search = _Search(mask, fixed, blocks, frozenset())
+        reached, all_reached = ({0: [(0, *fixed)]}, True) if start is None else self._reached(search)
+        common = self._common_loops(source, target) if same_iteration else frozenset()
+        search = dataclasses.replace(search, barred=common.union(not_round))
+        found, is_complete = self._find(reached.get(source, []), target, search)
+        return found, all_reached and is_complete and self._is_whole
+
+    def _find(self, starts: list[_State], target: int, search: _Search) -> tuple[tuple[Event, ...] | None, bool]:
         came: dict[_State, _State | None] = dict.fromkeys(starts)
         queue = deque(starts)
         while queue and len(came) < _MAX_STATES and self._budget > 0:
@@ -114,13 +123,13 @@ class Flow:
             state = queue.popleft()
             for following in self._steps(state, search):
                 if following[0] == target:
-                    return self._witness(state, came, target)
+                    return self._witness(state, came, target), True
                 event = self._nodes[following[0]].event
                 if following in came or (event is not None and search.blocks(event)):
                     continue
                 came[following] = state
                 queue.append(following)
-        return None
+        return None, not queue
 
     def _witness(self, last: _State, came: dict[_State, _State | None], target: int) -> tuple[Event, ...]:
         nodes = [target]
@@ -159,8 +168,8 @@ class Flow:
             known, value = known | learned, (value & ~learned) | (truths & learned)
         return known, value
 
-    def _reached(self, search: _Search) -> dict[int, list[_State]]:
-        """All states that the entry leads to, by node."""
+    def _reached(self, search: _Search) -> tuple[_States, bool]:
+        """All states that the entry leads to."""
         key = (search.mask, *search.fixed)
         if key not in self._reachable:
             seen: set[_State] = {(0, *search.fixed)}
@@ -171,10 +180,10 @@ class Flow:
                     if state not in seen:
                         seen.add(state)
                         queue.append(state)
-            by_node: dict[int, list[_State]] = {}
+            by_node: _States = {}
             for state in sorted(seen):
                 by_node.setdefault(state[0], []).append(state)
-            self._reachable[key] = by_node
+            self._reachable[key] = by_node, not queue
         return self._reachable[key]
 
     def _relevant_bits(self, source: int, target: int, blocks: Callable[[Event], bool]) -> int:
@@ -188,7 +197,7 @@ class Flow:
         return sum({self._bits.get(text, 0) for text in list(dict.fromkeys(texts))[:_FEW_ATOMS]})
 
     @cached_property
-    def _reachable(self) -> dict[tuple[int, int, int], dict[int, list[_State]]]:
+    def _reachable(self) -> dict[tuple[int, int, int], tuple[_States, bool]]:
         return {}
 
     def _common_loops(self, a: int, b: int) -> frozenset[int]:
@@ -230,9 +239,9 @@ class Flow:
             effects.append((lost, learned, truths))
         return effects
 
-    def _assumed(self, events: list[Event], extra: Iterable[tuple[str, bool]]) -> tuple[int, int]:
+    def _assumed(self, events: list[Event]) -> tuple[int, int]:
         known = value = 0
-        texts = dict(extra)
+        texts: dict[str, bool] = {}
         if any(event.scaler for event in events):
             texts |= {text: on for text in self._bits if (on := _amp_flag(text)) is not None}
             texts |= {event.scaler: True for event in events if event.scaler}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from functools import cached_property
 
-from amptune.lint.cfg import MAX_DEPTH, CfgBuilder
+from amptune.lint.cfg import CfgBuilder
 from amptune.lint.events import Classifier, Event
 from amptune.lint.flow import Flow
 from amptune.lint.index import FunctionNode, TreeIndex
@@ -79,13 +79,12 @@ class Flows:
         }
         holding = {self._home(event.node) for event in self.events}
         inlined: dict[ast.Call, FunctionNode] = {}
-        for _ in range(MAX_DEPTH):
+        while True:
             found = {call: function for call, function in targets.items() if function in holding}
             if len(found) == len(inlined):
-                break
+                return inlined
             inlined = found
             holding |= {self._home(call) for call in found}
-        return inlined
 
     @cached_property
     def _relevant(self) -> set[ast.AST]:

@@ -6,11 +6,13 @@ import textwrap
 
 import pytest
 
-from amptune.lint.check import report_text
+from amptune.lint.check import check_text, report_text
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
 from amptune.lint.source import SourceFile
 from amptune.testing import source_rules
+
+RULES = [rule() for rule in source_rules(["amptune_rules"])]
 
 
 def flows_of(code: str) -> list[Flow]:
@@ -474,7 +476,7 @@ def test_deep_nesting_is_one_error() -> None:
     chain = "if x == 0:\n    scaler.step(opt)\n" + "".join(
         f"elif x == {i}:\n    scaler.scale(loss).backward()\n" for i in range(1, 900)
     )
-    report = report_text("a.py", chain + "scaler.update()\n", [rule() for rule in source_rules(["amptune_rules"])])
+    report = report_text("a.py", chain + "scaler.update()\n", RULES)
     assert [error.message for error in report.errors] == ["nested too deeply for some rules"]
 
 
@@ -509,3 +511,32 @@ def test_loops_that_are_not_gone_round() -> None:
     step, backward = one(flow, "step"), one(flow, "backward")
     assert flow.path(step, backward, without=("update",)) is not None
     assert flow.path(step, backward, without=("update",), not_round=flow.loops(step)[-1:]) is None
+
+
+def test_nothing_is_said_of_code_behind_a_call_that_is_too_deep() -> None:
+    helpers = "".join(f"def down{level}(scaler, opt):\n    down{level + 1}(scaler, opt)\n\n" for level in range(7))
+    code = (
+        helpers
+        + """
+def down7(scaler, opt):
+    scaler.unscale_(opt)
+
+def step(scaler, loss, opt, model):
+    scaler.scale(loss).backward()
+    down0(scaler, opt)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    scaler.step(opt)
+    scaler.update()
+"""
+    )
+    flow = next(flow for flow in flows_of(code) if flow.of("clip"))
+    backward, clip = one(flow, "backward"), one(flow, "clip")
+    assert flow.path(backward, clip) is None
+    assert flow.may_reach(backward, clip, without=("unscale",))
+    assert not [found for found in check_text("a.py", "import torch\n" + code, RULES) if found.rule == "AMP101"]
+
+
+def test_a_search_that_ended_rules_a_path_out() -> None:
+    flow = only_flow(SEQUENCE.format(between="scaler.unscale_(optimizer)"))
+    assert flow.may_reach(one(flow, "backward"), one(flow, "clip"))
+    assert not flow.may_reach(one(flow, "backward"), one(flow, "clip"), without=("unscale",))

@@ -337,7 +337,7 @@ def _clipped_for(flow: Flow, clip: Event, step: Event) -> list[str]:
     return [
         other.optimizer
         for other in flow.of("step", scaler=step.scaler)
-        if not _other_model(clip, other) and flow.path(clip, other, same_iteration=True)
+        if not _other_model(clip, other) and flow.may_reach(clip, other, same_iteration=True)
     ]
 
 
@@ -346,8 +346,8 @@ def _unscaled_in_a_loop(source: SourceFile, flow: Flow, backward: Event, clip: E
     return any(
         isinstance(event.node, ast.Call)
         and varies(source, source.argument(event.node, "optimizer", 0), event.calls)
-        and flow.path(backward, event, same_iteration=True) is not None
-        and flow.path(event, clip, same_iteration=True) is not None
+        and flow.may_reach(backward, event, same_iteration=True)
+        and flow.may_reach(event, clip, same_iteration=True)
         for event in flow.of("unscale", scaler=step.scaler)
     )
 

@@ -13,6 +13,7 @@ from amptune.lint.flow import Flow
 from amptune.lint.source import SourceFile
 
 _LARGE = 1e6  # a threshold from here on only measures the norm
+_NEW_GRADIENTS = ("backward", "autograd_grad", "wrapper")
 
 
 class ClipAfterStep(SourceRule):
@@ -235,17 +236,13 @@ def train(model, loader, optimizer, forward_backward):
 def _step_before(flow: Flow, clip: Event) -> Event | None:
     """The step that has used the gradients when they are clipped; None when another step may still use them."""
     steps = flow.of("step", "optimizer_step")
-    if any(_reaches(flow, clip, step) for step in steps):
+    if any(flow.may_reach(clip, step, without=_NEW_GRADIENTS, same_iteration=True) for step in steps):
         return None
     for step in steps:
         fed = any(flow.path(backward, step, same_iteration=True) for backward in flow.of("backward"))
-        if fed and _reaches(flow, step, clip):
+        if fed and flow.path(step, clip, without=_NEW_GRADIENTS, same_iteration=True):
             return step
     return None
-
-
-def _reaches(flow: Flow, start: Event, end: Event) -> bool:
-    return flow.path(start, end, without=("backward", "autograd_grad", "wrapper"), same_iteration=True) is not None
 
 
 def _only_measures(source: SourceFile, node: ast.expr) -> bool:

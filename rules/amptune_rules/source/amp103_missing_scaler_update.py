@@ -310,7 +310,7 @@ def train(model, loader, optimizer):
             elsewhere = any(
                 event.kind == "update" and may_be_same_scaler(source, event, step) for event in source.events
             )
-            elsewhere |= any(flow.path(step, event) for event in flow.of("handed", scaler=step.scaler))
+            elsewhere |= any(flow.may_reach(step, event) for event in flow.of("handed", scaler=step.scaler))
             return not elsewhere and (bool(backwards) or _scales_in_its_class(source, step))
         if _waits_for_the_last(source, flow, step) or _is_retried(source, flow, step):
             return False

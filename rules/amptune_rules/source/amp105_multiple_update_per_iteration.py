@@ -328,13 +328,14 @@ def train(model, loader, optimizer):
             if not same_iteration or flow.path(update, later, same_iteration=True) is None or _sets_scale(later):
                 continue
             steps = flow.of("step", scaler=update.scaler)
-            before = [step for step in steps if flow.path(step, update, same_iteration=True)]
-            between = [step for step in steps if _lies_between(flow, update, step, later)]
-            unscaled = [item for item in flow.of("unscale") if _lies_between(flow, update, item, later)]
-            if before and not between and not unscaled:
+            before = [step for step in steps if flow.may_reach(step, update, same_iteration=True)]
+            if not any(flow.path(step, update, same_iteration=True) for step in before):
+                continue
+            checks = [*steps, *flow.of("unscale")]
+            if not any(_may_lie_between(flow, update, event, later) for event in checks):
                 return _second(update), Severity.ERROR, later
-            for step in between:
-                if _is_other(source, step, before):
+            for step in steps:
+                if _is_other(source, step, before) and _lies_between(flow, update, step, later):
                     return (*self._judge(flow, update, step), later)
         return None
 
@@ -430,8 +431,12 @@ def _lies_between(flow: Flow, start: Event, event: Event, end: Event) -> bool:
     )
 
 
+def _may_lie_between(flow: Flow, start: Event, event: Event, end: Event) -> bool:
+    return flow.may_reach(start, event, same_iteration=True) and flow.may_reach(event, end, same_iteration=True)
+
+
 def _is_other(source: SourceFile, step: Event, before: list[Event]) -> bool:
     """Whether the step is plainly of another optimizer than those stepped before."""
-    if not before or _varies(source, step) or any(_varies(source, item) for item in before):
+    if _varies(source, step) or any(_varies(source, item) for item in before):
         return False
     return not any(same_optimizer(step.optimizer, item.optimizer) for item in before)

@@ -355,7 +355,7 @@ def train(model, loader, optimizer):
         def spent(event: Event) -> bool:
             return event.kind == "zero_grad" and event.optimizer == step.optimizer
 
-        return any(flow.path(event, step, without=spent) for event in sources)
+        return any(flow.may_reach(event, step, without=spent) for event in sources)
 
     def _feeds_plainly(self, flow: Flow, backward: Event, step: Event) -> bool:
         if backward.scaled or backward.owner != "user" or not backward.subject or "scale" in backward.subject.lower():
@@ -373,7 +373,7 @@ def train(model, loader, optimizer):
         scaled = [event for event in flow.of("backward", scaler=step.scaler) if event.scaled]
         if _is_handed_over(source, backward) and not any(_scales_parameter(source, event) for event in scaled):
             return False  # the caller may have scaled it
-        if any(flow.path(backward, plain) for plain in flow.of("optimizer_step")):
+        if any(flow.may_reach(backward, plain) for plain in flow.of("optimizer_step")):
             return False  # may be meant for an optimizer that has no scaler
 
         def divides(event: Event) -> bool:

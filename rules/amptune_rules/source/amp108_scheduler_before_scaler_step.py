@@ -250,7 +250,7 @@ def _stepped_after(flow: Flow, moved: Event, steps: list[Event]) -> Event | None
     """The step of the scaler that comes behind the scheduler in the same iteration, with none before it."""
     around = flow.loops(moved)
     here = [step for step in steps if flow.loops(step) == around]
-    if any(flow.path(step, moved, same_iteration=True) for step in here):
+    if any(flow.may_reach(step, moved, same_iteration=True) for step in here):
         return None
     fed = [step for step in here if flow.path(moved, step, same_iteration=True)]
     return next((step for step in fed if around or _backward_before(flow, moved)), None)

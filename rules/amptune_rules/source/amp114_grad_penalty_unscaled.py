@@ -221,7 +221,7 @@ def train(model, loader, optimizer):
 
 def _is_unscaled(source: SourceFile, flow: Flow, grad: Event) -> bool:
     """Whether the scale is asked for in the same function, or on the way from there."""
-    return any(event.function is grad.function or flow.path(grad, event) for event in flow.of("get_scale"))
+    return any(event.function is grad.function or flow.may_reach(grad, event) for event in flow.of("get_scale"))
 
 
 def _is_scaled(source: SourceFile, outputs: ast.expr) -> bool:
