@@ -20,6 +20,8 @@ from amptune.tune.recipes import Candidate
 MIN_COSINE = 0.98
 MAX_RATIO = 1 / 0.9
 MAX_ZERO_RISE = 0.01
+MIN_ZEROS = 8
+"""Fewer elements that became zero are no share of anything: of a bias of 60, one is more than a percent."""
 NEGLIGIBLE = 1e-4
 """A gradient whose root mean square is below this share of the model's is rounding noise around a true zero (the bias
 of attention keys is one), so its direction says nothing."""
@@ -151,7 +153,8 @@ def _compare(expected: torch.Tensor, actual: torch.Tensor) -> tuple[float, float
     cosine = (a @ b).item() / (norm_a * norm_b) if norm_a * norm_b > 0 else 0.0
     # What is a true zero up to FP32's rounding may well come out as an exact one.
     counts = a.abs() > ROUNDING * norm_a / math.sqrt(a.numel())
-    zero_rise = ((b == 0) & counts).double().mean().item()
+    zeros = int(((b == 0) & counts).sum())
+    zero_rise = zeros / a.numel() if zeros >= MIN_ZEROS else 0.0
     return cosine, norm_b / norm_a if norm_a else math.inf, zero_rise
 
 

@@ -146,8 +146,15 @@ def test_gradient_gate() -> None:
     assert "points elsewhere" in gate(g, g.flip(0)).failures[0]
     assert "no gradient" in gate(g, None).failures[0]
     assert "not finite" in gate(g, g / 0.0).failures[0]
-    flushed = torch.where(g.abs() < 0.05, torch.zeros_like(g), g)
+    flushed = torch.where(g.abs() < 0.1, torch.zeros_like(g), g)
     assert "underflow to zero" in gate(g, flushed).failures[0]
+
+
+def test_two_zeros_in_a_bias_are_no_underflow() -> None:
+    g = torch.linspace(-1, 1, 60)
+    found = g.clone()
+    found[29:31] = 0.0
+    assert gate(g, found).passed
 
 
 def test_rounding_noise_around_a_true_zero_is_not_judged() -> None:
