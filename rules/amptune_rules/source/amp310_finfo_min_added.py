@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
+from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
 from amptune_rules.source._numbers import number_of
 from amptune_rules.source._precision import returned
@@ -35,21 +36,22 @@ class FinfoMinAdded(SourceRule):
 
     ## Why is this bad
     min + min is below the smallest number, so it is -inf, in float32 as well as in float16. A row that both masks
-    hide everywhere, such as a padded query, is -inf throughout, and its softmax NaN; one NaN row spoils the gradient
-    of every weight.
+    hide everywhere, such as a padded query of an empty sequence, is -inf throughout, and its softmax NaN; one NaN row
+    spoils the gradient of every weight. A causal mask leaves each position to itself, so that no row is hidden
+    everywhere by it and another mask: there the finding is an info.
 
     ## Example
     ```python
     import torch
-    causal = torch.full((n, n), torch.finfo(dtype).min).triu(1)
-    padding = (1.0 - mask) * torch.finfo(dtype).min
-    weights = torch.softmax(scores + (causal + padding), dim=-1)
+    queries = (1.0 - query_mask[:, :, None]) * torch.finfo(dtype).min
+    keys = (1.0 - key_mask[:, None, :]) * torch.finfo(dtype).min
+    weights = torch.softmax(scores + (queries + keys), dim=-1)
     ```
 
     ## Use instead
     ```python
     import torch
-    allowed = torch.ones(n, n, dtype=torch.bool).tril() & mask.bool()
+    allowed = query_mask[:, :, None].bool() & key_mask[:, None, :].bool()
     weights = torch.softmax(scores.masked_fill(~allowed, torch.finfo(dtype).min), dim=-1)
     ```
 
@@ -170,11 +172,17 @@ def combined(a, b, scores):
                 and not _is_clamped(source, node)
                 and not _clamps_scores(source)
             ):
-                message = (
-                    "both sides hold finfo.min at masked places, and min + min is -inf: softmax of a row that both "
-                    "hide is NaN; combine boolean masks, or clamp the sum to finfo.min"
+                is_causal = _is_causal(source, left) or _is_causal(source, right)
+                effect = (
+                    "a causal mask keeps its diagonal, so no row is hidden everywhere, until a third mask is added"
+                    if is_causal
+                    else "softmax of a row that both hide is NaN"
                 )
-                yield source.finding(self, node, message)
+                message = (
+                    f"both sides hold finfo.min at masked places, and min + min is -inf: {effect}; "
+                    "combine boolean masks, or clamp the sum to finfo.min"
+                )
+                yield source.finding(self, node, message, severity=Severity.INFO if is_causal else None)
 
 
 def _sums(source: SourceFile) -> Iterator[tuple[ast.AST, ast.expr, ast.expr]]:
@@ -225,6 +233,34 @@ def _is_filled_by_call(source: SourceFile, call: ast.Call, depth: int) -> bool:
     if position is not None and _is_lowest(source, source.argument(call, "value", position)):
         return True
     return call.func.attr != "zero_" and _is_filled(source, call.func.value, depth + 1)
+
+
+def _is_causal(source: SourceFile, node: ast.expr, depth: int = 0) -> bool:
+    """Whether the mask hides later positions alone, and none from itself: by a name, or by ``triu(1)``."""
+    match node:
+        case _ if depth > _DEPTH:
+            return False
+        case ast.Name() | ast.Attribute() if "causal" in last_name(node).lower():
+            return True
+        case ast.Name():
+            values = [item.value for item in reaching(source, node) if item.kind == "assign"]
+            return any(_is_causal(source, value, depth + 1) for value in values if value is not None)
+        case ast.Subscript(value=value):
+            return _is_causal(source, value, depth + 1)
+        case ast.IfExp(body=body, orelse=orelse):
+            return _is_causal(source, body, depth + 1) or _is_causal(source, orelse, depth + 1)
+        case ast.Call(func=func):
+            if "causal" in last_name(func).lower():
+                return True
+            of_torch = bool(source.qualified(func))
+            if last_name(func) in ("triu", "triu_"):
+                diagonal = number_of(source, source.argument(node, "diagonal", int(of_torch)))
+                return diagonal is not None and diagonal >= 1
+            inner = node.args[0] if of_torch and node.args else func.value if isinstance(func, ast.Attribute) else None
+            function = callee(source, node)
+            parts = returned(function) if function is not None else [inner] if inner is not None else []
+            return any(_is_causal(source, part, depth + 1) for part in parts)
+    return False
 
 
 def _is_lowest(source: SourceFile, node: ast.expr | None) -> bool:
