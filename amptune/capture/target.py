@@ -19,7 +19,7 @@ from amptune.errors import CaptureError, TargetError
 Kind = Literal["functions", "class", "callable"]
 STAND_IN = (
     "there is no loss_fn and no loss in the output: the mean of the squares of the outputs stands in for the loss, "
-    "so what tune says about quality means little"
+    "so what is said about quality and gradients means little"
 )
 
 

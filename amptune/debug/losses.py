@@ -13,7 +13,7 @@ class Losses:
 
     Attributes:
         lost_forward: the first op of each layer that loses most of its result.
-        largest_gradient: (magnitude unscaled, op) of each layer's largest gradient in the low format.
+        largest_gradient: (magnitude unscaled, op) of each layer's largest gradient, here or in FP32.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Losses:
             if not any(m.dtype == number_format.torch_name for m in op.outputs):
                 continue
             if op.phase == "backward" and op.call is not None:
-                self._note_largest(op, low.ops[op.call], scale)
+                self._note_largest(op, other, low.ops[op.call], scale)
             if other is None:
                 continue
             layer = self._layers.setdefault(op.path, LayerLoss(op.path))
@@ -53,8 +53,9 @@ class Losses:
                 layer.activation_norm = magnitude.lost_norm
                 self.lost_forward[layer.path] = (magnitude.lost_norm, op)
 
-    def _note_largest(self, op: Op, owner: Op, scale: float) -> None:
-        size = max(magnitude.amax for magnitude in op.outputs) / scale
+    def _note_largest(self, op: Op, twin: Op | None, owner: Op, scale: float) -> None:
+        # The twin's too: where everything underflows, only FP32 says how large the gradients would be.
+        size = max(magnitude.amax for magnitude in (*op.outputs, *(twin.outputs if twin else ()))) / scale
         if size >= self.largest_gradient.get(op.path, (0.0, owner))[0]:
             self.largest_gradient[op.path] = (size, owner)
 

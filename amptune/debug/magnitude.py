@@ -79,39 +79,53 @@ class Magnitude:
 def measure(tensor: torch.Tensor, number_format: Format | None = None) -> Magnitude:
     """The magnitude of a floating tensor; with a format also what it would lose. Waits for the device."""
     with torch.no_grad():
-        tensor = _plain(tensor)
-        name = str(tensor.dtype).removeprefix("torch.")
-        if tensor.numel() == 0:
-            return Magnitude(name, 0, 0.0, 0.0)
-        low, high = (float(end) for end in torch.aminmax(tensor))
-        flags: dict[str, bool] = {}
-        if not (math.isfinite(low) and math.isfinite(high)):
-            finite = torch.isfinite(tensor)
-            flags = {
-                "nan": bool(torch.isnan(tensor).any()),
-                "posinf": bool(torch.isposinf(tensor).any()),
-                "neginf": bool(torch.isneginf(tensor).any()),
-            }
-            tensor = tensor[finite]
-            low, high = (float(end) for end in torch.aminmax(tensor)) if tensor.numel() else (0.0, 0.0)
-        numel = finite.numel() if flags else tensor.numel()
-        found = Magnitude(name, numel, low, high, **flags)
-        return found if number_format is None else _with_losses(found, tensor, number_format)
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            return _measured(_plain(tensor), number_format)
+        # Of small tensors the way through the dispatch modes that are open costs more than the sums.
+        with torch._C._DisableTorchDispatch():
+            return _measured(_plain(tensor), number_format)
+
+
+def _measured(tensor: torch.Tensor, number_format: Format | None) -> Magnitude:
+    name = str(tensor.dtype).removeprefix("torch.")
+    if tensor.numel() == 0:
+        return Magnitude(name, 0, 0.0, 0.0)
+    low, high = _ends(tensor)
+    flags: dict[str, bool] = {}
+    if not (math.isfinite(low) and math.isfinite(high)):
+        finite = torch.isfinite(tensor)
+        flags = {
+            "nan": bool(torch.isnan(tensor).any()),
+            "posinf": bool(torch.isposinf(tensor).any()),
+            "neginf": bool(torch.isneginf(tensor).any()),
+        }
+        tensor = tensor[finite]
+        low, high = _ends(tensor) if tensor.numel() else (0.0, 0.0)
+    numel = finite.numel() if flags else tensor.numel()
+    found = Magnitude(name, numel, low, high, **flags)
+    return found if number_format is None else _with_losses(found, tensor, number_format)
+
+
+def _ends(tensor: torch.Tensor) -> list[float]:
+    return torch.stack(torch.aminmax(tensor)).tolist()
 
 
 def _with_losses(found: Magnitude, tensor: torch.Tensor, number_format: Format) -> Magnitude:
     if not tensor.numel():
         return found
     sizes = tensor.abs()
-    nonzero = int(torch.count_nonzero(sizes))
-    zeros = sizes.numel() - nonzero
     # Half the smallest subnormal rounds to zero: a tie goes to the even neighbour.
     flushed = sizes <= number_format.smallest_subnormal / 2
-    lost = int(flushed.sum()) - zeros
-    below = int((sizes < number_format.smallest_normal).sum()) - zeros
-    total = float(torch.linalg.vector_norm(sizes.double()))
-    share = float(torch.linalg.vector_norm(sizes[flushed].double())) / total if lost and total else 0.0
-    return dataclasses.replace(found, zeros=zeros, lost=lost, lost_norm=share, subnormal=below - lost)
+    below = sizes < number_format.smallest_normal
+    nonzero, no_more, small = torch.stack([torch.count_nonzero(part) for part in (sizes, flushed, below)]).tolist()
+    zeros = sizes.numel() - nonzero
+    lost = no_more - zeros
+    share = 0.0
+    if lost:
+        share = float(
+            torch.linalg.vector_norm(sizes[flushed].double()) / torch.linalg.vector_norm(sizes.double())
+        )  # fmt: skip
+    return dataclasses.replace(found, zeros=zeros, lost=lost, lost_norm=share, subnormal=small - no_more)
 
 
 def number(value: float) -> str:

@@ -211,8 +211,11 @@ def in_fp32(spot: Spot, func: Callable[..., Any]) -> Callable[..., Any]:
 
 def _raised(value: Any) -> Any:
     args, kwargs = runtime._map_tensors(_upcast, value)
-    args = tuple(torch.float32 if item in _HALF else item for item in args)
-    return args, {name: torch.float32 if item in _HALF else item for name, item in kwargs.items()}
+    return tuple(map(_no_half, args)), {name: _no_half(item) for name, item in kwargs.items()}
+
+
+def _no_half(argument: Any) -> Any:
+    return torch.float32 if isinstance(argument, torch.dtype) and argument in _HALF else argument
 
 
 def _upcast(tensor: torch.Tensor) -> torch.Tensor:

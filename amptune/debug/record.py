@@ -120,6 +120,7 @@ class PassRecorder(CallRecorder):
         self._starts: list[int] = []  # autograd's sequence number when ops[_owners[i]] began
         self._owners: list[int] = []
         self._maker: dict[int, int] = {}
+        self._known: dict[int, tuple[int, Magnitude]] = {}
         self._kept: list[torch.Tensor] = []  # an id is good only as long as its tensor lives
         self.functions.started = self._custom_started
 
@@ -147,7 +148,7 @@ class PassRecorder(CallRecorder):
 
     def _note_inputs(self, op: Op, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = _floating((args, kwargs))
-        op.inputs = tuple(measure(tensor, self.number_format) for tensor in tensors)
+        op.inputs = tuple(map(self._measured_once, tensors))
         op.producers = tuple(self._maker.get(id(tensor)) for tensor in tensors)
         op.numbers = _numbers(func, args, kwargs)
 
@@ -162,10 +163,18 @@ class PassRecorder(CallRecorder):
             op.outputs = tuple(measure(tensor, self.number_format) for tensor in outputs)
         self.ops.append(op)
         self._own(start, op.index)
-        for tensor in outputs:
-            if self.detail:
+        if self.detail:
+            for tensor, magnitude in zip(outputs, op.outputs, strict=True):
                 self._maker[id(tensor)] = op.index
+                self._known[id(tensor)] = tensor._version, magnitude
                 self._kept.append(tensor)
+
+    def _measured_once(self, tensor: torch.Tensor) -> Magnitude:
+        """The magnitude of an input; that of an earlier output, which is kept, unless it was written to since."""
+        known = self._known.get(id(tensor))
+        if known is not None and known[0] == tensor._version:
+            return known[1]
+        return measure(tensor, self.number_format)
 
     def _custom_started(self, custom: FunctionCall, args: tuple[Any, ...]) -> None:
         """The autograd node of a custom function is made before its forward runs."""

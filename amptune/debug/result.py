@@ -110,19 +110,21 @@ class LayerLoss:
 
 @dataclasses.dataclass(frozen=True)
 class Underfed:
-    """A layer whose gradient underflows, or one that keeps the loss scale down for the others."""
+    """A layer whose gradient underflows, and in ``also`` those of which the same line is true."""
 
     layer: LayerLoss
     op: Op | None
     words: str
     cure: str
     verified: bool
+    also: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The form in the JSON report."""
         place = place_json(self.op) if self.op else {"path": None, "line": None, "column": None}
         return {"kind": "underflow", "phase": "backward", "module": self.layer.path, "site": self.layer.path, **place,
-                "message": self.words, "cures": [{"message": self.cure, "verified": self.verified}]}  # fmt: skip
+                "message": self.words, "cures": [{"message": self.cure, "verified": self.verified}],
+                "also_in": list(self.also)}  # fmt: skip
 
 
 @dataclasses.dataclass

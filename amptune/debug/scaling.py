@@ -11,10 +11,12 @@ from amptune.debug.changes import Change
 from amptune.debug.losses import Losses
 from amptune.debug.magnitude import number
 from amptune.debug.record import Op, Rewrite
-from amptune.debug.result import LayerLoss, Underfed
+from amptune.debug.result import LayerLoss, Underfed, location_of
 
 STARVED = 0.1
 """Share of a gradient's norm that is lost, from which on a layer does not train as it should."""
+_FIRST, _STEPS_TO_GROW = 16, 2000
+"""torch.amp.GradScaler starts at 2**16 and doubles after so many good steps (its init_scale and growth_interval)."""
 Check = Callable[[float, tuple[Rewrite, ...]], Losses | None]
 
 
@@ -33,11 +35,12 @@ def find_underfed(
     starved = [layer for layer in losses.layers() if layer.gradient_norm >= STARVED]
     if not starved:
         return []
-    best = _scale_for(losses, number_format)
-    fed = check(best, ())
-    if fed is not None and not _starved(fed):
-        advice = f"scale the loss by 2**{round(math.log2(best))} (a GradScaler finds such a scale by itself)"
-        return [_underfed(layer, losses, scale, advice, verified=True) for layer in starved]
+    best = round(math.log2(_scale_for(losses, number_format)))
+    for power in dict.fromkeys((min(best, _FIRST), best)):
+        fed = check(2.0**power, ())
+        if fed is not None and not _starved(fed):
+            advice = f"scale the loss by 2**{power} ({_how_to_get_there(power)})"
+            return _by_line(starved, losses, scale, advice, verified=True)
     return _capped(starved, losses, number_format, scale, check)
 
 
@@ -58,11 +61,18 @@ def _capped(
                 f"keep {names} in FP32: gradients there reach {number(ranked[0][1][0])} and hold the scale down; "
                 f"then 2**{round(math.log2(higher))} feeds the others"
             )
-            return [_underfed(layer, losses, scale, advice, verified=True) for layer in starved]
+            return _by_line(starved, losses, scale, advice, verified=True)
         if position >= 3:
             break
     advice = "train in bf16, whose range is that of FP32"
-    return [_underfed(layer, losses, scale, advice, verified=False) for layer in starved]
+    return _by_line(starved, losses, scale, advice, verified=False)
+
+
+def _how_to_get_there(power: int) -> str:
+    if power <= _FIRST:
+        return "a GradScaler finds such a scale by itself"
+    steps = (power - _FIRST) * _STEPS_TO_GROW
+    return f"GradScaler(init_scale=2.0**{power}): from its own 2**{_FIRST} it would take {steps:,} steps to grow there"
 
 
 def _starved(losses: Losses) -> bool:
@@ -80,10 +90,25 @@ def _scale_of(largest: float, number_format: Format) -> float:
     return float(2.0 ** math.floor(math.log2(number_format.max / MARGIN / largest)))
 
 
-def _underfed(layer: LayerLoss, losses: Losses, scale: float, advice: str, *, verified: bool) -> Underfed:
-    op: Op | None = losses.lost_backward.get(layer.path, (0.0, None))[1]
+def _by_line(starved: list[LayerLoss], losses: Losses, scale: float, advice: str, *, verified: bool) -> list[Underfed]:
+    """One entry for each line that runs in starved layers, about the layer that loses most."""
+    lines: dict[object, list[LayerLoss]] = {}
+    for layer in starved:
+        op = _lost_at(layer, losses)
+        place = location_of(op) if op else None
+        lines.setdefault((place.path, place.line) if place else layer.path, []).append(layer)
+    return [_underfed(layers, losses, scale, advice, verified=verified) for layers in lines.values()]
+
+
+def _underfed(layers: list[LayerLoss], losses: Losses, scale: float, advice: str, *, verified: bool) -> Underfed:
+    worst = max(layers, key=lambda layer: (layer.gradient_norm, layer.gradient_share))
     words = (
-        f"{layer.gradient_share:.1%} of the gradients in {layer.path or 'the model'} underflow to zero "
-        f"at a loss scale of {number(scale)}: up to {layer.gradient_norm:.0%} of a gradient's norm"
+        f"{worst.gradient_share:.1%} of the gradients in {worst.path or 'the model'} underflow to zero "
+        f"at a loss scale of {number(scale)}: up to {worst.gradient_norm:.0%} of a gradient's norm"
     )
-    return Underfed(layer, op, words, advice, verified)
+    also = tuple(layer.path for layer in layers if layer is not worst)
+    return Underfed(worst, _lost_at(worst, losses), words, advice, verified, also)
+
+
+def _lost_at(layer: LayerLoss, losses: Losses) -> Op | None:
+    return losses.lost_backward.get(layer.path, (0.0, None))[1]

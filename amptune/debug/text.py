@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from amptune.debug.magnitude import number
@@ -18,7 +19,7 @@ _LEAST = 0.0005
 def render(result: DebugResult, lines: Lines) -> str:
     """The report as text that ends in a line end; ``lines`` gives the lines of a source file, [] for none."""
     parts = [*(_finding(finding, result, lines) for finding in result.findings)]
-    parts += [_underfed(found, lines) for found in result.underfed]
+    parts += _underfed(result.underfed, lines)
     if result.optimizer:
         parts.append(f"{result.optimizer['message']}\n  cure: {result.optimizer['cure']}")
     parts.append("\n".join(_summary(result)))
@@ -36,8 +37,7 @@ def _finding(finding: Finding, result: DebugResult, lines: Lines) -> str:
     if culprit.op.path:
         parts.append(f"  in {culprit.op.path}{f' (site {finding.site})' if finding.site != culprit.op.path else ''}")
     if finding.also:
-        more = f" and {len(finding.also) - 3} more" if len(finding.also) > 3 else ""
-        parts.append(f"  the same line runs in {', '.join(finding.also[:3])}{more}")
+        parts.append(f"  the same line runs in {_some(finding.also)}")
     if culprit.cause is not None:
         parts.append(f"  because of {_place(culprit.cause.op)}: {culprit.cause.words}")
         parts += _excerpt(culprit.cause.op, lines)
@@ -65,11 +65,23 @@ def _cures(finding: Finding, result: DebugResult) -> Iterator[str]:
         yield f"  or:   {cure.words} (verified)"
 
 
-def _underfed(found: Underfed, lines: Lines) -> str:
-    place = f"{_place(found.op)}: " if found.op else ""
-    parts = [f"{place}underflow in the backward: {found.words}", *(_excerpt(found.op, lines) if found.op else [])]
-    parts.append(f"  cure: {found.cure}{' (verified)' if found.verified else ''}")
-    return "\n".join(parts)
+def _underfed(found: Sequence[Underfed], lines: Lines) -> Iterator[str]:
+    """One part a line; a cure that lines share stands behind the last of them."""
+    shared = Counter(each.cure for each in found)
+    left = Counter(shared)
+    for each in found:
+        place = f"{_place(each.op)}: " if each.op else ""
+        parts = [f"{place}underflow in the backward: {each.words}", *(_excerpt(each.op, lines) if each.op else [])]
+        parts += [f"  the same line starves {_some(each.also)}"] if each.also else []
+        left[each.cure] -= 1
+        if not left[each.cure]:
+            of = f" of all {shared[each.cure]}" if shared[each.cure] > 1 else ""
+            parts.append(f"  cure{of}: {each.cure}{' (verified)' if each.verified else ''}")
+        yield "\n".join(parts)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _summary(result: DebugResult) -> Iterator[str]:

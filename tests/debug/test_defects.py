@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from amptune.debug.result import DebugResult, Finding, location_of
+from amptune.debug.text import render
 
 from .conftest import HEAD, Run, line_of, part
 
@@ -164,12 +165,71 @@ def test_starved_gradients_are_found_and_a_scale_feeds_them(run: Run) -> None:
     source = part("y = x").replace("return self.head(self.part", "return 1e-6 * self.head(self.part")
     starved = run(source, scaler=False)
     assert starved.verdict == "precision"
-    assert {found.layer.path for found in starved.underfed} >= {"head", "part.fc"}
+    layers = {path for found in starved.underfed for path in (found.layer.path, *found.also)}
+    assert layers >= {"head", "part.fc"}
     assert all(found.verified and "scale the loss by 2**" in found.cure for found in starved.underfed)
     fed = run(source, scaler=True)
     assert fed.verdict == "clean"
     losses = {layer.path: layer.gradient_share for layer in starved.layers}
     assert losses["part.fc"] > 0.5 > 0.01 > max(layer.gradient_share for layer in fed.layers)
+
+
+TOWER = f"""{HEAD}
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(32, 32)
+
+    def forward(self, x):
+        return torch.tanh(self.fc(x))  # BAD
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block() for _ in range(3)])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.randn(8, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+
+
+def loss_fn(output, batch):
+    return F.cross_entropy(output, batch[1]) * SMALL
+"""
+
+
+def test_one_line_that_starves_many_layers_is_said_once(run: Run) -> None:
+    result = run(TOWER.replace("SMALL", "1e-7"), scaler=False)
+    lines = [location_of(found.op).line for found in result.underfed if found.op]
+    assert lines == [line_of(TOWER)]
+    (found,) = result.underfed
+    assert len(found.also) >= 2
+    assert all(path.startswith("blocks.") for path in (found.layer.path, *found.also))
+    report = render(result, lambda path: [])
+    assert report.count("underflow in the backward") == report.count("cure") == 1
+    assert result.to_json("amptune")["findings"][0]["also_in"] == list(found.also)
+
+
+@pytest.mark.parametrize(("factor", "by_itself"), [("1e-5", True), ("1e-11", False)])
+def test_gradients_that_vanish_altogether_are_fed_by_the_scale_that_fp32_asks_for(
+    factor: str, by_itself: bool, run: Run
+) -> None:
+    """Where all of them are zero in the format, only its twin says how large they would be."""
+    result = run(TOWER.replace("SMALL", factor), scaler=False)
+    assert result.verdict == "precision"
+    assert all(found.verified and "scale the loss by 2**" in found.cure for found in result.underfed)
+    assert all(("by itself" in found.cure) == by_itself for found in result.underfed)
+    assert all(("init_scale=2.0**" in found.cure) != by_itself for found in result.underfed)
 
 
 def test_one_line_in_repeated_blocks_is_one_change(run: Run) -> None:
