@@ -26,7 +26,7 @@ from amptune.capture.target import Target, call_arguments, tensors_in
 from amptune.capture.usercode import quiet
 from amptune.core.evidence import InputRange
 from amptune.core.graph import PrecisionGraph
-from amptune.core.intervals import Range
+from amptune.core.intervals import Range, symmetric
 from amptune.core.layer_ranges import Weight
 from amptune.core.ranges import Assumptions
 from amptune.errors import AmptuneError, UsageError
@@ -44,7 +44,7 @@ class Assumed:
 
     Attributes:
         assumptions: for the analysis.
-        facts: those of them that the user stated.
+        facts: those of them that rules take for granted: what the user stated, and the order of parameters.
         inputs: bounds of the tensors of the batch, by the names that the user knows.
         weights: how the bounds of the weights came about, in words.
         remarks: what is wrong with the batch or the weights, for the user to read.
@@ -82,7 +82,16 @@ def assume(target: Target, capture: Capture, stated: Sequence[str] = (), *, aske
     bounds = {place: each.range for place, each in by_place.items()}
     buffers = NodeBounds(capture.graph_module, _owners(capture.graph)).stored()
     remarks = tuple(_not_numbers(user_names(target, model, batch), batch, model))
-    return Assumed(Assumptions(bounds, weights, buffers), Assumptions(facts), tuple(inputs), words, remarks)
+    return Assumed(Assumptions(bounds, weights, buffers), _facts(facts, weights), tuple(inputs), words, remarks)
+
+
+def _facts(stated: Mapping[str, Range], weights: Mapping[str, Weight]) -> Assumptions:
+    """What rules take for granted: what the user stated, and parameters that stay in the order of their first values.
+
+    A parameter is taken to stay within twice its first magnitude plus 1: it may change its sign, and what is the
+    logarithm of a scale may nearly triple the scale.
+    """
+    return Assumptions(stated, scales={name: symmetric(2 * each.range.magnitude + 1) for name, each in weights.items()})
 
 
 def _not_numbers(names: Mapping[int, str], batch: Any, model: nn.Module | None) -> Iterator[str]:

@@ -110,6 +110,8 @@ def explicit_cast(node: fx.Node) -> str | None:
         if op in _NAMED_CASTS:
             return _NAMED_CASTS[op]
         value = step.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.is_complex() and family(step) is Family.CAST:
+            return str(value.dtype).removeprefix("torch.")
         if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
             continue
         if op == "type_as":

@@ -61,6 +61,12 @@ class SiteDtypes:
 _WIDTH = {"float64": 4, "float32": 3, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
 
+COMPLEX_HALF = "complex32"
+"""Two FP16 numbers: what a Fourier transform makes of FP16."""
+_COMPLEX = {"float16": COMPLEX_HALF, "bfloat16": "complex64", "float32": "complex64", "float64": "complex128"}
+_REAL = {COMPLEX_HALF: "float16", "complex64": "float32", "complex128": "float64"}
+
+
 def promoted(dtypes: Sequence[str]) -> str:
     """The floating dtype that torch promotes ``dtypes`` to; empty when none of them is floating."""
     floating = {dtype for dtype in dtypes if dtype in _WIDTH}
@@ -98,7 +104,7 @@ def _given(graph: PrecisionGraph, site: Site, known: Mapping[str, SiteDtypes], r
     casts, like = site.attrs.get("casts") or {}, site.attrs.get("like") or {}
     for index, (tensor, source) in enumerate(zip(site.inputs, sources_of(graph, site), strict=True)):
         template = like.get(index)
-        if index in casts or not tensor.is_floating:
+        if index in casts or not (tensor.is_floating or tensor.dtype in _REAL):
             dtypes.append(casts.get(index, tensor.dtype))
         elif template == INPUT:
             dtypes.append(_stored(tensor, recipe))
@@ -116,6 +122,9 @@ def _delivered(producer: Site, dtypes: SiteDtypes, tensor: TensorMeta) -> str:
     for output, dtype in zip(producer.outputs, dtypes.outputs, strict=True):
         if output.shape == tensor.shape and output.dtype == tensor.dtype:
             return dtype
+    wide = [dtype for dtype in dtypes.outputs if dtype in _REAL]
+    if len(wide) == 1 and not promoted(dtypes.outputs):
+        return _REAL[wide[0]] if tensor.is_floating else wide[0]  # a real or a complex view of a complex result
     if not producer.outputs and dtypes.given:
         return dtypes.given[0]  # ``x[i] = y`` returns nothing: what is read later is x, written
     return promoted(dtypes.outputs) or (UNKNOWN if UNKNOWN in dtypes.outputs else tensor.dtype)
@@ -188,6 +197,8 @@ _FIRST_ONLY = frozenset({"masked_fill", "clamp", "dropout", "prelu", "alpha_drop
 def _output(
     site: Site, op: Op, policy: Autocast, half: str, tensor: TensorMeta, inputs: Sequence[str], params: Sequence[str]
 ) -> str:
+    if tensor.dtype in _REAL:
+        return _complex(tensor, (*inputs, *params))
     if not tensor.is_floating:
         return tensor.dtype
     named = site.attrs.get("dtype")
@@ -200,6 +211,12 @@ def _output(
     if policy in (Autocast.FP32, Autocast.FP32_OUT):
         return "float64" if "float64" in inputs else "float32"
     return _followed(site, op, tensor, inputs, params)
+
+
+def _complex(tensor: TensorMeta, operands: Sequence[str]) -> str:
+    """The dtype of a complex result: autocast casts no complex operands, and they promote as their parts do."""
+    parts = [_REAL.get(dtype, dtype) for dtype in operands]
+    return _COMPLEX.get(promoted(parts), tensor.dtype) if all(dtype in _WIDTH for dtype in parts) else tensor.dtype
 
 
 def _cast_output(site: Site, tensor: TensorMeta, inputs: Sequence[str]) -> str:
@@ -215,6 +232,7 @@ def _followed(site: Site, op: Op, tensor: TensorMeta, inputs: Sequence[str], par
         return promoted(params) or promoted(inputs) or tensor.dtype
     if op.family in (Family.CREATE, Family.RANDOM) and not (op.name.endswith("_like") or op.name.startswith("new_")):
         return tensor.dtype
+    inputs = tuple(_REAL.get(dtype, dtype) for dtype in inputs)
     wide = [dtype for meta, dtype in zip(site.inputs, inputs, strict=True) if meta.shape and _may_float(meta, dtype)]
     floating = wide or [dtype for meta, dtype in zip(site.inputs, inputs, strict=True) if _may_float(meta, dtype)]
     if not floating:

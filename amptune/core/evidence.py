@@ -43,7 +43,7 @@ class Evidence:
     """Beside the graph.
 
     Attributes:
-        facts: bounds that the user stated, which every rule may use.
+        facts: bounds that every rule may use: those that the user stated, and of parameters that scale and shift.
         assumptions: those and the values of the batch and of the initial weights, for bounds that depend on them;
             ``None`` where nothing was looked at.
         inputs: the bounds of the batch by the names that the user knows.

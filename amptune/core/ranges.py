@@ -35,11 +35,14 @@ class Assumptions:
         inputs: bounds of tensors of the batch, by the name of their placeholder in the captured graph.
         weights: bounds of parameters, by their name in ``state_dict``. A parameter that is missing is unbounded.
         buffers: bounds of buffers that the forward does not write, by name.
+        scales: bounds of parameters for arithmetic that reads them number by number, as in ``tanh(x) * exp(scale)``:
+            their first values and where training may take them. Layers and matrix products do not ask for them.
     """
 
     inputs: Mapping[str, Range] = dataclasses.field(default_factory=dict, hash=False)
     weights: Mapping[str, Weight] = dataclasses.field(default_factory=dict, hash=False)
     buffers: Mapping[str, Range] = dataclasses.field(default_factory=dict, hash=False)
+    scales: Mapping[str, Range] = dataclasses.field(default_factory=dict, hash=False)
 
 
 NOTHING = Assumptions()
@@ -94,9 +97,9 @@ class Ranges:
         position = input_of(site, index)
         if position is not None:
             return self.input(site, position)
-        stored = (site.attrs.get("operand_params") or {}).get(index)
-        weight = self.assumed.weights.get(str(stored))
-        return weight.range if weight else ANY
+        stored = str((site.attrs.get("operand_params") or {}).get(index))
+        weight = self.assumed.weights.get(stored)
+        return weight.range if weight else self.assumed.scales.get(stored, ANY)
 
     def input(self, site: Site, position: int) -> Range:
         """Bounds of ``site.inputs[position]``, over all calls of the site."""

@@ -78,6 +78,26 @@ def _dominates(ranges: Ranges, site: Site, index: int, other: Site, place: int, 
     return False
 
 
+def is_positive_sum(ranges: Ranges, site: Site | None, depth: int = 0) -> bool:
+    """Whether a site adds what is not negative to exponentials: above zero, until all of them underflow at once."""
+    if site is None or depth > _DEPTH:
+        return False
+    if site.op in ("sum", "mean", "cumsum"):
+        return _is_exponential(ranges, ranges.root(site), depth)
+    if site.op != "add" or any(ranges.operand(site, side).low < 0 for side in (0, 1)):
+        return False
+    return any(_is_exponential(ranges, ranges.root(site, side), depth) for side in (0, 1))
+
+
+def _is_exponential(ranges: Ranges, site: Site | None, depth: int) -> bool:
+    """Whether all numbers of a site are exponentials, products of them, or sums of either."""
+    if site is None or depth > _DEPTH:
+        return False
+    if site.op == "mul":
+        return all(_is_exponential(ranges, ranges.root(site, side), depth + 1) for side in (0, 1))
+    return site.op in ("exp", "exp2") or is_positive_sum(ranges, site, depth + 1)
+
+
 def _reaches_zero(ranges: Ranges, site: Site | None) -> bool:
     """Whether ``site`` is ``x - max(x)``, which is 0 somewhere along the axis of the maximum."""
     if site is None or site.op != "sub":

@@ -326,3 +326,19 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert section["observed"]["loss"] > 0
     assert run(["analyze", "--gpu", "h100", "--range", "picture=0:1"]) == 2
     assert "it has: image" in capsys.readouterr().err
+
+
+def test_a_scale_that_is_a_parameter_bounds_what_it_multiplies(tmp_path: Path) -> None:
+    scaled = """\
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(16, 16)
+        self.scale = nn.Parameter(torch.zeros(16))
+
+    def forward(self, x):
+        return torch.exp(torch.tanh(self.fc(x)) * torch.exp(self.scale{times}))
+"""
+    assert not judged(*loaded(tmp_path, scaled.format(times=""))).findings
+    (found,) = judged(*loaded(tmp_path, scaled.format(times=" * 5"))).findings
+    assert found.rule == "G203"  # exp(exp(5)): what training may make of a scale of 1

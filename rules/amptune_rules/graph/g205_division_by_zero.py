@@ -12,6 +12,7 @@ from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
 from amptune.core.ops import op_named
 from amptune.core.ranges import input_of
+from amptune.core.relations import is_positive_sum
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import (
@@ -32,7 +33,8 @@ class DivisionByZero(GraphRule):
     Follows the ops and literals that lead to each denominator and rounds them as each recipe would. Where an eps was
     written and vanishes, it is a warning; so is a buffer of zeros, a denominator that is worked out from constants and
     is zero somewhere, and a normalisation with eps=0. Where no eps was written and the denominator is a norm, a sum, a
-    count, an absolute value, the output of a layer or a parameter, it is information.
+    count, an absolute value, the output of a layer or a parameter, it is information. Sums of exponentials are above
+    zero, and not reported.
 
     ## Why is this bad
     0 / 0 is NaN, and one NaN in a forward makes every gradient NaN. The usual eps of 1e-8 is zero in FP16, whose
@@ -87,6 +89,17 @@ class DivisionByZero(GraphRule):
             h = self.fc(x)
             e = torch.exp(h - h.amax(-1, keepdim=True))
             return e / e.sum(-1, keepdim=True)
+            """)),
+        Example("states that add up exponentials, as in linear attention", model_file(
+            """
+            k, v = self.fc(x), x
+            top = k[0].clone()
+            over, under = torch.zeros_like(top), torch.zeros_like(top)
+            for t in range(4):
+                new = torch.maximum(top, k[t])
+                old, now = torch.exp(top - new), torch.exp(k[t] - new)
+                over, under, top = old * over + now * v[t], old * under + now, new
+            return over / under
             """)),
         Example("one plus what is not negative", model_file("return x / (1 + self.fc(x).abs())")),
     )  # fmt: skip
@@ -170,6 +183,8 @@ class DivisionByZero(GraphRule):
         root, found = run.ranges.root(site, place), run.ranges.operand(site, place)
         position = input_of(site, place)
         if root is not None and (root.op in _CHOSEN or run.ranges.is_constant(root)):
+            return
+        if is_positive_sum(run.ranges, root):
             return
         if root is None and (position is None or position not in (site.attrs.get("bounds") or {})):
             return
