@@ -139,3 +139,16 @@ def test_tf32_severity() -> None:
     )
     found = [lint("AMP405", text.format(value))[0].severity for value in ('"tf32"', '"ieee"', "precision")]
     assert found == [Severity.ERROR, Severity.WARNING, Severity.WARNING]
+
+
+def test_a_tf32_setting_of_another_function_need_not_have_been_made() -> None:
+    head = "import torch\ndef fast():\n    torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+    for read in ("torch.backends.cuda.matmul.allow_tf32", "torch.get_float32_matmul_precision()"):
+        apart = f"{head}def show():\n    print({read})\n"
+        assert [found.severity for found in lint("AMP405", apart)] == [Severity.WARNING]
+        together = f"{head}    print({read})\n"
+        assert [found.severity for found in lint("AMP405", together)] == [Severity.ERROR]
+    flag = (
+        f"{head}    torch.set_float32_matmul_precision('highest')\n    print(torch.backends.cuda.matmul.allow_tf32)\n"
+    )
+    assert [found.severity for found in lint("AMP405", flag)] == [Severity.WARNING]

@@ -11,6 +11,7 @@ from amptune.lint.source import SourceFile
 from amptune_rules.source._deprecated import is_version_guarded
 from amptune_rules.source._tf32 import backends_of, legacy_flags, new_settings, written_value
 
+_SETS_BOTH = "torch.set_float32_matmul_precision"  # the old record and the new one
 _DEFAULT = {"matmul": False, "cudnn": True}
 
 
@@ -19,8 +20,9 @@ class Tf32MixedApi(SourceRule):
 
     ## What it does
     Flags the legacy uses in a file that also sets `fp32_precision` for the same backend. Reading `allow_tf32` (or
-    `torch.get_float32_matmul_precision()`) while the two disagree is an error; writing both is a warning, or info where
-    both say the same. Code that picks one of them by version is left alone.
+    `torch.get_float32_matmul_precision()`) while the two disagree is an error; a warning where the setting is made in
+    another function, which need not have run. Writing both is a warning, or info where both say the same. Code that
+    picks one of them by version is left alone.
 
     ## Why is this bad
     torch keeps two records. When they disagree, each read of the flag raises RuntimeError "... you have used mix of the
@@ -169,13 +171,15 @@ print(torch.backends.cuda.matmul.fp32_precision)
             message = f"allow_tf32 is set beside {place}: reading the flag raises when they disagree; set one of them"
             yield source.finding(self, flag, message, severity=severity)
         elif not all(_is_before(source, flag, rival) for rival in rivals):
-            certain = old is not None and new is not None and old is not new
+            disagree = old is not None and new is not None and old is not new
+            agreed_again = backend == "matmul" and source.calls(_SETS_BOTH)
+            certain = disagree and not agreed_again and _has_run(source, rivals, flag)
             message = f"allow_tf32 is read beside {place}: RuntimeError when they disagree; read fp32_precision"
             yield source.finding(self, flag, message, severity=Severity.ERROR if certain else Severity.WARNING)
 
     def _named_reads(self, source: SourceFile, settings: Sequence[ast.Attribute]) -> Iterator[Finding]:
         rivals = [node for node in settings if "matmul" in backends_of(source, node)]
-        if source.calls("torch.set_float32_matmul_precision") or any(_new_value(source, r) is not True for r in rivals):
+        if source.calls(_SETS_BOTH) or any(_new_value(source, r) is not True for r in rivals):
             return
         for call in source.calls("torch.get_float32_matmul_precision"):
             if is_version_guarded(source, call) or all(_is_before(source, call, rival) for rival in rivals):
@@ -184,7 +188,8 @@ print(torch.backends.cuda.matmul.fp32_precision)
                 f"get_float32_matmul_precision raises RuntimeError after {source.segment(rivals[0])} of line "
                 f"{rivals[0].lineno}: read fp32_precision"
             )
-            yield source.finding(self, call, message)
+            severity = None if _has_run(source, rivals, call) else Severity.WARNING
+            yield source.finding(self, call, message, severity=severity)
 
 
 def _new_value(source: SourceFile, setting: ast.Attribute) -> bool | None:
@@ -200,6 +205,11 @@ def _old_value(source: SourceFile, flag: ast.Attribute) -> bool | None:
 
 def _agreed(values: Sequence[bool | None]) -> bool | None:
     return values[0] if all(value is values[0] for value in values) else None
+
+
+def _has_run(source: SourceFile, settings: Sequence[ast.Attribute], read: ast.expr) -> bool:
+    """Whether a setting is made where the read is, or at module level; another function need not have been called."""
+    return any(source.function_of(setting) in (None, source.function_of(read)) for setting in settings)
 
 
 def _is_before(source: SourceFile, read: ast.expr, write: ast.expr) -> bool:
