@@ -714,13 +714,16 @@ def _cast_back(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None or tensor.dim() == 0 else _cast(tensor, dtype)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _kind_of(function: Callable[..., Any]) -> str:
     """ "in-place", "loss" or "", by the name of a torch function. A constant: torch.compile does not follow names."""
     name = getattr(function, "__name__", "")
     if name.endswith(("_loss", "cross_entropy", "kl_div", "_with_logits")):
         return "loss"
     return "in-place" if name.endswith("_") and not name.endswith("__") else ""
+
+
+# What torch.compiler.assume_constant_result sets, which imports the compiler: seconds for those who do not compile.
+_kind_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # --- planned modules -------------------------------------------------------------------------------------------------

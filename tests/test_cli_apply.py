@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 
@@ -174,3 +175,15 @@ def test_a_pin_that_makes_the_formats_agree_is_tried_too(folder: Path) -> None:
     sites = {"fc": SitePlan(Format.BF16), "#matmul.1": SitePlan(Format.FP32, how="source")}
     write_plan(folder, Plan(sites=sites))
     assert amptune_here(folder, "apply", "plan.json", "net.py").returncode == 0
+
+
+def test_a_plan_applied_to_the_patched_file_changes_nothing(folder: Path) -> None:
+    fingerprint = capture(load_target(TargetSpec(str(folder / "net.py")))).graph.fingerprint()
+    write_plan(folder, model={"target": "net.py", "source_sha256": "", "fingerprint": fingerprint})
+    assert amptune_here(folder, "apply", "plan.json", "net.py", "--out", "first").returncode == 0
+    patched = folder / "first/net_amptuned.py"
+    (folder / "first/net.py").write_bytes(patched.read_bytes())
+    again = amptune_here(folder, "apply", "plan.json", "first/net.py", "--out", "second")
+    assert again.returncode == 0, again.stderr
+    assert (folder / "second/net_amptuned.py").read_bytes() == patched.read_bytes()
+    assert (folder / "second/net.patch").read_text() == ""

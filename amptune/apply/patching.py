@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from amptune.core.plan import Plan
 from amptune.core.planfile import read_plan
 from amptune.errors import InputError
 from amptune.patch.output import patched_files
+from amptune.patch.rewrite import plain_source
 from amptune.patch.spec import PatchSpec
 from amptune.patch.wrapper import wrapper_files
 
@@ -32,13 +34,11 @@ def apply_plan_file(
         ApplyError: the model does not run with the plan.
     """
     plan = read_plan(plan_path)
-    target = load_target(spec)
+    target, sha256 = _unpatched(load_target(spec))
     graph = capture(target).graph
     model = target.make_model()
     modules = {name for name, _ in model.named_modules()}
-    for note in check_fits(
-        plan, graph, modules, plan_path, sha256=target.source_sha256, inputs=input_shapes(target.make_batch())
-    ):
+    for note in check_fits(plan, graph, modules, plan_path, sha256=sha256, inputs=input_shapes(target.make_batch())):
         say(note)
     files = _files(target, plan, patch_spec(target, model, graph))
     check_runs(target, plan, graph)
@@ -50,6 +50,14 @@ def apply_plan_file(
         ) from None
     write_all_atomic({out / name: content for name, content in files.items()})
     return {name: out / name for name in files}
+
+
+def _unpatched(target: Target) -> tuple[Target, str]:
+    """The target without the plan that its file may have in it already, and the hash of that text."""
+    if target.path is None:
+        return target, target.source_sha256
+    plain = plain_source(target.path)
+    return load_target(target.spec, source=plain), hashlib.sha256(plain.encode()).hexdigest()
 
 
 def _files(target: Target, plan: Plan, spec: PatchSpec) -> dict[str, bytes]:

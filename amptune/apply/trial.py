@@ -14,7 +14,7 @@ from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan
 from amptune.errors import ApplyError, CaptureError
 from amptune.patch.instrument import instrument_source
-from amptune.patch.text import read_source
+from amptune.patch.rewrite import plain_source
 
 
 def check_runs(target: Target, plan: Plan, graph: PrecisionGraph) -> None:
@@ -46,7 +46,7 @@ def _planned(target: Target, plan: Plan, codes: dict[str, str]) -> Target:
     if target.path is None:
         planned = dataclasses.replace(target)
     else:
-        text, _ = read_source(target.path)
+        text = plain_source(target.path)
         pins = pins_of(target.make_model(), plan, codes)
         planned = load_target(target.spec, source=instrument_source(text, pins))
     build, loss = planned.build, planned.loss_fn

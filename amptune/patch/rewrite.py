@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import libcst as cst
 
@@ -29,7 +30,7 @@ from amptune.patch.pins import rewrite_ops
 from amptune.patch.spec import PatchSpec
 from amptune.patch.structure import ADDED_MARK, Placement, place, remove
 from amptune.patch.table import check_table, table_of
-from amptune.patch.text import BOM, parse
+from amptune.patch.text import BOM, parse, read_source
 from amptune.patch.unpin import OPERATOR_MODULES, unpin
 
 
@@ -61,6 +62,15 @@ def patch_source(source: str, plan: Plan, spec: PatchSpec) -> str:
     block = render_block(plan, entries, names, used=used, imports=modules.imports)
     patched = place(_pin(text, pins, chains, names, modules, spec), placement)
     return bom + _rebind(insert_block(patched, block), placement)
+
+
+def plain_source(path: Path) -> str:
+    """The text of the user's file without its patch.
+
+    Raises:
+        InputError: the file cannot be read, or its patch cannot be taken out.
+    """
+    return unpatch_source(read_source(path)[0], str(path))
 
 
 def unpatch_source(source: str, path: str = "model.py") -> str:

@@ -1,6 +1,8 @@
 """fp32(function) and pinned(code, function)."""
 
 import operator
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -220,3 +222,9 @@ def test_a_compiled_loss_is_compiled_once(in_a_dict: bool) -> None:
         function({"logits": output} if in_a_dict else output, torch.zeros(4, dtype=torch.long)).backward()
     assert len(compiled) == 1
     torch._dynamo.reset()
+
+
+def test_the_runtime_does_not_import_the_compiler() -> None:
+    code = "import sys, amptune.runtime; print('torch._dynamo' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
