@@ -84,7 +84,12 @@ class WorkError(AmptuneError):
 
 
 class CaptureError(WorkError):
-    """The model does not run, or its graph cannot be captured."""
+    """The model does not run, or its graph cannot be captured.
+
+    ``place`` is ``path:line`` of the user's code that raised; empty where none did.
+    """
+
+    place = ""
 
 
 class ApplyError(WorkError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +189,154 @@ def test_a_plan_applied_to_the_patched_file_changes_nothing(folder: Path) -> Non
     assert again.returncode == 0, again.stderr
     assert (folder / "second/net_amptuned.py").read_bytes() == patched.read_bytes()
     assert (folder / "second/net.patch").read_text() == ""
+
+
+PACKAGE = """
+import torch
+from torch import nn
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return x * torch.softmax(self.up(x), -1)
+"""
+USES_PACKAGE = """
+import torch
+from torch import nn
+from gates import Gated
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.gate = Gated()
+
+    def forward(self, x):
+        return self.gate(self.first(x))
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.randn(4, 16), torch.randn(4, 16)
+
+
+def loss_fn(output, batch):
+    return (output.float() - batch[1]).square().mean()
+"""
+BF16, PIN = SitePlan(Format.BF16), SitePlan(Format.FP32, how="source")
+
+
+def test_a_pin_in_another_file_says_where_it_stands_and_what_does_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gates.py").write_text(PACKAGE)
+    (tmp_path / "net.py").write_text(USES_PACKAGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sites = {"first": BF16, "gate.up": BF16, "gate#softmax.0": PIN}
+    write_plan(tmp_path, Plan(sites=sites))
+    result = amptune_here(tmp_path, "apply", "plan.json", "net.py")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "pins 'gate#softmax.0', whose line stands in gates.py and not in net.py" in result.stderr
+    assert '"gate#softmax.0": {"format": "fp32", "how": "autocast"}, and fp32 for gate.up' in result.stderr
+    assert "put a copy of Gated into net.py" in result.stderr
+    told = {"gate.up": SitePlan(Format.FP32), "gate#softmax.0": SitePlan(Format.FP32, how="autocast")}
+    write_plan(tmp_path, Plan(sites=sites | told))
+    assert amptune_here(tmp_path, "apply", "plan.json", "net.py").returncode == 0
+    dtypes = """
+import sys, torch
+sys.path[:0] = [".", "amptune-out/net"]
+import gates, net_amptuned
+model = net_amptuned.make_model()
+softmax, seen = torch.softmax, []
+gates.torch.softmax = lambda x, dim: seen.append(x.dtype) or softmax(x, dim)
+model(torch.randn(4, 16))
+print(*seen, model.first(torch.randn(4, 16)).dtype)
+"""
+    run = subprocess.run([sys.executable, "-c", dtypes], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.stdout.split() == ["torch.float32", "torch.bfloat16"], run.stderr
+
+
+GAINS = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+        self.gain = nn.Parameter(torch.ones(32))
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return F.scaled_dot_product_attention(q * self.gain, k * self.gain, v)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Attention() for _ in range(2)])
+        self.head = nn.Linear(32, 8)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.randn(2, 6, 32), torch.randn(2, 6, 8)
+
+
+def loss_fn(output, batch):
+    return (output.float() - batch[1]).square().mean()
+"""
+
+
+def test_formats_that_meet_are_refused_with_the_change_that_makes_the_plan_run(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(GAINS)
+    sites = dict.fromkeys(("blocks.0.qkv", "blocks.1.qkv", "head"), BF16)
+    write_plan(tmp_path, Plan(sites=sites))
+    result = amptune_here(tmp_path, "apply", "plan.json", "net.py")
+    assert (result.returncode, result.stdout) == (3, "")
+    assert "net.py:15: blocks.0 (net.Attention)" in result.stderr
+    pins = [f"blocks.{n}#scaled_dot_product_attention.0" for n in range(2)]
+    changes = ", ".join(f'"{pin}": {{"format": "fp32", "how": "source"}}' for pin in pins)
+    assert f"this makes it run (tried): {changes}" in result.stderr
+    assert "cast blocks.0.gain, blocks.1.gain, which no plan casts" in result.stderr
+    write_plan(tmp_path, Plan(sites=sites | dict.fromkeys(pins, PIN)))
+    assert amptune_here(tmp_path, "apply", "plan.json", "net.py").returncode == 0
+    (tmp_path / "net.py").write_text(GAINS.replace("* self.gain", "* self.gain.to(q.dtype)"))
+    write_plan(tmp_path, Plan(sites=sites))
+    assert amptune_here(tmp_path, "apply", "plan.json", "net.py").returncode == 0
+
+
+def test_where_the_op_cannot_be_pinned_the_layers_before_it_are_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, net = GAINS.split("class Net")
+    (tmp_path / "attentions.py").write_text(head)
+    (tmp_path / "net.py").write_text(
+        f"import torch\nfrom torch import nn\nfrom attentions import Attention\nclass Net{net}"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sites = dict.fromkeys(("blocks.0.qkv", "blocks.1.qkv", "head"), BF16)
+    write_plan(tmp_path, Plan(sites=sites))
+    result = amptune_here(tmp_path, "apply", "plan.json", "net.py")
+    assert (result.returncode, result.stdout) == (3, "")
+    assert 'this makes it run (tried): "blocks.0.qkv": {"format": "fp32"}, "blocks.1.qkv"' in result.stderr
+    write_plan(tmp_path, Plan(sites={"head": BF16, **{f"blocks.{n}.qkv": SitePlan(Format.FP32) for n in range(2)}}))
+    assert amptune_here(tmp_path, "apply", "plan.json", "net.py").returncode == 0

@@ -7,6 +7,7 @@ import dataclasses
 from torch import nn
 
 from amptune import runtime
+from amptune.apply.mend import how_to_mend
 from amptune.apply.plan import apply, pins_of
 from amptune.capture import Target, capture, load_target
 from amptune.core.formats import Format
@@ -28,16 +29,20 @@ def check_runs(target: Target, plan: Plan, graph: PrecisionGraph) -> None:
         graph: of the model as it is.
     """
     codes = {site.id: site.code for site in graph if site.code and not site.is_module}
-    planned = _planned(target, plan, codes)
-    try:
-        capture(planned, frontends=("record-fake", "record-real"))
-    except CaptureError as error:
-        raise ApplyError(
-            f"with this plan the model does not run: {error.message}",
-            hint='give what meets there one format, or pin the op: {"format": "fp32", "how": "source"}',
-        ) from error
-    finally:
-        runtime.PINS.clear()
+
+    def fails(plan: Plan) -> CaptureError | None:
+        try:
+            capture(_planned(target, plan, codes), frontends=("record-fake", "record-real"))
+        except CaptureError as error:
+            return error
+        finally:
+            runtime.PINS.clear()
+        return None
+
+    error = fails(plan)
+    if error is not None:
+        hint = how_to_mend(plan, graph, target.path, error, fails)
+        raise ApplyError(f"with this plan the model does not run: {error.message}", hint=hint) from error
 
 
 def _planned(target: Target, plan: Plan, codes: dict[str, str]) -> Target:

@@ -58,7 +58,9 @@ def explained(attempts: Sequence[Attempt]) -> CaptureError:
             f"{where}{module}the code needs a value that only a real run has ({told.error})",
             hint="let the capture run the model for real (frontend record-real), or make the model smaller",
         )
-    return CaptureError(f"{where}{module}{told.error}", hint=_hint(told))
+    error = CaptureError(f"{where}{module}{told.error}", hint=_hint(told))
+    error.place = told.error.place
+    return error
 
 
 def _weight(attempt: Attempt) -> int:

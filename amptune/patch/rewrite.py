@@ -60,7 +60,7 @@ def patch_source(source: str, plan: Plan, spec: PatchSpec) -> str:
     used = {"apply_plan"} | ({"fp32"} if pins else set())
     used |= {name for name in ("loss_in", "masters_in") if getattr(names, name) in decorating}
     block = render_block(plan, entries, names, used=used, imports=modules.imports)
-    patched = place(_pin(text, pins, chains, names, modules, spec), placement)
+    patched = place(_pin(text, plan, pins, chains, names, modules, spec), placement)
     return bom + _rebind(insert_block(patched, block), placement)
 
 
@@ -165,7 +165,13 @@ def _words(tree: ast.Module) -> set[str]:
 
 
 def _pin(
-    text: str, pins: Mapping[str, str], chains: Chains, names: LocalNames, modules: _Modules, spec: PatchSpec
+    text: str,
+    plan: Plan,
+    pins: Mapping[str, str],
+    chains: Chains,
+    names: LocalNames,
+    modules: _Modules,
+    spec: PatchSpec,
 ) -> str:
     if not pins:
         return text
@@ -181,11 +187,39 @@ def _pin(
     module, done = rewrite_ops(text, reasons, wrap, torch=modules.torch, operator=modules.operator)
     missed = sorted(set(pins) - set(done))
     if missed:
-        raise PlanError(
-            f"the plan pins {missed[0]}, which {spec.path} does not have as a call that can be pinned",
-            hint="the file changed since the plan was made, or the op stands in an f-string or `*=`: tune again",
-        )
+        raise _cannot_pin(missed[0], text, plan, spec)
     return module.code
+
+
+def _cannot_pin(code: str, text: str, plan: Plan, spec: PatchSpec) -> PlanError:
+    """Why an op of the plan has no place in the file that is patched."""
+    site = next((ref for ref in spec.sites if ref.code == code and ref.path), None)
+    if site is not None and Path(site.path).resolve() != Path(spec.path).resolve():
+        return PlanError(
+            f"the plan pins {site.id!r}, whose line stands in {site.path} and not in {spec.path}, the file to patch",
+            hint=f"{_as_a_region(site.id, plan)}; or leave the op out, so that it follows its inputs; "
+            f"or put a copy of {code.rpartition('#')[0].split('.')[0]} into {spec.path} and pin it there",
+        )
+    if any(op.code == code for op in find_functional_ops(text)):
+        return PlanError(
+            f"the plan pins {code}, which {spec.path} writes as an assignment such as `x *= 2`",
+            hint="write `x = x * 2` there, or leave the op out of the plan",
+        )
+    return PlanError(
+        f"the plan pins {code}, which {spec.path} does not have as a call that can be pinned",
+        hint="the file changed since the plan was made, or the op stands in an f-string: tune again",
+    )
+
+
+def _as_a_region(op: str, plan: Plan) -> str:
+    """How the plan computes an op in FP32 whose source is out of reach: with all of the module that holds it."""
+    holder = op.partition("#")[0]
+    low = [
+        name for name, site in plan.sites.items()
+        if name.startswith(f"{holder}.") and "#" not in name and site.format is not Format.FP32
+    ]  # fmt: skip
+    layers = f", and fp32 for {', '.join(low[:3])}{' and its other layers' if len(low) > 3 else ''}" if low else ""
+    return f'run {holder or "the model"} in FP32 as a whole: "{op}": {{"format": "fp32", "how": "autocast"}}{layers}'
 
 
 def _placement(tree: ast.Module, plan: Plan, spec: PatchSpec, names: LocalNames) -> Placement:

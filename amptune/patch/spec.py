@@ -18,11 +18,13 @@ class SiteRef:
         id: module path, or ``path#op.n`` for a functional op.
         code: place of a functional op in the source, ``Class.forward#op.n``; empty for a module.
         module_type: class of the module, or of the one that holds the op.
+        path: the file in which a functional op stands, where it is known.
     """
 
     id: str
     code: str = ""
     module_type: str = ""
+    path: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,5 +77,7 @@ class PatchSpec:
         paths = list(module_paths)
         first: dict[int, str] = {}
         shared = {name: kept for name, identity in paths if (kept := first.setdefault(identity, name)) != name}
-        refs = tuple(SiteRef(site.id, site.code, site.module_type) for site in sites)
+        refs = tuple(
+            SiteRef(site.id, site.code, site.module_type, site.location.path if site.location else "") for site in sites
+        )
         return cls(path, refs, tuple(name for name, _ in paths), shared, top_class, make_model, loss, optimizer)

@@ -147,3 +147,10 @@ def test_the_check_notices_a_patch_that_changed_something_else():
         assert wrong != patched
         with pytest.raises(AssertionError):
             check_patched(SOURCE, wrong, plan, spec)
+
+
+def test_an_op_that_assigns_is_refused_with_how_to_write_it():
+    source = SOURCE.replace("        return self.b", "        x *= 2\n        return self.b")
+    spec = spec_of({"#mul.0": PIN}, codes={"#mul.0": "Net.forward#mul.0"}, modules=["a", "b"], top_class="Net")
+    with pytest.raises(PlanError, match=r"pins Net\.forward#mul\.0, which model\.py writes as an assignment"):
+        patch_source(source, plan_of({"#mul.0": PIN}), spec)
