@@ -190,6 +190,8 @@ def _facts(
 
 def _operands(site: Site, covered: Sequence[fx.Node], positions: Mapping[fx.Node, int]) -> Iterator[tuple[str, Any]]:
     """Positions in ``inputs`` of the positional arguments; turned round for ``1 - x`` and the like."""
+    if "operands" in site.attrs:
+        return  # a graph that was enriched before: the literals of 1 - x are turned round already
     node = covered[0]
     is_reversed = _spelling(node) in _REVERSED
     scalars = dict(site.attrs.get("scalars") or {})

@@ -22,6 +22,8 @@ Frontend = Literal["export", "record-fake", "record-real"]
 FRONTENDS: tuple[Frontend, ...] = ("export", "record-fake", "record-real")
 EXPORT_LIMIT = 400
 """Modules from which torch.export is left out: it takes about 5 ms a call, a recorded forward about 1 ms."""
+_GRADIENT = "grad"
+"""The op that torch.autograd.grad is recorded as."""
 MOST_CALLS = 5_000
 """Calls of sites, beyond twice the sites, up to which each call is judged for itself: long loops are one site."""
 
@@ -87,7 +89,13 @@ def capture(target: Target, *, frontends: Sequence[str] = FRONTENDS, train: bool
 
 def _remarks(done: _Done) -> Iterator[str]:
     """What the user should know about a graph."""
-    unknown = sorted({site.op for site in done.graph if site.op not in OPS and not site.opaque})
+    gradients = [site for site in done.graph if site.op == _GRADIENT and not site.opaque]
+    if gradients:
+        places = [f"{each.location.path}:{each.location.line}" for each in gradients if each.location]
+        at = f" ({', '.join(dict.fromkeys(places))})" if places else ""
+        yield (f"the forward or loss takes gradients itself{at}: neither that backward nor the one through it is "
+               "priced or judged, so predicted times and memory are too low")  # fmt: skip
+    unknown = sorted({site.op for site in done.graph if site.op not in OPS and not site.opaque} - {_GRADIENT})
     if unknown:
         yield f"ops outside amptune's table, which no rule looks at: {', '.join(unknown)}"
     opaque = sorted({site.op for site in done.graph if site.opaque and site.op not in OPS})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
 from amptune.core.graph import Site
 from amptune.core.intervals import UNIT, Range, point, square, symmetric
 from amptune.core.range_rules import axis_size, exponent_of, limits_of, reduced_count
@@ -21,8 +22,6 @@ COPIES_ONE = frozenset(
 """Ops whose result holds numbers of their first operand and no others."""
 COPIES_ALL = frozenset({"cat", "stack"})
 NORMS = frozenset({"norm", "linalg_vector_norm"})
-_LOGARITHMS = {"log": 1.0, "log2": 1 / math.log(2.0), "log10": 1 / math.log(10.0)}
-_SHARES = ("softmax", "softmin", "gumbel_softmax")
 _MAXIMA = frozenset({"max", "amax", "cummax"})
 _DEPTH = 6
 
@@ -32,6 +31,8 @@ def related(ranges: Ranges, site: Site) -> Range | None:
     match site.op:
         case "sub":
             return _difference(ranges, site)
+        case "cdist" | "pdist":
+            return _distance(ranges, site)
         case "max" | "amax":
             return _largest_share(ranges, site)
         case "sum" | "mean":
@@ -131,19 +132,32 @@ def _total(ranges: Ranges, site: Site) -> Range | None:
     if made is None:
         return None
     count = float(max(site.inputs[0].numel, 1))
-    if site.op == "sum" and made.op == "topk" and (peaked := ranges.root(made)) and peaked.op in _SHARES:
+    if site.op == "sum" and made.op == "topk" and (peaked := ranges.root(made)) and peaked.op in SHARES:
         return Range(1 / max(peaked.inputs[0].shape[-1] if peaked.inputs else 1, 1), 1.0)
     if made.op == "exp" and _reaches_zero(ranges, ranges.root(made)):
         return Range(1.0, count) if site.op == "sum" else Range(1 / max(reduced_count(site), 1), 1.0)
+    if site.op == "sum" and made.op == "mul" and (found := entropy(ranges, site, made)):
+        return found
     if site.op == "sum" and made.op == "mul" and all(is_unit_vector(ranges, made, side) for side in (0, 1)):
         return symmetric(1.0)
     return None
 
 
+def _distance(ranges: Ranges, site: Site) -> Range | None:
+    """Euclidean distances: within 2 of unit vectors, within the diagonal of a box of bounded ones."""
+    if site.attrs.get("p", 2) != 2 or not site.inputs or not site.inputs[0].shape:
+        return None
+    sides = range(len(site.inputs))
+    if all(is_unit_vector(ranges, site, side) for side in sides):
+        return Range(0.0, 2.0)
+    both = ranges.operand(site, 0).union(ranges.operand(site, len(site.inputs) - 1))
+    return Range(0.0, (both.high - both.low) * math.sqrt(site.inputs[0].shape[-1])) if both.is_known else None
+
+
 def _largest_share(ranges: Ranges, site: Site) -> Range | None:
     """Of n numbers that add up to 1 the largest is at least 1 / n."""
     made = ranges.root(site)
-    if made is None or made.op not in _SHARES or not made.inputs or len(site.inputs) != 1:
+    if made is None or made.op not in SHARES or not made.inputs or len(site.inputs) != 1:
         return None
     return Range(1 / max(axis_size(made), 1), 1.0)
 
@@ -157,23 +171,13 @@ def _product(ranges: Ranges, site: Site) -> Range | None:
         factor = ranges.root(site, side)
         if factor is None:
             continue
-        if factor.op in _LOGARITHMS and _is_entropy(ranges, site, other, factor):
-            return Range(-_LOGARITHMS[factor.op] / math.e, math.inf)
+        if factor.op in LOGARITHMS and is_entropy(ranges, site, other, factor):
+            return Range(-LOGARITHMS[factor.op] / math.e, math.inf)
         if factor.op == "rsqrt" and (count := _root_of_squares(ranges, factor, site, other)):
             return symmetric(count)
         if factor.op == "reciprocal" and (found := _part(ranges, site, other, factor, 0)) is not None:
             return found
     return None
-
-
-def _is_entropy(ranges: Ranges, site: Site, other: int, logarithm: Site) -> bool:
-    """Whether a product is x * log(x) or x * log(x + eps), for x in [0, 1]: at least -1/e."""
-    share = ranges.operand(site, other)
-    if share.low < 0 or share.high > 1:
-        return False
-    inner = ranges.root(logarithm)
-    guarded = inner is not None and inner.op in ("add", "clamp") and ranges.same(inner, 0, site, other)
-    return ranges.same(logarithm, 0, site, other) or guarded
 
 
 def _ratio(ranges: Ranges, site: Site) -> Range | None:

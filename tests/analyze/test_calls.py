@@ -110,3 +110,12 @@ def test_more_calls_than_are_judged_share_one_bound(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(capturing, "MOST_CALLS", -1_000)
     body = "s = torch.tanh(h)\nfor _ in range(5):\n    s = s * 0.5 + torch.tanh(h)\nreturn s"
     assert analysed(body, tmp_path).ranges["sites"]["#add.0"]["bound"] == {"low": None, "high": None}
+
+
+def test_gradients_inside_a_forward_are_said_to_be_unpriced(tmp_path: Path) -> None:
+    body = "e = h.sum()\n(force,) = torch.autograd.grad(e, self.fc.weight, create_graph=True)\nreturn force * e"
+    capture_of = analysed(body, tmp_path).capture
+    assert capture_of is not None
+    (note,) = [each for each in capture_of.notes if "takes gradients itself" in each]
+    assert f"model.py:{BODY_LINE + 1})" in note
+    assert not [each for each in capture_of.notes if "outside amptune's table" in each]

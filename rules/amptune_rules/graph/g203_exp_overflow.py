@@ -91,7 +91,7 @@ class ExpOverflow(GraphRule):
                 yield context.finding(
                     self,
                     site,
-                    f"no op bounds the {_input(site)}: it overflows over {FP32_LIMIT / _scale(site):.2f} in "
+                    f"{_reach(context.runs[0], site)}: it overflows over {FP32_LIMIT / _scale(site):.2f} in "
                     "every format; clamp it where large inputs can come",
                     severity=Severity.INFO,
                     limit=round(FP32_LIMIT / _scale(site), 2),
@@ -161,6 +161,15 @@ def _scale(site: Site) -> float:
 
 def _input(site: Site) -> str:
     return f"exponent of {_base(site):g}" if site.op == "pow" else f"input of {site.op}"
+
+
+def _reach(run: Run, site: Site) -> str:
+    """How far the input may go, for a message."""
+    found = _given(run, site)
+    far = found.magnitude if site.op in ("cosh", "sinh") else found.high
+    return (
+        f"no op bounds the {_input(site)}" if math.isinf(far) else f"the ops bound the {_input(site)} by {far:.4g} only"
+    )
 
 
 def _given(run: Run, site: Site) -> Range:

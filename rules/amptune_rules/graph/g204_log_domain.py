@@ -85,7 +85,7 @@ class LogDomain(GraphRule):
                     eps=eps,
                 )
             elif bad:
-                yield self._unprotected(context, site, bad[0])
+                yield self._unprotected(context, site, bad)
             elif context.runs and is_signed(context.runs[0], site):
                 yield context.finding(
                     self,
@@ -133,14 +133,16 @@ class LogDomain(GraphRule):
                 severity=Severity.INFO,
             )
 
-    def _unprotected(self, context: GraphContext, site: Site, run: Run) -> Finding:
+    def _unprotected(self, context: GraphContext, site: Site, runs: tuple[Run, ...]) -> Finding:
+        run = runs[0]
+        under = "" if len(runs) == len(context.runs) else f" under {recipes_in(runs)}"
         root = run.ranges.root(site, 0)
         low = run.ranges.operand(site, 0).low
         made_by = root.op if root else "its input"
         return context.finding(
             self,
             site,
-            f"{site.op} of {made_by}, whose values start at {low:g}: {site.op}({_end(site):g}) is -inf and its "
+            f"{site.op} of {made_by}, whose values start at {low:g}{under}: {site.op}({_end(site):g}) is -inf and its "
             f"gradient not finite{_INSTEAD.get(made_by, '')}",
             low=low,
             chain=chain(context, site),
