@@ -18,12 +18,16 @@ from amptune.core.plan import PARAMS, Plan
 from amptune.errors import UsageError
 from amptune.patch.output import patched_files
 from amptune.runtime import masters_of
+from amptune.tune import run
 from amptune.tune.device import Device
+from amptune.tune.finals import Verdict
 from amptune.tune.lowparams import check_params
 from amptune.tune.options import TuneOptions
 from amptune.tune.quality import judge, measure_reference
 from amptune.tune.recipes import Candidate, params_candidate, plan_candidate, stock_candidates
+from amptune.tune.search import Search
 from amptune.tune.stockplan import parameters_note, plan_of_stock
+from amptune.tune.timing import StepTime
 from amptune.tune.training import Workbench, snapshot, training
 from amptune.tune.worker import Job, Worker
 from tests.inprocess import amptune
@@ -89,10 +93,10 @@ def test_the_model_is_lowered_while_the_run_lasts_and_given_back(make_bench: Mak
     bench, batches = make_bench(source, steps=3)
     before, initial = identities(bench), snapshot(bench.model)
     constants = {name: value.clone() for name, value in bench.model.named_buffers()}
-    with training(bench, recipe(params)) as run:
-        run.step(batches.train[0])
+    with training(bench, recipe(params)) as trained:
+        trained.step(batches.train[0])
         assert {p.dtype for p in bench.model.parameters()} == {torch.bfloat16}
-        state = [value for values in run.optimizer.state.values() for value in values.values() if value.numel() > 1]
+        state = [value for values in trained.optimizer.state.values() for value in values.values() if value.numel() > 1]
         assert {value.dtype for value in state} == {torch.float32 if params == "bf16-master" else torch.bfloat16}
     assert identities(bench) == before
     assert all(torch.equal(value, constants[name]) for name, value in bench.model.named_buffers() if name == "constant")
@@ -106,13 +110,13 @@ def test_other_candidates_do_not_notice(make_bench: Make, params: str) -> None:
     bench, batches = make_bench(BUFFERS, steps=3)
 
     def losses() -> list[float]:
-        with training(bench, Candidate("fp32")) as run:
-            return [run.step(batch).item() for batch in batches.train]
+        with training(bench, Candidate("fp32")) as trained:
+            return [trained.step(batch).item() for batch in batches.train]
 
     before = losses()
-    with training(bench, recipe(params)) as run:
+    with training(bench, recipe(params)) as trained:
         for batch in batches.train:
-            run.step(batch)
+            trained.step(batch)
     assert losses() == before
 
 
@@ -120,10 +124,10 @@ def test_steps_that_bf16_loses_are_in_the_masters_and_evaluated_there(make_bench
     bench, batches = make_bench(SMALL_STEPS, steps=3)
 
     def weight_after(params: str) -> torch.Tensor:
-        with training(bench, recipe(params)) as run:
+        with training(bench, recipe(params)) as trained:
             for batch in batches.train:
-                run.step(batch)
-            masters = {id(parameter): value.clone() for parameter, value in masters_of(run.optimizer)}
+                trained.step(batch)
+            masters = {id(parameter): value.clone() for parameter, value in masters_of(trained.optimizer)}
             weight = bench.model.fc1.weight
             expected = masters.get(id(weight), weight.detach().float())
         assert torch.equal(bench.model.fc1.weight.detach(), expected), "what is evaluated"
@@ -131,9 +135,9 @@ def test_steps_that_bf16_loses_are_in_the_masters_and_evaluated_there(make_bench
 
     rounded = bench.initial["fc1.weight"].bfloat16().float()
     assert torch.equal(weight_after("bf16"), rounded)
-    trained = weight_after("bf16-master")
-    assert not torch.equal(trained, rounded)
-    assert torch.equal(trained.bfloat16().float(), rounded)
+    found = weight_after("bf16-master")
+    assert not torch.equal(found, rounded)
+    assert torch.equal(found.bfloat16().float(), rounded)
 
 
 def test_they_are_judged_like_the_others(make_bench: Make) -> None:
@@ -227,6 +231,23 @@ def test_tune_lists_them_and_a_study_is_not_resumed_without(tmp_path: Path) -> N
     result = amptune(tmp_path, *fast, "--resume")
     assert result.returncode == 2
     assert "another params (then bf16, now None)" in result.stderr
+
+
+def test_what_wins_is_written_and_what_is_left_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def masters_win(search: Search) -> Verdict:
+        record = next(r for r in search.records() if r.outcome.recipe == "params-bf16-master")
+        step = StepTime.of([record.outcome.median_ms])
+        return Verdict("stock", record, step, record, step, repeated=False)
+
+    monkeypatch.setattr(run, "decide", masters_win)
+    (tmp_path / "net.py").write_text(MLP)
+    result = amptune(tmp_path, "tune", "net.py", "--steps", "3", "--device", "cpu", "--budget", "5", "--params", "bf16")
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "amptune-out/net"
+    assert json.loads((out / "plan.json").read_text())["params"] == "bf16-master"
+    assert '@masters_in("fp32")' in (out / "net_amptuned.py").read_text()
+    assert "make_optimizer returns an optimizer with FP32 copies" in result.stdout
+    assert "make_optimizer returns an optimizer with FP32 copies" in (out / "report.html").read_text()
 
 
 def test_bench_has_a_row_of_each(tmp_path: Path) -> None:

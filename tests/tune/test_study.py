@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from amptune.errors import InputError, UsageError
 from amptune.tune.study import JOURNAL, Outcome, StudyFile, locked_folder, open_study
@@ -63,6 +67,22 @@ def test_a_torn_last_line_is_cut(tmp_path: Path) -> None:
             again = open_study(tmp_path, "resume", seed=0)
             run_one(again, Outcome("search", "valid", step_ms=STEP))
     assert len(again.records()) == 3
+
+
+def test_plain_optuna_reads_the_journal(tmp_path: Path) -> None:
+    """As optuna-dashboard does: with Optuna's own storage, and without our lock."""
+    with locked_folder(tmp_path, "refuse"):
+        study = open_study(tmp_path, "refuse", seed=0)
+        run_one(study, Outcome("search", "valid", step_ms=STEP))
+        run_one(study, Outcome("search", "invalid", "loss gap", step_ms=STEP))
+        run_one(study, Outcome("search", "failed", "out of memory"))
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / JOURNAL)))
+    (summary,) = optuna.get_all_study_summaries(storage)
+    plain = optuna.load_study(study_name=summary.study_name, storage=storage)
+    assert [trial.state for trial in plain.trials] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
+    assert plain.trials[0].params.keys() == CHOICES.keys()
+    assert plain.best_trial.number == 0
+    assert plain.best_value == STEP["median"]
 
 
 def test_an_existing_study_is_refused_untouched(tmp_path: Path) -> None:
