@@ -12,6 +12,7 @@ from torch import nn
 from amptune.core.finding import Severity
 from tests.analyze import stable_models
 from tests.analyze.numeric_defects import PAIRS, Pair
+from tests.analyze.numeric_defects_calls import CALLS
 from tests.analyze.numeric_defects_held import HELD
 from tests.analyze.numeric_defects_more import MORE
 from tests.analyze.numeric_defects_second import SECOND
@@ -19,7 +20,7 @@ from tests.analyze.numeric_defects_unseen import UNSEEN
 from tests.analyze.stable_models import BATCHES
 from tests.benchmarks.numeric_defects import Outcome, file_text, findings, graphs_of, judge, table
 
-EVERY = (*PAIRS, *MORE, *HELD, *UNSEEN, *SECOND)
+EVERY = (*PAIRS, *MORE, *HELD, *UNSEEN, *SECOND, *CALLS)
 
 
 @pytest.mark.parametrize("pair", EVERY, ids=lambda pair: pair.name)
