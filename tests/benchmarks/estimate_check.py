@@ -180,6 +180,20 @@ def written_down(measured: Mapping[str, Any], entries: Sequence[Entry]) -> dict[
     return {entry.model: predict(entry, MEASURED, constants_of(measured), "eager") for entry in entries}
 
 
+def note(file: Path, gpu: Mapping[str, Any], when: str, predicted: Mapping[str, Any]) -> None:
+    """Adds predictions to the file under a name.
+
+    Raises:
+        SystemExit: the file has other predictions of one of the models under that name: those stay as they were.
+    """
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"version": 1, "gpu": gpu}
+    noted = found.setdefault("predicted", {}).setdefault(when, {})
+    if both := sorted(noted.keys() & predicted.keys()):
+        raise SystemExit(f"{file}: {', '.join(both)} predicted as {when!r} already: give another --when")
+    noted.update(predicted)
+    write_atomic(file, json.dumps(found, indent=1) + "\n")
+
+
 def _rows(entry: Entry, rows: Sequence[Mapping[str, Any]], predicted: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     base = next((row for row in rows if row["recipe"] == "fp32"), rows[0])
     for constants, table in predicted.items():
@@ -345,8 +359,9 @@ def main() -> int:
         "--write-down",
         type=Path,
         metavar="FILE",
-        help="predict --models with the constants of --measured, write that to FILE and compare nothing",
+        help="predict --models with the constants of --measured, add that to FILE and compare nothing",
     )
+    parser.add_argument("--when", default="written down", help="name of these predictions in the file")
     args = parser.parse_args()
     wanted = set(args.models.split(",")) if args.models else {entry.model for entry in ENTRIES}
     entries = [entry for entry in ENTRIES if entry.model in wanted and entry.eager]
@@ -355,8 +370,7 @@ def main() -> int:
     if args.measured:
         measured = json.loads(args.measured.read_text(encoding="utf-8"))
         if args.write_down:
-            found = {"version": 1, "gpu": measured["gpu"], "predicted": written_down(measured, entries)}
-            write_atomic(args.write_down, json.dumps(found, indent=1) + "\n")
+            note(args.write_down, measured["gpu"], args.when, written_down(measured, entries))
             return 0
         measured["rows"] = [row for row in measured["rows"] if row["model"] in wanted]
     else:

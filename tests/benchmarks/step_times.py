@@ -81,6 +81,15 @@ ENTRIES = (
     Entry("mixer", blind=True),
     Entry("mlp", blind=True),
     Entry("latent", blind=True, channels_last=True),
+    Entry("deeplab", blind=True, channels_last=True),
+    Entry("mobilenet", blind=True, channels_last=True),
+    Entry("conformer", blind=True, channels_last=True),
+    Entry("recommender", blind=True),
+    Entry("graphnet", blind=True),
+    Entry("moe", blind=True),
+    Entry("decoder", blind=True),
+    Entry("video", blind=True),
+    Entry("vae", blind=True, channels_last=True),
 )
 
 

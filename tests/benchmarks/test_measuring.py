@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.benchmarks import device_times, kernel_times, step_times
+from tests.benchmarks import device_times, estimate_check, kernel_times, step_times
 
 TINY = """
 import torch
@@ -85,3 +86,14 @@ def test_memory_bound_kernels_run_in_every_format() -> None:
             for _, passes in group:
                 for run in passes.values():
                     run()
+
+
+def test_predictions_that_were_written_down_stay_as_they_were(tmp_path: Path) -> None:
+    file = tmp_path / "predicted.json"
+    estimate_check.note(file, {"name": "a GPU"}, "first", {"tiny": {"table": {"fp32": {"ms": 1.0}}}})
+    estimate_check.note(file, {"name": "a GPU"}, "after", {"tiny": {"table": {"fp32": {"ms": 2.0}}}})
+    with pytest.raises(SystemExit, match="tiny predicted as 'first' already"):
+        estimate_check.note(file, {"name": "a GPU"}, "first", {"tiny": {"table": {"fp32": {"ms": 3.0}}}})
+    found = json.loads(file.read_text(encoding="utf-8"))["predicted"]
+    assert found["first"]["tiny"]["table"]["fp32"]["ms"] == 1.0
+    assert found["after"]["tiny"]["table"]["fp32"]["ms"] == 2.0
