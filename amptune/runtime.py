@@ -31,7 +31,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,8 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_T = TypeVar("_T")
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP8 = "fp8_e4m3"
@@ -1679,22 +1681,36 @@ def set_backend_flags(*, tf32: bool) -> Callable[[], None]:
 
     Process-wide, and read by backward when it runs: set it once, before training.
     """
-    before = _matmul_precision(), torch.backends.cudnn.allow_tf32
+    backends: Any = torch.backends
+    convolutions = (backends.cudnn.conv, backends.cudnn.rnn)
+    before = [(backend, backend.fp32_precision) for backend in (backends.cuda.matmul, *convolutions)]
+    products = _answer(torch.get_float32_matmul_precision) or ("high" if before[0][1] == "tf32" else "highest")
+    allowed = _answer(lambda: bool(backends.cudnn.allow_tf32))
 
     def restore() -> None:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_float32_matmul_precision(products)
+        if allowed is not None:
+            backends.cudnn.allow_tf32 = allowed
+        for backend, precision in before:
+            # With "none" it follows torch.backends.fp32_precision, which may be where the user's setting came from.
+            for said in ("none", precision):
+                if backend.fp32_precision != precision:
+                    backend.fp32_precision = said
 
+    # The older settings first: they keep the older getters working in the user's libraries.
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
+    backends.cudnn.allow_tf32 = tf32
+    for backend in convolutions:  # allow_tf32 = False alone is overruled by torch.backends.fp32_precision = "tf32"
+        backend.fp32_precision = "tf32" if tf32 else "ieee"
     return restore
 
 
-def _matmul_precision() -> str:
+def _answer(getter: Callable[[], _T]) -> _T | None:
+    """What an older getter says; None where it refuses, since the user set the newer fp32_precision."""
     try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # the user set torch.backends.cuda.matmul.fp32_precision, and this getter refuses to answer
-        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+        return getter()
+    except RuntimeError:
+        return None
 
 
 def require(version: str) -> None:

@@ -7,7 +7,6 @@ reached on the H200 that the table is from. The other probes of traffic are repo
 reductions stays as the generation has it.
 """
 
-# amptune: ignore-file[AMP404] goes with set_float32_matmul_precision, and old and new settings do not mix
 from __future__ import annotations
 
 import dataclasses
@@ -25,6 +24,7 @@ from amptune.core.efficiency import EFFICIENCY, Efficiency, Traffic
 from amptune.core.formats import Format
 from amptune.core.hardware import Gpu
 from amptune.core.roofline import efficiency_of
+from amptune.runtime import set_backend_flags
 
 H200 = {
     "conv fp32": 0.5539, "conv tf32": 0.5236, "conv bf16": 0.6472, "conv fp16": 0.6277,
@@ -74,15 +74,13 @@ def calibrate(gpu: Gpu) -> Calibration:
     A probe that does not run (no kernel, no memory) leaves the constant of the GPU's generation in place.
     """
     start = time.perf_counter()
-    precision = torch.get_float32_matmul_precision()
-    conv_tf32 = torch.backends.cudnn.allow_tf32
+    restore = set_backend_flags(tf32=False)
     bare = dataclasses.replace(gpu, measured=None)
     try:
         probes = (*product_probes(bare), *traffic_probes(bare))
         shortest, layer = shortest_kernel_us(bare), layer_us()
     finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = conv_tf32
+        restore()
         torch.cuda.empty_cache()
     shares = {probe.name: probe.share for probe in probes}
     found = _efficiency(bare, shares, shortest, _launches(layer))

@@ -13,6 +13,7 @@ from amptune.analyze.device import present_gpu
 from amptune.core.formats import Format
 from amptune.core.hardware import Gpu
 from amptune.core.op_support import ops_without_kernel, table_version, tried_on
+from amptune.runtime import set_backend_flags
 
 State = Literal["fast", "works", "slow", "no"]
 SIZE = {"cuda": 4096, "cpu": 512}
@@ -138,14 +139,13 @@ def _seconds(number_format: Format, device: str) -> float | None:
     """Best time of one square product; ``None`` where torch refuses."""
     if number_format is Format.TF32 and device == "cpu":
         return None
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if number_format is Format.TF32 else "highest")
+    restore = set_backend_flags(tf32=number_format is Format.TF32)
     try:
         return _timed(number_format, device)
     except (RuntimeError, NotImplementedError, ValueError, AttributeError):
         return None
     finally:
-        torch.set_float32_matmul_precision(precision)
+        restore()
 
 
 def _timed(number_format: Format, device: str) -> float:

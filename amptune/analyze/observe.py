@@ -1,6 +1,5 @@
 """One real forward and backward in FP32 on the user's batch, and the values that every site gives in it."""
 
-# amptune: ignore-file[AMP404] goes with set_float32_matmul_precision, and old and new settings do not mix
 from __future__ import annotations
 
 import collections
@@ -26,6 +25,7 @@ from amptune.capture.usercode import UserCodeError, quiet, user_code
 from amptune.core.graph import Site
 from amptune.core.observed import Observed, Stat
 from amptune.errors import WorkError
+from amptune.runtime import set_backend_flags
 
 COPIES = 4
 """Weights, gradients and about as much again for activations: what has to fit into half of the free memory."""
@@ -93,14 +93,11 @@ def _check_memory(target: Target, train: bool) -> None:
 @contextlib.contextmanager
 def _exact() -> Iterator[None]:
     """FP32 without TF32, as the reference."""
-    before, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    restore = set_backend_flags(tf32=False)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = cudnn
+        restore()
 
 
 def _on_gpu(prepared: Prepared) -> Prepared:

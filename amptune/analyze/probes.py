@@ -21,6 +21,7 @@ from amptune.core.roofline import (
     gemm_seconds,
     peak_of,
 )
+from amptune.runtime import set_backend_flags
 
 _FORMATS = (Format.FP32, Format.TF32, Format.BF16, Format.FP16, Format.FP8_E4M3)
 
@@ -67,7 +68,7 @@ def _implicit(inputs: int, outputs: int, kernel: int) -> Gemm:
 
 def _gemms(gpu: Gpu) -> Iterator[Probe]:
     for number_format in _FORMATS:
-        probing.set_tf32(number_format is Format.TF32)
+        set_backend_flags(tf32=number_format is Format.TF32)
         if ideal := gemm_ideal(gpu, number_format):
             yield from probing.probe(f"gemm {number_format}", ideal, lambda f=number_format: _product(_GEMM, f))  # type: ignore[misc]
 
@@ -108,7 +109,7 @@ def _convolutions(gpu: Gpu) -> Iterator[Probe]:
     for number_format in _FORMATS[:-1]:
         if not efficiency_of(gpu).conv[number_format][0] or not peak_of(gpu, number_format):
             continue
-        probing.set_tf32(number_format is Format.TF32)
+        set_backend_flags(tf32=number_format is Format.TF32)
 
         def both(number_format: Format = number_format) -> Run:
             first, second = (_convolution(*shape, number_format) for shape in _CONVOLUTIONS)
@@ -141,7 +142,7 @@ def _convolution(inputs: int, outputs: int, kernel: int, number_format: Format) 
 def _depthwise(gpu: Gpu) -> Iterator[Probe]:
     """Forward and backward of a 7 x 7 convolution with as many groups as channels, against the FP32 vector units."""
     batch, channels, side, kernel = _IMAGES, _CHANNELS, _SIDE, _WINDOW
-    probing.set_tf32(False)
+    set_backend_flags(tf32=False)
     for number_format in (Format.FP32, Format.BF16, Format.FP16):
 
         def prepare(number_format: Format = number_format) -> Run:
@@ -165,7 +166,7 @@ def _attention(gpu: Gpu) -> Iterator[Probe]:
     for number_format in _ATTENTION_FORMATS:
         if not peak_of(gpu, number_format):
             continue
-        probing.set_tf32(False)
+        set_backend_flags(tf32=False)
 
         def prepare(number_format: Format = number_format) -> Run:
             shape = (8, _ATTENTION.batch // 8, _ATTENTION.queries, _ATTENTION.size)

@@ -1,6 +1,5 @@
 """How a kernel is timed on the GPU at hand, and what came out."""
 
-# amptune: ignore-file[AMP404] goes with set_float32_matmul_precision, and old and new settings do not mix
 from __future__ import annotations
 
 import dataclasses
@@ -66,12 +65,6 @@ def probe(name: str, ideal: float, prepare: Callable[[], Run]) -> Iterator[Probe
         yield Probe(name, time_on_gpu(prepare()), ideal)
     except (RuntimeError, NotImplementedError, ValueError, AttributeError):
         return
-
-
-def set_tf32(wanted: bool) -> None:
-    """Both TF32 flags on or off."""
-    torch.set_float32_matmul_precision("high" if wanted else "highest")
-    torch.backends.cudnn.allow_tf32 = wanted  # amptune: ignore[AMP404] the new flag makes reads of this one raise
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

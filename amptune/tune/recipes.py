@@ -11,6 +11,7 @@ import torch
 
 from amptune.core.formats import Format
 from amptune.core.plan import PARAMS, Plan, ScalerConfig
+from amptune.runtime import set_backend_flags
 from amptune.tune.device import Device
 from amptune.tune.float8 import stock_scalings
 
@@ -94,17 +95,13 @@ def params_candidate(params: str) -> Candidate:
 def backend_flags(tf32: bool) -> Iterator[None]:
     """TF32 on or off for matrix products and convolutions, both ways back afterwards.
 
-    Through set_float32_matmul_precision, which keeps the older getters working in the user's libraries. cuDNN allows
-    TF32 by default, so the FP32 reference has to switch it off.
+    cuDNN allows TF32 by default, so the FP32 reference has to switch it off.
     """
-    precision, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
+    restore = set_backend_flags(tf32=tf32)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = convolution
+        restore()
 
 
 def autocast_region(candidate: Candidate, device: Device) -> contextlib.AbstractContextManager[object]:

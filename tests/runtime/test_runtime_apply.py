@@ -4,6 +4,7 @@ import collections
 import copy
 import dataclasses
 import io
+import operator
 import pickle
 import types
 from typing import Any
@@ -397,6 +398,39 @@ def test_backend_flags_are_set_and_restored() -> None:
     finally:
         restore()
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [
+        ("", "tf32"),  # what a Trainer of transformers with tf32=True sets, and with tf32=False the next one
+        ("", "ieee"),
+        (".cuda.matmul", "tf32"),
+        (".cudnn.conv", "ieee"),
+    ],
+)
+def test_backend_flags_are_set_and_restored_where_the_user_set_the_newer_ones(backend: str, precision: str) -> None:
+    nodes = [operator.attrgetter(name)(torch.backends) for name in ("cuda.matmul", "cudnn.conv", "cudnn.rnn")]
+    whole = operator.attrgetter(backend[1:])(torch.backends) if backend else torch.backends
+    older = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    newer = whole.fp32_precision
+    try:
+        whole.fp32_precision = precision
+        before = [node.fp32_precision for node in nodes]
+        restore = set_backend_flags(tf32=False)
+        assert [node.fp32_precision for node in nodes] == ["ieee"] * 3
+        assert not torch.backends.cudnn.allow_tf32
+        restore_inner = set_backend_flags(tf32=True)
+        assert [node.fp32_precision for node in nodes] == ["tf32"] * 3
+        assert torch.get_float32_matmul_precision() == "high"
+        restore_inner()
+        assert [node.fp32_precision for node in nodes] == ["ieee"] * 3
+        restore()
+        assert [node.fp32_precision for node in nodes] == before
+    finally:
+        whole.fp32_precision = newer
+        torch.set_float32_matmul_precision(older[0])
+        torch.backends.cudnn.allow_tf32 = older[1]
 
 
 def test_applying_a_plan_leaves_the_flags_alone() -> None:
