@@ -5,6 +5,9 @@
 - They load 16 bytes at a time, so input channels are padded to a multiple of that.
 - The bias is added by a kernel of its own (aten/src/ATen/native/Convolution.cpp), its gradient is a sum.
 - A convolution with one channel a group is bound by the vector units, at rates that depend on layout, format and pass.
+- A transposed convolution is the input gradient of the convolution the other way, and its input gradient that
+  convolution itself: the same kernels with the passes exchanged.
+- One dimension is the two of an image with a height of 1 (aten/src/ATen/native/Convolution.cpp).
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from amptune.core.graph import DTYPE_BYTES, Gemm, Site
 from amptune.core.hardware import REQUIRED_BYTES
 from amptune.core.roofline import Pass, Traffic
 
-_SPATIAL = ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d")
+_EXCHANGED = {Pass.FORWARD: Pass.INPUT, Pass.INPUT: Pass.FORWARD, Pass.WEIGHT: Pass.WEIGHT}
+"""Pass of a transposed convolution -> pass of the convolution the other way."""
 
 
 def convolution_kernels(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
@@ -39,19 +43,20 @@ def convolution_kernels(site: Site, dtypes: SiteDtypes, setting: Setting) -> Tim
     item = DTYPE_BYTES.get(dtypes.compute, 4)
     given, made = site.inputs[0].numel * item, sum(output_bytes(site, dtypes))
     moved = given + made + sum(param.meta.numel for param in site.params) * item
-    taps = _taps(site)
-    keeps_size = bool(site.outputs) and site.inputs[0].shape[2:] == site.outputs[0].shape[2:]
-    transposes = _is_transposed(site, number_format) and not setting.fixed
+    taps = math.prod(_window(site))
+    last = in_channels_last(site, setting)
+    transposes = _needs_layout(site, number_format) and not last
+    winograd = _has_winograd(site)
     for gemm in of_one_call(site):
         for direction in _passes(site):
             behind = direction is not Pass.FORWARD
             if _is_depthwise(site, gemm):
-                last = setting.fixed or bool(site.attrs.get("channels_last"))
                 yield Depthwise(gemm.flops, number_format, direction, moved, last, taps=gemm.k), behind
                 continue
-            loaded = _loaded(gemm, site, number_format)
+            loaded = _loaded(_plain(gemm, site), site, number_format)
             few = number_format is not Format.FP32 and _channels(gemm, site) * number_format.bytes < REQUIRED_BYTES
-            yield Convolution(loaded, number_format, direction, moved, taps, keeps_size, few), behind
+            exchanged = _EXCHANGED[direction] if _is_backwards(site) else direction
+            yield Convolution(loaded, number_format, exchanged, moved, taps, winograd, few), behind
             if transposes:
                 yield move(Traffic.TRANSPOSE, 2 * (given + made), dtypes.compute, 3), behind
     if has_bias(site):
@@ -69,10 +74,25 @@ def _passes(site: Site) -> list[Pass]:
     return passes
 
 
+def in_channels_last(site: Site, setting: Setting) -> bool:
+    """Whether the kernels find their tensors in channels_last: as they come, or in the fixed model, which has that
+    layout for images and volumes."""
+    return bool(site.attrs.get("channels_last")) or (setting.fixed and len(site.inputs[0].shape) in (4, 5))
+
+
+def _is_backwards(site: Site) -> bool:
+    return site.op.startswith("conv_transpose")
+
+
+def _plain(gemm: Gemm, site: Site) -> Gemm:
+    """The product of the convolution whose kernels run: of a transposed one, that the other way."""
+    return dataclasses.replace(gemm, n=gemm.k, k=gemm.n) if _is_backwards(site) else gemm
+
+
 def _is_depthwise(site: Site, gemm: Gemm) -> bool:
-    """Whether each group has one input channel."""
+    """Whether each group has one input channel; torch has kernels of its own for those, but for transposed ones."""
     shape = site.inputs[0].shape
-    return gemm.batch > 1 and len(shape) > 2 and gemm.batch == shape[1]
+    return gemm.batch > 1 and len(shape) > 2 and gemm.batch == shape[1] and not _is_backwards(site)
 
 
 def _loaded(gemm: Gemm, site: Site, number_format: Format) -> Gemm:
@@ -85,26 +105,31 @@ def _loaded(gemm: Gemm, site: Site, number_format: Format) -> Gemm:
 
 
 def _channels(gemm: Gemm, site: Site) -> int:
-    """Input channels of a group."""
-    shape = site.inputs[0].shape
+    """Input channels of a group, as the kernels see it."""
+    shape = (site.outputs if _is_backwards(site) else site.inputs)[0].shape
     return shape[1] // gemm.batch if len(shape) > 2 else 0
 
 
-def _taps(site: Site) -> int:
-    """Positions of the kernel."""
-    weights = [param.meta.shape for param in site.params if len(param.meta.shape) > 2]
-    return math.prod(weights[0][2:]) if weights else 1
+def _window(site: Site) -> tuple[int, ...]:
+    """The positions of the kernel along each axis; its weight may be computed, as under a weight norm."""
+    stored = [param.meta for param in site.params]
+    weights = [meta.shape for meta in (*stored, *site.inputs[1:]) if len(meta.shape) > 2]
+    return weights[0][2:] if weights else ()
 
 
-def _is_transposed(site: Site, number_format: Format) -> bool:
-    """Whether the kernels for tensor cores have to transpose contiguous tensors first."""
-    spatial = site.op.startswith(_SPATIAL)
-    if not spatial or number_format is Format.FP32 or site.attrs.get("channels_last") is not False:
+def _has_winograd(site: Site) -> bool:
+    return _window(site) == (3, 3) and _is_one(site.attrs.get("stride")) and _is_one(site.attrs.get("dilation"))
+
+
+def _is_one(steps: object) -> bool:
+    """Whether a stride or dilation is 1, which it is where the call does not give it."""
+    each = steps if isinstance(steps, list | tuple) else [steps]
+    return all(step in (None, 1) for step in each)
+
+
+def _needs_layout(site: Site, number_format: Format) -> bool:
+    """Whether the kernels for tensor cores have to transpose tensors that are known to be contiguous."""
+    if number_format is Format.FP32 or site.attrs.get("channels_last") is not False:
         return False
-    return not _is_pointwise(site)
-
-
-def _is_pointwise(site: Site) -> bool:
-    """Whether the convolution is 1 x 1 with stride 1."""
-    same = bool(site.outputs) and site.inputs[0].shape[2:] == site.outputs[0].shape[2:]
-    return bool(site.params) and _taps(site) == 1 and same
+    window = _window(site)
+    return bool(window) and (math.prod(window) != 1 or not _is_one(site.attrs.get("stride")))

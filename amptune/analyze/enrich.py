@@ -18,6 +18,7 @@ from torch import fx
 
 from amptune.analyze.constants import NodeBounds
 from amptune.analyze.dtypes import LITERAL, FollowedDtypes, explicit_cast, family, root, source, walk
+from amptune.analyze.layouts import is_channels_last
 from amptune.analyze.views import counted_views
 from amptune.core.autocast import UNKNOWN
 from amptune.core.graph import INPUT, PrecisionGraph, Site
@@ -28,7 +29,8 @@ _ORDERED_OPS = ("masked_select", "index")
 _ORDERED = (Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX, Family.GEMM)
 _FP32_LIMIT = re.compile(r"finfo\(torch\.float(32)?\)")
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-_LAID_OUT = ("conv2d", "conv_transpose2d", "batch_norm", "group_norm")
+_LAID_OUT = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm",
+             "group_norm")  # fmt: skip
 
 
 def enrich(graph: PrecisionGraph, module: fx.GraphModule) -> None:
@@ -183,7 +185,7 @@ def _facts(
     if integers:
         yield "integers", integers
     if site.op in _LAID_OUT and outside:
-        layout = _is_channels_last(outside[0].meta.get("val"))
+        layout = is_channels_last(outside[0])
         if layout is not None:
             yield "channels_last", layout
 
@@ -253,12 +255,3 @@ def _integers(node: fx.Node) -> int:
 def _is_strided(value: Any) -> bool:
     """Whether neighbours in the last dimension lie apart in memory."""
     return isinstance(value, torch.Tensor) and value.layout is torch.strided and value.stride(-1) != 1
-
-
-def _is_channels_last(value: Any) -> bool | None:
-    """Whether an image is laid out so; ``None`` where its strides fit both layouts."""
-    if not isinstance(value, torch.Tensor) or value.dim() != 4:
-        return None
-    last = value.is_contiguous(memory_format=torch.channels_last)
-    first = value.is_contiguous()
-    return None if last and first else last

@@ -25,7 +25,8 @@ from amptune.core.roofline import (
     traffic_seconds,
 )
 
-ATTRS_READ = ("channels_last", "is_causal", "masked", "mask_strided", "dropout_p", "copied")
+ATTRS_READ = ("channels_last", "is_causal", "masked", "mask_strided", "dropout_p", "copied", "stride", "dilation",
+              "in_place")  # fmt: skip
 """The arguments of ops that kernels depend on."""
 
 
@@ -138,14 +139,14 @@ class Steps:
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """One pass of a convolution, by its implicit product and the bytes of its tensors."""
+    """One pass of a convolution, by its implicit product and the bytes of its tensors (see :func:`conv_seconds`)."""
 
     gemm: Gemm
     format: Format
     direction: Pass
     bytes: int
     taps: int = 1
-    unit_stride: bool = True
+    winograd: bool = False
     few_channels: bool = False
     launches: int = 1
 
@@ -153,7 +154,7 @@ class Convolution:
         """Time of the pass in the layout that the library's kernels want."""
         return conv_seconds(
             self.gemm, self.format, gpu, self.direction, bytes_moved=self.bytes, taps=self.taps,
-            unit_stride=self.unit_stride, few_channels=self.few_channels,
+            winograd=self.winograd, few_channels=self.few_channels,
         )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ _OPS: dict[str, Cost] = {
     # The gradient of gather is added in place by atomics, that of an index is sorted first.
     **_rows("gather take_along_dim", Cost(Traffic.UNROLLED, (0, 4, 1), (1, 4, 2), "indices")),
     **_rows("index index_select", Cost(Traffic.GATHER, (0, 2, 1), (0, 3, 12), "indices")),
-    **_rows("embedding_bag", Cost(Traffic.GATHER, (0, 4, 1), (0, 4, 3), "nothing")),
+    **_rows("embedding_bag", Cost(Traffic.GATHER, (0, 2, 1), (0, 3, 3), "nothing")),
 }  # fmt: skip
 
 

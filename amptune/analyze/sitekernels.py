@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from amptune.analyze.attention import attention_kernels
-from amptune.analyze.convolutions import convolution_kernels
+from amptune.analyze.convolutions import convolution_kernels, in_channels_last
 from amptune.analyze.kernels import (
     Kernel,
     Move,
@@ -41,6 +41,8 @@ from amptune.core.ops import Family, op_named
 from amptune.core.roofline import Pass, Traffic
 
 _ROW_NORMS = ("layer_norm", "rms_norm")
+_SCATTERS = ("index_add", "scatter_add", "scatter", "index_copy")
+"""Ops whose first input is what is written to, and all others say what and where."""
 ROWWISE_SHARE = 0.72
 """Rate of FP8 products with a scale for each row against those with one scale, H100 (see estimate_check)."""
 
@@ -105,7 +107,10 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
     written = sum(output_bytes(site, dtypes))
     table = sum(param.meta.nbytes for param in site.params)
     if op_named(site.op).family is Family.EMBEDDING:
-        yield from _lookup(cost, table, written, dtypes, backward=backward)
+        yield from _lookup(cost, table, _looked_up(site, dtypes), dtypes, backward=backward)
+        return
+    if site.op in _SCATTERS and len(site.inputs) > 1:
+        yield from _scatter(site, dtypes, sum(reads[1:]), written, backward=backward)
         return
     if softmax_in_half(site, dtypes):
         logits = sum(reads) / 2
@@ -135,6 +140,22 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
 def _narrowest(dtypes: SiteDtypes) -> str:
     floating = [dtype for dtype in (*dtypes.inputs, *dtypes.outputs) if dtype in (*HALF, "float32", "float64")]
     return min(floating, key=lambda dtype: DTYPE_BYTES[dtype], default="float32")
+
+
+def _looked_up(site: Site, dtypes: SiteDtypes) -> int:
+    """Bytes of the rows that indices name; those of a bag are summed, so that fewer are written."""
+    item = DTYPE_BYTES.get(dtypes.outputs[0], 4) if dtypes.outputs else 4
+    width = site.outputs[0].shape[-1] if site.outputs and site.outputs[0].shape else 1
+    return max(sum(output_bytes(site, dtypes)), site.inputs[0].numel * width * item if site.inputs else 0)
+
+
+def _scatter(site: Site, dtypes: SiteDtypes, added: int, written: int, *, backward: bool) -> Iterator[Move]:
+    """Terms are read and added to their places one by one; the gradient of each is read there. Out of place, what is
+    there is copied first."""
+    dtype = dtypes.outputs[0] if dtypes.outputs else "float32"
+    if not backward and not site.attrs.get("in_place"):
+        yield move(Traffic.POINTWISE, 2 * written, dtype)
+    yield move(Traffic.UNROLLED, 2 * added, dtype)
 
 
 def _lookup(cost: Cost, table: int, written: int, dtypes: SiteDtypes, *, backward: bool) -> Iterator[Move]:
@@ -191,7 +212,7 @@ def _traffic(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, ba
         return Traffic.UNROLLED
     if cost.traffic is Traffic.BATCH_NORM:
         flat = len(site.inputs[0].shape) == 2
-        last = flat or (len(site.inputs[0].shape) == 4 and (setting.fixed or bool(site.attrs.get("channels_last"))))
+        last = flat or in_channels_last(site, setting)
         if flat or dtypes.inputs[0] == "bfloat16":
             return Traffic.BATCH_NORM_NATIVE_LAST if last else Traffic.BATCH_NORM_NATIVE
         return Traffic.BATCH_NORM_LAST if last else Traffic.BATCH_NORM

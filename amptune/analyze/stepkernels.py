@@ -56,9 +56,13 @@ class StepKernels:
 def _kind(site: Site) -> Hashable:
     """All that :func:`kernels_of` reads of a site."""
     params = tuple(param.meta for param in site.params)
-    attrs = tuple(site.attrs.get(name) for name in ATTRS_READ)
+    attrs = tuple(_frozen(site.attrs.get(name)) for name in ATTRS_READ)
     shapes = site.inputs, site.outputs, params
     return site.op, site.kind, *shapes, site.gemms, site.calls, site.bytes_moved, site.opaque, attrs
+
+
+def _frozen(value: object) -> Hashable:
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Times:

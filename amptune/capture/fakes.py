@@ -50,7 +50,8 @@ class FakeRules(TorchFunctionMode):
         if func is functional.embedding:
             _check_indices("index", _given(args, kwargs, 0, "input"), _given(args, kwargs, 1, "weight"), 0)
         elif func is functional.cross_entropy:
-            _check_indices("target", _given(args, kwargs, 1, "target"), _given(args, kwargs, 0, "input"), 1)
+            ignored = _given(args, kwargs, 4, "ignore_index")
+            _check_indices("target", _given(args, kwargs, 1, "target"), _given(args, kwargs, 0, "input"), 1, ignored)
         return func(*args, **kwargs)
 
 
@@ -58,12 +59,13 @@ def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name: s
     return args[index] if index < len(args) else kwargs.get(name)
 
 
-def _check_indices(what: str, indices: Any, table: Any, axis: int) -> None:
-    """Raise IndexError, as a real run does, for an index that ``table`` has no entry for."""
+def _check_indices(what: str, indices: Any, table: Any, axis: int, ignored: int | None = None) -> None:
+    """Raise IndexError, as a real run does, for an index that ``table`` has no entry for and that is not ignored."""
     known = isinstance(indices, torch.Tensor) and isinstance(table, torch.Tensor) and indices.numel()
     if not known or isinstance(indices, FakeTensor) or indices.is_floating_point():
         return
-    count, largest = table.shape[min(axis, table.dim() - 1)], int(indices.max())
+    read = indices if ignored is None else indices.masked_fill(indices == ignored, 0)
+    count, largest = table.shape[min(axis, table.dim() - 1)], int(read.max())
     if largest >= count:
         raise IndexError(f"{what} {largest} is out of range: there are {count} entries")
 

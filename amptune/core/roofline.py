@@ -224,7 +224,7 @@ def attention_seconds(work: Attending, number_format: Format, gpu: Gpu, *, backw
 
 def conv_seconds(
     gemm: Gemm, number_format: Format, gpu: Gpu, direction: Pass, *, bytes_moved: float, taps: int = 1,
-    unit_stride: bool = True, few_channels: bool = False,
+    winograd: bool = False, few_channels: bool = False,
 ) -> float:  # fmt: skip
     """Seconds of one convolution pass.
 
@@ -235,12 +235,12 @@ def conv_seconds(
         direction: the pass.
         bytes_moved: bytes of its three tensors.
         taps: positions of the kernel.
-        unit_stride: whether its stride is 1.
+        winograd: whether it has the shape that Winograd's algorithm and FFTs are for: 3 x 3, dense, each step taken.
         few_channels: whether the input channels fill no load of a tensor core's kernel.
     """
     constants = efficiency_of(gpu)
     shares = constants.conv[number_format]
-    if taps == 9 and unit_stride and gemm.batch == 1:
+    if winograd and gemm.batch == 1:
         shares = constants.conv_3x3.get(number_format, shares)
     rate = peak_of(gpu, number_format) * shares[_PASSES.index(direction)]
     if not rate:

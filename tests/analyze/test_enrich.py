@@ -160,3 +160,14 @@ def test_a_mask_with_a_strided_last_dimension(frontend: str, tmp_path: Path) -> 
     turned = attrs(body.format("h[:2, :2].t()"), tmp_path, frontend, "#scaled_dot_product_attention.0")
     assert "mask_strided" not in plain
     assert turned["mask_strided"] is True
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize(("given", "expected"), [("h.view(4, 8)[None]", False), ("h.t()[None]", True)])
+def test_a_sequence_keeps_its_layout_through_convolutions(
+    given: str, expected: bool, frontend: str, tmp_path: Path
+) -> None:
+    taps = "self.fc.weight.flatten()[: {0} * {0}].view({0}, {0}, 1)"
+    body = f"w = {taps.format('x.shape[1]')}; y = torch.conv1d(x, w); return torch.conv1d(torch.relu(y) * 2, w)"
+    graph = graph_of(f"x = {given}.expand(2, -1, -1); {body}", tmp_path, frontend)
+    assert [graph[f"#conv1d.{number}"].attrs["channels_last"] for number in (0, 1)] == [expected] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
@@ -11,11 +12,11 @@ from amptune.analyze.kernels import Move, Product, Setting
 from amptune.analyze.sitekernels import kernels_of
 from amptune.core.autocast import realise
 from amptune.core.formats import Format
-from amptune.core.graph import INPUT, PrecisionGraph
+from amptune.core.graph import INPUT, Gemm, Param, PrecisionGraph, Site
 from amptune.core.hardware import GPUS
 from amptune.core.recipes import RECIPES, STOCK
 from amptune.core.roofline import Pass, Traffic
-from tests.analyze.graphs import graph_of, linear, mlp, op
+from tests.analyze.graphs import graph_of, linear, mlp, op, tensor
 
 H100 = GPUS["h100"]
 
@@ -106,9 +107,6 @@ def test_speedup_is_against_fp32_also_when_fp32_was_not_asked_for() -> None:
 
 
 def test_contiguous_convolutions_pay_for_transposes_on_tensor_cores_alone() -> None:
-    from amptune.core.graph import Gemm, Param, Site
-    from tests.analyze.graphs import tensor
-
     image = tensor(32, 256, 56, 56)
     site = Site("conv", "conv2d", "module", "conv", inputs=(image,), outputs=(image,),
                 params=(Param("conv.weight", tensor(256, 256, 3, 3), "w"),), sources=(INPUT,),
@@ -121,9 +119,6 @@ def test_contiguous_convolutions_pay_for_transposes_on_tensor_cores_alone() -> N
 
 
 def test_a_one_by_one_convolution_is_a_product_in_either_layout() -> None:
-    from amptune.core.graph import Gemm, Param, Site
-    from tests.analyze.graphs import tensor
-
     image = tensor(32, 256, 56, 56)
     site = Site("conv", "conv2d", "module", "conv", inputs=(image,), outputs=(image,),
                 params=(Param("conv.weight", tensor(256, 256, 1, 1), "w"),), sources=(INPUT,),
@@ -133,9 +128,6 @@ def test_a_one_by_one_convolution_is_a_product_in_either_layout() -> None:
 
 
 def test_group_norm_gains_nothing_from_channels_last() -> None:
-    from amptune.core.graph import Site
-    from tests.analyze.graphs import tensor
-
     image = tensor(32, 256, 56, 56)
     site = Site("norm", "group_norm", "module", "norm", inputs=(image,), outputs=(image,), sources=(INPUT,))
     found = steps(graph_of(site))
@@ -197,3 +189,68 @@ def test_compiling_saves_the_pointwise_traffic() -> None:
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_every_recipe_has_a_format(recipe: str) -> None:
     assert RECIPES[recipe].format in Format
+
+
+def _convolution(op: str, gemm: Gemm, weight: tuple[int, ...], given: tuple[int, ...], made: tuple[int, ...],
+                 **attrs: object) -> Site:  # fmt: skip
+    return Site("conv", op, "module", "conv", inputs=(tensor(*given),), outputs=(tensor(*made),),
+                params=(Param("conv.weight", tensor(*weight), "w"),), sources=(INPUT,), gemms=(gemm,),
+                attrs={"channels_last": True, **attrs})  # fmt: skip
+
+
+def test_a_transposed_convolution_takes_as_long_as_the_convolution_the_other_way() -> None:
+    small, large, positions = (32, 128, 32, 32), (32, 64, 64, 64), 32 * 32 * 32
+    weight = (128, 64, 4, 4)
+    down = _convolution("conv2d", Gemm(positions, 128, 64 * 16), weight, large, small, stride=[2, 2])
+    up = _convolution("conv_transpose2d", Gemm(positions, 64 * 16, 128), weight, small, large, stride=[2, 2])
+    there, back = steps(graph_of(down)), steps(graph_of(up))
+    for recipe in ("fp32", "tf32", "autocast-bf16"):
+        assert back[recipe] == pytest.approx(there[recipe], rel=0.03), recipe
+
+
+def test_a_dilated_convolution_has_no_faster_algorithm_in_fp32() -> None:
+    image = (32, 256, 56, 56)
+    made = [
+        _convolution("conv2d", Gemm(32 * 56 * 56, 256, 256 * 9), (256, 256, 3, 3), image, image, dilation=[each, each])
+        for each in (1, 2)
+    ]
+    dense, dilated = (steps(graph_of(site)) for site in made)
+    assert dilated["fp32"] > 1.3 * dense["fp32"]
+    assert dilated["autocast-bf16"] == dense["autocast-bf16"]
+
+
+@pytest.mark.parametrize(
+    ("op", "window", "shape", "fixed"),
+    [("conv1d", (3,), (32, 256, 3136), False), ("conv3d", (3, 3, 3), (4, 64, 16, 56, 56), True)],
+)
+def test_sequences_and_volumes_are_transposed_for_tensor_cores_too(
+    op: str, window: tuple[int, ...], shape: tuple[int, ...], fixed: bool
+) -> None:
+    channels = shape[1]
+    gemm = Gemm(math.prod(shape) // channels, channels, channels * math.prod(window))
+    last = _convolution(op, gemm, (channels, channels, *window), shape, shape)
+    first, last = steps(graph_of(dataclasses.replace(last, attrs={"channels_last": False}))), steps(graph_of(last))
+    assert first["autocast-bf16"] > 1.05 * last["autocast-bf16"]
+    assert first["fp32"] == last["fp32"]
+    assert (first["autocast-bf16" + FIXED] == last["autocast-bf16"]) is fixed
+
+
+def test_adding_a_few_rows_in_place_costs_those_rows() -> None:
+    def added(rows: int, in_place: bool) -> float:
+        inputs = (tensor(65536, 1024), dataclasses.replace(tensor(rows), dtype="int64"), tensor(rows, 1024))
+        site = Site("add", "index_add", "function", "", inputs=inputs, outputs=(inputs[0],), sources=(INPUT,) * 3,
+                    attrs={"in_place": in_place})  # fmt: skip
+        return sum(row.milliseconds["fp32"] for row in site_times(graph_of(site), H100, STOCK))
+
+    assert added(2048, True) < added(65536, True) / 10
+    assert added(2048, False) > 5 * added(2048, True)
+
+
+def test_a_bag_costs_the_rows_that_it_sums() -> None:
+    def looked_up(length: int) -> float:
+        ids = dataclasses.replace(tensor(16384, length), dtype="int64", requires_grad=False)
+        site = Site("bag", "embedding_bag", "module", "bag", inputs=(ids,), outputs=(tensor(16384, 128),),
+                    params=(Param("bag.weight", tensor(1000, 128), "w"),), sources=(INPUT,))  # fmt: skip
+        return sum(row.milliseconds["fp32"] for row in site_times(graph_of(site), H100, STOCK))
+
+    assert looked_up(64) > 8 * looked_up(1)

@@ -184,3 +184,19 @@ def test_what_a_real_run_would_refuse_is_refused(forward: str, message: str, loa
     with pytest.raises(CaptureError) as caught:
         capture(load(text, inputs=("4x6:int64:9",)), frontends=["record-fake"])
     assert message in str(caught.value)
+
+
+def test_a_target_that_is_ignored_may_be_out_of_range(load: Load) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.fc = nn.Embedding(9, 8), nn.Linear(8, 9)
+
+        def forward(self, ids):
+            targets = ids.flatten().masked_fill(ids.flatten() == 3, 255)
+            return F.cross_entropy(self.fc(self.embed(ids)).flatten(0, 1), targets, ignore_index=255)
+    """
+    target = load(text, inputs=("4x6:int64:9",))
+    for frontend in ("export", "record-fake"):
+        assert capture(target, frontends=[frontend]).frontend == frontend

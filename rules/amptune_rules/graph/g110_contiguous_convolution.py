@@ -49,6 +49,9 @@ class ContiguousConvolution(GraphRule):
         Example("a contiguous image", model_file("return self.conv(x)  # <- G110",
                                                  init="self.conv = nn.Conv2d(64, 64, 3)",
                                                  batch="torch.randn(4, 64, 32, 32)")),
+        Example("a contiguous volume", model_file("return self.conv(x)  # <- G110",
+                                                  init="self.conv = nn.Conv3d(64, 64, 3)",
+                                                  batch="torch.randn(4, 64, 16, 32, 32)")),
     )  # fmt: skip
     VALID = (
         Example("channels_last", model_file("return self.conv(x)", init="self.conv = nn.Conv2d(64, 64, 3)",
@@ -72,14 +75,14 @@ class ContiguousConvolution(GraphRule):
         if share < LARGE_SHARE:
             return
         largest = max(contiguous, key=lambda site: site.flops)
+        volumes = len(largest.inputs[0].shape) == 5
         moved = sum(_transposed_bytes(site, context.train) for site in contiguous)
         saves = {gpu.key: traffic_seconds(moved, Traffic.LAYOUT, gpu) * 1e3 for gpu in context.tensor_core_gpus()}
         yield context.finding(
             self,
             largest,
             f"{len(contiguous)} convolution(s) with {share:.0%} of the FLOPs run in contiguous layout: tensor core "
-            "kernels "
-            "transpose their tensors before and after; use memory_format=torch.channels_last",
+            f"kernels transpose their tensors before and after; use memory_format=torch.channels_last{'_3d' * volumes}",
             severity=self._severity(context, saves),
             flops_share=round(share, 4),
             count=len(contiguous),

@@ -1,0 +1,44 @@
+"""Memory layout of what convolutions and norms over channels read."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from amptune.core.ops import Family, op_named
+
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+_KEEPS = (Family.POINTWISE, Family.SENSITIVE, Family.NORM, Family.CAST)
+"""Families whose result is laid out as what they read."""
+
+
+def is_channels_last(node: fx.Node) -> bool | None:
+    """Whether a sequence, image or volume has its channels innermost; ``None`` where its strides fit both layouts.
+
+    torch has no name for that layout of sequences, but takes one whose channels are innermost for an image of height 1
+    in channels_last, and so is the result of its convolution; fakes do not show that, so it is followed from where the
+    sequence was turned.
+    """
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return None
+    if value.dim() == 3:
+        return _is_turned(node)
+    if value.dim() not in _FORMATS:
+        return None
+    last, first = value.is_contiguous(memory_format=_FORMATS[value.dim()]), value.is_contiguous()
+    return None if last and first else last
+
+
+def _is_turned(node: fx.Node) -> bool | None:
+    while True:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.dim() != 3 or 1 in value.shape[1:]:
+            return None
+        if value.stride(1) == 1:
+            return True
+        op = str(node.meta.get("amptune_op") or "")
+        keeps = op in ("conv1d", "glu", "pad") or (bool(op) and op_named(op).family in _KEEPS)
+        if not keeps or not node.all_input_nodes:
+            return False
+        node = node.all_input_nodes[0]
