@@ -262,17 +262,20 @@ def leave_one_out(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 def first_errors(measured: Mapping[str, Any], file: Path) -> dict[str, dict[str, dict[str, float | None]]]:
     """When -> constants -> median errors of the predictions that were written down before the steps were seen."""
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    rows = first_rows(measured, file)
+    return {when: {c: groups["all"] for c, groups in medians(found).items()} for when, found in rows.items()}
+
+
+def first_rows(measured: Mapping[str, Any], file: Path) -> dict[str, list[dict[str, Any]]]:
+    """When -> one row for each measured step of a model whose step was predicted before it was measured."""
+    found: dict[str, list[dict[str, Any]]] = {}
     entries = {entry.model: entry for entry in ENTRIES}
     for when, models in json.loads(file.read_text(encoding="utf-8"))["predicted"].items():
-        rows = []
         for model, predicted in models.items():
             if own := [row for row in measured["rows"] if row["model"] == model]:
                 blank = {"gpu_ms": 0.0, "launch_ms": 0.0}
                 full = {c: {name: blank | each for name, each in table.items()} for c, table in predicted.items()}
-                rows += list(_rows(entries[model], own, full))
-        if rows:
-            found[when] = {constants: groups["all"] for constants, groups in medians(rows).items()}
+                found.setdefault(when, []).extend(_rows(entries[model], own, full))
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks import device_times, estimate_check, kernel_times, step_times
+from tests.benchmarks import device_times, estimate_check, first_sight, kernel_times, step_times
 
 TINY = """
 import torch
@@ -97,3 +97,22 @@ def test_predictions_that_were_written_down_stay_as_they_were(tmp_path: Path) ->
     found = json.loads(file.read_text(encoding="utf-8"))["predicted"]
     assert found["first"]["tiny"]["table"]["fp32"]["ms"] == 1.0
     assert found["after"]["tiny"]["table"]["fp32"]["ms"] == 2.0
+
+
+def test_predictions_are_compared_as_they_were_written_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def step(recipe: str, ms: float) -> dict[str, object]:
+        quartiles = {"median": ms, "low": ms, "high": ms}
+        return {"model": "mlp", "recipe": recipe, "mode": "eager", "step_ms": quartiles, "memory_bytes": 2**30}
+
+    rows = [step("fp32", 40.0), step("tf32", 20.0), step("autocast-bf16", 10.0)]
+    measured = {"gpu": {"name": "A GPU"}, "torch": "2", "transformers": "5", "rows": rows}
+    predicted = {"fp32": 40.0, "tf32": 16.0, "autocast-bf16": 11.0}  # 2.5 and 3.64 times, measured 2 and 4 times
+    table = {name: {"ms": ms, "bytes": 2**30, "bound": "gpu"} for name, ms in predicted.items()}
+    (tmp_path / "steps.json").write_text(json.dumps(measured))
+    (tmp_path / "predicted_x.json").write_text(json.dumps({"predicted": {"before": {"mlp": {"table": table}}}}))
+    monkeypatch.setattr(first_sight, "REPORTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["first_sight.py", "x", "steps.json"])
+    first_sight.main()
+    text = (tmp_path / "first_sight_x.md").read_text()
+    assert "| before | mlp | table | 2 | 17.0% |" in text  # of 25.0 % and 9.1 %
+    assert "| mlp | tf32 | 20.00 | 16.00 | gpu | 2.00 | 2.50 | +25.0% | +0.0% |" in text
