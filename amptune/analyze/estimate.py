@@ -17,6 +17,7 @@ How far this is from measured steps is printed by tests/benchmarks/estimate_chec
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -67,14 +68,27 @@ class Estimate:
     def to_json(self) -> dict[str, Any]:
         """The form in analyze's JSON: nulls and a reason for a recipe under which the model does not run."""
         if self.stops:
-            return dict.fromkeys(("step_ms", "memory_bytes", "speedup", "bound", "fits")) | {"reason": self.stops}
+            return dict.fromkeys(_NUMBERS) | {"reason": self.stops}
         return {
             "step_ms": round(self.step_ms, 4),
             "memory_bytes": self.memory.peak,
             "speedup": round(self.speedup, 3),
             "bound": self.bound,
             "fits": self.fits,
+            "gpu_ms": round(self.gpu_ms, 4),
+            "launch_ms": round(self.launch_ms, 4),
         }
+
+
+_NUMBERS = ("step_ms", "memory_bytes", "speedup", "bound", "fits", "gpu_ms", "launch_ms")
+
+
+def launch_words(gpu: Gpu, mode: Mode) -> str:
+    """What launches on the processor are taken to cost beside this GPU, and where that is from."""
+    share = COMPILED_LAUNCH_SHARE if mode == "compile" else 1.0
+    each = share * statistics.mean(efficiency_of(gpu).launch_us)
+    source = "measured here" if gpu.measured else "assumed, as beside one H200; a faster processor takes less"
+    return f"{each:.0f} us each ({source})"
 
 
 @dataclasses.dataclass(frozen=True)

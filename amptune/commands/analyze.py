@@ -199,13 +199,16 @@ def _page(analysis: Analysis, question: Question) -> str:
 
 
 def _text(analysis: Analysis, question: Question) -> str:
+    from amptune.analyze.estimate import launch_words
     from amptune.analyze.sitetable import site_rows
     from amptune.report import ranges, table, text
 
     placed = [finding for finding in analysis.findings if finding.site is not None]
     general = [finding for finding in analysis.findings if finding.site is None]
     found = text.render(placed, lines=source_lines, color=_color()) + text.render(general, color=_color())
-    parts = [found or "no findings\n", table.render_estimates(analysis.to_json()["estimate"], question.mode)]
+    launches = {gpu.key: launch_words(gpu, question.mode) for gpu in question.gpus if gpu.is_cuda}
+    estimates = table.render_estimates(analysis.to_json()["estimate"], question.mode, launches)
+    parts = [found or "no findings\n", estimates]
     if analysis.ranges and question.evidence.asked:
         parts.append(ranges.render_ranges(analysis.ranges, question.evidence.words))
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]

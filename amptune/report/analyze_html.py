@@ -147,7 +147,7 @@ def _recipe_row(gpu: str, name: str, entry: Mapping[str, Any], top: float) -> li
         return [gpu, name, none, none, none, f"does not run: {entry['reason']}"]
     remarks = [] if entry["fits"] else ["needs more than the GPU's memory"]
     if entry["bound"] == "launch":
-        remarks.append("bound by launches on the processor")
+        remarks.append(f"bound by launches on the processor; the kernels alone take {ms(entry['gpu_ms'])}")
     width = f"{100 * entry['speedup'] / top:.1f}%"
     bar = tag("span", class_="meter", style=f"--width:{width}", aria_hidden="true")
     speedup = tag("td", bar, f"{entry['speedup']:.2f}×", class_="number", data_sort=repr(float(entry["speedup"])))

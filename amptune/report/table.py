@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from amptune.core.recipes import RECIPES
@@ -35,7 +35,9 @@ class SiteRow:
     note: str = ""
 
 
-def render_estimates(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], mode: str) -> str:
+def render_estimates(
+    estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], mode: str, launches: Mapping[str, str] | None = None
+) -> str:
     """Step time and speedup against FP32 of each recipe on each GPU, and memory; the fixed model where it differs.
 
     Recipes are rows and GPUs columns; with many GPUs the other way round.
@@ -43,6 +45,7 @@ def render_estimates(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], mo
     Args:
         estimate: the ``estimate`` object of analyze's JSON.
         mode: eager or compile, for the heading.
+        launches: GPU key -> what a launch on the processor beside it is taken to cost, and where that is from.
     """
     gpus = [gpu for gpu, table in estimate.items() if table]
     if not gpus:
@@ -56,7 +59,8 @@ def render_estimates(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], mo
     if len(gpus) > _MOST_COLUMNS:
         rows = [list(column) for column in zip(*rows, strict=True)]
     title = f"predicted training step, {mode} mode: milliseconds, speedup over fp32, peak memory (nothing was run)"
-    return "\n".join([title, *_aligned(rows), *_legend(rows), *_stopped(estimate, recipes)]) + "\n"
+    notes = [*_legend(rows), *_launches(estimate, launches or {}), *_stopped(estimate, recipes)]
+    return "\n".join([title, *_aligned(rows), *notes]) + "\n"
 
 
 def _legend(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -67,6 +71,15 @@ def _legend(rows: Sequence[Sequence[str]]) -> list[str]:
         "*": "*: bound by launches on the processor, not by the GPU",
     }
     return [f"  {note}" for mark, note in notes.items() if any(mark in cell for cell in cells)]
+
+
+def _launches(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], launches: Mapping[str, str]) -> Iterator[str]:
+    """What the launches cost that bound recipes, and what these would take if the processor kept up."""
+    for gpu, words in launches.items():
+        alone = [entry["gpu_ms"] for entry in estimate.get(gpu, {}).values() if entry.get("bound") == "launch"]
+        if alone:
+            ends = dict.fromkeys(f"{end:.2f}" for end in (min(alone), max(alone)))
+            yield f"     {gpu}: {words}; without waiting for them these take {' to '.join(ends)} ms"
 
 
 def _stopped(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], recipes: Sequence[str]) -> list[str]:

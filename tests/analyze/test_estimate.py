@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from amptune.analyze.estimate import FIXED, can_run, estimate_all, site_times
+from amptune.analyze.estimate import FIXED, can_run, estimate_all, launch_words, site_times
 from amptune.analyze.kernels import Move, Product, Setting
 from amptune.analyze.sitekernels import kernels_of
 from amptune.core.autocast import realise
@@ -15,7 +15,7 @@ from amptune.core.formats import Format
 from amptune.core.graph import INPUT, Gemm, Param, PrecisionGraph, Site
 from amptune.core.hardware import GPUS
 from amptune.core.recipes import RECIPES, STOCK
-from amptune.core.roofline import Pass, Traffic
+from amptune.core.roofline import Pass, Traffic, efficiency_of
 from tests.analyze.graphs import graph_of, linear, mlp, op, tensor
 
 H100 = GPUS["h100"]
@@ -254,3 +254,11 @@ def test_a_bag_costs_the_rows_that_it_sums() -> None:
         return sum(row.milliseconds["fp32"] for row in site_times(graph_of(site), H100, STOCK))
 
     assert looked_up(64) > 8 * looked_up(1)
+
+
+def test_where_the_cost_of_a_launch_is_from() -> None:
+    assumed = launch_words(H100, "eager")
+    assert assumed.startswith("28 us each (assumed")
+    measured = dataclasses.replace(H100, measured=dataclasses.replace(efficiency_of(H100), launch_us=(9.0, 11.0)))
+    assert launch_words(measured, "eager") == "10 us each (measured here)"
+    assert int(launch_words(H100, "compile").split()[0]) < 28

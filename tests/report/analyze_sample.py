@@ -54,7 +54,7 @@ ESTIMATE = {
         "autocast-bf16+fixed": numbers(4.0, 5.0),
         "fp8-tensorwise": numbers(2.0, 10.0, fits=False),
     },
-    "t4": {"fp32": numbers(90.0, 1.0), "autocast-fp16": numbers(30.0, 3.0, bound="launch")},
+    "t4": {"fp32": numbers(90.0, 1.0), "autocast-fp16": numbers(30.0, 3.0, bound="launch", gpu_ms=9.0)},
 }
 
 

@@ -63,7 +63,7 @@ def test_every_recipe_of_every_gpu_has_a_row_but_idle_fixes():
     ]  # fmt: skip
     assert rows[2][2:5] == ["4.00 ms", "5.00×", "2.00 GiB"]
     assert rows[3][5] == "needs more than the GPU's memory"
-    assert rows[5][5] == "bound by launches on the processor"
+    assert rows[5][5] == "bound by launches on the processor; the kernels alone take 9.00 ms"
 
 
 def test_findings_come_worst_first_with_their_sites():

@@ -44,6 +44,15 @@ def test_marks_are_explained_only_where_they_stand() -> None:
     assert "bound by launches" in marked
 
 
+def test_what_launches_are_taken_to_cost_stands_where_they_bind() -> None:
+    bound = {"fp32": entry(9.0), "tf32": entry(9.0, bound="launch", gpu_ms=4.0),
+             "autocast-bf16": entry(9.0, bound="launch", gpu_ms=2.5)}  # fmt: skip
+    words = {"h100": "28 us each (assumed)", "t4": "30 us each (measured here)"}
+    text = render_estimates({"h100": bound, "t4": {"fp32": entry(9.0)}}, "eager", words)
+    assert "h100: 28 us each (assumed); without waiting for them these take 2.50 to 4.00 ms" in text
+    assert "t4: 30" not in text
+
+
 def test_nothing_to_say() -> None:
     assert render_estimates({}, "eager") == ""
     assert render_estimates({"cpu": {}}, "eager") == ""
