@@ -1098,6 +1098,8 @@ def _make_class(original: Any, kind: str) -> Any:
         "_amptune_original": original,
         "forward": forward,
     }
+    if kind == "root":
+        body["_apply"] = lambda self, *args, **kwargs: _keep_channels_last(original._apply(self, *args, **kwargs))
     bases: tuple[type, ...] = (_Made if kind == "root" else _MadeLeaf, original)
     if issubclass(original, _Made):
         bases = (original,)
@@ -1252,7 +1254,7 @@ def apply_plan(
             "autocast" to run the module (a container too) in an autocast region. In a glob ``*``
             stands for one part of a path and ``**`` for any number; a glob that ends in a wildcard means modules with
             parameters. An exact path beats a glob, a longer glob a shorter one.
-        channels_last: keep the weights of convolutions in channels_last memory format.
+        channels_last: keep the weights of convolutions in channels_last memory format, also through a later ``to``.
         output_format: format of the model's floating outputs.
         parameters: "bf16" casts the model's parameters and buffers to bfloat16, and floating inputs on their way in.
             Undoing the plan leaves them in bfloat16. See ``master_weights`` for the optimizer.
@@ -1397,6 +1399,15 @@ def _to_channels_last(model: nn.Module) -> None:
         if weight.dim() in _CHANNELS_LAST:
             module.__dict__["_amptune_stride"] = weight.stride()
             weight.data = weight.data.contiguous(memory_format=_CHANNELS_LAST[weight.dim()])
+
+
+def _keep_channels_last(model: nn.Module) -> nn.Module:
+    """After Module.to and its like: a memory format that the user's file sets later must not undo the plan's."""
+    for module in model.modules():
+        weight: Any = module._parameters.get("weight") if "_amptune_stride" in module.__dict__ else None
+        if weight is not None and not weight.is_contiguous(memory_format=_CHANNELS_LAST[weight.dim()]):
+            weight.data = weight.data.contiguous(memory_format=_CHANNELS_LAST[weight.dim()])
+    return model
 
 
 def _restore_strides(module: nn.Module) -> None:

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from amptune.capture import load_target
 from amptune.tune.options import TuneOptions
 from amptune.tune.recipes import Candidate, backend_flags
 from amptune.tune.training import Workbench, loss_of_output, seed_everything, training
 
+REPEATS = 3
+"""Runs of the plan that show how far its kernels let it differ from itself, where they do."""
+OWN_DIFFERENCE = 4.0
+"""A file may differ from the plan by this many times the most that the plan differs from itself."""
+
+
+@dataclasses.dataclass
+class _Run:
+    """One forward: its tensors, the loss last, and (module, what went in and out: formats, shapes, memory formats)."""
+
+    tensors: list[torch.Tensor]
+    calls: list[tuple[str, str]]
+
 
 def compare_emitted(bench: Workbench, path: Path, candidate: Candidate, batch: Any, options: TuneOptions) -> list[str]:
     """Differences between the emitted model and the applied plan; empty when they agree.
 
     Compared are names, shapes and dtypes of the state, and the output and loss of one forward in train mode from equal
-    weights and random state.
+    weights and random state: bit for bit, or, where the plan's own kernels do not give the same twice, as closely as
+    the plan repeats itself, with every layer's formats and memory formats the same.
     """
     # A package's callable is wrapped in a file with make_model(); a class of the user's file keeps its name.
     suffix = options.target.text.partition(":")[2] if bench.target.path is not None else ""
@@ -37,18 +53,78 @@ def compare_emitted(bench: Workbench, path: Path, candidate: Candidate, batch: A
     model.load_state_dict(bench.initial)
     model.train()
     with backend_flags(candidate.tf32):
-        seed_everything(options.seed)
-        output = emitted.call(model, batch)
-        found = [*_tensors(output), emitted.loss(output, batch)]
-    with training(bench, candidate):
-        seed_everything(options.seed)
-        output = bench.target.call(bench.model, batch)
-        expected = [*_tensors(output), loss_of_output(bench, candidate, output, batch)]
-    return [
-        f"{'loss' if index == len(found) - 1 else f'output {index}'}: {_describe(a)}, the plan gave {_describe(b)}"
-        for index, (a, b) in enumerate(zip(found, expected, strict=True))
-        if a.dtype != b.dtype or not torch.equal(a, b)
+        found = _run(model, options.seed, lambda: emitted.call(model, batch), lambda out: emitted.loss(out, batch))
+
+    def plan() -> _Run:
+        def loss(output: Any) -> torch.Tensor:
+            return loss_of_output(bench, candidate, output, batch)
+
+        with training(bench, candidate):
+            return _run(bench.model, options.seed, lambda: bench.target.call(bench.model, batch), loss)
+
+    expected = plan()
+    names = [*(f"output {index}" for index in range(len(found.tensors) - 1)), "loss"]
+    changed = [
+        f"{name}: {_describe(a)}, the plan gave {_describe(b)}"
+        for name, a, b in zip(names, found.tensors, expected.tensors, strict=True)
+        if a.dtype != b.dtype or a.shape != b.shape
     ]
+    if changed:
+        return changed
+    for (name, was), (_, should) in zip(found.calls, expected.calls, strict=False):
+        if was != should:
+            return [f"{name}: {was}, in the plan {should}"]
+    distance = _distance(found, expected)
+    if distance == 0.0:
+        return []
+    own = max(_distance(plan(), expected) for _ in range(REPEATS - 1))
+    if distance <= OWN_DIFFERENCE * own:
+        return []
+    repeats = f"the plan repeats itself within {own:.1e}" if own else "the plan repeats itself bit for bit"
+    return [f"the output is off by {distance:.1e} of its size; {repeats}"]
+
+
+def _run(model: nn.Module, seed: int, forward: Callable[[], Any], loss_of: Callable[[Any], torch.Tensor]) -> _Run:
+    calls: list[tuple[str, str]] = []
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, arguments: Any, output: Any) -> None:
+            given, made = (", ".join(map(_layout, _tensors(each))) for each in (arguments, output))
+            calls.append((name, f"{given} -> {made}"))
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
+    handles = [module.register_forward_hook(keep(name)) for name, module in leaves]
+    try:
+        seed_everything(seed)
+        output = forward()
+        return _Run([*_tensors(output), loss_of(output)], calls)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _distance(one: _Run, other: _Run) -> float:
+    """The largest relative distance of a tensor of two runs; 0.0 where they agree bit for bit, NaNs as well."""
+    return max(
+        (_relative(a.detach(), b.detach()) for a, b in zip(one.tensors, other.tensors, strict=True)), default=0.0
+    )
+
+
+def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
+    if torch.equal(one, other) or torch.equal(one.nan_to_num(), other.nan_to_num()):
+        return 0.0
+    if not (one.is_floating_point() or one.is_complex()):
+        return math.inf
+    size = torch.linalg.vector_norm(other.to(torch.promote_types(other.dtype, torch.float32)))
+    return float(torch.linalg.vector_norm((one - other).to(size.dtype)) / size) if size > 0 else math.inf
+
+
+def _layout(tensor: torch.Tensor) -> str:
+    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    last = order is not None and tensor.is_contiguous(memory_format=order) and not tensor.is_contiguous()
+    return f"{_describe(tensor)}{' in channels_last' if last else ''}"
 
 
 def _state_differences(

@@ -230,6 +230,14 @@ def test_applying_again_replaces_the_plan() -> None:
     assert type(model) is Net
 
 
+def test_a_memory_format_set_later_leaves_channels_last_in_force() -> None:
+    model = Net()
+    apply_plan(model, EVERYTHING, channels_last=True)
+    assert model.to(memory_format=torch.contiguous_format) is model
+    assert model.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert nn.Sequential(model).double()[0].conv.weight.dtype == torch.float64
+
+
 def test_other_layouts_of_weights_come_back() -> None:
     conv = nn.Conv3d(2, 3, 2)
     conv.weight.data = conv.weight.data.transpose(0, 2).contiguous().transpose(0, 2)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 
 from amptune.apply import apply
-from amptune.capture import TargetSpec, capture, load_target
+from amptune.capture import Target, TargetSpec, capture, load_target
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
 from amptune.patch.instrument import instrument_source
@@ -19,6 +20,22 @@ from amptune.tune.worker import Job, Worker
 
 from .conftest import MLP
 
+CONVOLUTION = """
+import torch
+from torch import nn
+
+
+def make_model():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 49, 4))
+
+
+def make_batch():
+    return torch.randn(2, 3, 9, 9), torch.randint(0, 4, (2,))
+
+
+def loss_fn(output, batch):
+    return nn.functional.cross_entropy(output.float(), batch[1])
+"""
 BF16 = Plan(
     sites={
         "embed": SitePlan(Format.FP32),
@@ -92,3 +109,32 @@ def test_what_ran_is_compared_with_the_plan_in_each_trial(bench: Bench, monkeypa
     wrong = bench.worker.trial(plan_candidate(BF16), None)
     assert any("fc1" in mismatch for mismatch in wrong.mismatches)
     assert wrong.step is None
+
+
+def test_a_layer_in_another_memory_format_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(CONVOLUTION)
+    spec = TargetSpec(str(path))
+    graph = capture(load_target(spec)).graph
+    worker = Worker(Job(TuneOptions(spec, tmp_path / "out", steps=2), None, {}, (), threads=1), lambda *_: None)
+    plan = Plan(sites={"0": SitePlan(Format.BF16), "2": SitePlan(Format.BF16)}, channels_last=True)
+    for name, content in patched_files(path, plan, worker.patch_spec(graph)).items():
+        (tmp_path / name).write_bytes(content)
+    emitted = tmp_path / "net_amptuned.py"
+    assert worker.check_emitted(emitted, plan_candidate(plan)) == []
+    text = emitted.read_text()
+    emitted.write_text(text.replace("channels_last=True", "channels_last=False"))
+    (difference,) = worker.check_emitted(emitted, plan_candidate(plan))
+    made = "0: float32[2, 3, 9, 9] -> bfloat16[2, 8, 7, 7]"
+    assert difference == f"{made}, in the plan {made[3:]} in channels_last"
+
+
+@pytest.mark.parametrize(("factor", "agrees"), [("1", True), ("1.001", False)])
+def test_kernels_that_do_not_repeat_themselves_are_allowed_for(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: str, agrees: bool
+) -> None:
+    path = bench.emit(Plan(), tmp_path / "emitted")
+    path.write_text(f"{path.read_text()}\n_forward = Net.forward\nNet.forward = lambda *a: _forward(*a) * {factor}\n")
+    call, noise = Target.call, itertools.cycle([3e-6, -2e-6, 1e-6])
+    monkeypatch.setattr(Target, "call", lambda *arguments: call(*arguments) * (1 + next(noise)))
+    assert (bench.worker.check_emitted(path, plan_candidate(Plan())) == []) == agrees
