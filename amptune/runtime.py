@@ -75,7 +75,8 @@ class Site:
 
     ``dtype`` is that of the module's output, bfloat16 for FP8. ``scaling`` is of FP8 only: one scale for a tensor
     ("tensorwise", gradients in E5M2), one for each row of each operand ("rowwise"), or the same with the weight
-    gradient in bfloat16 ("rowwise_gw_hp").
+    gradient in bfloat16 ("rowwise_gw_hp"). ``is_leaf`` is False for a container in an autocast region, whose output is
+    left as its parts give it.
     """
 
     format: str
@@ -85,6 +86,7 @@ class Site:
     strided: bool = False
     scaling: str | None = None
     pad_in: int = 0
+    is_leaf: bool = True
 
     def padded(self, weight: Tensor) -> tuple[int, int]:
         """Output and input features (of a convolution: channels) of ``weight``, with their padding."""
@@ -115,8 +117,13 @@ _DEVICES_WITH_AUTOCAST = [
 _UNCHANGED = contextlib.nullcontext()
 
 
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Switch autocast off for a planned computation; says once that the user's own region does nothing there."""
+def _without_autocast(inputs: Any, module: nn.Module | None = None) -> contextlib.AbstractContextManager[Any]:
+    """Switch autocast off for a planned computation on ``inputs``, as ``_device_type`` has them; says once that the
+    user's own region does nothing there."""
+    # Nearly always off everywhere, and a tensor's device takes longer to ask for than this.
+    if not torch._C._is_any_autocast_enabled():
+        return _UNCHANGED
+    device_type = _device_type(inputs, module)
     if device_type not in _DEVICES_WITH_AUTOCAST or not torch.is_autocast_enabled(device_type):
         return _UNCHANGED
     if not torch.compiler.is_compiling() and not _state.regions:
@@ -165,7 +172,7 @@ class _Reuse(torch.autograd.Function):
 
 
 class _CastTogether(torch.autograd.Function):
-    """Several parameters in ``dtype`` by a few launches and one node of the graph, and their gradients back likewise.
+    """Parameters of one dtype in another by a few launches and one node of the graph; their gradients back likewise.
 
     A cast for each parameter is two launches and two nodes of microseconds each: more than small layers compute.
     """
@@ -173,39 +180,61 @@ class _CastTogether(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)  # what the forward did not use keeps no gradient
-        ctx.dtypes = [parameter.dtype for parameter in parameters]
-        return tuple(_all_cast(parameters, [dtype] * len(parameters)))
+        ctx.dtype = parameters[0].dtype
+        return tuple(_all_cast(parameters, dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        found = [
-            (gradient, dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True) if gradient is not None
-        ]
+        found = [gradient for gradient in gradients if gradient is not None]
         if torch.is_grad_enabled():  # the gradient itself will be differentiated
-            cast = iter([gradient.to(dtype) for gradient, dtype in found])
+            cast = [gradient.to(ctx.dtype) for gradient in found]
         else:
-            cast = iter(_all_cast([gradient for gradient, _ in found], [dtype for _, dtype in found]))
-        return None, *(None if gradient is None else next(cast) for gradient in gradients)
+            cast = _all_cast(found, ctx.dtype)
+        if len(cast) == len(gradients):
+            return None, *cast
+        each = iter(cast)
+        return None, *(None if gradient is None else next(each) for gradient in gradients)
 
 
-def _all_cast(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
-    """Copies of the tensors in these dtypes; on a GPU by kernels that take many of them at once."""
-    found = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(tensors, dtypes, strict=True)]
+def _all_cast(tensors: list[Tensor] | tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
+    """Copies of the tensors in ``dtype``; on a GPU by kernels that take many of them at once."""
+    found = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
     if found:
-        torch._foreach_copy_(found, list(tensors))
+        torch._foreach_copy_(found, tensors)
     return found
 
 
-@dataclasses.dataclass(slots=True)
 class _Pair:
-    """Weight and bias of a module as they were when they were cast; ``low`` holds the casts, with their graph until the
-    first use has taken it."""
+    """Weight and bias of a module as they were when they were cast.
 
-    weight: Tensor
-    bias: Tensor | None
-    versions: tuple[int, int]
-    low: list[Tensor | None]
-    is_fresh: bool = True
+    ``low`` holds the casts, or the parameters themselves where they had the format. Their graph is for the first use.
+    """
+
+    __slots__ = ("bias", "bias_version", "is_fresh", "low", "weight", "weight_version")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.weight_version = weight, weight._version
+        self.bias, self.bias_version = bias, None if bias is None else bias._version
+        self.low: list[Tensor | None] = [weight, bias]
+        self.is_fresh = True
+
+    def is_of(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether these are a module's parameters still, unchanged."""
+        weight, bias = self.weight, self.bias
+        return (
+            parameters.get("weight") is weight
+            and parameters.get("bias") is bias
+            and weight._version == self.weight_version
+            and (bias is None or bias._version == self.bias_version)
+        )
+
+    def take(self) -> list[Any]:
+        """Weight and bias in the format, each use after the first with a graph of its own."""
+        if self.is_fresh:
+            self.is_fresh = False
+            return self.low
+        both = zip((self.weight, self.bias), self.low, strict=True)
+        return [low if low is None or low is own else _Reuse.apply(own, low.detach()) for own, low in both]  # type: ignore[no-untyped-call]
 
 
 def _weight(parameter: Tensor | None, dtype: torch.dtype, casts: dict[Any, Any] | None, *size: int) -> Any:
@@ -239,55 +268,54 @@ def _weight_and_bias(module: Any, dtype: torch.dtype) -> Any:
     """Both in ``dtype``. Those of the module's block are cast together at the first call of one of its members."""
     casts = _reusable_casts()
     if casts is not None:
-        pair = casts.get(id(module))
-        if pair is None and (group := module.__dict__.get("_amptune_group")) is not None and group not in casts:
-            casts[group] = True
-            if group < len(_state.groups):
-                _cast_group(_state.groups[group], casts)
-                pair = casts.get(id(module))
-        if pair is not None and pair.is_fresh and _is_current(pair, module._parameters):
-            pair.is_fresh = False
-            return pair.low
-        if pair is not None and _is_current(pair, module._parameters):
-            both = zip((pair.weight, pair.bias), pair.low, strict=True)
-            return [low if low is None or low is own else _Reuse.apply(own, low.detach()) for own, low in both]  # type: ignore[no-untyped-call]
+        pair = casts.get(id(module)) or _cast_with_its_group(module, casts)
+        if pair is not None and pair.is_of(module._parameters):
+            return pair.take()
     return _weight(module.weight, dtype, casts), _weight(getattr(module, "bias", None), dtype, casts)
 
 
-def _is_current(pair: _Pair, parameters: Mapping[str, Any]) -> bool:
-    """Whether the module still has the parameters that were cast, unchanged."""
-    weight, bias = pair.weight, pair.bias
-    return (
-        parameters.get("weight") is weight
-        and parameters.get("bias") is bias
-        and pair.versions == (weight._version, -1 if bias is None else bias._version)
-    )
+def _cast_with_its_group(module: Any, casts: dict[Any, Any]) -> _Pair | None:
+    """Cast the group of a module that has one, unless this forward did so before."""
+    group = module.__dict__.get("_amptune_group")
+    if group is None or group in casts:
+        return None
+    casts[group] = True
+    if group < len(_state.groups):
+        _cast_group(_state.groups[group], casts)
+    return casts.get(id(module))
 
 
 def _cast_group(modules: Sequence[Any], casts: dict[Any, Any]) -> None:
     """Cast weights and biases of a group, those that train apart from those that do not, and keep a pair for each
     module."""
-    alike: dict[tuple[torch.dtype, bool, torch.device], tuple[list[Tensor], list[tuple[_Pair, int]]]] = {}
+    alike: dict[tuple[Any, ...], tuple[list[Tensor], list[tuple[_Pair, int]]]] = {}
     for module in modules:
-        # Attributes that are no parameters (parametrizations, weight norm) are computed anew for each use.
-        dtype, weight, bias = module._amptune.dtype, module._parameters.get("weight"), module._parameters.get("bias")
-        if weight is None or (bias is None and getattr(module, "bias", None) is not None):
+        parameters, dtype = module._parameters, module._amptune.dtype
+        weight, bias = parameters.get("weight"), parameters.get("bias")
+        if weight is None or (bias is None and _computes_bias(module)):
             continue
-        versions = weight._version, -1 if bias is None else bias._version
-        casts[id(module)] = pair = _Pair(weight, bias, versions, [weight, bias])
+        casts[id(module)] = pair = _Pair(weight, bias)
         for index, parameter in enumerate(pair.low):
             if parameter is not None and parameter.dtype != dtype:
-                tensors, places = alike.setdefault((dtype, parameter.requires_grad, parameter.device), ([], []))
+                key = dtype, parameter.dtype, parameter.requires_grad, parameter.get_device()
+                if key not in alike:
+                    alike[key] = [], []
+                tensors, places = alike[key]
                 tensors.append(parameter)
                 places.append((pair, index))
-    for (dtype, trains, _), (tensors, places) in alike.items():
+    for (dtype, _, trains, _), (tensors, places) in alike.items():
         if trains:
             found = _CastTogether.apply(dtype, *tensors)  # type: ignore[no-untyped-call]
         else:
             with torch.no_grad():
-                found = _all_cast(tensors, [dtype] * len(tensors))
+                found = _all_cast(tensors, dtype)
         for (pair, index), low in zip(places, found, strict=True):
             pair.low[index] = low
+
+
+def _computes_bias(module: Any) -> bool:
+    """Whether the bias is no parameter, but computed anew for each use (parametrizations, weight norm)."""
+    return "bias" not in module._parameters and getattr(module, "bias", None) is not None
 
 
 def _in_backward() -> bool:
@@ -305,45 +333,51 @@ def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def _mapped(function: Callable[[Tensor], Tensor], value: Any, memo: list[tuple[Tensor, Tensor]]) -> tuple[Any, bool]:
+    """The mapped value, and whether it is a new one."""
     if isinstance(value, Tensor):
         # A list and "is": under torch.compile a key made of id() is a guard that each new tensor breaks.
         for seen, mapped in memo:
             if seen is value:
                 return mapped, mapped is not value
-        memo.append((value, function(value)))
-        return memo[-1][1], memo[-1][1] is not value
-    parts = _parts(value)
-    if parts is None:
-        return value, False
-    pairs = {key: _mapped(function, part, memo) for key, part in parts.items()}
-    if not any(changed for _, changed in pairs.values()):
-        return value, False
-    return _rebuilt(value, {key: part for key, (part, _) in pairs.items()}), True
+        mapped = function(value)
+        memo.append((value, mapped))
+        return mapped, mapped is not value
+    parts: list[Any] = []
+    is_new = False
+    for part in _parts(value):
+        mapped, is_other = _mapped(function, part, memo)
+        parts.append(mapped)
+        is_new = is_new or is_other
+    return (_rebuilt(value, parts), True) if is_new else (value, False)
 
 
-def _parts(value: Any) -> dict[Any, Any] | None:
-    """What a container holds, by index, key or field; None for what is no container."""
+def _parts(value: Any) -> Sequence[Any]:
+    """What a container holds, in order; nothing for what is no container."""
     if isinstance(value, (tuple, list)):
-        return dict(enumerate(value))
+        return value
     if isinstance(value, dict):
-        return dict(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: getattr(value, field.name) for field in dataclasses.fields(value) if hasattr(value, field.name)
-        }
-    return None
+        return list(value.values())
+    return [getattr(value, name) for name in _fields(value)]
 
 
-def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
+def _fields(value: Any) -> list[str]:
+    """Names of the fields that a dataclass has values for; none for what is no dataclass."""
+    if not hasattr(type(value), "__dataclass_fields__"):
+        return []
+    return [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
+
+
+def _rebuilt(value: Any, parts: Sequence[Any]) -> Any:
+    """A container like ``value`` that holds ``parts``."""
     if isinstance(value, (tuple, list)):
-        items = list(parts.values())
-        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+        return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
+    named = dict(zip(value if isinstance(value, dict) else _fields(value), parts, strict=True))
     if type(value) is dict:
-        return parts
+        return named
     if isinstance(value, dict) and hasattr(value, "__dataclass_fields__"):
-        return type(value)(**parts)  # transformers' ModelOutput: its constructor keeps fields and keys together
+        return type(value)(**named)  # transformers' ModelOutput: its constructor keeps fields and keys together
     result = copy.copy(value)
-    for key, part in parts.items():
+    for key, part in named.items():
         if isinstance(value, dict):
             result[key] = part
         else:
@@ -360,12 +394,26 @@ def tensors_in(value: Any) -> list[Tensor]:
     """The tensors in nested tuples, lists, dicts and dataclasses."""
     if isinstance(value, Tensor):
         return [value]
-    return [tensor for part in (_parts(value) or {}).values() for tensor in tensors_in(part)]
+    return [tensor for part in _parts(value) for tensor in tensors_in(part)]
 
 
-def _promoted(tensors: list[Tensor], more: Sequence[torch.dtype] = ()) -> torch.dtype | None:
-    dtypes = [*more, *(tensor.dtype for tensor in tensors if tensor.is_floating_point())]
-    return functools.reduce(torch.promote_types, dtypes) if dtypes else None
+class _Casts:
+    """A function that casts tensors by ``cast``, and notes the dtype that they promote to as they come."""
+
+    __slots__ = ("cast", "promoted")
+
+    def __init__(self, cast: Callable[[Tensor], Tensor]) -> None:
+        self.cast = cast
+        self.promoted: torch.dtype | None = None
+
+    def note(self, dtype: torch.dtype) -> None:
+        """One more dtype to promote to."""
+        self.promoted = dtype if self.promoted is None else torch.promote_types(self.promoted, dtype)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            self.note(tensor.dtype)
+        return self.cast(tensor)
 
 
 # --- FP8 -------------------------------------------------------------------------------------------------------------
@@ -680,20 +728,19 @@ def _raised(value: Any, dtype: torch.dtype | None) -> Any:
 
 
 def _in_fp32(function: Callable[..., Any], keep: bool, /, *args: Any, **kwargs: Any) -> Any:
-    tensors = tensors_in((args, kwargs))
-    kept = [value for value in (*args, *kwargs.values()) if isinstance(value, _Kept)]
-    back = _promoted(tensors, [value.dtype for value in kept])
-    if kept:
-        args = tuple(map(_released, args))
-        kwargs = {name: _released(value) for name, value in kwargs.items()}
-    device_types = [value.device.type for value in (*tensors, *map(_released, kept))][:1]
-    device_type = device_types[0] if device_types else "cpu"
     out = kwargs.pop("out", None)
-    raised_args, raised_kwargs = _map_tensors(_upcast, (args, kwargs))
-    with _without_autocast(device_type):
+    casts = _Casts(_upcast)
+    raised_args, raised_kwargs = _map_tensors(casts, (args, kwargs))
+    kept = [value for value in (*args, *kwargs.values()) if isinstance(value, _Kept)]
+    for value in kept:
+        casts.note(value.dtype)
+    if kept:
+        raised_args = tuple(map(_released, raised_args))
+        raised_kwargs = {name: _released(value) for name, value in raised_kwargs.items()}
+    with _without_autocast((raised_args, raised_kwargs)):
         result = function(*raised_args, **raised_kwargs)
-    kind = _kind_of(function)
-    target = args[0] if kind == "in-place" else out
+    kind, back = _kind_of(function), casts.promoted
+    target = _released(args[0]) if kind == "in-place" else out
     if target is not None:
         return target if target is result else target.copy_(result)
     if back in (None, torch.float32, torch.float64) or kind == "loss" or kwargs.get("dtype") is not None:
@@ -755,7 +802,7 @@ class PlannedLinear(_Planned, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         site = self._amptune
-        with _without_autocast(input.device.type):
+        with _without_autocast(input):
             if not (site.pad or site.pad_in):
                 return F.linear(_cast(input, site.dtype), *_weight_and_bias(self, site.dtype))
             casts, (rows, columns) = _reusable_casts(), site.padded(self.weight)
@@ -792,7 +839,7 @@ class PlannedFp8Linear(_Planned, nn.Linear):
         if not torch.compiler.is_compiling():
             _refuse_fp8_on(input.device)
         rows, columns = site.padded(self.weight)
-        with _without_autocast(input.device.type):
+        with _without_autocast(input):
             x = _cast(input, site.dtype)
             if input.numel() == 0:
                 return F.linear(x, self.weight.to(site.dtype), None if self.bias is None else self.bias.to(site.dtype))
@@ -809,7 +856,7 @@ class _PlannedConv(_Planned):
     def forward(self, input: Tensor) -> Tensor:
         """As the convolution's own forward, in the planned format, channels padded as the plan says."""
         site = self._amptune
-        with _without_autocast(input.device.type):
+        with _without_autocast(input):
             if not (site.pad or site.pad_in):
                 return self._conv_forward(_cast(input, site.dtype), *_weight_and_bias(self, site.dtype))
             casts, channels, (rows, columns) = _reusable_casts(), 1 - self.weight.dim(), site.padded(self.weight)
@@ -848,7 +895,7 @@ class _PlannedConvTranspose(_Planned):
         if self.padding_mode != "zeros":
             raise ValueError(f"only zeros is supported as padding_mode of {type(self).__name__}")
         site, spatial = self._amptune, len(self.kernel_size)
-        with _without_autocast(input.device.type):
+        with _without_autocast(input):
             weight, bias = _weight_and_bias(self, site.dtype)
             output_padding = self._output_padding(
                 input, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
@@ -904,7 +951,7 @@ class PlannedLayerNorm(_Planned, nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """(..., *normalized_shape) -> the same shape."""
         dtype = self._amptune.dtype
-        with _without_autocast(input.device.type):
+        with _without_autocast(input):
             weight, bias = _weight_and_bias(self, dtype)
             return F.layer_norm(_cast(input, dtype), self.normalized_shape, weight, bias, self.eps)
 
@@ -917,7 +964,7 @@ class PlannedRMSNorm(_Planned, nn.RMSNorm):
         dtype = self._amptune.dtype
         # Without an eps torch takes the epsilon of the input's dtype, which would change with the plan.
         eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
-        with _without_autocast(x.device.type):
+        with _without_autocast(x):
             return F.rms_norm(_cast(x, dtype), self.normalized_shape, _weight_and_bias(self, dtype)[0], eps)
 
 
@@ -927,7 +974,7 @@ class PlannedGroupNorm(_Planned, nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, ...) -> the same shape."""
         dtype = self._amptune.dtype
-        with _without_autocast(input.device.type):
+        with _without_autocast(input):
             weight, bias = _weight_and_bias(self, dtype)
             return F.group_norm(_cast(input, dtype), self.num_groups, weight, bias, self.eps)
 
@@ -940,7 +987,7 @@ class _PlannedStatistics(_Planned):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the norm's own forward, with the input cast."""
-        with _without_autocast(input.device.type):
+        with _without_autocast(input):
             result: Tensor = super().forward(_cast(input, self._amptune.dtype))  # type: ignore[misc]
             return result
 
@@ -979,7 +1026,7 @@ class PlannedPReLU(_Planned, nn.PReLU):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, ...) -> the same shape."""
         dtype = self._amptune.dtype
-        with _without_autocast(input.device.type):
+        with _without_autocast(input):
             return F.prelu(_cast(input, dtype), _weight_and_bias(self, dtype)[0])
 
 
@@ -989,7 +1036,7 @@ class PlannedBilinear(_Planned, nn.Bilinear):
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
         """(..., in1_features), (..., in2_features) -> (..., out_features)."""
         dtype = self._amptune.dtype
-        with _without_autocast(input1.device.type):
+        with _without_autocast(input1):
             weight, bias = _weight_and_bias(self, dtype)
             return F.bilinear(_cast(input1, dtype), _cast(input2, dtype), weight, bias)
 
@@ -1120,25 +1167,26 @@ def base_class(cls: type) -> type:
     return cls
 
 
-def _device_type(module: nn.Module, args: Any) -> str:
-    tensors = tensors_in(args) or list(module.parameters())
+def _device_type(inputs: Any, module: nn.Module | None = None) -> str:
+    """Of the first tensor in ``inputs``, else of the first parameter of ``module``."""
+    tensors = tensors_in(inputs) or list(module.parameters() if module is not None else ())
     return tensors[0].device.type if tensors else "cpu"
 
 
 def _run_region(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A module in an autocast region of its own; in float32, with autocast off and 16-bit inputs cast up."""
     dtype = module._amptune.dtype
-    device_type = _device_type(module, (args, kwargs))
     if dtype == torch.float32:
         args, kwargs = _map_tensors(_upcast, (args, kwargs))
-        with _without_autocast(device_type):
+        with _without_autocast((args, kwargs), module):
             return inner(module, *args, **kwargs)
+    device_type = _device_type((args, kwargs), module)
     if isinstance(module, nn.RNNBase) and device_type == "cuda":
         return run_rnn(module, inner, args, kwargs)
     if isinstance(module, _LOWERED_BY_AUTOCAST):
         args, kwargs = cast_all((args, kwargs), dtype)
     result = _call_under_autocast(device_type, dtype, inner, module, args, kwargs)
-    return cast_all(result, dtype) if how_to_apply(module) else result
+    return cast_all(result, dtype) if module._amptune.is_leaf else result
 
 
 def run_rnn(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -1149,7 +1197,7 @@ def run_rnn(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwarg
     casts = _reusable_casts()
     module._flat_weights = [_weight(weight, dtype, casts) for weight in weights]
     try:
-        with _without_autocast(weights[0].device.type), warnings.catch_warnings():
+        with _without_autocast(weights[0]), warnings.catch_warnings():
             # The casts are separate tensors; cuDNN says at every call that it packs them.
             warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
             return inner(module, *args, **kwargs)
@@ -1175,13 +1223,12 @@ def _call_under_autocast(
 def _run_pinned(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A module without parameters: computes in its format, gives back the promoted dtype of its inputs."""
     dtype = module._amptune.dtype
-    back = _promoted(tensors_in((args, kwargs)))
-    device_type = _device_type(module, (args, kwargs))
-    args, kwargs = cast_all((args, kwargs), dtype)
-    with _without_autocast(device_type):
+    casts = _Casts(functools.partial(_cast, dtype=dtype))
+    args, kwargs = _map_tensors(casts, (args, kwargs))
+    with _without_autocast((args, kwargs)):
         result = inner(module, *args, **kwargs)
     is_loss = isinstance(module, nn.modules.loss._Loss)
-    return result if is_loss else _map_tensors(functools.partial(_cast_back, dtype=back), result)
+    return result if is_loss else _map_tensors(functools.partial(_cast_back, dtype=casts.promoted), result)
 
 
 def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -1554,7 +1601,8 @@ def _site(path: str, module: nn.Module, entry: Mapping[str, Any], *, exact: bool
         if exact:
             raise ValueError(f"{where}: padding is for Linear, and for convolutions with one group")
         pad = pad_in = 0
-    site = Site(entry["format"], dtype, how, pad, bool(entry.get("strided")), entry.get("scaling"), pad_in)
+    strided, scaling = bool(entry.get("strided")), entry.get("scaling")
+    site = Site(entry["format"], dtype, how, pad, strided, scaling, pad_in, is_leaf=possible is not None)
     if site.scaling:
         _check_fp8(where, module, site)
     return site

@@ -1,0 +1,270 @@
+"""What a plan costs the processor in eager mode beside stock autocast: full depth, narrow layers.
+
+    python -m tests.benchmarks.host_overhead [--models vit,bert] [--rounds 20] [--out FILE.md]
+
+On a GPU a step takes at least the time in which Python queues its kernels. Here the kernels run on the CPU, on tensors
+of at most a few thousand elements, so that a step is mostly Python, dispatcher and autograd: what it costs the host of
+a GPU, less the launches themselves. The ways to train are measured in turns, from the same weights, in CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import cProfile
+import dataclasses
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from amptune.runtime import apply_plan, fp32
+
+REPORT = Path(__file__).parent / "reports" / "host_overhead.md"
+WARM_UPS = 3
+VOCAB, LENGTH, BATCH, WIDTH, HEADS = 64, 8, 2, 48, 12
+"""Sizes of the narrow models, in elements; the depth is that of the models that users train."""
+
+
+class PinnedBlock(nn.Module):
+    """A block with hand-written norm and attention, whose sensitive ops are pinned in FP32 as a patched file has it."""
+
+    def __init__(self, *, pinned: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.softmax: Callable[..., Tensor] = fp32(F.softmax) if pinned else F.softmax
+        self.norm: Callable[[Tensor], Tensor] = fp32(self._norm) if pinned else self._norm
+
+    @staticmethod
+    def _norm(x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, length, WIDTH) -> the same shape."""
+        q, k, v = self.qkv(self.norm(x)).view(BATCH, LENGTH, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        y = self.softmax(q @ k.transpose(-1, -2), -1) @ v
+        x = x + self.out(y.transpose(1, 2).reshape(BATCH, LENGTH, WIDTH))
+        return x + self.down(F.gelu(self.up(self.norm(x) * self.scale.to(x.dtype))))
+
+
+class Pinned(nn.Module):
+    """Twelve of these blocks on embedded tokens."""
+
+    def __init__(self, *, pinned: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        self.blocks = nn.ModuleList(PinnedBlock(pinned=pinned) for _ in range(12))
+        self.head = nn.Linear(WIDTH, VOCAB)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """(batch, length) token ids -> the loss."""
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        return {"loss": F.cross_entropy(self.head(x).flatten(0, 1).float(), labels.flatten())}
+
+
+def _vit() -> nn.Module:
+    return transformers.ViTForImageClassification(
+        transformers.ViTConfig(num_labels=16, hidden_size=WIDTH, intermediate_size=64, image_size=32, patch_size=16)
+    )
+
+
+def _bert() -> nn.Module:
+    return transformers.BertForMaskedLM(
+        transformers.BertConfig(vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=64)
+    )
+
+
+def _llama() -> nn.Module:
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=12,
+                                 num_attention_heads=4, num_key_value_heads=4, use_cache=False)
+    )  # fmt: skip
+
+
+def _gpt2() -> nn.Module:
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=VOCAB, n_embd=WIDTH, n_head=HEADS, n_positions=16, use_cache=False)
+    )
+
+
+def _resnet() -> nn.Module:
+    return transformers.ResNetForImageClassification(
+        transformers.ResNetConfig(num_labels=16, embedding_size=8, hidden_sizes=[8, 8, 8, 8])
+    )
+
+
+def _tokens() -> dict[str, Tensor]:
+    ids = torch.randint(0, VOCAB, (BATCH, LENGTH))
+    return {"input_ids": ids, "labels": ids}
+
+
+def _images() -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(BATCH, 3, 32, 32), "labels": torch.randint(0, 16, (BATCH,))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One narrow model.
+
+    Attributes:
+        make: the model; a planned one has pins in it where they differ.
+        batch: keyword arguments of its forward, which returns the loss.
+        norms: globs of its norms, for the plan that leaves these in FP32.
+        planned: the model that the plans are applied to, where it is another.
+    """
+
+    make: Callable[[], nn.Module]
+    batch: Callable[[], dict[str, Tensor]]
+    norms: Sequence[str] = ()
+    planned: Callable[[], nn.Module] | None = None
+
+
+CASES = {
+    "vit": Case(_vit, _images, ("**.layernorm*",)),
+    "bert": Case(_bert, _tokens, ("**.LayerNorm",)),
+    "llama": Case(_llama, _tokens, ("**.*norm",)),
+    "gpt2": Case(_gpt2, _tokens, ("**.ln_?", "**.ln_f")),
+    "resnet": Case(_resnet, _images, ("**.normalization",)),
+    "pinned ops": Case(lambda: Pinned(pinned=False), _tokens, (), lambda: Pinned(pinned=True)),
+}
+
+
+class Step:
+    """Training steps of one model in one way."""
+
+    def __init__(self, model: nn.Module, batch: Mapping[str, Tensor], *, autocast: bool) -> None:
+        self.model = model.train()
+        self.batch = batch
+        self.autocast = autocast
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def __call__(self) -> tuple[float, float, float]:
+        """CPU milliseconds of forward and loss, of backward, and of the whole step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        begin = time.process_time()
+        with torch.autocast("cpu", torch.bfloat16) if self.autocast else contextlib.nullcontext():
+            loss: Any = self.model(**self.batch)["loss"]
+        middle = time.process_time()
+        loss.backward()
+        end = time.process_time()
+        self.optimizer.step()
+        return (middle - begin) * 1e3, (end - middle) * 1e3, (time.process_time() - begin) * 1e3
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one step: median CPU milliseconds, and counts of aten ops, autograd nodes and Python calls."""
+
+    forward: float
+    backward: float
+    step: float
+    ops: int
+    nodes: int
+    calls: int
+
+
+def ways(case: Case) -> dict[str, Step]:
+    """Ways to train one model, from the same weights and on the same batch."""
+    torch.manual_seed(0)
+    model, batch = case.make(), case.batch()
+    planned = case.planned() if case.planned else copy.deepcopy(model)
+    planned.load_state_dict(model.state_dict())
+    plans = {"plan bf16": {"**": "bf16"}}
+    if case.norms:
+        plans["plan bf16, norms fp32"] = {"**": "bf16", **dict.fromkeys(case.norms, "fp32")}
+    plain = copy.deepcopy(model)
+    steps = {"fp32": Step(plain, batch, autocast=False), "autocast-bf16": Step(model, batch, autocast=True)}
+    for name, plan in plans.items():
+        twin = copy.deepcopy(planned)
+        apply_plan(twin, plan)
+        steps[name] = Step(twin, batch, autocast=False)
+    return steps
+
+
+def measure(case: Case, rounds: int) -> dict[str, Cost]:
+    """Costs by way to train."""
+    steps = ways(case)
+    times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in steps}
+    for step in steps.values():
+        for _ in range(WARM_UPS):
+            step()
+    gc.collect()
+    gc.freeze()  # what the imports left behind is no step's garbage
+    for _ in range(rounds):
+        for name, step in steps.items():
+            times[name] += [step(), step()]
+    return {
+        name: Cost(*map(statistics.median, zip(*times[name], strict=True)), *_counts(step))  # type: ignore[arg-type]
+        for name, step in steps.items()
+    }
+
+
+def _counts(step: Step) -> tuple[int, int, int]:
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        step()
+    names = [event.name for event in recorded.events()]
+    profiler = cProfile.Profile()
+    profiler.runcall(step)
+    calls = sum(entry.callcount for entry in profiler.getstats())
+    return (
+        sum(name.startswith("aten::") for name in names),
+        sum(name.startswith("autograd::engine::evaluate_function") for name in names),
+        calls,
+    )
+
+
+def as_markdown(results: Mapping[str, Mapping[str, Cost]], rounds: int) -> str:
+    """The report."""
+    lines = [
+        "# What a plan costs the processor in eager mode",
+        "",
+        "Written by tests/benchmarks/host_overhead.py: full depth, narrow layers, on the CPU with one thread. Times",
+        f"are CPU milliseconds, medians of {2 * rounds} steps in turns; the ratio is to autocast's whole step. Kernels",
+        "take part of them, and launches on a GPU are not in them: there each cast less is a launch less, too.",
+        "",
+        f"- torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}",
+        "",
+        "| model | way to train | forward | backward | step | of autocast | aten ops | autograd nodes | Python calls |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for model, costs in results.items():
+        stock = costs["autocast-bf16"].step
+        lines += [
+            f"| {model} | {name} | {cost.forward:.2f} | {cost.backward:.2f} | {cost.step:.2f} "
+            f"| {cost.step / stock:.2f} | {cost.ops} | {cost.nodes} | {cost.calls} |"
+            for name, cost in costs.items()
+        ]
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    """Measure and print, and write where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", default=",".join(CASES), help="names, separated by commas")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--out", type=Path, help=f"write the report, such as {REPORT.name}")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results = {name: measure(CASES[name], arguments.rounds) for name in arguments.models.split(",")}
+    report = as_markdown(results, arguments.rounds)
+    print(report)
+    if arguments.out:
+        arguments.out.write_text(report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What planned modules and pinned functions ask of Python at each call: on a fast GPU that is what a step waits for."""
+
+import cProfile
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amptune.runtime import apply_plan, fp32
+
+NUM_LAYERS = 12
+
+
+class _Scale(nn.Module):
+    """A module that only the user knows: it runs in an autocast region of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def _calls(function: Callable[[], object]) -> int:
+    """Calls of Python and C functions, once what is done only once is done."""
+    function()
+    profiler = cProfile.Profile()
+    profiler.runcall(function)
+    return sum(entry.callcount for entry in profiler.getstats())
+
+
+@pytest.mark.parametrize(
+    ("make", "plan", "most"),
+    [
+        (lambda: nn.Linear(8, 8), {"*": "bf16"}, 42),
+        (lambda: nn.LayerNorm(8), {"*": "bf16"}, 42),
+        (lambda: nn.BatchNorm1d(8), {"*": "bf16"}, 12),
+        (lambda: nn.Softmax(-1), {str(index): "fp32" for index in range(NUM_LAYERS)}, 60),
+        (_Scale, {"*": "bf16"}, 70),
+    ],
+    ids=["linear", "layer norm", "batch norm", "softmax", "region"],
+)
+def test_a_planned_module_adds_few_calls(make: Callable[[], nn.Module], plan: dict[str, str], most: int) -> None:
+    model = nn.Sequential(*[make() for _ in range(NUM_LAYERS)])
+    x = torch.randn(4, 8, dtype=torch.bfloat16, requires_grad=True)
+    plain = _calls(lambda: nn.Sequential(*[layer.bfloat16() for layer in model])(x))
+    model.float()
+    apply_plan(model, plan)
+    planned = _calls(lambda: model(x))
+    assert planned - plain <= most * NUM_LAYERS, "calls of each layer beyond those of a BF16 layer"
+
+
+def test_a_pinned_function_adds_few_calls() -> None:
+    x = torch.randn(4, 8, dtype=torch.bfloat16, requires_grad=True)
+    assert _calls(lambda: fp32(F.softmax)(x, -1)) <= 80
