@@ -30,6 +30,7 @@ import functools
 import threading
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -1075,7 +1076,7 @@ def how_to_apply(module: nn.Module) -> str | None:
     if isinstance(module, (torch.jit.ScriptModule, *_BYPASSED)):
         return None
     base = base_class(type(module))
-    if base in SWAPS:
+    if base in SWAPS or rms_epsilon(module) is not None:
         return "swap"
     parameters = [parameter for parameter in module.parameters() if parameter is not None]
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
@@ -1086,6 +1087,62 @@ def how_to_apply(module: nn.Module) -> str | None:
     if not parameters:
         return "swap"
     return "autocast" if any(parameter.is_floating_point() for parameter in parameters) else None
+
+
+# --- root mean square norms by hand ----------------------------------------------------------------------------------
+
+_LARGEST_EPSILON = 1e-2
+_rms_epsilons: weakref.WeakKeyDictionary[nn.Module, float | None] = weakref.WeakKeyDictionary()
+
+
+def rms_epsilon(module: nn.Module) -> float | None:
+    """The epsilon with which ``F.rms_norm`` computes what a module of the user's computes; None where it does not.
+
+    Large language models bring a norm of their own that casts up, squares, averages and scales by a kernel each. It is
+    known by trying: a copy gets random weights and numbers of several sizes in float32.
+    """
+    if module not in _rms_epsilons:
+        _rms_epsilons[module] = _find_rms_epsilon(module)
+    return _rms_epsilons[module]
+
+
+def _find_rms_epsilon(module: nn.Module) -> float | None:
+    own: Any = base_class(type(module))
+    parameters = module._parameters
+    weight = parameters.get("weight")
+    if weight is None or len(parameters) > 1 or module._buffers or module._modules or weight.dim() != 1:
+        return None
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if not weight.is_floating_point() or own.__module__.startswith("torch.") or any(hooks):
+        return None
+    numbers = [value for value in vars(module).values() if isinstance(value, float) and 0 < value < _LARGEST_EPSILON]
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(8, weight.numel(), generator=random, device="cpu")
+    x = x * torch.logspace(-4, 2, 8, device="cpu")[:, None]
+    scale = torch.rand(weight.shape, generator=random, device="cpu") + 0.5
+    try:
+        twin = own.__new__(own)
+        twin.__dict__.update(module.__dict__, _parameters={"weight": nn.Parameter(scale)}, training=False)
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            found = twin(x.clone())
+            return next((each for each in dict.fromkeys(numbers) if _is_rms_norm(found, x, scale, each)), None)
+    except Exception:  # a norm that wants more than one tensor, or is no norm
+        return None
+
+
+def _is_rms_norm(found: Any, x: Tensor, weight: Tensor, eps: float) -> bool:
+    expected = F.rms_norm(x, weight.shape, weight, eps)
+    return isinstance(found, Tensor) and found.shape == x.shape and torch.allclose(found, expected, rtol=1e-5, atol=0)
+
+
+def _run_rms_norm(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A root mean square norm by hand, in one kernel that takes the mean square in float32."""
+    (x,) = args or kwargs.values()
+    dtype = module._amptune.dtype
+    with _without_autocast(x):
+        return F.rms_norm(
+            _cast(x, dtype), module.weight.shape, _weight_and_bias(module, dtype)[0], module._amptune_epsilon
+        )
 
 
 # --- classes made for one class of the user's ------------------------------------------------------------------------
@@ -1257,6 +1314,7 @@ def _raised_scalar(tensor: Tensor) -> Tensor:
 
 
 _RUN: dict[str, Callable[..., Any]] = {"autocast": _run_region, "pinned": _run_pinned, "root": _run_root}
+_RUN["rms_norm"] = _run_rms_norm
 
 
 # --- applying and undoing --------------------------------------------------------------------------------------------
@@ -1343,7 +1401,8 @@ def _groups_of(planned: Mapping[str, nn.Module]) -> list[list[nn.Module]]:
     last: dict[str, int] = {}
     for path, module in planned.items():
         site: Site = module.__dict__["_amptune"]
-        if not isinstance(module, _CAST_TOGETHER) or site.pad or site.pad_in or "_amptune_group" in module.__dict__:
+        is_cast = isinstance(module, _CAST_TOGETHER) or "_amptune_epsilon" in module.__dict__
+        if not is_cast or site.pad or site.pad_in or "_amptune_group" in module.__dict__:
             continue
         block = _block_of(path)
         elements = sum(parameter.numel() for parameter in module.parameters(recurse=False))
@@ -1386,8 +1445,8 @@ def undo_plan(model: nn.Module) -> None:
         for key in hooks:
             del module._forward_pre_hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
-        for name in ("_amptune", "_amptune_root", "_amptune_stride", "_amptune_nested", "_amptune_group"):
-            state.pop(name, None)
+        for name in [name for name in state if name.startswith("_amptune")]:
+            del state[name]
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -1411,6 +1470,9 @@ def _refuse_sharded(model: nn.Module) -> None:
 def _change_class(module: nn.Module, site: Site) -> None:
     if type(module) in SWAPS and site.how == "swap":
         cls = PlannedFp8Linear if site.scaling else SWAPS[type(module)]
+    elif site.how == "swap" and (epsilon := rms_epsilon(module)) is not None:
+        cls = _made_class(type(module), "rms_norm")
+        module.__dict__["_amptune_epsilon"] = epsilon
     elif site.how == "swap":
         cls = _made_class(type(module), "pinned")
     else:
