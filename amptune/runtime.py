@@ -746,7 +746,7 @@ def _in_fp32(function: Callable[..., Any], keep: bool, /, *args: Any, **kwargs: 
         return target if target is result else target.copy_(result)
     if back in (None, torch.float32, torch.float64) or kind == "loss" or kwargs.get("dtype") is not None:
         return result
-    if keep and isinstance(result, Tensor) and result.is_floating_point() and result.dim():
+    if keep and isinstance(result, Tensor) and result.is_floating_point():
         return _Kept(result, back)
     return _map_tensors(functools.partial(_cast_back, dtype=back), result)
 

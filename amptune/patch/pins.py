@@ -12,6 +12,7 @@ from libcst.metadata import MetadataWrapper, PositionProvider
 
 from amptune.core.opcodes import FunctionalOp, find_functional_ops
 from amptune.core.spellings import OPERATOR_FUNCTIONS
+from amptune.patch.merge import Merged, OpAt
 from amptune.patch.text import split_lines
 
 MARK = "# amptune: fp32"
@@ -25,10 +26,18 @@ _HEADERS = (cst.If, cst.While, cst.For, cst.With)
 
 Wrap = Callable[[FunctionalOp, cst.BaseExpression], cst.BaseExpression]
 """Puts the pinning call around the function of an op."""
+Merge = Callable[[cst.BaseExpression, OpAt], tuple[Merged, cst.Call] | None]
+"""The several ops of an expression with the one call that stands for it; None where they are pinned one by one."""
 
 
 def rewrite_ops(
-    text: str, reasons: Mapping[str, str | None], wrap: Wrap, *, torch: str = "torch", operator: str = "operator"
+    text: str,
+    reasons: Mapping[str, str | None],
+    wrap: Wrap,
+    merge: Merge = lambda node, op_at: None,
+    *,
+    torch: str = "torch",
+    operator: str = "operator",
 ) -> tuple[cst.Module, list[str]]:
     """The module with the ops whose codes are the keys of ``reasons`` sent through a function, and the codes found.
 
@@ -38,21 +47,26 @@ def rewrite_ops(
         text: Python source without byte order mark.
         reasons: code -> what the comment beside it says; None for no comment.
         wrap: puts the pinning call around the function of an op.
+        merge: makes one pinning call of an expression of several ops.
         torch, operator: what these modules are called in the file.
     """
-    rewriter = _OpRewriter(text, reasons, wrap, torch, operator)
+    rewriter = _OpRewriter(text, reasons, wrap, merge, torch, operator)
     return MetadataWrapper(cst.parse_module(text), unsafe_skip_copy=True).visit(rewriter), rewriter.done
 
 
 class _OpRewriter(cst.CSTTransformer):
     METADATA_DEPENDENCIES = (PositionProvider,)
 
-    def __init__(self, text: str, reasons: Mapping[str, str | None], wrap: Wrap, torch: str, operator: str) -> None:
+    def __init__(
+        self, text: str, reasons: Mapping[str, str | None], wrap: Wrap, merge: Merge, torch: str, operator: str
+    ) -> None:
         super().__init__()
         self.done: list[str] = []
         self._ops = {_span(op): op for op in find_functional_ops(text) if op.code in reasons and op.pinnable}
         self._reasons = reasons
         self._wrap = wrap
+        self._merge = merge
+        self._merged: dict[cst.CSTNode, tuple[Merged, cst.Call]] = {}
         self._tensor = cst.Attribute(cst.parse_expression(torch), cst.Name("Tensor"))
         self._operator = cst.Name(operator)
         self._lines = split_lines(text)
@@ -92,9 +106,16 @@ class _OpRewriter(cst.CSTTransformer):
     def on_visit(self, node: cst.CSTNode) -> bool:
         if isinstance(node, (*_LINES, *_HEADERS)):
             self._open.append([])
+        if isinstance(node, (cst.Call, cst.BinaryOperation)) and not self._touches_a_word(node):
+            found = self._merge(node, self._op_at)
+            if found is not None:
+                self._merged[node] = found
+                return False
         return super().on_visit(node)
 
     def on_leave(self, original_node: cst.CSTNodeT, updated_node: cst.CSTNodeT) -> Any:
+        if original_node in self._merged:
+            return self._finish_merged(*self._merged[original_node])
         result = super().on_leave(original_node, updated_node)
         if isinstance(original_node, _LINES):
             return self._commented_line(original_node, result)
@@ -127,6 +148,11 @@ class _OpRewriter(cst.CSTTransformer):
             self._open[-1].append(reason)
         if not call.lpar and self._touches_a_word(original):
             return call.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
+        return call
+
+    def _finish_merged(self, function: Merged, call: cst.Call) -> cst.Call:
+        self.done += [op.code for op in function.ops]
+        self._open[-1] += [reason for op in function.ops if (reason := self._reasons[op.code]) is not None]
         return call
 
     def _touches_a_word(self, node: cst.BaseExpression) -> bool:

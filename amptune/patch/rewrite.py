@@ -26,6 +26,7 @@ from amptune.patch.block import (
     remove_block,
     render_block,
 )
+from amptune.patch.merge import Merged, OpAt, as_call, merged
 from amptune.patch.pins import rewrite_ops
 from amptune.patch.spec import PatchSpec
 from amptune.patch.structure import ADDED_MARK, Placement, place, remove
@@ -183,8 +184,14 @@ def _pin(
             arguments.append(cst.Arg(cst.Name("True"), keyword=cst.Name(KEEP), equal=equal))
         return cst.Call(cst.Name(names.fp32), arguments)
 
+    def merge(node: cst.BaseExpression, op_at: OpAt) -> tuple[Merged, cst.Call] | None:
+        found = merged(node, op_at, lambda op: op.code in chains.kept)
+        if found is None:
+            return None
+        return found, as_call(found, names.fp32, keep=found.ops[-1].code in chains.kept)
+
     reasons = {**pins, **dict.fromkeys(chains.between)}
-    module, done = rewrite_ops(text, reasons, wrap, torch=modules.torch, operator=modules.operator)
+    module, done = rewrite_ops(text, reasons, wrap, merge, torch=modules.torch, operator=modules.operator)
     missed = sorted(set(pins) - set(done))
     if missed:
         raise _cannot_pin(missed[0], text, plan, spec)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import libcst as cst
@@ -13,6 +14,7 @@ import libcst as cst
 from amptune.core.opcodes import KEEP
 from amptune.core.spellings import OPERATOR_FUNCTIONS, OPERATORS
 from amptune.errors import InputError
+from amptune.patch.merge import substituted
 from amptune.patch.pins import MARK, needs_parentheses
 from amptune.patch.text import parse
 
@@ -78,6 +80,9 @@ class _Restorer(cst.CSTTransformer):
         if not _is_plain_pin([part.keyword.value if part.keyword else None for part in pin.args]):
             return updated_node
         function: Any = pin.args[0].value
+        if isinstance(function, cst.Lambda):
+            given = _given([param.name.value for param in function.params.params], updated_node.args)
+            return updated_node if given is None else substituted(function.body, given)
         owner = function.value if isinstance(function, cst.Attribute) else None
         if isinstance(owner, cst.Attribute) and owner.attr.value == "Tensor" and updated_node.args:
             return _as_method(updated_node, function.attr)
@@ -90,6 +95,14 @@ class _Restorer(cst.CSTTransformer):
 def _is_plain_pin(arguments: list[str | None]) -> bool:
     """Whether these are the arguments of a pin of ours, by their keywords: the function, and maybe ``keep``."""
     return arguments in ([None], [None, KEEP])
+
+
+def _given(names: list[str], arguments: Sequence[cst.Arg]) -> dict[str, cst.BaseExpression] | None:
+    """What each parameter of a merged expression stands for; None where the call is none of ours."""
+    is_ours = len(names) == len(arguments) and all(
+        isinstance(argument.value, (cst.Name, cst.Attribute)) and argument.keyword is None for argument in arguments
+    )
+    return {name: argument.value for name, argument in zip(names, arguments, strict=True)} if is_ours else None
 
 
 def _as_method(call: cst.Call, name: cst.Name) -> cst.Call:
@@ -133,6 +146,11 @@ class _AstRestorer(ast.NodeTransformer):
         if not _is_plain_pin([*(None for _ in pin.args), *(part.arg for part in pin.keywords)]):
             return node
         function = pin.args[0]
+        if isinstance(function, ast.Lambda):
+            names = [parameter.arg for parameter in function.args.args]
+            if len(names) != len(node.args) or not all(isinstance(a, (ast.Name, ast.Attribute)) for a in node.args):
+                return node
+            return _AstSubstitution(dict(zip(names, node.args, strict=True))).visit(function.body)  # type: ignore[no-any-return]
         if not isinstance(function, ast.Attribute):
             return ast.Call(function, node.args, node.keywords)
         owner = function.value
@@ -142,3 +160,11 @@ class _AstRestorer(ast.NodeTransformer):
         if is_operator and len(node.args) == 2:
             return ast.BinOp(node.args[0], _AST_OPERATORS[_SIGNS[function.attr]](), node.args[1])
         return ast.Call(function, node.args, node.keywords)
+
+
+class _AstSubstitution(ast.NodeTransformer):
+    def __init__(self, given: Mapping[str, ast.expr]) -> None:
+        self._given = given
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self._given.get(node.id, node)

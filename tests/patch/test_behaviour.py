@@ -33,13 +33,17 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
+        self.eps = 1e-6
 
     def forward(self, x):
         q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         weights = (scores
                    .softmax(-1))
-        return x + self.out(weights @ v) * ((v ** 2).mean(-1, keepdim=True) + 1e-6).rsqrt()
+        return x + self.out(weights @ v) * self.scale(v / v.norm() * 4)
+
+    def scale(self, v):
+        return torch.rsqrt((v ** 2).mean(-1, keepdim=True) + self.eps)
 
 
 class Net(nn.Module):
@@ -181,6 +185,12 @@ def test_imported_as_part_of_a_package(folder, tmp_path):
     (tmp_path / "case.pt").write_bytes((folder / "case.pt").read_bytes())
     script = WITHOUT_AMPTUNE + "from nets.small.model_amptuned import make_model, loss_fn\n" + RUN
     assert run_python(tmp_path, "-c", script) == "equal Net\n"
+
+
+def test_ops_that_stand_in_one_another_are_one_function(folder):
+    text = (folder / "model_amptuned.py").read_text(encoding="utf-8")
+    one = "fp32(lambda v, eps: torch.rsqrt((v ** 2).mean(-1, keepdim=True) + eps))(v, self.eps)"
+    assert one in text
 
 
 def test_the_pins_matter(folder):

@@ -76,6 +76,7 @@ def test_results_that_stay_fp32() -> None:
     x = torch.randn(4, 5).bfloat16()
     target = torch.tensor([0, 1, 2, 3])
     assert fp32(torch.sum)(x).dtype == torch.float32  # a scalar harms no promotion
+    assert fp32(torch.div)(x, fp32(torch.sum, keep=True)(x)).dtype == x.dtype  # and stands for the dtype of x
     assert fp32(F.cross_entropy)(x, target, reduction="none").dtype == torch.float32
     assert fp32(F.softmax)(x, -1, dtype=torch.float32).dtype == torch.float32
     assert fp32(torch.argmax)(x, -1).dtype == torch.int64
