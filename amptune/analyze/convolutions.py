@@ -2,7 +2,8 @@
 
 - Kernels for tensor cores want channels last: contiguous tensors are transposed before and after, but for 1 x 1
   convolutions of stride 1, which are plain products in either layout.
-- They load 16 bytes at a time, so input channels are padded to a multiple of that.
+- They load 16 bytes at a time, so input channels are padded to a multiple of that. The input gradient of fewer
+  channels (three colours) has kernels in FP32 alone.
 - The bias is added by a kernel of its own (aten/src/ATen/native/Convolution.cpp), its gradient is a sum.
 - A convolution with one channel a group is bound by the vector units, at rates that depend on layout, format and pass.
 - A transposed convolution is the input gradient of the convolution the other way, and its input gradient that
@@ -35,6 +36,8 @@ from amptune.core.roofline import Pass, Traffic
 
 _EXCHANGED = {Pass.FORWARD: Pass.INPUT, Pass.INPUT: Pass.FORWARD, Pass.WEIGHT: Pass.WEIGHT}
 """Pass of a transposed convolution -> pass of the convolution the other way."""
+_LEAST_TAPS = 20
+"""Taps below which torch's input gradient of a depthwise convolution takes no less time for an element, H200."""
 
 
 def convolution_kernels(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
@@ -51,12 +54,14 @@ def convolution_kernels(site: Site, dtypes: SiteDtypes, setting: Setting) -> Tim
         for direction in _passes(site):
             behind = direction is not Pass.FORWARD
             if _is_depthwise(site, gemm):
-                yield Depthwise(gemm.flops, number_format, direction, moved, last, taps=gemm.k), behind
+                yield _depthwise(site, gemm, number_format, direction, moved, last), behind
                 continue
-            loaded = _loaded(_plain(gemm, site), site, number_format)
-            few = number_format is not Format.FP32 and _channels(gemm, site) * number_format.bytes < REQUIRED_BYTES
+            few = _channels(gemm, site) * number_format.bytes < REQUIRED_BYTES
             exchanged = _EXCHANGED[direction] if _is_backwards(site) else direction
-            yield Convolution(loaded, number_format, exchanged, moved, taps, winograd, few), behind
+            product = _plain(gemm, site)
+            if not (few and exchanged is Pass.INPUT):
+                product = _loaded(product, site, number_format)
+            yield Convolution(product, number_format, exchanged, moved, taps, winograd, few), behind
             if transposes:
                 yield move(Traffic.TRANSPOSE, 2 * (given + made), dtypes.compute, 3), behind
     if has_bias(site):
@@ -72,6 +77,42 @@ def _passes(site: Site) -> list[Pass]:
     if any(param.meta.requires_grad for param in site.params) or len(site.inputs) > 1:
         passes.append(Pass.WEIGHT)
     return passes
+
+
+def _depthwise(
+    site: Site, gemm: Gemm, number_format: Format, direction: Pass, moved: int, last: bool
+) -> Depthwise:  # fmt: skip
+    """The kernel of one pass: torch's own for contiguous tensors, but for those in FP16 that it hands to the library.
+
+    The input gradient reads every tap of each input element, whatever the stride, in torch's kernels no faster than
+    ``_LEAST_TAPS``.
+    """
+    by_torch = not last
+    if by_torch and number_format is Format.FP16:
+        by_torch = not _library_takes_depthwise(site)
+        number_format = Format.BF16 if by_torch else number_format
+    flops = gemm.flops
+    if direction is Pass.INPUT:
+        flops = 2 * site.inputs[0].numel * max(gemm.k, _LEAST_TAPS if by_torch else 0)
+    return Depthwise(flops, number_format, direction, moved, last, taps=gemm.k)
+
+
+def _library_takes_depthwise(site: Site) -> bool:
+    """Whether torch hands a contiguous depthwise convolution in FP16 to cuDNN: use_cudnn_depthwise of
+    aten/src/ATen/native/Convolution.cpp."""
+    window, (samples, channels, *sides) = _window(site), site.inputs[0].shape
+    steps = set(_each(site.attrs.get("stride")))
+    if len(sides) > 2 or channels < 32 or not _is_one(site.attrs.get("dilation")) or len(steps) > 1:
+        return False
+    if len(sides) == 1:
+        return steps == {1}
+    if len(set(window)) != 1 or window[0] not in (1, 3, 5) or sides[1] < 7:
+        return False
+    if steps == {1}:
+        return True
+    if steps != {2} or window[0] == 1:
+        return False
+    return samples == 1 or channels >= 512 or (channels >= 256 and sides[1] >= 28)
 
 
 def in_channels_last(site: Site, setting: Setting) -> bool:
@@ -122,14 +163,21 @@ def _has_winograd(site: Site) -> bool:
 
 
 def _is_one(steps: object) -> bool:
-    """Whether a stride or dilation is 1, which it is where the call does not give it."""
-    each = steps if isinstance(steps, list | tuple) else [steps]
-    return all(step in (None, 1) for step in each)
+    return set(_each(steps)) == {1}
+
+
+def _each(steps: object) -> list[object]:
+    """A stride or dilation along each axis that is named; 1 where the call does not give it."""
+    return [1 if step is None else step for step in (steps if isinstance(steps, list | tuple) else [steps])]
 
 
 def _needs_layout(site: Site, number_format: Format) -> bool:
-    """Whether the kernels for tensor cores have to transpose tensors that are known to be contiguous."""
-    if number_format is Format.FP32 or site.attrs.get("channels_last") is not False:
+    """Whether the kernels for tensor cores have to transpose tensors that are known to be contiguous.
+
+    A convolution of one tap and stride 1 is a product of the pixels of an image, if those fill whole loads.
+    """
+    if number_format is Format.FP32 or site.attrs.get("channels_last") is not False or not _window(site):
         return False
-    window = _window(site)
-    return bool(window) and (math.prod(window) != 1 or not _is_one(site.attrs.get("stride")))
+    if math.prod(_window(site)) != 1 or not _is_one(site.attrs.get("stride")):
+        return True
+    return number_format.bytes == 2 and math.prod(site.inputs[0].shape[2:]) * 2 % REQUIRED_BYTES != 0

@@ -56,6 +56,8 @@ Passes = tuple[float, float, float]
 
 
 _WINOGRAD: Passes = (0.62, 0.50, 1.30)
+_WINDOW: Passes = (0.55, 0.42, 0.42)
+_GROUPED: Passes = (0.90, 0.45, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Efficiency:
             (Winograd's and FFTs), by pass; above 1 since operations are counted as if it had not.
         conv: format -> the same for convolutions in the layout that the tensor cores want: forward, input gradient and
             weight gradient.
+        conv_window: format -> share for other convolutions of more than one tap, where it is another.
+        conv_grouped: format -> share for convolutions in groups, by pass, where it is another; of the rate that the
+            channels of a group leave.
         depthwise: format and whether the layout is channels_last -> share of the FP32 peak of the vector units that
             the same three passes of depthwise convolutions reach.
         attention: format -> share of the peak that fused attention reaches, forward and backward.
@@ -90,6 +95,8 @@ class Efficiency:
     misaligned: Mapping[int, float]
     gemm_passes: Mapping[Format, Passes] = dataclasses.field(default_factory=dict)
     conv_3x3: Mapping[Format, Passes] = dataclasses.field(default_factory=lambda: {Format.FP32: _WINOGRAD})
+    conv_window: Mapping[Format, Passes] = dataclasses.field(default_factory=lambda: {Format.FP32: _WINDOW})
+    conv_grouped: Mapping[Format, Passes] = dataclasses.field(default_factory=lambda: {Format.FP32: _GROUPED})
     depthwise: Mapping[tuple[Format, bool], Passes] = dataclasses.field(default_factory=lambda: _DEPTHWISE)
     ramp: Mapping[Format, int] = dataclasses.field(default_factory=lambda: _RAMP)
     kernel_us: float = 1.3
@@ -128,7 +135,7 @@ _CONV_HOPPER: dict[Format, Passes] = {
     **dict.fromkeys((Format.FP16, Format.BF16, Format.FP8_E4M3, Format.FP8_E5M2), _CONV_HALF),
 }  # fmt: skip
 _DEPTHWISE: dict[tuple[Format, bool], Passes] = {
-    **{(each, False): (0.042, 0.016, 0.016) for each in Format}, (Format.FP16, False): (0.079, 0.080, 0.045),
+    **{(each, False): (0.042, 0.035, 0.016) for each in Format}, (Format.FP16, False): (0.079, 0.080, 0.045),
     (Format.FP32, True): (0.100, 0.090, 0.048), (Format.TF32, True): (0.100, 0.090, 0.048),
     **{(each, True): (0.153, 0.087, 0.108) for each in (Format.BF16, Format.FP16, Format.FP8_E4M3, Format.FP8_E5M2)},
 }  # fmt: skip

@@ -43,6 +43,8 @@ _LANES = 128
 """Output channels of a tile: a group of a convolution fills its share of one."""
 _FEW_CHANNELS = 0.35
 """Rate of convolutions for tensor cores whose input channels do not fill one load (three colours), H200."""
+_FEW_OUTPUTS = 0.15
+"""Rate of input gradients whose output channels fill no load (a last layer that makes three colours), H200."""
 _LARGE_WINDOW, _LARGE_WINDOW_SHARE = 25, {Format.FP32: 0.06, Format.TF32: 0.13}
 """Taps above which the channels_last weight gradient of depthwise convolutions in FP32 is another, slower kernel."""
 _STREAMED = 0.82
@@ -236,23 +238,33 @@ def conv_seconds(
         bytes_moved: bytes of its three tensors.
         taps: positions of the kernel.
         winograd: whether it has the shape that Winograd's algorithm and FFTs are for: 3 x 3, dense, each step taken.
-        few_channels: whether the input channels fill no load of a tensor core's kernel.
+        few_channels: whether the input channels fill no load of 16 bytes.
     """
     constants = efficiency_of(gpu)
+    if direction is Pass.INPUT and few_channels:
+        number_format = Format.FP32  # which has kernels for them, as fast in every format
     shares = constants.conv[number_format]
-    if winograd and gemm.batch == 1:
+    if gemm.batch > 1:
+        shares = constants.conv_grouped.get(number_format, shares)
+    elif winograd:
         shares = constants.conv_3x3.get(number_format, shares)
+    elif taps > 1:
+        shares = constants.conv_window.get(number_format, shares)
     rate = peak_of(gpu, number_format) * shares[_PASSES.index(direction)]
     if not rate:
         return 0.0
-    # The input gradient reduces over output channels and taps.
-    product = oriented(gemm, direction)
-    if direction is Pass.INPUT and gemm.k % taps == 0:
-        product = Gemm(gemm.m, gemm.k // taps, gemm.n * taps, gemm.batch)
     if gemm.batch > 1:
         rate *= min(1.0, gemm.n / _LANES)
+    elif direction is Pass.INPUT:
+        # It reduces over output channels and taps, or over channels alone, and adds up the taps in place.
+        ways = [oriented(gemm, direction)]
+        if gemm.k % taps == 0:
+            ways.append(Gemm(gemm.m, gemm.k // taps, gemm.n * taps))
+        rate *= max(shape_share(way, number_format, gpu) for way in ways)
+        rate *= _FEW_OUTPUTS if gemm.n * number_format.bytes < REQUIRED_BYTES else 1.0
     else:
-        rate *= shape_share(product, number_format, gpu) * (_FEW_CHANNELS if few_channels else 1.0)
+        few = few_channels and number_format is not Format.FP32
+        rate *= shape_share(oriented(gemm, direction), number_format, gpu) * (_FEW_CHANNELS if few else 1.0)
     return max(gemm.flops / rate, streamed_seconds(bytes_moved, gpu)) + constants.kernel_us * 1e-6
 
 

@@ -262,3 +262,55 @@ def test_where_the_cost_of_a_launch_is_from() -> None:
     measured = dataclasses.replace(H100, measured=dataclasses.replace(efficiency_of(H100), launch_us=(9.0, 11.0)))
     assert launch_words(measured, "eager") == "10 us each (measured here)"
     assert int(launch_words(H100, "compile").split()[0]) < 28
+
+
+def _times(site: Site, recipe: str) -> dict[str, float]:
+    """Pass -> seconds of one convolution's kernels, transposes included."""
+    found: dict[str, float] = {}
+    label = "forward"
+    kernels = kernels_of(site, realise(graph_of(site), RECIPES[recipe])[site.id], Setting(RECIPES[recipe]))
+    for kernel in (*kernels.forward, *kernels.backward):
+        label = str(getattr(kernel, "direction", label))
+        found[label] = found.get(label, 0.0) + kernel.seconds(H100)
+    return found
+
+
+def _depthwise(channels: int, window: int, side: int, stride: int = 1, *, channels_last: bool = False) -> Site:
+    made = side // stride
+    return _convolution("conv2d", Gemm(32 * made**2, 1, window**2, channels), (channels, 1, window, window),
+                        (32, channels, side, side), (32, channels, made, made), stride=[stride, stride],
+                        channels_last=channels_last)  # fmt: skip
+
+
+def test_the_gradient_of_a_few_channels_takes_as_long_in_every_format() -> None:
+    stem = _convolution("conv2d", Gemm(32 * 112**2, 64, 147), (64, 3, 7, 7), (32, 3, 224, 224), (32, 64, 112, 112),
+                        stride=[2, 2])  # fmt: skip
+    times = [_times(stem, recipe)["input gradient"] for recipe in ("fp32", "tf32", "autocast-bf16")]
+    assert times[1:] == pytest.approx([times[0]] * 2, rel=0.25)
+
+
+def test_torch_computes_contiguous_depthwise_convolutions_but_for_some_in_fp16() -> None:
+    def ratio(site: Site) -> float:
+        half, full = _times(site, "autocast-fp16"), _times(site, "autocast-bf16")
+        return half["input gradient"] / full["input gradient"]
+
+    assert ratio(_depthwise(128, 3, 56)) < 0.7
+    for by_torch in (_depthwise(128, 7, 56), _depthwise(128, 3, 56, 2), _depthwise(16, 3, 56)):
+        assert ratio(by_torch) == pytest.approx(1.0)
+    assert ratio(_depthwise(512, 3, 56, 2)) < 0.7
+
+
+def test_the_gradient_of_a_strided_depthwise_convolution_reads_every_element() -> None:
+    small, large = (_times(_depthwise(128, 5, 64, stride), "fp32") for stride in (2, 1))
+    assert small["forward"] < 0.5 * large["forward"]
+    assert small["input gradient"] == pytest.approx(large["input gradient"], rel=0.1)
+
+
+def test_pixels_that_fill_no_load_are_transposed_for_one_tap() -> None:
+    def forward(side: int) -> float:
+        shape = (64, 1024, side, side)
+        site = _convolution("conv2d", Gemm(64 * side**2, 1024, 1024), (1024, 1024, 1, 1), shape, shape,
+                            channels_last=False)  # fmt: skip
+        return _times(site, "autocast-bf16")["forward"]
+
+    assert forward(14) > 1.3 * forward(16) * (14 / 16) ** 2
