@@ -61,7 +61,8 @@ def convolution_kernels(site: Site, dtypes: SiteDtypes, setting: Setting) -> Tim
             product = _plain(gemm, site)
             if not (few and exchanged is Pass.INPUT):
                 product = _loaded(product, site, number_format)
-            yield Convolution(product, number_format, exchanged, moved, taps, winograd, few), behind
+            volume = len(_window(site)) == 3
+            yield Convolution(product, number_format, exchanged, moved, taps, winograd, few, volume), behind
             if transposes:
                 yield move(Traffic.TRANSPOSE, 2 * (given + made), dtypes.compute, 3), behind
     if has_bias(site):

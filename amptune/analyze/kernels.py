@@ -148,13 +148,14 @@ class Convolution:
     taps: int = 1
     winograd: bool = False
     few_channels: bool = False
+    volume: bool = False
     launches: int = 1
 
     def seconds(self, gpu: Gpu) -> float:
         """Time of the pass in the layout that the library's kernels want."""
         return conv_seconds(
             self.gemm, self.format, gpu, self.direction, bytes_moved=self.bytes, taps=self.taps,
-            winograd=self.winograd, few_channels=self.few_channels,
+            winograd=self.winograd, few_channels=self.few_channels, volume=self.volume,
         )  # fmt: skip
 
 

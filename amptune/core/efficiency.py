@@ -71,7 +71,8 @@ class Efficiency:
             (Winograd's and FFTs), by pass; above 1 since operations are counted as if it had not.
         conv: format -> the same for convolutions in the layout that the tensor cores want: forward, input gradient and
             weight gradient.
-        conv_window: format -> share for other convolutions of more than one tap, where it is another.
+        conv_window: format -> share for other convolutions of more than one tap over an image or a sequence, where it
+            is another.
         conv_grouped: format -> share for convolutions in groups, by pass, where it is another; of the rate that the
             channels of a group leave.
         depthwise: format and whether the layout is channels_last -> share of the FP32 peak of the vector units that

@@ -226,7 +226,7 @@ def attention_seconds(work: Attending, number_format: Format, gpu: Gpu, *, backw
 
 def conv_seconds(
     gemm: Gemm, number_format: Format, gpu: Gpu, direction: Pass, *, bytes_moved: float, taps: int = 1,
-    winograd: bool = False, few_channels: bool = False,
+    winograd: bool = False, few_channels: bool = False, volume: bool = False,
 ) -> float:  # fmt: skip
     """Seconds of one convolution pass.
 
@@ -239,6 +239,7 @@ def conv_seconds(
         taps: positions of the kernel.
         winograd: whether it has the shape that Winograd's algorithm and FFTs are for: 3 x 3, dense, each step taken.
         few_channels: whether the input channels fill no load of 16 bytes.
+        volume: whether it runs over three dimensions, for which the library has fewer algorithms in FP32.
     """
     constants = efficiency_of(gpu)
     if direction is Pass.INPUT and few_channels:
@@ -248,7 +249,7 @@ def conv_seconds(
         shares = constants.conv_grouped.get(number_format, shares)
     elif winograd:
         shares = constants.conv_3x3.get(number_format, shares)
-    elif taps > 1:
+    elif taps > 1 and not volume:
         shares = constants.conv_window.get(number_format, shares)
     rate = peak_of(gpu, number_format) * shares[_PASSES.index(direction)]
     if not rate:

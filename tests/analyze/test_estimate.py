@@ -314,3 +314,11 @@ def test_pixels_that_fill_no_load_are_transposed_for_one_tap() -> None:
         return _times(site, "autocast-bf16")["forward"]
 
     assert forward(14) > 1.3 * forward(16) * (14 / 16) ** 2
+
+
+def test_the_weight_gradient_of_a_volume_is_slower_in_fp32_than_that_of_an_image() -> None:
+    gemm = Gemm(4 * 16 * 28**2, 128, 128 * 27)
+    volume = _convolution("conv3d", gemm, (128, 128, 3, 3, 3), (4, 128, 16, 28, 28), (4, 128, 16, 28, 28))
+    image = _convolution("conv2d", gemm, (128, 128, 1, 27), (64, 128, 28, 28), (64, 128, 28, 28))
+    slow, fast = (_times(site, "fp32")["weight gradient"] for site in (volume, image))
+    assert slow > 1.5 * fast

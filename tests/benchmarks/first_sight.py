@@ -27,8 +27,8 @@ earlier run, which looks at no model.
 `corrected by single kernels` was written down after the steps were measured and before anybody who worked on it had
 read them: what it changes is from the kernels of kernels_h200.json and from torch's sources. It halves the mean error
 of the second set's speedups (32 % to 16 %, most of it the transposed convolutions of vae), while their median goes from
-12.7 % to 15.0 %. Too low as before: batch norms of few channels in contiguous layout (vae, mobilenet), and now the FP32
-gradients of volumes (video).
+12.7 % to 15.0 %. Too low as before: batch norms of few channels in contiguous layout (vae, mobilenet). The FP32
+gradients of volumes (video), too low there, have been put back since.
 
 | predictions | models | constants | speedups | median error of speedup | of step time | of memory |
 |---|---|---|---|---|---|---|"""
