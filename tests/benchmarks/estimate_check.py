@@ -298,9 +298,9 @@ cheap and a recurrent layer's loop was not counted, was then set on T5, ViT and 
 Their figures in the first table are from after that; in the second, from before. `leave one out`: the cost of a launch
 set on the other models.
 
-The blind models ran in a later session, whose log has rounded medians; mixer, mlp and latent were not reached: their
-predictions wait in predicted_h200.json. T5's profiled kernels are those of attention by plain products in FP32, as a
-learned bias that is strided in memory makes it; it is predicted so.
+The blind models ran later than the others, and their log has rounded medians; twelve further models, whose predictions
+were committed before they were measured, are in first_sight_h200.md. T5's profiled kernels are those of attention by
+plain products in FP32, as a learned bias that is strided in memory makes it; it is predicted so.
 
 ## Median absolute errors
 
