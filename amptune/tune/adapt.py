@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from amptune.core.choice import FP32, Choice
-from amptune.tune.caps import Caps
+from amptune.tune.acquire import Acquisition
 from amptune.tune.costmodel import CostModel
-from amptune.tune.front import distinct
-from amptune.tune.propose import best_point
+from amptune.tune.encoded import Encoding, Rows
 from amptune.tune.space import HIGH, Group, Space
-from amptune.tune.stepmodel import Feature, Observation, Point, StepModel, fit_model
+from amptune.tune.stepmodel import Feature, Features, Observation, Point, StepModel, fit_model
 from amptune.tune.study import TrialRecord
+from amptune.tune.validity import Validity, learn_validity
 
-_NORMAL = statistics.NormalDist()
 IsTried = Callable[[dict[str, str]], bool]
 
-REGION = 4
-"""Choices that a trial of the sampler may change against the incumbent."""
-DRAWS = 12
-"""Samples of the posterior whose best plans are candidates for the next trial."""
+NUM_STARTS = 12
+"""Plans that descents may begin at."""
 MOST_BLAMED = 2
 NOISE_FLOOR = 0.003
 """Smallest share of a step that counts as a gain: clocks and temperature alone change as much."""
@@ -41,96 +37,72 @@ class Knowledge:
     """What a search knows at one moment.
 
     Attributes:
-        model: the measured costs.
+        encoding: the rows of the space, with the measured costs.
         records: plans that were measured or failed, without stock recipes.
         step: posterior of the cost model's residuals.
+        validity: what is known of which plans train.
         base_ms: what a step takes beside the sites that the cost model adds up.
         noise_ms: standard deviation of a measured step.
         banned: group -> choices whose gradients were wrong and that no valid plan has.
-        caps: of memory, and of the error that a plan can have and still train.
+        max_bytes: what the choices may keep.
         objective: ``time`` or ``memory``.
     """
 
-    model: CostModel
+    encoding: Encoding
     records: Sequence[TrialRecord]
     step: StepModel
+    validity: Validity
     base_ms: float
     noise_ms: float
     banned: Mapping[str, set[Choice]]
-    caps: Caps
+    max_bytes: float = math.inf
     objective: str = "time"
+
+    @property
+    def model(self) -> CostModel:
+        """The measured costs."""
+        return self.encoding.model
 
     def predicted(self, point: Point, weights: np.ndarray | None = None) -> float:
         """Milliseconds of a step, corrected by what was measured."""
-        return self.base_ms + self.model.predicted(point) + self.step.correction(point, weights)
+        row = self.encoding.encode(point)[None]
+        return self.base_ms + self.model.predicted(point) + float(self.step.corrections(row, weights)[0])
 
     def promising(self, seed: int, best: Point, is_tried: IsTried) -> tuple[dict[str, str] | None, float]:
         """The untried plan that is expected to save most over the best one, and what it is expected to save: the mean
-        over the posterior of the milliseconds saved where it does (expected improvement), or bytes by objective.
-
-        Candidates are the best plans for costs drawn from the posterior, and every change of one choice of the best.
-        """
-        rng = np.random.default_rng(seed)
-        weights = (self.step.sample(rng) for _ in range(DRAWS))
-        drawn = [best_point(self.model, self.step, w, self.caps, self.banned, self.objective)[0] for w in weights]
-        found = [point for point in distinct([*drawn, *self._neighbours(best)]) if not is_tried(point)]
-        gains = [(self.expected_gain(point, best), point) for point in found]
-        gain, point = max(gains, key=lambda item: item[0], default=(0.0, None))
-        return point, gain
-
-    def drawn(self, seed: int, is_tried: IsTried) -> dict[str, str] | None:
-        """An untried plan that is best for drawn costs: where there is no valid plan to start from."""
-        rng = np.random.default_rng(seed)
-        for _ in range(DRAWS):
-            point, _ = best_point(self.model, self.step, self.step.sample(rng), self.caps, self.banned, self.objective)
-            if not is_tried(point):
-                return point
-        return None
+        over the posterior of the milliseconds saved where it does (expected improvement), or bytes by objective, times
+        the chance that it trains."""
+        acquisition = self._acquisition(best)
+        rows, gains = acquisition.candidates(np.random.default_rng(seed), self._starts())
+        for row, gain in zip(rows, gains, strict=True):
+            point = self.model.made_legal(self.encoding.decode(row))
+            if gain > 0 and not is_tried(point):
+                return point, float(gain)
+        return None, 0.0
 
     def expected_gain(self, point: Point, best: Point) -> float:
-        """Milliseconds, or bytes, that ``point`` is expected to save over ``best``; none where it is worse."""
-        if self.objective != "time":
-            return max(0.0, self.model.bytes(best) - self.model.bytes(point))
-        more, spread = self.step.difference(point, best)
-        saved = self.model.predicted(best) - self.model.predicted(point) - more
-        if not math.isfinite(saved):
-            return 0.0
-        if spread == 0.0:
-            return max(0.0, saved)
-        z = saved / spread
-        return saved * _NORMAL.cdf(z) + spread * _NORMAL.pdf(z)
+        """Milliseconds, or bytes, that ``point`` is expected to save over ``best`` if it trains."""
+        return float(self._acquisition(best).improvements(self.encoding.encode(point)[None])[0])
 
-    def _neighbours(self, best: Point) -> Iterator[dict[str, str]]:
-        """Changes of one choice that neither run nor train for sure are left out, and so is what errs too much."""
-        hopeless = self.hopeless()
-        for point in neighbours(self.model.space, best):
-            legal = self.model.made_legal(point)
-            if not any(legal[name] in bad for name, bad in hopeless.items()) and self._keeps_caps(legal):
-                yield legal
+    def _acquisition(self, best: Point) -> Acquisition:
+        row = self.encoding.encode(best)
+        return Acquisition(self.encoding, self.step, self.validity, row, self.max_bytes, self.objective == "memory")
 
-    def _keeps_caps(self, point: Point) -> bool:
-        return self.model.error(point) <= self.caps.error and self.model.bytes(point) <= self.caps.bytes
-
-    def region(self, seed: int, best: Point) -> dict[str, str]:
-        """The best plan without the few choices that the sampler shall fill in: mostly those that are least known."""
-        names = list(self.model.space.choices())
-        rng = random.Random(seed)
-        # Exponential races: each name's chance is its share of what is left of the spread.
-        race = {name: rng.expovariate(1.0) / max(self.step.spread(name), 1e-12) for name in names}
-        free = set(sorted(names, key=race.__getitem__)[:REGION])
-        return {name: best[name] for name in names if name not in free}
+    def _starts(self) -> Rows:
+        """Where descents may begin: the plans so far, fastest first, FP32, and each choice everywhere."""
+        space = self.model.space
+        measured = sorted((r for r in self.records if r.outcome.step_ms), key=lambda r: r.outcome.median_ms)
+        points = [record.point for record in measured[:NUM_STARTS]]
+        points += [space.point({}), *(space.uniform(choice) for choice in space.offered())]
+        return _rows(self.encoding, points)
 
     def hopeless(self) -> dict[str, set[str]]:
         """Group -> labels of choices that are vetoed, did not train, or have no kernel."""
-        problem = self.model.problem(banned=self.banned)
-        return {
-            name: {choice.label for choice, ms in values.items() if math.isinf(ms)}
-            for name, values in problem.times.items()
-        }
+        return {name: {choice.label for choice in found} for name, found in _hopeless(self.model, self.banned).items()}
 
 
 def learn(
-    model: CostModel,
+    encoding: Encoding,
     records: Sequence[TrialRecord],
     reference_ms: float,
     *,
@@ -138,6 +110,7 @@ def learn(
     max_memory: float = math.inf,
 ) -> Knowledge:
     """What the plans measured so far teach; ``reference_ms`` is the FP32 step."""
+    model = encoding.model
     base = reference_ms - model.predicted(model.space.point({}))
     measured = [r for r in records if r.outcome.step_ms and math.isfinite(model.predicted(r.point))]
     step_ms = min((r.outcome.median_ms for r in measured), default=reference_ms)
@@ -151,18 +124,11 @@ def learn(
         for r in measured
         if (ms := r.outcome.median_ms)
     ]
-    step = fit_model(model.space.choices(), costs, step_ms, seen, noise)
+    step = fit_model(Features(encoding), costs, step_ms, seen, noise)
     banned = _banned(model.space, records)
-    caps = Caps(_byte_cap(model, measured, max_memory), _error_cap(model, records, banned))
-    return Knowledge(model, records, step, base, noise, banned, caps, objective)
-
-
-def neighbours(space: Space, point: Point) -> Iterator[dict[str, str]]:
-    """Every legal point that differs in one choice."""
-    for name, values in space.choices().items():
-        for value in values:
-            if value != point[name] and space.is_legal(changed := {**point, name: value}):
-                yield changed
+    limit = _max_bytes(model, measured, max_memory)
+    validity = _validity(encoding, records, banned)
+    return Knowledge(encoding, records, step, validity, base, noise, banned, limit, objective)
 
 
 def repaired(space: Space, record: TrialRecord) -> dict[str, str]:
@@ -209,22 +175,31 @@ def _banned(space: Space, records: Sequence[TrialRecord]) -> dict[str, set[Choic
     return {name: found - cleared.get(name, set()) - {FP32} for name, found in blamed.items()}
 
 
-def _error_cap(model: CostModel, records: Sequence[TrialRecord], banned: Mapping[str, set[Choice]]) -> float:
-    """Between the largest error that still trained and the smallest that did not, where no single group is to blame."""
-    valid = [model.error(r.point) for r in records if r.outcome.valid]
-    unexplained = (r for r in records if r.outcome.state == "invalid" and not _is_explained(model.space, r, banned))
-    wrong = [model.error(record.point) for record in unexplained]
-    wrong = [error for error in wrong if error > max(valid, default=0.0)]
-    if not wrong:
-        return math.inf
-    return math.sqrt(max(valid) * min(wrong)) if valid and max(valid) > 0 else min(wrong) / 2
+def _validity(encoding: Encoding, records: Sequence[TrialRecord], banned: Mapping[str, set[Choice]]) -> Validity:
+    space = encoding.model.space
+    valid = [r.point for r in records if r.outcome.valid or r.outcome.state == "too_large"]
+    unexplained = [r.point for r in records if r.outcome.state == "invalid" and not _is_explained(space, r, banned)]
+    uniform = (encoding.model.error(space.uniform(c)) for c in space.offered() if not c.format.is_fp8)
+    unit = max(uniform, default=0.0)
+    forbidden = encoding.columns_of(_hopeless(encoding.model, banned))
+    return learn_validity(encoding, _rows(encoding, valid), _rows(encoding, unexplained), forbidden, unit)
+
+
+def _hopeless(model: CostModel, banned: Mapping[str, set[Choice]]) -> dict[str, set[Choice]]:
+    times = model.problem(banned=banned).times
+    return {name: {choice for choice, ms in values.items() if math.isinf(ms)} for name, values in times.items()}
+
+
+def _rows(encoding: Encoding, points: Iterable[Point]) -> Rows:
+    rows = [encoding.encode(point) for point in points]
+    return np.array(rows, dtype=np.int16).reshape(len(rows), len(encoding.names))
 
 
 def _is_explained(space: Space, record: TrialRecord, banned: Mapping[str, set[Choice]]) -> bool:
     return any(Choice.parse(record.point[g.name]) in banned.get(g.name, ()) for g in space.module_groups())
 
 
-def _byte_cap(model: CostModel, measured: Sequence[TrialRecord], max_memory: float) -> float:
+def _max_bytes(model: CostModel, measured: Sequence[TrialRecord], max_memory: float) -> float:
     """What the choices may keep, once it is known what a plan takes beside it."""
     rest = [r.outcome.memory_bytes - model.bytes(r.point) for r in measured if r.outcome.memory_bytes]
     if not rest or math.isinf(max_memory):

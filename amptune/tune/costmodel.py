@@ -56,6 +56,23 @@ class CostModel:
         is_paid = not table.losses and point.get(":loss") != FOLLOW
         return table, [edge for edge in self.edges if edge.into != (LOSS,) or is_paid]
 
+    def problem_at(self, point: Point) -> Problem:
+        """The allocation in the memory format and with the loss of ``point``; what is vetoed has its cost too."""
+        table, edges = self.costs_at(point)
+        return problem_of(self.space, table, edges, self._errors, None, self._memory)
+
+    def loss_ms(self, loss: str, arriving: Format) -> float:
+        """Milliseconds that the table gives a choice of the loss, for model outputs in one format."""
+        plain = arriving is Format.FP32 and loss != COMPILED_LOSS
+        return self.table.losses.get(PLAIN_LOSS if plain else loss, 0.0)
+
+    def loss_sources(self) -> set[str]:
+        """Module groups whose outputs the loss reads; empty where one of the outputs is in FP32 in every plan."""
+        owner = {site: group for group in self.space.groups for site in group.sites}
+        sources = {site for edge in self.edges if edge.into == (LOSS,) for site in edge.sources}
+        groups = [owner[site] for site in sources if site in owner]
+        return {g.name for g in groups} if all(g.kind == "module" for g in groups) else set()
+
     def made_legal(self, point: Point) -> dict[str, str]:
         """The nearest point that can train: FP16 and BF16 meet nowhere, and no loss is computed in FP16.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 
 from amptune.core.choice import FP32, Choice
 from amptune.tune.allocate import Assignment, Problem, allocate, front
 from amptune.tune.costmodel import LAYOUT, CostModel
-from amptune.tune.propose import of_memory
 from amptune.tune.space import FOLLOW, Space
 
 Banned = Mapping[str, set[Choice]]
@@ -70,3 +70,17 @@ def _with_losses(space: Space, point: dict[str, str]) -> list[dict[str, str]]:
 
 def _without_pins(space: Space, point: dict[str, str]) -> dict[str, str]:
     return point | {group.name: FOLLOW for group in space.groups if group.kind == "pin"}
+
+
+def of_memory(problem: Problem) -> Problem:
+    """The same with bytes for times; time decides between equals."""
+    most = sum(max(filter(math.isfinite, v.values()), default=0.0) for v in problem.times.values()) or 1.0
+    least = min((b for v in problem.memory.values() for b in v.values() if b), default=1.0)
+    times = {
+        name: {
+            c: problem.memory[name][c] + 1e-3 * least * ms / most if math.isfinite(ms) else math.inf
+            for c, ms in values.items()
+        }
+        for name, values in problem.times.items()
+    }
+    return dataclasses.replace(problem, times=times, links=())

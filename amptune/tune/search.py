@@ -1,4 +1,4 @@
-"""The search: stock recipes, then the front of the cost model, then the sampler near the best, then repeats.
+"""The search: stock recipes, then the front of the cost model, then what is expected to save most, then repeats.
 
 Measurement picks the winner, never the model. Everything measured is in the journal before the next trial starts.
 """
@@ -22,6 +22,7 @@ from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
 from amptune.tune.adapt import Knowledge, learn
 from amptune.tune.costmodel import CostModel
+from amptune.tune.encoded import Encoding
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess
 from amptune.tune.progress import Progress
@@ -84,7 +85,7 @@ class Search:
     def _trial(self, steering: Steering) -> bool:
         """Ask for a point and measure it; False where that plan is known already."""
         trial, point = self.study.ask(self.space.choices())
-        if trial.user_attrs.get("kind", "search") == "search":
+        if "kind" not in trial.user_attrs:
             point = steering.without_hopeless(point)
         point = self.costs.made_legal(point)
         self.study.keep_point(trial, point)
@@ -150,6 +151,11 @@ class Search:
         """The measured costs of the space."""
         return CostModel(self.space, self.table, self.edges, self.sensitivity)
 
+    @functools.cached_property
+    def encoding(self) -> Encoding:
+        """The rows of the space."""
+        return Encoding(self.costs)
+
     def evidence(self, group: str, choice: Choice) -> str:
         """What the trials of plans with this choice showed, as half a sentence."""
         found = [r.outcome for r in self.plans() if r.point.get(group) == choice.label]
@@ -172,7 +178,8 @@ class Search:
             return None
         limit = self.options.max_memory or math.inf
         plans = [record for record in records if not record.outcome.recipe]
-        return learn(self.costs, plans, reference.outcome.median_ms, objective=self.options.objective, max_memory=limit)
+        reference_ms, objective = reference.outcome.median_ms, self.options.objective
+        return learn(self.encoding, plans, reference_ms, objective=objective, max_memory=limit)
 
     def _enqueue_start(self) -> None:
         for name, candidate in self.recipes.items():

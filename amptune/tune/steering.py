@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 FRONT_SHARE = 0.4
 """Share of the trials left after the stock recipes that the front may take."""
+FRONT_SLOW = 1.01
+"""The front goes on while a plan of it is predicted to take at most this many times the best valid one."""
+FRONT_IN_VAIN = 4
+"""So many plans of the front that all do not train say that something else is to be tried in between."""
 TOO_SLOW = 1.05
 """A plan that is predicted to take this many times the best valid one is passed over, or taken back towards it."""
 MIN_SEARCHED = 8
@@ -22,8 +26,6 @@ MIN_SEARCHED = 8
 IN_VAIN = 4
 """So many search trials in a row must have brought no better plan, and so many more are taken together when it is asked
 whether they could: the costs that the model is surest of may be wrong."""
-SAMPLED = 3
-"""Of so many search trials one is the sampler's, which sees what adds up in no cost model."""
 MEMORY_NOISE = 0.01
 """Share of the memory that counts as a gain: an allocator rounds by less."""
 
@@ -37,19 +39,16 @@ class Steering:
         self._found: tuple[int, tuple[dict[str, str] | None, float]] | None = None
 
     def enqueue_next(self) -> None:
-        """The front, then the plans that are expected to save most, with the sampler near the incumbent in between;
-        repairs where they pay.
+        """The front, then the plans that are expected to save most; repairs where they pay.
 
-        Without an incumbent, or where neither has anything new, the sampler is asked for a whole point.
+        Where nothing new is expected to save anything, the sampler is asked for a point.
         """
         known = self.search.knowledge()
         if known is None or self._front(known) or self._repair(known):
             return
         seed, best = self.search.options.seed + len(self.search.study.records()), self.search.best_plans(1)
         if not best:
-            point = known.drawn(seed, self.search.is_tried)
-        elif len(self._searched()) % SAMPLED == SAMPLED - 1:
-            point = known.region(seed, best[0].point)
+            point, _ = known.promising(seed, self.search.space.point({}), self.search.is_tried)
         else:
             point, _ = self._promising(known, best[0])
         if point is not None:
@@ -123,7 +122,10 @@ class Steering:
         if banned not in self._fronts:
             self._fronts[banned] = front_points(self.search.costs, self.search.options.objective, known.banned)
         best = self.search.best_plans(1)
-        limit = TOO_SLOW * best[0].outcome.median_ms if best and self.search.options.objective == "time" else math.inf
+        # Plans of the front are much alike: when some of them do not train, the others tell little.
+        if not best and done >= FRONT_IN_VAIN and len(self._searched()) < done:
+            return None
+        limit = FRONT_SLOW * best[0].outcome.median_ms if best and self.search.options.objective == "time" else math.inf
         new = [point for point in self._fronts[banned] if not self.search.is_tried(point)]
         point = min(new, key=self._rank(known), default=None)
         return point if point is not None and known.predicted(point) <= limit else None

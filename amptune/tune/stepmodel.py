@@ -1,17 +1,24 @@
 """What measured steps teach about the cost model: a Bayesian linear model of measured minus predicted step time.
 
-One weight for each value of each choice, and one for all plans. Before anything is measured
-the weights are zero with a spread that says how far the table may be off; after that the posterior says what each
-choice really costs, and how sure that is.
+One weight for each value of each choice, one for all plans, and two for each two groups that a tensor links: what they
+take beyond the sum where both are in 16 bits, and where their formats differ. Casts are priced by size alone, and
+kernels that follow one another share caches, launches and fusions, so links are off by what no single group is.
+
+Before anything is measured the weights are zero with a spread that says how far the table may be off; after that the
+posterior says what each choice really costs, and how sure that is. There are more weights than plans: everything is
+worked out in the space of the plans.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from amptune.tune.encoded import Encoding, Rows
 
 Point = Mapping[str, str]
 Feature = tuple[str, str]
@@ -21,10 +28,14 @@ TABLE_ERROR = 0.2
 """Prior spread of a weight, as a share of what the table says the choice costs."""
 FLOOR = 0.05
 """Prior spread of all weights together beside that, as a share of the step: what no table knows."""
-WIDER = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-NOISIER = (1.0, 2.0, 4.0, 8.0, 16.0)
+LINKED = 0.1
+"""Prior spread of all links together, as a share of the step."""
 OFFSET = 0.1
 """Prior spread of what all plans have in common, as a share of the step."""
+WIDER = (1.0, 2.0, 4.0, 8.0)
+"""Never narrower: that the plans so far fit says little of the choices that none of them had."""
+LINKED_WIDER = (1.0, 2.0, 4.0)
+NOISIER = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,46 +47,102 @@ class Observation:
     noise_ms: float
 
 
+class Features:
+    """The columns of the linear model: a constant, the values of the choices, and the links."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self.encoding = encoding
+        self.left, self.right = encoding.pairs.T
+        self.num_values = int(encoding.starts[-1])
+        self.count = 1 + self.num_values + 2 * len(self.left)
+
+    def of(self, rows: Rows) -> np.ndarray:
+        """One row of features for each row of a space."""
+        formats = self.encoding.formats(rows)
+        left, right = formats[:, self.left], formats[:, self.right]
+        return np.concatenate(
+            [np.ones((len(rows), 1)), self.encoding.one_hot(rows), (left > 0) & (right > 0), left != right], axis=1
+        )
+
+    def of_values(self, weights: np.ndarray) -> np.ndarray:
+        """The weights of the values of the choices, without the constant."""
+        return weights[1 : 1 + self.num_values]
+
+    def indicators(self, rows: Rows) -> tuple[np.ndarray, ...]:
+        """Whether each group's output is in FP32, in BF16, in FP16, and in 16 bits."""
+        formats = self.encoding.formats(rows)
+        return (*((formats == index).astype(float) for index in range(3)), (formats > 0).astype(float))
+
+    def link_matrices(self, weights: np.ndarray) -> list[np.ndarray]:
+        """The weights of the links as quadratic forms of the ``indicators``, up to a constant."""
+        both, differ = weights[1 + self.num_values :].reshape(2, -1)
+        size = len(self.encoding.model.space.module_groups())
+        of_both, of_equal = np.zeros((size, size)), np.zeros((size, size))
+        of_both[self.left, self.right] = both
+        of_equal[self.left, self.right] = -differ
+        return [of_equal, of_equal, of_equal, of_both]
+
+    def spreads(self, costs: Mapping[Feature, float], step_ms: float) -> tuple[np.ndarray, np.ndarray]:
+        """Prior spreads of the weights of choices, and of links; each zero where the other is not."""
+        choices, links = np.zeros(self.count), np.zeros(self.count)
+        floor = FLOOR * step_ms / math.sqrt(max(1, self.num_values))
+        names = zip(self.encoding.names, self.encoding.values, strict=True)
+        known = [costs.get((name, value), 0.0) for name, values in names for value in values]
+        choices[0] = OFFSET * step_ms
+        choices[1 : 1 + self.num_values] = [math.hypot(TABLE_ERROR * _finite(ms), floor) for ms in known]
+        links[1 + self.num_values :] = LINKED * step_ms / math.sqrt(max(1, 2 * len(self.left)))
+        return choices, links
+
+
 @dataclasses.dataclass(frozen=True)
 class StepModel:
-    """The posterior over the weights; ``mean`` and ``root`` (a square root of the covariance) are in milliseconds.
+    """The posterior over the weights, in milliseconds.
 
     ``noise_ms`` is what a measured step is off by beyond the weights: clocks, and costs that do not add up.
     """
 
-    features: Mapping[Feature, int]
+    features: Features
+    prior: np.ndarray
+    design: np.ndarray
+    residuals: np.ndarray
+    noises: np.ndarray
+    noise_ms: float
     mean: np.ndarray
     root: np.ndarray
-    noise_ms: float
+    """Inverse of the Cholesky factor of the covariance of the residuals."""
 
-    def correction(self, point: Point, weights: np.ndarray | None = None) -> float:
-        """Milliseconds to add to the predicted step of a point, by the mean or by sampled weights."""
-        row = _row(self.features, point)
-        return float(row @ (self.mean if weights is None else weights))
-
-    def weight(self, feature: Feature, weights: np.ndarray | None = None) -> float:
-        """Milliseconds that one value adds to what the table says."""
-        index = self.features.get(feature)
-        return 0.0 if index is None else float((self.mean if weights is None else weights)[index])
+    def corrections(self, rows: Rows, weights: np.ndarray | None = None) -> np.ndarray:
+        """Milliseconds to add to the predicted step of each row, by the mean or by sampled weights."""
+        found: np.ndarray = self.features.of(rows) @ (self.mean if weights is None else weights)
+        return found
 
     def sample(self, rng: np.random.Generator) -> np.ndarray:
-        """Weights drawn from the posterior."""
-        drawn: np.ndarray = self.mean + self.root @ rng.standard_normal(len(self.mean))
-        return drawn
+        """Weights drawn from the posterior: drawn from the prior, and corrected by what they miss of the data."""
+        drawn = self.prior * rng.standard_normal(len(self.prior))
+        missed = self.residuals - self.design @ drawn - self.noises * rng.standard_normal(len(self.noises))
+        found: np.ndarray = drawn + self._carried(missed)
+        return found
 
-    def difference(self, point: Point, other: Point) -> tuple[float, float]:
-        """Mean and standard deviation of the milliseconds that ``point`` takes beyond ``other``, table aside."""
-        row = _row(self.features, point) - _row(self.features, other)
-        return float(row @ self.mean), float(np.linalg.norm(row @ self.root))
+    def differences(self, rows: Rows, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the milliseconds that each row takes beyond ``other``, table aside."""
+        beyond = self.features.of(rows) - self.features.of(other[None])
+        scaled = beyond * self.prior
+        known = scaled @ (self.root @ (self.design * self.prior)).T
+        variance = (scaled**2).sum(axis=1) - (known**2).sum(axis=1)
+        return beyond @ self.mean, np.sqrt(np.maximum(variance, 0.0))
 
-    def spread(self, name: str) -> float:
-        """Largest posterior standard deviation among the values of a choice: how little is known of it."""
-        indices = [index for (owner, _), index in self.features.items() if owner == name]
-        return max((float(np.linalg.norm(self.root[index])) for index in indices), default=0.0)
+    def _carried(self, residuals: np.ndarray) -> np.ndarray:
+        return carried(self.prior, self.design, self.root, residuals)
+
+
+def carried(prior: np.ndarray, design: np.ndarray, root: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    """The weights that residuals ask for."""
+    found: np.ndarray = prior**2 * (design.T @ (root.T @ (root @ residuals)))
+    return found
 
 
 def fit_model(
-    choices: Mapping[str, tuple[str, ...]],
+    features: Features,
     costs: Mapping[Feature, float],
     step_ms: float,
     measured: Sequence[Observation],
@@ -84,69 +151,47 @@ def fit_model(
     """The posterior after the measured residuals.
 
     Args:
-        choices: name of each choice -> its values.
+        features: the columns.
         costs: (name, value) -> milliseconds that the table gives it, for the prior; missing ones get the floor alone.
         step_ms: a typical step.
         measured: the plans so far.
         noise_ms: standard deviation of a measured step.
     """
-    features = {
-        feature: index + 1
-        for index, feature in enumerate((name, value) for name, values in choices.items() for value in values)
-    }
-    floor = FLOOR * step_ms / math.sqrt(max(1, len(features)))
-    spreads = [OFFSET * step_ms]
-    spreads += [math.hypot(TABLE_ERROR * _finite(costs.get(feature, 0.0)), floor) for feature in features]
-    prior = np.array(spreads)
-    rows = np.array([_row(features, seen.point) for seen in measured]).reshape(len(measured), len(prior))
+    encoding = features.encoding
+    rows = [encoding.encode(seen.point) for seen in measured]
+    design = features.of(np.array(rows, dtype=np.int16).reshape(len(rows), len(encoding.names)))
     residuals = np.array([seen.residual_ms for seen in measured])
     noises = np.array([seen.noise_ms for seen in measured])
-    wider, noisier = _calibrated(rows * prior, residuals, noises)
-    return _posterior(features, rows, residuals, wider * prior, noisier * noises, noisier * noise_ms)
+    choices, links = features.spreads(costs, step_ms)
+    wider, linked, noisier = _calibrated(design * choices, design * links, residuals, noises)
+    prior = wider * choices + linked * links
+    scaled = design * prior
+    total = scaled @ scaled.T + np.diag((noisier * noises) ** 2)
+    root = np.linalg.inv(np.linalg.cholesky(total)) if len(rows) else np.zeros((0, 0))
+    mean = carried(prior, design, root, residuals)
+    return StepModel(features, prior, design, residuals, noisier * noises, noisier * noise_ms, mean, root)
 
 
-def _posterior(
-    features: Mapping[Feature, int],
-    rows: np.ndarray,
-    residuals: np.ndarray,
-    spread: np.ndarray,
-    noises: np.ndarray,
-    noise_ms: float,
-) -> StepModel:
-    # In units of the prior's spreads and of the noise, so that the system to solve is well conditioned.
-    design, target = rows * spread / noises[:, None], residuals / noises
-    values, vectors = np.linalg.eigh(np.eye(len(spread)) + design.T @ design)
-    mean = spread * (vectors @ ((vectors.T @ (design.T @ target)) / values))
-    return StepModel(features, mean, spread[:, None] * vectors / np.sqrt(values), noise_ms)
-
-
-def _calibrated(design: np.ndarray, residuals: np.ndarray, noises: np.ndarray) -> tuple[float, float]:
-    """Factors on the prior's spread and on the noises under which the residuals are likeliest.
+def _calibrated(
+    choices: np.ndarray, links: np.ndarray, residuals: np.ndarray, noises: np.ndarray
+) -> tuple[float, float, float]:
+    """Factors on the prior's spreads and on the noises under which the residuals are likeliest.
 
     A table that is wrong by more than was thought must not leave the posterior sure of itself. The noise grows where
-    the costs do not add up. Both factors are themselves expected near 1.
+    the costs do not add up. All factors are themselves expected near 1.
     """
-    best, found = -math.inf, (1.0, 1.0)
-    covariance = design @ design.T
-    for wider in WIDER:
-        for noisier in NOISIER:
-            total = wider**2 * covariance + noisier**2 * np.diag(noises**2)
-            _, logarithm = np.linalg.slogdet(total)
-            likelihood = -0.5 * (residuals @ np.linalg.solve(total, residuals) + logarithm)
-            likelihood -= 0.5 * (math.log(wider) ** 2 + math.log(noisier) ** 2)
-            if likelihood > best:
-                best, found = likelihood, (wider, noisier)
+    if not len(residuals):
+        return 1.0, 1.0, 1.0
+    best, found = -math.inf, (1.0, 1.0, 1.0)
+    of_choices, of_links = choices @ choices.T, links @ links.T
+    for wider, linked, noisier in itertools.product(WIDER, LINKED_WIDER, NOISIER):
+        total = wider**2 * of_choices + linked**2 * of_links + noisier**2 * np.diag(noises**2)
+        _, logarithm = np.linalg.slogdet(total)
+        likelihood = -0.5 * (residuals @ np.linalg.solve(total, residuals) + logarithm)
+        likelihood -= 0.5 * (math.log(wider) ** 2 + math.log(linked) ** 2 + math.log(noisier) ** 2)
+        if likelihood > best:
+            best, found = likelihood, (wider, linked, noisier)
     return found
-
-
-def _row(features: Mapping[Feature, int], point: Point) -> np.ndarray:
-    row = np.zeros(len(features) + 1)
-    row[0] = 1.0
-    for feature in point.items():
-        index = features.get(feature)
-        if index is not None:
-            row[index] = 1.0
-    return row
 
 
 def _finite(value: float) -> float:

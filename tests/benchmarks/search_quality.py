@@ -3,9 +3,10 @@
     python tests/benchmarks/search_quality.py       # all cases, 10 seeds; writes reports/search_quality.{json,md}
     python tests/benchmarks/search_quality.py --seeds 2 --methods amptune front
 
-Cases: a synthetic family in two sizes, and every cost table in data/ (see record_table.py). Regret is the true step
-time of the plan that a method would hand over after n trials, by its own noisy measurements, over the best known one,
-minus 1; a method without a valid plan hands over FP32. Medians over seeds with 95 % bootstrap intervals.
+Cases: synthetic families in several sizes and natures (see search_cases.NATURES), and every cost table in data/ (see
+record_table.py). Regret is the true step time of the plan that a method would hand over after n trials, by its own
+noisy measurements, over the best known one, minus 1; a method without a valid plan hands over FP32. Medians over seeds
+with 95 % bootstrap intervals. Gaussian processes take minutes a run, so they run on some cases only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from search_cases import DATA, Point, Truth, recorded, synthetic
+from search_cases import DATA, NATURES, Point, Truth, recorded, synthetic
 
 from amptune.capture import TargetSpec
 from amptune.core.choice import Choice
@@ -47,6 +48,11 @@ AFTER = (10, 20, 50)
 MIN_SEEDS = 10
 """Nothing is claimed from fewer."""
 REPORTS = Path(__file__).parent / "reports"
+SYNTHETIC = (
+    "synthetic-8", "synthetic-12", "synthetic-16-casts", "synthetic-16-anywhere", "synthetic-16-fragile",
+    "synthetic-16-unnamed", "synthetic-24", "synthetic-24-additive", "synthetic-36",
+)  # fmt: skip
+GP_CASES = ("gpt2_h200", "synthetic-8", "synthetic-12", "synthetic-24")
 
 
 @dataclasses.dataclass
@@ -58,6 +64,7 @@ class Trials:
     noise: float
     best_noisy: float = float("inf")
     handed: list[float] = dataclasses.field(default_factory=list)
+    stopped_after: int = BUDGET
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -170,7 +177,8 @@ class TruthWorker:
             return Measured(_step(true), None, _quality([]))
         point = self.decode(candidate.plan)
         ms, trains = self.trials(point)
-        failing = [f"{site}.weight" for name in self.trials.truth.failing(point)
+        truth = self.trials.truth
+        failing = [f"{site}.weight" for name in truth.failing(point) if truth.nature.is_named
                    for group in space.module_groups() if group.name == name for site in group.sites]  # fmt: skip
         return Measured(_step(ms), None, _quality(failing, trains))
 
@@ -207,6 +215,7 @@ def run_amptune(trials: Trials) -> None:
             space=model.space, table=model.table, edges=model.edges, plan_header={}, progress=Quiet(BUDGET),
             sensitivity=model.sensitivity,
         ).run()  # fmt: skip
+    trials.stopped_after = len(trials.handed)
     while trials.left > 0:
         trials.note(float("inf"), 0.0)
 
@@ -228,16 +237,19 @@ METHODS: dict[str, Callable[[Trials], None]] = {
 
 def cases() -> list[str]:
     """Names of all cases."""
-    return ["synthetic-12", "synthetic-24", *sorted(path.stem for path in DATA.glob("*.json"))]
+    return [*sorted(path.stem for path in DATA.glob("*.json")), *SYNTHETIC]
 
 
 def truth_of(case: str, seed: int) -> Truth:
     """The hidden truth of a case for a seed; a synthetic case is another problem for each seed."""
+    nature = NATURES["recorded"]
     if case.startswith("synthetic-"):
-        model, rest = synthetic(seed, int(case.removeprefix("synthetic-")))
+        size, _, name = case.removeprefix("synthetic-").partition("-")
+        model, rest = synthetic(seed, int(size))
+        nature = NATURES[name]
     else:
         model, rest, _ = recorded(DATA / f"{case}.json")
-    return Truth.of(model, rest, seed)
+    return Truth.of(model, rest, seed, nature)
 
 
 def run_one(job: tuple[str, int, list[str], float]) -> dict[str, Any]:
@@ -245,14 +257,15 @@ def run_one(job: tuple[str, int, list[str], float]) -> dict[str, Any]:
     case, seed, methods, noise = job
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     truth = truth_of(case, seed)
-    found, seconds = {}, {}
+    found, seconds, stopped = {}, {}, {}
     for method in methods:
         trials, begin = Trials(truth, seed, noise), time.process_time()
         METHODS[method](trials)
         found[method], seconds[method] = trials.handed, time.process_time() - begin
+        stopped[method] = trials.stopped_after
     best = min(truth.optimum(seed), *(min(handed) for handed in found.values()))
     regret = {method: [handed[n - 1] / best - 1 for n in AFTER] for method, handed in found.items()}
-    return {"case": case, "seed": seed, "regret": regret, "seconds": seconds}
+    return {"case": case, "seed": seed, "regret": regret, "seconds": seconds, "stopped": stopped}
 
 
 def interval(values: list[float], seed: int = 0) -> tuple[float, float, float]:
@@ -267,14 +280,27 @@ def summarised(runs: list[dict[str, Any]], methods: list[str]) -> dict[str, Any]
     summary: dict[str, Any] = {}
     for case in dict.fromkeys(run["case"] for run in runs):
         mine = [run for run in runs if run["case"] == case]
+        ran = [method for method in methods if method in mine[0]["regret"]]
         table = {
             method: {n: interval([run["regret"][method][i] for run in mine]) for i, n in enumerate(AFTER)}
-            for method in methods
+            for method in ran
         }
         verdict = _verdicts(table) if len(mine) >= MIN_SEEDS else {}
-        seconds = {method: interval([run["seconds"][method] for run in mine])[0] for method in methods}
-        summary[case] = {"seeds": len(mine), "regret": table, "verdict": verdict, "seconds": seconds}
+        seconds = {method: interval([run["seconds"][method] for run in mine])[0] for method in ran}
+        summary[case] = {"seeds": len(mine), "regret": table, "verdict": verdict, "seconds": seconds,
+                         "stopped": _stops(mine) if "amptune" in ran else None}  # fmt: skip
     return summary
+
+
+def _stops(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many of amptune's searches stopped early, after how many trials, and the regret that they left."""
+    early = [run for run in runs if run["stopped"]["amptune"] < BUDGET]
+    return {
+        "early": len(early),
+        "trials": interval([run["stopped"]["amptune"] for run in early])[0] if early else None,
+        "regret": interval([run["regret"]["amptune"][-1] for run in early])[0] if early else None,
+        "worst": max((run["regret"]["amptune"][-1] for run in early), default=None),
+    }
 
 
 def _verdicts(table: dict[str, dict[int, tuple[float, float, float]]]) -> dict[str, dict[int, str]]:
@@ -308,7 +334,16 @@ def markdown(summary: dict[str, Any], facts: dict[str, Any], arguments: list[str
             cells = [f"{m:.1%} [{low:.1%}, {high:.1%}]" for m, low, high in row.values()]
             verdict = ", ".join(entry["verdict"].get(method, {}).values())
             lines.append(f"| {method} | {' | '.join(cells)} | {entry['seconds'][method]:.1f} | {verdict} |")
+        if entry["stopped"] is not None:
+            lines += ["", _stopped_text(entry["stopped"], entry["seeds"])]
     return "\n".join(lines) + "\n"
+
+
+def _stopped_text(stops: dict[str, Any], seeds: int) -> str:
+    if not stops["early"]:
+        return "amptune used up its budget in every run."
+    count = f"amptune stopped early in {stops['early']} of {seeds} runs, after {stops['trials']:.0f} trials (median)"
+    return f"{count}, with a regret of {stops['regret']:.1%} (median) and {stops['worst']:.1%} at most."
 
 
 def main() -> None:
@@ -316,10 +351,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--cases", nargs="+", choices=cases(), default=cases())
+    parser.add_argument("--gp-cases", nargs="*", choices=cases(), default=GP_CASES)
     parser.add_argument("--noise", type=float, default=0.004, help="standard deviation of a measured step, as a share")
     parser.add_argument("--report", default="search_quality", help="name of the report; - for none")
     args = parser.parse_args()
-    jobs = [(case, seed, args.methods, args.noise) for case in args.cases for seed in range(args.seeds)]
+    methods = {c: [m for m in args.methods if m != "gp" or c in args.gp_cases] for c in args.cases}
+    jobs = [(case, seed, methods[case], args.noise) for case in args.cases for seed in range(args.seeds)]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         runs = pool.map(run_one, jobs, chunksize=1)
     summary = summarised(runs, args.methods)

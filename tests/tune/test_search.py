@@ -199,6 +199,30 @@ def test_a_resumed_search_measures_only_what_is_left(tmp_path: Path, worker: For
     assert len({candidate.key for candidate in worker.measured}) == 12
 
 
+def test_a_resumed_search_goes_on_as_it_would_have(tmp_path: Path, worker: FormulaWorker) -> None:
+    whole_folder, folder = tmp_path / "whole", tmp_path / "parts"
+    whole_folder.mkdir()
+    folder.mkdir()
+    make_search(whole_folder, worker, budget=22).run()
+    whole = [candidate.key for candidate in worker.measured]
+    worker.measured.clear()
+    measure = worker.trial
+
+    def interrupted(candidate: Candidate) -> Measured:
+        if len(worker.measured) == 16:
+            raise KeyboardInterrupt
+        return measure(candidate)
+
+    worker.trial = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        make_search(folder, worker, budget=22).run()
+    worker.trial = measure  # type: ignore[method-assign]
+    resumed = make_search(folder, worker, budget=22, existing="resume")
+    resumed.study.requeue_interrupted()
+    resumed.run()
+    assert [candidate.key for candidate in worker.measured] == whole
+
+
 def test_the_prediction_adds_what_the_sites_do_not_explain(tmp_path: Path, worker: FormulaWorker) -> None:
     search = make_search(tmp_path, worker, budget=3)
     search.run()

@@ -51,6 +51,7 @@ def test_every_method_gets_the_same_trials_and_hands_over_a_plan_that_trains(
 def test_nothing_is_claimed_from_few_seeds_or_where_intervals_overlap() -> None:
     def run(seed: int, ours: float, theirs: float) -> dict[str, object]:
         return {"case": "c", "seed": seed, "seconds": {"amptune": 1.0, "tpe": 1.0},
+                "stopped": {"amptune": 50 - seed % 2, "tpe": 50},
                 "regret": {"amptune": [ours] * 3, "tpe": [theirs] * 3}}  # fmt: skip
 
     apart = [run(seed, 0.01 + 1e-4 * seed, 0.1 + 1e-3 * seed) for seed in range(10)]

@@ -1,0 +1,79 @@
+"""Points as rows: priced as the cost model prices them, one by one."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from amptune.core.choice import BF16, FP8, FP16, FP32
+from amptune.core.formats import Format
+from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
+from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
+from amptune.tune.costmodel import CostModel
+from amptune.tune.encoded import Encoding
+from amptune.tune.losses import PLAIN_LOSS
+from amptune.tune.space import COMPILED_LOSS, LOSS, Group, Space
+
+NAMES = ("a", "b", "c", "d")
+
+
+def make_model(losses: dict[str, float]) -> CostModel:
+    """Four groups on a residual stream, the last of them read by the loss; ``c`` may run in FP8."""
+    choices = {name: (FP32, BF16, FP16, *(FP8[:1] if name == "c" else ())) for name in NAMES}
+    groups = tuple(
+        Group(n, (n,), "module", ("swap",), choices[n], frozenset("c") if n == "c" else frozenset()) for n in NAMES
+    )
+    pin = Group("softmax", ("softmax",), "pin", ("swap",))
+    costs = {n: {c: SiteCost(1.0 + i + 0.3 * j) for j, c in enumerate(choices[n])} for i, n in enumerate(NAMES)}
+    images = {n: {c: SiteCost(cost.forward * 0.8) for c, cost in values.items()} for n, values in costs.items()}
+    pairs = [(Format.FP32, Format.BF16, 0.5), (Format.FP32, Format.FP16, 0.6), (Format.BF16, Format.FP16, 0.9)]
+    table = CostTable(costs, {frozenset((a, b)): CastPrice(p, 0.0) for a, b, p in pairs}, {"a": images["a"]}, losses)
+    edges = [Edge(("a",), ("b",), 10), Edge(("b",), ("c",), 10), Edge(("a", "c"), ("d",), 10), Edge(("d",), (LOSS,), 9)]
+    space = Space(
+        (*groups, pin),
+        tf32=True,
+        channels_last=True,
+        losses=("fp32", "follow", COMPILED_LOSS),
+        meets=(frozenset("ac"), frozenset("cd")),
+    )
+    site = SiteSensitivity({c: RoundingError(c.format.epsilon) for c in (BF16, FP16, *FP8)})
+    return CostModel(space, table, edges, Sensitivity(dict.fromkeys(NAMES, site)))
+
+
+@pytest.mark.parametrize("losses", [{}, {PLAIN_LOSS: 2.0, "fp32": 3.0, "follow": 1.0, COMPILED_LOSS: 1.5}])
+def test_rows_cost_what_the_cost_model_says(losses: dict[str, float]) -> None:
+    model = make_model(losses)
+    encoding, rng = Encoding(model), random.Random(0)
+    points = [{n: rng.choice(v) for n, v in model.space.choices().items()} for _ in range(300)]
+    rows = np.array([encoding.encode(point) for point in points])
+    assert encoding.milliseconds(rows) == pytest.approx([model.predicted(point) for point in points])
+    assert encoding.bytes(rows) == pytest.approx([model.bytes(point) for point in points])
+    assert encoding.one_hot(rows) @ encoding.errors() == pytest.approx([model.error(point) for point in points])
+    assert encoding.is_legal(rows).tolist() == [model.made_legal(point) == point for point in points]
+    assert all(encoding.decode(row) == point for row, point in zip(rows, points, strict=True))
+
+
+def test_changes_are_all_single_ones_and_the_format_of_all_that_meet() -> None:
+    model = make_model({})
+    encoding = Encoding(model)
+    point = model.space.uniform(BF16)
+    found = [encoding.decode(row) for row in encoding.single_changes(encoding.encode(point)[None])[0]]
+    single = [{**point, n: v} for n, values in model.space.choices().items() for v in values]
+    together = {**point, "a": "fp16", "c": "fp16", "d": "fp16"}
+    assert all(changed in found for changed in single)
+    assert together in found, "a meets c and c meets d: none of them can go to FP16 alone"
+    assert all(changed in [*single, together] for changed in found)
+
+
+def test_pairs_that_a_tensor_links_change_together() -> None:
+    model = make_model({})
+    encoding = Encoding(model)
+    row = encoding.encode(model.space.point({}))
+    changes = encoding.pair_changes(row[None])[0]
+    found = [{n for n, value in encoding.decode(changed).items() if value == "bf16"} for changed in changes]
+    assert {frozenset(names) for names in found if names} == {frozenset(p) for p in ("ab", "bc", "ad", "cd")}
+    some = encoding.pair_changes(row[None], np.random.default_rng(0), 3)[0]
+    assert len(some) == 3
+    assert all(any((r == changed).all() for changed in changes) for r in some)
