@@ -27,6 +27,10 @@ ROUNDS = 5
 ALIGNED = 64
 
 
+FAR_OFF = 2.0
+"""A recipe that takes this many times the best one is not measured with a compiled loss or aligned dimensions too."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One line of the table.
@@ -123,7 +127,10 @@ def _measure(
     """First each row by itself, for quality and memory; then all that run, in turns, for the time."""
     measured: dict[str, Measured] = {}
     failed: dict[str, str] = {}
-    for name, (_, candidate) in candidates.items():
+    for name, (kind, candidate) in candidates.items():
+        if kind == "extra" and (why := far_off(name, measured)):
+            failed[name] = why
+            continue
         progress.stage(f"measuring {name}", len(measured), len(candidates))
         try:
             measured[name] = worker.request("trial", candidate, None, timeout=options.trial_timeout)
@@ -145,6 +152,16 @@ def _measure(
         _row(name, kind, measured.get(name), failed.get(name, ""), *by_name.get(name, ([], None)))
         for name, (kind, _) in candidates.items()
     ]
+
+
+def far_off(extra: str, measured: Mapping[str, Measured]) -> str:
+    """Why a variant of a recipe is left out; empty where it is worth its time."""
+    recipe = extra.partition("+")[0]
+    steps = {name: found.step.median for name, found in measured.items() if found.step is not None}
+    if recipe not in steps:
+        return f"{recipe} did not run"
+    times = steps[recipe] / min(steps.values())
+    return f"not measured: {recipe} takes {times:.1f} times the best recipe's step" if times > FAR_OFF else ""
 
 
 def _said(found: Measured) -> str:

@@ -181,7 +181,8 @@ class Worker:
         def progress(done: int, total: int) -> None:
             self.report("measuring rounding errors", done, total)
 
-        return measure_sensitivity(self.bench, choices, self.batches.train[0], self.options.seed, progress)
+        with eager(self.bench):  # each site is looked at by a hook, for which a compiler would compile again
+            return measure_sensitivity(self.bench, choices, self.batches.train[0], self.options.seed, progress)
 
     def trial(self, candidate: Candidate, limit_ms: float | None) -> Measured:
         """Check the realised formats, measure the step, then the quality of one candidate."""

@@ -8,9 +8,11 @@ import pytest
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.cli import run
 from amptune.core.formats import Format
-from amptune.tune.bench import extras
+from amptune.tune.bench import extras, far_off
 from amptune.tune.kernels import uses_tensor_cores
 from amptune.tune.recipes import Candidate
+from amptune.tune.timing import StepTime
+from amptune.tune.worker import Measured
 
 
 @pytest.mark.parametrize(
@@ -84,3 +86,13 @@ def test_a_plan_for_another_model_is_refused(
     plan.write_text('{"version": 99}')
     assert run(["bench", str(model_file), "--plan", str(plan), "--device", "cpu"]) == 2
     assert "newer" in capfd.readouterr().err
+
+
+def test_variants_of_a_recipe_that_is_far_off_are_left_out() -> None:
+    measured = {
+        name: Measured(StepTime.of([ms] * 3), None, None)
+        for name, ms in {"fp32": 300.0, "a": 100.0, "b": 199.0, "c": 201.0}.items()
+    }
+    assert far_off("b+compiled-loss", measured) == ""
+    assert far_off("c+compiled-loss", measured) == "not measured: c takes 2.0 times the best recipe's step"
+    assert far_off("d+aligned", measured) == "d did not run"

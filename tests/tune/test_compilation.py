@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.runtime import loss_in
@@ -20,9 +22,11 @@ from amptune.tune.compilation import (
     forget_compiled,
     repeated_blocks,
 )
+from amptune.tune.options import TuneOptions
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.timing import measure_step
 from amptune.tune.training import eager, training
+from amptune.tune.worker import Job, Worker
 
 from .conftest import Make
 
@@ -154,6 +158,19 @@ def test_eager_sets_compile_mode_aside(make_bench: Make) -> None:
         run.step(batches.train[0])
     assert num_graphs() == 0
     assert bench.compilation == Compilation("aot_eager")
+
+
+def test_rounding_errors_are_measured_without_compiling(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(COMPILED)
+    spec = TargetSpec(str(path))
+    graph = capture(load_target(spec)).graph
+    options = TuneOptions(spec, tmp_path / "out", steps=2, compile_with="aot_eager")
+    worker = Worker(Job(options, None, {}, (), threads=1), lambda *_: None)
+    torch._dynamo.utils.counters.clear()
+    found = worker.sensitivity(worker.space(graph))
+    assert found.sites
+    assert num_graphs() == 0  # a hook at each site would be compiled anew for each, up to the limit of recompiles
 
 
 def test_a_loss_is_compiled_for_each_kind_of_output_with_its_own_sizes() -> None:
