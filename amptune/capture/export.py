@@ -110,7 +110,13 @@ def export(prepared: Prepared, stamper: Stamper) -> tuple[fx.GraphModule, bool]:
     # What torch.export cannot trace it also prints, graph by graph.
     with _eager_answers(), contextlib.redirect_stderr(io.StringIO()):
         program = torch.export.export(whole, tuple(_distinct(prepared.batch)), strict=False)
+    if any(_has_unknown_extent(node) for node in program.graph.nodes):
+        raise RuntimeError("a shape depends on the data")  # as of a batch's mask, which a recorded forward knows
     return _Inliner(program).module(), stamper.has_loss
+
+
+def _has_unknown_extent(node: fx.Node) -> bool:
+    return any(not isinstance(extent, int) for tensor in tensors_in(node.meta.get("val")) for extent in tensor.shape)
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ class Flow:
             return (Origin("input", INPUT),)
         if node.op == "get_attr" or op_named(op_of(node)).family in _CONSTANT:
             return ()
-        read = list(tensor_arguments(node))
+        read = _picked(node) or list(tensor_arguments(node))
         if _keeps_first_alone(node):
             read = read[:1]
             self._note_cast(node, read)
@@ -190,6 +190,15 @@ def is_channels_last(node: fx.Node) -> bool:
         return False
     layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.dim())
     return layout is not None and value.is_contiguous(memory_format=layout)
+
+
+def _picked(node: fx.Node) -> list[fx.Node]:
+    """What the one result holds that ``node`` picks from an op that gives each of its tensors back as a view."""
+    whole, index = (*node.args, None, None)[:2]
+    if op_of(node) != "getitem" or not isinstance(whole, fx.Node) or op_of(whole) not in _READS_ALL:
+        return []
+    tensors = [each for each in torch.utils._pytree.tree_leaves(whole.args) if isinstance(each, fx.Node)]
+    return [tensors[index]] if isinstance(index, int) and index < len(tensors) else []
 
 
 def _keeps_first_alone(node: fx.Node) -> bool:

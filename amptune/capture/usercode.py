@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from amptune.capture.autocast import arguments_kept
 from amptune.errors import AmptuneError
 
 TORCH_FOLDER = str(Path(torch.__file__).parent) + os.sep
@@ -39,12 +40,13 @@ class UserCodeError(Exception):
 
 @contextlib.contextmanager
 def user_code() -> Iterator[None]:
-    """Send prints to stderr, and raise UserCodeError for whatever the code inside raises (sys.exit included).
+    """Send prints to stderr, raise UserCodeError for whatever the code inside raises (sys.exit included), and keep what
+    its autocast regions are asked for.
 
     Errors of amptune, Ctrl-C and running out of memory pass through: their handlers need to see them as they are.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), arguments_kept():
             yield
     except (AmptuneError, UserCodeError, KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
         raise

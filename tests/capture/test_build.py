@@ -162,6 +162,67 @@ def test_a_region_for_an_absent_device_is_recorded_as_written(load: Load) -> Non
     assert graph_of(load, text, "2x4")["#linear.0"].attrs["autocast"] == "float16"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        """
+        class Net(nn.Linear):
+            def __init__(self):
+                super().__init__(4, 4)
+
+            @torch.autocast("cuda", dtype=torch.float16)
+            def forward(self, x):
+                return F.linear(x, self.weight)
+        """,
+        """
+        class Net(nn.Linear):
+            def __init__(self):
+                super().__init__(4, 4)
+                self.region = torch.autocast("cuda", dtype=torch.float16)
+
+            def forward(self, x):
+                with self.region:
+                    return F.linear(x, self.weight)
+        """,
+    ],
+    ids=["decorator", "attribute"],
+)
+def test_a_region_made_before_the_forward_is_recorded_as_written(load: Load, text: str) -> None:
+    assert graph_of(load, text, "2x4")["#linear.0"].attrs["autocast"] == "float16"
+
+
+def test_a_shape_that_depends_on_values_of_the_batch_is_captured(load: Load) -> None:
+    text = """
+    class Net(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 4)
+
+        def forward(self, x, edges):
+            return super().forward(x)[edges[0][edges[0] > 0]]
+
+    def make_model():
+        return Net()
+
+    def make_batch():
+        return {"x": torch.randn(6, 4), "edges": torch.tensor([[0, 1, 2, 3], [0, 0, 0, 0]])}
+    """
+    assert capture(load(text)).graph["#index.0"].outputs[0].shape == (3, 4)
+
+
+def test_each_result_of_a_broadcast_comes_from_its_own_tensor(load: Load) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            first, second = torch.broadcast_tensors(self.fc(x), x[:1].exp())
+            return second.log()
+    """
+    assert graph_of(load, text, "2x4")["#log.0"].sources == ("#exp.0",)
+
+
 def test_a_cast_that_changes_nothing_is_seen(load: Load) -> None:
     text = """
     class Net(nn.Module):
