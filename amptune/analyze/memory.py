@@ -91,11 +91,27 @@ class _Walk:
     def _of_all_calls(self, site: Site) -> list[tuple[str, int]]:
         """What the first call saves, and what the further calls of a shared module save beside it."""
         saved = list(self._saves(site))
-        activations = [key for key, _ in saved if key in self.graph]
-        if site.calls > 1 and activations:
-            further = (call_share(site) - 1) * sum(self._delivered[key] for key in activations)
-            saved.append((f"calls:{site.id}", round(further)))
+        if site.calls > 1 and any(key in self.graph for key, _ in saved):
+            own = [key for key, _ in saved if key in self.graph and not self._is_one_storage(site, key)]
+            each = sum(self._delivered[key] for key in own) + self._made_by_later_calls(site)
+            saved.append((f"calls:{site.id}", round((call_share(site) - 1) * each)))
         return saved
+
+    def _made_by_later_calls(self, site: Site) -> int:
+        """Bytes of the inputs that come from sites in later calls alone: the state of a loop that starts from zeros."""
+        sources, later = sources_of(self.graph, site), site.attrs.get("later_sources", ())
+        sizes = input_bytes(site, self.dtypes[site.id].inputs)
+        return sum(
+            size for place, size in enumerate(sizes)
+            if sources[place] not in self.graph and any(each[place] in self.graph for each in later)
+        )  # fmt: skip
+
+    def _is_one_storage(self, site: Site, source: str) -> bool:
+        """Whether all calls of a site read the one result of ``source``, or a view of it: the steps of a loop."""
+        places = [place for place, each in enumerate(sources_of(self.graph, site)) if each == source]
+        later = site.attrs.get("later_sources", ())
+        same = all(sources[place] == source for sources in later for place in places)
+        return bool(places) and self.graph[source].calls == 1 and same
 
     def _size(self, site: Site) -> int:
         """Bytes that the site's outputs take; a compiler writes only what another kernel reads."""

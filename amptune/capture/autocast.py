@@ -21,9 +21,7 @@ def arguments_kept() -> Iterator[None]:
     region_class: Any = autocast
     make = region_class.__init__
 
-    def init(
-        region: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None
-    ) -> None:
+    def init(region: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None) -> None:
         with warnings.catch_warnings():
             # What torch switches off here is judged as it is written.
             warnings.filterwarnings("ignore", message=".*Disabling autocast")

@@ -110,11 +110,12 @@ _CUDA: dict[Autocast, str] = {
     Autocast.LOWER: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d addmm addmv addr matmul "
     "mm mv bmm baddbmm addbmm linear einsum chain_matmul linalg_multi_dot linalg_vecdot prelu lstm gru rnn lstm_cell "
     "gru_cell rnn_cell scaled_dot_product_attention multi_head_attention",
+    # square and local_response_norm are in no list of their own: they end in pow, which is.
     Autocast.FP32: "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow softplus "
-    "layer_norm rms_norm group_norm cosine_similarity dist pdist cdist renorm logsumexp cross_entropy nll_loss "
-    "mse_loss l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy_with_logits cosine_embedding_loss "
-    "hinge_embedding_loss margin_ranking_loss multi_margin_loss multilabel_margin_loss soft_margin_loss "
-    "triplet_margin_loss poisson_nll_loss gaussian_nll_loss soft_margin_loss interpolate",
+    "square local_response_norm layer_norm rms_norm group_norm cosine_similarity dist pdist cdist renorm logsumexp "
+    "cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy_with_logits "
+    "cosine_embedding_loss hinge_embedding_loss margin_ranking_loss multi_margin_loss multilabel_margin_loss "
+    "soft_margin_loss triplet_margin_loss poisson_nll_loss gaussian_nll_loss interpolate",
     Autocast.FP32_OUT: "prod softmax log_softmax cumprod cumsum sum norm linalg_vector_norm linalg_matrix_norm "
     "normalize softmin",
     Autocast.PROMOTE: "addcdiv addcmul atan2 bilinear dot vdot grid_sample index_put tensordot scatter_add",
@@ -128,8 +129,8 @@ _CPU: dict[Autocast, str] = {
     Autocast.FP32: "mse_loss cosine_embedding_loss nll_loss cross_entropy l1_loss huber_loss smooth_l1_loss kl_div "
     "binary_cross_entropy binary_cross_entropy_with_logits margin_ranking_loss multi_margin_loss "
     "multilabel_margin_loss soft_margin_loss hinge_embedding_loss poisson_nll_loss triplet_margin_loss ctc_loss cdist "
-    "grid_sample avg_pool3d max_pool3d adaptive_avg_pool3d adaptive_max_pool3d prod cholesky qr svd inverse solve eig "
-    "eigh pinv lu lstsq stft istft fft view_as_complex",
+    "grid_sample local_response_norm avg_pool3d max_pool3d adaptive_avg_pool3d adaptive_max_pool3d prod cholesky qr "
+    "svd inverse solve eig eigh pinv lu lstsq stft istft fft view_as_complex",
     Autocast.PROMOTE: "stack cat index_copy",
 }
 _SAME_DTYPE = frozenset(

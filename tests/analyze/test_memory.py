@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from amptune.analyze.kernels import Setting
@@ -42,8 +44,6 @@ def test_inference_keeps_no_states() -> None:
 
 
 def test_a_tied_weight_counts_once() -> None:
-    import dataclasses
-
     first = linear("a", INPUT, 8, 16, 16)
     second = dataclasses.replace(linear("b", "a", 8, 16, 16), params=first.params)
     found = step_memory((graph := graph_of(first, second)), realise(graph, RECIPES["fp32"]), Setting(RECIPES["fp32"]))
@@ -102,6 +102,20 @@ def test_saved_bytes_are_those_of_autograd(depth: int) -> None:
     found = step_memory(graph, realise(graph, RECIPES["fp32"]), Setting(RECIPES["fp32"]))
     assert output.shape == (64, 32)
     assert found.activations == sum(kept.values())
+
+
+@pytest.mark.parametrize(("start", "states"), [("start", 100), ("", 99)], ids=["computed", "zeros"])
+def test_steps_of_a_loop_share_what_they_read_slices_of(start: str, states: int) -> None:
+    """``state = decay[i] * state``: each step keeps the state it began with, and all of them the one ``decay``."""
+    shape, size = (100, 1000), 4 * 100 * 1000
+    step = op("step", "mul", "decay", start, shape=shape, later_sources=(("decay", "step"),))
+    graph = graph_of(
+        op("decay", "exp", INPUT, shape=shape),
+        op("start", "relu", INPUT, shape=shape),
+        dataclasses.replace(step, calls=100),
+    )
+    found = step_memory(graph, realise(graph, RECIPES["fp32"]), Setting(RECIPES["fp32"]))
+    assert found.activations == (1 + states + 1 + (not start)) * size  # decay, states, the result, an unread start
 
 
 def test_the_loss_of_half_logits_keeps_both_copies_of_their_softmax() -> None:

@@ -46,6 +46,8 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "log": (torch.log, (POSITIVE,)),
     "log1p": (torch.log1p, (POSITIVE,)),
     "pow": (lambda x: torch.pow(x, 2), (X,)),
+    "square": (torch.square, (X,)),
+    "local_response_norm": (lambda x: F.local_response_norm(x, 2), (IMAGE,)),
     "rsqrt": (torch.rsqrt, (POSITIVE,)),
     "sqrt": (torch.sqrt, (POSITIVE,)),
     "reciprocal": (torch.reciprocal, (POSITIVE,)),
@@ -209,6 +211,15 @@ def test_an_explicit_cast_keeps_its_target() -> None:
 def test_an_unknown_cast_is_not_in_half() -> None:
     graph = chain(op("a", "linear", "<input>"), op("b", "var", "a", attrs={"casts": {0: ""}}))
     assert not realise(graph, RECIPES["autocast-fp16"])["b"].in_half
+
+
+def test_an_empty_start_of_a_concatenation_does_not_promote_it() -> None:
+    half, empty = TensorMeta((4, 8), "float32"), TensorMeta((0,), "float32")
+    graph = chain(
+        op("a", "linear", "<input>"),
+        Site("b", "cat", "function", "", inputs=(empty, half), outputs=(half,), sources=("", "a")),
+    )
+    assert realise(graph, RECIPES["autocast-fp16"])["b"].outputs == ("float16",)
 
 
 def test_a_region_with_autocast_off_follows_its_inputs() -> None:
