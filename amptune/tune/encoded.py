@@ -20,7 +20,7 @@ from amptune.tune.costmodel import LAYOUT, CostModel
 from amptune.tune.losses import PLAIN_LOSS
 from amptune.tune.space import FOLLOW
 
-LOSS_CHOICE = ":loss"
+LOSS_CHOICE, TF32 = ":loss", ":tf32"
 _FORMAT_INDEX = {number_format: index for index, number_format in enumerate(EDGE_FORMATS)}
 _FP32, _BF16, _FP16 = (_FORMAT_INDEX[f] for f in (Format.FP32, Format.BF16, Format.FP16))
 
@@ -95,10 +95,14 @@ class Encoding:
         return self._per_value({name: dict.fromkeys(choices, 1.0) for name, choices in of_group.items()}) > 0
 
     @functools.cached_property
-    def low(self) -> np.ndarray:
-        """By column of ``one_hot``, whether it is a group's format other than FP32."""
+    def risky(self) -> np.ndarray:
+        """By column of ``one_hot``, whether it rounds more than its alternatives: a group's format other than FP32, an
+        op or a loss that follows its input, TF32."""
         groups = self.model.space.module_groups()
-        return self.columns_of({group.name: set(group.choices) - {FP32} for group in groups})
+        found = self.columns_of({group.name: set(group.choices) - {FP32} for group in groups})
+        columns = zip(self.names, self.values, strict=True)
+        found |= np.array([v == FOLLOW or (name, v) == (TF32, "on") for name, values in columns for v in values], bool)
+        return found
 
     def bytes(self, rows: Rows) -> np.ndarray:
         """What ``CostModel.bytes`` says of each row."""

@@ -92,7 +92,7 @@ def learn_validity(encoding: Encoding, valid: Rows, unexplained: Rows, forbidden
     limits = np.linspace(center - 4 * LIMIT_SPREAD, max(center + 4 * LIMIT_SPREAD, largest + 1), LIMITS)
     weights = np.exp(-0.5 * ((limits - center) / LIMIT_SPREAD) ** 2)[None].repeat(NUM_DRAWS, axis=0)
     cleared = valid_hot.any(axis=0)
-    suspects = (failed_hot > 0) & ~cleared & encoding.low
+    suspects = (failed_hot > 0) & ~cleared & encoding.risky
     for sums in valid_hot @ errors.T:
         weights = weights * (limits[None] >= _log(sums)[:, None])
     over = np.array([limits[None] < _log(sums)[:, None] for sums in failed_hot @ errors.T], dtype=bool)
@@ -101,7 +101,7 @@ def learn_validity(encoding: Encoding, valid: Rows, unexplained: Rows, forbidden
     total = weights.sum()
     weights = weights / total if total > 0 else np.full_like(weights, 1 / weights.size)
     by_limit = np.array([float((weights * is_over).sum()) for is_over in over])
-    suspicion = np.where(cleared | ~encoding.low, 0.0, _suspicions(suspects, by_limit))
+    suspicion = np.where(cleared | ~encoding.risky, 0.0, _suspicions(suspects, by_limit))
     shares = suspects * suspicion
     shares = shares * ((1 - by_limit) / np.maximum(shares.sum(axis=1), 1e-300))[:, None]
     above = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1]

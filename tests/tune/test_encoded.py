@@ -55,6 +55,15 @@ def test_rows_cost_what_the_cost_model_says(losses: dict[str, float]) -> None:
     assert all(encoding.decode(row) == point for row, point in zip(rows, points, strict=True))
 
 
+def test_what_rounds_more_than_its_alternatives_is_risky() -> None:
+    model = make_model({})
+    encoding = Encoding(model)
+    columns = [(name, value) for name, values in model.space.choices().items() for value in values]
+    risky = {column for column, is_risky in zip(columns, encoding.risky, strict=True) if is_risky}
+    formats = {(n, v) for n in NAMES for v in model.space.choices()[n] if v != "fp32"}
+    assert risky == formats | {("softmax", "follow"), (":loss", "follow"), (":tf32", "on")}
+
+
 def test_changes_are_all_single_ones_and_the_format_of_all_that_meet() -> None:
     model = make_model({})
     encoding = Encoding(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,6 +57,23 @@ def test_what_all_failed_plans_share_is_to_blame(encoding: Encoding) -> None:
     known = learnt(encoding, ["abc"], ["abcdef", "bdghi", "adjkl"])
     without, with_it = chances(encoding, known, "abcefghijkl", "abcd")
     assert without > 0.5 > 0.2 > with_it
+
+
+def test_tf32_is_a_suspect_like_a_format(encoding: Encoding) -> None:
+    """Every plan with TF32 fails, whatever its formats are."""
+    space = dataclasses.replace(encoding.model.space, tf32=True)
+    other = Encoding(dataclasses.replace(encoding.model, space=space))
+    failed = [space.point({":tf32": "on", **dict.fromkeys(plan, "bf16")}) for plan in ("abcd", "efgh", "ijkl", "")]
+    known = learn_validity(
+        other,
+        np.zeros((0, len(other.names)), dtype=np.int16),
+        np.array([other.encode(point) for point in failed]),
+        np.zeros(other.starts[-1], dtype=bool),
+        UNIT,
+    )
+    with_it, without = (other.encode(space.point({"a": "bf16", ":tf32": flag})) for flag in ("on", "off"))
+    on, off = known.probability(np.array([with_it, without]))
+    assert on < 0.1 < 0.7 < off
 
 
 def test_a_failed_plan_is_bisected(encoding: Encoding) -> None:
