@@ -65,7 +65,8 @@ def _named(calls: Sequence[SiteCall]) -> str:
 def _merged(same: Sequence[Finding], step_ms: Mapping[tuple[str, str], float], gpus: Sequence[Gpu]) -> Finding:
     first = same[0]
     evidence = dict(first.evidence)
-    sites = list(dict.fromkeys(finding.site for finding in same if finding.site))
+    named = (finding.evidence.get("sites") or [finding.site] for finding in same if finding.site)
+    sites = list(dict.fromkeys(site for each in named for site in each))
     if sites:
         evidence["sites"] = sites
     if "saves_ms" in evidence:

@@ -63,7 +63,7 @@ def _held_back_by(site: Site) -> str:
         sizes = [tensor.shape[1] for tensor in (*site.inputs[:1], *site.outputs[:1]) if len(tensor.shape) > 1]
     else:
         sizes = [size for gemm in site.gemms for size in (gemm.m, gemm.n, gemm.k)]
-    misaligned = any(size % _MULTIPLE for size in sizes)
+    misaligned = any(size % _MULTIPLE for size in sizes if size > _MULTIPLE)
     if contiguous and not misaligned:
         return "contiguous"
     return "misaligned and contiguous" if contiguous else "misaligned"

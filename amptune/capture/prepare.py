@@ -71,6 +71,8 @@ def ready(model: nn.Module, train: bool, notes: list[str]) -> nn.Module:
                 dropped = True
     if dropped and train:
         notes.append("layerdrop was set to 0 for the capture: in training, layers are skipped at random")
+    if train and not model.training:
+        notes.append("the model comes in eval mode, and is judged in train mode, as in a training loop")
     return model.train(train)
 
 

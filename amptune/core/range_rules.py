@@ -187,6 +187,13 @@ def _masked_fill(site: Site, ranges: list[Range]) -> Range:
     return ranges[0].union(filled) if ranges else ANY
 
 
+def _written(site: Site, ranges: list[Range]) -> Range:
+    """``fill_diagonal_`` and its like: what was there, or the number that is written over it."""
+    value = site.attrs.get("fill_value", site.attrs.get("value"))
+    known = isinstance(value, (int, float)) and len(site.inputs) == 1
+    return ranges[0].union(point(float(value))) if known and ranges else ANY
+
+
 def _dropout(site: Site, ranges: list[Range]) -> Range:
     if not ranges:
         return ANY
@@ -377,6 +384,7 @@ RULES: dict[str, RangeRule] = {
     "cumprod": _prod,
     "where": _where,
     "masked_fill": _masked_fill,
+    "index_put": _written,
     "dropout": _dropout,
     "scaled_dot_product_attention": _attention,
 }

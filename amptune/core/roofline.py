@@ -178,9 +178,12 @@ _CHEAP_WASTE = 0.02
 
 
 def padded_size(value: int, number_format: Format, gpu: Gpu) -> int:
-    """The size to pad a dimension to: the GPU's best multiple where that wastes at most 2 %, else the smallest."""
+    """The size to pad a dimension to: the GPU's best multiple where that wastes at most 2 %, else the smallest.
+
+    What is smaller than one multiple stays: a product with one column reads its matrix once and pads to nothing better.
+    """
     smallest = padded(value, multiple_for(number_format))
-    if smallest == value:
+    if smallest == value or value < multiple_for(number_format):
         return value
     best = padded(value, best_multiple_for(number_format, gpu))
     return best if best <= value * (1 + _CHEAP_WASTE) else smallest

@@ -158,3 +158,41 @@ def test_the_table_says_which_recipes_do_not_run_and_where() -> None:
     (row,) = [line for line in text.splitlines() if line.strip().startswith("autocast-bf16 ")]
     assert row.split()[1:] == ["does", "not", "run", "-"]
     assert "see G403 at model.py:7" in text
+
+
+def test_idle_tiles_are_said_once_for_a_shape() -> None:
+    """Products of one shape on several lines, as the projections of an attention, have one reason and one remedy."""
+    sites = [linear(f"layer.{name}", INPUT, 2048, 768, 768, line=line) for line, name in enumerate("qkvo", start=1)]
+    found = analyze_graph(graph_of(*sites), dataclasses.replace(QUESTION, select=("G109",))).findings
+    assert [(finding.location.line, finding.evidence["sites"]) for finding in found] == [(1, [s.id for s in sites])]
+
+
+def test_channels_last_is_no_gain_where_the_predicted_step_is_none(tmp_path: Path) -> None:
+    """GroupNorm costs more in channels_last than the transposes of small convolutions do in contiguous layout."""
+    file = tmp_path / "model.py"
+    file.write_text(NORMS)
+    gpus = gpus_named(("v100",))
+    found = analyze(capture(load_target(TargetSpec(str(file)))), dataclasses.replace(QUESTION, gpus=gpus))
+    table = found.estimates["v100"]
+    now, fixed = (table[f"autocast-fp16{suffix}"].step_ms for suffix in ("", "+fixed"))
+    (said,) = [finding for finding in found.findings if finding.rule == "G110"]
+    assert said.evidence["saves_ms"]["v100"] <= max(0.0, now - fixed) + 1e-3
+
+
+NORMS = """\
+import torch
+from torch import nn
+
+
+def make_model():
+    blocks = (nn.Sequential(nn.Conv2d(128, 128, 3, padding=1), nn.GroupNorm(32, 128), nn.SiLU()) for _ in range(6))
+    return nn.Sequential(*blocks)
+
+
+def make_batch():
+    return torch.randn(64, 128, 64, 64), None
+
+
+def loss_fn(output, batch):
+    return output.float().square().mean()
+"""

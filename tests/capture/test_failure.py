@@ -66,6 +66,19 @@ def test_prints_of_a_forward_stay_off_stdout(load: Load, capsys: pytest.CaptureF
     assert capsys.readouterr().out == ""
 
 
+def test_a_model_in_eval_mode_is_judged_in_train_mode_and_that_is_said(load: Load) -> None:
+    text = """
+    def make_model():
+        return nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).eval()
+
+    def make_batch():
+        return torch.randn(2, 4), None
+    """
+    found = capture(load(text))
+    assert "1" in found.graph
+    assert any("eval mode" in note for note in found.notes)
+
+
 def test_layerdrop_is_switched_off_and_said(load: Load) -> None:
     text = """
     class Net(nn.Module):

@@ -151,3 +151,14 @@ def test_rounding_bounds_outwards_never_loses_infinity() -> None:
 def test_clamp(attrs: dict[str, Any], expected: tuple[float, float]) -> None:
     found = ranges(site("c", "clamp", "<input>", **attrs))["c"]
     assert (found.low, found.high) == pytest.approx(expected)
+
+
+def test_a_diagonal_that_is_written_over_keeps_the_other_bounds() -> None:
+    """``fill_diagonal_``: the numbers that were there, or the one written."""
+    found = ranges(site("a", "tanh", ""), site("b", "index_put", "a", fill_value=-1e9, in_place=True))
+    assert found["b"] == Range(-1e9, 1.0)
+
+
+def test_a_write_of_unknown_numbers_has_no_bounds() -> None:
+    found = ranges(site("a", "tanh", ""), site("b", "index_put", "a", "", in_place=True))
+    assert not found["b"].is_known

@@ -83,7 +83,10 @@ def test_alignment_in_bytes(number_format: Format, lengths: tuple[int, ...], exp
     assert alignment(number_format, *lengths) == expected
 
 
-@pytest.mark.parametrize(("value", "expected"), [(50257, 50304), (333, 336), (30522, 30528), (1000, 1000), (62, 64)])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(50257, 50304), (333, 336), (30522, 30528), (1000, 1000), (62, 64), (9, 16), (7, 7), (1, 1)],
+)
 def test_padding_takes_the_best_multiple_where_it_is_cheap(value: int, expected: int) -> None:
     assert padded_size(value, Format.BF16, H100) == expected
 

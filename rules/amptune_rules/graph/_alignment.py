@@ -10,7 +10,6 @@ from amptune.core.finding import Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm, Site
 from amptune.core.graph_context import LARGE_SHARE, GraphContext
-from amptune.core.hardware import multiple_for
 from amptune.core.ops import Family, op_named
 from amptune.core.roofline import padded_gemm, padded_size, training_gemm_seconds
 
@@ -35,7 +34,7 @@ class Misaligned:
 
 
 def misaligned(context: GraphContext, dimension: Literal["k", "n"]) -> Iterator[Misaligned]:
-    """Matrix products worth a word whose K or N is not a multiple of 8."""
+    """Matrix products worth a word whose K or N is over 8 and not a multiple of it."""
     gpus = context.tensor_core_gpus()
     if not gpus or not any(recipe.half for recipe in context.recipes):
         return
@@ -43,8 +42,8 @@ def misaligned(context: GraphContext, dimension: Literal["k", "n"]) -> Iterator[
         if not _is_own_choice(site, gemm, dimension):
             continue
         value = getattr(gemm, dimension)
-        if value % multiple_for(Format.BF16):
-            size = padded_size(value, Format.BF16, gpus[0])
+        size = padded_size(value, Format.BF16, gpus[0])
+        if size != value:
             yield Misaligned(site, gemm, value, size, _savings(context, site, gemm))
 
 
@@ -85,7 +84,8 @@ def severity_of(context: GraphContext, found: Misaligned) -> Severity:
 def notes(context: GraphContext, found: Misaligned) -> str:
     """That both dimensions have to be padded, where both are odd, and what torch.compile does about it."""
     other = found.gemm.n if found.value == found.gemm.k else found.gemm.k
-    together = f" together with the other, {other}" if other % multiple_for(Format.BF16) else ""
+    odd = padded_size(other, Format.BF16, context.tensor_core_gpus()[0]) != other
+    together = f" together with the other, {other}" if odd else ""
     return together + ("; inductor may pad it by itself" if context.mode == "compile" else "")
 
 

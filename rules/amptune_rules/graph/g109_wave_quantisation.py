@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from amptune.core.finding import Finding, Severity
-from amptune.core.graph import Gemm
+from amptune.core.graph import Gemm, Site
 from amptune.core.graph_context import LARGE_SHARE, GraphContext
 from amptune.core.hardware import Gpu
 from amptune.core.ops import Family
@@ -66,26 +66,41 @@ class WaveQuantisation(GraphRule):
     )  # fmt: skip
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
-        """One finding for each shape and site, naming the GPUs on which it wastes."""
+        """One finding for each shape of output and wasted share, at the first site that has it."""
+        found: dict[tuple[object, ...], list[tuple[Site, Mapping[str, float]]]] = {}
         for site, gemm in context.large_gemms(Family.GEMM):
             if context.share(site) < LARGE_SHARE:
                 continue
             lost = {
                 gpu.key: 1 - share for gpu in context.tensor_core_gpus() if (share := _share(gemm, gpu)) is not None
             }
-            bad = {key: value for key, value in lost.items() if value >= WASTED}
+            bad = {key: round(value, 2) for key, value in lost.items() if value >= WASTED}
             if bad:
-                listed = ", ".join(f"{value:.0%} on {key}" for key, value in bad.items())
-                yield context.finding(
-                    self,
-                    site,
-                    f"a {gemm.m} x {gemm.n} output cut into tiles leaves multiprocessors idle: {listed} lost in the "
-                    "forward product",
-                    dimension="M x N",
-                    value=[gemm.m, gemm.n],
-                    lost={key: round(value, 3) for key, value in bad.items()},
-                    flops_share=round(context.share(site), 4),
-                )
+                found.setdefault((gemm.m, gemm.n, *bad.items()), []).append((site, bad))
+        for (m, n, *_), same in found.items():
+            yield self._of_shape(context, [m, n], same)
+
+    def _of_shape(
+        self, context: GraphContext, shape: list[object], same: Sequence[tuple[Site, Mapping[str, float]]]
+    ) -> Finding:
+        first, bad = same[0]
+        sites = list(dict.fromkeys(site.id for site, _ in same))
+        listed = ", ".join(f"{value:.0%} on {key}" for key, value in bad.items())
+        return context.finding(
+            self,
+            first,
+            f"a {shape[0]} x {shape[1]} output cut into tiles leaves multiprocessors idle: about {listed} lost in the "
+            "forward product",
+            dimension="M x N",
+            value=shape,
+            lost=dict(bad),
+            sites=sites,
+            flops_share=round(sum(context.share(site) for site in {_line(site): site for site, _ in same}.values()), 4),
+        )
+
+
+def _line(site: Site) -> object:
+    return site.op, site.location
 
 
 def _share(gemm: Gemm, gpu: Gpu) -> float | None:

@@ -8,6 +8,7 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import LARGE_SHARE, GraphContext
+from amptune.core.hardware import Gpu
 from amptune.core.roofline import Traffic, traffic_seconds
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._alignment import WORTH_A_WARNING
@@ -77,7 +78,7 @@ class ContiguousConvolution(GraphRule):
         largest = max(contiguous, key=lambda site: site.flops)
         volumes = len(largest.inputs[0].shape) == 5
         moved = sum(_transposed_bytes(site, context.train) for site in contiguous)
-        saves = {gpu.key: traffic_seconds(moved, Traffic.LAYOUT, gpu) * 1e3 for gpu in context.tensor_core_gpus()}
+        saves = {gpu.key: _net(context, gpu, moved) for gpu in context.tensor_core_gpus()}
         yield context.finding(
             self,
             largest,
@@ -95,6 +96,13 @@ class ContiguousConvolution(GraphRule):
         ]
         worth = any(share is not None and share >= WORTH_A_WARNING for share in shares)
         return Severity.WARNING if worth else Severity.INFO
+
+
+def _net(context: GraphContext, gpu: Gpu, moved: int) -> float:
+    """Milliseconds that the transposes take, less what other ops lose in that layout, where the step was predicted."""
+    saved, recipe = traffic_seconds(moved, Traffic.LAYOUT, gpu) * 1e3, f"autocast-{gpu.best_16bit}"
+    now, fixed = (context.step_ms.get((gpu.key, recipe + suffix)) for suffix in ("", "+fixed"))
+    return saved if now is None or fixed is None else max(0.0, min(saved, now - fixed))
 
 
 def _transposed_bytes(site: Site, train: bool) -> int:
