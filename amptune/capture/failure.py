@@ -92,6 +92,9 @@ def _hint(attempt: Attempt) -> str:
     if isinstance(cause, IndexError) and any(word in text for word in _INDEX_WORDS):
         return "make the indices of the batch smaller: change make_batch(), or give --input SHAPE:int64:BOUND"
     if any(word in text for word in _SHAPE_WORDS):
+        if attempt.module is not None and attempt.module.path:
+            return (f"make what goes into {attempt.module.path} fit it: the layers before it, or the batch of "
+                    "make_batch() or --input")  # fmt: skip
         return "make the batch fit the model: change make_batch(), or give --input SHAPE"
     if attempt.in_loss:
         return "loss_fn gets what the model returned, and the whole batch"

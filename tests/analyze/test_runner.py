@@ -162,7 +162,7 @@ def test_the_table_says_which_recipes_do_not_run_and_where() -> None:
 
 def test_idle_tiles_are_said_once_for_a_shape() -> None:
     """Products of one shape on several lines, as the projections of an attention, have one reason and one remedy."""
-    sites = [linear(f"layer.{name}", INPUT, 2048, 768, 768, line=line) for line, name in enumerate("qkvo", start=1)]
+    sites = [linear(f"layer.{name}", INPUT, 1024, 4096, 2176, line=line) for line, name in enumerate("qkvo", start=1)]
     found = analyze_graph(graph_of(*sites), dataclasses.replace(QUESTION, select=("G109",))).findings
     assert [(finding.location.line, finding.evidence["sites"]) for finding in found] == [(1, [s.id for s in sites])]
 

@@ -14,7 +14,7 @@ from amptune_rules.graph._examples import model_file
 
 
 class Fp8Dims(GraphRule):
-    """K or N of a linear is not a multiple of 16, which FP8 products require.
+    """K, N or, for its weight gradient, M of a linear is not a multiple of 16, which FP8 products require.
 
     ## What it does
     Looks at the linears that the FP8 recipes would convert, on GPUs that have FP8, and at explicit scaled_mm calls.
@@ -22,7 +22,7 @@ class Fp8Dims(GraphRule):
     ## Why is this bad
     torch.nn.functional.scaled_mm (cublasLt) refuses such operands: the call raises. FP8 training tools skip the layer,
     or pad it at a cost, so it stays in BF16. An error where the model itself calls scaled_mm or an FP8 recipe was
-    asked for by name; information otherwise.
+    asked for by name; information otherwise. The weight gradient reduces over the rows M, so it asks the same of them.
 
     ## Example
     ```python
@@ -48,8 +48,14 @@ class Fp8Dims(GraphRule):
         Example("in_features of 1000", model_file("return self.fc(x)  # <- G108", init="self.fc = nn.Linear(1000, "
                                                                                        "2048)",
                                                   batch="torch.randn(64, 1000)"), options={"gpus": ("h100",)}),
+        Example("1023 tokens", model_file(
+            "return self.fc(x)  # <- G108", init="self.fc = nn.Linear(1024, 2048)",
+            batch="torch.randn(4, 1023, 1024)"), options={"gpus": ("h100",)}),
     )  # fmt: skip
     VALID = (
+        Example("rows that a weight gradient in FP8 takes", model_file(
+            "return self.fc(x)", init="self.fc = nn.Linear(1024, 2048)", batch="torch.randn(4, 1024, 1024)"),
+            options={"gpus": ("h100",)}),
         Example("in_features of 1008", model_file("return self.fc(x)", init="self.fc = nn.Linear(1008, 2048)",
                                                   batch="torch.randn(64, 1008)"), options={"gpus": ("h100",)}),
         Example("a GPU without FP8", model_file("return self.fc(x)", init="self.fc = nn.Linear(1000, 2048)",
@@ -78,6 +84,27 @@ class Fp8Dims(GraphRule):
                 value=list(sides.values()),
                 padded=[padded(value, FP8_MULTIPLE) for value in sides.values()],
                 flops_share=round(context.share(site), 4),
+            )
+        if has_fp8 and asked and context.train:
+            yield from self._of_rows(context)
+
+    def _of_rows(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each number of rows that FP8 weight gradients, which reduce over them, do not take."""
+        first: dict[int, Site] = {}
+        for site, gemm in _candidates(context, linears=True):
+            if site.op == "linear" and gemm.m % FP8_MULTIPLE and not (gemm.k % FP8_MULTIPLE or gemm.n % FP8_MULTIPLE):
+                first.setdefault(gemm.m, site)
+        for m, site in first.items():
+            fits = padded(m, FP8_MULTIPLE)
+            yield context.finding(
+                self,
+                site,
+                f"M = {m} rows (batch x sequence) is not a multiple of {FP8_MULTIPLE}: a weight gradient in FP8 "
+                f"reduces over them and raises (torchao's, without pad_inner_dim); {fits} rows fit",
+                severity=Severity.INFO,
+                dimension=["M"],
+                value=[m],
+                padded=[fits],
             )
 
 

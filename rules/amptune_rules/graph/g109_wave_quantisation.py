@@ -9,7 +9,7 @@ from amptune.core.graph import Gemm, Site
 from amptune.core.graph_context import LARGE_SHARE, GraphContext
 from amptune.core.hardware import Gpu
 from amptune.core.ops import Family
-from amptune.core.roofline import Pass, oriented, wave_share
+from amptune.core.roofline import Pass, oriented, peak_of, streamed_seconds, wave_share
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 
@@ -60,6 +60,9 @@ class WaveQuantisation(GraphRule):
         Example("16 x 8 tiles on 132 multiprocessors", model_file(
             "return self.fc(x)", init="self.fc = nn.Linear(1024, 16 * 128)",
             batch="torch.randn(8 * 128, 1024)"), options={"gpus": ("h100",)}),
+        Example("few rows of a large matrix: reading it takes the time", model_file(
+            "return self.fc(x)", init="self.fc = nn.Linear(32768, 17 * 128)",
+            batch="torch.randn(16, 32768)"), options={"gpus": ("h100",)}),
         Example("many waves", model_file(
             "return self.fc(x)", init="self.fc = nn.Linear(4096, 4096)",
             batch="torch.randn(8192, 4096)"), options={"gpus": ("h100",)}),
@@ -104,6 +107,9 @@ def _line(site: Site) -> object:
 
 
 def _share(gemm: Gemm, gpu: Gpu) -> float | None:
-    """The used share of the multiprocessors; ``None`` for a product that is over before it matters."""
-    forward = oriented(gemm, Pass.FORWARD)
-    return wave_share(forward, gpu.best_16bit, gpu) if gemm.flops >= WORTH_FLOPS else None
+    """The used share of the multiprocessors; ``None`` where it does not matter: the product is over at once, or reading
+    its operands takes longer than multiplying them, as with few rows."""
+    forward, best = oriented(gemm, Pass.FORWARD), gpu.best_16bit
+    moved = 2 * gemm.batch * (gemm.m * gemm.k + gemm.k * gemm.n + gemm.m * gemm.n)
+    bound_by_memory = streamed_seconds(moved, gpu) > gemm.flops / peak_of(gpu, best)
+    return None if bound_by_memory or gemm.flops < WORTH_FLOPS else wave_share(forward, best, gpu)
