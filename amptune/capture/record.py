@@ -138,6 +138,8 @@ class GraphRecorder(CallRecorder):
         fx_args, fx_kwargs = self._argument(args), self._argument(kwargs)
         if getattr(func, "__name__", "") == "__get__":
             return self.graph.call_function(getattr, (fx_args[0], spelling))
+        if getattr(func, "__name__", "") == "__set__":
+            return self.graph.call_function(setattr, (fx_args[0], spelling, *fx_args[1:]))
         if spelling in _OPERATORS:
             return self.graph.call_function(_OPERATORS[spelling], fx_args, fx_kwargs)
         if getattr(torch.Tensor, spelling, None) is func and fx_args:

@@ -380,3 +380,20 @@ def test_vocabulary_projections_keep_their_misaligned_width(load: Load) -> None:
             return self.head(x)
     """
     assert graph_of(load, text, "3x5x16")["head"].gemms == (Gemm(m=15, n=257, k=16),)
+
+
+def test_parameters_set_in_a_forward_are_captured(load: Load) -> None:
+    """The moving average of a momentum encoder: ``slow.data = slow.data * m + fast.data * (1 - m)``."""
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fast, self.slow = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            with torch.no_grad():
+                for fast, slow in zip(self.fast.parameters(), self.slow.parameters()):
+                    slow.data = slow.data * 0.9 + fast.data * 0.1
+            return self.fast(x) * self.slow(x)
+    """
+    assert {"fast", "slow"} <= {site.id for site in graph_of(load, text, "4x8")}

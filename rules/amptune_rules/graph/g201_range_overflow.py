@@ -83,6 +83,12 @@ class RangeOverflow(GraphRule):
             mask = torch.ones(32, 32, dtype=torch.bool, device=x.device).triu(1)
             return scores.masked_fill(mask, float("-inf")).softmax(-1)
             """)),
+        Example("a mask times the limit of its own dtype", model_file(
+            """
+            h = self.fc(x)
+            mask = (1.0 - (h[:, :1] > 0).to(h.dtype)) * torch.finfo(h.dtype).min
+            return (h + mask).softmax(-1)
+            """)),
         Example("scores cast up first", model_file(
             """
             scores = (self.fc(x) @ x.T).float()
@@ -238,8 +244,12 @@ def _literals(site: Site) -> list[float]:
     named = [site.attrs.get(name) for name in ("value", "fill_value", "min", "max")]
     found = [*(site.attrs.get("scalars") or {}).values(), *named]
     numbers = [float(value) for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    follows = not site.attrs.get("fp32_limit")  # torch.finfo(x.dtype) gives another limit in another dtype
-    return [value for value in numbers if not (follows and abs(value) in _LIMITS)]
+    return [value for value in numbers if not _follows_dtype(site, value)]
+
+
+def _follows_dtype(site: Site, value: float) -> bool:
+    """Whether a number is a limit that torch.finfo(x.dtype) gave, which is another one in another dtype."""
+    return abs(value) in _LIMITS and not site.attrs.get("fp32_limit")
 
 
 def _number_outside(run: Run, site: Site) -> float | None:
@@ -266,6 +276,8 @@ def _factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:
     scalars = site.attrs.get("scalars") or {}
     place = next(iter(scalars), None)
     if site.op not in _FACTORS or place is None or not scalars[place] or (site.op == "div" and place == 0):
+        return None
+    if _follows_dtype(site, float(scalars[place])):
         return None
     factor = abs(float(scalars[place])) if site.op == "mul" else 1 / abs(float(scalars[place]))
     limit = LIMIT / factor
