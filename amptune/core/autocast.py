@@ -2,7 +2,7 @@
 
 Assumptions: parameters and buffers keep the dtype they were captured with (the recipe's, where it casts the model as a
 whole); the loss runs inside the autocast region; a cast in the user's code that the capture names (``attrs["casts"]``)
-keeps its target. Zero-dimensional and empty tensors do not take part in promotion.
+keeps its target. Zero-dimensional tensors do not take part in promotion.
 What becomes of a dtype that is not known is not known either, unless it meets FP32, and no rule speaks of it.
 """
 
@@ -233,9 +233,7 @@ def _followed(site: Site, op: Op, tensor: TensorMeta, inputs: Sequence[str], par
     if op.family in (Family.CREATE, Family.RANDOM) and not (op.name.endswith("_like") or op.name.startswith("new_")):
         return tensor.dtype
     inputs = tuple(_REAL.get(dtype, dtype) for dtype in inputs)
-    # An empty tensor is what a cache starts from, made in the dtype of what it will hold.
-    wide = [dtype for meta, dtype in zip(site.inputs, inputs, strict=True)
-            if meta.shape and meta.numel and _may_float(meta, dtype)]  # fmt: skip
+    wide = [dtype for meta, dtype in zip(site.inputs, inputs, strict=True) if meta.shape and _may_float(meta, dtype)]
     floating = wide or [dtype for meta, dtype in zip(site.inputs, inputs, strict=True) if _may_float(meta, dtype)]
     if not floating:
         return promoted(params) or tensor.dtype

@@ -49,7 +49,7 @@ class PinnedBlock(nn.Module):
 
     @staticmethod
     def _norm(x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)  # amptune: ignore[AMP313] as users write it
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, WIDTH) -> the same shape."""

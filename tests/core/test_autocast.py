@@ -213,15 +213,6 @@ def test_an_unknown_cast_is_not_in_half() -> None:
     assert not realise(graph, RECIPES["autocast-fp16"])["b"].in_half
 
 
-def test_an_empty_start_of_a_concatenation_does_not_promote_it() -> None:
-    half, empty = TensorMeta((4, 8), "float32"), TensorMeta((0,), "float32")
-    graph = chain(
-        op("a", "linear", "<input>"),
-        Site("b", "cat", "function", "", inputs=(empty, half), outputs=(half,), sources=("", "a")),
-    )
-    assert realise(graph, RECIPES["autocast-fp16"])["b"].outputs == ("float16",)
-
-
 def test_a_region_with_autocast_off_follows_its_inputs() -> None:
     off = {"autocast": False}
     graph = chain(op("a", "linear", "<input>"), op("b", "softmax", "a", attrs=off))
