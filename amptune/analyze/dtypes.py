@@ -91,6 +91,13 @@ def root(node: fx.Node) -> fx.Node:
     return last
 
 
+def _made_or_cast(node: fx.Node) -> bool:
+    """Whether the user's call makes or casts a tensor; export shows ``torch.tensor([])`` as a view of a constant."""
+    call = node.meta.get("amptune_call")
+    families = {family(node), op_named(call.op).family if call is not None else None}
+    return not families.isdisjoint((Family.CAST, Family.CREATE, Family.RANDOM))
+
+
 def family(node: fx.Node) -> Family | None:
     """The family of a node's op; ``None`` for a node without one."""
     op = node.meta.get("amptune_op")
@@ -116,7 +123,7 @@ def explicit_cast(node: fx.Node) -> str | None:
             continue
         if op == "type_as":
             return UNKNOWN
-        if family(step) in (Family.CAST, Family.CREATE, Family.RANDOM) and _names_dtype(step):
+        if _made_or_cast(step) and _names_dtype(step):
             return str(value.dtype).removeprefix("torch.") if LITERAL.search(source(step)) else UNKNOWN
     return None
 

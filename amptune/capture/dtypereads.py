@@ -1,7 +1,8 @@
 """Which tensor's dtype a cast follows: ``x.to(y.dtype)``, also through ``dtype = y.dtype`` in the same function.
 
 A dtype is the same object wherever it is read, so values do not tell. The source does: the call's argument is an
-attribute ``.dtype``, or a name that such an attribute was assigned to, and the run has noted what was read there last.
+attribute ``.dtype``, or a name or attribute that such an attribute was assigned to, and the run has noted what was read
+there last.
 """
 
 from __future__ import annotations
@@ -86,14 +87,24 @@ def _read(text: str) -> _Source:
 def _read_function(function: ast.AST, source: _Source) -> None:
     named: dict[str, list[ast.Attribute]] = collections.defaultdict(list)
     for node in ast.walk(function):
-        if isinstance(node, ast.Assign) and _is_dtype(node.value):
-            for target in node.targets:
-                if isinstance(target, ast.Name):
-                    named[target.id].append(node.value)  # type: ignore[arg-type]
+        if isinstance(node, ast.Assign):
+            for target, value in _assigned(node):
+                if isinstance(target, ast.Name | ast.Attribute) and _is_dtype(value):
+                    named[ast.unparse(target)].append(value)  # type: ignore[arg-type]
         elif isinstance(node, ast.Call):
             if node not in source.named:
                 source.calls[node.end_lineno or 0, node.end_col_offset or 0].append(node)
             source.named[node] = named  # of the innermost function, which is walked last
+
+
+def _assigned(node: ast.Assign) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """What is assigned to what, one by one: ``a, b = c, d`` too."""
+    for target in node.targets:
+        pair = target, node.value
+        if all(isinstance(each, ast.Tuple) for each in pair) and len({len(each.elts) for each in pair}) == 1:  # type: ignore[attr-defined]
+            yield from zip(*(each.elts for each in pair), strict=True)  # type: ignore[attr-defined]
+        else:
+            yield pair
 
 
 def _is_dtype(node: ast.expr) -> bool:
@@ -105,12 +116,13 @@ def _reads_behind(place: Position) -> Iterator[Position]:
     source = _source_of(place.filename)
     for call in source.calls.get((place.end_line, place.end_column), ()):
         for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
-            if _is_dtype(argument):
+            if not isinstance(argument, ast.Name | ast.Attribute):
+                continue
+            named = source.named[call].get(ast.unparse(argument), ())
+            if before := [each for each in named if each.lineno <= call.lineno]:
+                yield _position(place.filename, before[-1])
+            elif _is_dtype(argument):
                 yield _position(place.filename, argument)
-            elif isinstance(argument, ast.Name):
-                before = [each for each in source.named[call].get(argument.id, ()) if each.lineno <= call.lineno]
-                if before:
-                    yield _position(place.filename, before[-1])
 
 
 def _position(filename: str, node: ast.expr) -> Position:

@@ -10,7 +10,9 @@ import pytest
 
 from amptune.analyze.enrich import enrich
 from amptune.capture import TargetSpec, capture, load_target
+from amptune.core.autocast import realise
 from amptune.core.graph import INPUT, PrecisionGraph
+from amptune.core.recipes import RECIPES
 
 FRONTENDS = ["export", "record-fake", "record-real"]
 MODEL = """\
@@ -122,12 +124,26 @@ def test_positions_are_counted(frontend: str, tmp_path: Path) -> None:
         ),
         ("y = h.transpose(0, 1); return x.to(dtype=y.dtype).var(-1)", "fc"),
         ("return h.to(self.fc.weight.dtype).var(-1)", INPUT),
+        ("self.kept, size = h.dtype, h.shape; return x.to(self.kept).var(-1)", "fc"),
+        ("self.kept = x.dtype; self.kept = h.dtype; return x.to(self.kept).var(-1)", "fc"),
     ],
 )
 def test_a_cast_may_follow_another_tensor(body: str, expected: str, frontend: str, tmp_path: Path) -> None:
     attrs = graph_of(body, tmp_path, frontend)["#var.0"].attrs
     assert attrs["like"] == {0: expected}
     assert not attrs["casts"]
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_the_empty_start_of_a_cache_has_the_dtype_that_it_was_made_in(frontend: str, tmp_path: Path) -> None:
+    body = (
+        "self.kept, self.place = h.dtype, h.device\n"
+        "        start = torch.tensor([], dtype=self.kept, device=self.place)\n"
+        "        return torch.cat([start, h]).var(-1)"
+    )
+    graph = graph_of(body, tmp_path, frontend)
+    assert graph["#cat.0"].attrs["like"] == {0: "fc"}
+    assert realise(graph, RECIPES["autocast-fp16"])["#cat.0"].outputs == ("float16",)
 
 
 def test_a_cast_to_the_dtype_of_what_was_cast_is_that_cast(tmp_path: Path) -> None:
