@@ -219,6 +219,14 @@ def test_a_step_shows_an_overflow(tmp_path: Path) -> None:
     assert all("in a step on the batch" in each.message and each.evidence["chain"] for each in found)
 
 
+def test_a_fill_that_raises_is_said_once(tmp_path: Path) -> None:
+    """The values that a step in FP32 shows there are those that FP16 never comes to."""
+    body = "return self.fc(image).fill_diagonal_(-1e9).softmax(-1)"
+    target, captured = loaded(tmp_path, NET.format(body=body))
+    findings = [each for each in judged(target, captured, observe=True).findings if each.rule == "G201"]
+    assert [(each.severity, "raises" in each.message) for each in findings] == [(Severity.ERROR, True)]
+
+
 def test_what_is_certain_under_the_assumptions_is_an_error_and_what_is_possible_information(tmp_path: Path) -> None:
     body = NET.format(body="return F.relu(self.fc(image)) * 100 + image.half() * 100")
     target, captured = loaded(tmp_path, body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
@@ -106,14 +106,18 @@ class RangeOverflow(GraphRule):
     )  # fmt: skip
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
-        """One finding for each op."""
+        """One finding for each op and reason."""
+        told: set[str] = set()
         for site in context.graph:
             runs = delivering(context, site, Format.FP16)
             if site.op not in _JUDGED or not runs or is_settled(context, site):
                 continue
             number = _number_outside(runs[0], site)
             if number is not None:
-                yield self._number(context, site, runs, number)
+                found = self._number(context, site, runs, number)
+                if found.severity is Severity.ERROR:
+                    told.add(site.id)  # it raises, so that its values are of no interest
+                yield found
             elif (limit := _factor_limit(runs, site)) is not None:
                 yield context.finding(
                     self,
@@ -126,8 +130,8 @@ class RangeOverflow(GraphRule):
                 )
         yield from self._narrowed(context)
         yield from self._certain(context)
-        yield from self._seen(context)
-        yield from self._possible(context)
+        yield from self._seen(context, told)
+        yield from self._possible(context, told)
 
     def _number(self, context: GraphContext, site: Site, runs: tuple[Run, ...], number: float) -> Finding:
         raises = site.op in _FILLS and number in _literals(site)
@@ -175,13 +179,15 @@ class RangeOverflow(GraphRule):
                     chain=chain(context, site),
                 )
 
-    def _seen(self, context: GraphContext) -> Iterable[Finding]:
+    def _seen(self, context: GraphContext, told: Set[str]) -> Iterable[Finding]:
         """Values that a recorded step showed to be outside."""
         observed = context.evidence.observed
         for site in context.graph if observed else ():
             seen = observed.forward.get(site.id) if observed else None
             runs = delivering(context, site, Format.FP16)
-            if seen is not None and runs and seen.overflows(Format.FP16) and not is_settled(context, site):
+            if site.id in told or seen is None or not runs or is_settled(context, site):
+                continue
+            if seen.overflows(Format.FP16):
                 yield context.finding(
                     self,
                     site,
@@ -192,15 +198,16 @@ class RangeOverflow(GraphRule):
                     chain=chain(context, site),
                 )
 
-    def _possible(self, context: GraphContext) -> Iterable[Finding]:
+    def _possible(self, context: GraphContext, told: Set[str]) -> Iterable[Finding]:
         """The first result whose bound under the assumptions lies outside, where ranges were asked for; or all that
         lie outside for certain."""
         run = next((run for run in context.runs if run.recipe.half is Format.FP16), None)
         bounds = context.bounds(run) if run and context.evidence.asked else None
         if run is None or bounds is None:
             return
-        outside = [site for site in context.graph if "float16" in run.dtypes[site.id].outputs
-                   and not is_settled(context, site) and _may_be_outside(bounds.exact(site))]  # fmt: skip
+        open_sites = [site for site in context.graph if site.id not in told and not is_settled(context, site)]
+        outside = [site for site in open_sites if "float16" in run.dtypes[site.id].outputs
+                   and _may_be_outside(bounds.exact(site))]  # fmt: skip
         certain = [site for site in outside if _lies_outside(bounds.exact(site))
                    and not _lies_outside(run.ranges.exact(site))]  # fmt: skip
         for site in certain:
