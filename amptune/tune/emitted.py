@@ -113,10 +113,12 @@ def _distance(one: _Run, other: _Run) -> float:
 
 
 def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
-    if torch.equal(one, other) or torch.equal(one.nan_to_num(), other.nan_to_num()):
+    if torch.equal(one, other):
         return 0.0
     if not (one.is_floating_point() or one.is_complex()):
         return math.inf
+    if torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True):
+        return 0.0
     size = torch.linalg.vector_norm(other.to(torch.promote_types(other.dtype, torch.float32)))
     return float(torch.linalg.vector_norm((one - other).to(size.dtype)) / size) if size > 0 else math.inf
 

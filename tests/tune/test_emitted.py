@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
 
 from amptune.apply import apply
 from amptune.capture import Target, TargetSpec, capture, load_target
@@ -138,3 +139,13 @@ def test_kernels_that_do_not_repeat_themselves_are_allowed_for(
     call, noise = Target.call, itertools.cycle([3e-6, -2e-6, 1e-6])
     monkeypatch.setattr(Target, "call", lambda *arguments: call(*arguments) * (1 + next(noise)))
     assert (bench.worker.check_emitted(path, plan_candidate(Plan())) == []) == agrees
+
+
+def test_nan_is_not_the_zero_that_the_plan_gave(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = bench.emit(Plan(), tmp_path / "emitted")
+    wrong = "lambda *a: _forward(*a).masked_fill(torch.arange(13) == 3, float('nan'))"
+    path.write_text(f"{path.read_text()}\n_forward = Net.forward\nNet.forward = {wrong}\n")
+    call, is_other = Target.call, torch.arange(13) != 3
+    monkeypatch.setattr(Target, "call", lambda *arguments: call(*arguments) * is_other)
+    (difference,) = bench.worker.check_emitted(path, plan_candidate(Plan()))
+    assert difference.startswith("the output is off by nan of its size")
