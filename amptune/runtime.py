@@ -27,6 +27,7 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
+import inspect
 import threading
 import types
 import warnings
@@ -1121,12 +1122,14 @@ def _find_rms_epsilon(module: nn.Module) -> float | None:
     x = x * torch.logspace(-4, 2, 8, device="cpu")[:, None]
     scale = torch.rand(weight.shape, generator=random, device="cpu") + 0.5
     try:
+        if len(inspect.signature(own.forward).parameters) != 2:
+            return None  # a gate or a residual beside the input, though it may be left out
         twin = own.__new__(own)
-        twin.__dict__.update(module.__dict__, _parameters={"weight": nn.Parameter(scale)}, training=False)
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            found = twin(x.clone())
-            return next((each for each in dict.fromkeys(numbers) if _is_rms_norm(found, x, scale, each)), None)
-    except Exception:  # a norm that wants more than one tensor, or is no norm
+        twin.__dict__.update(module.__dict__, _parameters={"weight": nn.Parameter(scale)})
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=()):
+            found = [twin.train(mode)(x.clone()) for mode in (True, False)]
+            return next((eps for eps in numbers if all(_is_rms_norm(each, x, scale, eps) for each in found)), None)
+    except Exception:  # it computes something else altogether
         return None
 
 
@@ -1313,8 +1316,8 @@ def _raised_scalar(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dim() == 0 and tensor.dtype == torch.float16 else tensor
 
 
-_RUN: dict[str, Callable[..., Any]] = {"autocast": _run_region, "pinned": _run_pinned, "root": _run_root}
-_RUN["rms_norm"] = _run_rms_norm
+_RUN: dict[str, Callable[..., Any]] = {"autocast": _run_region, "pinned": _run_pinned, "root": _run_root,
+                                        "rms_norm": _run_rms_norm}  # fmt: skip
 
 
 # --- applying and undoing --------------------------------------------------------------------------------------------
@@ -1507,11 +1510,12 @@ def _to_channels_last(model: nn.Module) -> None:
         seen.add(id(weight))
         if weight.dim() in _CHANNELS_LAST:
             module.__dict__["_amptune_stride"] = weight.stride()
-            weight.data = weight.data.contiguous(memory_format=_CHANNELS_LAST[weight.dim()])
+    _keep_channels_last(model)
 
 
 def _keep_channels_last(model: nn.Module) -> nn.Module:
-    """After Module.to and its like: a memory format that the user's file sets later must not undo the plan's."""
+    """Lays the weights of convolutions out so, at first and after Module.to and its like: a memory format that the
+    user's file sets later must not undo the plan's."""
     for module in model.modules():
         weight: Any = module._parameters.get("weight") if "_amptune_stride" in module.__dict__ else None
         if weight is not None and not weight.is_contiguous(memory_format=_CHANNELS_LAST[weight.dim()]):

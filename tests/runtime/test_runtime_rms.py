@@ -48,6 +48,16 @@ class WithGate(HandNorm):
         return super().forward(hidden) * gate
 
 
+class WithResidual(HandNorm):
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(hidden if residual is None else hidden + residual)
+
+
+class WithDropout(HandNorm):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(super().forward(hidden), 0.5, self.training)
+
+
 class WithBuffer(HandNorm):
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -55,7 +65,8 @@ class WithBuffer(HandNorm):
 
 
 OTHERS: list[Callable[[int], nn.Module]] = [
-    Centred, OnePlusWeight, EpsilonOutside, WithGate, WithBuffer, nn.RMSNorm, nn.LayerNorm, lambda n: nn.Linear(n, n),
+    Centred, OnePlusWeight, EpsilonOutside, WithGate, WithResidual, WithDropout, WithBuffer, nn.RMSNorm, nn.LayerNorm,
+    lambda n: nn.Linear(n, n),
 ]  # fmt: skip
 
 
@@ -69,6 +80,13 @@ def test_the_epsilon_is_found_by_trying(eps: float) -> None:
 @pytest.mark.parametrize("make", OTHERS)
 def test_what_computes_something_else_is_left_alone(make: Callable[[int], nn.Module]) -> None:
     assert rms_epsilon(make(24)) is None
+
+
+def test_trying_leaves_the_random_state_alone() -> None:
+    norm = WithDropout(24).eval()
+    before = torch.get_rng_state()
+    assert rms_epsilon(norm) is None
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_one_with_hooks_is_left_alone() -> None:
