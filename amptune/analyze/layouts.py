@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from amptune.capture.flow import has_channels_last
 from amptune.core.ops import Family, op_named
 
-_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _KEEPS = (Family.POINTWISE, Family.SENSITIVE, Family.NORM, Family.CAST)
 """Families whose result is laid out as what they read."""
 
@@ -20,14 +20,9 @@ def is_channels_last(node: fx.Node) -> bool | None:
     sequence was turned.
     """
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
-        return None
-    if value.dim() == 3:
+    if isinstance(value, torch.Tensor) and value.layout is torch.strided and value.dim() == 3:
         return _is_turned(node)
-    if value.dim() not in _FORMATS:
-        return None
-    last, first = value.is_contiguous(memory_format=_FORMATS[value.dim()]), value.is_contiguous()
-    return None if last and first else last
+    return has_channels_last(value)
 
 
 def _is_turned(node: fx.Node) -> bool | None:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from amptune.capture.attrs import module_attrs
 from amptune.capture.calls import Call
-from amptune.capture.flow import Flow, Operand, is_channels_last, is_transparent, is_transparent_op, metas_of
+from amptune.capture.flow import Flow, Operand, has_channels_last, is_transparent, is_transparent_op, metas_of
 from amptune.capture.layers import is_opaque, layer_op
 from amptune.capture.parameters import ParameterNames
 from amptune.capture.record import opaque
@@ -252,6 +252,6 @@ def _attrs(visit: Visit, inputs: Sequence[Operand]) -> dict[str, Any]:
     casts = {index: operand.cast for index, operand in enumerate(inputs) if operand.cast in FLOATING_DTYPES}
     if casts:
         attrs["casts"] = casts
-    if inputs and is_channels_last(inputs[0].node):
+    if inputs and has_channels_last(inputs[0].node.meta.get("val")):
         attrs["channels_last"] = True
     return attrs

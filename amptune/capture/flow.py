@@ -183,13 +183,20 @@ def _metas(value: Any) -> Iterator[TensorMeta]:
             yield from _metas(item)
 
 
-def is_channels_last(node: fx.Node) -> bool:
-    """Whether an image or volume is laid out with its channels innermost."""
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_contiguous():
-        return False
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.dim())
-    return layout is not None and value.is_contiguous(memory_format=layout)
+def has_channels_last(value: Any) -> bool | None:
+    """Whether an image or volume is laid out with its channels innermost.
+
+    ``None`` where its strides fit both layouts, and for what has no such layout.
+    """
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.dim()) if _is_strided(value) else None
+    if layout is None:
+        return None
+    last, first = value.is_contiguous(memory_format=layout), value.is_contiguous()
+    return None if last and first else last
+
+
+def _is_strided(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided
 
 
 def _picked(node: fx.Node) -> list[fx.Node]:

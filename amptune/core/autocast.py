@@ -2,8 +2,8 @@
 
 Assumptions: parameters and buffers keep the dtype they were captured with (the recipe's, where it casts the model as a
 whole); the loss runs inside the autocast region; a cast in the user's code that the capture names (``attrs["casts"]``)
-keeps its target. Zero-dimensional tensors do not take part in promotion.
-What becomes of a dtype that is not known is not known either, unless it meets FP32, and no rule speaks of it.
+keeps its target. Zero-dimensional tensors do not take part in promotion. What
+becomes of a dtype that is not known is not known either, unless it meets FP32, and no rule speaks of it.
 """
 
 from __future__ import annotations

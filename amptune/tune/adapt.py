@@ -80,10 +80,6 @@ class Knowledge:
                 return point, float(gain)
         return None, 0.0
 
-    def expected_gain(self, point: Point, best: Point) -> float:
-        """Milliseconds, or bytes, that ``point`` is expected to save over ``best`` if it trains."""
-        return float(self._acquisition(best).improvements(self.encoding.encode(point)[None])[0])
-
     def _acquisition(self, best: Point) -> Acquisition:
         row = self.encoding.encode(best)
         return Acquisition(self.encoding, self.step, self.validity, row, self.max_bytes, self.objective == "memory")

@@ -23,7 +23,6 @@ from amptune.tune.timing import StepTime, pooled, speedup_interval
 from amptune.tune.worker import Measured, Prepared
 
 BENCH_VERSION = 1
-ROUNDS = 5
 ALIGNED = 64
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from amptune.capture import load_target
+from amptune.capture.flow import has_channels_last
 from amptune.tune.options import TuneOptions
 from amptune.tune.recipes import Candidate, backend_flags
 from amptune.tune.training import Workbench, loss_of_output, seed_everything, training
@@ -124,9 +125,7 @@ def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _layout(tensor: torch.Tensor) -> str:
-    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-    last = order is not None and tensor.is_contiguous(memory_format=order) and not tensor.is_contiguous()
-    return f"{_describe(tensor)}{' in channels_last' if last else ''}"
+    return f"{_describe(tensor)}{' in channels_last' if has_channels_last(tensor) else ''}"
 
 
 def _state_differences(
