@@ -122,10 +122,14 @@ def gemm_seconds(
         rate *= constants.gemm_passes[number_format][_PASSES.index(direction)]
     if gpu.is_native(number_format):  # emulation does not load operands as the matrix units do
         rate *= _alignment_share(number_format, rows or (gemm.k, gemm.n), constants)
+    return max(gemm.flops / rate, operand_seconds(gemm, number_format, gpu)) + constants.kernel_us * 1e-6
+
+
+def operand_seconds(gemm: Gemm, number_format: Format, gpu: Gpu) -> float:
+    """Seconds in which a matrix product reads its operands and writes its result, which is in BF16 for FP8."""
     item = number_format.bytes
-    result_item = max(item, 2)
-    moved = gemm.batch * ((gemm.m + gemm.n) * gemm.k * item + gemm.m * gemm.n * result_item)
-    return max(gemm.flops / rate, streamed_seconds(moved, gpu)) + constants.kernel_us * 1e-6
+    moved = gemm.batch * ((gemm.m + gemm.n) * gemm.k * item + gemm.m * gemm.n * max(item, 2))
+    return streamed_seconds(moved, gpu)
 
 
 def _alignment_share(number_format: Format, rows: tuple[int, ...], constants: Efficiency) -> float:

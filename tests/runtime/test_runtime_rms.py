@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import pkgutil
 from collections.abc import Callable
 
 import pytest
@@ -75,6 +76,20 @@ def test_the_epsilon_is_found_by_trying(eps: float) -> None:
     assert rms_epsilon(HandNorm(24, eps)) == eps
     with torch.device("meta"):
         assert rms_epsilon(HandNorm(24, eps)) == eps
+
+
+@pytest.mark.parametrize(
+    ("place", "eps"),
+    [
+        ("llama.modeling_llama.LlamaRMSNorm", 1e-6),
+        ("qwen3.modeling_qwen3.Qwen3RMSNorm", 1e-6),
+        ("t5.modeling_t5.T5LayerNorm", 1e-6),
+        ("gemma.modeling_gemma.GemmaRMSNorm", None),  # one plus the weight
+    ],
+)
+def test_the_norms_of_language_models(place: str, eps: float | None) -> None:
+    pytest.importorskip("transformers")
+    assert rms_epsilon(pkgutil.resolve_name(f"transformers.models.{place}")(24)) == eps
 
 
 @pytest.mark.parametrize("make", OTHERS)

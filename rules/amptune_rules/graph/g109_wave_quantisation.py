@@ -9,7 +9,7 @@ from amptune.core.graph import Gemm, Site
 from amptune.core.graph_context import LARGE_SHARE, GraphContext
 from amptune.core.hardware import Gpu
 from amptune.core.ops import Family
-from amptune.core.roofline import Pass, oriented, peak_of, streamed_seconds, wave_share
+from amptune.core.roofline import Pass, operand_seconds, oriented, peak_of, wave_share
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 
@@ -110,6 +110,5 @@ def _share(gemm: Gemm, gpu: Gpu) -> float | None:
     """The used share of the multiprocessors; ``None`` where it does not matter: the product is over at once, or reading
     its operands takes longer than multiplying them, as with few rows."""
     forward, best = oriented(gemm, Pass.FORWARD), gpu.best_16bit
-    moved = 2 * gemm.batch * (gemm.m * gemm.k + gemm.k * gemm.n + gemm.m * gemm.n)
-    bound_by_memory = streamed_seconds(moved, gpu) > gemm.flops / peak_of(gpu, best)
+    bound_by_memory = operand_seconds(gemm, best, gpu) > gemm.flops / peak_of(gpu, best)
     return None if bound_by_memory or gemm.flops < WORTH_FLOPS else wave_share(forward, best, gpu)
