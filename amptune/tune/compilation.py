@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -40,8 +40,37 @@ class Compilation:
 
 
 def parts_to_compile(model: nn.Module, scope: str) -> list[nn.Module]:
-    """The modules that are compiled, each with its own call of torch.compile."""
-    return (repeated_blocks(model) or [model]) if scope == "blocks" else [model]
+    """The modules that are compiled, each with its own call of torch.compile.
+
+    Beside repeated blocks also what multiplies outside them: the head of a language model in eager mode would cost a
+    trial more than all that the search is about, as the compiler pads its vocabulary and fuses its casts.
+    """
+    blocks = repeated_blocks(model) if scope == "blocks" else []
+    return [*blocks, *_outside(model, blocks)] if blocks else [model]
+
+
+def _outside(module: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    """The outermost modules that hold none of the blocks and multiply by a matrix."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        if any(child is block for block in blocks):
+            continue
+        is_called = not isinstance(child, nn.ModuleList | nn.ModuleDict)
+        if not is_called or any(part is block for part in child.modules() for block in blocks):
+            found += _outside(child, blocks)
+        elif _multiplies(child):
+            found.append(child)
+    return list({id(part): part for part in found}.values())
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a module holds a matrix that is not a table to look up in."""
+    return any(
+        parameter.dim() == 2
+        for part in module.modules()
+        if not isinstance(part, nn.Embedding | nn.EmbeddingBag)
+        for parameter in part.parameters(recurse=False)
+    )
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:

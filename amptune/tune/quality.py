@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -20,6 +20,10 @@ from amptune.tune.recipes import Candidate, backend_flags
 from amptune.tune.training import Run, Workbench, eager, loss_of, seed_everything, snapshot, still, training
 
 NUM_ORDERS = 3
+MEMORISED = 0.1
+"""Share of the initial loss under which a batch is learnt by heart. The gradient of cross-entropy is then the small
+rest 1 - p, which a logit that is off by d multiplies by exp(d): a rounding that training never notices would look like
+a wrong gradient."""
 PERTURBATION = 2.0**-12
 """Relative size of the noise on the weights: a quarter of FP16's distance between numbers."""
 CALM = 0.1
@@ -62,9 +66,10 @@ class Quality:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What the FP32 run did: noise, the gradients at the weights it ended the first order with, and the user's
-    ``evaluate`` there, when there is one. ``losses`` are those of the orders that were trained so far: the first alone
-    as long as nothing asks for more. ``bars`` holds what gradients have to reach, by rounding."""
+    """What the FP32 run did: noise, the gradients at the weights ``state``, and the user's ``evaluate`` after the first
+    order, when there is one. ``state`` is what the first order ended with, or passed through before the loss was nearly
+    gone. ``losses`` are those of the orders that were trained so far: the first alone as long as nothing asks for more.
+    ``bars`` holds what gradients have to reach, by rounding."""
 
     losses: list[float]
     initial_loss: float
@@ -97,22 +102,54 @@ def measure_reference(bench: Workbench, batches: Batches, tolerance: float, seed
             f"the loss of the FP32 model is {initial} before the first step",
             hint="no precision setting can cure this: check the batch and the model in FP32 first",
         )
-    loss = _reference_loss(bench, batches, 0, seed)
-    state = snapshot(bench.model)
+    judged = _Judged(bench, MEMORISED * initial)
+    loss = _reference_loss(bench, batches, 0, seed, judged.after_step)
+    state = judged.state(loss)
     draft = Reference([loss], initial, 0.0, state, {}, tolerance, user_evaluation(bench))
     noise = _noise(bench, fp32, batches, draft, seed)
     gradients, _ = gradients_at(bench, fp32, batches, state, seed)
     return dataclasses.replace(draft, noise=noise, gradients=gradients)
 
 
-def _reference_loss(bench: Workbench, batches: Batches, order: int, seed: int) -> float:
+class _Judged:
+    """The weights that gradients are compared at: the last ones of the first order at which there is still a loss."""
+
+    def __init__(self, bench: Workbench, least_loss: float) -> None:
+        self._bench = bench
+        self._least = least_loss
+        self._state: dict[str, torch.Tensor] = {}
+
+    def after_step(self, loss: torch.Tensor) -> None:
+        """Keep the weights after a step whose loss was not yet small."""
+        if loss.item() < self._least:
+            return
+        current = self._bench.model.state_dict()
+        if not self._state:
+            self._state = snapshot(self._bench.model)
+        for name, value in self._state.items():
+            value.copy_(current[name])
+
+    def state(self, final_loss: float) -> dict[str, torch.Tensor]:
+        """The weights to judge at, ``final_loss`` being that of the model's present ones."""
+        if final_loss >= self._least or not self._state:
+            return snapshot(self._bench.model)
+        return self._state
+
+
+def _reference_loss(
+    bench: Workbench,
+    batches: Batches,
+    order: int,
+    seed: int,
+    after_step: Callable[[torch.Tensor], None] | None = None,
+) -> float:
     """What FP32 reaches in one order.
 
     Raises:
         TuneError: NaN or infinity.
     """
     with eager(bench):
-        loss, _ = _train(bench, Candidate("fp32"), batches, order, seed)
+        loss, _ = _train(bench, Candidate("fp32"), batches, order, seed, after_step=after_step)
     if not math.isfinite(loss):
         raise TuneError(
             f"the FP32 reference reaches a loss of {loss} within {len(batches.train)} steps",
@@ -240,12 +277,18 @@ def _train(
     order: int,
     seed: int,
     state: dict[str, torch.Tensor] | None = None,
+    after_step: Callable[[torch.Tensor], None] | None = None,
 ) -> tuple[float, Run]:
-    """Held-back FP32 loss after training on the batches in one order, from ``state`` or the initial weights."""
+    """Held-back FP32 loss after training on the batches in one order, from ``state`` or the initial weights.
+
+    ``after_step`` is called with each step's loss once its weights are there.
+    """
     with still(bench), training(bench, candidate, state) as run:
         seed_everything(seed + order)
         for batch in batches.order(order):
-            run.counted_step(batch)
+            loss = run.counted_step(batch)
+            if after_step is not None:
+                after_step(loss)
     return held_back_loss(bench, batches), run
 
 

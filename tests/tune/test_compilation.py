@@ -20,6 +20,7 @@ from amptune.tune.compilation import (
     compile_apart,
     compiled,
     forget_compiled,
+    parts_to_compile,
     repeated_blocks,
 )
 from amptune.tune.options import TuneOptions
@@ -71,6 +72,18 @@ def test_repeated_blocks_are_the_outermost_of_a_class() -> None:
     assert repeated_blocks(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))) == []
     nested = nn.ModuleList([nn.ModuleDict({"inner": Net()}), nn.ModuleDict({"inner": Net()})])
     assert len(repeated_blocks(nested)) == 2 * len(blocks)
+
+
+def test_what_multiplies_outside_the_blocks_is_compiled_too() -> None:
+    """A head left in eager mode would cost a trial more than what its blocks gain."""
+    net = Net()
+    model = nn.ModuleDict({"tokens": nn.Embedding(5, 8), "net": net, "more": nn.ModuleList([nn.Linear(8, 8)])})
+    parts = parts_to_compile(model, "blocks")
+    outside = [part for part in parts if not isinstance(part, Block)]
+    assert [id(part) for part in outside] == [id(net.stem), id(net.head), id(model["more"][0])]
+    assert len(parts) == len(outside) + len(repeated_blocks(net))
+    assert parts_to_compile(model, "whole") == [model]
+    assert parts_to_compile(net.head, "blocks") == [net.head], "no blocks: the whole model"
 
 
 @pytest.mark.parametrize("scope", ["blocks", "whole"])

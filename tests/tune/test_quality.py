@@ -81,6 +81,19 @@ def test_a_stale_weight_cast_is_rejected(make_bench: Make) -> None:
     assert "gradient" in quality.reason
 
 
+MEMORISING = MLP.replace("lr=3e-3", "lr=5e-2")
+
+
+def test_gradients_are_not_compared_where_a_batch_is_learnt_by_heart(make_bench: Make) -> None:
+    """There a logit off by 0.3 changes the rest of the loss, and every gradient with it, by a third."""
+    bench, batches = make_bench(MEMORISING, steps=60)
+    reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
+    assert reference.losses[0] < 0.1 * reference.initial_loss, "the batch must be learnt for the test to say something"
+    with training(bench, Candidate("fp32"), reference.state) as run:
+        loss = run.loss(batches.train[0]).item()
+    assert 0.05 * reference.initial_loss < loss < 0.5 * reference.initial_loss
+
+
 def test_overflowing_losses_are_rejected(make_bench: Make) -> None:
     bench, batches = make_bench(MLP.replace("return self.fc2(", "return 3e4 * self.fc2("))
     reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
