@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
+import torch._functorch.config
 from torch import nn
 
 from amptune.runtime import base_class
@@ -20,6 +21,8 @@ BACKEND = "inductor"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 RECOMPILE_LIMIT = 64
 """Versions that one piece of code may be compiled in: blocks of one class that a plan gives different formats."""
+REGIONS_APART = torch.__version__ >= "2.13"
+"""Whether torch's cache of compiled code tells autocast in BF16 from autocast in FP16."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +98,20 @@ def _alike(container: nn.Module) -> list[nn.Module]:
         for child, cls in zip(container.children(), classes, strict=True)
         if classes.count(cls) > 1 and cls not in _CONTAINERS and next(child.children(), None) is not None
     ]
+
+
+@contextlib.contextmanager
+def own_code_of_autocast(within: bool) -> Iterator[None]:
+    """Compile what runs in an autocast region anew, where torch's cache on disk would mix up the regions' dtypes.
+
+    Before 2.13 its key said whether autocast was on and not in which dtype: a model compiled under autocast in BF16 ran
+    that code when it was compiled under FP16.
+    """
+    if not within or REGIONS_APART:
+        yield
+        return
+    with torch._functorch.config.patch(enable_autograd_cache=False):
+        yield
 
 
 @contextlib.contextmanager

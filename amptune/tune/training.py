@@ -17,7 +17,7 @@ from amptune.core.formats import Format
 from amptune.errors import CaptureError
 from amptune.runtime import loss_in
 from amptune.tune.batches import to_device
-from amptune.tune.compilation import BACKEND, Compilation, compiled
+from amptune.tune.compilation import BACKEND, Compilation, compiled, own_code_of_autocast
 from amptune.tune.device import Device
 from amptune.tune.dropout import DropoutOff
 from amptune.tune.float8 import float8_linears
@@ -240,7 +240,8 @@ def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tens
         plan = candidate.plan
         applied = apply(bench.model, plan, codes=bench.codes, source=bench.source) if plan else None
         try:
-            with compiled(bench.model, bench.compilation):
+            within = bench.compilation is not None and candidate.autocast is not None
+            with own_code_of_autocast(within), compiled(bench.model, bench.compilation):
                 yield Run(bench, candidate, lowered)
         finally:
             if applied is not None:

@@ -202,3 +202,19 @@ def test_a_loss_is_compiled_for_each_kind_of_output_with_its_own_sizes() -> None
         assert torch._dynamo.config.recompile_limit == RECOMPILE_LIMIT
     assert len(kinds) == 4, "three strides and one more dtype, each compiled once"
     assert all(isinstance(size, int) for shapes in kinds for shape in shapes for size in shape)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_cache_that_mixes_up_autocast_regions_is_not_used_for_them(
+    make_bench: Make, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    """Before torch 2.13 a model compiled under autocast in BF16 ran that code under FP16."""
+    monkeypatch.setattr("amptune.tune.compilation.REGIONS_APART", apart)
+    bench, _ = make_bench(COMPILED)
+    bench.compilation = Compilation("aot_eager")
+    config = torch._functorch.config
+    with config.patch(enable_autograd_cache=True):
+        with training(bench, Candidate("autocast-fp16", autocast=Format.FP16)):
+            assert config.enable_autograd_cache is apart
+        with training(bench, plan_candidate(Plan({"head": SitePlan(Format.BF16)}))):
+            assert config.enable_autograd_cache, "a plan's regions are part of the code that is looked up"
