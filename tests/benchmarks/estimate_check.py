@@ -5,6 +5,7 @@ the roofline by amptune's own micro-benchmark; then it predicts, and writes step
 estimate_<gpu>.json and .md (the comparison). Without a GPU, or with --measured, it predicts for the steps in a file.
 
     PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py --out DIR [--models vit,t5] [--no-profile]
+    PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py --out DIR --unseen 3 --measure-only --no-profile
     PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py --measured tests/benchmarks/reports/steps_h200.json
 
 Two sets of constants are compared: ``table`` (amptune/core/efficiency.py, what a machine without this GPU uses) and
@@ -352,7 +353,14 @@ def main() -> int:
     """Measure or read, predict, write, print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measured", type=Path, help="steps measured elsewhere (steps_<gpu>.json)")
-    parser.add_argument("--models", help="comma-separated; default: all")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--models", help="comma-separated; default: all")
+    chosen.add_argument(
+        "--unseen",
+        type=int,
+        choices=sorted({entry.unseen for entry in ENTRIES if entry.unseen}),
+        help="the models of this set, whose steps go to steps_unseen_<set>_<gpu>.json",
+    )
     parser.add_argument("--out", type=Path, default=REPORTS, help="folder of the reports")
     parser.add_argument("--no-profile", action="store_true", help="leave the kernels of the steps out")
     parser.add_argument("--ops", action="store_true", help="what each op of a step launched, and steps of few samples")
@@ -367,6 +375,9 @@ def main() -> int:
     parser.add_argument("--when", default="written down", help="name of these predictions in the file")
     args = parser.parse_args()
     wanted = set(args.models.split(",")) if args.models else {entry.model for entry in ENTRIES}
+    if args.unseen:
+        wanted = {entry.model for entry in ENTRIES if entry.unseen == args.unseen}
+    steps = f"steps_unseen_{args.unseen}" if args.unseen else "steps"
     entries = [entry for entry in ENTRIES if entry.model in wanted and entry.eager]
     apart = [entry for entry in ENTRIES if entry.model in (args.ops_of or "").split(",")]
     args.out.mkdir(parents=True, exist_ok=True)
@@ -386,7 +397,7 @@ def main() -> int:
         (args.out / "steps_so_far.json").unlink(missing_ok=True)
     key = measured["gpu"].get("key") or gpu_of(measured).key
     if not args.measured:
-        write_atomic(args.out / f"steps_{key}.json", json.dumps(measured, indent=None if args.ops else 1) + "\n")
+        write_atomic(args.out / f"{steps}_{key}.json", json.dumps(measured, indent=None if args.ops else 1) + "\n")
     if args.measure_only:
         return 0
     rows = compare(measured, ENTRIES)

@@ -19,7 +19,7 @@ from tests.benchmarks.estimate_check import REPORTS, first_rows, medians
 HEAD = """# Predictions that were committed before the steps were measured, {name}
 
 Written by `{command}`. Measured: forward, loss, backward, fused AdamW in eager mode, torch {torch}, transformers
-{transformers}; medians of 10 steps or more, `max_memory_allocated`. Speedups are against FP32 with TF32 off.
+{transformers}; medians of 5 steps or more, `max_memory_allocated`. Speedups are against FP32 with TF32 off.
 
 `table`: what a machine without a GPU predicts. `calibrated`: with the constants of the micro-benchmark on an H200 of an
 earlier run, which looks at no model.

@@ -116,3 +116,25 @@ def test_predictions_are_compared_as_they_were_written_down(monkeypatch: pytest.
     text = (tmp_path / "first_sight_x.md").read_text()
     assert "| before | mlp | table | 2 | 17.0% |" in text  # of 25.0 % and 9.1 %
     assert "| mlp | tf32 | 20.00 | 16.00 | gpu | 2.00 | 2.50 | +25.0% | +0.0% |" in text
+
+
+def test_a_set_of_unseen_models_is_measured_and_predicted_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entries = (step_times.Entry("old"), step_times.Entry("third", unseen=3), step_times.Entry("second", unseen=2))
+    measured = {"gpu": {"key": "h200"}, "rows": []}
+    monkeypatch.setattr(estimate_check, "ENTRIES", entries)
+    monkeypatch.setattr(
+        estimate_check, "measured_here", lambda chosen, *_, **__: measured | {"rows": [e.model for e in chosen]}
+    )
+    monkeypatch.setattr(estimate_check, "written_down", lambda _, chosen: {e.model: {"table": {}} for e in chosen})
+    out = ["--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["estimate_check.py", "--unseen", "3", "--measure-only", *out])
+    estimate_check.main()
+    steps = tmp_path / "steps_unseen_3_h200.json"
+    assert json.loads(steps.read_text(encoding="utf-8"))["rows"] == ["third"]
+    noted = ["--measured", str(steps), "--write-down", str(tmp_path / "predicted.json"), "--when", "third set"]
+    monkeypatch.setattr("sys.argv", ["estimate_check.py", "--unseen", "3", *noted, *out])
+    estimate_check.main()
+    found = json.loads((tmp_path / "predicted.json").read_text(encoding="utf-8"))["predicted"]
+    assert found == {"third set": {"third": {"table": {}}}}
