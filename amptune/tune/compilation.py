@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 import torch._functorch.config
@@ -122,7 +122,7 @@ def compiled(model: nn.Module, compilation: Compilation | None) -> Iterator[None
         return
     parts = parts_to_compile(model, compilation.scope)
     for part in parts:
-        part.compile(backend=compilation.backend)
+        part._compiled_call_impl = torch.compile(_caller(part), backend=compilation.backend)
     try:
         # A graph that is compiled too often would go on in eager mode without a word: that is a failed trial.
         with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True):
@@ -130,6 +130,21 @@ def compiled(model: nn.Module, compilation: Compilation | None) -> Iterator[None
     finally:
         for part in parts:
             part.__dict__.pop("_compiled_call_impl", None)
+
+
+def _caller(module: nn.Module) -> Callable[..., Any]:
+    """What to compile for one module.
+
+    ``module.compile()`` does nothing for a class of torch.nn, whose code the compiler does not enter from the outside: a
+    function of ours makes it.
+    """
+    if not type(module).__module__.startswith("torch."):
+        return module._call_impl
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)
+
+    return call
 
 
 def forget_compiled() -> None:

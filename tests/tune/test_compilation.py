@@ -98,6 +98,15 @@ def test_compiled_parts_run_and_are_set_back(scope: str) -> None:
     assert {name: dict(module.__dict__) for name, module in model.named_modules()} == before
 
 
+def test_a_part_of_torch_is_compiled() -> None:
+    """By itself torch would leave a bare Linear in eager mode without a word."""
+    model = nn.ModuleDict({"blocks": nn.ModuleList([Block(), Block()]), "head": nn.Linear(8, 8)})
+    before = num_graphs()
+    with compiled(model, Compilation("aot_eager")):
+        model["head"](torch.randn(3, 8))
+    assert num_graphs() == before + 1
+
+
 COMPILED = """
 import torch
 import torch.nn.functional as F
@@ -157,7 +166,7 @@ def test_a_candidate_is_compiled_once_for_all_its_blocks_and_runs(make_bench: Ma
         assert step is not None
         assert compiling is not None
         first = num_graphs()
-        assert first == 2, "one graph for the three blocks, one for the loss"
+        assert first == 4, "a graph for the three blocks, one each for stem, head and loss"
         with training(bench, candidate) as run:
             run.step(batches.train[0])
         assert num_graphs() == first
