@@ -135,8 +135,8 @@ def compiled(model: nn.Module, compilation: Compilation | None) -> Iterator[None
 def _caller(module: nn.Module) -> Callable[..., Any]:
     """What to compile for one module.
 
-    ``module.compile()`` does nothing for a class of torch.nn, whose code the compiler does not enter from the outside: a
-    function of ours makes it.
+    ``module.compile()`` does nothing for a class of torch.nn, whose code the compiler does not enter from the outside:
+    a function of ours makes it.
     """
     if not type(module).__module__.startswith("torch."):
         return module._call_impl
