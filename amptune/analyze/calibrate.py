@@ -145,17 +145,19 @@ def _efficiency(gpu: Gpu, shares: Mapping[str, float], shortest: float, launches
     )
 
 
-COLD = 2.4
+COLD = 2.5
 """Time of an op in a training step against one in the probe's chain of equal layers, whose code and data stay in the
-caches, and which has no optimizer, loss or loop; set on the steps of T5, ViT and the U-Net beside an H200."""
-LAYER_FORWARD = 8
-"""Launches of a layer's forward as the estimate counts them: 4 kernels and 4 modules."""
-LAYER_BACKWARD = 12
-"""Of its backward: 3, 3 and 1 kernels, the sum of two gradients, and the gradients of 4 parameters."""
+caches, and which has no optimizer, loss or loop: 2.2 to 3.6 for the ten models whose steps the processor bound, beside
+the probes of the same three runs (steps_*_h200.json)."""
+LAYER_OPS = 20
+"""Ops of a layer as the estimate counts them: 4 and 4 modules forward; backward 3, 3 and 1, the sum of two gradients,
+and the gradients of 4 parameters."""
 
 
 def _launches(layer: tuple[float, float]) -> tuple[float, float]:
-    return COLD * layer[0] / LAYER_FORWARD, COLD * layer[1] / LAYER_BACKWARD
+    """One time for both directions: steps do not show the difference that the probe does."""
+    each = COLD * sum(layer) / LAYER_OPS
+    return each, each
 
 
 _Shares = TypeVar("_Shares", tuple[float, float], tuple[float, float, float])

@@ -6,7 +6,8 @@ Assumptions, beside those of ``core.roofline`` (kernels), ``analyze.moves`` (byt
 - A step is forward, loss, backward and one fused AdamW step on FP32 states (28 bytes of traffic for each parameter).
 - Kernels run one after the other. In eager mode the processor launches each of them, and the step takes the longer of
   launching and running: max(launches, kernels), never the kernels alone. A view, the forward of a module and the
-  gradient of a parameter take the processor as long as a launch.
+  gradient of a parameter take the processor as long as an op; a cast by autocast and each further kernel of an op take
+  it less (``analyze.kernels``).
 - The input pipeline costs nothing. One GPU; no communication.
 - The fixed model (``+fixed``) has misaligned dimensions of its products padded and convolutions in channels_last.
 - FP8 recipes convert the linear modules whose dimensions FP8 takes; all else runs under BF16 autocast.
@@ -207,10 +208,10 @@ class _Work:
 
     def _launch_seconds(self, gpu: Gpu) -> float:
         ahead, behind = efficiency_of(gpu).launch_us
-        forward = sum(kernel.launches * count for each, count in self.kernels for kernel in each.forward) + self.modules
-        backward = sum(kernel.launches * count for each, count in self.kernels for kernel in each.backward)
+        forward = sum(kernel.ops * count for each, count in self.kernels for kernel in each.forward) + self.modules
+        backward = sum(kernel.ops * count for each, count in self.kernels for kernel in each.backward)
         backward += len(self.extra) + self.trained
-        # A view launches nothing, but is an op forward and a node of autograd backward: half of a launch each.
+        # A view launches nothing, but is an op forward and a node of autograd backward: half of an op each.
         views = self.views * (ahead + behind * self.setting.train) / 2
         eager = (forward * ahead + backward * behind + views) * 1e-6
         return eager * (COMPILED_LAUNCH_SHARE if self.setting.fused else 1.0)

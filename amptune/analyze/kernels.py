@@ -34,15 +34,19 @@ class Kernel(Protocol):
     """Something that takes time on a GPU."""
 
     @property
-    def launches(self) -> float:
-        """How many launches of an op it costs the processor."""
+    def ops(self) -> float:
+        """What it costs the processor, in ops that Python calls."""
 
     def seconds(self, gpu: Gpu) -> float:
         """Its time."""
 
 
-_LIBRARY_LAUNCH = 0.3
-"""What a kernel that a library launches in a loop of its own costs, against an op of torch (a GRU's steps, H200)."""
+_BENEATH = 0.4
+"""What a kernel beneath an op costs the processor, against an op that Python calls: a cast by autocast, a transpose by
+the library, a further kernel of the op. No Python, no lookup of a module, no argument to read (steps beside H200s)."""
+_LIBRARY_LAUNCH = 0.25
+"""The same for a kernel that a library launches in a loop of its own (a GRU's steps, H200)."""
+_BY_NO_OP = (Traffic.CAST, Traffic.CAST_UP, Traffic.TRANSPOSE)
 Timed = Iterator[tuple[Kernel, bool]]
 """Kernels, each with whether it belongs to the backward."""
 
@@ -52,6 +56,7 @@ class Move:
     """Kernels that are bound by the bytes they move, or by the instructions that they run on each element.
 
     ``blocks``: of threads, for kernels that have one for each row. ``narrow``: its elements have two bytes.
+    ``workers``: blocks that share all the work, for kernels that have a fixed number (see :func:`traffic_seconds`).
     """
 
     traffic: Traffic
@@ -60,6 +65,12 @@ class Move:
     instructions: float = 0.0
     blocks: float = 0.0
     narrow: bool = False
+    workers: float = 0
+
+    @property
+    def ops(self) -> float:
+        """One op and what runs beneath it; what is beneath an op as a whole is none."""
+        return _BENEATH * self.launches if self.traffic in _BY_NO_OP else 1 + _BENEATH * (self.launches - 1)
 
     def seconds(self, gpu: Gpu) -> float:
         """The start of the kernels, and the larger of traffic and arithmetic."""
@@ -68,7 +79,7 @@ class Move:
         constants = efficiency_of(gpu)
         starts = self.launches * constants.kernel_us + self.blocks * constants.block_us / gpu.sms
         return starts * 1e-6 + traffic_seconds(
-            self.bytes, self.traffic, gpu, narrow=self.narrow, instructions=self.instructions
+            self.bytes, self.traffic, gpu, narrow=self.narrow, instructions=self.instructions, workers=self.workers
         )
 
 
@@ -97,7 +108,7 @@ class Product:
     fixed: bool = False
     may_pad: bool = False
     share: float = 1.0
-    launches: int = 1
+    ops: float = 1
 
     def seconds(self, gpu: Gpu) -> float:
         """Time of the product in its direction."""
@@ -127,8 +138,8 @@ class Steps:
     kernels: int = 2
 
     @property
-    def launches(self) -> float:
-        """In launches of an op."""
+    def ops(self) -> float:
+        """Of all steps."""
         return _LIBRARY_LAUNCH * self.kernels * self.gemm.batch
 
     def seconds(self, gpu: Gpu) -> float:
@@ -149,7 +160,7 @@ class Convolution:
     winograd: bool = False
     few_channels: bool = False
     volume: bool = False
-    launches: int = 1
+    ops: float = 1
 
     def seconds(self, gpu: Gpu) -> float:
         """Time of the pass in the layout that the library's kernels want."""
@@ -169,7 +180,7 @@ class Depthwise:
     bytes: int
     channels_last: bool = False
     taps: int = 1
-    launches: int = 1
+    ops: float = 1
 
     def seconds(self, gpu: Gpu) -> float:
         """Time of the pass by the kernel for this layout."""
@@ -186,7 +197,7 @@ class Attention:
     work: Attending
     format: Format
     backward: bool
-    launches: int = 1
+    ops: float = 1
 
     def seconds(self, gpu: Gpu) -> float:
         """Time of the kernel."""

@@ -43,6 +43,8 @@ from amptune.core.roofline import Pass, Traffic
 _ROW_NORMS = ("layer_norm", "rms_norm")
 _SCATTERS = ("index_add", "scatter_add", "scatter", "index_copy")
 """Ops whose first input is what is written to, and all others say what and where."""
+_ONE_BLOCK_A_CHANNEL = (Traffic.BATCH_NORM, Traffic.BATCH_NORM_NATIVE)
+"""Batch norms of contiguous tensors, cuDNN's (its kernels are called 1C11) and torch's own."""
 ROWWISE_SHARE = 0.72
 """Rate of FP8 products with a scale for each row against those with one scale, H100 (see estimate_check)."""
 
@@ -134,7 +136,8 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
         elements = max((tensor.numel for tensor in (*site.inputs, *site.outputs)), default=0)
         each = cost.instructions[1] if backward else cost.instructions[0]
         kind, narrowest = _traffic(site, dtypes, setting, cost, backward=backward), _narrowest(dtypes)
-        yield move(kind, moved, narrowest, launches, each * elements)
+        kernels = move(kind, moved, narrowest, launches, each * elements)
+        yield dataclasses.replace(kernels, workers=site.inputs[0].shape[1]) if kind in _ONE_BLOCK_A_CHANNEL else kernels
 
 
 def _narrowest(dtypes: SiteDtypes) -> str:

@@ -53,6 +53,9 @@ _ATTENTION_TILE = 64
 """Tokens of a tile of the fused kernels (the names of cuDNN's on Hopper say 64 x 64 and 64 x 128)."""
 _MASKED = 1.6
 """Time of fused 16-bit attention with a mask in memory against one without."""
+_FULL_BLOCKS = 1.4
+"""Large blocks of threads for each multiprocessor that together reach the full rate of memory (batch norms of 64, 128
+and more channels, H200): a block has only so many loads under way."""
 _SPLIT_K = 1024
 """Shortest piece that a library cuts a reduction into to fill the multiprocessors."""
 _SPLIT_TENSOR, _SPLIT_VECTOR = 0.8, 0.95
@@ -295,11 +298,14 @@ def streamed_seconds(bytes_moved: float, gpu: Gpu) -> float:
 
 
 def traffic_seconds(
-    bytes_moved: float, kind: Traffic, gpu: Gpu, *, narrow: bool = False, instructions: float = 0.0
+    bytes_moved: float, kind: Traffic, gpu: Gpu, *, narrow: bool = False, instructions: float = 0.0, workers: float = 0
 ) -> float:
     """Seconds of kernels that move bytes and run ``instructions`` on the vector units meanwhile, without start.
 
-    ``narrow``: its elements have two bytes.
+    ``narrow``: its elements have two bytes. ``workers``: blocks of threads among which the bytes are divided, in
+    kernels that cannot have more of them (a batch norm's channels); 0 for as many as fill the GPU.
     """
     bandwidth = gpu.bandwidth * 1e9 * efficiency_of(gpu).memory[kind][int(narrow)]
+    if workers:
+        bandwidth *= min(1.0, workers / (_FULL_BLOCKS * gpu.sms))
     return max(bytes_moved / bandwidth, instructions / (peak_of(gpu, Format.FP32) / 2))
