@@ -1,9 +1,9 @@
 """What rules need of the fx nodes beyond the PrecisionGraph: order of operands, explicit casts, memory layout.
 
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
-``masked``, ``mask_strided``, ``viewed``, ``copied``, ``channels_last``, ``integers``, ``fp32_limit``, ``exact``,
-``bounds``, ``batch``, ``views``, ``narrowed``, ``random`` and ``later_sources`` that the class describes, and empties a
-``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left as it is.
+``masked``, ``mask_strided``, ``strided``, ``viewed``, ``copied``, ``channels_last``, ``integers``, ``fp32_limit``,
+``exact``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random`` and ``later_sources`` that the class describes,
+and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import fx
 
 from amptune.analyze.constants import NodeBounds
 from amptune.analyze.dtypes import LITERAL, FollowedDtypes, explicit_cast, family, root, source, walk
-from amptune.analyze.layouts import is_channels_last
+from amptune.analyze.layouts import is_channels_last, order_in_memory
 from amptune.analyze.views import counted_views
 from amptune.core.autocast import UNKNOWN
 from amptune.core.graph import INPUT, PrecisionGraph, Site
@@ -184,6 +184,9 @@ def _facts(
     integers = {index: count for node, index in positions.items() if (count := _integers(root(node)))}
     if integers:
         yield "integers", integers
+    strided = {index: order for node, index in positions.items() if (order := order_in_memory(node))}
+    if strided:
+        yield "strided", strided
     if site.op in _LAID_OUT and outside:
         layout = is_channels_last(outside[0])
         if layout is not None:

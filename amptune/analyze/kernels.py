@@ -26,7 +26,7 @@ from amptune.core.roofline import (
 )
 
 ATTRS_READ = ("channels_last", "is_causal", "masked", "mask_strided", "dropout_p", "copied", "stride", "dilation",
-              "in_place")  # fmt: skip
+              "in_place", "strided")  # fmt: skip
 """The arguments of ops that kernels depend on."""
 
 

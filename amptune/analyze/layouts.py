@@ -8,6 +8,19 @@ from torch import fx
 from amptune.capture.flow import has_channels_last
 from amptune.core.ops import Family, op_named
 
+
+def order_in_memory(node: fx.Node) -> tuple[int, ...] | None:
+    """Dimensions from the outermost to the innermost in memory, of a tensor that is dense but not contiguous; ``None``
+    for one that is contiguous, expanded or no tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_contiguous():
+        return None
+    sizes, strides = value.shape, value.stride()
+    if not all(isinstance(size, int) for size in sizes) or 0 in strides:
+        return None
+    return tuple(sorted((dim for dim, size in enumerate(sizes) if size > 1), key=lambda dim: -strides[dim]))
+
+
 _KEEPS = (Family.POINTWISE, Family.SENSITIVE, Family.NORM, Family.CAST)
 """Families whose result is laid out as what they read."""
 

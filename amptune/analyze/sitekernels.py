@@ -34,13 +34,13 @@ from amptune.analyze.kernels import (
     trains_bias,
 )
 from amptune.analyze.moves import Cost, cost_of
+from amptune.analyze.strides import ROW_NORMS, copies, mixed_bytes
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.formats import Format
 from amptune.core.graph import DTYPE_BYTES, Site
 from amptune.core.ops import Family, op_named
 from amptune.core.roofline import Pass, Traffic
 
-_ROW_NORMS = ("layer_norm", "rms_norm")
 _SCATTERS = ("index_add", "scatter_add", "scatter", "index_copy")
 """Ops whose first input is what is written to, and all others say what and where."""
 _ONE_BLOCK_A_CHANNEL = (Traffic.BATCH_NORM, Traffic.BATCH_NORM_NATIVE)
@@ -56,8 +56,8 @@ def kernels_of(site: Site, dtypes: SiteDtypes, setting: Setting) -> SiteKernels:
     family = op_named(site.op).family
     if not setting.fused:
         forward += _input_casts(site, dtypes)
-        forward += _copies(site, dtypes)
-        backward += _input_casts(site, dtypes, backward=True)
+        forward += [*_reshapes(site, dtypes), *copies(site, dtypes, backward=False)]
+        backward += [*_input_casts(site, dtypes, backward=True), *copies(site, dtypes, backward=True)]
     forward += _weight_casts(site, dtypes)
     backward += _weight_casts(site, dtypes, backward=True)
     if family in _PRODUCTS:
@@ -85,7 +85,7 @@ def _input_casts(site: Site, dtypes: SiteDtypes, backward: bool = False) -> Iter
             yield cast(site.inputs[index].numel, *((after, before) if backward else (before, after)))
 
 
-def _copies(site: Site, dtypes: SiteDtypes) -> Iterator[Move]:
+def _reshapes(site: Site, dtypes: SiteDtypes) -> Iterator[Move]:
     """Reshapes on the way here that are no views."""
     if elements := site.attrs.get("copied"):
         item = max((DTYPE_BYTES.get(dtype, 4) for dtype in dtypes.given), default=4)
@@ -120,7 +120,7 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
             yield Move(Traffic.POINTWISE, 2 * logits)
         yield Move(cost.traffic, (3 if backward else 2) * logits, 2, narrow=True)
         return
-    if site.op in _ROW_NORMS:
+    if site.op in ROW_NORMS:
         yield from _row_norm(site, sum(reads) or written, backward=backward)
         return
     if backward and site.op in ("mul", "div", "add", "sub"):
@@ -130,6 +130,9 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
         last = site.attrs.get("channels_last") or setting.fixed
         if last:  # its kernels take contiguous tensors alone; the convolution behind it wants channels last again
             yield move(Traffic.LAYOUT, 2 * (sum(reads) + written), dtypes.compute, 2)
+    if not backward and cost.traffic is Traffic.POINTWISE and (turned := mixed_bytes(site, dtypes, setting)):
+        yield move(Traffic.TURNED, turned, _narrowest(dtypes))
+        return
     x_units, y_units, launches = cost.backward if backward else cost.forward
     moved = x_units * (sum(reads) + (table if not backward else 0)) + y_units * written
     if moved and launches:

@@ -62,6 +62,8 @@ def _kind(site: Site) -> Hashable:
 
 
 def _frozen(value: object) -> Hashable:
+    if isinstance(value, dict):
+        return tuple(value.items())
     return tuple(value) if isinstance(value, list) else value
 
 

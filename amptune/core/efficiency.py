@@ -21,8 +21,8 @@ class Traffic(enum.StrEnum):
     """Kinds of kernels that are bound by memory, by the share of the bandwidth that they reach.
 
     ``pointwise`` loads several elements at a time, ``unrolled`` one by one, where dtypes or shapes differ; ``layout``
-    reads or writes across rows; ``transpose`` is cuDNN's, between channels first and last; ``native`` batch norms are
-    torch's own, for BF16.
+    reads or writes across rows, ``turned`` has neighbours of one tensor far apart in the other; ``transpose`` is
+    cuDNN's, between channels first and last; ``native`` batch norms are torch's own, for BF16.
     """
 
     POINTWISE = "pointwise"
@@ -40,6 +40,7 @@ class Traffic(enum.StrEnum):
     GATHER = "gather"
     POOL = "pool"
     LAYOUT = "layout"
+    TURNED = "turned"
     TRANSPOSE = "transpose"
     FUSED = "fused"
     OPTIMIZER = "optimizer"
@@ -112,7 +113,8 @@ _MEMORY: dict[Traffic, tuple[float, float]] = {
     Traffic.BATCH_NORM: (0.60, 0.34), Traffic.BATCH_NORM_LAST: (0.94, 0.79), Traffic.BATCH_NORM_NATIVE: (0.22, 0.22),
     Traffic.BATCH_NORM_NATIVE_LAST: (0.60, 0.39), Traffic.REDUCTION: (0.40, 0.23), Traffic.SOFTMAX: (0.60, 0.47),
     Traffic.GATHER: (0.20, 0.10), Traffic.POOL: (0.37, 0.18), Traffic.LAYOUT: (0.45, 0.25),
-    Traffic.TRANSPOSE: (0.64, 0.43), Traffic.OPTIMIZER: (0.80, 0.80), Traffic.FUSED: (0.62, 0.62),
+    Traffic.TURNED: (0.25, 0.14), Traffic.TRANSPOSE: (0.64, 0.43), Traffic.OPTIMIZER: (0.80, 0.80),
+    Traffic.FUSED: (0.62, 0.62),
 }  # fmt: skip
 
 

@@ -1,0 +1,104 @@
+"""Copies and slower reads of tensors that are not contiguous, by the order of their dimensions in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from amptune.analyze.enrich import enrich
+from amptune.analyze.kernels import Move, Setting, SiteKernels
+from amptune.analyze.sitekernels import kernels_of
+from amptune.capture import TargetSpec, capture, load_target
+from amptune.core.autocast import realise
+from amptune.core.graph import Gemm, Param, Site
+from amptune.core.recipes import RECIPES
+from amptune.core.roofline import Traffic
+from tests.analyze.graphs import graph_of, op, tensor
+
+TURNED, SWAPPED = (0, 2, 1), (1, 0, 2)
+SHAPE = (64, 128, 256)
+BYTES = 4 * 64 * 128 * 256
+
+
+def _kernels(site: Site, *, fixed: bool = False) -> SiteKernels:
+    setting = Setting(RECIPES["fp32"], fixed=fixed)
+    return kernels_of(site, realise(graph_of(site), setting.recipe)[site.id], setting)
+
+
+def _moves(site: Site, kind: Traffic) -> tuple[float, float]:
+    """Bytes that kernels of this kind move, forward and backward."""
+    found = _kernels(site)
+    ahead, behind = (
+        sum(each.bytes for each in kernels if isinstance(each, Move) and each.traffic is kind)
+        for kernels in (found.forward, found.backward)
+    )
+    return ahead, behind
+
+
+def _strided(site: Site, **orders: tuple[int, ...]) -> Site:
+    strided = {int(place.removeprefix("at")): order for place, order in orders.items()}
+    return dataclasses.replace(site, attrs={**site.attrs, "strided": strided})
+
+
+def _linear() -> Site:
+    return Site("head", "linear", "module", "head", inputs=(tensor(*SHAPE),), outputs=(tensor(64, 128, 512),),
+                params=(Param("head.weight", tensor(512, 256), "w"), Param("head.bias", tensor(512), "b")),
+                sources=("x",), gemms=(Gemm(64 * 128, 512, 256),))  # fmt: skip
+
+
+def test_a_linear_layer_copies_an_operand_that_lies_otherwise_and_adds_its_bias_apart() -> None:
+    made = 4 * 64 * 128 * 512
+    assert _moves(_linear(), Traffic.UNROLLED) == (0, 0)
+    assert _moves(_strided(_linear(), at0=TURNED), Traffic.TURNED) == (2 * BYTES, 2 * BYTES)
+    assert _moves(_strided(_linear(), at0=TURNED), Traffic.UNROLLED) == (2 * made, 0)
+    assert _moves(_strided(_linear(), at0=SWAPPED), Traffic.LAYOUT) == (2 * BYTES, 2 * BYTES)  # rows stay whole
+
+
+def test_a_norm_copies_what_lies_across_its_rows() -> None:
+    norm = Site("norm", "layer_norm", "module", "norm", inputs=(tensor(*SHAPE),), outputs=(tensor(*SHAPE),),
+                params=(Param("norm.weight", tensor(256), "w"),), sources=("x",))  # fmt: skip
+    assert _moves(norm, Traffic.TURNED) == (0, 0)
+    assert _moves(_strided(norm, at0=TURNED), Traffic.TURNED) == (2 * BYTES, 2 * BYTES)
+
+
+def test_a_product_of_batches_copies_heads_that_lie_between_tokens() -> None:
+    heads = tensor(8, 12, 128, 64)
+    product = Site("scores", "matmul", "function", "", inputs=(heads, heads), outputs=(tensor(8, 12, 128, 128),),
+                   sources=("q", "k"), gemms=(Gemm(128, 128, 64, 96),))  # fmt: skip
+    assert _moves(_strided(product, at1=(0, 1, 3, 2)), Traffic.TURNED) == (0, 0)  # the library reads either way
+    assert _moves(_strided(product, at0=(0, 2, 1, 3)), Traffic.LAYOUT)[0] == 2 * 4 * heads.numel
+
+
+@pytest.mark.parametrize("orders", [{}, {"at0": TURNED, "at1": TURNED}])
+def test_a_sum_of_tensors_that_lie_alike_reads_them_in_order(orders: dict[str, tuple[int, ...]]) -> None:
+    site = _strided(op("sum", "add", "x", "y", shape=SHAPE), **orders)
+    assert _moves(site, Traffic.TURNED) == (0, 0)
+
+
+def test_a_sum_of_tensors_that_lie_differently_reads_one_across_its_rows() -> None:
+    site = _strided(op("sum", "add", "x", "y", shape=SHAPE), at1=TURNED)
+    assert _moves(site, Traffic.TURNED) == (2 * BYTES, 0)
+    assert _moves(site, Traffic.POINTWISE)[0] == 0
+
+
+def test_the_order_in_memory_is_read_off_the_captured_tensors(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "model.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "class Model(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.patches, self.norm, self.head = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16), nn.Linear(64, 8)\n"
+        "    def forward(self, x):\n"
+        "        x = self.norm(self.patches(x).flatten(2).transpose(1, 2))\n"
+        "        return self.head(x.transpose(1, 2)).sum()\n"
+        "def make_model():\n    return Model()\n"
+        "def make_batch():\n    return torch.randn(2, 3, 32, 32), torch.zeros(2)\n"
+        "def loss_fn(output, batch):\n    return output\n"
+    )
+    captured = capture(load_target(TargetSpec(str(tmp_path / "model.py"), {})))
+    enrich(captured.graph, captured.graph_module)
+    assert captured.graph["norm"].attrs["strided"] == {0: TURNED}
+    assert captured.graph["head"].attrs["strided"] == {0: TURNED}
+    assert "strided" not in captured.graph["patches"].attrs
