@@ -1367,12 +1367,42 @@ def apply_plan(
         parameters: "bf16" casts the model's parameters and buffers to bfloat16, and floating inputs on their way in.
             Undoing the plan leaves them in bfloat16. See ``master_weights`` for the optimizer.
 
+    Where lazy layers (``LazyLinear``) lack their parameters, the plan comes into force after the first forward, which
+    gives them: that one runs as the user wrote the model.
+
     Raises:
         ValueError: a path or glob that matches nothing, a format or key that is unknown or does not fit the module.
         RuntimeError: the model is sharded already, or its FP8 sites are on a GPU without FP8 products.
     """
     model = _unwrap(model)
     _refuse_sharded(model)
+    if any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
+        undo_plan(model)
+        model.register_forward_hook(_ApplyLater(sites, channels_last, output_format, parameters))
+        return AppliedPlan(model, {})
+    return _apply_now(model, sites, channels_last, output_format, parameters)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ApplyLater:
+    """A forward hook that puts a plan in force, and goes."""
+
+    sites: Mapping[str, str | Mapping[str, Any]]
+    channels_last: bool
+    output_format: str | None
+    parameters: str | None
+
+    def __call__(self, model: nn.Module, _args: Any, _output: Any) -> None:
+        _apply_now(model, self.sites, self.channels_last, self.output_format, self.parameters)
+
+
+def _apply_now(
+    model: nn.Module,
+    sites: Mapping[str, str | Mapping[str, Any]],
+    channels_last: bool,
+    output_format: str | None,
+    parameters: str | None,
+) -> AppliedPlan:
     output_dtype = None if output_format is None else FORMATS[_known("output format", output_format, FORMATS)]
     resolved = _resolve(model, sites)
     if parameters is not None:
@@ -1444,6 +1474,8 @@ def undo_plan(model: nn.Module) -> None:
             _restore_strides(module)
         if "_amptune_nested" in state:
             module.use_nested_tensor = state["_amptune_nested"]
+        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, _ApplyLater)]:
+            del module._forward_hooks[key]
         hooks = [key for key, hook in module._forward_pre_hooks.items() if hook in (_no_fast_path, _lower_inputs)]
         for key in hooks:
             del module._forward_pre_hooks[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from amptune import runtime
 from amptune.core.formats import Format
@@ -48,7 +48,8 @@ def paddings(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """Multiples (output, input features) worth measuring: none, and for each side that is misaligned."""
     if not can_pad(module):
         return ((0, 0),)
-    rows, columns = next(module.parameters()).shape[:2]
+    # The weight that the forward reads: it may be computed from others, as spectral_norm does it.
+    rows, columns = cast("Tensor", module.weight).shape[:2]
     pads = (_LINEAR_PAD,) if isinstance(module, nn.Linear) else _CHANNEL_PADS
     found = [(pad if rows % 8 else 0, pad if columns % 8 else 0) for pad in pads]
     return tuple(dict.fromkeys([(0, 0), *found]))

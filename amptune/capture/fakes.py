@@ -199,17 +199,20 @@ def fake_batch(batch: Any, mode: FakeTensorMode, *, all_tensors: bool = False) -
     return map_tensors(batch, change)
 
 
-def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A nested batch with ``change`` applied to each tensor; a mapping of another kind becomes a dict."""
-    if isinstance(value, torch.Tensor):
+def map_tensors(value: Any, change: Callable[[Any], Any], kind: type = torch.Tensor) -> Any:
+    """A nested batch with ``change`` applied to each tensor, or to each value of another ``kind`` that stands for one.
+
+    A mapping of another kind becomes a dict.
+    """
+    if isinstance(value, kind):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: map_tensors(item, change) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(item, change) for item in value))
+        return {key: map_tensors(item, change, kind) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_make"):  # a named tuple, as a PackedSequence is
+        return value._make(map_tensors(item, change, kind) for item in value)
     if isinstance(value, tuple | list):
-        return type(value)(map_tensors(item, change) for item in value)
+        return type(value)(map_tensors(item, change, kind) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = {f.name: map_tensors(getattr(value, f.name), change) for f in dataclasses.fields(value) if f.init}
-        return dataclasses.replace(value, **changed)
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        return dataclasses.replace(value, **{name: map_tensors(getattr(value, name), change, kind) for name in fields})
     return value

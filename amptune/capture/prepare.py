@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -24,7 +27,7 @@ def prepare_fake(target: Target, *, train: bool, notes: list[str]) -> tuple[Prep
         batch = target.make_batch()
         model = ready(without_memory(target, mode, notes), train, notes)
         prepared = Prepared(target, model, fake_batch(batch, mode))
-        if _run_lazy_layers(prepared):
+        if run_lazy_layers(target, model, lambda: prepared.batch):
             fake_model(model, mode)
     return prepared, mode
 
@@ -47,16 +50,16 @@ def prepare_real(target: Target, *, train: bool, notes: list[str]) -> Prepared:
     with repeatable():
         batch, model = target.make_batch(), target.make_model()
         prepared = Prepared(target, ready(model, train, notes), batch)
-        _run_lazy_layers(prepared)
+        run_lazy_layers(target, prepared.model, lambda: batch)
     return prepared
 
 
-def _run_lazy_layers(prepared: Prepared) -> bool:
-    """Lazy layers make their weights when they first run; says whether there were any."""
-    model = prepared.model
+def run_lazy_layers(target: Target, model: nn.Module, batch: Callable[[], Any]) -> bool:
+    """Lazy layers make their weights when they first run; says whether there were any. ``batch`` is asked for then."""
     lazy = any(nn.parameter.is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()])
     if lazy:
-        prepared.target.call(model, prepared.batch)
+        with torch.no_grad():
+            target.call(model, batch())
     return lazy
 
 

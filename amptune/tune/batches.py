@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Mapping
@@ -65,7 +66,7 @@ def load_batches(target: Target, steps: int, device: torch.device, *, held_back:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """``value`` with every tensor in it on ``device``; dicts, lists, tuples and named tuples keep their type."""
+    """``value`` with every tensor in it on ``device``; dicts, lists, tuples and dataclasses keep their type."""
     if hasattr(value, "to") and callable(value.to) and not isinstance(value, type):
         return value.to(device)
     if isinstance(value, Mapping):
@@ -75,6 +76,11 @@ def to_device(value: Any, device: torch.device) -> Any:
         return type(value)(*(to_device(item, device) for item in value))
     if isinstance(value, tuple | list):
         return type(value)(to_device(item, device) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        twin = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(twin, field.name, to_device(getattr(value, field.name), device))
+        return twin
     return value
 
 

@@ -69,10 +69,12 @@ def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: P
     target = load_target(options.target)
     progress.stage("capturing the model")
     captured = capture(target)
+    progress.notes((*target.notes, *captured.notes))
     plan = _plan_for(plan_path, target.make_model, captured) if plan_path else None
     with worker_for(options, target, captured, progress) as worker:
         progress.stage("training the FP32 reference")
         prepared: Prepared = must(lambda: worker.request("prepare", timeout=SETUP_TIMEOUT), "the FP32 reference failed")
+        progress.notes(prepared.notes)
         recipes: list[Candidate] = must(
             lambda: worker.request("recipes", timeout=SETUP_TIMEOUT), "the device cannot be asked for its formats"
         )
@@ -130,7 +132,7 @@ def _measure(
         if kind == "extra" and (why := far_off(name, measured)):
             failed[name] = why
             continue
-        progress.stage(f"measuring {name}", len(measured), len(candidates))
+        progress.stage(f"measuring {name}", len(measured), len(candidates), has_line=True)
         try:
             measured[name] = worker.request("trial", candidate, None, timeout=options.trial_timeout)
         except TrialError as failure:

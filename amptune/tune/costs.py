@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from amptune.apply import paddings
+from amptune.capture.fakes import map_tensors
 from amptune.core.choice import FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.tables import CastPrice, CostTable, SiteCost
@@ -103,6 +105,9 @@ class _Measure:
         if self.fused and isinstance(module, _FUSED):
             return {choice: self._by_bytes(call, choice) for choice in (FP32, *choices)}
         base = self._known(module, call, signature, Variant(FP32, 0, channels_last), float("inf"))
+        if math.isinf(base.ms):
+            # It does not run on numbers of our own: what its formats take, only whole steps will tell.
+            return dict.fromkeys((FP32, *choices), SiteCost(0.0))
         costs = {FP32: base}
         limit = max(HOPELESS * base.ms, base.ms + HOPELESS_MS)
         for choice in choices:
@@ -149,7 +154,7 @@ def record_calls(bench: Workbench, paths: Sequence[str], batch: Any) -> dict[str
 
     def keep(path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.setdefault(path, Call(_shapes_of(args), _shapes_of(kwargs)))
+            calls.setdefault(path, Call(map_tensors(args, _shape_of), map_tensors(kwargs, _shape_of)))
 
         return hook
 
@@ -201,14 +206,9 @@ def times_of(function: Callable[[], object], device: Device) -> Iterator[float]:
     return (device.elapsed(start, end) for start, _, end in marks)
 
 
-def _shapes_of(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return FloatTensor(tuple(value.shape), value.requires_grad) if value.is_floating_point() else value.detach()
-    if isinstance(value, dict):
-        return {key: _shapes_of(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(_shapes_of(item) for item in value)
-    return value
+def _shape_of(tensor: torch.Tensor) -> FloatTensor | torch.Tensor:
+    is_floating = tensor.is_floating_point()
+    return FloatTensor(tuple(tensor.shape), tensor.requires_grad) if is_floating else tensor.detach()
 
 
 def _signature(module: nn.Module, call: Call) -> tuple[Any, ...]:
@@ -224,6 +224,6 @@ def _shape_repr(value: Any) -> Any:
         return (tuple(value.shape), str(value.dtype))
     if isinstance(value, dict):
         return tuple((key, _shape_repr(item)) for key, item in value.items())
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return tuple(_shape_repr(item) for item in value)
     return value

@@ -13,8 +13,10 @@ from torch import nn
 
 from amptune.capture import load_target
 from amptune.capture.flow import has_channels_last
+from amptune.capture.prepare import run_lazy_layers
 from amptune.tune.options import TuneOptions
 from amptune.tune.recipes import Candidate, backend_flags
+from amptune.tune.state import set_state
 from amptune.tune.training import Workbench, loss_of_output, seed_everything, training
 
 REPEATS = 3
@@ -43,6 +45,7 @@ def compare_emitted(bench: Workbench, path: Path, candidate: Candidate, batch: A
     spec = dataclasses.replace(options.target, text=f"{path}:{suffix}" if suffix else str(path))
     emitted = load_target(spec)
     model = emitted.make_model().to(bench.device.torch)
+    run_lazy_layers(emitted, model, lambda: batch)
     with training(bench, candidate):
         measured = bench.model.state_dict()
         differences = [
@@ -51,7 +54,7 @@ def compare_emitted(bench: Workbench, path: Path, candidate: Candidate, batch: A
         ]
     if differences:
         return differences
-    model.load_state_dict(bench.initial)
+    set_state(model, bench.initial)
     model.train()
     with backend_flags(candidate.tf32):
         found = _run(model, options.seed, lambda: emitted.call(model, batch), lambda out: emitted.loss(out, batch))

@@ -16,12 +16,16 @@ GRACE_SECONDS = 5.0
 
 
 class TrialError(Exception):
-    """The request failed in a way that concerns only the candidate: crash, hang, out of memory, an exception."""
+    """The request failed in a way that concerns only the candidate: crash, hang, out of memory, an exception.
 
-    def __init__(self, reason: str, details: str = "") -> None:
+    ``worker_lost``: the worker could not go on, which another process on the machine may have caused.
+    """
+
+    def __init__(self, reason: str, details: str = "", *, worker_lost: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.details = details
+        self.worker_lost = worker_lost
 
 
 class WorkerProcess:
@@ -52,7 +56,7 @@ class WorkerProcess:
             connection.send((name, arguments))
             return self._wait(connection, deadline, timeout)
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise TrialError(f"the worker process died ({self._exit_reason()})") from None
+            raise TrialError(f"the worker process died ({self._exit_reason()})", worker_lost=True) from None
 
     def stop(self) -> None:
         """End the worker, by force when it does not answer."""
@@ -84,7 +88,7 @@ class WorkerProcess:
         while True:
             if not connection.poll(max(0.0, deadline - time.monotonic())):
                 self.stop()
-                raise TrialError(f"no result within {timeout:.0f} s")
+                raise TrialError(f"no result within {timeout:.0f} s", worker_lost=True)
             kind, content = connection.recv()
             if kind == "progress":
                 self.on_progress(*content)
@@ -97,7 +101,7 @@ class WorkerProcess:
                 reason, details, fatal = content
                 if fatal:
                     self.stop()
-                raise TrialError(reason, details)
+                raise TrialError(reason, details, worker_lost=fatal)
 
     def _exit_reason(self) -> str:
         process = self._process

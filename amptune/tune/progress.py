@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ class Progress:
         self.best = ""
         self.done = 0
         self._status: Status | None = None
+        self._stage = ""
+        self._notes: set[str] = set()
 
     @contextlib.contextmanager
     def live(self) -> Iterator[Progress]:
@@ -45,11 +47,21 @@ class Progress:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
-        """What is going on right now; shown on a terminal only."""
+    def stage(self, text: str, done: int = 0, total: int = 0, *, has_line: bool = False) -> None:
+        """What is going on right now; where nothing is live, a line when it begins, unless it ends with a line."""
         if self._status is not None:
             count = f" {done}/{total}" if total else ""
             self._status.update(f"{text}{count}  [{self.elapsed()}{self._left()}]{self.best}")
+        elif text != self._stage and not has_line:
+            self.line(f"{text} ...")
+        self._stage = text
+
+    def notes(self, texts: Iterable[str]) -> None:
+        """A line for each note that was not shown before."""
+        for text in texts:
+            if text not in self._notes:
+                self._notes.add(text)
+                self.line(f"note: {text}")
 
     def trial(self, text: str, best: str) -> None:
         """A finished trial, and the best so far."""

@@ -17,7 +17,8 @@ from amptune.errors import CaptureError, TuneError
 from amptune.tune.batches import Batches
 from amptune.tune.gate import NUM_PERTURBED, Bar, GradientGate, bars_of, compare_gradients, perturb, rounding_of
 from amptune.tune.recipes import Candidate, backend_flags
-from amptune.tune.training import Run, Workbench, eager, loss_of, seed_everything, snapshot, still, training
+from amptune.tune.state import snapshot, tensors_of
+from amptune.tune.training import Run, Workbench, eager, loss_of, seed_everything, still, training
 
 NUM_ORDERS = 3
 MEMORISED = 0.1
@@ -96,12 +97,7 @@ def measure_reference(bench: Workbench, batches: Batches, tolerance: float, seed
     """
     fp32 = Candidate("fp32")
     with training(bench, fp32):
-        initial = held_back_loss(bench, batches)
-    if not math.isfinite(initial):
-        raise TuneError(
-            f"the loss of the FP32 model is {initial} before the first step",
-            hint="no precision setting can cure this: check the batch and the model in FP32 first",
-        )
+        initial = _initial_loss(bench, batches)
     judged = _Judged(bench, MEMORISED * initial)
     loss = _reference_loss(bench, batches, 0, seed, judged.after_step)
     state = judged.state(loss)
@@ -123,7 +119,7 @@ class _Judged:
         """Keep the weights after a step whose loss was not yet small."""
         if loss.item() < self._least:
             return
-        current = self._bench.model.state_dict()
+        current = tensors_of(self._bench.model)
         if not self._state:
             self._state = snapshot(self._bench.model)
         for name, value in self._state.items():
@@ -238,7 +234,27 @@ def gradients_at(
             scale *= candidate.scaler.backoff_factor
 
 
-def held_back_loss(bench: Workbench, batches: Batches) -> float:
+def _initial_loss(bench: Workbench, batches: Batches) -> float:
+    """Loss before the first step: the smaller one of eval mode and train mode.
+
+    Running statistics that nothing has run yet normalise nothing: in eval mode such a model may begin at a hundred
+    times the loss that it trains from, beside which every gap would be small.
+
+    Raises:
+        TuneError: it is NaN or infinity.
+    """
+    initial = held_back_loss(bench, batches)
+    if not math.isfinite(initial):
+        raise TuneError(
+            f"the loss of the FP32 model is {initial} before the first step",
+            hint="no precision setting can cure this: check the batch and the model in FP32 first",
+        )
+    with still(bench):
+        trained_from = held_back_loss(bench, batches, train_mode=True)
+    return min(initial, trained_from) if math.isfinite(trained_from) else initial
+
+
+def held_back_loss(bench: Workbench, batches: Batches, *, train_mode: bool = False) -> float:
     """Mean loss of the FP32 parameters, evaluated in FP32, on the held-back batches.
 
     The model must not be under a plan or autocast here, so that a loss that is merely rounded neither hides nor fakes
@@ -246,7 +262,7 @@ def held_back_loss(bench: Workbench, batches: Batches) -> float:
     """
     fp32 = Candidate("fp32")
     was_training = bench.model.training
-    bench.model.eval()
+    bench.model.train(train_mode)
     try:
         with torch.no_grad(), backend_flags(False), eager(bench):
             losses = [loss_of(bench, fp32, batch).float().item() for batch in batches.held_back]

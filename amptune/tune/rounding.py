@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from amptune.capture.fakes import map_tensors
 from amptune.core.choice import Choice
 from amptune.core.formats import Format
 
@@ -115,13 +116,7 @@ def floats_in(value: Any) -> Iterator[torch.Tensor]:
 
 def map_floats(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """The same nest with ``function`` of every floating tensor."""
-    if isinstance(value, torch.Tensor):
-        return function(value) if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: map_floats(item, function) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(map_floats(item, function) for item in value) if type(value) in (tuple, list) else value
-    return value
+    return map_tensors(value, lambda tensor: function(tensor) if tensor.is_floating_point() else tensor)
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:

@@ -64,8 +64,7 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
     progress.stage("capturing the model")
     with progress.timed("capture"):
         captured = capture(target)
-    for note in (*target.notes, *captured.notes):
-        progress.line(f"note: {note}")
+    progress.notes((*target.notes, *captured.notes))
     with locked_folder(options.out, options.existing), worker_for(options, target, captured, progress) as worker:
         progress.stage("training the FP32 reference")
         with progress.timed("reference"):
@@ -149,8 +148,10 @@ def _start(
     plan_header = _plan_header(target, captured, prepared, options.mode)
     if study.resumed and header:
         _check_same(header["identity"], identity)
-        requeued = study.requeue_interrupted()
+        requeued, lost = study.requeue_interrupted(), study.requeue_lost()
         progress.line(f"continuing after {len(study.records())} trials, {requeued} of them measured again")
+        if lost:
+            progress.line(f"tried again, since the worker was lost: {', '.join(lost)}")
         table = CostTable.from_json(header["costs"])
         sensitivity = Sensitivity.from_json(header["sensitivity"])
     else:
@@ -195,6 +196,7 @@ def _check_same(then: dict[str, Any], now: dict[str, Any]) -> None:
 def _announce(search: Search) -> None:
     space, prepared = search.space, search.prepared
     choices = ", ".join(choice.label for choice in space.offered()) or "none"
+    search.progress.notes(prepared.notes)
     search.progress.line(
         f"{prepared.device.get('gpu')}: choices beside fp32: {choices}; {len(space.groups)} groups of sites; "
         f"reference loss {prepared.initial_loss:.4f} -> {prepared.reference_loss:.4f} in {search.options.steps} steps, "

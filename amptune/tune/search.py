@@ -218,7 +218,7 @@ class Search:
         return next((r for r in self.records() if r.outcome.plan_hash == candidate.key), None)
 
     def _measure(self, kind: str, candidate: Candidate, point: dict[str, str]) -> Outcome:
-        self.progress.stage(f"measuring {candidate.name}")
+        self.progress.stage(f"measuring {candidate.name}", has_line=True)
         base = Outcome(
             kind=kind,
             state="failed",
@@ -232,7 +232,7 @@ class Search:
         try:
             measured = self.worker.request("trial", candidate, limit_ms, timeout=self.options.trial_timeout)
         except TrialError as failure:
-            return dataclasses.replace(base, reason=failure.reason)
+            return dataclasses.replace(base, reason=failure.reason, worker_lost=failure.worker_lost)
         return _limited(_outcome(base, measured), self.options.max_memory)
 
     def _with_prediction(self, outcome: Outcome, point: dict[str, str]) -> Outcome:

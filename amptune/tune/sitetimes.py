@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from amptune.capture.fakes import map_tensors
 from amptune.core.choice import Choice
 from amptune.core.tables import SiteCost
 from amptune.runtime import apply_plan
@@ -72,7 +73,7 @@ def time_site(module: nn.Module, call: Call, variant: Variant, device: Device, l
     try:
         apply_plan(holder, {"0": entry}, channels_last=variant.channels_last)
         cost = _Timer(holder[0], _filled(call, variant, device), device).cost(limit)
-    except (RuntimeError, ValueError):
+    except Exception:  # the layer's code may be the user's
         cost = SiteCost(math.inf)  # a legal answer of the table: it cannot run in this variant
     return dataclasses.replace(cost, pad=variant.pad, pad_in=variant.pad_in)
 
@@ -144,16 +145,12 @@ def _filled(call: Call, variant: Variant, device: Device) -> Call:
     """The call with random tensors in the format that arrives where the neighbours have the same choice."""
     dtype = getattr(torch, variant.choice.output_format.torch_name)
 
-    def fill(value: Any) -> Any:
-        if isinstance(value, FloatTensor):
-            layout = torch.channels_last if variant.channels_last and len(value.shape) == 4 else torch.contiguous_format
-            made = torch.randn(value.shape, device=device.torch).to(dtype, memory_format=layout)
-            return made.requires_grad_(value.requires_grad)
-        if isinstance(value, dict):
-            return {key: fill(item) for key, item in value.items()}
-        return tuple(fill(item) for item in value) if isinstance(value, tuple) else value
+    def fill(value: FloatTensor) -> torch.Tensor:
+        layout = torch.channels_last if variant.channels_last and len(value.shape) == 4 else torch.contiguous_format
+        made = torch.randn(value.shape, device=device.torch).to(dtype, memory_format=layout)
+        return made.requires_grad_(value.requires_grad)
 
-    return Call(fill(call.args), fill(call.kwargs))
+    return Call(map_tensors(call.args, fill, FloatTensor), map_tensors(call.kwargs, fill, FloatTensor))
 
 
 def _tensors(values: Any) -> Any:

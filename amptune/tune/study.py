@@ -32,6 +32,7 @@ class Outcome:
 
     ``state`` is valid, invalid (measured, but does not train as well), too_large (trains, but takes more memory than
     is allowed), slow (given up) or failed; ``failing`` names the parameters whose gradients are wrong.
+    ``worker_lost`` says that the worker died or hung or lost the device, which may have had another cause.
     ``memory_excess`` is the memory minus the allowed one, where there is a limit. ``predicted_ms`` was predicted before
     the measurement, ``table_ms`` by the cost table alone, without what earlier trials taught.
     """
@@ -54,11 +55,17 @@ class Outcome:
     compile_seconds: float | None = None
     launch_bound: bool = False
     failing: Sequence[str] = ()
+    worker_lost: bool = False
 
     @property
     def valid(self) -> bool:
         """Whether the trial was measured and trains as well as the reference."""
         return self.state == "valid"
+
+    @property
+    def retriable(self) -> bool:
+        """Whether a resumed study tries it again: all else is compared with the stock recipes."""
+        return self.worker_lost and self.recipe is not None
 
     @property
     def median_ms(self) -> float:
@@ -133,8 +140,14 @@ class StudyFile:
         self.study.tell(trial, outcome.score(objective)[0])
 
     def records(self) -> list[TrialRecord]:
-        """All finished trials that were measured or failed as candidates, by number."""
-        return [TrialRecord(trial) for trial in self.study.get_trials(deepcopy=False) if "outcome" in trial.user_attrs]
+        """All finished trials that were measured or failed as candidates, by number.
+
+        A stock recipe that lost its worker is left out once it is lined up again: its later trial counts.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        last = {trial.user_attrs.get("recipe"): trial.number for trial in trials}
+        found = [TrialRecord(trial) for trial in trials if "outcome" in trial.user_attrs]
+        return [r for r in found if not r.outcome.retriable or r.number == last[r.outcome.recipe]]
 
     def num_waiting(self) -> int:
         """How many points are lined up."""
@@ -151,6 +164,13 @@ class StudyFile:
                 attributes: dict[str, Any] = {k: trial.user_attrs.get(k) for k in ("kind", "recipe")}
                 self.study.enqueue_trial(fixed, user_attrs=attributes)
         return len(running)
+
+    def requeue_lost(self) -> list[str]:
+        """Line up again the stock recipes whose worker was lost; their names."""
+        lost = [record for record in self.records() if record.outcome.retriable]
+        for record in lost:
+            self.enqueue(record.point, "stock", record.outcome.recipe)
+        return [str(record.outcome.recipe) for record in lost]
 
 
 class _HeldLock(BaseJournalFileLock):

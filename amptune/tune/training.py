@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from amptune.apply import apply
+from amptune.capture.prepare import run_lazy_layers
 from amptune.capture.target import Target
 from amptune.core.formats import Format
 from amptune.errors import CaptureError
@@ -23,6 +24,7 @@ from amptune.tune.dropout import DropoutOff
 from amptune.tune.float8 import float8_linears
 from amptune.tune.lowparams import Lowered, parameters_in
 from amptune.tune.recipes import Candidate, autocast_region, backend_flags
+from amptune.tune.state import Attributes, set_state, snapshot
 
 
 @dataclasses.dataclass
@@ -38,6 +40,7 @@ class Workbench:
     device: Device
     model: nn.Module
     initial: dict[str, torch.Tensor]
+    attributes: Attributes
     codes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     source: str | None = None
     compilation: Compilation | None = None
@@ -61,11 +64,8 @@ class Workbench:
         seed_everything(seed)
         model = target.make_model().to(device.torch)
         model.train()
-        if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
-            # Lazy modules get their parameters in the first forward.
-            with torch.no_grad():
-                target.call(model, to_device(target.make_batch(), device.torch))
-        return cls(target, device, model, snapshot(model), codes or {}, source)
+        run_lazy_layers(target, model, lambda: to_device(target.make_batch(), device.torch))
+        return cls(target, device, model, snapshot(model), Attributes(model), codes or {}, source)
 
     def target_with_loss(self, loss_format: Format | None, backend: str | None) -> Target:
         """The target with its ``loss_fn`` decorated as the patched file decorates it; kept, so compiled once.
@@ -83,17 +83,9 @@ class Workbench:
 
     def restore(self, state: dict[str, torch.Tensor] | None = None) -> None:
         """Set weights and buffers to ``state``, by default the initial one, and drop the gradients."""
-        with torch.no_grad():
-            current = self.model.state_dict(keep_vars=True)
-            for name, value in (self.initial if state is None else state).items():
-                current[name].data.copy_(value)
+        set_state(self.model, self.initial if state is None else state)
         self.model.zero_grad(set_to_none=True)
         self.model.train()
-
-
-def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of all parameters and buffers."""
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def seed_everything(seed: int) -> None:
@@ -235,6 +227,7 @@ def _compiled_as(bench: Workbench, compilation: Compilation | None) -> Iterator[
 def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tensor] | None = None) -> Iterator[Run]:
     """A run from ``state`` (default: the initial weights), with the candidate in force; undone on leaving."""
     bench.restore(state)
+    bench.attributes.restore(bench.model)  # not while a plan is in force, which sets some itself
     swapped = float8_linears(bench.model, candidate.float8) if candidate.float8 else contextlib.nullcontext()
     with backend_flags(candidate.tf32), swapped, parameters_in(bench.model, candidate.params) as lowered:
         plan = candidate.plan

@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import multiprocessing
 import os
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -274,6 +277,9 @@ def serve(connection: Connection, job: Job) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # it is seen when it is printed, not when the process ends
     torch.set_num_threads(job.threads)
+    if not sys.warnoptions:  # what torch says of its own code is nothing that the user could change
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def report(text: str, done: int, total: int) -> None:
         connection.send(("progress", (text, done, total)))
@@ -293,6 +299,14 @@ def serve(connection: Connection, job: Job) -> None:
             connection.send(("error", error))
         except Exception as error:
             connection.send(("failure", (_one_line(error), traceback.format_exc(), _is_fatal(error))))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, however that ended: it would hold the device, and answer nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _one_line(error: Exception) -> str:

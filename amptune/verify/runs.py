@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from amptune.capture import Target
+from amptune.capture.prepare import run_lazy_layers
 from amptune.core.plan import ScalerConfig
 from amptune.errors import CaptureError, TuneError, WorkError
 from amptune.tune.batches import to_device
@@ -150,7 +151,9 @@ def scaler_beside(patched: Path) -> ScalerConfig | None:
 
 def _built(target: Target, device: Device, seed: int) -> nn.Module:
     seed_everything(seed)
-    return target.make_model().to(device.torch).train()
+    model = target.make_model().to(device.torch).train()
+    run_lazy_layers(target, model, lambda: to_device(target.make_batch(), device.torch))
+    return model
 
 
 def _nudged(source: nn.Module, model: nn.Module, seed: int) -> nn.Module:

@@ -151,6 +151,8 @@ def test_what_can_be_padded() -> None:
     assert paddings(nn.Linear(768, 50257, bias=False)) == ((0, 0), (64, 0))
     assert paddings(nn.Linear(30, 50)) == ((0, 0), (64, 64))
     assert paddings(nn.Conv2d(3, 64, 7)) == ((0, 0), (0, 8), (0, 4))
+    normed = nn.utils.spectral_norm(nn.Conv2d(3, 64, 7))
+    assert paddings(normed) == ((0, 0), (0, 8), (0, 4)), "its bias comes before its weight"
     assert how_to_apply(nn.Linear(2, 2)) == "swap"
 
 

@@ -248,6 +248,35 @@ def test_other_layouts_of_weights_come_back() -> None:
     assert conv.weight.stride() == stride
 
 
+# --- lazy layers
+
+
+def lazy() -> nn.Sequential:
+    return nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def test_a_plan_waits_for_the_parameters_of_lazy_layers() -> None:
+    model, x = lazy(), torch.randn(2, 5)
+    apply_plan(model, {"0": "bf16", "2": "bf16"}, output_format="bf16")
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    for twin in (model, *copies):
+        assert twin(x).dtype == torch.float32, "the first forward is that of the user's model"
+        assert twin(x).dtype == torch.bfloat16
+        assert isinstance(twin[0], runtime.PlannedLinear)
+        undo_plan(twin)
+        assert twin(x).dtype == torch.float32
+        assert type(twin[0]) is nn.Linear
+
+
+def test_a_plan_that_waits_can_be_undone_or_replaced() -> None:
+    model, x = lazy(), torch.randn(2, 5)
+    apply_plan(model, {"0": "fp16", "2": "fp16"}, output_format="fp16").undo()
+    apply_plan(model, {"0": "fp16", "2": "fp16"}, output_format="fp16")
+    apply_plan(model, {"0": "bf16", "2": "bf16"}, output_format="bf16")
+    model(x)
+    assert model(x).dtype == torch.bfloat16
+
+
 # --- copies
 
 

@@ -14,6 +14,7 @@ from amptune.core.tables import CostTable, Edge, SiteCost
 from amptune.tune.costcache import CostCache
 from amptune.tune.costs import measure_casts, measure_costs, measure_site, record_calls
 from amptune.tune.device import Device
+from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.sitetimes import Call, FloatTensor
 
 from .conftest import Make
@@ -56,9 +57,62 @@ def test_measuring_leaves_the_module_alone() -> None:
     assert torch.equal(module.weight, before)
 
 
+class OnlyInFp32(nn.Linear):
+    """A layer of a user's without a 16-bit form."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.dtype == torch.float32
+        return super().forward(x)
+
+
 def test_what_cannot_run_costs_infinity() -> None:
-    costs = measure_site(nn.Linear(8, 8), Call((FloatTensor((4, 9), True),), {}), (BF16,), CPU)
+    costs = measure_site(OnlyInFp32(8, 8), Call((FloatTensor((4, 8), True),), {}), (BF16,), CPU)
+    assert math.isfinite(costs[FP32].ms)
     assert math.isinf(costs[BF16].ms)
+
+
+def test_a_layer_that_does_not_run_by_itself_is_left_to_the_whole_step() -> None:
+    wrong = Call((FloatTensor((4, 9), True),), {})
+    assert measure_site(nn.Linear(8, 8), wrong, (BF16,), CPU) == {FP32: SiteCost(0.0), BF16: SiteCost(0.0)}
+
+
+PACKED = """
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(6, 8, batch_first=True)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x, lengths):
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.fc(pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0])
+
+
+def make_model():
+    return Tagger()
+
+
+def make_batch():
+    return (torch.randn(3, 5, 6), torch.tensor([2, 5, 4])), torch.randn(3, 5, 3)
+
+
+def loss_fn(output, batch):
+    return nn.functional.mse_loss(output, batch[1])
+"""
+
+
+def test_packed_sequences_are_measured_and_judged(make_bench: Make) -> None:
+    bench, batches = make_bench(PACKED)
+    choices = dict.fromkeys(("rnn", "fc"), (FP32, BF16))
+    table = measure_costs(bench, dict.fromkeys(choices, 1), batches.train[0], choices)
+    assert all(0 < table.site(name, choice).ms < 1000 for name in choices for choice in (FP32, BF16))
+    found = measure_sensitivity(bench, choices, batches.train[0], seed=0)
+    assert 0 < found.sites["rnn"].errors[BF16].output < 0.02
 
 
 def test_cast_prices_are_not_negative_and_grow() -> None:
@@ -68,7 +122,7 @@ def test_cast_prices_are_not_negative_and_grow() -> None:
 
 
 def test_a_table_survives_json() -> None:
-    costs = measure_site(nn.Linear(8, 8), Call((FloatTensor((4, 9), True),), {}), (BF16,), CPU)
+    costs = measure_site(OnlyInFp32(8, 8), Call((FloatTensor((4, 8), True),), {}), (BF16,), CPU)
     table = CostTable({"a": costs}, measure_casts(PAIR, CPU))
     assert CostTable.from_json(table.to_json()) == table
 

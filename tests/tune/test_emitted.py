@@ -130,6 +130,21 @@ def test_a_layer_in_another_memory_format_is_named(tmp_path: Path) -> None:
     assert difference == f"{made}, in the plan {made[3:]} in channels_last"
 
 
+def test_lazy_layers_have_the_plan_once_they_have_their_parameters(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(CONVOLUTION.replace("nn.Linear(8 * 49, 4)", "nn.LazyLinear(4)"))
+    spec = TargetSpec(str(path))
+    graph = capture(load_target(spec)).graph
+    worker = Worker(Job(TuneOptions(spec, tmp_path / "out", steps=2), None, {}, (), threads=1), lambda *_: None)
+    plan = Plan(sites={"0": SitePlan(Format.BF16), "2": SitePlan(Format.BF16)})
+    for name, content in patched_files(path, plan, worker.patch_spec(graph)).items():
+        (tmp_path / name).write_bytes(content)
+    emitted = tmp_path / "net_amptuned.py"
+    assert worker.check_emitted(emitted, plan_candidate(plan)) == []
+    emitted.write_text(emitted.read_text().replace('"bf16"', '"fp16"'))
+    assert worker.check_emitted(emitted, plan_candidate(plan)) != []
+
+
 @pytest.mark.parametrize(("factor", "agrees"), [("1", True), ("1.001", False)])
 def test_kernels_that_do_not_repeat_themselves_are_allowed_for(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: str, agrees: bool

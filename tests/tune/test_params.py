@@ -26,9 +26,10 @@ from amptune.tune.options import TuneOptions
 from amptune.tune.quality import judge, measure_reference
 from amptune.tune.recipes import Candidate, params_candidate, plan_candidate, stock_candidates
 from amptune.tune.search import Search
+from amptune.tune.state import snapshot, tensors_of
 from amptune.tune.stockplan import parameters_note, plan_of_stock
 from amptune.tune.timing import StepTime
-from amptune.tune.training import Workbench, snapshot, training
+from amptune.tune.training import Workbench, training
 from amptune.tune.worker import Job, Worker
 from tests.inprocess import amptune
 
@@ -102,7 +103,7 @@ def test_the_model_is_lowered_while_the_run_lasts_and_given_back(make_bench: Mak
     assert all(torch.equal(value, constants[name]) for name, value in bench.model.named_buffers() if name == "constant")
     assert not bench.model._forward_pre_hooks
     bench.restore()
-    assert all(torch.equal(value, initial[name]) for name, value in bench.model.state_dict().items())
+    assert all(torch.equal(value, initial[name]) for name, value in tensors_of(bench.model).items())
 
 
 @pytest.mark.parametrize("params", PARAMS)

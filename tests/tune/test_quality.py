@@ -112,6 +112,12 @@ def test_a_reference_that_is_nan_is_an_error_of_the_model(make_bench: Make) -> N
         measure_reference(bench, batches, tolerance=0.005, seed=0)
 
 
+def test_the_loss_of_a_model_that_eval_mode_does_not_suit_yet_is_not_the_scale(make_bench: Make) -> None:
+    bench, batches = make_bench(MLP.replace("return self.fc2(", "return (1 if self.training else 1e3) * self.fc2("))
+    reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
+    assert reference.initial_loss < 10 < reference.losses[0]
+
+
 def test_dropout_is_off_where_candidates_are_judged_and_on_where_they_are_timed(make_bench: Make) -> None:
     bench, batches = make_bench(
         MLP.replace("F.relu(self.fc1(x))", "F.dropout(F.relu(self.fc1(x)), 0.5, self.training)")

@@ -70,7 +70,7 @@ class FormulaWorker:
     def trial(self, candidate: Candidate) -> Measured:
         self.measured.append(candidate)
         if len(self.measured) in self.crash_on:
-            raise TrialError("the worker process died (signal 9)")
+            raise TrialError("the worker process died (signal 9)", worker_lost=True)
         broken = self.fragile and candidate.plan is not None and candidate.plan.sites[FRAGILE].choice != FP32
         failing = (f"{FRAGILE}.weight",) if broken else ()
         gate = GradientGate(0.5 if broken else 1.0, FRAGILE, 1.0, "", failing, failing)
@@ -198,6 +198,22 @@ def test_a_resumed_search_measures_only_what_is_left(tmp_path: Path, worker: For
         search.run()
     assert len(worker.measured) == 12
     assert len({candidate.key for candidate in worker.measured}) == 12
+
+
+def test_a_stock_recipe_whose_worker_was_lost_is_tried_again(tmp_path: Path, worker: FormulaWorker) -> None:
+    worker.crash_on = {2, 4}
+    with locked_folder(tmp_path, "refuse"):
+        make_search(tmp_path, worker, budget=7).run()
+    assert [c.name for c in worker.measured[:3]] == ["fp32", "autocast-bf16", "plan"]
+    with locked_folder(tmp_path, "resume"):
+        search = make_search(tmp_path, worker, budget=7, existing="resume")
+        assert search.study.requeue_lost() == ["autocast-bf16"]
+        search.run()
+    assert [c.name for c in worker.measured[7:]] == ["autocast-bf16"], "in place of its first trial, not beside it"
+    stock = [record.outcome for record in search.records() if record.outcome.recipe]
+    assert [(o.recipe, o.state) for o in stock] == [("fp32", "valid"), ("autocast-bf16", "valid")]
+    assert len(search.records()) == 7
+    assert search.study.requeue_lost() == [], "a plan is not tried again: the search goes on without it"
 
 
 def test_a_resumed_search_goes_on_as_it_would_have(tmp_path: Path, worker: FormulaWorker) -> None:

@@ -167,6 +167,22 @@ def test_an_op_that_overwrites_the_output_changes_nothing(make_bench: Make) -> N
     assert measure(make_bench, plain.replace("torch.relu(", "torch.relu_("), ("fc1", "fc2")) == found
 
 
+def test_a_layer_of_the_users_that_cannot_be_computed_again_has_no_entry(make_bench: Make) -> None:
+    source = LARGE.replace("mul_(1e5)", "mul_(1.0)").replace(
+        "class Net(",
+        """class Own(nn.Linear):
+    def forward(self, x):
+        assert isinstance(self.weight, nn.Parameter), "called in a way that its author did not think of"
+        return super().forward(x)
+
+
+class Net(""",
+    )
+    bench, batches = make_bench(source.replace("self.fc1 = nn.Linear(", "self.fc1 = Own("))
+    found = measure_sensitivity(bench, {"fc1": ALL, "fc2": ALL}, batches.train[0], seed=0)
+    assert set(found.sites) == {"fc2"}
+
+
 def test_a_large_input_is_sampled(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(make_bench)
     monkeypatch.setattr("amptune.tune.sensitivity.MAX_ROWS", 32)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -82,3 +86,51 @@ def test_what_the_model_prints_stays_off_stdout(
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "printed by the model" in captured.err
+
+
+ORPHAN = """
+import os, signal
+from pathlib import Path
+from amptune.capture import TargetSpec
+from amptune.tune.options import TuneOptions
+from amptune.tune.process import WorkerProcess
+from amptune.tune.worker import Job
+
+if __name__ == "__main__":
+    options = TuneOptions(TargetSpec("net.py"), Path("out"), steps=2)
+    WorkerProcess(Job(options, None, {}, (), threads=1), lambda *_: None).request("prepare", timeout=120)
+"""
+SLEEPING = MLP.replace(
+    "        x = self.norm(self.embed(ids))",
+    """        import os, time
+        open("pid", "w").write(str(os.getpid()))
+        time.sleep(60)
+        x = self.norm(self.embed(ids))""",
+)
+
+
+def test_the_worker_ends_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(SLEEPING)
+    (tmp_path / "parent.py").write_text(ORPHAN)
+    parent = subprocess.Popen([sys.executable, "parent.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    pid = tmp_path / "pid"
+    wait_until(lambda: pid.exists() and pid.read_text() != "", seconds=100)
+    parent.kill()
+    _, said = parent.communicate(timeout=20)  # the worker holds stderr open for as long as it lives
+    assert "Traceback" not in said
+    wait_until(lambda: not is_running(int(pid.read_text())), seconds=20)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.05)

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import pytest
+
+from amptune.tune.progress import Progress
+
+
+def test_without_a_terminal_each_stage_and_each_note_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(5)
+    progress.stage("capturing the model")
+    for done in range(3):
+        progress.stage("measuring sites", done, 3)
+    progress.stage("measuring fp32", has_line=True)
+    progress.notes(["a", "b"])
+    progress.notes(["b", "c"])
+    assert capsys.readouterr().err.splitlines() == [
+        "capturing the model ...", "measuring sites ...", "note: a", "note: b", "note: c",
+    ]  # fmt: skip
