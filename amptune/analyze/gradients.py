@@ -41,7 +41,7 @@ def accumulations(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setti
             continue
         whole = elements * DTYPE_BYTES.get(dtypes[site.id].outputs[0], 4)
         if found.split:
-            yield Move(Traffic.LAYOUT, 2 * whole)
+            yield Move(Traffic.JOINED, 2 * whole)
         for part in found.cut:
             yield Move(Traffic.LAYOUT, whole + 2 * whole * part / elements, 2)
         extra = found.whole + found.split + len(found.cut) - site.calls

@@ -69,7 +69,7 @@ class Move:
 
     @property
     def ops(self) -> float:
-        """One op and what runs beneath it; what is beneath an op as a whole is none."""
+        """One op and its further kernels beneath it; kernels that all run beneath another op are none of their own."""
         return _BENEATH * self.launches if self.traffic in _BY_NO_OP else 1 + _BENEATH * (self.launches - 1)
 
     def seconds(self, gpu: Gpu) -> float:

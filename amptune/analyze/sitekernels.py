@@ -214,6 +214,8 @@ def _traffic(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, ba
     """The kernel's kind where dtypes, shapes or layout decide it."""
     if cost.traffic is Traffic.POINTWISE and not _is_vectorised(site, dtypes):
         return Traffic.UNROLLED
+    if site.op in ("cat", "stack") and not site.attrs.get("strided"):
+        return Traffic.JOINED
     if cost.traffic is Traffic.GATHER and not backward:
         return Traffic.UNROLLED
     if cost.traffic is Traffic.BATCH_NORM:

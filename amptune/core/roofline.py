@@ -58,8 +58,12 @@ _FULL_BLOCKS = 1.4
 and more channels, H200): a block has only so many loads under way."""
 _SPLIT_K = 1024
 """Shortest piece that a library cuts a reduction into to fill the multiprocessors."""
-_SPLIT_TENSOR, _SPLIT_VECTOR = 0.8, 0.95
-"""Rate of a product whose reduction is cut into pieces, which are added up at the end."""
+_SPLIT_WAVES = 6
+"""Rounds of the multiprocessors up to which it does where the tiles do not fill them (weight gradients of 3072 x 768
+from 16384 tokens, H200)."""
+_SPLIT_TENSOR, _SPLIT_VECTOR = (0.8, 2), (0.95, 6)
+"""Rate of a product whose reduction is cut into pieces, which are added up at the end; and rounds up to which one is
+whose tiles fill the multiprocessors already."""
 
 
 def efficiency_of(gpu: Gpu) -> Efficiency:
@@ -148,23 +152,25 @@ def shape_share(gemm: Gemm, number_format: Format, gpu: Gpu) -> float:
     return ramp * wave_share(gemm, number_format, gpu)
 
 
-def _fill(gemm: Gemm, rows: int, columns: int, sms: int, split_share: float) -> float:
+def _fill(gemm: Gemm, rows: int, columns: int, sms: int, split: tuple[float, int]) -> float:
     tiles = math.ceil(gemm.m / rows) * math.ceil(gemm.n / columns)
     inside = gemm.m * gemm.n / (tiles * rows * columns)
     jobs = tiles * gemm.batch
     whole = jobs / (math.ceil(jobs / sms) * sms)
-    pieces = min(max(1, gemm.k // _SPLIT_K), math.ceil(2 * sms / jobs))
+    rate, full = split
+    waves = _SPLIT_WAVES if jobs < sms else full
+    pieces = min(max(1, gemm.k // _SPLIT_K), math.ceil(waves * sms / jobs))
     if pieces > 1:
-        split = max(count * jobs / (math.ceil(count * jobs / sms) * sms) for count in range(2, pieces + 1))
-        whole = max(whole, split_share * split)
+        best = max(count * jobs / (math.ceil(count * jobs / sms) * sms) for count in range(2, pieces + 1))
+        whole = max(whole, rate * best)
     return inside * whole
 
 
 def wave_share(gemm: Gemm, number_format: Format, gpu: Gpu) -> float:
     """The share of the full rate that tile and wave quantisation leave to this product, with the best of the tiles."""
     tiles = _TILES_VECTOR if number_format is Format.FP32 else _TILES_TENSOR
-    split_share = _SPLIT_VECTOR if number_format is Format.FP32 else _SPLIT_TENSOR
-    return max(inner * _fill(gemm, rows, columns, gpu.sms, split_share) for rows, columns, inner in tiles)
+    split = _SPLIT_VECTOR if number_format is Format.FP32 else _SPLIT_TENSOR
+    return max(inner * _fill(gemm, rows, columns, gpu.sms, split) for rows, columns, inner in tiles)
 
 
 def training_gemm_seconds(gemm: Gemm, number_format: Format, gpu: Gpu, *, input_grad: bool = True) -> float:

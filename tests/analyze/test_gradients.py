@@ -33,7 +33,7 @@ def test_each_further_reader_adds_one_sum() -> None:
 
 def test_parts_of_a_split_come_back_as_one() -> None:
     parts = [reader(f"r{index}", cut=f"slice({index},){{}} chunk(2, -1){{}}", shape=(8, 8)) for index in range(2)]
-    assert moves(graph_of(op("first", "relu", INPUT), *parts)) == [(Traffic.LAYOUT, 2 * BYTES)]
+    assert moves(graph_of(op("first", "relu", INPUT), *parts)) == [(Traffic.JOINED, 2 * BYTES)]
 
 
 def test_a_slice_comes_back_into_zeros_and_is_added() -> None:

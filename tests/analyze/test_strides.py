@@ -102,3 +102,11 @@ def test_the_order_in_memory_is_read_off_the_captured_tensors(tmp_path) -> None:
     assert captured.graph["norm"].attrs["strided"] == {0: TURNED}
     assert captured.graph["head"].attrs["strided"] == {0: TURNED}
     assert "strided" not in captured.graph["patches"].attrs
+
+
+def test_whole_tensors_are_put_together_faster_than_pieces_of_others() -> None:
+    joined = op("all", "cat", "x", "y", shape=SHAPE)
+    assert _moves(joined, Traffic.JOINED)[0] > 0
+    piece = _strided(joined, at1=(0, 1, 2))
+    assert _moves(piece, Traffic.JOINED)[0] == 0
+    assert _moves(piece, Traffic.LAYOUT)[0] > 0

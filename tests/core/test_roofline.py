@@ -154,3 +154,11 @@ def test_groups_of_few_channels_fill_few_lanes() -> None:
     one, grouped = Gemm(50176, 256, 2304), Gemm(50176, 8, 72, 32)
     times = [conv_seconds(each, Format.BF16, H100, Pass.FORWARD, bytes_moved=0) for each in (one, grouped)]
     assert times[1] / grouped.flops > 3 * times[0] / one.flops
+
+
+def test_a_long_reduction_is_cut_until_the_last_round_is_full() -> None:
+    for number_format in (Format.FP32, Format.BF16):
+        ideal = efficiency_of(H100).gemm[number_format] * peak_of(H100, number_format)
+        weights = Gemm(3072, 768, 16384)  # 144 tiles of 128 x 128 for 132 multiprocessors
+        assert gemm_seconds(weights, number_format, H100) < 1.35 * weights.flops / ideal
+        assert gemm_seconds(Gemm(3072, 768, 512), number_format, H100) > 1.35 * 2 * 3072 * 768 * 512 / ideal
