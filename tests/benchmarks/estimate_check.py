@@ -2,15 +2,16 @@
 
 On a GPU it measures (tests/benchmarks/step_times.py: forward, loss, backward, fused AdamW, eager mode) and calibrates
 the roofline by amptune's own micro-benchmark; then it predicts, and writes steps_<gpu>.json (all that was measured) and
-estimate_<gpu>.json and .md (the comparison). Without a GPU, or with --measured, it predicts for the steps in a file.
+estimate_<gpu>.json and .md (the comparison). Without a GPU, or with --measured, it predicts for the steps in files.
 
     PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py --out DIR [--models vit,t5] [--no-profile]
     PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py --out DIR --unseen 3 --measure-only --no-profile
-    PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py --measured tests/benchmarks/reports/steps_h200.json
+    cd tests/benchmarks/reports; PYTHONPATH=../../..:../../../rules python ../estimate_check.py --measured \\
+        steps_h200.json steps_unseen_h200.json steps_unseen_2_h200.json
 
 Two sets of constants are compared: ``table`` (amptune/core/efficiency.py, what a machine without this GPU uses) and
 ``calibrated`` (measured on this GPU by the micro-benchmark, which looks at no model). Models that the structure of the
-estimate was adjusted on are marked ``seen``; the medians that count are those of the others.
+estimate was adjusted on first are marked ``seen``. Errors at first sight are what first_sight.py reports.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Any
 from amptune.core.files import write_atomic
 from amptune.core.hardware import GPUS, Gpu, gpu_for_device
 from amptune.core.recipes import RECIPES
+from tests.benchmarks.estimate_report import ERRORS, markdown
 from tests.benchmarks.step_times import ENTRIES, MEASURED, Entry, Wanted, measure
 
 REPORTS = Path(__file__).parent / "reports"
@@ -39,8 +41,8 @@ GIB = 2**30
 PROFILE_UNTIL = 110.0
 """Seconds after which no further step is profiled: the whole run stays under three minutes."""
 GROUPS = ("blind", "seen")
-LAUNCH_BOUND = 1.15
-"""Measured step over predicted kernels from which a step counts as bound by the processor."""
+SCALES = tuple(percent / 100 for percent in range(60, 151, 2))
+"""Of the cost of a launch, tried where it is set on all models but one."""
 
 
 def measured_here(
@@ -224,34 +226,33 @@ def _rows(entry: Entry, rows: Sequence[Mapping[str, Any]], predicted: Mapping[st
             }
 
 
-ERRORS = {"error": "step time", "speedup_error": "speedup", "memory_error": "memory"}
+Middle = Callable[[Sequence[float]], float]
 
 
-def medians(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Constants -> group -> median absolute error of step time, speedup and memory."""
+def medians(
+    rows: Sequence[Mapping[str, Any]], middle: Middle = statistics.median
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Constants -> group -> median (or another ``middle``) absolute error of step time, speedup and memory."""
     table: dict[str, dict[str, dict[str, float | None]]] = {}
     for constants in dict.fromkeys(row["constants"] for row in rows):
         for group in (*GROUPS, "all"):
             chosen = [row for row in rows if row["constants"] == constants and group in (row["group"], "all")]
             if chosen:
-                table.setdefault(constants, {})[group] = {key: _median(chosen, key) for key in ERRORS}
+                table.setdefault(constants, {})[group] = {key: _middle(chosen, key, middle) for key in ERRORS}
     return table
 
 
 def leave_one_out(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Constants -> median error of the speedups of each model with the cost of a launch set on the other models alone:
-    the one constant that is set on steps."""
+    """Constants -> median error of the speedups of each model with the cost of a launch set on the other models alone,
+    to the least mean error of their steps: the one constant that is set on steps."""
     found: dict[str, float | None] = {}
     for constants in dict.fromkeys(row["constants"] for row in rows):
         own = [row for row in rows if row["constants"] == constants]
         errors: list[float] = []
         for model in dict.fromkeys(row["model"] for row in own):
-            ratios = [row["measured_ms"] / row["launch_ms"] for row in own
-                      if row["model"] != model and row["measured_ms"] > LAUNCH_BOUND * row["gpu_ms"]]  # fmt: skip
-            scale = statistics.median(ratios) if ratios else 1.0
-            steps = {
-                row["recipe"]: max(row["gpu_ms"], scale * row["launch_ms"]) for row in own if row["model"] == model
-            }
+            others = [row for row in own if row["model"] != model]
+            scale = min(SCALES, key=lambda each: sum(abs(_step(row, each) / row["measured_ms"] - 1) for row in others))
+            steps = {row["recipe"]: _step(row, scale) for row in own if row["model"] == model}
             errors += [
                 abs(steps["fp32"] / steps[row["recipe"]] / row["measured_speedup"] - 1)
                 for row in own
@@ -259,6 +260,11 @@ def leave_one_out(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
             ]
         found[constants] = round(statistics.median(errors), 4) if errors else None
     return found
+
+
+def _step(row: Mapping[str, Any], scale: float) -> float:
+    """Predicted milliseconds with another cost of a launch."""
+    return float(max(row["gpu_ms"], scale * row["launch_ms"]))
 
 
 def first_errors(measured: Mapping[str, Any], file: Path) -> dict[str, dict[str, dict[str, float | None]]]:
@@ -280,69 +286,9 @@ def first_rows(measured: Mapping[str, Any], file: Path) -> dict[str, list[dict[s
     return found
 
 
-def _median(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+def _middle(rows: Sequence[Mapping[str, Any]], key: str, middle: Middle) -> float | None:
     errors = [abs(row[key]) for row in rows if row[key] is not None]
-    return round(statistics.median(errors), 4) if errors else None
-
-
-HEAD = """# Predicted against measured training steps, {name}
-
-Written by `tests/benchmarks/estimate_check.py`. Measured: forward, loss, backward, fused AdamW, torch {torch}; median
-step, `max_memory_allocated`. Speedups are against FP32 with TF32 off; `+fixed` is the model with aligned dimensions or
-convolutions in channels_last.
-
-`calibrated`: constants measured on this GPU by amptune's micro-benchmark, which looks at no model. `table`: the
-constants of amptune/core/efficiency.py, from single kernels (kernel_times.py, kernels_h200.json); casts, row norms and
-the cost of a launch are from the profiled kernels and the steps of the `seen` models. Predictions of the `blind` models
-were written down before their steps were seen (predicted_h200.json); what those showed, which is that launches were too
-cheap and a recurrent layer's loop was not counted, was then set on T5, ViT and the U-Net (and the loop on the GRU).
-Their figures in the first table are from after that; in the second, from before. `leave one out`: the cost of a launch
-set on the other models.
-
-The blind models ran later than the others, and their log has rounded medians; twelve further models, whose predictions
-were committed before they were measured, are in first_sight_h200.md. T5's profiled kernels are those of attention by
-plain products in FP32, as a learned bias that is strided in memory makes it; it is predicted so.
-
-## Median absolute errors
-
-| constants | models | step time | speedup | memory |
-|---|---|---|---|---|"""
-COLUMNS = (
-    "| model | models | constants | mode | recipe | measured ms | predicted ms | error | speedup measured | predicted "
-    "| error | GiB measured | predicted | error |"
-)
-
-
-def markdown(
-    measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any],
-    first: Mapping[str, Any], left_out: Mapping[str, float | None],
-) -> str:  # fmt: skip
-    """The comparison for people."""
-    name = measured["gpu"].get("name") or measured["gpu"]["key"]
-    lines = [HEAD.format(name=name, torch=measured["torch"])]
-    for constants, groups in summary.items():
-        for group, errors in groups.items():
-            lines.append(f"| {constants} | {group} | " + " | ".join(_percent(errors[key]) for key in ERRORS) + " |")
-        lines.append(f"| {constants} | all, leave one out | - | {_percent(left_out[constants])} | - |")
-    if first:
-        lines += ["", "## Written down before measuring", "", "| when | constants | step time | speedup | memory |",
-                  "|---|---|---|---|---|"]  # fmt: skip
-        for when, table in first.items():
-            for constants, errors in table.items():
-                cells = " | ".join(_percent(errors[key]) for key in ERRORS)
-                lines.append(f"| {when} | {constants} | {cells} |")
-    lines += ["", "## Every step", "", COLUMNS, "|---" * COLUMNS.count(" |") + "|"]
-    for row in rows:
-        cells = [row["model"], row["group"], row["constants"], row["mode"], row["recipe"], row["measured_ms"],
-                 row["predicted_ms"], _percent(row["error"], sign=True), row["measured_speedup"],
-                 row["predicted_speedup"], _percent(row["speedup_error"], sign=True), row["measured_gib"],
-                 row["predicted_gib"], _percent(row["memory_error"], sign=True)]  # fmt: skip
-        lines.append("| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _percent(value: float | None, *, sign: bool = False) -> str:
-    return "-" if value is None else f"{value:+.1%}" if sign else f"{value:.1%}"
+    return round(middle(errors), 4) if errors else None
 
 
 def _say(text: str) -> None:
@@ -352,7 +298,9 @@ def _say(text: str) -> None:
 def main() -> int:
     """Measure or read, predict, write, print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measured", type=Path, help="steps measured elsewhere (steps_<gpu>.json)")
+    parser.add_argument(
+        "--measured", type=Path, nargs="+", default=[], help="steps measured elsewhere (steps_<gpu>.json), run by run"
+    )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--models", help="comma-separated; default: all")
     chosen.add_argument(
@@ -382,32 +330,35 @@ def main() -> int:
     apart = [entry for entry in ENTRIES if entry.model in (args.ops_of or "").split(",")]
     args.out.mkdir(parents=True, exist_ok=True)
     if args.measured:
-        measured = json.loads(args.measured.read_text(encoding="utf-8"))
+        runs = [json.loads(file.read_text(encoding="utf-8")) for file in args.measured]
         if args.write_down:
-            note(args.write_down, measured["gpu"], args.when, written_down(measured, entries))
+            note(args.write_down, runs[-1]["gpu"], args.when, written_down(runs[-1], entries))
             return 0
-        measured["rows"] = [row for row in measured["rows"] if row["model"] in wanted]
+        for run in runs:
+            run["rows"] = [row for row in run["rows"] if row["model"] in wanted]
     else:
         also = Wanted(kernels=lambda: not args.no_profile, ops=args.ops, launches=args.ops)
 
         def keep(found: Mapping[str, Any]) -> None:
             write_atomic(args.out / "steps_so_far.json", json.dumps(found) + "\n")
 
-        measured = measured_here(entries, also, taken_apart=apart, keep=keep)
+        runs = [measured_here(entries, also, taken_apart=apart, keep=keep)]
         (args.out / "steps_so_far.json").unlink(missing_ok=True)
+    measured = runs[0] | {"rows": [row for run in runs for row in run["rows"]]}
     key = measured["gpu"].get("key") or gpu_of(measured).key
     if not args.measured:
         write_atomic(args.out / f"{steps}_{key}.json", json.dumps(measured, indent=None if args.ops else 1) + "\n")
     if args.measure_only:
         return 0
-    rows = compare(measured, ENTRIES)
-    summary = medians(rows)
+    rows = [row for run in runs for row in compare(run, ENTRIES)]
+    summary, means = medians(rows), medians(rows, statistics.fmean)
     left_out, noted = leave_one_out(rows), REPORTS / f"predicted_{key}.json"
     first = first_errors(measured, noted) if noted.exists() else {}
     report = {"version": 1, "gpu": measured["gpu"], "torch": measured["torch"], "median": summary,
-              "leave_one_out": left_out, "first": first, "rows": rows}  # fmt: skip
+              "mean": means, "leave_one_out": left_out, "first": first, "rows": rows}  # fmt: skip
     write_atomic(args.out / f"estimate_{key}.json", json.dumps(report, indent=1) + "\n")
-    text = markdown(measured, rows, summary, first, left_out)
+    command = " ".join(["PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py", *sys.argv[1:]])
+    text = markdown(measured, rows, summary, means, first, left_out, command)
     write_atomic(args.out / f"estimate_{key}.md", text)
     print(text)
     return 0

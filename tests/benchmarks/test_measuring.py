@@ -138,3 +138,33 @@ def test_a_set_of_unseen_models_is_measured_and_predicted_alone(
     estimate_check.main()
     found = json.loads((tmp_path / "predicted.json").read_text(encoding="utf-8"))["predicted"]
     assert found == {"third set": {"third": {"table": {}}}}
+
+
+def test_steps_of_several_runs_are_compared_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def row(model: str, recipe: str, error: float, constants: str = "table") -> dict[str, object]:
+        """A model that the processor binds but in FP32, whose launches take four fifths of what was assumed."""
+        base = recipe == "fp32"
+        return {
+            "model": model, "group": "seen", "constants": constants, "mode": "eager", "recipe": recipe,
+            "gpu_ms": 20.0 if base else 1.0, "launch_ms": 6.25, "measured_ms": 20.0 if base else 5.0,
+            "predicted_ms": 1.0, "error": error, "measured_speedup": None if base else 4.0, "predicted_speedup": 2.0,
+            "speedup_error": None if base else error, "measured_gib": 1.0, "predicted_gib": 1.0, "memory_error": 0.0,
+        }  # fmt: skip
+
+    files = []
+    for number, errors in enumerate(([0.1, 0.2], [0.1, 0.6])):
+        model = f"model{number}"
+        rows = [row(model, recipe, each) for recipe, each in zip(("fp32", "tf32"), errors, strict=True)]
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps({"gpu": {"key": "none"}, "torch": "2", "rows": rows}))
+    monkeypatch.setattr(estimate_check, "ENTRIES", (step_times.Entry("model0"), step_times.Entry("model1")))
+    monkeypatch.setattr(estimate_check, "compare", lambda run, _: run["rows"])
+    monkeypatch.setattr("sys.argv", ["x", "--measured", *map(str, files), "--out", str(tmp_path)])
+    estimate_check.main()
+    found = json.loads((tmp_path / "estimate_none.json").read_text())
+    assert found["median"]["table"]["all"]["speedup_error"] == pytest.approx(0.4)
+    assert found["mean"]["table"]["all"]["error"] == pytest.approx(0.25)
+    assert found["leave_one_out"] == {"table": 0.0}
+    text = (tmp_path / "estimate_none.md").read_text()
+    assert "All 2 models" in text
+    assert "| table | all | 4 | 15.0% | 25.0% | 40.0% | 40.0% | 0.0% | 0.0% |" in text
