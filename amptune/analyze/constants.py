@@ -21,6 +21,8 @@ from amptune.core.relations import COPIES_ONE
 _TRANSPARENT = (Family.VIEW, Family.CAST)
 _LARGE = 1 << 22
 """Elements from which a constant is not read: it is a table, not a number that someone wrote."""
+_MASKED = -1e3
+"""What is added to a score that is masked is below this."""
 _RANDOM = ("rand", "rand_like")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -44,6 +46,10 @@ class NodeBounds:
             and op_named(_op(node)).family is not Family.VIEW  # detach_ changes no number
         }
 
+        self._first_writers: dict[fx.Node, fx.Node] = {}
+        for node in module.graph.nodes:
+            if isinstance(written := node.meta.get("amptune_writes"), fx.Node):
+                self._first_writers.setdefault(_root(written), node)
         self._folded = Folded(self._tensor, lambda node: node not in self._written)
 
     def exact(self, node: fx.Node) -> tuple[float, float, int] | None:
@@ -51,6 +57,31 @@ class NodeBounds:
         value = self._folded.of(node)
         bounds = range_of(value) if value is not None and value.is_floating_point() else None
         return (bounds.low, bounds.high, int((value == 0).sum())) if value is not None and bounds is not None else None
+
+    def axes_kept(self, node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Axes of a constant mask, counted from the last as -1, along which every line has a number that is not zero,
+        and those along which every line has a zero."""
+        value = self._folded.of(node)
+        if value is None or value.dim() == 0 or value.is_complex():
+            return (), ()
+        kept = value != 0
+        axes = range(-value.dim(), 0)
+        return tuple(axis for axis in axes if bool(kept.any(axis).all())), tuple(
+            axis for axis in axes if bool((~kept).any(axis).all())
+        )
+
+    def is_causal(self, node: fx.Node) -> bool:
+        """Whether a constant mask of attention keeps what is on and below the diagonal, and nothing else."""
+        value = self._folded.of(node)
+        if value is None or value.dim() < 2 or value.shape[-1] != value.shape[-2]:
+            return False
+        kept = value if value.dtype is torch.bool else value > _MASKED
+        return bool((kept == torch.ones_like(kept).tril()).all())
+
+    def overwritten(self, node: fx.Node, writer: fx.Node) -> Range | None:
+        """What a tensor was filled with before ``writer``, the first that writes to it."""
+        base = _root(node)
+        return _created(_op(base), base) if self._first_writers.get(base) is writer else None
 
     def of(self, node: fx.Node) -> Range | None:
         """Bounds of a node that no site covers; ``None`` for one that a site or the batch makes, through views."""

@@ -1,9 +1,10 @@
 """What rules need of the fx nodes beyond the PrecisionGraph: order of operands, explicit casts, memory layout.
 
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
-``masked``, ``mask_strided``, ``strided``, ``viewed``, ``copied``, ``channels_last``, ``integers``, ``fp32_limit``,
-``exact``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random`` and ``later_sources`` that the class describes,
-and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left as it is.
+``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``viewed``, ``copied``, ``channels_last``, ``integers``,
+``fp32_limit``, ``exact``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random``, ``kept``, ``one_hot``,
+``called`` and ``later_sources`` that the class describes, and empties a ``dtype`` that is another tensor's. A site
+whose nodes do not line up with its inputs is left as it is.
 """
 
 from __future__ import annotations
@@ -75,6 +76,16 @@ def _origins(
 ) -> Iterator[tuple[str, Any]]:  # fmt: skip
     """What is known of inputs that no site makes, and where those of later calls come from."""
     known = {index: found for index, node in enumerate(outside) if (found := bounds.of(node)) is not None}
+    if len(calls) == 1 and outside and (filled := bounds.overwritten(outside[0], calls[0][-1])) is not None:
+        known[0] = filled
+    if site.op == "scaled_dot_product_attention" and (mask := _mask(calls[0][0])) and bounds.is_causal(mask):
+        yield "mask_causal", True
+    kept = {index: axes for index, node in enumerate(outside) if any(axes := bounds.axes_kept(node))}
+    if kept:
+        yield "kept", kept
+    shares = [index for index, node in enumerate(outside) if str(root(node).meta.get("amptune_op")) == "one_hot"]
+    if shares:
+        yield "one_hot", shares
     if known:
         yield "bounds", {index: (found.low, found.high) for index, found in known.items()}
     batch = {index: str(base.target) for index, node in enumerate(outside) if (base := root(node)).op == "placeholder"}
@@ -171,15 +182,17 @@ def _facts(
         yield from _operands(site, covered, positions)
     if not site.is_module and _is_in_place(covered[0]):
         yield "in_place", True
+    if not site.is_module and (called := _called(covered[0])) != site.op:
+        yield "called", called
     if not site.is_module and site.attrs.get("dtype") and not LITERAL.search(source(covered[0])):
         yield "dtype", UNKNOWN
     if not site.is_module and _FP32_LIMIT.search(source(covered[0])):
         yield "fp32_limit", True
     yield from dtypes.of_inputs(positions)
     if site.op == "scaled_dot_product_attention":
-        mask = covered[0].kwargs.get("attn_mask", covered[0].args[3] if len(covered[0].args) > 3 else None)
-        yield "masked", isinstance(mask, fx.Node)
-        if isinstance(mask, fx.Node) and _is_strided(mask.meta.get("val")):
+        mask = _mask(covered[0])
+        yield "masked", mask is not None
+        if mask is not None and _is_strided(mask.meta.get("val")):
             yield "mask_strided", True
     integers = {index: count for node, index in positions.items() if (count := _integers(root(node)))}
     if integers:
@@ -239,6 +252,13 @@ def _is_in_place(node: fx.Node) -> bool:
     return name.endswith("_")
 
 
+def _called(node: fx.Node) -> str:
+    """How the user's code calls an op: ``fill_diagonal_``; the op's own name for an operator."""
+    call = node.meta.get("amptune_call")
+    name = str(getattr(call.function, "__name__", "")) if call else ""
+    return call.op if call and (not name.strip("_") or name.startswith("_")) else name
+
+
 def _spelling(node: fx.Node) -> str:
     call = node.meta.get("amptune_call")
     target = call.function if call and call.function else node.target
@@ -253,6 +273,12 @@ def _integers(node: fx.Node) -> int:
         return value.numel()
     numbers = [each for each in node.args if isinstance(each, int)]
     return max(numbers[:2], default=0) if op == "randint" else 0
+
+
+def _mask(node: fx.Node) -> fx.Node | None:
+    """The mask of a call of scaled_dot_product_attention."""
+    found = node.kwargs.get("attn_mask", node.args[3] if len(node.args) > 3 else None)
+    return found if isinstance(found, fx.Node) else None
 
 
 def _is_strided(value: Any) -> bool:

@@ -26,7 +26,7 @@ from amptune.analyze.gradients import accumulations
 from amptune.analyze.kernels import Kernel, Move, Setting, SiteKernels, converts_to_fp8
 from amptune.analyze.memory import Memory, step_memory
 from amptune.analyze.stepkernels import StepKernels, Times, counted
-from amptune.core.autocast import SiteDtypes, realise
+from amptune.core.autocast import HALF, SiteDtypes, realise
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph, Site
 from amptune.core.graph_context import Mode
@@ -39,6 +39,7 @@ ADAMW_BYTES = 7
 """Times the bytes of a parameter: it and two moments are read and written, the gradient is read."""
 UNSCALE_BYTES = 2
 """Times the bytes of a gradient: GradScaler reads and writes them all before the step."""
+_NOTICEABLE = 0.01
 COMPILED_LAUNCH_SHARE = 0.45
 """Of the eager processor time for each kernel: no Python between them."""
 
@@ -54,6 +55,8 @@ class Estimate:
         bound: whether the GPU or the launches on the processor set the time.
         fits: False where the recipe does not fit the GPU's memory.
         gpu_ms, launch_ms: time of the kernels and of launching them.
+        own: 16-bit dtypes that the model itself has beside the recipe, by their share of its FLOPs: those of its
+            parameters, casts and autocast regions. Empty for recipes that are in 16 bits anyway.
         stops: why the model does not run under the recipe, and the numbers mean nothing; empty where it does.
     """
 
@@ -64,6 +67,7 @@ class Estimate:
     fits: bool
     gpu_ms: float = 0.0
     launch_ms: float = 0.0
+    own: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
     stops: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +82,7 @@ class Estimate:
             "fits": self.fits,
             "gpu_ms": round(self.gpu_ms, 4),
             "launch_ms": round(self.launch_ms, 4),
+            **({"own_formats": dict(self.own)} if self.own else {}),
         }
 
 
@@ -146,6 +151,16 @@ def estimate_all(
     return {key: {n: e for n, e in table.items() if n.removesuffix(FIXED) in asked} for key, table in tables.items()}
 
 
+def own_halves(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes]) -> dict[str, float]:
+    """16-bit dtype -> share of the FLOPs of a model that it computes, from a hundredth on."""
+    shares: dict[str, float] = {}
+    for site in graph:
+        dtype = dtypes[site.id].compute
+        if dtype in HALF:
+            shares[dtype] = shares.get(dtype, 0.0) + site.flops / max(graph.flops, 1)
+    return {dtype: round(share, 4) for dtype, share in shares.items() if share >= _NOTICEABLE}
+
+
 def applies(graph: PrecisionGraph, recipe: Recipe) -> bool:
     """Whether the recipe changes anything in this model: an FP8 recipe without a layer to convert is BF16 autocast."""
     return recipe.fp8 is None or any(converts_to_fp8(site) for site in graph)
@@ -183,6 +198,7 @@ class _Work:
         self.setting = setting
         self.kernels = counted(kernels.values())
         self.memory = memory
+        self.own = {} if setting.recipe.half else own_halves(graph, dtypes)
         self.extra = [*accumulations(graph, dtypes, setting), *_optimizer(self.memory, setting)]
         self.views = sum(int(site.attrs.get("viewed", 0)) * site.calls for site in graph)
         self.modules = _modules(graph)
@@ -204,6 +220,7 @@ class _Work:
             fits=self.memory.peak <= gpu.memory,
             gpu_ms=running * 1e3,
             launch_ms=launching * 1e3,
+            own=self.own,
         )
 
     def _launch_seconds(self, gpu: Gpu) -> float:

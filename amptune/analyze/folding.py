@@ -10,12 +10,14 @@ from torch import fx
 
 from amptune.core.ops import Family, op_named
 
-LARGEST = 1 << 16
+LARGEST = 1 << 18
 """Elements up to which a constant is worked out: tables of numbers that someone wrote, not data."""
 _FAMILIES = (
     Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION, Family.VIEW, Family.CAST, Family.MEMORY, Family.CREATE,
 )  # fmt: skip
 _UNWRITTEN = ("empty", "empty_like", "new_empty")
+_LIKE = {"ones_like": 1, "zeros_like": 0, "new_ones": 1, "new_zeros": 0}
+"""Ops that read the shape of a tensor and none of its numbers -> what they fill theirs with."""
 
 
 class Folded:
@@ -64,6 +66,8 @@ class Folded:
         plain = op == "getitem" or (op_named(op).family in _FAMILIES and op not in _UNWRITTEN)
         if node.op not in ("call_function", "call_method") or not plain or _numel(node) > LARGEST:
             return None
+        if op in _LIKE:
+            return self._filled(node, _LIKE[op])
         inputs = node.all_input_nodes
         if (
             "amptune_writes" in node.meta
@@ -72,6 +76,13 @@ class Folded:
         ):
             return None
         return self._called(node)
+
+    def _filled(self, node: fx.Node, number: int) -> torch.Tensor | None:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or not self._is_fixed(node):
+            return None
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            return torch.full(tuple(value.shape), number, dtype=value.dtype)
 
     def _called(self, node: fx.Node) -> Any:
         args = fx.node.map_arg(node.args, self._known.__getitem__)

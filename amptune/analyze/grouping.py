@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from amptune.core.finding import Finding
+from amptune.core.finding import Finding, Severity
 from amptune.core.graph import SiteCall
 from amptune.core.hardware import Gpu
 
@@ -27,6 +27,23 @@ def group(findings: Iterable[Finding], step_ms: Mapping[tuple[str, str], float],
         grouped.setdefault(key, []).append(finding)
     merged = [_merged(same, step_ms, gpus) for same in grouped.values()]
     return sorted(merged, key=lambda finding: (*finding.sort_key, finding.site or ""))
+
+
+def without_repeats(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings but for information about dimensions of a site that other findings name one by one, with their size."""
+    named = {(each.site, dimension) for each in findings if isinstance(dimension := _dimension(each), str)}
+    return [each for each in findings if not _is_repeat(each, named)]
+
+
+def _is_repeat(finding: Finding, named: Set[tuple[str | None, Any]]) -> bool:
+    dimensions = _dimension(finding)
+    if finding.severity is not Severity.INFO or not isinstance(dimensions, list):
+        return False
+    return all((finding.site, each) in named for each in dimensions)
+
+
+def _dimension(finding: Finding) -> Any:
+    return finding.evidence.get("dimension")
 
 
 def of_sites(findings: Iterable[Finding]) -> list[Finding]:

@@ -152,8 +152,8 @@ class StatRecorder(GraphRecorder):
                 tensor.register_hook(functools.partial(_note, self.gradients, node))
 
 
-def _note(table: dict[fx.Node, Stat], node: fx.Node, tensor: torch.Tensor) -> None:
-    found = stat_of(tensor)
+def _note(table: dict[fx.Node, Stat], node: fx.Node, tensor: torch.Tensor | None) -> None:
+    found = None if tensor is None else stat_of(tensor)  # a result that nothing was worked out from has no gradient
     if found is not None:
         table[node] = found.joined(table[node]) if node in table else found
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from amptune.analyze.enrich import enrich
 from amptune.analyze.estimate import FIXED, Estimate, SiteTimes, estimate_all, site_times
-from amptune.analyze.grouping import group, of_sites
+from amptune.analyze.grouping import group, of_sites, without_repeats
 from amptune.analyze.stepkernels import StepKernels
 from amptune.capture import Capture
 from amptune.core.autocast import realise
@@ -139,7 +139,7 @@ def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGra
     )
     found = [finding for rule in rules for finding in _findings(cast("GraphRule", rule.cls()), context)]
     estimates = _with_stops(estimates, _stops([*found, *_unasked(rules, context)]))
-    kept = _unsuppressed([each for each in found if not _is_ignored(each, question.ignore_modules)])
+    kept = _unsuppressed([each for each in without_repeats(found) if not _is_ignored(each, question.ignore_modules)])
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]
     sites = site_times(graph, timed[0], question.recipes, **how) if timed else ()
     ranges = _ranges(graph if calls is None else calls, question.evidence)

@@ -105,6 +105,8 @@ class CallRecorder(TorchFunctionMode):
         op = op_name(func, args)
         named = named_arguments(func, args, kwargs)
         place = leaf.place if leaf else current_place(4)
+        if place.reader is None and holder is not None:
+            place = Place(place.origin, holder.place.reader)
         call = Call(
             number=len(self.calls) + 1,
             op=op,

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from amptune.capture.arguments import Construction, construction
+from amptune.capture.built import construction_noted
 from amptune.capture.execute import execute_file, read_source
 from amptune.capture.fakes import new_fake_mode, parameters_as_fakes
 from amptune.capture.guess import guess_inputs
@@ -52,7 +53,8 @@ def load_target(spec: TargetSpec, *, source: str | None = None) -> Target:
     path = Path(place)
     disk = read_source(path)
     text = disk if source is None else source
-    module = execute_file(path, text)
+    with construction_noted():  # of a model that the file holds, ready made
+        module = execute_file(path, text)
     return _with_state(_from_file(spec, path, module, name, text, hashlib.sha256(disk.encode()).hexdigest()))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import transformer
 
+from amptune.capture.built import built_at
 from amptune.capture.execute import readable_module
 from amptune.capture.where import Place, current_place
 
@@ -54,7 +55,10 @@ def type_name(module: nn.Module) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ModuleCall:
-    """One running call of a module of the model: its path, class, where it is called, and which call it is."""
+    """One running call of a module of the model: its path, class, where it is called, and which call it is.
+
+    Where no line of the user's calls it, its place is where it was built.
+    """
 
     path: str
     type_name: str
@@ -119,7 +123,10 @@ class ModuleStack:
         self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Iterator[ModuleCall]:
         self.count += 1
-        entry = ModuleCall(path, type_name(module), is_leaf(module), self.count, current_place(4), module)
+        place = current_place(4)
+        if place.reader is None:
+            place = Place(place.origin, built_at(module))
+        entry = ModuleCall(path, type_name(module), is_leaf(module), self.count, place, module)
         self.calls.append(entry)
         try:
             yield entry

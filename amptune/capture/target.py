@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from amptune.capture.built import construction_noted
 from amptune.capture.inputs import InputSpec
 from amptune.capture.usercode import UserCodeError, user_code
 from amptune.errors import CaptureError, TargetError
@@ -88,7 +89,7 @@ class Target:
             TargetError: the user's code failed, with its line, or it gave something that is no ``nn.Module``.
         """
         try:
-            with user_code():
+            with user_code(), construction_noted():
                 model = self.build()
         except UserCodeError as error:
             raise _failed(f"{self.name}() failed", error) from error

@@ -37,6 +37,9 @@ _TORCH_PLUMBING = tuple(
     )
 )
 
+_STARTS = tuple(OWN_FOLDER + name for name in ("capture/target.py", "capture/execute.py"))
+"""Files that call the user's code: what called them is no part of it."""
+
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Position:
@@ -78,10 +81,31 @@ def current_place(skip: int = 1, stop: CodeType | None = None) -> Place:
         if kind == "reader":
             position = _position(code, frame.f_lasti)
             return Place(origin or position, position)
+        if kind == "start":
+            break
         if kind == "torch" and origin is None:
             origin = _position(code, frame.f_lasti)
         frame = frame.f_back
     return Place(origin, None)
+
+
+def construction_place(module: object, skip: int = 1) -> Position | None:
+    """The innermost line that the user can read outside of the constructors of ``module`` itself, one of which runs."""
+    frame: FrameType | None = sys._getframe(skip)
+    while frame is not None:
+        code = frame.f_code
+        kind = _kind_of(code.co_filename)
+        if kind == "start":
+            break
+        if kind == "reader" and not _constructs(frame, module):
+            return _position(code, frame.f_lasti)
+        frame = frame.f_back
+    return None
+
+
+def _constructs(frame: FrameType, module: object) -> bool:
+    code = frame.f_code
+    return code.co_name == "__init__" and frame.f_locals.get(code.co_varnames[0]) is module
 
 
 Trail = tuple[tuple[CodeType, int], ...]
@@ -110,6 +134,8 @@ def parting(trails: Sequence[Trail]) -> list[Position | None]:
 
 @functools.cache
 def _kind_of(filename: str) -> str:
+    if filename in _STARTS:
+        return "start"
     if filename.startswith(OWN_FOLDER) or filename.startswith(_TORCH_PLUMBING):
         return "plumbing"
     if is_readable_code(filename):

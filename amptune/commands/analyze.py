@@ -207,7 +207,8 @@ def _text(analysis: Analysis, question: Question) -> str:
     general = [finding for finding in analysis.findings if finding.site is None]
     found = text.render(placed, lines=source_lines, color=_color()) + text.render(general, color=_color())
     launches = {gpu.key: launch_words(gpu, question.mode) for gpu in question.gpus if gpu.is_cuda}
-    estimates = table.render_estimates(analysis.to_json()["estimate"], question.mode, launches)
+    estimate = analysis.to_json()["estimate"]
+    estimates = table.render_estimates(estimate, question.mode, launches)
     parts = [found or "no findings\n", estimates]
     if analysis.ranges and question.evidence.asked:
         parts.append(ranges.render_ranges(analysis.ranges, question.evidence.words))
@@ -217,7 +218,9 @@ def _text(analysis: Analysis, question: Question) -> str:
         stopped = {name for name, each in analysis.estimates.get(timed[0].key, {}).items() if each.stops}
         wanted = [name for name in ("fp32", "tf32", half) if name not in stopped]
         columns = [name for name in wanted if any(name in row.milliseconds for row in analysis.sites)]
-        parts.append(table.render_sites(site_rows(analysis.sites), columns, timed[0].key))
+        parts.append(
+            table.render_sites(site_rows(analysis.sites), columns, timed[0].key, named=table.row_names(estimate))
+        )
     return "\n".join(part for part in parts if part)
 
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from amptune.core.graph import Site
-from amptune.core.intervals import Range
+from amptune.core.intervals import Range, point
 from amptune.core.range_rules import reduced_count
 
 if TYPE_CHECKING:
@@ -52,18 +52,61 @@ def _count(ranges: Ranges, shares: Site | None, total: Site) -> int:
     """Over how many numbers shares add up to 1, where a sum runs over all of those; 0 for what are no shares."""
     if shares is None or not shares.outputs or not shares.outputs[0].shape:
         return 0
-    softmax = ranges.root(shares) if shares.op == "mean" else shares
-    if softmax is None or softmax.op not in SHARES or not softmax.outputs:
-        return 0
-    own = len(softmax.outputs[0].shape)
-    axis = _axes(softmax, own)
-    if shares.op == "mean" and (axis != {own - 1} or axis & _axes(shares, own)):
-        return 0  # the mean of shares over rows has shares again
-    kept = len(shares.outputs[0].shape)
-    axis = {kept - 1} if shares.op == "mean" else axis
-    if len(axis) != 1 or not axis <= _axes(total, kept):
+    rank = len(shares.outputs[0].shape)
+    axis = _axes(shares, rank) if shares.op in SHARES else {rank - 1}
+    if len(axis) != 1 or not axis <= _axes(total, rank) or not _adds_to_one(ranges, shares, axis):
         return 0
     return int(shares.outputs[0].shape[axis.pop()])
+
+
+def _adds_to_one(ranges: Ranges, site: Site, axis: set[int], depth: int = 0) -> bool:
+    """Whether the numbers of a result are not negative and add up to 1 along an axis: those of a softmax, of one_hot,
+    of ones that were scattered, of x / x.sum(), or means over other axes of these."""
+    shape = site.outputs[0].shape if site.outputs else ()
+    if not shape or depth > _DEPTH:
+        return False
+    rank = len(shape)
+    if site.op in SHARES:
+        return _axes(site, rank) == axis
+    if axis != {rank - 1}:
+        return False
+    if site.op == "scatter":
+        return _is_one_hot(ranges, site, rank)
+    if site.op == "mean":
+        own = len(site.inputs[0].shape) if site.inputs else 0
+        return own - 1 not in _axes(site, own) and _rows_add_to_one(ranges, site, depth + 1)
+    whole = ranges.root(site, 1) if site.op == "div" else None
+    if whole is None or whole.op != "sum" or not ranges.covers(whole, 0, site, 0) or ranges.operand(site, 0).low < 0:
+        return False
+    read = len(whole.inputs[0].shape)
+    return _axes(whole, read) == {read - 1} == {rank - 1} and (rank == 1 or bool(whole.attrs.get("keepdim")))
+
+
+def _is_one_hot(ranges: Ranges, site: Site, rank: int) -> bool:
+    """zeros.scatter_(-1, index, 1) with one index in each row."""
+    literal = site.attrs.get("src", site.attrs.get("value"))
+    index = site.inputs[1].shape if len(site.inputs) == 2 else ()
+    along = site.attrs.get("dim")
+    last = isinstance(along, int) and along % rank == rank - 1
+    return last and literal == 1 and index[-1:] == (1,) and ranges.input(site, 0) == point(0.0)
+
+
+def _rows_add_to_one(ranges: Ranges, site: Site, depth: int) -> bool:
+    """The same of the first operand of a site, seen through views that leave the last axis as it is."""
+    views = (site.attrs.get("views") or {}).get(0, ("", ""))[1]
+    if any(not step.startswith(_KEEP_ROWS) for step in views.split("} ") if step):
+        return False
+    if 0 in site.attrs.get("one_hot", ()):
+        return True
+    made = ranges.root(site)
+    last = site.inputs[0].shape[-1:]
+    if made is None or not made.outputs or made.outputs[0].shape[-1:] != last:
+        return False
+    return _adds_to_one(ranges, made, {len(made.outputs[0].shape) - 1}, depth)
+
+
+_DEPTH = 4
+_KEEP_ROWS = ("view", "reshape", "flatten", "unsqueeze(0")
 
 
 def _axes(site: Site, rank: int) -> set[int]:

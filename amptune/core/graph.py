@@ -126,7 +126,8 @@ class Site:
             ``scalars``: numbers among the positional operands, as {position: value}: ``x + 1e-8`` has {1: 1e-8}.
             ``operands``: for a functional op, what each positional argument is: an index into ``inputs`` (twice the
             same for ``x * x``), or None for a number, a parameter or a constant made in the forward.
-            ``in_place``: it writes its first operand, whose dtype stays.
+            ``in_place``: it writes its first operand, whose dtype stays. ``called``: its name in the user's code, where
+            that is not the op's: ``fill_diagonal_``.
             ``casts``: {index of an input: dtype}, for inputs that the user's code casts on the way (``x.float()``);
             empty dtype where it is that of another tensor. ``param_casts``: {name: dtype}, the same for parameters.
             ``like``: {index of an input: site id}, for inputs made by zeros_like and its kin, or cast to the dtype of
@@ -136,11 +137,14 @@ class Site:
             numbers, arithmetic on integers. ``batch``: {index of an input: name of the batch's tensor}.
             ``exact``: (low, high, number of zeros) of a result that is worked out from constants alone.
             ``views``: {index of an input: (views that pick some of its numbers, all views)}, as text.
+            ``kept``: {index of an input: (axes, axes)}, for constant masks: along which, from -1 for the last, every
+            line has a number that is not zero, and a zero. ``one_hot``: indices of inputs that one_hot made.
             ``narrowed``: {index of an input: 8-bit dtype that it is cast to on the way, even if it is cast back}.
             ``random``: an input is drawn in the forward. ``later_sources``: ``sources`` of the calls after the first.
             ``integers``: {index of an input: count}, for inputs made by arange or randint. ``fp32_limit``: the call
             names a limit of FP32 (``torch.finfo(torch.float32).min``), rather than that of its input. ``masked``:
-            attention with a mask. ``mask_strided``: whose neighbours in the last dimension lie apart in memory.
+            attention with a mask. ``mask_strided``: whose neighbours in the last dimension lie apart in memory;
+            ``mask_causal``: a constant that keeps what is_causal keeps.
             ``viewed``: views between the producers and this site; ``copied``: elements that they copy, being no views.
             ``dtype``: torch's name, for an op whose call names one. ``channels_last``: its input is laid out so.
             ``autocast``: False inside a region that switches autocast off.

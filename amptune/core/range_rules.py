@@ -194,6 +194,16 @@ def _written(site: Site, ranges: list[Range]) -> Range:
     return ranges[0].union(point(float(value))) if known and ranges else ANY
 
 
+def _scattered(site: Site, ranges: list[Range]) -> Range:
+    """What was there, or what is written over some of it."""
+    if not site.inputs or site.attrs.get("reduce"):
+        return ANY
+    value = site.attrs.get("src", site.attrs.get("value"))
+    if isinstance(value, (int, float)) and len(site.inputs) == 2:
+        return ranges[0].union(point(float(value))) if ranges else ANY
+    return ranges[0].union(ranges[-1]) if len(site.inputs) == len(ranges) == 3 else ANY
+
+
 def _dropout(site: Site, ranges: list[Range]) -> Range:
     if not ranges:
         return ANY
@@ -385,6 +395,7 @@ RULES: dict[str, RangeRule] = {
     "where": _where,
     "masked_fill": _masked_fill,
     "index_put": _written,
+    "scatter": _scattered,
     "dropout": _dropout,
     "scaled_dot_product_attention": _attention,
 }

@@ -19,6 +19,7 @@ from amptune.core.formats import Format
 from amptune.core.graph import INPUT, PrecisionGraph, Site, TensorMeta
 from amptune.core.intervals import ANY, UNIT, Range, point
 from amptune.core.layer_ranges import LAYERS, Weight
+from amptune.core.operands import arity, input_of
 from amptune.core.ops import Family, op_named
 from amptune.core.range_rules import RULES
 from amptune.core.relations import COPIES_ALL, COPIES_ONE, related
@@ -296,27 +297,6 @@ def _origin(site: Site, position: int) -> object:
 def _same_kind(producer: Site, tensor: TensorMeta) -> bool:
     """Whether a tensor is of the kind that the producer's bounds are about: not the indices beside values."""
     return tensor.is_floating or not any(output.is_floating for output in producer.outputs)
-
-
-def arity(site: Site) -> int:
-    """Number of positional operands."""
-    layout = site.attrs.get("operands")
-    if layout is not None:
-        return len(layout)
-    found = len(site.inputs) + len(site.params) + len(site.attrs.get("scalars") or {})
-    return max(found, 2) if site.op in ("mul", "add", "sub", "div") else found
-
-
-def input_of(site: Site, index: int) -> int | None:
-    """The position in ``Site.inputs`` of a positional operand; ``None`` for a number or a parameter."""
-    layout = site.attrs.get("operands")
-    if layout is not None:
-        return layout[index] if index < len(layout) else None
-    scalars = site.attrs.get("scalars") or {}
-    if site.op in ("mul", "add", "sub", "div") and len(site.inputs) == 1 and not scalars and not site.params:
-        return 0 if index < 2 else None  # an op of two operands with one tensor: x * x
-    position = index - sum(1 for place in scalars if place < index)
-    return position if index not in scalars and position < len(site.inputs) else None
 
 
 def _format_of(dtypes: SiteDtypes) -> Format | None:

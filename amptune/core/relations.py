@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from amptune.core.cumulative import rest_of_sum
 from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
 from amptune.core.graph import Site
 from amptune.core.intervals import UNIT, Range, point, square, symmetric
+from amptune.core.masked import least_kept
 from amptune.core.range_rules import axis_size, exponent_of, limits_of, reduced_count
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def related(ranges: Ranges, site: Site) -> Range | None:
         case "masked_select" | "index":
             return _selected(ranges, site)
         case "add":
-            return _guarded_sum(ranges, site)
+            return _guarded_sum(ranges, site) or _squareplus(ranges, site)
         case "matmul" | "mm" | "bmm" | "einsum" | "linear" | "mv" | "linalg_vecdot":
             return _matrix_product(ranges, site)
     return None
@@ -114,7 +116,9 @@ def _difference(ranges: Ranges, site: Site) -> Range | None:
         return None
     if ranges.same(site, 0, site, 1):
         return point(0.0)
-    return Range(0.0, math.inf) if _exceeds(ranges, ranges.root(site, 0), ranges.root(site, 1)) else None
+    if _exceeds(ranges, ranges.root(site, 0), ranges.root(site, 1)):
+        return Range(0.0, math.inf)
+    return rest_of_sum(ranges, site)
 
 
 def _exceeds(ranges: Ranges, total: Site | None, least: Site | None) -> bool:
@@ -138,6 +142,8 @@ def _total(ranges: Ranges, site: Site) -> Range | None:
         return Range(1.0, count) if site.op == "sum" else Range(1 / max(reduced_count(site), 1), 1.0)
     if site.op == "sum" and made.op == "mul" and (found := entropy(ranges, site, made)):
         return found
+    if site.op == "sum" and (least := least_kept(ranges, site, made)) > 0:
+        return Range(least, math.inf)
     if site.op == "sum" and made.op == "mul" and all(is_unit_vector(ranges, made, side) for side in (0, 1)):
         return symmetric(1.0)
     return None
@@ -355,6 +361,21 @@ def _guarded_sum(ranges: Ranges, site: Site) -> Range | None:
             continue
         if ranges.same(test, 0, site, 1 - side):
             return Range(ranges.smallest(site, 1 - side), math.inf)
+    return None
+
+
+def _squareplus(ranges: Ranges, site: Site) -> Range | None:
+    """x + sqrt(x * x + c) is not negative where c is not."""
+    for side in (0, 1):
+        root = ranges.root(site, side)
+        total = ranges.root(root) if root is not None and root.op == "sqrt" else None
+        if total is None or total.op != "add":
+            continue
+        for part in (0, 1):
+            squares = ranges.root(total, part)
+            kept = squares is not None and is_square(ranges, squares) and ranges.same(squares, 0, site, 1 - side)
+            if kept and ranges.operand(total, 1 - part).low >= 0:
+                return Range(0.0, math.inf)
     return None
 
 

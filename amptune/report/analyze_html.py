@@ -12,6 +12,7 @@ from amptune.report.analyze_data import PageData, PageSite, Risk
 from amptune.report.analyze_tree import model_tree, risk_class
 from amptune.report.page import Markup, folded, join, number_cell, page, section, table, tag
 from amptune.report.svg import symbols
+from amptune.report.table import row_names
 from amptune.report.tune_data import ms, size
 
 FIXED = "+fixed"
@@ -109,15 +110,16 @@ def _figures(data: PageData) -> Iterator[tuple[str, str]]:
 def _recipes(data: PageData) -> Markup:
     """Every recipe on every GPU; a bar shows the speedup over FP32."""
     top = max((entry["speedup"] or 0.0 for found in data.estimate.values() for entry in found.values()), default=1.0)
+    named = row_names(data.estimate)
     rows = [
-        _recipe_row(gpu, name, entry, top)
+        _recipe_row(gpu, named.get(name, name), entry, top)
         for gpu, found in data.estimate.items()
         for name, entry in _ordered(found)
         if not _is_idle(name, found)
     ]
     if not rows:
         return tag("p", "No GPU was asked about that can be timed: name one with --gpu, such as --gpu h100.")
-    head = ["GPU", "Recipe", "Step", "Speedup over fp32", "Memory", "Remarks"]
+    head = ["GPU", "Recipe", "Step", f"Speedup over {named.get('fp32', 'fp32')}", "Memory", "Remarks"]
     note = (
         "Predicted by a roofline, nothing was run. +fixed: the model with its misaligned dimensions padded and its "
         "convolutions in channels_last; left out where that changes nothing."

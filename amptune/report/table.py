@@ -11,6 +11,8 @@ from amptune.core.recipes import RECIPES
 FIXED = "+fixed"
 GIB = 2**30
 _SITE_WIDTH = 40
+_MOSTLY = 0.5
+_SHORT = {"bfloat16": "bf16", "float16": "fp16"}
 _MOST_COLUMNS = 4
 
 
@@ -50,17 +52,47 @@ def render_estimates(
     gpus = [gpu for gpu, table in estimate.items() if table]
     if not gpus:
         return ""
+    named = row_names(estimate)
     known = _ordered({recipe for gpu in gpus for recipe in estimate[gpu]})
     recipes = [name for name in known if not name.endswith(FIXED) or _differs(estimate, gpus, name)]
     grid = [
-        [recipe, *(_cell(estimate[gpu].get(recipe)) for gpu in gpus), _memory(estimate, recipe)] for recipe in recipes
+        [named.get(recipe, recipe), *(_cell(estimate[gpu].get(recipe)) for gpu in gpus), _memory(estimate, recipe)]
+        for recipe in recipes
     ]
     rows = [["recipe", *gpus, "memory"], *grid]
     if len(gpus) > _MOST_COLUMNS:
         rows = [list(column) for column in zip(*rows, strict=True)]
-    title = f"predicted training step, {mode} mode: milliseconds, speedup over fp32, peak memory (nothing was run)"
-    notes = [*_legend(rows), *_launches(estimate, launches or {}), *_stopped(estimate, recipes)]
+    base = named.get("fp32", "fp32")
+    title = f"predicted training step, {mode} mode: milliseconds, speedup over {base}, peak memory (nothing was run)"
+    notes = [*_legend(rows), *_own(estimate, named), *_launches(estimate, launches or {}), *_stopped(estimate, recipes)]
     return "\n".join([title, *_aligned(rows), *notes]) + "\n"
+
+
+def row_names(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, str]:
+    """What to call recipes without a 16-bit format of their own where the model itself is in 16 bits for the most part:
+    under them a BF16 model runs in BF16."""
+    found: dict[str, str] = {}
+    for recipe, halves in _halves(estimate).items():
+        base = recipe.removesuffix(FIXED)
+        if sum(halves.values()) >= _MOSTLY:
+            most = max(halves, key=lambda dtype: halves[dtype])
+            found[recipe] = f"own {_SHORT.get(most, most)}{'' if base == 'fp32' else '+' + base}{recipe[len(base) :]}"
+    return found
+
+
+def _halves(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Mapping[str, float]]:
+    """Recipe -> the model's own 16-bit dtypes, by their share of its FLOPs."""
+    entries = ((recipe, entry) for table in estimate.values() for recipe, entry in table.items())
+    return {recipe: entry["own_formats"] for recipe, entry in entries if entry.get("own_formats")}
+
+
+def _own(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], named: Mapping[str, str]) -> list[str]:
+    halves = _halves(estimate).get("fp32")
+    if not halves:
+        return []
+    listed = " and ".join(f"{share:.0%} of its FLOPs in {_SHORT.get(dtype, dtype)}" for dtype, share in halves.items())
+    name = f"{named['fp32']} (recipe fp32)" if "fp32" in named else "fp32"
+    return [f"  {name}: the model's own parameters, casts or autocast regions run {listed}"]
 
 
 def _legend(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -126,7 +158,9 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
     return f"{entry['step_ms']:9.2f} {entry['speedup']:5.2f}x{marks}"
 
 
-def render_sites(rows: Sequence[SiteRow], recipes: Sequence[str], gpu: str, limit: int = 12) -> str:
+def render_sites(
+    rows: Sequence[SiteRow], recipes: Sequence[str], gpu: str, limit: int = 12, named: Mapping[str, str] | None = None
+) -> str:
     """The sites that gain most, one line each.
 
     Args:
@@ -134,10 +168,11 @@ def render_sites(rows: Sequence[SiteRow], recipes: Sequence[str], gpu: str, limi
         recipes: columns, by recipe name.
         gpu: on which the times are predicted.
         limit: lines to show.
+        named: recipe -> what to call it, where that is not its name; see :func:`row_names`.
     """
     if not rows:
         return ""
-    header = ["site", "op", "shape", *(f"{recipe} ms" for recipe in recipes), "note"]
+    header = ["site", "op", "shape", *(f"{(named or {}).get(recipe, recipe)} ms" for recipe in recipes), "note"]
     body = [
         [
             _shortened(row.name) + (f" ({row.count}x)" if row.count > 1 else ""),

@@ -77,7 +77,7 @@ PAIRS = (
          "return torch.log(F.relu(h).float() + 1e-10)", ("G204",), "fp16"),
     Pair("a square in fp16", "return (h * h).mean(-1)", "return h.pow(2).mean(-1)", ("G214",), "fp16"),
     Pair("a variance in fp16", "return h.var(-1)", "return h.float().var(-1)", ("G208",), "fp16"),
-    Pair("a standard deviation in fp16", "return h / (h.std(-1, keepdim=True) + 1e-5)",
+    Pair("whitening by a variance in fp16", "return h / (h.var(-1, keepdim=True).sqrt() + 1e-5)",
          "return F.layer_norm(h, h.shape[-1:])", ("G208",), "fp16"),
     Pair("atanh next to 1", "return torch.atanh(h.clamp(-0.9999, 0.9999))",
          "return torch.atanh(h.float().clamp(-0.9999, 0.9999))", ("G213",), "bf16"),

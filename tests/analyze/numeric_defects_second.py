@@ -175,7 +175,7 @@ SECOND = (
     _pair("Student's likelihood", "n = F.relu(h)\nreturn 0.5 * (n + 1) * torch.log(1 + x ** 2 / n)  # <-", "n = F.softplus(h) + 2\nreturn 0.5 * (n + 1) * torch.log(1 + x ** 2 / n)", "G205"),
     _pair("a spectral normaliser", "w = self.fc.weight\nu = F.normalize(x.mean(0), dim=0)\ns = (u @ w).norm()\nreturn x @ (w / s)  # <-", "w = self.fc.weight\nu = F.normalize(x.mean(0), dim=0)\ns = (u @ w).norm()\nreturn x @ (w / (s + 1e-3))", "G205"),
     _pair("soft counts that overflow", "return torch.logsumexp(torch.exp(h.float()), -1)  # <-", "return torch.logsumexp(h.float(), -1)", "G203"),
-    _pair("a standard deviation in half", "return h.std(-1)  # <-", "return h.float().std(-1)", "G208", "G206", format="fp16"),
+    _pair("a variance and a mean in half", "return torch.var_mean(h, -1)[0]  # <-", "return h.std(-1)", "G208", "G206", format="fp16"),
     _pair("a root mean square in half", "return h * ((h * h).mean(-1, keepdim=True) + 1e-3) ** -0.5  # <-", "g = h.float()\nreturn g * ((g * g).mean(-1, keepdim=True) + 1e-3) ** -0.5", "G214", format="fp16"),
     _pair("an eigenvalue in half", "return torch.linalg.eigvalsh(h @ h.T)  # <-", "with torch.autocast('cuda', enabled=False):\n    g = h.float()\n    return torch.linalg.eigvalsh(g @ g.T)", "G404", "G401", format="fp16"),
     _pair("an eps of a denominator in bf16's half brother", "return x / (h.abs() + 1e-8)  # <-", "return x / (h.float().abs() + 1e-3)", "G205", format="fp16"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from amptune.analyze.grouping import group
+import dataclasses
+
+from amptune.analyze.grouping import group, without_repeats
 from amptune.core.finding import Finding, Location, Severity
 from amptune.core.hardware import GPUS
 
@@ -41,3 +43,13 @@ def test_different_lines_and_messages_stay_apart_and_are_sorted() -> None:
 def test_a_finding_without_a_site_has_no_list() -> None:
     bare = Finding("G405", "arch-no-bf16", Severity.WARNING, "no BF16 units", PLACE)
     assert group([bare], {}, []) == [bare]
+
+
+def test_dimensions_that_are_named_one_by_one_are_not_named_again() -> None:
+    both = Finding("G108", "fp8-dims", Severity.INFO, "K and N", PLACE, "fc", {"dimension": ["K", "N"]})
+    k, n = (finding("fc", message=name, dimension=name) for name in "KN")
+    assert without_repeats([k, n, both]) == [k, n]
+    assert without_repeats([k, both]) == [k, both]
+    assert without_repeats([finding("other", dimension="K"), n, both])[-1] == both
+    certain = dataclasses.replace(both, severity=Severity.ERROR)
+    assert without_repeats([k, n, certain])[-1] == certain

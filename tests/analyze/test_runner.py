@@ -160,6 +160,52 @@ def test_the_table_says_which_recipes_do_not_run_and_where() -> None:
     assert "see G403 at model.py:7" in text
 
 
+def test_a_layer_has_one_padded_size_for_all_formats() -> None:
+    found = analyze_graph(graph_of(linear("fc", INPUT, 8192, 4100, 1030)), QUESTION).findings
+    sizes = {each.evidence["dimension"]: each.evidence["padded"] for each in found if "padded" in each.evidence}
+    assert sizes == {"K": 4160, "N": 1040}
+    assert all("FP8 takes it too" in each.message for each in found if each.rule in ("G101", "G102"))
+    alone = analyze_graph(
+        graph_of(linear("fc", INPUT, 8192, 4100, 1030)), dataclasses.replace(QUESTION, select=("G108",))
+    )
+    assert [each.evidence["padded"] for each in alone.findings] == [[4160, 1040]]
+
+
+RECURRENT = """\
+import torch
+from torch import nn
+
+
+def make_model():
+    return nn.LSTM(333, 500, 2, bidirectional=True, batch_first=True)
+
+
+def make_batch():
+    return torch.randn(64, 100, 333)
+"""
+
+
+def test_the_layers_of_an_rnn_are_one_finding(tmp_path: Path) -> None:
+    file = tmp_path / "model.py"
+    file.write_text(RECURRENT)
+    analysis = analyze(capture(load_target(TargetSpec(str(file)))), dataclasses.replace(QUESTION, select=("G1",)))
+    (found,) = [each for each in analysis.findings if each.rule == "G101"]
+    assert found.location.line == 6
+    assert "K = 333 (pad to 336) and 500 (pad to 504): not a multiple of 8" in found.message
+    assert "K = 1000" not in found.message
+    assert found.evidence["saves_ms"]["h100"] > 0
+
+
+def test_a_model_in_bf16_is_not_called_fp32(tmp_path: Path) -> None:
+    file = tmp_path / "model.py"
+    text = MODEL.format(first="", second="").replace("return Model()", "return Model().bfloat16()")
+    file.write_text(text.replace("(8192, 1000)", "(8192, 1000, dtype=torch.bfloat16)"))
+    estimate = analyze(capture(load_target(TargetSpec(str(file)))), QUESTION).to_json()["estimate"]
+    assert estimate["h100"]["fp32"]["own_formats"] == {"bfloat16": 1.0}
+    assert "own_formats" not in estimate["h100"]["autocast-bf16"]
+    assert "own_formats" not in judge(tmp_path).to_json()["estimate"]["h100"]["fp32"]
+
+
 def test_idle_tiles_are_said_once_for_a_shape() -> None:
     """Products of one shape on several lines, as the projections of an attention, have one reason and one remedy."""
     sites = [linear(f"layer.{name}", INPUT, 1024, 4096, 2176, line=line) for line, name in enumerate("qkvo", start=1)]

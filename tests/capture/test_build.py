@@ -340,6 +340,45 @@ def test_functional_ops_point_at_their_source(write: Callable[..., Path], monkey
     assert graph["blocks.0.fc"].code == ""
 
 
+BUILT = """
+def block(width):
+    return nn.Sequential(
+        nn.Linear(width, width),
+        nn.ReLU(),
+    )
+
+
+class Own(nn.Linear):
+    def __init__(self, width):
+        super().__init__(width, width)
+
+
+def make_model():
+    return nn.Sequential(block(4), copy.deepcopy(block(4)), Own(4))
+
+
+ready = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2)
+"""
+
+
+def test_layers_that_no_line_calls_point_at_where_they_are_built(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(BUILT, header="import copy\nimport torch\nfrom torch import nn\n")
+    monkeypatch.chdir(path.parent)
+    lines = path.read_text().splitlines()
+
+    def built(model: str) -> dict[str, str]:
+        graph = capture(load_target(TargetSpec(f"model.py:{model}", {}, ("2x3x4",)))).graph
+        assert all(site.location is not None for site in graph)
+        return {site.id: lines[site.location.line - 1].strip() for site in graph if site.location}
+
+    found = built("make_model")
+    assert found["0.0"] == found["1.0"] == "nn.Linear(width, width),"
+    assert found["2"] == "return nn.Sequential(block(4), copy.deepcopy(block(4)), Own(4))"
+    assert set(built("ready").values()) == {lines[-1]}
+
+
 def test_calls_of_one_line_in_a_loop_are_one_site(load: Load) -> None:
     text = """
     class Net(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amptune.report.table import SiteRow, render_estimates, render_sites
+from amptune.report.table import SiteRow, render_estimates, render_sites, row_names
 
 
 def entry(step: float, speedup: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -51,6 +51,27 @@ def test_what_launches_are_taken_to_cost_stands_where_they_bind() -> None:
     text = render_estimates({"h100": bound, "t4": {"fp32": entry(9.0)}}, "eager", words)
     assert "h100: 28 us each (assumed); without waiting for them these take 2.50 to 4.00 ms" in text
     assert "t4: 30" not in text
+
+
+def test_a_model_that_is_in_16_bits_itself_is_named_so() -> None:
+    own = {"own_formats": {"bfloat16": 0.98}}
+    table = {"h100": {"fp32": entry(2.0, **own), "fp32+fixed": entry(1.0, **own), "tf32": entry(2.0, **own),
+                      "autocast-bf16": entry(2.0)}}  # fmt: skip
+    names = row_names(table)
+    assert names == {"fp32": "own bf16", "fp32+fixed": "own bf16+fixed", "tf32": "own bf16+tf32"}
+    text = render_estimates(table, "eager")
+    assert "speedup over own bf16" in text
+    assert "own bf16 (recipe fp32): the model's own parameters, casts or autocast regions run 98% of its FLOPs" in text
+    rows = [SiteRow("fc", "linear", "8x8x8", 1, {"fp32": 1.0})]
+    assert "own bf16 ms" in render_sites(rows, ["fp32"], "h100", named=names)
+
+
+def test_a_region_of_a_model_in_fp32_is_said() -> None:
+    table = {"h100": {"fp32": entry(2.0, own_formats={"float16": 0.2})}}
+    assert not row_names(table)
+    assert "  fp32: the model's own parameters, casts or autocast regions run 20% of its FLOPs in fp16" in (
+        render_estimates(table, "eager")
+    )
 
 
 def test_nothing_to_say() -> None:

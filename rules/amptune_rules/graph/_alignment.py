@@ -10,8 +10,9 @@ from amptune.core.finding import Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm, Site
 from amptune.core.graph_context import LARGE_SHARE, GraphContext
+from amptune.core.hardware import FP8_MULTIPLE, padded
 from amptune.core.ops import Family, op_named
-from amptune.core.roofline import padded_gemm, padded_size, training_gemm_seconds
+from amptune.core.roofline import padded_size, training_gemm_seconds
 
 WORTH_A_WARNING = 0.01
 """Share of the predicted step that a fix has to save before its finding is a warning."""
@@ -42,28 +43,49 @@ def misaligned(context: GraphContext, dimension: Literal["k", "n"]) -> Iterator[
         if not _is_own_choice(site, gemm, dimension):
             continue
         value = getattr(gemm, dimension)
-        size = padded_size(value, Format.BF16, gpus[0])
-        if size != value:
-            yield Misaligned(site, gemm, value, size, _savings(context, site, gemm))
+        if padded_size(value, Format.BF16, gpus[0]) != value:
+            yield Misaligned(site, gemm, value, advised_size(context, site, value), _savings(context, site, gemm))
+
+
+def advised_size(context: GraphContext, site: Site, value: int) -> int:
+    """The size to pad K or N to: one for all formats, so a multiple of 16 where a recipe would run the site in FP8."""
+    size = padded_size(value, Format.BF16, context.tensor_core_gpus()[0])
+    return padded(size, FP8_MULTIPLE) if _may_be_fp8(context, site) else size
+
+
+def asks_for_fp8(context: GraphContext) -> bool:
+    """Whether an FP8 recipe is asked about on a GPU that has FP8 products."""
+    return any(recipe.fp8 for recipe in context.recipes) and any(
+        gpu.is_native(Format.FP8_E4M3) for gpu in context.tensor_core_gpus()
+    )
+
+
+def _may_be_fp8(context: GraphContext, site: Site) -> bool:
+    return site.op == "scaled_mm" or (site.op == "linear" and not site.opaque and asks_for_fp8(context))
 
 
 def _is_own_choice(site: Site, gemm: Gemm, dimension: Literal["k", "n"]) -> bool:
     """Whether the dimension is one that the user chose: not the gates of an RNN (they follow the hidden size), nor the
-    products inside an attention, whose head dimension has a rule of its own."""
+    products inside an attention, whose head dimension has a rule of its own: embed_dim is a multiple of it."""
     family = op_named(site.op).family
     if family is Family.RNN:
         return dimension == "k"
-    return family is not Family.ATTENTION or (site.op == "multi_head_attention" and gemm.batch == 1)
+    return family is not Family.ATTENTION or (
+        site.op == "multi_head_attention"
+        and gemm.batch == 1
+        and getattr(gemm, dimension) % max(int(site.attrs.get("embed_dim") or 1), 1) != 0
+    )
 
 
 def _savings(context: GraphContext, site: Site, gemm: Gemm) -> dict[str, float]:
     """Milliseconds of a training step saved by padding K and N, by GPU, in its best 16-bit format."""
     count = site.gemms.count(gemm)
+    wide = dataclasses.replace(gemm, n=advised_size(context, site, gemm.n), k=advised_size(context, site, gemm.k))
     saved = {}
     for gpu in context.tensor_core_gpus():
         best = gpu.best_16bit
         before = training_gemm_seconds(gemm, best, gpu)
-        after = training_gemm_seconds(padded_gemm(gemm, best, gpu), best, gpu)
+        after = training_gemm_seconds(wide, best, gpu)
         saved[gpu.key] = max(0.0, count * (before - after) * 1e3)
     return saved
 
@@ -79,6 +101,12 @@ def severity_of(context: GraphContext, found: Misaligned) -> Severity:
     ]
     worth = any(share is not None and share >= WORTH_A_WARNING for share in shares)
     return Severity.WARNING if worth else Severity.INFO
+
+
+def padding(context: GraphContext, found: Misaligned) -> str:
+    """The size to pad to, what that costs, and whether FP8 takes it too."""
+    fp8 = "; FP8 takes it too" if _may_be_fp8(context, found.site) else ""
+    return f"pad to {found.padded} (+{found.waste:.1%} work{fp8})"
 
 
 def notes(context: GraphContext, found: Misaligned) -> str:

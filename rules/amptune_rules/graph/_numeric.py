@@ -17,6 +17,11 @@ SIGNED_FAMILIES = (Family.GEMM, Family.CONV, Family.NORM, Family.RNN, Family.ATT
 """What they give has both signs with any weights that training produces."""
 
 
+def called(site: Site) -> str:
+    """What the user's code calls an op, for a message: ``fill_diagonal_`` rather than the op table's name."""
+    return str(site.attrs.get("called") or site.op)
+
+
 def where_in(runs: tuple[Run, ...], site: Site) -> str:
     """``fp16 (under autocast-fp16)``: the formats a site runs in, and the recipes in which it does."""
     return f"{' and '.join(map(str, formats_in(runs, site)))} (under {recipes_in(runs)})"

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph_context import GraphContext
+from amptune.core.ops import Family, op_named
 from amptune.core.rule import Example, GraphRule
-from amptune_rules.graph._alignment import linear_name, misaligned, notes, severity_of
+from amptune_rules.graph._alignment import Misaligned, linear_name, misaligned, notes, padding, severity_of
 from amptune_rules.graph._examples import model_file
 
 _WIDE = "self.fc = nn.Linear(1023, 1024)"
@@ -66,18 +67,44 @@ class GemmKMisaligned(GraphRule):
     )  # fmt: skip
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
-        """One finding for each shape of each site."""
+        """One finding for each shape of each site; for an RNN one of all its layers, which have a size together."""
+        together: dict[str, list[Misaligned]] = {}
         for found in misaligned(context, "k"):
-            yield context.finding(
-                self,
-                found.site,
-                f"{linear_name(found.site, 'k')} K = {found.value} is not a multiple of 8, so 16-bit rows are not "
-                f"16-byte aligned: pad to {found.padded} (+{found.waste:.1%} work){notes(context, found)}",
-                severity=severity_of(context, found),
-                dimension="K",
-                value=found.value,
-                padded=found.padded,
-                waste=round(found.waste, 6),
-                flops_share=round(context.share(found.site), 4),
-                saves_ms=dict(found.saves_ms),
-            )
+            recurrent = op_named(found.site.op).family is Family.RNN
+            key = found.site.id if recurrent else f"{found.site.id} {found.gemm}"
+            together.setdefault(key, []).append(found)
+        for same in together.values():
+            yield self._finding(context, same) if len(same) == 1 else self._of_layers(context, same)
+
+    def _finding(self, context: GraphContext, same: list[Misaligned]) -> Finding:
+        (found,) = same
+        return context.finding(
+            self,
+            found.site,
+            f"{linear_name(found.site, 'k')} K = {found.value} is not a multiple of 8, so 16-bit rows are not "
+            f"16-byte aligned: {padding(context, found)}{notes(context, found)}",
+            severity=severity_of(context, found),
+            dimension="K",
+            value=found.value,
+            padded=found.padded,
+            waste=round(found.waste, 6),
+            flops_share=round(context.share(found.site), 4),
+            saves_ms=dict(found.saves_ms),
+        )
+
+    def _of_layers(self, context: GraphContext, same: list[Misaligned]) -> Finding:
+        first = same[0]
+        sizes = dict.fromkeys((found.value, found.padded) for found in same)
+        listed = " and ".join(f"{value} (pad to {padded})" for value, padded in sizes)
+        return context.finding(
+            self,
+            first.site,
+            f"{linear_name(first.site, 'k')} K = {listed}: not a multiple of 8, so 16-bit rows are not 16-byte aligned",
+            severity=max(severity_of(context, found) for found in same),
+            dimension="K",
+            value=[value for value, _ in sizes],
+            padded=[padded for _, padded in sizes],
+            waste=round(max(found.waste for found in same), 6),
+            flops_share=round(context.share(first.site), 4),
+            saves_ms={gpu: sum(found.saves_ms[gpu] for found in same) for gpu in first.saves_ms},
+        )

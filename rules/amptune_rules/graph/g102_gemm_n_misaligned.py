@@ -9,7 +9,7 @@ from amptune.core.graph import OUTPUT, Site
 from amptune.core.graph_context import GraphContext
 from amptune.core.ops import Family, op_named
 from amptune.core.rule import Example, GraphRule
-from amptune_rules.graph._alignment import linear_name, misaligned, notes, severity_of
+from amptune_rules.graph._alignment import linear_name, misaligned, notes, padding, severity_of
 from amptune_rules.graph._examples import model_file
 
 FEW_CLASSES = 512
@@ -73,7 +73,7 @@ class GemmNMisaligned(GraphRule):
                 self,
                 found.site,
                 f"{linear_name(found.site, 'n')} N = {found.value} is not a multiple of 8, so 16-bit rows of the "
-                f"output and its gradient are not 16-byte aligned: pad to {found.padded} (+{found.waste:.1%} work)"
+                f"output and its gradient are not 16-byte aligned: {padding(context, found)}"
                 f"{notes(context, found)}",
                 severity=Severity.INFO if few else severity_of(context, found),
                 dimension="N",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext
+from amptune.core.hardware import padded
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 
@@ -73,11 +74,13 @@ class HeadDim(GraphRule):
                 problem = f"is not a multiple of {FLASH_MULTIPLE}: queries, keys and values are padded by a copy"
             else:
                 continue
-            wanted = -(-size // FLASH_MULTIPLE) * FLASH_MULTIPLE if size <= FLASH_LIMIT else FLASH_LIMIT
+            wanted = padded(size, FLASH_MULTIPLE) if size <= FLASH_LIMIT else FLASH_LIMIT
+            heads = int(site.attrs.get("num_heads") or 0)
+            whole = f" (embed_dim {heads * wanted})" if heads else ""
             yield context.finding(
                 self,
                 site,
-                f"head dimension {size} {problem}; use {wanted}",
+                f"head dimension {size} {problem}; use {wanted}{whole}",
                 dimension="head_dim",
                 value=size,
                 padded=wanted,

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from amptune.core.finding import Finding, Severity
-from amptune.core.formats import Format
 from amptune.core.graph import Gemm, Site
 from amptune.core.graph_context import SMALL_GEMM_FLOPS, SMALL_SHARE, GraphContext
 from amptune.core.hardware import FP8_MULTIPLE, padded
 from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._alignment import advised_size, asks_for_fp8
 from amptune_rules.graph._examples import model_file
+
+FEW = 8
+"""Columns under which padding to 16 would more than double the work: nobody wants such a layer in FP8."""
 
 
 class Fp8Dims(GraphRule):
@@ -64,15 +67,17 @@ class Fp8Dims(GraphRule):
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each linear or scaled_mm."""
-        has_fp8 = any(gpu.is_native(Format.FP8_E4M3) for gpu in context.tensor_core_gpus())
-        asked = any(recipe.fp8 for recipe in context.recipes)
-        for site, gemm in _candidates(context, linears=has_fp8 and asked):
-            sides = {name: value for name, value in (("K", gemm.k), ("N", gemm.n)) if value % FP8_MULTIPLE}
-            if not sides:
-                continue
+        if not context.tensor_core_gpus():
+            return
+        asked = asks_for_fp8(context)
+        for site, gemm in _candidates(context, linears=asked):
             certain = site.op == "scaled_mm" or context.recipes_named
+            sides = {name: value for name, value in (("K", gemm.k), ("N", gemm.n)) if value % FP8_MULTIPLE}
+            if not sides or (not certain and min(sides.values()) < FEW):
+                continue
+            sizes = [padded(advised_size(context, site, value), FP8_MULTIPLE) for value in sides.values()]
             listed = " and ".join(
-                f"{name} = {value} (pad to {padded(value, FP8_MULTIPLE)})" for name, value in sides.items()
+                f"{name} = {value} (pad to {size})" for (name, value), size in zip(sides.items(), sizes, strict=True)
             )
             effect = "the FP8 product raises" if certain else "it cannot run in FP8 and stays in BF16"
             yield context.finding(
@@ -82,10 +87,10 @@ class Fp8Dims(GraphRule):
                 severity=Severity.ERROR if certain else Severity.INFO,
                 dimension=list(sides),
                 value=list(sides.values()),
-                padded=[padded(value, FP8_MULTIPLE) for value in sides.values()],
+                padded=sizes,
                 flops_share=round(context.share(site), 4),
             )
-        if has_fp8 and asked and context.train:
+        if asked and context.train:
             yield from self._of_rows(context)
 
     def _of_rows(self, context: GraphContext) -> Iterable[Finding]:

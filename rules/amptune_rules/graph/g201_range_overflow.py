@@ -10,11 +10,11 @@ from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in, stopped
 from amptune.core.intervals import Range
-from amptune.core.ranges import input_of
+from amptune.core.operands import input_of
 from amptune.core.relations import COPIES_ONE
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import chain, delivering, is_settled
+from amptune_rules.graph._numeric import called, chain, delivering, is_settled
 
 _FILLS = ("masked_fill", "index_put", "full_like", "clamp")
 _ARITHMETIC = ("add", "sub", "where")
@@ -122,7 +122,7 @@ class RangeOverflow(GraphRule):
                 yield context.finding(
                     self,
                     site,
-                    f"this {site.op} passes 65504 from |x| = {limit:.2g}, infinity in fp16 "
+                    f"this {called(site)} passes 65504 from |x| = {limit:.2g}, infinity in fp16 "
                     f"(under {recipes_in(runs)}); use a smaller factor, or float32",
                     severity=Severity.WARNING,
                     limit=limit,
@@ -138,7 +138,7 @@ class RangeOverflow(GraphRule):
         return context.finding(
             self,
             site,
-            f"{number:g} is outside of fp16 (65504): this {site.op} {'raises' if raises else 'gives infinity'} in "
+            f"{number:g} is outside of fp16 (65504): this {called(site)} {'raises' if raises else 'gives infinity'} in "
             f"fp16 (under {recipes_in(runs)}); use torch.finfo(x.dtype).min, or float32",
             severity=Severity.ERROR if raises else Severity.WARNING,
             value=number,
@@ -172,8 +172,8 @@ class RangeOverflow(GraphRule):
                 yield context.finding(
                     self,
                     site,
-                    f"the result of this {site.op} lies in {found}, always outside of fp16 (65504): infinity under "
-                    f"{recipes_in(runs)}{context.evidence.stated}",
+                    f"the result of this {called(site)} lies in {found}, always outside of fp16 (65504): infinity "
+                    f"under {recipes_in(runs)}{context.evidence.stated}",
                     format="fp16",
                     bound=[found.low, found.high],
                     chain=chain(context, site),
@@ -191,8 +191,8 @@ class RangeOverflow(GraphRule):
                 yield context.finding(
                     self,
                     site,
-                    f"this {site.op} gave {seen.magnitude:.4g} in a step on the batch, over fp16's 65504: infinity "
-                    f"under {recipes_in(runs)}",
+                    f"this {called(site)} gave {seen.magnitude:.4g} in a step on the batch, over fp16's 65504: "
+                    f"infinity under {recipes_in(runs)}",
                     format="fp16",
                     observed=[seen.low, seen.high],
                     chain=chain(context, site),
@@ -214,7 +214,7 @@ class RangeOverflow(GraphRule):
             yield context.finding(
                 self,
                 site,
-                f"the result of this {site.op} lies in {bounds.exact(site)}, outside of fp16 (65504), with "
+                f"the result of this {called(site)} lies in {bounds.exact(site)}, outside of fp16 (65504), with "
                 f"{context.evidence.words}",
                 format="fp16",
                 chain=chain(context, site),
@@ -231,7 +231,8 @@ class RangeOverflow(GraphRule):
         return context.finding(
             self,
             site,
-            f"by its bound {bound} this {site.op} may leave fp16 (65504){more}, with {context.evidence.words}{shown}",
+            f"by its bound {bound} this {called(site)} may leave fp16 (65504){more}, with {context.evidence.words}"
+            f"{shown}",
             severity=Severity.INFO,
             format="fp16",
             bound=[bound.low, bound.high],

@@ -10,8 +10,8 @@ from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
+from amptune.core.operands import input_of
 from amptune.core.ops import op_named
-from amptune.core.ranges import input_of
 from amptune.core.relations import is_positive_sum
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file

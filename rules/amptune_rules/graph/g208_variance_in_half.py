@@ -15,7 +15,7 @@ FP16_DEVIATION = 255.9
 
 
 class VarianceInHalf(GraphRule):
-    """var, std, var_mean or std_mean whose input and result are in FP16.
+    """var or var_mean whose input and result are in FP16.
 
     ## What it does
     Reports variances that run in FP16 and whose input nothing bounds by 255.9. They are in none of autocast's lists,
@@ -23,7 +23,8 @@ class VarianceInHalf(GraphRule):
 
     ## Why is this bad
     The variance of activations that deviate by 256 is over 65504, which is infinite in FP16: deviations of 1000 are
-    not rare in a residual stream. In BF16 the range is that of FP32.
+    not rare in a residual stream. In BF16 the range is that of FP32. std and std_mean take the root before they
+    round to FP16, so their result fits.
 
     ## Example
     ```python
@@ -57,13 +58,14 @@ class VarianceInHalf(GraphRule):
     VALID = (
         Example("cast up first", model_file("return self.fc(x).float().var(-1, keepdim=True)")),
         Example("layer norm", model_file("return F.layer_norm(self.fc(x), (64,))")),
-        Example("a bounded input", model_file("return torch.tanh(torch.tanh(self.fc(x))).std(-1)")),
+        Example("a bounded input", model_file("return torch.tanh(torch.tanh(self.fc(x))).var(-1)")),
+        Example("std, which squares in FP32", model_file("return self.fc(x).std(-1)")),
         Example("BF16 alone", model_file("return self.fc(x).var(-1)"), options={"recipes": ("autocast-bf16",)}),
     )  # fmt: skip
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each variance."""
-        for site, half in context.sites_in_half("var", "std", "var_mean", "std_mean"):
+        for site, half in context.sites_in_half("var", "var_mean"):
             runs = tuple(
                 run
                 for run in runs_in(half, site, Format.FP16)
@@ -74,7 +76,7 @@ class VarianceInHalf(GraphRule):
                     self,
                     site,
                     f"{site.op} runs in {where_in(runs, site)}: deviations over {FP16_DEVIATION:g} square to more than "
-                    "65504, which is infinity; compute it in float32",
+                    "65504, and the result is infinity; compute it in float32",
                     limit=FP16_DEVIATION,
                     format="fp16",
                 )

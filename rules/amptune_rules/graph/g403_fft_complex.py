@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from amptune.core.autocast import COMPLEX_HALF, HALF
 from amptune.core.finding import Finding, Severity
@@ -11,6 +12,7 @@ from amptune.core.graph_context import GraphContext, Run, recipes_in, stopped
 from amptune.core.ops import Family, op_named
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
+from amptune_rules.graph._numeric import called
 
 _FILTER = """\
 self.fc = nn.Linear(64, 64)
@@ -82,35 +84,37 @@ class FftComplex(GraphRule):
     )  # fmt: skip
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
-        """One finding for each transform or product."""
+        """One finding for each transform or product; none for what reads the result of another one that raises."""
+        behind: dict[str, set[str]] = {run.label: set() for run in context.runs}
         for site in context.graph:
-            if op_named(site.op).family is Family.GEMM:
-                yield from self._product(context, site)
-            if op_named(site.op).family is not Family.FFT or not site.inputs:
+            if op_named(site.op).family not in (Family.GEMM, Family.FFT) or not site.inputs:
+                _pass_on(context, site, (), behind)
                 continue
-            runs = tuple(run for run in context.runs if _raises(run, site))
-            if runs:
+            raising = tuple(run for run in context.runs if _raises(run, site))
+            runs = tuple(run for run in raising if not behind[run.label].intersection(site.sources))
+            _pass_on(context, site, raising, behind)
+            if runs and op_named(site.op).family is Family.GEMM:
+                yield self._product(context, site, runs)
+            elif runs:
                 dtypes = " and ".join(dict.fromkeys(run.dtypes[site.id].inputs[0] for run in runs))
                 yield context.finding(
                     self,
                     site,
-                    f"a Fourier transform of {dtypes} over {_length(site)} elements raises "
+                    f"a Fourier transform of {dtypes} over {_size(site)} elements raises "
                     f"under {recipes_in(runs)}: cast its input with .float()",
                     stops=stopped(runs),
                 )
 
-    def _product(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+    def _product(self, context: GraphContext, site: Site, runs: tuple[Run, ...]) -> Finding:
         """A matrix product of complex halves, which no kernel computes, alone or beside complex64."""
-        runs = tuple(run for run in context.runs if COMPLEX_HALF in _operands(run, site))
-        if runs:
-            dtypes = " and ".join(sorted(_operands(runs[0], site)))
-            yield context.finding(
-                self,
-                site,
-                f"{site.op} of {dtypes} raises under {recipes_in(runs)}: autocast casts no complex tensor, and there "
-                "are no matrix products of complex32; give the transform before it .float()",
-                stops=stopped(runs),
-            )
+        dtypes = " and ".join(sorted(_operands(runs[0], site)))
+        return context.finding(
+            self,
+            site,
+            f"{site.op} of {dtypes} raises under {recipes_in(runs)}: autocast casts no complex tensor, and there "
+            "are no matrix products of complex32; give the transform before it .float()",
+            stops=stopped(runs),
+        )
 
 
 def _operands(run: Run, site: Site) -> set[str]:
@@ -118,19 +122,43 @@ def _operands(run: Run, site: Site) -> set[str]:
     return {dtype for dtype in (*dtypes.inputs, *dtypes.params) if dtype.startswith("complex")}
 
 
+def _pass_on(context: GraphContext, site: Site, raising: tuple[Run, ...], behind: dict[str, set[str]]) -> None:
+    """Note for each run what is worked out from a complex result that there is none of: a mended call gives another."""
+    for run in context.runs:
+        complexes = any(dtype.startswith("complex") for dtype in run.dtypes[site.id].inputs)
+        if run in raising or (complexes and behind[run.label].intersection(site.sources)):
+            behind[run.label].add(site.id)
+
+
 def _raises(run: Run, site: Site) -> bool:
+    if op_named(site.op).family is Family.GEMM:
+        return COMPLEX_HALF in _operands(run, site)
     dtype = run.dtypes[site.id].inputs[0]
     if dtype not in (*HALF, COMPLEX_HALF):
         return False
-    length = _length(site)
-    return dtype == "bfloat16" or run.device == "cpu" or length & (length - 1) != 0
+    return dtype == "bfloat16" or run.device == "cpu" or any(length & (length - 1) for length in _lengths(site))
 
 
-def _length(site: Site) -> int:
-    """Elements of the transform: along the last of its axes, those of the real side where one side is real."""
-    dims = site.attrs.get("dim", -1)
-    axis = dims[-1] if isinstance(dims, list) and dims else dims
+def _size(site: Site) -> str:
+    return " x ".join(map(str, _lengths(site)))
+
+
+def _lengths(site: Site) -> list[int]:
+    """Elements of the transform along each of its axes, those of the real side where one side is real."""
     shapes = [tensor.shape for tensor in (site.inputs[0], *site.outputs[:1])]
-    sizes = [shape[axis] for shape in shapes if isinstance(axis, int) and -len(shape) <= axis < len(shape)]
+    sizes = []
+    for axis in _axes(site):
+        along = [shape[axis] for shape in shapes if isinstance(axis, int) and -len(shape) <= axis < len(shape)]
+        sizes.append(max(along, default=1))
     given = site.attrs.get("n")
-    return given if isinstance(given, int) else max(sizes, default=1)
+    return [given] if isinstance(given, int) else sizes
+
+
+def _axes(site: Site) -> list[Any]:
+    dims = site.attrs.get("dim")
+    if dims is not None:
+        return list(dims) if isinstance(dims, list | tuple) else [dims]
+    name = called(site).removesuffix("_")
+    if name.endswith("fftn"):
+        return list(range(-len(site.inputs[0].shape), 0))
+    return [-2, -1] if name.endswith("fft2") else [-1]

@@ -1,0 +1,26 @@
+"""The positional operands of a site: which of its inputs each of them is."""
+
+from __future__ import annotations
+
+from amptune.core.graph import Site
+
+
+def arity(site: Site) -> int:
+    """Number of positional operands."""
+    layout = site.attrs.get("operands")
+    if layout is not None:
+        return len(layout)
+    found = len(site.inputs) + len(site.params) + len(site.attrs.get("scalars") or {})
+    return max(found, 2) if site.op in ("mul", "add", "sub", "div") else found
+
+
+def input_of(site: Site, index: int) -> int | None:
+    """The position in ``Site.inputs`` of a positional operand; ``None`` for a number or a parameter."""
+    layout = site.attrs.get("operands")
+    if layout is not None:
+        return layout[index] if index < len(layout) else None
+    scalars = site.attrs.get("scalars") or {}
+    if site.op in ("mul", "add", "sub", "div") and len(site.inputs) == 1 and not scalars and not site.params:
+        return 0 if index < 2 else None  # an op of two operands with one tensor: x * x
+    position = index - sum(1 for place in scalars if place < index)
+    return position if index not in scalars and position < len(site.inputs) else None

@@ -1,0 +1,93 @@
+"""Attention that is written as two products and a softmax, which a fused kernel computes without the scores."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from amptune.core.graph import OUTPUT, Gemm, Site
+from amptune.core.graph_context import SMALL_GEMM_FLOPS, SMALL_SHARE, GraphContext
+
+_PRODUCTS = frozenset({"matmul", "bmm", "einsum", "baddbmm"})
+_ON_SCORES = frozenset({"mul", "div", "add", "masked_fill", "where"})
+"""What may stand between the scores and their softmax: a scale, a bias, a mask."""
+_MASKS = frozenset({"add", "masked_fill", "where", "baddbmm"})
+_ON_WEIGHTS = frozenset({"dropout"})
+_STEPS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ByHand:
+    """An attention by hand.
+
+    Attributes:
+        head: size of a head.
+        queries, keys: tokens.
+        count: batch x heads.
+        masked: whether something is added to the scores, or put in their place.
+    """
+
+    head: int
+    queries: int
+    keys: int
+    count: int
+    masked: bool
+
+
+def attention_by_hand(context: GraphContext, softmax: Site) -> ByHand | None:
+    """The attention whose weights ``softmax`` makes; ``None`` where it is no attention, or one whose weights are read
+    by more than the product with the values, which a fused kernel does not give."""
+    shape = softmax.outputs[0].shape if softmax.outputs else ()
+    dim = softmax.attrs.get("dim", -1)
+    if len(shape) < 3 or not isinstance(dim, int) or dim % len(shape) != len(shape) - 1:
+        return None
+    scores, masked = _scores(context, softmax)
+    values = _values(context, softmax)
+    if scores is None or values is None or context.share(scores) < SMALL_SHARE:
+        return None
+    first, second = _gemm(scores), _gemm(values)
+    if first is None or second is None or first.flops < SMALL_GEMM_FLOPS or min(first.m, first.n) < 2:
+        return None
+    if {first.m, first.n} != {shape[-2], shape[-1]} or shape[-1] not in (second.k, second.m, second.n):
+        return None
+    return ByHand(first.k, shape[-2], shape[-1], first.batch, masked)
+
+
+def _gemm(site: Site) -> Gemm | None:
+    """The product of two tensors that a site is; ``None`` for one with a parameter, or for several."""
+    return site.gemms[0] if len(site.inputs) >= 2 and not site.params and len(set(site.gemms)) == 1 else None
+
+
+def _scores(context: GraphContext, softmax: Site) -> tuple[Site | None, bool]:
+    """The product that reaches a softmax, and whether a mask or bias meets it on the way."""
+    current, masked = softmax, False
+    for _ in range(_STEPS):
+        before = [site for site in context.graph.producers(current.id) if _has_shape(site, softmax)]
+        products = [site for site in before if site.op in _PRODUCTS]
+        if len(products) == 1:
+            return products[0], masked or products[0].op in _MASKS or len(before) > 1
+        steps = [site for site in before if site.op in _ON_SCORES]
+        if len(steps) != 1:
+            return None, masked
+        current = steps[0]
+        masked |= current.op in _MASKS
+    return None, masked
+
+
+def _has_shape(site: Site, softmax: Site) -> bool:
+    """Whether a site gives as many numbers as the softmax: scores in any layout."""
+    return bool(site.outputs) and site.outputs[0].numel == softmax.outputs[0].numel
+
+
+def _values(context: GraphContext, softmax: Site) -> Site | None:
+    """The product with the values, where nothing else reads the weights."""
+    current = softmax
+    for _ in range(_STEPS):
+        after = list(context.graph.graph.successors(current.id))
+        if len(after) != 1 or after[0] == OUTPUT:
+            return None
+        current = context.graph[after[0]]
+        if current.op in _PRODUCTS:
+            return current
+        if current.op not in _ON_WEIGHTS:
+            return None
+    return None

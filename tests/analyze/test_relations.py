@@ -1,0 +1,106 @@
+"""Terms that belong together, in models as they are written: what bounds them is no interval of each alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.analyze.test_ranges import NET, judged, loaded
+
+EXPONENTIALS = {
+    "perplexity of shares": "p = self.fc(x).softmax(-1)\n        return torch.exp(-(p * torch.log(p + 1e-6)).sum(-1))",
+    "perplexity of mean shares":
+        "p = self.fc(x).softmax(-1).mean(0)\n        return torch.exp(-(p * torch.log(p + 1e-6)).sum())",
+    "perplexity of codes that one_hot makes":
+        "p = F.one_hot(self.fc(x).argmax(-1), 4096).float().mean(0)\n"
+        "        return self.fc(x).sum() + torch.exp(-(p * torch.log(p + 1e-10)).sum())",
+    "perplexity of codes that are scattered":
+        "h = self.fc(x)\n        p = torch.zeros(h.shape, device=h.device)\n"
+        "        p.scatter_(1, h.argmin(1).unsqueeze(1), 1)\n        p = p.mean(0)\n"
+        "        return h.sum() + torch.exp(-torch.sum(p * torch.log(p + 1e-10)))",
+    "perplexity of shares of a sum":
+        "p = self.fc(x).abs().sum(0) + 1\n        p = p / p.sum()\n"
+        "        return torch.exp(-(p * torch.log(p + 1e-10)).sum())",
+    "what is left of a decay":
+        "c = torch.cumsum(-F.softplus(self.fc(x)), -1)\n        return torch.exp(c[:, -1:] - c)",
+    "distances of unit vectors":
+        "z = F.normalize(self.fc(x), dim=-1)\n        return torch.exp(8 * torch.pdist(z))",
+}  # fmt: skip
+WIDE = NET.replace("nn.Linear(16, 16)", "nn.Linear(16, 4096)").replace("image", "x")
+
+
+@pytest.mark.parametrize("body", EXPONENTIALS.values(), ids=EXPONENTIALS)
+def test_what_belongs_together_bounds_an_exponent(body: str, tmp_path: Path) -> None:
+    assert "G203" not in {found.rule for found in judged(*loaded(tmp_path, WIDE.format(body=body))).findings}
+
+
+def test_a_sum_over_part_of_the_shares_is_no_entropy(tmp_path: Path) -> None:
+    body = "p = self.fc(x).softmax(-1)\n        return torch.exp(-4096 * (p * torch.log(p + 1e-6)).sum(0))"
+    found = judged(*loaded(tmp_path, WIDE.format(body=body))).findings
+    assert any(each.rule == "G203" and "the ops bound the input of exp by" in each.message for each in found)
+
+
+SHARES_OF_NOTHING = {
+    "codes that add up":
+        "p = torch.zeros(x.shape[0], 4096, device=x.device)\n"
+        "        p.scatter_(1, self.fc(x).topk(9)[1], 1)\n        p = p.mean(0)\n"
+        "        return self.fc(x).sum() + torch.exp(-4096 * (p * torch.log(p + 1e-10)).sum())",
+    "a growth from its start":
+        "c = torch.cumsum(-F.softplus(self.fc(x)), -1)\n        return torch.exp(c[:, :1] - c)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", SHARES_OF_NOTHING.values(), ids=SHARES_OF_NOTHING)
+def test_what_does_not_add_up_bounds_no_exponent(body: str, tmp_path: Path) -> None:
+    assert "G203" in {found.rule for found in judged(*loaded(tmp_path, WIDE.format(body=body))).findings}
+
+
+MASKED = """\
+z = F.normalize(self.fc(x), dim=-1)
+        e = torch.exp(z @ z.T / 0.1)
+        {kept}
+        return torch.log(e.diagonal() / kept.sum(1)) + torch.log(kept.sum(1))"""
+DIAGONALS = {
+    "times one minus eye": "kept = e * (1 - torch.eye(8, device=x.device))",
+    "times not eye": "kept = e * (~torch.eye(8, dtype=torch.bool, device=x.device)).float()",
+    "ones like less eye": "kept = e * (torch.ones_like(e) - torch.eye(8, device=x.device))",
+    "filled": "kept = e.masked_fill(torch.eye(8, device=x.device).bool(), 0)",
+    "filled in place": "kept = e.clone()\n        kept.fill_diagonal_(0)",
+}
+
+
+@pytest.mark.parametrize("kept", DIAGONALS.values(), ids=DIAGONALS)
+def test_a_sum_without_its_diagonal_is_not_zero(kept: str, tmp_path: Path) -> None:
+    found = judged(*loaded(tmp_path, WIDE.format(body=MASKED.format(kept=kept)))).findings
+    assert not {"G204", "G205"}.intersection(each.rule for each in found)
+
+
+def test_a_sum_of_which_a_mask_leaves_nothing_may_be_zero(tmp_path: Path) -> None:
+    kept = "kept = e * torch.ones(8, 8, device=x.device).triu(1)"  # the last row is empty
+    found = judged(*loaded(tmp_path, WIDE.format(body=MASKED.format(kept=kept)))).findings
+    assert {"G204", "G205"} <= {each.rule for each in found}
+
+
+def test_a_squareplus_is_not_negative(tmp_path: Path) -> None:
+    body = "h = self.fc(x).float()\n        return torch.lgamma(1 + (h + torch.sqrt(h.square() + 4)) / 2)"
+    assert not judged(*loaded(tmp_path, NET.replace("image", "x").format(body=body))).findings
+
+
+def test_a_fill_is_called_as_the_code_calls_it(tmp_path: Path) -> None:
+    body = "s = self.fc(x) @ self.fc(x).T\n        s.fill_diagonal_(-1e9)\n        return s.softmax(-1)"
+    found = [each for each in judged(*loaded(tmp_path, WIDE.format(body=body))).findings if each.rule == "G201"]
+    assert found
+    assert "this fill_diagonal_ raises" in found[0].message
+
+
+def test_a_result_without_a_gradient_does_not_stop_the_step(tmp_path: Path) -> None:
+    body = "h = self.fc(x)\n        sign, size = torch.slogdet(h @ h.T + torch.eye(8))\n        return h + size"
+    found = judged(*loaded(tmp_path, NET.replace("image", "x").format(body=body)), observe=True)
+    assert found.ranges["sites"]
+
+
+def test_a_logarithm_that_fails_in_some_formats_names_their_recipes(tmp_path: Path) -> None:
+    body = "return torch.log(1 - torch.sigmoid(self.fc(x)).clamp(1e-4, 1 - 1e-4))"
+    (found,) = [each for each in judged(*loaded(tmp_path, WIDE.format(body=body))).findings if each.rule == "G204"]
+    assert "whose values start at 0 under autocast-bf16 and autocast-fp16:" in found.message
