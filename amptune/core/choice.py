@@ -48,7 +48,9 @@ class Choice:
 
     @property
     def output_format(self) -> Format:
-        """Format of the site's output, what travels on the edges: an FP8 matrix product gives BF16."""
+        """Format of the site's output, what travels on the edges: an FP8 matrix product gives BF16, TF32 gives FP32."""
+        if self.format is Format.TF32:
+            return Format.FP32
         return Format.BF16 if self.format.is_fp8 else self.format
 
     @classmethod
@@ -72,6 +74,8 @@ def _parsed(text: str) -> Choice:
 
 
 FP32 = Choice(Format.FP32)
+TF32 = Choice(Format.TF32)
+"""No choice of one site, but what FP32 is for all sites of a process whose TF32 flag is on."""
 BF16 = Choice(Format.BF16)
 FP16 = Choice(Format.FP16)
 FP8 = tuple(Choice(Format.FP8_E4M3, scaling) for scaling in SCALINGS)

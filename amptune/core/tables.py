@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from amptune.core.choice import Choice
+from amptune.core.choice import FP32, TF32, Choice
 from amptune.core.formats import Format
 
 EDGE_FORMATS = (Format.FP32, Format.BF16, Format.FP16)
@@ -78,7 +78,7 @@ class SiteCost:
         """Forward and backward together, and what follows."""
         return self.forward + self.input_grad + self.weight_grad + self.followers
 
-    def times(self, calls: int) -> SiteCost:
+    def times(self, calls: float) -> SiteCost:
         """The cost of ``calls`` calls."""
         return dataclasses.replace(
             self,
@@ -117,18 +117,27 @@ class CostTable:
     """Costs by site and choice, and cast prices by format pair.
 
     Sites that are absent cost the same in every choice (or are not measured), so they do not sway the allocation.
-    ``channels_last`` has the costs of the sites that images pass through, in that memory format; ``losses`` what the
-    loss takes in each of its choices, on a 16-bit output.
+    ``channels_last`` has the costs of the sites that images pass through, in that memory format; in both, a site's cost
+    as TF32 is that of its FP32 where TF32 is allowed. ``losses`` is what the loss takes in each of its choices, on a
+    16-bit output. ``update`` is what the optimizer's step takes, None where more than sites, loss and optimizer of a
+    step is without a price; ``scaling`` is what a loss scaler adds to it.
     """
 
     sites: Mapping[str, Mapping[Choice, SiteCost]]
     casts: Mapping[frozenset[Format], CastPrice]
     channels_last: Mapping[str, Mapping[Choice, SiteCost]] = dataclasses.field(default_factory=dict)
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    update: float | None = None
+    scaling: float = 0.0
 
     def in_channels_last(self) -> CostTable:
         """The table of a model whose images are in channels_last format."""
         return dataclasses.replace(self, sites={**self.sites, **self.channels_last})
+
+    def in_tf32(self) -> CostTable:
+        """The table of a process that may use TF32 for what is FP32."""
+        sites = {name: {**costs, FP32: costs[TF32]} if TF32 in costs else costs for name, costs in self.sites.items()}
+        return dataclasses.replace(self, sites=sites)
 
     def to_json(self) -> dict[str, Any]:
         """A form that JSON holds: choices by their labels."""
@@ -136,6 +145,8 @@ class CostTable:
             "sites": _costs_to_json(self.sites),
             "channels_last": _costs_to_json(self.channels_last),
             "losses": dict(self.losses),
+            "update": self.update,
+            "scaling": self.scaling,
             "casts": [
                 [*sorted(f.label for f in pair), price.fixed, price.per_byte] for pair, price in self.casts.items()
             ],
@@ -149,7 +160,8 @@ class CostTable:
             for a, b, fixed, per_byte in data["casts"]
         }
         images = _costs_from_json(data.get("channels_last", {}))
-        return cls(_costs_from_json(data["sites"]), casts, images, data.get("losses", {}))
+        beside = data.get("losses", {}), data.get("update"), data.get("scaling", 0.0)
+        return cls(_costs_from_json(data["sites"]), casts, images, *beside)
 
     def site(self, site_id: str, choice: Choice) -> SiteCost:
         """The measured cost; zero for what was not measured."""

@@ -116,6 +116,7 @@ class Worlds:
         step, validity = known.step, known.validity
         weights = [step.sample(rng) for _ in range(draws)]
         drawn = [validity.sample(rng) for _ in range(draws)]
+        self.scaling = np.array([step.features.of_scaling(w) for w in weights])
         self.links = [step.features.link_matrices(w) for w in weights]
         self.limits = np.array([limit for _, limit, _ in drawn])
         self.by_value = [
@@ -166,7 +167,7 @@ class Worlds:
         for i, owner in enumerate(owners):
             for each, matrix in zip(indicators, self.links[owner], strict=True):
                 found[i] += ((each[i] @ matrix) * each[i]).sum(axis=1)
-        found += sums[:, :, 0]
+        found += sums[:, :, 0] + self.scaling[owners, None] * encoding.is_scaled(flat).reshape(shape)
         if known.of_memory or math.isfinite(known.max_bytes):
             kept = encoding.bytes(flat).reshape(shape)
         if known.of_memory:

@@ -11,6 +11,7 @@ import numpy as np
 
 from amptune.core.choice import FP32, Choice
 from amptune.tune.acquire import Acquisition
+from amptune.tune.base import base_ms
 from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding, Rows
 from amptune.tune.space import HIGH, Group, Space
@@ -100,23 +101,23 @@ class Knowledge:
 def learn(
     encoding: Encoding,
     records: Sequence[TrialRecord],
-    reference_ms: float,
+    stock: Mapping[str, float],
     *,
     objective: str = "time",
     max_memory: float = math.inf,
 ) -> Knowledge:
-    """What the plans measured so far teach; ``reference_ms`` is the FP32 step."""
+    """What the plans measured so far teach; ``stock``: recipe -> milliseconds of its step, ``fp32`` among them."""
     model = encoding.model
-    base = reference_ms - model.predicted(model.space.point({}))
+    base = base_ms(model, stock)
     measured = [r for r in records if r.outcome.step_ms and math.isfinite(model.predicted(r.point))]
-    step_ms = min((r.outcome.median_ms for r in measured), default=reference_ms)
+    step_ms = min((r.outcome.median_ms for r in measured), default=stock["fp32"])
     noise = _noise(measured, step_ms)
     costs: dict[Feature, float] = model.costs()
     for name, values in model.space.choices().items():
         if name.startswith(":"):
             costs |= {(name, value): GLOBAL_COST * step_ms for value in values}
     seen = [
-        Observation(r.point, ms - base - model.predicted(r.point), math.hypot(noise, FAR * (ms - step_ms)))
+        Observation(r.point, ms - base - model.predicted(r.point), math.hypot(_noise([r], ms), FAR * (ms - step_ms)))
         for r in measured
         if (ms := r.outcome.median_ms)
     ]

@@ -17,7 +17,7 @@ from amptune.tune.allocate import Problem, Values, problem_of
 from amptune.tune.losses import PLAIN_LOSS
 from amptune.tune.space import COMPILED_LOSS, FOLLOW, HIGH, LOSS, Space
 
-LAYOUT = ":channels_last"
+LAYOUT, TF32 = ":channels_last", ":tf32"
 Point = Mapping[str, str]
 
 
@@ -44,17 +44,17 @@ class CostModel:
             table, edges = self.costs_at(point)
             choices = self.space.site_choices(point)
             loss = table.losses.get(self._loss_of(point, choices), 0.0)
-            self._predictions[key] = table.total(choices, edges) + loss
+            is_scaled = any(choice.format is Format.FP16 for choice in choices.values())
+            self._predictions[key] = table.total(choices, edges) + loss + is_scaled * table.scaling
         return self._predictions[key]
 
     def costs_at(self, point: Point) -> tuple[CostTable, list[Edge]]:
-        """The costs in the memory format of a point, and the edges that its loss leaves.
+        """The costs in the memory format of a point and with its TF32 flag, and the edges that its loss leaves.
 
         A loss that was measured has the cast of its input in its own cost.
         """
-        table = self.table.in_channels_last() if point.get(LAYOUT) == "on" else self.table
-        is_paid = not table.losses and point.get(":loss") != FOLLOW
-        return table, [edge for edge in self.edges if edge.into != (LOSS,) or is_paid]
+        layout, tf32, is_paid = point.get(LAYOUT), point.get(TF32), point.get(":loss") != FOLLOW
+        return self._table(layout == "on", tf32 == "on"), self._edges(is_paid)
 
     def problem_at(self, point: Point) -> Problem:
         """The allocation in the memory format and with the loss of ``point``; what is vetoed has its cost too."""
@@ -112,13 +112,45 @@ class CostModel:
         loss_follows: bool = False,
         banned: Mapping[str, set[Choice]] | None = None,
     ) -> Problem:
-        """The allocation in one memory format, with the loss in FP32 or in the format that arrives."""
-        table = self.table.in_channels_last() if channels_last else self.table
-        edges = [edge for edge in self.edges if edge.into != (LOSS,) or not loss_follows]
+        """The allocation in one memory format, with TF32 where it is a choice.
+
+        The loss is in FP32 or in the format that arrives; where it was measured, it is the cheapest for what arrives.
+        """
+        table, edges = self._table(channels_last, self.space.tf32), self._edges(not loss_follows)
         errors, vetoes = self._errors, {name: dict(found) for name, found in self.vetoes.items()}
         for name, choices in (banned or {}).items():
             vetoes.setdefault(name, {}).update(dict.fromkeys(choices, "did not train"))
-        return problem_of(self.space, table, edges, errors, vetoes, self._memory)
+        problem = problem_of(self.space, table, edges, errors, vetoes, self._memory)
+        return dataclasses.replace(problem, times=self._with_losses(problem.times))
+
+    def _with_losses(self, times: Values) -> Values:
+        """The times with the measured loss in those of the group that it reads; of several, none decides it alone."""
+        sources = self.loss_sources()
+        if not self.table.losses or len(sources) != 1:
+            return times
+        (name,) = sources
+        return {**times, name: {choice: ms + self._cheapest_loss(choice) for choice, ms in times[name].items()}}
+
+    def _cheapest_loss(self, choice: Choice) -> float:
+        barred = {FOLLOW} if choice.format is Format.FP16 else set()
+        offered = [loss for loss in self.space.losses if loss in self.table.losses and loss not in barred]
+        return min((self.loss_ms(loss, choice.output_format) for loss in offered), default=0.0)
+
+    def _table(self, channels_last: bool, tf32: bool) -> CostTable:
+        key = channels_last, tf32
+        if key not in self._tables:
+            table = self.table.in_channels_last() if channels_last else self.table
+            self._tables[key] = table.in_tf32() if tf32 else table
+        return self._tables[key]
+
+    def _edges(self, loss_is_paid: bool) -> list[Edge]:
+        """The edges, those into the loss only where it casts its input and that is not measured with it."""
+        is_paid = loss_is_paid and not self.table.losses
+        return [edge for edge in self.edges if edge.into != (LOSS,) or is_paid]
+
+    @functools.cached_property
+    def _tables(self) -> dict[tuple[bool, bool], CostTable]:
+        return {}
 
     @functools.cached_property
     def _predictions(self) -> dict[tuple[tuple[str, str], ...], float]:

@@ -20,7 +20,7 @@ from torch import nn
 
 from amptune.apply import paddings
 from amptune.capture.fakes import map_tensors
-from amptune.core.choice import FP32, Choice
+from amptune.core.choice import FP32, TF32, Choice
 from amptune.core.formats import Format
 from amptune.core.tables import CastPrice, CostTable, SiteCost
 from amptune.tune.costcache import CostCache
@@ -51,6 +51,7 @@ def measure_costs(
     *,
     fused: bool = False,
     layouts: bool = False,
+    tf32: bool = False,
     cache: CostCache | None = None,
 ) -> CostTable:
     """Cost of every module site in FP32 and in each of its ``choices``, and the cast prices.
@@ -63,6 +64,7 @@ def measure_costs(
         progress: told (done, total) of the unique sites.
         fused: price for torch.compile.
         layouts: measure sites that images pass through in channels_last format as well.
+        tf32: measure what multiplies matrices in FP32 with TF32 as well.
         cache: costs that are known already; None measures all.
     """
     calls = record_calls(bench, list(num_calls), batch)
@@ -70,7 +72,7 @@ def measure_costs(
     for path, call in calls.items():
         key = (_signature(bench.model.get_submodule(path), call), tuple(choices[path]))
         alike.setdefault(key, []).append(path)
-    measure = _Measure(bench.device, fused, cache or CostCache(bench.device))
+    measure = _Measure(bench.device, fused, cache or CostCache(bench.device), tf32)
     sites: dict[str, dict[Choice, SiteCost]] = {}
     images: dict[str, dict[Choice, SiteCost]] = {}
     for done, ((signature, offered), paths) in enumerate(alike.items()):
@@ -96,6 +98,7 @@ class _Measure:
     device: Device
     fused: bool
     cache: CostCache
+    tf32: bool = False
     _bandwidth: float | None = None
 
     def site(
@@ -109,6 +112,9 @@ class _Measure:
             # It does not run on numbers of our own: what its formats take, only whole steps will tell.
             return dict.fromkeys((FP32, *choices), SiteCost(0.0))
         costs = {FP32: base}
+        if self.tf32 and _multiplies(module):
+            with backend_flags(True):
+                costs[TF32] = self._known(module, call, signature, Variant(TF32, 0, channels_last), float("inf"))
         limit = max(HOPELESS * base.ms, base.ms + HOPELESS_MS)
         for choice in choices:
             if choice != FP32:
@@ -138,6 +144,11 @@ def measure_site(module: nn.Module, call: Call, choices: Sequence[Choice], devic
     with backend_flags(False):
         measure = _Measure(device, False, CostCache(device))
         return measure.site(module, call, _signature(module, call), choices, channels_last=False)
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a module may be a matrix product, of which TF32 changes the time."""
+    return not isinstance(module, nn.Embedding) and any(parameter.ndim > 1 for parameter in module.parameters())
 
 
 def _takes_images(call: Call) -> bool:

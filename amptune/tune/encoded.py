@@ -16,11 +16,11 @@ from amptune.core.formats import Format
 from amptune.core.graph import INPUT
 from amptune.core.tables import EDGE_FORMATS
 from amptune.tune.allocate import Link, Problem
-from amptune.tune.costmodel import LAYOUT, CostModel
+from amptune.tune.costmodel import LAYOUT, TF32, CostModel
 from amptune.tune.losses import PLAIN_LOSS
 from amptune.tune.space import FOLLOW
 
-LOSS_CHOICE, TF32 = ":loss", ":tf32"
+LOSS_CHOICE = ":loss"
 _FORMAT_INDEX = {number_format: index for index, number_format in enumerate(EDGE_FORMATS)}
 _FP32, _BF16, _FP16 = (_FORMAT_INDEX[f] for f in (Format.FP32, Format.BF16, Format.FP16))
 
@@ -54,7 +54,8 @@ class Encoding:
         for index, name in enumerate(self._groups):
             for position, label in enumerate(choices[name]):
                 self._formats[index, position] = _FORMAT_INDEX[Choice.parse(label).output_format]
-        self._layout, self._loss = column.get(LAYOUT), column.get(LOSS_CHOICE)
+        self._loss = column.get(LOSS_CHOICE)
+        self._whole = {name: column[name] for name in (LAYOUT, TF32, LOSS_CHOICE) if name in column}
         self.pairs = self._linked()
 
     def encode(self, point: Mapping[str, str]) -> Row:
@@ -79,11 +80,16 @@ class Encoding:
     def milliseconds(self, rows: Rows) -> np.ndarray:
         """What ``CostModel.predicted`` says of each row; infinite where something has no kernel."""
         found = np.empty(len(rows))
-        # Rows are priced together that have the same layout and loss.
-        keys = [np.zeros(len(rows), dtype=int) if c is None else rows[:, c] for c in (self._layout, self._loss)]
-        for layout, loss in set(zip(*(key.tolist() for key in keys), strict=True)):
-            chosen = (keys[0] == layout) & (keys[1] == loss)
-            found[chosen] = self._mode(layout, loss).milliseconds(rows[chosen])
+        # Rows are priced together that have the same layout, TF32 flag and loss.
+        keys = rows[:, list(self._whole.values())]
+        for key in set(map(tuple, keys.tolist())):
+            chosen = (keys == key).all(axis=1)
+            found[chosen] = self._mode(key).milliseconds(rows[chosen])
+        return found + self.model.table.scaling * self.is_scaled(rows)
+
+    def is_scaled(self, rows: Rows) -> np.ndarray:
+        """Whether something is in FP16 in each row, so that its loss is scaled."""
+        found: np.ndarray = (self.formats(rows) == _FP16).any(axis=1)
         return found
 
     def errors(self) -> np.ndarray:
@@ -210,18 +216,15 @@ class Encoding:
         }
         return np.array(sorted(pairs), dtype=int).reshape(len(pairs), 2)
 
-    def _mode(self, layout: int, loss: int) -> _Mode:
-        if (layout, loss) not in self._modes:
-            point = {}
-            if self._layout is not None:
-                point[LAYOUT] = self.values[self._layout][layout]
-            if self._loss is not None:
-                point[LOSS_CHOICE] = self.values[self._loss][loss]
-            self._modes[layout, loss] = _Mode(self, self.model.problem_at(point), point.get(LOSS_CHOICE, PLAIN_LOSS))
-        return self._modes[layout, loss]
+    def _mode(self, key: tuple[int, ...]) -> _Mode:
+        if key not in self._modes:
+            chosen = zip(self._whole.items(), key, strict=True)
+            point = {name: self.values[column][value] for (name, column), value in chosen}
+            self._modes[key] = _Mode(self, self.model.problem_at(point), point.get(LOSS_CHOICE, PLAIN_LOSS))
+        return self._modes[key]
 
     @functools.cached_property
-    def _modes(self) -> dict[tuple[int, int], _Mode]:
+    def _modes(self) -> dict[tuple[int, ...], _Mode]:
         return {}
 
 

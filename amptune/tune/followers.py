@@ -15,7 +15,7 @@ from amptune.analyze.device import present_gpu
 from amptune.analyze.kernels import Setting
 from amptune.analyze.sitekernels import kernels_of
 from amptune.core.autocast import SiteDtypes
-from amptune.core.choice import Choice
+from amptune.core.choice import TF32, Choice
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph, Site, TensorMeta
 from amptune.core.hardware import Gpu
@@ -24,7 +24,7 @@ from amptune.core.tables import CostTable, SiteCost
 from amptune.tune.space import LOSS
 
 Prices = Mapping[str, Mapping[Format, float]]
-"""Site -> format of its output -> milliseconds of what follows it."""
+"""Site -> format of its output, or TF32 -> milliseconds of what follows it."""
 
 
 def with_followers(table: CostTable, prices: Prices) -> CostTable:
@@ -43,14 +43,15 @@ def follower_prices(
     """
     if gpu is None:
         return {}
-    setting = Setting(RECIPES["fp32"], fused=fused)
+    settings = {name: Setting(RECIPES[name], fused=fused) for name in ("fp32", "tf32")}
     prices: dict[str, dict[Format, float]] = {}
     for site in graph:
         if site.id in planned or site.module == LOSS:
             continue
         sources = planned_sources(graph, site.id, planned)
         for number_format in formats if sources else ():
-            share = _milliseconds(site, number_format, setting, gpu) / len(sources)
+            setting = settings["tf32" if number_format is Format.TF32 else "fp32"]
+            share = milliseconds_of(site, number_format, setting, gpu) / len(sources)
             for source in sources:
                 found = prices.setdefault(source, {})
                 found[number_format] = found.get(number_format, 0.0) + share
@@ -78,7 +79,9 @@ def planned_sources(graph: PrecisionGraph, site_id: str, planned: Collection[str
     return frozenset(found)
 
 
-def _milliseconds(site: Site, number_format: Format, setting: Setting, gpu: Gpu) -> float:
+def milliseconds_of(site: Site, number_format: Format, setting: Setting, gpu: Gpu) -> float:
+    """Forward and backward of a site whose floating inputs all have one format, by the roofline."""
+    """Forward and backward of a site whose floating inputs all have one format, by the roofline."""
     kernels = kernels_of(site, _dtypes_in(site, number_format), setting)
     return sum(kernel.seconds(gpu) for kernel in (*kernels.forward, *kernels.backward)) * 1e3
 
@@ -95,10 +98,15 @@ def _dtypes_in(site: Site, number_format: Format) -> SiteDtypes:
     return SiteDtypes(inputs, inputs, params, tuple(map(of, site.outputs)))
 
 
+def _price(prices: Mapping[Format, float], choice: Choice) -> float:
+    ms = prices.get(choice.output_format, 0.0)
+    return prices.get(Format.TF32, ms) if choice == TF32 else ms
+
+
 def _added(sites: Mapping[str, Mapping[Choice, SiteCost]], prices: Prices) -> dict[str, dict[Choice, SiteCost]]:
     return {
         name: {
-            choice: dataclasses.replace(cost, followers=prices.get(name, {}).get(choice.output_format, 0.0))
+            choice: dataclasses.replace(cost, followers=_price(prices.get(name, {}), choice))
             for choice, cost in costs.items()
         }
         for name, costs in sites.items()

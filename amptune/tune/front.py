@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from amptune.core.choice import FP32, Choice
+from amptune.core.formats import Format
 from amptune.tune.allocate import Assignment, Problem, allocate, front
 from amptune.tune.costmodel import LAYOUT, CostModel
 from amptune.tune.space import FOLLOW, Space
@@ -24,7 +25,7 @@ def front_points(model: CostModel, objective: str = "time", banned: Banned | Non
     space = model.space
     problem = model.problem(banned=banned)
     problem = problem if objective == "time" else of_memory(problem)
-    fastest, *others = front(problem)
+    fastest, *others = front(_where_scaled_pays(model, problem) if objective == "time" else problem)
     alone = [_point(space, allocate(_restricted(problem, choice))) for choice in space.offered()]
     leaders = [_point(space, fastest), *sorted(alone, key=model.predicted if objective == "time" else model.bytes)]
     points = _with_losses(space, leaders[0]) + _with_layout(model, leaders[1:], banned)
@@ -36,6 +37,13 @@ def front_points(model: CostModel, objective: str = "time", banned: Banned | Non
     return distinct(point for point in legal if not _has(point, banned or {}))
 
 
+def _where_scaled_pays(model: CostModel, problem: Problem) -> Problem:
+    """The problem, without FP16 where that saves less than its loss scaler takes."""
+    without = _allowing(problem, lambda choice: choice.format is not Format.FP16)
+    with_scaler = problem.time(allocate(problem)) + model.table.scaling
+    return without if model.table.scaling and problem.time(allocate(without)) <= with_scaler else problem
+
+
 def _has(point: Mapping[str, str], banned: Banned) -> bool:
     return any(point[name] == choice.label for name, choices in banned.items() for choice in choices)
 
@@ -44,7 +52,8 @@ def _with_layout(model: CostModel, leaders: list[dict[str, str]], banned: Banned
     """What is best in channels_last format, and the leaders in it; nothing where that is no choice."""
     if not model.space.channels_last:
         return []
-    best = _point(model.space, allocate(model.problem(channels_last=True, banned=banned)))
+    problem = _where_scaled_pays(model, model.problem(channels_last=True, banned=banned))
+    best = _point(model.space, allocate(problem))
     return [point | {LAYOUT: "on"} for point in (best, *leaders)]
 
 
@@ -56,7 +65,11 @@ def distinct(points: Iterable[dict[str, str]]) -> list[dict[str, str]]:
 def _restricted(problem: Problem, choice: Choice) -> Problem:
     """The problem with FP32, ``choice``, and for FP8 the format that its outputs have."""
     allowed = {FP32, choice, Choice(choice.output_format)}
-    times = {name: {c: ms for c, ms in values.items() if c in allowed} for name, values in problem.times.items()}
+    return _allowing(problem, lambda each: each in allowed)
+
+
+def _allowing(problem: Problem, is_allowed: Callable[[Choice], bool]) -> Problem:
+    times = {name: {c: ms for c, ms in values.items() if is_allowed(c)} for name, values in problem.times.items()}
     return dataclasses.replace(problem, times=times)
 
 

@@ -1,4 +1,5 @@
-"""What the loss takes in each of its choices, by running it alone: with large outputs it is a good part of a step."""
+"""What parts of a step that are no sites take, by running them alone: the loss in each of its choices, with large
+outputs a good part of a step, and the optimizer with and without a loss scaler."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from amptune.core.formats import Format
+from amptune.core.plan import ScalerConfig
 from amptune.runtime import cast_all, tensors_in
 from amptune.tune.compilation import BACKEND
 from amptune.tune.costs import times_of
@@ -16,6 +18,7 @@ from amptune.tune.recipes import Candidate
 from amptune.tune.space import COMPILED_LOSS, FOLLOW
 from amptune.tune.training import Workbench, training
 
+_SCALED = ScalerConfig(enabled=True)
 PLAIN_LOSS = "fp32-output"
 """The loss of an output that is FP32 already."""
 
@@ -49,3 +52,21 @@ def measure_losses(bench: Workbench, batch: Any, choices: Iterable[str], low: Fo
         except RuntimeError:
             continue  # a kernel that this format lacks: the choice will fail in its trial, with the reason
     return found
+
+
+def measure_update(bench: Workbench) -> tuple[float, float] | None:
+    """Milliseconds of the optimizer's step on gradients of zero, and what a loss scaler adds to it.
+
+    None for an optimizer that does not take such gradients.
+    """
+    found = []
+    for candidate in (Candidate("fp32"), Candidate("fp32", scaler=_SCALED)):
+        with training(bench, candidate) as run:
+            for parameter in bench.model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+            run.scaler.scale(torch.zeros((), device=bench.device.torch))  # its first call sets the scale up
+            try:
+                found.append(statistics.median(times_of(run.update, bench.device)))
+            except RuntimeError:
+                return None
+    return found[0], max(0.0, found[1] - found[0])

@@ -173,13 +173,12 @@ class Search:
         return self._learnt[1]
 
     def _learn(self, records: Sequence[TrialRecord]) -> Knowledge | None:
-        reference = next((r for r in records if r.outcome.recipe == "fp32" and r.outcome.step_ms), None)
-        if reference is None:
+        stock = {r.outcome.recipe: r.outcome.median_ms for r in records if r.outcome.recipe and r.outcome.step_ms}
+        if "fp32" not in stock:
             return None
         limit = self.options.max_memory or math.inf
         plans = [record for record in records if not record.outcome.recipe]
-        reference_ms, objective = reference.outcome.median_ms, self.options.objective
-        return learn(self.encoding, plans, reference_ms, objective=objective, max_memory=limit)
+        return learn(self.encoding, plans, stock, objective=self.options.objective, max_memory=limit)
 
     def _enqueue_start(self) -> None:
         for name, candidate in self.recipes.items():
@@ -272,6 +271,7 @@ def _outcome(base: Outcome, measured: Measured) -> Outcome:
         failing=quality.gate.failing if quality.gate else (),
         evaluation=quality.evaluation,
         launch_bound=measured.step.launch_bound,
+        launch_ms=measured.step.launch_ms,
     )
 
 

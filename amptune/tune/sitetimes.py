@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from amptune.capture.fakes import map_tensors
-from amptune.core.choice import Choice
+from amptune.core.choice import TF32, Choice
+from amptune.core.formats import Format
 from amptune.core.tables import SiteCost
 from amptune.runtime import apply_plan
 from amptune.tune.device import Device
@@ -69,7 +70,9 @@ def time_site(module: nn.Module, call: Call, variant: Variant, device: Device, l
     """
     holder = nn.Sequential(copy.deepcopy(module))
     choice = variant.choice
-    entry = {"format": choice.format.label, "scaling": choice.scaling, "pad": variant.pad, "pad_in": variant.pad_in}
+    # TF32 is a flag of the process, and is set around this where it is what FP32 means.
+    label = Format.FP32.label if choice == TF32 else choice.format.label
+    entry = {"format": label, "scaling": choice.scaling, "pad": variant.pad, "pad_in": variant.pad_in}
     try:
         apply_plan(holder, {"0": entry}, channels_last=variant.channels_last)
         cost = _Timer(holder[0], _filled(call, variant, device), device).cost(limit)

@@ -1,8 +1,9 @@
 """What measured steps teach about the cost model: a Bayesian linear model of measured minus predicted step time.
 
-One weight for each value of each choice, one for all plans, and two for each two groups that a tensor links: what they
-take beyond the sum where both are in 16 bits, and where their formats differ. Casts are priced by size alone, and
-kernels that follow one another share caches, launches and fusions, so links are off by what no single group is.
+One weight for each value of each choice, one for all plans, one for those whose loss is scaled, and two for each two
+groups that a tensor links: what they take beyond the sum where both are in 16 bits, and where their formats differ.
+Casts are priced by size alone, and kernels that follow one another share caches, launches and fusions, so links are off
+by what no single group is.
 
 Before anything is measured the weights are zero with a spread that says how far the table may be off; after that the
 posterior says what each choice really costs, and how sure that is. There are more weights than plans: everything is
@@ -30,6 +31,9 @@ FLOOR = 0.05
 """Prior spread of all weights together beside that, as a share of the step: what no table knows."""
 LINKED = 0.1
 """Prior spread of all links together, as a share of the step."""
+SCALING = 0.05
+"""Prior spread of what a loss scaler takes beyond its price, as a share of the step: it may wait for the GPU, and FP16
+beside BF16 gives casts that no edge knows."""
 OFFSET = 0.1
 """Prior spread of what all plans have in common, as a share of the step."""
 WIDER = (1.0, 2.0, 4.0, 8.0)
@@ -48,25 +52,30 @@ class Observation:
 
 
 class Features:
-    """The columns of the linear model: a constant, the values of the choices, and the links."""
+    """The columns of the linear model: a constant, the values of the choices, the links, and the loss scaler."""
 
     def __init__(self, encoding: Encoding) -> None:
         self.encoding = encoding
         self.left, self.right = encoding.pairs.T
         self.num_values = int(encoding.starts[-1])
-        self.count = 1 + self.num_values + 2 * len(self.left)
+        self.count = 1 + self.num_values + 2 * len(self.left) + 1
 
     def of(self, rows: Rows) -> np.ndarray:
         """One row of features for each row of a space."""
         formats = self.encoding.formats(rows)
         left, right = formats[:, self.left], formats[:, self.right]
+        ones, scaled = np.ones((len(rows), 1)), self.encoding.is_scaled(rows)[:, None]
         return np.concatenate(
-            [np.ones((len(rows), 1)), self.encoding.one_hot(rows), (left > 0) & (right > 0), left != right], axis=1
+            [ones, self.encoding.one_hot(rows), (left > 0) & (right > 0), left != right, scaled], axis=1
         )
 
     def of_values(self, weights: np.ndarray) -> np.ndarray:
         """The weights of the values of the choices, without the constant."""
         return weights[1 : 1 + self.num_values]
+
+    def of_scaling(self, weights: np.ndarray) -> float:
+        """The weight of the loss scaler."""
+        return float(weights[-1])
 
     def indicators(self, rows: Rows) -> tuple[np.ndarray, ...]:
         """Whether each group's output is in FP32, in BF16, in FP16, and in 16 bits."""
@@ -75,7 +84,7 @@ class Features:
 
     def link_matrices(self, weights: np.ndarray) -> list[np.ndarray]:
         """The weights of the links as quadratic forms of the ``indicators``, up to a constant."""
-        both, differ = weights[1 + self.num_values :].reshape(2, -1)
+        both, differ = weights[1 + self.num_values : -1].reshape(2, -1)
         size = len(self.encoding.model.space.module_groups())
         of_both, of_equal = np.zeros((size, size)), np.zeros((size, size))
         of_both[self.left, self.right] = both
@@ -90,7 +99,8 @@ class Features:
         known = [costs.get((name, value), 0.0) for name, values in names for value in values]
         choices[0] = OFFSET * step_ms
         choices[1 : 1 + self.num_values] = [math.hypot(TABLE_ERROR * _finite(ms), floor) for ms in known]
-        links[1 + self.num_values :] = LINKED * step_ms / math.sqrt(max(1, 2 * len(self.left)))
+        choices[-1] = SCALING * step_ms
+        links[1 + self.num_values : -1] = LINKED * step_ms / math.sqrt(max(1, 2 * len(self.left)))
         return choices, links
 
 

@@ -34,7 +34,8 @@ class Outcome:
     is allowed), slow (given up) or failed; ``failing`` names the parameters whose gradients are wrong.
     ``worker_lost`` says that the worker died or hung or lost the device, which may have had another cause.
     ``memory_excess`` is the memory minus the allowed one, where there is a limit. ``predicted_ms`` was predicted before
-    the measurement, ``table_ms`` by the cost table alone, without what earlier trials taught.
+    the measurement, ``table_ms`` by the cost table alone, without what earlier trials taught. ``launch_ms`` is what
+    Python takes to queue a step, where that is known.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Outcome:
     evaluation: float | None = None
     compile_seconds: float | None = None
     launch_bound: bool = False
+    launch_ms: float | None = None
     failing: Sequence[str] = ()
     worker_lost: bool = False
 

@@ -81,8 +81,7 @@ def measure_step(
         count = min(MAX_STEPS, max(MIN_STEPS, int(SECONDS * 1e3 / max(elapsed, 1e-3))))
         device.reset_peak_memory()  # the compiler's own trials of kernels are not part of a step
         step = timed_steps(run, batches, count)
-        if device.is_cuda and not candidate.scaler.enabled:
-            # A loss scaler asks the GPU in each step whether something overflowed, and so waits for it.
+        if device.is_cuda and not run.waits_for_device:
             step = dataclasses.replace(step, launch_ms=min(queued for queued, _ in timed[1:]) * 1e3)
         return step, device.peak_memory(), compiling
 

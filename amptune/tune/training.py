@@ -169,9 +169,18 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(batch)
         self.scaler.scale(loss).backward()
+        self.update()
+        return loss.detach()
+
+    @property
+    def waits_for_device(self) -> bool:
+        """Whether the scaler asks the device in each step if something overflowed: fused optimizers do so there."""
+        return self.scaler.is_enabled() and not getattr(self.optimizer, "_step_supports_amp_scaling", False)
+
+    def update(self) -> None:
+        """The optimizer's part of a step, and the scaler's."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.detach()
 
     def counted_step(self, batch: Any) -> torch.Tensor:
         """A step that also counts whether the scaler skipped it, which waits for the device: not for timing."""

@@ -43,7 +43,7 @@ from amptune.tune.float8 import missing_note
 from amptune.tune.followers import follower_prices, this_gpu, with_followers
 from amptune.tune.gradients import record_gradients
 from amptune.tune.kernels import tensor_core_share
-from amptune.tune.losses import measure_losses
+from amptune.tune.losses import measure_losses, measure_update
 from amptune.tune.lowparams import check_params
 from amptune.tune.options import TuneOptions
 from amptune.tune.quality import NUM_ORDERS, Quality, Reference, judge, measure_reference, reference_itself
@@ -169,13 +169,17 @@ class Worker:
         formats = {FP32, *(choice for offered in choices.values() for choice in offered)}
         with eager(self.bench):
             table = measure_costs(
-                self.bench, calls, self.batches.train[0], choices, progress, fused=fused, layouts=space.channels_last
-            )
+                self.bench, calls, self.batches.train[0], choices, progress,
+                fused=fused, layouts=space.channels_last, tf32=space.tf32,
+            )  # fmt: skip
             halves = sorted({c.output_format for c in formats} - {Format.FP32}, key=list(Format).index)
             losses = measure_losses(self.bench, self.batches.train[0], space.losses, halves[0]) if halves else {}
+            update, scaling = measure_update(self.bench) or (None, 0.0)
         gpu = this_gpu(self.device.torch.type)
-        prices = follower_prices(graph, planned, [Format.FP32, *halves], gpu, fused=fused)
-        return with_followers(dataclasses.replace(table, losses=losses), prices)
+        prices = follower_prices(graph, planned, [Format.FP32, Format.TF32, *halves], gpu, fused=fused)
+        # Without prices of what follows the sites, the optimizer is not all that a step takes beside them.
+        update = update if prices and not fused and (losses or self.target.loss_fn is None) else None
+        return with_followers(dataclasses.replace(table, losses=losses, update=update, scaling=scaling), prices)
 
     def sensitivity(self, space: Space) -> Sensitivity:
         """What each choice would do to each site of ``space``."""

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from amptune.core.choice import BF16, FP32
+from amptune.core.choice import BF16, FP32, TF32
 from amptune.core.formats import Format
 from amptune.core.tables import CostTable, Edge, SiteCost
 from amptune.tune.costcache import CostCache
 from amptune.tune.costs import measure_casts, measure_costs, measure_site, record_calls
 from amptune.tune.device import Device
+from amptune.tune.losses import measure_update
 from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.sitetimes import Call, FloatTensor
 
@@ -39,6 +40,24 @@ def test_every_module_site_gets_a_cost_in_every_format(make_bench: Make) -> None
         (name, costs) for name, costs in table.sites.items() if not all(0 < c.ms < 1000 for c in costs.values())
     ]
     assert table.site("not measured", BF16).ms == 0
+
+
+def test_what_multiplies_is_measured_with_tf32_too(make_bench: Make) -> None:
+    bench, batches = make_bench()
+    calls = {"embed": 1, "norm": 1, "fc1": 2}
+    table = measure_costs(bench, calls, batches.train[0], dict.fromkeys(calls, (FP32, BF16)), tf32=True)
+    assert {name for name, costs in table.sites.items() if TF32 in costs} == {"fc1"}
+    assert 0 < table.in_tf32().site("fc1", FP32).ms == table.site("fc1", TF32).ms
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_the_optimizer_is_measured_with_and_without_a_scaler(make_bench: Make) -> None:
+    bench, _ = make_bench()
+    found = measure_update(bench)
+    assert found is not None
+    assert 0 < found[0] < 1000
+    assert 0 <= found[1] < 1000
+    assert all(parameter.grad is None for parameter in bench.model.parameters())
 
 
 def test_a_misaligned_linear_is_also_tried_padded() -> None:

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from amptune.core.choice import BF16, FP8, FP16, FP32
+from amptune.core.choice import BF16, FP8, FP16, FP32, TF32
 from amptune.core.formats import Format
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
@@ -27,9 +27,11 @@ def make_model(losses: dict[str, float]) -> CostModel:
     )
     pin = Group("softmax", ("softmax",), "pin", ("swap",))
     costs = {n: {c: SiteCost(1.0 + i + 0.3 * j) for j, c in enumerate(choices[n])} for i, n in enumerate(NAMES)}
+    costs["b"][TF32] = SiteCost(0.7)
     images = {n: {c: SiteCost(cost.forward * 0.8) for c, cost in values.items()} for n, values in costs.items()}
     pairs = [(Format.FP32, Format.BF16, 0.5), (Format.FP32, Format.FP16, 0.6), (Format.BF16, Format.FP16, 0.9)]
-    table = CostTable(costs, {frozenset((a, b)): CastPrice(p, 0.0) for a, b, p in pairs}, {"a": images["a"]}, losses)
+    casts = {frozenset((a, b)): CastPrice(p, 0.0) for a, b, p in pairs}
+    table = CostTable(costs, casts, {"a": images["a"]}, losses, scaling=0.4)
     edges = [Edge(("a",), ("b",), 10), Edge(("b",), ("c",), 10), Edge(("a", "c"), ("d",), 10), Edge(("d",), (LOSS,), 9)]
     space = Space(
         (*groups, pin),

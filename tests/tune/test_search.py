@@ -226,7 +226,7 @@ def test_a_resumed_search_goes_on_as_it_would_have(tmp_path: Path, worker: Formu
     measure = worker.trial
 
     def interrupted(candidate: Candidate) -> Measured:
-        if len(worker.measured) == 16:
+        if len(worker.measured) == 12:
             raise KeyboardInterrupt
         return measure(candidate)
 

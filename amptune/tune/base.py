@@ -1,0 +1,33 @@
+"""What a step takes beside the sites that the cost model adds up: the optimizer, and what has no price.
+
+The measured FP32 step minus the sum of its sites says it badly: a percent of a sum of 300 ms is more than the whole
+rest of a 40 ms plan, and layers that run alone, on a cooler chip, are faster than in a step. So it is weighed against
+the TF32 step, whose sum is smaller, and against the optimizer's step, which is measured by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from amptune.tune.costmodel import TF32, CostModel
+
+SUM_ERROR = 0.02
+"""How far the measured sites may be off together, as a share of their sum: all alike, by clocks and temperature."""
+UNPRICED = 0.03
+"""What a step may hold that has no price, as a share of the fastest stock step."""
+
+
+def base_ms(model: CostModel, stock: Mapping[str, float]) -> float:
+    """Milliseconds of a step beside its sites, by the steps of the stock recipes; ``fp32`` must be among them.
+
+    The recipes ``fp32`` and ``tf32`` are points of the space; autocast is none, so it says nothing here.
+    """
+    evidence = []
+    for recipe, flag in (("fp32", "off"), ("tf32", "on")):
+        if recipe in stock and (recipe == "fp32" or model.space.tf32):
+            total = model.predicted(model.space.point({TF32: flag}))
+            evidence.append((stock[recipe] - total, SUM_ERROR * total))
+    if model.table.update is not None:
+        evidence.append((model.table.update, UNPRICED * min(stock.values())))
+    weights = [1 / max(spread, 1e-9) ** 2 for _, spread in evidence]
+    return sum(weight * ms for weight, (ms, _) in zip(weights, evidence, strict=True)) / sum(weights)
