@@ -447,12 +447,17 @@ class _Lowered(NamedTuple):
     columns: _Rows | None
 
 
-def _scale(matrix: Tensor, dtype: torch.dtype, over: int | None, *, exact: bool) -> Tensor:
-    """What ``matrix``, or each slice along ``over``, is divided by so that its largest value is that of ``dtype``.
+def _largest(matrix: Tensor, over: int | tuple[int, ...] | None) -> Tensor:
+    """The largest magnitude in float32, of all or along dimensions, which stay as ones; NaN where there is one."""
+    largest: Tensor = torch.linalg.vector_norm(matrix, float("inf"), dim=over, keepdim=True, dtype=torch.float32)
+    return largest
+
+
+def _scale(largest: Tensor, dtype: torch.dtype, *, exact: bool) -> Tensor:
+    """What values up to ``largest`` are divided by so that this becomes the largest value of ``dtype``.
 
     ``exact`` scales are powers of two, so that scaling itself rounds nothing.
     """
-    largest = torch.linalg.vector_norm(matrix, float("inf"), dim=over, keepdim=True, dtype=torch.float32)
     scale = torch.clamp(largest, min=_SMALLEST_AMAX) / torch.finfo(dtype).max
     return (scale.view(torch.int32) + _MANTISSA & _EXPONENT).view(torch.float32) if exact else scale
 
@@ -469,25 +474,37 @@ def _scaled(matrix: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _one_scale(matrix: Tensor, dtype: torch.dtype, rows: bool, columns: bool) -> _Lowered:
-    scale = _scale(matrix, dtype, None, exact=False)
+    scale = _scale(_largest(matrix, None), dtype, exact=False)
     data = _scaled(matrix, scale, dtype)
     return _Lowered(_Rows(data, scale) if rows else None, _Rows(data.t().contiguous(), scale) if columns else None)
 
 
 def _scale_by_row(matrix: Tensor, dtype: torch.dtype, rows: bool, columns: bool) -> _Lowered:
-    return _Lowered(_each_row(matrix, dtype) if rows else None, _each_row(matrix.t(), dtype) if columns else None)
+    return _Lowered(_each_row(matrix, dtype) if rows else None, _each_column(matrix, dtype) if columns else None)
 
 
 def _scale_mixed(matrix: Tensor, dtype: torch.dtype, rows: bool, columns: bool) -> _Lowered:
     """A scale for each row, and one power of two for all along the columns, which are for the input gradient alone."""
-    scale = _scale(matrix, dtype, None, exact=True) if columns else None
+    scale = _scale(_largest(matrix, None), dtype, exact=True) if columns else None
     other = None if scale is None else _Rows(_scaled(matrix.t(), scale, dtype), scale)
     return _Lowered(_each_row(matrix, dtype) if rows else None, other)
 
 
 def _each_row(matrix: Tensor, dtype: torch.dtype) -> _Rows:
-    scale = _scale(matrix, dtype, 1, exact=True)
+    scale = _scale(_largest(matrix, 1), dtype, exact=True)
     return _Rows(_scaled(matrix, scale, dtype), scale)
+
+
+def _each_column(matrix: Tensor, dtype: torch.dtype) -> _Rows:
+    """The transposed matrix with a scale for each of its rows; the number of columns it contracts is aligned.
+
+    The largest values are found in two steps. From a single one the compiler makes one kernel with the transposed cast,
+    which walks through memory from row to row: 1.0 ms for 8192 x 8192 in bfloat16 on an H200, which moves these bytes
+    in 0.05.
+    """
+    bands = matrix.unflatten(0, (-1, FP8_MULTIPLE))
+    scale = _scale(_largest(_largest(bands, 1), 0).view(-1, 1), dtype, exact=True)
+    return _Rows(_scaled(matrix.t(), scale, dtype), scale)
 
 
 _LOWER = {"tensorwise": _one_scale, "rowwise": _scale_by_row, "rowwise_gw_hp": _scale_mixed}
