@@ -18,7 +18,7 @@ from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess, must
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.run import SETUP_TIMEOUT, worker_for
+from amptune.tune.run import SETUP_TIMEOUT, job_of, started_worker
 from amptune.tune.timing import StepTime, pooled, speedup_interval
 from amptune.tune.worker import Measured, Prepared
 
@@ -68,10 +68,11 @@ def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: P
     """
     target = load_target(options.target)
     progress.stage("capturing the model")
-    captured = capture(target)
-    progress.notes((*target.notes, *captured.notes))
-    plan = _plan_for(plan_path, target.make_model, captured) if plan_path else None
-    with worker_for(options, target, captured, progress) as worker:
+    with started_worker(progress) as worker:
+        captured = capture(target)
+        progress.notes((*target.notes, *captured.notes))
+        plan = _plan_for(plan_path, target.make_model, captured) if plan_path else None
+        worker.job = job_of(options, target, captured)
         progress.stage("training the FP32 reference")
         prepared: Prepared = must(lambda: worker.request("prepare", timeout=SETUP_TIMEOUT), "the FP32 reference failed")
         progress.notes(prepared.notes)

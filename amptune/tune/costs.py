@@ -75,7 +75,9 @@ def measure_costs(
     measure = _Measure(bench.device, fused, cache or CostCache(bench.device), tf32)
     sites: dict[str, dict[Choice, SiteCost]] = {}
     images: dict[str, dict[Choice, SiteCost]] = {}
-    for done, ((signature, offered), paths) in enumerate(alike.items()):
+    # What FP8's casts are compiled for with a square weight first is for squares alone, and is compiled again.
+    ordered = sorted(alike.items(), key=lambda entry: _has_square(bench.model.get_submodule(entry[1][0])))
+    for done, ((signature, offered), paths) in enumerate(ordered):
         progress(done, len(alike))
         module, call = bench.model.get_submodule(paths[0]), calls[paths[0]]
         with backend_flags(False):
@@ -149,6 +151,10 @@ def measure_site(module: nn.Module, call: Call, choices: Sequence[Choice], devic
 def _multiplies(module: nn.Module) -> bool:
     """Whether a module may be a matrix product, of which TF32 changes the time."""
     return not isinstance(module, nn.Embedding) and any(parameter.ndim > 1 for parameter in module.parameters())
+
+
+def _has_square(module: nn.Module) -> bool:
+    return any(p.ndim == 2 and p.shape[0] == p.shape[1] for p in module.parameters(recurse=False))
 
 
 def _takes_images(call: Call) -> bool:

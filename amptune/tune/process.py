@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -29,11 +32,15 @@ class TrialError(Exception):
 
 
 class WorkerProcess:
-    """A persistent worker, started at the first request and again after it broke. Use as a context manager."""
+    """A persistent worker, started at the first request and again after it broke. Use as a context manager.
 
-    def __init__(self, job: Job, on_progress: Callable[[str, int, int], None]) -> None:
+    ``start`` starts it earlier: it imports what it needs while this process finds out what ``job`` is.
+    """
+
+    def __init__(self, job: Job | None, on_progress: Callable[[str, int, int], None]) -> None:
         self.job = job
         self.on_progress = on_progress
+        self._has_job = False
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
 
@@ -50,9 +57,12 @@ class WorkerProcess:
             AmptuneError: what the worker raised for the user to read.
             TrialError: anything else; the worker is replaced where it has to be.
         """
-        connection = self._start()
+        connection = self.start()
         deadline = time.monotonic() + timeout
         try:
+            if not self._has_job:
+                connection.send(self.job)
+                self._has_job = True
             connection.send((name, arguments))
             return self._wait(connection, deadline, timeout)
         except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -71,17 +81,19 @@ class WorkerProcess:
                 process.kill()
                 process.join()
 
-    def _start(self) -> Connection:
+    def start(self) -> Connection:
+        """Start the process unless it runs."""
         if self._connection is not None and self._process is not None and self._process.is_alive():
             return self._connection
         self.stop()
         # spawn: a forked child cannot use CUDA, and would inherit the parent's threads.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, self.job), daemon=True)
-        self._process.start()
+        self._process = context.Process(target=serve, args=(theirs,), daemon=True)
+        with _deaf_to_interrupts():
+            self._process.start()
         theirs.close()
-        self._connection = ours
+        self._connection, self._has_job = ours, False
         return ours
 
     def _wait(self, connection: Connection, deadline: float, timeout: float) -> Any:
@@ -111,6 +123,19 @@ class WorkerProcess:
         code = process.exitcode
         self.stop()
         return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A process that starts here ignores Ctrl-C until it says otherwise: importing, it would print a traceback."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 def must(request: Callable[[], Any], what: str) -> Any:

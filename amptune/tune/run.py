@@ -62,10 +62,13 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
     target = load_target(options.target)
     _refuse_patched(target)
     progress.stage("capturing the model")
-    with progress.timed("capture"):
-        captured = capture(target)
-    progress.notes((*target.notes, *captured.notes))
-    with locked_folder(options.out, options.existing), worker_for(options, target, captured, progress) as worker:
+    with contextlib.ExitStack() as held:
+        worker = held.enter_context(started_worker(progress))
+        with progress.timed("capture"):
+            captured = capture(target)
+        progress.notes((*target.notes, *captured.notes))
+        held.enter_context(locked_folder(options.out, options.existing))
+        worker.job = job_of(options, target, captured)
         progress.stage("training the FP32 reference")
         with progress.timed("reference"):
             prepared: Prepared = _ask(worker, "prepare", what="the FP32 reference failed")
@@ -98,14 +101,19 @@ def _refuse_patched(target: Target) -> None:
 
 
 @contextlib.contextmanager
-def worker_for(options: TuneOptions, target: Target, captured: Capture, progress: Progress) -> Iterator[WorkerProcess]:
-    """The worker process of a target, which pins functional ops at their place in the user's source."""
+def started_worker(progress: Progress) -> Iterator[WorkerProcess]:
+    """A worker process that gets ready while the model is captured; ``job`` is to be set before the first request."""
+    with WorkerProcess(None, progress.stage) as worker:
+        worker.start()
+        yield worker
+
+
+def job_of(options: TuneOptions, target: Target, captured: Capture) -> Job:
+    """The job of a target's worker, which pins functional ops at their place in the user's source."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     codes = {site.id: site.code for site in captured.graph if site.code and not site.is_module}
     source, pins = _trial_source(target, captured)
-    job = Job(options, source, codes, pins, threads)
-    with WorkerProcess(job, progress.stage) as worker:
-        yield worker
+    return Job(options, source, codes, pins, threads)
 
 
 def _trial_source(target: Target, captured: Capture) -> tuple[str | None, tuple[str, ...]]:

@@ -253,7 +253,7 @@ def _outcome(base: Outcome, measured: Measured) -> Outcome:
     if measured.mismatches:
         shown = "; ".join(measured.mismatches[:3])
         return dataclasses.replace(base, reason=f"formats in the run differ from the plan: {shown}")
-    base = dataclasses.replace(base, compile_seconds=measured.compile_seconds)
+    base = dataclasses.replace(base, compile_seconds=measured.compile_seconds, seconds=measured.seconds)
     if measured.step is None or measured.quality is None:
         return dataclasses.replace(base, state="slow", reason=f"a step takes over {GIVE_UP_FACTOR:g}x the best so far")
     quality = measured.quality

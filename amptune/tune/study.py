@@ -35,7 +35,8 @@ class Outcome:
     ``worker_lost`` says that the worker died or hung or lost the device, which may have had another cause.
     ``memory_excess`` is the memory minus the allowed one, where there is a limit. ``predicted_ms`` was predicted before
     the measurement, ``table_ms`` by the cost table alone, without what earlier trials taught. ``launch_ms`` is what
-    Python takes to queue a step, where that is known.
+    Python takes to queue a step, where that is known. ``seconds``: what the trial took to compare the formats that ran,
+    to measure its step, and to judge how it trains.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Outcome:
     compile_seconds: float | None = None
     launch_bound: bool = False
     launch_ms: float | None = None
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     failing: Sequence[str] = ()
     worker_lost: bool = False
 

@@ -7,15 +7,18 @@ parent starts a new one and goes on.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import io
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -90,13 +93,27 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One candidate, measured: ``step`` is None when it was given up as too slow."""
+    """One candidate, measured: ``step`` is None when it was given up as too slow, ``seconds`` what took how long."""
 
     step: StepTime | None
     memory: int | None
     quality: Quality | None
     mismatches: tuple[str, ...] = ()
     compile_seconds: float | None = None
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Clock:
+    """What took how many seconds, lap by lap."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """End a lap."""
+        now = time.monotonic()
+        self.laps[name], self._since = round(now - self._since, 3), now
 
 
 Report = Callable[[str, int, int], None]
@@ -195,17 +212,21 @@ class Worker:
         """Check the realised formats, measure the step, then the quality of one candidate."""
         self.prepare()
         self._forget_compiled()
+        clock = Clock()
         with eager(self.bench):
             mismatches = self._mismatches(candidate)
         if mismatches:
             return Measured(None, None, None, mismatches)
+        clock.lap("formats")
         step, memory, compile_seconds = measure_step(self.bench, candidate, self.batches, limit_ms)
+        clock.lap("step")
         if step is None:
-            return Measured(None, None, None, compile_seconds=compile_seconds)
+            return Measured(None, None, None, compile_seconds=compile_seconds, seconds=clock.laps)
         quality = self._judge(candidate, step)
+        clock.lap("quality")
         if quality.valid:
             self._best_ms = min(self._best_ms, step.median)
-        return Measured(step, memory, quality, compile_seconds=compile_seconds)
+        return Measured(step, memory, quality, compile_seconds=compile_seconds, seconds=clock.laps)
 
     def _judge(self, candidate: Candidate, step: StepTime) -> Quality:
         if candidate == Candidate("fp32") and self.bench.compilation is None:
@@ -266,21 +287,23 @@ class Worker:
             def forward_and_backward() -> None:
                 run.loss(batch).backward()
 
+            def forward() -> None:
+                run.loss(batch)
+
             def step() -> None:
                 run.step(batch)
 
             found = check_realised(self.bench.model, forward_and_backward, plan)
-            found += stale_weight_casts(self.bench.model, step, forward_and_backward, plan)
+            found += stale_weight_casts(self.bench.model, step, forward, plan)
             return tuple(map(str, found))
 
 
-def serve(connection: Connection, job: Job) -> None:
-    """Entry point of the child: build a Worker, answer requests until the pipe closes."""
+def serve(connection: Connection) -> None:
+    """Entry point of the child: take a job, build a Worker, answer requests until the pipe closes."""
     # What the user's code prints must not mix with what the command was asked for on stdout.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # it is seen when it is printed, not when the process ends
-    torch.set_num_threads(job.threads)
     if not sys.warnoptions:  # what torch says of its own code is nothing that the user could change
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -289,6 +312,13 @@ def serve(connection: Connection, job: Job) -> None:
         connection.send(("progress", (text, done, total)))
 
     worker: Worker | None = None
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _import_ahead()
+        job: Job = connection.recv()
+    except (EOFError, KeyboardInterrupt):
+        return
+    torch.set_num_threads(job.threads)
     while True:
         try:
             name, arguments = connection.recv()
@@ -303,6 +333,12 @@ def serve(connection: Connection, job: Job) -> None:
             connection.send(("error", error))
         except Exception as error:
             connection.send(("failure", (_one_line(error), traceback.format_exc(), _is_fatal(error))))
+
+
+def _import_ahead() -> None:
+    """Import what a compiled loss and FP8 casts need on a GPU while the parent captures the model: seconds of work."""
+    if torch.cuda.is_available():
+        importlib.import_module("torch._inductor.compile_fx")
 
 
 def _end_with_parent() -> None:

@@ -9,9 +9,11 @@ Writes tests/benchmarks/reports/NAME.json (the search's result.json) and NAME.md
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,8 @@ def markdown(result: dict[str, Any], command: str) -> str:
         f"- without loss and layout choices: {result['attribution']['without_loss_and_layout']}",
         f"- search: {len(result['trials'])} trials in {result['seconds']:.0f} s, ended by: {result['stopped']}",
         f"- seconds in: {', '.join(f'{k} {v:.0f}' for k, v in result['seconds_in'].items())}",
+        f"- seconds of a plan's trial (means): {_parts(result['trials'])}",
+        f"- predicted against measured steps of plans, median error: {_share(result['prediction']['median_error'])}",
         "",
         "| candidate | ms a step (median) | quartiles | repeats | memory MiB | loss gap | valid |",
         "|---|---|---|---|---|---|---|",
@@ -54,8 +58,8 @@ def markdown(result: dict[str, Any], command: str) -> str:
         _row(f"stock, repeated: {result['repeats']['stock']['recipe']}", result["repeats"]["stock"]),
         _row(f"best, repeated: {best['recipe']}", best),
         "",
-        "| trial | kind | state | ms | predicted ms | loss gap | reason |",
-        "|---|---|---|---|---|---|---|",
+        "| trial | kind | state | ms | queued in | predicted ms | loss gap | reason |",
+        "|---|---|---|---|---|---|---|---|",
         *(_trial(trial) for trial in result["trials"]),
         "",
     ]
@@ -76,8 +80,15 @@ def _trial(trial: dict[str, Any]) -> str:
     median = trial["step_ms"]["median"] if trial["step_ms"] else None
     return (
         f"| {trial['number']} | {trial['recipe'] or trial['kind']} | {trial['state']} | {_ms(median)} "
-        f"| {_ms(trial['predicted_ms'])} | {_share(trial['loss_gap'])} | {trial['reason']} |"
+        f"| {_ms(trial.get('launch_ms'))} | {_ms(trial['predicted_ms'])} "
+        f"| {_share(trial['loss_gap'])} | {trial['reason']} |"
     )
+
+
+def _parts(trials: Sequence[dict[str, Any]]) -> str:
+    plans = [trial["seconds"] for trial in trials if not trial["recipe"] and trial.get("seconds")]
+    parts = dict.fromkeys(part for seconds in plans for part in seconds)
+    return ", ".join(f"{part} {statistics.fmean(s.get(part, 0.0) for s in plans):.2f}" for part in parts) or "-"
 
 
 def _ms(value: float | None) -> str:

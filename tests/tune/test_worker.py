@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -60,6 +62,27 @@ def test_a_crash_a_hang_and_an_exception_fail_one_trial_each(worker: WorkerProce
         worker.request("trial", LOWERED, None, timeout=15)
     measured = worker.request("trial", Candidate("fp32"), None, timeout=120)
     assert measured.quality.valid
+
+
+def test_a_started_worker_takes_its_job_later(folder: Path) -> None:
+    options = TuneOptions(TargetSpec(str(folder / "net.py")), folder / "out", steps=2)
+    (folder / "net.how").write_text("raise")
+    with WorkerProcess(None, lambda *_: None) as process:
+        process.start()
+        process.job = Job(options, None, {}, (), threads=1)
+        assert [candidate.name for candidate in process.request("recipes", timeout=120)][0] == "fp32"
+
+
+def test_ctrl_c_while_a_worker_gets_ready_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with WorkerProcess(None, lambda *_: None) as process:
+        process.start()
+        time.sleep(0.5)  # Python is up, and busy importing torch
+        (child,) = multiprocessing.active_children()
+        assert child.pid
+        os.kill(child.pid, signal.SIGINT)
+        time.sleep(1)
+        assert child.is_alive()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_what_the_user_must_read_comes_through(folder: Path, worker: WorkerProcess) -> None:
