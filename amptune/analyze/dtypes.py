@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -20,6 +20,12 @@ _NAMED_CASTS = {"float": "float32", "half": "float16", "bfloat16": "bfloat16", "
 LITERAL = re.compile(
     r"\.(float|half|bfloat16|double)\(\)|torch\.(float32|float16|bfloat16|float64|float|half|double)\b"
 )
+
+
+class Like(NamedTuple):
+    """A site, or INPUT, whose dtype another tensor has."""
+
+    site: str
 
 
 class FollowedDtypes:
@@ -48,8 +54,12 @@ class FollowedDtypes:
                 like[index] = followed
             elif dtype is not None:
                 casts[index] = dtype
-            elif (name := template(node)) is not None:
-                like[index] = self._owners.get(name, "")
+            elif (base := template(node)) is not None:
+                known = self._of_template(base)
+                if isinstance(known, Like):
+                    like[index] = known.site
+                else:
+                    casts[index] = known
         if casts or like:
             yield "casts", casts  # in place of those that the capture saw, where every dtype is what it was in FP32
         if like:
@@ -58,7 +68,9 @@ class FollowedDtypes:
     def _of(self, node: fx.Node, depth: int = 0) -> tuple[str | None, str | None]:
         """The dtype that a tensor is cast to, and the site or INPUT whose dtype it follows; ``None`` for each."""
         dtype = explicit_cast(node)
-        step = next((each for each in walk(node) if _names_dtype(each)), None) if dtype == UNKNOWN else None
+        step = next((each for each in walk(node) if _follows(each)), None) if dtype == UNKNOWN else None
+        if step is not None and step.meta.get("amptune_op") == "type_as" and depth <= _DEPTH:
+            return self._like(step.all_input_nodes[-1], depth)
         number = step.meta["amptune_call"].dtype_of if step is not None else None
         if number is None:
             return dtype, None
@@ -67,11 +79,29 @@ class FollowedDtypes:
         made = self._made.get(number)
         if made is None or depth > _DEPTH:
             return dtype, None
-        inner, followed = self._of(made, depth + 1)
+        return self._like(made, depth)
+
+    def _like(self, node: fx.Node, depth: int) -> tuple[str | None, str | None]:
+        """The dtype that a tensor has by a cast, and the site or INPUT that it has its dtype of."""
+        inner, followed = self._of(node, depth + 1)
         if inner is not None or followed is not None:
             return inner, followed
-        owner = self._owners.get(root(made).name)
-        return (None, owner) if owner is not None else (None, INPUT)
+        return None, self._owners.get(root(node).name, INPUT)
+
+    def _of_template(self, base: fx.Node) -> str | Like:
+        """What ``zeros_like`` and its kin take their dtype from: a site, INPUT, or a tensor whose dtype is known."""
+        if base.name in self._owners:
+            return Like(self._owners[base.name])
+        if base.op == "placeholder" or base.meta.get("amptune_stored") is not None:
+            return Like(INPUT)
+        if (inner := template(base)) is not None:
+            return self._of_template(inner)
+        dtype, followed = self._of(base)
+        if followed is not None:
+            return Like(followed)
+        value = base.meta.get("val")
+        own = str(value.dtype).removeprefix("torch.") if isinstance(value, torch.Tensor) else UNKNOWN
+        return own if dtype is None else dtype
 
 
 _DEPTH = 8
@@ -128,19 +158,23 @@ def explicit_cast(node: fx.Node) -> str | None:
     return None
 
 
+def _follows(node: fx.Node) -> bool:
+    return _names_dtype(node) or node.meta.get("amptune_op") == "type_as"
+
+
 def _names_dtype(node: fx.Node) -> bool:
     """Whether a cast or creation is given a dtype, rather than a device alone."""
     call = node.meta.get("amptune_call")
     return call is not None and call.attrs.get("dtype") is not None
 
 
-def template(node: fx.Node) -> str | None:
-    """The name of the node that ``zeros_like(y)`` and its kin take their dtype from."""
+def template(node: fx.Node) -> fx.Node | None:
+    """The node that ``zeros_like(y)`` and its kin take their dtype from."""
     base = root(node)
     op = str(base.meta.get("amptune_op"))
     follows = op.endswith("_like") or op.startswith("new_")
     if follows and base.all_input_nodes and not any(isinstance(v, torch.dtype) for v in base.kwargs.values()):
-        return str(root(base.all_input_nodes[0]).name)
+        return root(base.all_input_nodes[0])
     return None
 
 

@@ -107,13 +107,14 @@ class CallRecorder(TorchFunctionMode):
         place = leaf.place if leaf else current_place(4)
         if place.reader is None and holder is not None:
             place = Place(place.origin, holder.place.reader)
+        trail = current_trail(4)
         call = Call(
             number=len(self.calls) + 1,
             op=op,
             function=func,
             place=place,
-            trail=current_trail(4),
-            dtype_of=None if leaf else self._dtypes.followed(place.origin, (*args, *kwargs.values())),
+            trail=trail,
+            dtype_of=None if leaf else self._dtypes.followed(place.origin, (*args, *kwargs.values()), trail),
             holder=LOSS if self.in_loss else (holder.path if holder else ""),
             holder_type="" if self.in_loss or not holder else holder.type_name,
             leaf=leaf,

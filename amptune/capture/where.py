@@ -124,6 +124,11 @@ def current_trail(skip: int = 1) -> Trail:
     return tuple(found)
 
 
+def position_of(step: tuple[CodeType, int]) -> Position:
+    """The span of one line of a trail."""
+    return _position(*step)
+
+
 def parting(trails: Sequence[Trail]) -> list[Position | None]:
     """For each trail the innermost line in which it differs from another one; ``None`` where none does."""
     for steps in zip(*trails, strict=False):

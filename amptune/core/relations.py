@@ -10,7 +10,8 @@ from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
 from amptune.core.graph import Site
 from amptune.core.intervals import UNIT, Range, point, square, symmetric
 from amptune.core.masked import least_kept
-from amptune.core.range_rules import axis_size, exponent_of, limits_of, reduced_count
+from amptune.core.range_rules import axis_size, limits_of, reduced_count
+from amptune.core.squares import is_square, squareplus
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
@@ -50,7 +51,7 @@ def related(ranges: Ranges, site: Site) -> Range | None:
         case "masked_select" | "index":
             return _selected(ranges, site)
         case "add":
-            return _guarded_sum(ranges, site) or _squareplus(ranges, site)
+            return _guarded_sum(ranges, site) or squareplus(ranges, site)
         case "matmul" | "mm" | "bmm" | "einsum" | "linear" | "mv" | "linalg_vecdot":
             return _matrix_product(ranges, site)
     return None
@@ -161,11 +162,20 @@ def _distance(ranges: Ranges, site: Site) -> Range | None:
 
 
 def _largest_share(ranges: Ranges, site: Site) -> Range | None:
-    """Of n numbers that add up to 1 the largest is at least 1 / n."""
+    """Of n numbers that add up to 1 the largest is at least 1 / n; of n sums over r rows of these at least r / n."""
     made = ranges.root(site)
-    if made is None or made.op not in SHARES or not made.inputs or len(site.inputs) != 1:
+    if made is None or not made.inputs or len(site.inputs) != 1:
         return None
-    return Range(1 / max(axis_size(made), 1), 1.0)
+    if made.op in SHARES:
+        return Range(1 / max(axis_size(made), 1), 1.0)
+    shares = ranges.root(made) if made.op == "sum" else None
+    if shares is None or shares.op not in SHARES or site.attrs.get("dim") is not None:
+        return None
+    rows, rank = reduced_count(made), len(made.inputs[0].shape)
+    dims = [dim for each in (made, shares) if isinstance(dim := each.attrs.get("dim"), int)]
+    if rows < 1 or len(dims) < 2 or dims[0] % rank == dims[1] % rank:
+        return None
+    return Range(rows / max(axis_size(shares), 1), float(rows))
 
 
 def _product(ranges: Ranges, site: Site) -> Range | None:
@@ -273,13 +283,6 @@ def _is_centred(ranges: Ranges, site: Site, part: int, variance: Site) -> bool:
     return mean is not None and mean.op == "mean" and ranges.same(mean, 0, variance, 0)
 
 
-def is_square(ranges: Ranges, site: Site) -> bool:
-    """Whether a site is x * x, x ** 2 or square(x)."""
-    if site.op == "pow":
-        return exponent_of(site) == 2
-    return site.op == "square" or (site.op == "mul" and ranges.same(site, 0, site, 1))
-
-
 def is_unit_vector(ranges: Ranges, site: Site, index: int, depth: int = 0) -> bool:
     """Whether an operand's rows have a norm of at most 1: normalised by a function or by hand."""
     made = ranges.root(site, index)
@@ -361,21 +364,6 @@ def _guarded_sum(ranges: Ranges, site: Site) -> Range | None:
             continue
         if ranges.same(test, 0, site, 1 - side):
             return Range(ranges.smallest(site, 1 - side), math.inf)
-    return None
-
-
-def _squareplus(ranges: Ranges, site: Site) -> Range | None:
-    """x + sqrt(x * x + c) is not negative where c is not."""
-    for side in (0, 1):
-        root = ranges.root(site, side)
-        total = ranges.root(root) if root is not None and root.op == "sqrt" else None
-        if total is None or total.op != "add":
-            continue
-        for part in (0, 1):
-            squares = ranges.root(total, part)
-            kept = squares is not None and is_square(ranges, squares) and ranges.same(squares, 0, site, 1 - side)
-            if kept and ranges.operand(total, 1 - part).low >= 0:
-                return Range(0.0, math.inf)
     return None
 
 

@@ -26,9 +26,16 @@ class Model(nn.Module):
         super().__init__()
         self.fc = nn.Linear(8, 8)
 
+    def outer(self, x, dtype):
+        return masked(x, dtype=dtype)
+
     def forward(self, x):
         h = self.fc(x)
 {body}
+
+
+def masked(x, dtype):
+    return x.to(dtype)
 
 
 def make_model():
@@ -106,6 +113,15 @@ def test_zeros_like_names_its_template(frontend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
+def test_ones_like_a_tensor_of_ones_are_in_its_dtype(frontend: str, tmp_path: Path) -> None:
+    body = "mask = torch.ones(4, 8, device=x.device); return h + torch.cumsum(torch.ones_like(mask) / 2, 1)"
+    graph = graph_of(body, tmp_path, frontend)
+    assert realise(graph, RECIPES["autocast-bf16"])["#div.0"].outputs == ("float32",)
+    batch = graph_of("return h + torch.cumsum(torch.ones_like(x) / 2, 1)", tmp_path, frontend)
+    assert batch["#div.0"].attrs["like"] == {0: INPUT}
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
 def test_positions_are_counted(frontend: str, tmp_path: Path) -> None:
     body = "return torch.arange(32.0, device=x.device).view(4, 8) * h"
     assert attrs(body, tmp_path, frontend, "#mul.0")["integers"] == {0: 32}
@@ -126,6 +142,11 @@ def test_positions_are_counted(frontend: str, tmp_path: Path) -> None:
         ("return h.to(self.fc.weight.dtype).var(-1)", INPUT),
         ("self.kept, size = h.dtype, h.shape; return x.to(self.kept).var(-1)", "fc"),
         ("self.kept = x.dtype; self.kept = h.dtype; return x.to(self.kept).var(-1)", "fc"),
+        ("return x.type_as(h).var(-1)", "fc"),
+        ("h += x; return x.type_as(h.float().to(h.dtype)).var(-1)", "#add.0"),
+        ("return masked(x, dtype=h.dtype).var(-1)", "fc"),
+        ("kept = h.dtype; return masked(x, kept).var(-1)", "fc"),
+        ("return self.outer(x, h.dtype).var(-1)", "fc"),
     ],
 )
 def test_a_cast_may_follow_another_tensor(body: str, expected: str, frontend: str, tmp_path: Path) -> None:

@@ -87,6 +87,24 @@ def test_a_squareplus_is_not_negative(tmp_path: Path) -> None:
     assert not judged(*loaded(tmp_path, NET.replace("image", "x").format(body=body))).findings
 
 
+def test_the_largest_sum_of_shares_is_not_zero(tmp_path: Path) -> None:
+    body = "p = self.fc(x).softmax(-1)\n        return p / torch.max(torch.sum(p, dim=-2))"
+    assert "G205" not in {each.rule for each in judged(*loaded(tmp_path, WIDE.format(body=body))).findings}
+    whole = body.replace("dim=-2", "dim=-1").replace("softmax(-1)", "relu()")
+    assert "G205" in {each.rule for each in judged(*loaded(tmp_path, WIDE.format(body=whole))).findings}
+
+
+def test_a_bounded_difference_may_be_zero(tmp_path: Path) -> None:
+    body = "h = torch.tanh(self.fc(x).float())\n        return x / (h{} - 0.5)"
+    (found,) = [
+        each for each in judged(*loaded(tmp_path, WIDE.format(body=body.format("[:, :16]")))).findings
+        if each.rule == "G205"
+    ]  # fmt: skip
+    assert "division by a difference, which can be zero" in found.message
+    apart = body.format("[:, :16] + 2")
+    assert "G205" not in {each.rule for each in judged(*loaded(tmp_path, WIDE.format(body=apart))).findings}
+
+
 def test_a_fill_is_called_as_the_code_calls_it(tmp_path: Path) -> None:
     body = "s = self.fc(x) @ self.fc(x).T\n        s.fill_diagonal_(-1e9)\n        return s.softmax(-1)"
     found = [each for each in judged(*loaded(tmp_path, WIDE.format(body=body))).findings if each.rule == "G201"]

@@ -13,6 +13,8 @@ _ON_SCORES = frozenset({"mul", "div", "add", "masked_fill", "where"})
 _MASKS = frozenset({"add", "masked_fill", "where", "baddbmm"})
 _ON_WEIGHTS = frozenset({"dropout"})
 _STEPS = 4
+_WORTH_A_WORD = 1 << 20
+"""Bytes of scores under which a fused kernel saves little but launches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,11 @@ class ByHand:
     count: int
     masked: bool
 
+    @property
+    def score_bytes(self) -> int:
+        """Bytes of the scores in 16 bits."""
+        return 2 * self.count * self.queries * self.keys
+
 
 def attention_by_hand(context: GraphContext, softmax: Site) -> ByHand | None:
     """The attention whose weights ``softmax`` makes; ``None`` where it is no attention, or one whose weights are read
@@ -49,7 +56,8 @@ def attention_by_hand(context: GraphContext, softmax: Site) -> ByHand | None:
         return None
     if {first.m, first.n} != {shape[-2], shape[-1]} or shape[-1] not in (second.k, second.m, second.n):
         return None
-    return ByHand(first.k, shape[-2], shape[-1], first.batch, masked)
+    found = ByHand(first.k, shape[-2], shape[-1], first.batch, masked)
+    return found if found.score_bytes >= _WORTH_A_WORD else None
 
 
 def _gemm(site: Site) -> Gemm | None:

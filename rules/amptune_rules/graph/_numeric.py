@@ -8,7 +8,7 @@ from amptune.core.formats import Format
 from amptune.core.graph import INPUT, Site
 from amptune.core.graph_context import GraphContext, Run, formats_in, recipes_in
 from amptune.core.ops import Family, op_named
-from amptune.core.relations import is_square
+from amptune.core.squares import is_square
 
 _DEPTH = 12
 _CHAIN = 4

@@ -158,7 +158,7 @@ class DivisionByZero(GraphRule):
                 eps=lost,
                 chain=chain(context, site),
             )
-        elif (what := _of_both_signs(root)) and not context.runs[0].ranges.operand(site, place).is_known:
+        elif (what := _of_both_signs(root)) and _may_vanish(context.runs[0].ranges.operand(site, place)):
             yield context.finding(
                 self,
                 site,
@@ -233,6 +233,11 @@ def _lost_numbers(run: Run, root: Site) -> list[float]:
     numbers = [*(root.attrs.get("scalars") or {}).values(), root.attrs.get("value")]
     given = [float(each) for each in numbers if isinstance(each, (int, float)) and each]
     return [number for number in given if any(each.round(number) == 0 for each in formats)]
+
+
+def _may_vanish(found: Range) -> bool:
+    """Whether nothing is known, or zero lies between the two ends of what is."""
+    return not found.is_known or found.holds(0.0)
 
 
 def _touches_zero(found: Range) -> bool:

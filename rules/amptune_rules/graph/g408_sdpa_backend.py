@@ -60,7 +60,7 @@ class SdpaBackend(GraphRule):
             """
             scores = x @ x.transpose(-2, -1) / 8
             return scores.softmax(-1) @ x  # <- G408
-            """, batch="torch.randn(2, 4, 128, 64, requires_grad=True)")),
+            """, batch="torch.randn(8, 4, 128, 64, requires_grad=True)")),
         Example("a T4", model_file("return F.scaled_dot_product_attention(x, x, x)  # <- G408",
                                    batch="torch.randn(2, 4, 128, 64, requires_grad=True)"), options={"gpus": ("t4",)}),
     )  # fmt: skip
@@ -69,7 +69,7 @@ class SdpaBackend(GraphRule):
             """
             weights = (x @ x.transpose(-2, -1) / 8).softmax(-1)
             return weights @ x, weights.mean(1)
-            """, batch="torch.randn(2, 4, 128, 64, requires_grad=True)",
+            """, batch="torch.randn(8, 4, 128, 64, requires_grad=True)",
             loss="output[0].sum() + output[1].square().sum()")),
         Example("is_causal", model_file("return F.scaled_dot_product_attention(x, x, x, is_causal=True)",
                                         batch="torch.randn(2, 4, 128, 64, requires_grad=True)")),
@@ -91,7 +91,7 @@ class SdpaBackend(GraphRule):
 
 
 def _unfused(found: ByHand) -> str:
-    scores = found.count * found.queries * found.keys * 2 / 2**20
+    scores = found.score_bytes / 2**20
     mask = ", with the mask or bias as attn_mask" if found.masked else ""
     return (
         f"attention by hand: no fused kernel, so {found.queries} x {found.keys} scores for each head "
