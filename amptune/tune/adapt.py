@@ -105,10 +105,11 @@ def learn(
     *,
     objective: str = "time",
     max_memory: float = math.inf,
+    compiled: bool = False,
 ) -> Knowledge:
     """What the plans measured so far teach; ``stock``: recipe -> milliseconds of its step, ``fp32`` among them."""
     model = encoding.model
-    base = base_ms(model, stock)
+    base = base_ms(model, stock, compiled=compiled)
     measured = [r for r in records if r.outcome.step_ms and math.isfinite(model.predicted(r.point))]
     step_ms = min((r.outcome.median_ms for r in measured), default=stock["fp32"])
     noise = _noise(measured, step_ms)

@@ -7,8 +7,11 @@ the TF32 step, whose sum is smaller, and against the optimizer's step, which is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+from amptune.core.choice import Choice
+from amptune.core.formats import Format
 from amptune.tune.costmodel import TF32, CostModel
 
 SUM_ERROR = 0.02
@@ -17,17 +20,26 @@ UNPRICED = 0.03
 """What a step may hold that has no price, as a share of the fastest stock step."""
 
 
-def base_ms(model: CostModel, stock: Mapping[str, float]) -> float:
+AUTOCAST = {"autocast-bf16": Format.BF16, "autocast-fp16": Format.FP16}
+
+
+def base_ms(model: CostModel, stock: Mapping[str, float], *, compiled: bool = False) -> float:
     """Milliseconds of a step beside its sites, by the steps of the stock recipes; ``fp32`` must be among them.
 
-    The recipes ``fp32`` and ``tf32`` are points of the space; autocast is none, so it says nothing here.
+    The recipes ``fp32`` and ``tf32`` are points of the space. In eager mode autocast is none, with its casts around
+    each call. The compiler fuses these, so there it is the plan of one format, and the best evidence: what has no price
+    is more than the optimizer there, since kernels are priced by the bytes that fused ones move.
     """
     evidence = []
+    if compiled:
+        points = [(recipe, model.space.uniform(Choice(low))) for recipe, low in AUTOCAST.items() if recipe in stock]
+        totals = [(stock[recipe], model.predicted(point)) for recipe, point in points]
+        evidence += [(ms - total, SUM_ERROR * total) for ms, total in totals if math.isfinite(total)]
     for recipe, flag in (("fp32", "off"), ("tf32", "on")):
         if recipe in stock and (recipe == "fp32" or model.space.tf32):
             total = model.predicted(model.space.point({TF32: flag}))
             evidence.append((stock[recipe] - total, SUM_ERROR * total))
-    if model.table.update is not None:
+    if model.table.update is not None and not compiled:
         evidence.append((model.table.update, UNPRICED * min(stock.values())))
     weights = [1 / max(spread, 1e-9) ** 2 for _, spread in evidence]
     return sum(weight * ms for weight, (ms, _) in zip(weights, evidence, strict=True)) / sum(weights)

@@ -178,7 +178,8 @@ class Search:
             return None
         limit = self.options.max_memory or math.inf
         plans = [record for record in records if not record.outcome.recipe]
-        return learn(self.encoding, plans, stock, objective=self.options.objective, max_memory=limit)
+        objective, compiled = self.options.objective, self.options.compile_with is not None
+        return learn(self.encoding, plans, stock, objective=objective, max_memory=limit, compiled=compiled)
 
     def _enqueue_start(self) -> None:
         for name, candidate in self.recipes.items():
