@@ -28,6 +28,7 @@ import difflib
 import fnmatch
 import functools
 import inspect
+import operator
 import threading
 import types
 import warnings
@@ -104,7 +105,7 @@ class _State(threading.local):
     together in it, and how deep we are in our own regions."""
 
     casts: dict[Any, Any] | None = None
-    groups: Sequence[Sequence[nn.Module]] = ()
+    groups: Sequence[_Group] = ()
     regions: int = 0
 
 
@@ -118,12 +119,19 @@ _DEVICES_WITH_AUTOCAST = [
 ]
 _UNCHANGED = contextlib.nullcontext()
 
+# Asked at each call: a name of this file is found sooner than one in a package of torch.
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_are_transforms_active = torch._C._are_functorch_transforms_active
+_graph_task = torch._C._current_graph_task_id
+
 
 def _without_autocast(inputs: Any, module: nn.Module | None = None) -> contextlib.AbstractContextManager[Any]:
     """Switch autocast off for a planned computation on ``inputs``, as ``_device_type`` has them; says once that the
     user's own region does nothing there."""
     # Nearly always off everywhere, and a tensor's device takes longer to ask for than this.
-    if not torch._C._is_any_autocast_enabled():
+    if not _is_any_autocast_enabled():
         return _UNCHANGED
     device_type = _device_type(inputs, module)
     if device_type not in _DEVICES_WITH_AUTOCAST or not torch.is_autocast_enabled(device_type):
@@ -144,8 +152,17 @@ def _warn_of_outer_autocast() -> None:
         )
 
 
+_TO = {torch.float32: Tensor.float, torch.bfloat16: Tensor.bfloat16, torch.float16: Tensor.half}
+
+
+def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor.to(dtype)``, whose many overloads take Python longer than these methods."""
+    method = _TO.get(dtype)
+    return tensor.to(dtype) if method is None else method(tensor)
+
+
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor if tensor.dtype == dtype or not tensor.is_floating_point() else tensor.to(dtype)
+    return tensor if tensor.dtype == dtype or not tensor.is_floating_point() else _to(tensor, dtype)
 
 
 def _padded(tensor: Tensor, rows: int, columns: int | None = None) -> Tensor:
@@ -198,45 +215,21 @@ class _CastTogether(torch.autograd.Function):
         return None, *(None if gradient is None else next(each) for gradient in gradients)
 
 
+# Past what torch.autograd.Function.apply does for torch.func, which no cast that is kept takes part in.
+_cast_together: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, _CastTogether).apply
+
+
 def _all_cast(tensors: list[Tensor] | tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
     """Copies of the tensors in ``dtype``; on a GPU by kernels that take many of them at once."""
-    found = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    found = list(map(_empty_like(dtype), tensors))
     if found:
         torch._foreach_copy_(found, tensors)
     return found
 
 
-class _Pair:
-    """Weight and bias of a module as they were when they were cast.
-
-    ``low`` holds the casts, or the parameters themselves where they had the format. Their graph is for the first use.
-    """
-
-    __slots__ = ("bias", "bias_version", "is_fresh", "low", "weight", "weight_version")
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.weight_version = weight, weight._version
-        self.bias, self.bias_version = bias, None if bias is None else bias._version
-        self.low: list[Tensor | None] = [weight, bias]
-        self.is_fresh = True
-
-    def is_of(self, parameters: Mapping[str, Any]) -> bool:
-        """Whether these are a module's parameters still, unchanged."""
-        weight, bias = self.weight, self.bias
-        return (
-            parameters.get("weight") is weight
-            and parameters.get("bias") is bias
-            and weight._version == self.weight_version
-            and (bias is None or bias._version == self.bias_version)
-        )
-
-    def take(self) -> list[Any]:
-        """Weight and bias in the format, each use after the first with a graph of its own."""
-        if self.is_fresh:
-            self.is_fresh = False
-            return self.low
-        both = zip((self.weight, self.bias), self.low, strict=True)
-        return [low if low is None or low is own else _Reuse.apply(own, low.detach()) for own, low in both]  # type: ignore[no-untyped-call]
+@functools.cache
+def _empty_like(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return functools.partial(torch.empty_like, dtype=dtype)
 
 
 def _weight(parameter: Tensor | None, dtype: torch.dtype, casts: dict[Any, Any] | None, *size: int) -> Any:
@@ -249,80 +242,159 @@ def _weight(parameter: Tensor | None, dtype: torch.dtype, casts: dict[Any, Any] 
     if parameter is None or (parameter.dtype == dtype and parameter.shape[: len(size)] == size):
         return parameter
     if casts is None:
-        return _padded(parameter.to(dtype), *size) if size else parameter.to(dtype)
-    key = (id(parameter), dtype, size)
+        return _padded(_to(parameter, dtype), *size) if size else _to(parameter, dtype)
+    key = (id(parameter), dtype, size) if size else id(parameter)
     held = casts.get(key)
-    if held is not None and held[0] is parameter and held[1] == parameter._version:
-        return _Reuse.apply(parameter, held[2])  # type: ignore[no-untyped-call]
-    low = _padded(parameter.to(dtype), *size) if size else parameter.to(dtype)
-    casts[key] = (parameter, parameter._version, low.detach())
+    if held is not None and held[0] is parameter and held[1] == parameter._version and held[2].dtype == dtype:
+        return _Reuse.apply(parameter, held[2].detach())  # type: ignore[no-untyped-call]
+    low = _padded(_to(parameter, dtype), *size) if size else _to(parameter, dtype)
+    casts[key] = (parameter, parameter._version, low)
     return low
 
 
 def _reusable_casts() -> dict[Any, Any] | None:
     """The casts of the outermost forward, or None where none may be kept or reused."""
-    if torch.compiler.is_compiling() or _state.casts is None or not torch.is_grad_enabled():
+    if _is_compiling():
         return None
-    return None if _in_backward() or torch._C._are_functorch_transforms_active() else _state.casts
+    casts = _state.casts
+    if casts is None or not _is_grad_enabled() or _in_backward() or _are_transforms_active():
+        return None
+    return casts
 
 
 def _weight_and_bias(module: Any, dtype: torch.dtype) -> Any:
-    """Both in ``dtype``. Those of the module's block are cast together at the first call of one of its members."""
+    """Both in ``dtype``. On a GPU those of the module's group are cast together at the first call of one of them."""
+    own = module._parameters
+    weight, bias = own.get("weight"), own.get("bias")
+    if weight is None or (bias is None and "bias" not in own):  # computed anew for each use, by a parametrization say
+        weight, bias = module.weight, getattr(module, "bias", None)
+    return _low(module, weight, bias, dtype)
+
+
+def _weight_alone(module: Any, dtype: torch.dtype) -> Any:
+    """As ``_weight_and_bias``, for a module without bias."""
+    weight = module._parameters.get("weight")
+    return _low(module, module.weight if weight is None else weight, None, dtype)[0]
+
+
+def _low(module: Any, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Any:
     casts = _reusable_casts()
-    if casts is not None:
-        pair = casts.get(id(module)) or _cast_with_its_group(module, casts)
-        if pair is not None and pair.is_of(module._parameters):
-            return pair.take()
-    return _weight(module.weight, dtype, casts), _weight(getattr(module, "bias", None), dtype, casts)
+    if casts is None or weight is None:
+        return _weight(weight, dtype, casts), _weight(bias, dtype, casts)
+    if not _saves_launches(weight):
+        if "_amptune_reused" not in module.__dict__:
+            key = ~id(module)
+            if key not in casts:  # nearly no module runs twice in a forward, and a cast that is kept costs more
+                casts[key] = True
+                return _weight(weight, dtype, None), _weight(bias, dtype, None)
+            module.__dict__["_amptune_reused"] = True
+        return _weight(weight, dtype, casts), _weight(bias, dtype, casts)
+    place = module.__dict__.get("_amptune_group")
+    held: Any = None if place is None else casts.get(place[0]) or _cast_group_of(module, place, casts)
+    if held is not None:
+        at = place[1]
+        parameters, versions, lows, used = held
+        if (
+            parameters[at] is weight
+            and parameters[at + 1] is bias
+            and weight._version == versions[at]
+            and (bias is None or bias._version == versions[at + 1])
+        ):  # what was cast, unchanged
+            if at not in used:
+                used.add(at)
+                return lows[at], lows[at + 1]
+            return _again(weight, lows[at]), _again(bias, lows[at + 1])
+    return _weight(weight, dtype, casts), _weight(bias, dtype, casts)
 
 
-def _cast_with_its_group(module: Any, casts: dict[Any, Any]) -> _Pair | None:
-    """Cast the group of a module that has one, unless this forward did so before."""
-    group = module.__dict__.get("_amptune_group")
-    if group is None or group in casts:
+def _saves_launches(weight: Tensor) -> bool:
+    """Whether casts of many tensors at once take fewer kernels. On a CPU they take as many, and Python on top."""
+    return not weight.is_cpu
+
+
+def _again(parameter: Tensor | None, low: Tensor | None) -> Any:
+    """The cast of a parameter, or the parameter that had the format, for another use, with a graph of its own."""
+    return low if low is None or low is parameter else _Reuse.apply(parameter, low.detach())  # type: ignore[no-untyped-call]
+
+
+class _Recipe(NamedTuple):
+    """How the weights and biases of a group are cast; two slots for each module, in order."""
+
+    slots: list[tuple[dict[str, Any], str]]
+    parameters: list[Tensor | None]
+    trains: list[bool | None]
+    batches: list[tuple[torch.dtype, list[int]]]
+    """dtype, and the slots that are cast to it by one call"""
+
+    def holds(self) -> bool:
+        """Whether the parameters are those that the recipe was made for, frozen where they were.
+
+        One that was moved or cast since is cast rightly all the same.
+        """
+        found = [own.get(name) for own, name in self.slots]
+        return all(map(operator.is_, found, self.parameters)) and _which_train(found) == self.trains
+
+
+def _which_train(parameters: Sequence[Tensor | None]) -> list[bool | None]:
+    return [None if parameter is None else parameter.requires_grad for parameter in parameters]
+
+
+class _Group:
+    """Planned modules whose weights are cast together. A copy, and what is unpickled, finds its own recipe."""
+
+    def __init__(self, modules: list[Any]) -> None:
+        self.modules = modules
+        self.recipe: _Recipe | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"modules": self.modules, "recipe": None}
+
+
+def _cast_group_of(module: Any, place: tuple[int, int], casts: dict[Any, Any]) -> Any:
+    """Cast the group of a module: its parameters, the versions that were cast, the casts, and the slots in use.
+
+    What had the format stands for its own cast. The graph of a cast is for the first use.
+    """
+    number, at = place
+    group = _state.groups[number] if number < len(_state.groups) else None
+    if group is None or at // 2 >= len(group.modules) or group.modules[at // 2] is not module:
         return None
-    casts[group] = True
-    if group < len(_state.groups):
-        _cast_group(_state.groups[group], casts)
-    return casts.get(id(module))
+    recipe = group.recipe
+    if recipe is None or not recipe.holds():
+        recipe = group.recipe = _find_recipe(group.modules)
+    parameters = recipe.parameters
+    versions = [None if parameter is None else parameter._version for parameter in parameters]
+    lows: list[Any] = list(parameters)
+    for dtype, slots in recipe.batches:
+        for slot, low in zip(slots, _cast_alike(dtype, [lows[slot] for slot in slots]), strict=True):
+            lows[slot] = low
+    casts[number] = held = (parameters, versions, lows, set[int]())
+    return held
 
 
-def _cast_group(modules: Sequence[Any], casts: dict[Any, Any]) -> None:
-    """Cast weights and biases of a group, those that train apart from those that do not, and keep a pair for each
-    module."""
-    alike: dict[tuple[Any, ...], tuple[list[Tensor], list[tuple[_Pair, int]]]] = {}
-    for module in modules:
-        parameters, dtype = module._parameters, module._amptune.dtype
-        weight, bias = parameters.get("weight"), parameters.get("bias")
-        if weight is None or (bias is None and _computes_bias(module)):
-            continue
-        casts[id(module)] = pair = _Pair(weight, bias)
-        for index, parameter in enumerate(pair.low):
-            if parameter is not None and parameter.dtype != dtype:
-                key = dtype, parameter.dtype, parameter.requires_grad, parameter.get_device()
-                if key not in alike:
-                    alike[key] = [], []
-                tensors, places = alike[key]
-                tensors.append(parameter)
-                places.append((pair, index))
-    for (dtype, _, trains, _), (tensors, places) in alike.items():
-        if trains:
-            found = _CastTogether.apply(dtype, *tensors)  # type: ignore[no-untyped-call]
-        else:
-            with torch.no_grad():
-                found = _all_cast(tensors, dtype)
-        for (pair, index), low in zip(places, found, strict=True):
-            pair.low[index] = low
+def _find_recipe(modules: Sequence[Any]) -> _Recipe:
+    slots = [(module._parameters, name) for module in modules for name in ("weight", "bias")]
+    parameters: list[Tensor | None] = [own.get(name) for own, name in slots]
+    batches: dict[Any, list[int]] = {}
+    for slot, parameter in enumerate(parameters):
+        dtype = modules[slot // 2]._amptune.dtype
+        if parameter is not None and parameter.dtype != dtype:
+            key = dtype, parameter.dtype, parameter.requires_grad, parameter.device
+            batches.setdefault(key, []).append(slot)
+    return _Recipe(slots, parameters, _which_train(parameters), [(key[0], slots) for key, slots in batches.items()])
 
 
-def _computes_bias(module: Any) -> bool:
-    """Whether the bias is no parameter, but computed anew for each use (parametrizations, weight norm)."""
-    return "bias" not in module._parameters and getattr(module, "bias", None) is not None
+def _cast_alike(dtype: torch.dtype, parameters: list[Tensor]) -> Sequence[Tensor]:
+    """Casts of parameters of one dtype on one device that all train, or none."""
+    if not parameters[0].requires_grad:
+        with torch.no_grad():
+            return _all_cast(parameters, dtype)
+    return _cast_together(dtype, *parameters) if len(parameters) > 1 else (_to(parameters[0], dtype),)
 
 
 def _in_backward() -> bool:
     """Whether autograd runs us, as it does when a checkpointed region is computed again."""
-    return bool(torch._C._current_graph_task_id() != -1)
+    return _graph_task() != -1
 
 
 def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -332,6 +404,19 @@ def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     nothing changes is passed on itself: the callee may write to it.
     """
     return _mapped(function, value, [])[0]
+
+
+_LEAVES = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+"""Most of what is passed beside tensors, known at a glance to hold none."""
+
+
+def _map_arguments(
+    function: Callable[[Tensor], Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """As ``_map_tensors`` of both."""
+    memo: list[tuple[Tensor, Tensor]] = []
+    mapped = tuple([_mapped(function, value, memo)[0] for value in args])
+    return mapped, {name: _mapped(function, value, memo)[0] for name, value in kwargs.items()} if kwargs else kwargs
 
 
 def _mapped(function: Callable[[Tensor], Tensor], value: Any, memo: list[tuple[Tensor, Tensor]]) -> tuple[Any, bool]:
@@ -344,6 +429,8 @@ def _mapped(function: Callable[[Tensor], Tensor], value: Any, memo: list[tuple[T
         mapped = function(value)
         memo.append((value, mapped))
         return mapped, mapped is not value
+    if type(value) in _LEAVES:
+        return value, False
     parts: list[Any] = []
     is_new = False
     for part in _parts(value):
@@ -749,14 +836,17 @@ def _raised(value: Any, dtype: torch.dtype | None) -> Any:
 def _in_fp32(function: Callable[..., Any], keep: bool, /, *args: Any, **kwargs: Any) -> Any:
     out = kwargs.pop("out", None)
     casts = _Casts(_upcast)
-    raised_args, raised_kwargs = _map_tensors(casts, (args, kwargs))
+    raised_args, raised_kwargs = _map_arguments(casts, args, kwargs)
     kept = [value for value in (*args, *kwargs.values()) if isinstance(value, _Kept)]
     for value in kept:
         casts.note(value.dtype)
     if kept:
         raised_args = tuple(map(_released, raised_args))
         raised_kwargs = {name: _released(value) for name, value in raised_kwargs.items()}
-    with _without_autocast((raised_args, raised_kwargs)):
+    if _is_any_autocast_enabled():
+        with _without_autocast((raised_args, raised_kwargs)):
+            result = function(*raised_args, **raised_kwargs)
+    else:
         result = function(*raised_args, **raised_kwargs)
     kind, back = _kind_of(function), casts.promoted
     target = _released(args[0]) if kind == "in-place" else out
@@ -766,6 +856,8 @@ def _in_fp32(function: Callable[..., Any], keep: bool, /, *args: Any, **kwargs: 
         return result
     if keep and isinstance(result, Tensor) and result.is_floating_point():
         return _Kept(result, back)
+    if isinstance(result, Tensor):
+        return _cast_back(result, back)
     return _map_tensors(functools.partial(_cast_back, dtype=back), result)
 
 
@@ -811,23 +903,36 @@ class _Planned:
         return f"{own}{', ' if own else ''}format={site.format}{scaling}{pad}"
 
 
-class PlannedLinear(_Planned, nn.Linear):
+class _PlannedOne(_Planned):
+    """One that computes from one tensor, by ``_compute``."""
+
+    _compute: Callable[[Any], Tensor]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the module's own forward, in the planned format, with autocast off."""
+        if _is_any_autocast_enabled():
+            with _without_autocast(input):
+                return self._compute(input)
+        return self._compute(input)
+
+
+class PlannedLinear(_PlannedOne, nn.Linear):
     """Linear in the planned format, features padded with zeros: output to a multiple of ``pad``, input of ``pad_in``.
 
     The padded output is cut back to its size. The cut is copied to contiguous memory unless the plan says
     ``strided``, because ``.view`` of a strided tensor can raise in the code that follows.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         site = self._amptune
-        with _without_autocast(input):
-            if not (site.pad or site.pad_in):
-                return F.linear(_cast(input, site.dtype), *_weight_and_bias(self, site.dtype))
-            casts, (rows, columns) = _reusable_casts(), site.padded(self.weight)
-            weight = _weight(self.weight, site.dtype, casts, rows, columns)
-            x = _padded_features(_cast(input, site.dtype), -1, columns - self.weight.shape[1])
-            output = F.linear(x, weight, _weight(self.bias, site.dtype, casts, rows))
+        x = _cast(input, site.dtype)
+        if not (site.pad or site.pad_in):
+            return F.linear(x, *_weight_and_bias(self, site.dtype))
+        casts, (rows, columns) = _reusable_casts(), site.padded(self.weight)
+        weight = _weight(self.weight, site.dtype, casts, rows, columns)
+        x = _padded_features(x, -1, columns - self.weight.shape[1])
+        output = F.linear(x, weight, _weight(self.bias, site.dtype, casts, rows))
         return _cut(output, -1, self.weight.shape[0], site)
 
 
@@ -867,21 +972,21 @@ class PlannedFp8Linear(_Planned, nn.Linear):
         return _cut(output, -1, self.weight.shape[0], site)
 
 
-class _PlannedConv(_Planned):
+class _PlannedConv(_PlannedOne):
     weight: Any
     bias: Any
     _conv_forward: Callable[..., Tensor]
 
-    def forward(self, input: Tensor) -> Tensor:
-        """As the convolution's own forward, in the planned format, channels padded as the plan says."""
+    def _compute(self, input: Tensor) -> Tensor:
+        """As the convolution's own forward, channels padded as the plan says."""
         site = self._amptune
-        with _without_autocast(input):
-            if not (site.pad or site.pad_in):
-                return self._conv_forward(_cast(input, site.dtype), *_weight_and_bias(self, site.dtype))
-            casts, channels, (rows, columns) = _reusable_casts(), 1 - self.weight.dim(), site.padded(self.weight)
-            x = _padded_features(_cast(input, site.dtype), channels, columns - self.weight.shape[1])
-            weight = _weight(self.weight, site.dtype, casts, rows, columns)
-            output = self._conv_forward(x, weight, _weight(self.bias, site.dtype, casts, rows))
+        x = _cast(input, site.dtype)
+        if not (site.pad or site.pad_in):
+            return self._conv_forward(x, *_weight_and_bias(self, site.dtype))
+        casts, channels, (rows, columns) = _reusable_casts(), 1 - self.weight.dim(), site.padded(self.weight)
+        x = _padded_features(x, channels, columns - self.weight.shape[1])
+        weight = _weight(self.weight, site.dtype, casts, rows, columns)
+        output = self._conv_forward(x, weight, _weight(self.bias, site.dtype, casts, rows))
         return _cut(output, channels, self.weight.shape[0], site)
 
 
@@ -951,7 +1056,7 @@ class PlannedEmbedding(_Planned, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Integer tensor (...) -> (..., embedding_dim)."""
-        return super().forward(input).to(self._amptune.dtype)
+        return _to(super().forward(input), self._amptune.dtype)
 
 
 class PlannedEmbeddingBag(_Planned, nn.EmbeddingBag):
@@ -964,15 +1069,14 @@ class PlannedEmbeddingBag(_Planned, nn.EmbeddingBag):
         return super().forward(input, offsets, per_sample_weights).to(self._amptune.dtype)
 
 
-class PlannedLayerNorm(_Planned, nn.LayerNorm):
+class PlannedLayerNorm(_PlannedOne, nn.LayerNorm):
     """LayerNorm in the planned format; the kernel takes mean and variance in float32."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         """(..., *normalized_shape) -> the same shape."""
         dtype = self._amptune.dtype
-        with _without_autocast(input):
-            weight, bias = _weight_and_bias(self, dtype)
-            return F.layer_norm(_cast(input, dtype), self.normalized_shape, weight, bias, self.eps)
+        weight, bias = _weight_and_bias(self, dtype)
+        return F.layer_norm(_cast(input, dtype), self.normalized_shape, weight, bias, self.eps)
 
 
 class PlannedRMSNorm(_Planned, nn.RMSNorm):
@@ -980,22 +1084,26 @@ class PlannedRMSNorm(_Planned, nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., *normalized_shape) -> the same shape."""
+        if _is_any_autocast_enabled():
+            with _without_autocast(x):
+                return self._compute(x)
+        return self._compute(x)
+
+    def _compute(self, x: Tensor) -> Tensor:
         dtype = self._amptune.dtype
         # Without an eps torch takes the epsilon of the input's dtype, which would change with the plan.
         eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
-        with _without_autocast(x):
-            return F.rms_norm(_cast(x, dtype), self.normalized_shape, _weight_and_bias(self, dtype)[0], eps)
+        return F.rms_norm(_cast(x, dtype), self.normalized_shape, _weight_alone(self, dtype), eps)
 
 
-class PlannedGroupNorm(_Planned, nn.GroupNorm):
+class PlannedGroupNorm(_PlannedOne, nn.GroupNorm):
     """GroupNorm in the planned format; the kernel takes mean and variance in float32."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         """(N, C, ...) -> the same shape."""
         dtype = self._amptune.dtype
-        with _without_autocast(input):
-            weight, bias = _weight_and_bias(self, dtype)
-            return F.group_norm(_cast(input, dtype), self.num_groups, weight, bias, self.eps)
+        weight, bias = _weight_and_bias(self, dtype)
+        return F.group_norm(_cast(input, dtype), self.num_groups, weight, bias, self.eps)
 
 
 class _PlannedStatistics(_Planned):
@@ -1006,9 +1114,11 @@ class _PlannedStatistics(_Planned):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the norm's own forward, with the input cast."""
-        with _without_autocast(input):
-            result: Tensor = super().forward(_cast(input, self._amptune.dtype))  # type: ignore[misc]
-            return result
+        x = _cast(input, self._amptune.dtype)
+        if _is_any_autocast_enabled():
+            with _without_autocast(x):
+                return super().forward(x)  # type: ignore[misc,no-any-return]
+        return super().forward(x)  # type: ignore[misc,no-any-return]
 
 
 class PlannedBatchNorm1d(_PlannedStatistics, nn.BatchNorm1d):
@@ -1039,14 +1149,13 @@ class PlannedInstanceNorm3d(_PlannedStatistics, nn.InstanceNorm3d):
     """InstanceNorm3d on input in the planned format."""
 
 
-class PlannedPReLU(_Planned, nn.PReLU):
+class PlannedPReLU(_PlannedOne, nn.PReLU):
     """PReLU in the planned format."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         """(N, C, ...) -> the same shape."""
         dtype = self._amptune.dtype
-        with _without_autocast(input):
-            return F.prelu(_cast(input, dtype), _weight_and_bias(self, dtype)[0])
+        return F.prelu(_cast(input, dtype), _weight_alone(self, dtype))
 
 
 class PlannedBilinear(_Planned, nn.Bilinear):
@@ -1070,9 +1179,12 @@ _CAST_TOGETHER = (
     PlannedLinear, _PlannedConv, _PlannedConvTranspose, PlannedLayerNorm, PlannedRMSNorm, PlannedGroupNorm,
     PlannedPReLU, PlannedBilinear,
 )  # fmt: skip
-"""Classes that ask for their weights by ``_weight_and_bias``."""
+_TRIED = ("_amptune_epsilon",)
+"""Classes that ask for their weights by ``_weight_and_bias``, and what those known by trying remember."""
 _GROUP_ELEMENTS = 1 << 25
 """Parameters of a group: beyond this a cast takes longer than its launch, and 16-bit gradients wait for their group."""
+_FEW_MODULES, _FEW_ELEMENTS = 8, 1 << 22
+"""Below both a group takes in the next block: gradients of 16 MB, fewer than DistributedDataParallel sends at once."""
 SWAPS: dict[type[nn.Module], type[nn.Module]] = {cls.__bases__[1]: cls for cls in _PLANNED}
 """Exact module class -> planned class. Subclasses (peft, quantised) compute in ways unknown here: not swapped."""
 
@@ -1107,10 +1219,31 @@ def how_to_apply(module: nn.Module) -> str | None:
     return "autocast" if any(parameter.is_floating_point() for parameter in parameters) else None
 
 
-# --- root mean square norms by hand ----------------------------------------------------------------------------------
+# --- layers by hand, known by trying ---------------------------------------------------------------------------------
 
 _LARGEST_EPSILON = 1e-2
 _rms_epsilons: weakref.WeakKeyDictionary[nn.Module, float | None] = weakref.WeakKeyDictionary()
+
+
+def _can_be_tried(module: nn.Module) -> bool:
+    """Whether a module of the user's computes from one tensor by its own parameters alone, as far as can be seen."""
+    own: Any = base_class(type(module))
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if module._buffers or module._modules or own.__module__.startswith("torch.") or any(hooks):
+        return False
+    try:
+        return len(inspect.signature(own.forward).parameters) == 2  # no gate or residual, though it may be left out
+    except ValueError:
+        return False
+
+
+def _twin(module: nn.Module, parameters: dict[str, Any]) -> Any:
+    """A copy of the user's module as it was before a plan, with other parameters."""
+    own: Any = base_class(type(module))
+    twin = own.__new__(own)
+    mine = {name: value for name, value in module.__dict__.items() if not name.startswith("_amptune")}
+    twin.__dict__.update(mine, _parameters=parameters)
+    return twin
 
 
 def rms_epsilon(module: nn.Module) -> float | None:
@@ -1125,13 +1258,10 @@ def rms_epsilon(module: nn.Module) -> float | None:
 
 
 def _find_rms_epsilon(module: nn.Module) -> float | None:
-    own: Any = base_class(type(module))
-    parameters = module._parameters
-    weight = parameters.get("weight")
-    if weight is None or len(parameters) > 1 or module._buffers or module._modules or weight.dim() != 1:
+    weight = module._parameters.get("weight")
+    if weight is None or len(module._parameters) > 1 or weight.dim() != 1 or not weight.is_floating_point():
         return None
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if not weight.is_floating_point() or own.__module__.startswith("torch.") or any(hooks):
+    if not _can_be_tried(module):
         return None
     numbers = [value for value in vars(module).values() if isinstance(value, float) and 0 < value < _LARGEST_EPSILON]
     random = torch.Generator().manual_seed(0)
@@ -1139,10 +1269,7 @@ def _find_rms_epsilon(module: nn.Module) -> float | None:
     x = x * torch.logspace(-4, 2, 8, device="cpu")[:, None]
     scale = torch.rand(weight.shape, generator=random, device="cpu") + 0.5
     try:
-        if len(inspect.signature(own.forward).parameters) != 2:
-            return None  # a gate or a residual beside the input, though it may be left out
-        twin = own.__new__(own)
-        twin.__dict__.update(module.__dict__, _parameters={"weight": nn.Parameter(scale)})
+        twin = _twin(module, {"weight": nn.Parameter(scale)})
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=()):
             found = [twin.train(mode)(x.clone()) for mode in (True, False)]
             return next((eps for eps in numbers if all(_is_rms_norm(each, x, scale, eps) for each in found)), None)
@@ -1160,9 +1287,8 @@ def _run_rms_norm(module: Any, inner: Callable[..., Any], args: tuple[Any, ...],
     (x,) = args or kwargs.values()
     dtype = module._amptune.dtype
     with _without_autocast(x):
-        return F.rms_norm(
-            _cast(x, dtype), module.weight.shape, _weight_and_bias(module, dtype)[0], module._amptune_epsilon
-        )
+        weight = _weight_alone(module, dtype)
+        return F.rms_norm(_cast(x, dtype), weight.shape, weight, module._amptune_epsilon)
 
 
 # --- classes made for one class of the user's ------------------------------------------------------------------------
@@ -1301,10 +1427,12 @@ def _run_pinned(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], k
     """A module without parameters: computes in its format, gives back the promoted dtype of its inputs."""
     dtype = module._amptune.dtype
     casts = _Casts(functools.partial(_cast, dtype=dtype))
-    args, kwargs = _map_tensors(casts, (args, kwargs))
+    args, kwargs = _map_arguments(casts, args, kwargs)
     with _without_autocast((args, kwargs)):
         result = inner(module, *args, **kwargs)
     is_loss = isinstance(module, nn.modules.loss._Loss)
+    if isinstance(result, Tensor):
+        return result if is_loss else _cast_back(result, casts.promoted)
     return result if is_loss else _map_tensors(functools.partial(_cast_back, dtype=casts.promoted), result)
 
 
@@ -1345,7 +1473,7 @@ class _Root:
     """What the root of a planned model remembers."""
 
     output_dtype: torch.dtype | None
-    groups: Sequence[Sequence[nn.Module]] = ()
+    groups: Sequence[_Group] = ()
 
 
 class AppliedPlan:
@@ -1441,27 +1569,33 @@ def _apply_now(
     return AppliedPlan(model, resolved)
 
 
-def _groups_of(planned: Mapping[str, nn.Module]) -> list[list[nn.Module]]:
-    """Planned modules whose weights are cast together: those of one block, up to a size, each told its group.
+def _groups_of(planned: Mapping[str, nn.Module]) -> list[_Group]:
+    """Planned modules whose weights are cast together: those of one block, up to a size, each told its group; blocks of
+    few small layers share one.
 
     Not all of a model: gradients of a group arrive together, and DistributedDataParallel sends what has arrived.
     """
-    groups: list[list[nn.Module]] = []
-    sizes: dict[str, int] = {}
+    groups: list[_Group] = []
+    sizes: list[int] = []
     last: dict[str, int] = {}
     for path, module in planned.items():
         site: Site = module.__dict__["_amptune"]
-        is_cast = isinstance(module, _CAST_TOGETHER) or "_amptune_epsilon" in module.__dict__
+        is_cast = isinstance(module, _CAST_TOGETHER) or not vars(module).keys().isdisjoint(_TRIED)
         if not is_cast or site.pad or site.pad_in or "_amptune_group" in module.__dict__:
             continue
         block = _block_of(path)
         elements = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        if block not in last or sizes[block] + elements > _GROUP_ELEMENTS:
-            last[block], sizes[block] = len(groups), 0
-            groups.append([])
-        sizes[block] += elements
-        groups[last[block]].append(module)
-        module.__dict__["_amptune_group"] = last[block]
+        is_small = groups and len(groups[-1].modules) < _FEW_MODULES and sizes[-1] + elements <= _FEW_ELEMENTS
+        if block not in last and is_small:
+            last[block] = len(groups) - 1
+        if block not in last or sizes[last[block]] + elements > _GROUP_ELEMENTS:
+            last[block] = len(groups)
+            groups.append(_Group([]))
+            sizes.append(0)
+        sizes[last[block]] += elements
+        members = groups[last[block]].modules
+        module.__dict__["_amptune_group"] = last[block], 2 * len(members)
+        members.append(module)
     return groups
 
 

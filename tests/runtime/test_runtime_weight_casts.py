@@ -33,6 +33,15 @@ class _Shared(nn.Module):
         return self.head(x)
 
 
+@pytest.fixture(autouse=True, params=["on a CPU", "as on a GPU"])
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Weights are cast one by one, or those of a block together, as where that saves launches."""
+    if request.param == "as on a GPU":
+        monkeypatch.setattr(runtime, "_saves_launches", lambda weight: True)
+        monkeypatch.setattr(runtime, "_FEW_MODULES", 0)  # small blocks have a group each
+    return str(request.param)
+
+
 class _CountCasts(TorchDispatchMode):
     """Counts the casts that read one of the given parameters."""
 
@@ -81,14 +90,16 @@ def test_the_loss_falls_as_it_does_without_reuse(name: str, monkeypatch: pytest.
     assert with_reuse[-1] < 0.8 * with_reuse[0]
 
 
-def test_a_layer_called_three_times_is_cast_once_in_a_forward_and_again_in_the_next() -> None:
+def test_a_layer_called_three_times_is_cast_once_in_a_forward_and_again_in_the_next(where: str) -> None:
     model = _Shared()
     apply_plan(model, {"*": "bf16"})
-    with _CountCasts(model.layer.weight) as casts:
-        model(torch.randn(2, 8))
-        assert casts.count == 1
-        model(torch.randn(2, 8))
-        assert casts.count == 2
+    counts = []
+    for _ in range(3):
+        with _CountCasts(model.layer.weight) as casts:
+            model(torch.randn(2, 8))
+        counts.append(casts.count)
+    # One by one, a cast is kept once the layer was seen to be called again.
+    assert counts == ([1, 1, 1] if where == "as on a GPU" else [2, 1, 1])
 
 
 def test_reuse_adds_the_gradients_of_all_calls() -> None:
@@ -275,15 +286,30 @@ class _CountNodes(TorchDispatchMode):
 PLAN = {"blocks.**": "bf16", "head": {"format": "bf16", "pad": 8}}
 
 
-def test_the_weights_of_a_block_are_cast_together_and_so_are_their_gradients() -> None:
+def test_the_weights_of_a_block_are_cast_together_and_so_are_their_gradients(where: str) -> None:
     model, x = _Blocks(), torch.randn(4, 8).bfloat16()
     apply_plan(model, PLAN)
     with _CountNodes() as forward:
         loss = model(x).float().sum()
     with _CountNodes() as backward:
         loss.backward()
-    assert forward.together == backward.together == 2, "one for each block"
-    assert forward.single == 3, "weight and bias of the head, which are padded, and the loss"
+    if where == "as on a GPU":
+        assert forward.together == backward.together == 2, "one for each block"
+        assert forward.single == 3, "weight and bias of the head, which are padded, and the loss"
+    else:
+        assert forward.together == backward.together == 0
+        assert forward.single == 3 + 12
+
+
+def test_small_blocks_are_cast_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_saves_launches", lambda weight: True)
+    monkeypatch.setattr(runtime, "_FEW_MODULES", 4)
+    model = nn.ModuleList([nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(6)])
+    whole = nn.Sequential(*model)
+    apply_plan(whole, {"**": "bf16"})
+    with _CountNodes() as forward:
+        whole(torch.randn(4, 8).bfloat16())
+    assert forward.together == 2, "four blocks, then two"
 
 
 def test_gradients_are_those_of_single_casts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +358,43 @@ def test_a_copy_casts_its_own_weights_and_a_loaded_state_is_seen() -> None:
     assert torch.equal(model(x), twin(x))
 
 
+def test_what_is_frozen_thawed_written_or_cast_between_two_steps_is_seen() -> None:
+    model, x = _Blocks(), torch.randn(4, 8)
+    apply_plan(model, PLAN)
+    layer = model.blocks[0][1]
+
+    def output() -> torch.Tensor:
+        model.zero_grad()
+        result: torch.Tensor = model(x)
+        result.float().sum().backward()
+        return result
+
+    before = output()
+    assert layer.weight.grad is not None
+    layer.requires_grad_(False)
+    assert torch.equal(output(), before)
+    assert layer.weight.grad is None
+    layer.requires_grad_(True)
+    assert torch.equal(output(), before)
+    assert layer.weight.grad is not None
+    layer.weight.data = layer.weight.data * 2
+    after = output()
+    assert not torch.equal(after, before)
+    with torch.no_grad():
+        assert torch.equal(model(x), after)
+    layer.to(torch.bfloat16)
+    assert torch.equal(output(), after)
+    assert layer.weight.grad.dtype == torch.bfloat16
+    layer.weight = nn.Parameter(torch.zeros(8, 8))
+    layer.bias = nn.Parameter(torch.zeros(8))
+    output()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
+
+
 def test_a_large_block_is_cast_in_several_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_saves_launches", lambda weight: True)
+    monkeypatch.setattr(runtime, "_FEW_MODULES", 0)
     monkeypatch.setattr(runtime, "_GROUP_ELEMENTS", 100)
     model = _Blocks()
     apply_plan(model, PLAN)
