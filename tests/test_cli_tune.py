@@ -195,8 +195,20 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
         ),
         (MLP.replace("nn.Linear(16, 32)", "nn.Linear(17, 32)"), ("net.py",), 3, ("fc1", "17")),
         (MLP.replace("while True:", "for _ in range(2):"), ("net.py",), 3, ("train_batches() yielded 2",)),
+        (MLP.replace("cross_entropy(output.", "cross_entropy(output.detach()."), ("net.py",), 3, (".detach()",)),
     ],
-    ids=["missing", "no model", "device", "budget", "arg", "nan reference", "not scalar", "shape", "few batches"],
+    ids=[
+        "missing",
+        "no model",
+        "device",
+        "budget",
+        "arg",
+        "nan reference",
+        "not scalar",
+        "shape",
+        "few batches",
+        "detached",
+    ],
 )
 def test_bad_input_is_one_message(
     tmp_path: Path, source: str | None, arguments: tuple[str, ...], code: int, words: tuple[str, ...]

@@ -22,6 +22,7 @@ STAND_IN = (
     "there is no loss_fn and no loss in the output: the mean of the squares of the outputs stands in for the loss, "
     "so what is said about quality and gradients means little"
 )
+COMPILED = "the model comes under torch.compile, and is looked at without it; --compile measures under it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,10 @@ class Target:
             raise TargetError(
                 f"{self.name}() returned {_kind_of(model)}, not a torch.nn.Module", hint="return the model itself"
             )
-        return model
+        plain = without_compilation(model)
+        if plain is not model and COMPILED not in self.notes:
+            self.notes.append(COMPILED)
+        return plain
 
     def make_batch(self) -> Any:
         """A new batch, as ``call`` and ``loss`` take it.
@@ -140,6 +144,13 @@ class Target:
         if STAND_IN not in self.notes:
             self.notes.append(STAND_IN)
         return stand_in_loss(output)
+
+
+def without_compilation(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile(model)`` wraps; the model itself where it is not wrapped."""
+    # By name: to import the class takes seconds.
+    inner = model._modules.get("_orig_mod") if type(model).__name__ == "OptimizedModule" else None
+    return model if inner is None else inner
 
 
 def call_arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

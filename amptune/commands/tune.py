@@ -77,6 +77,11 @@ def summary(result: TuneResult) -> str:
             f"({stock_text}), at least {verdict.speedup_low:.2f}x with 95 % confidence; "
             f"loss gap to FP32 {data['best']['loss_gap']:+.3%}."
         )
+    elif all(trial["kind"] == "stock" for trial in data["trials"]):
+        lines.append(
+            f"No plan was tried, only {len(data['trials'])} stock recipes: the best of them, {stock_text}, is what was "
+            "written. A larger --budget or --timeout leaves room for plans."
+        )
     else:
         lines.append(f"Nothing beat the best stock recipe, {stock_text}, beyond the noise. It is what was written.")
     if result.plan.params:
@@ -92,14 +97,15 @@ def summary(result: TuneResult) -> str:
 
 def _table(data: dict[str, Any]) -> str:
     stock = data["stock"]
-    lines = [f"{'recipe':16s} {'ms/step':>9s} {'quartiles':>19s} {'loss gap':>10s}  valid"]
-    for entry in [*stock, data["best"]]:
+    names = [entry["recipe"] for entry in stock] + ["best: " + data["best"]["recipe"]]
+    width = max(map(len, names))
+    lines = [f"{'recipe':{width}s} {'ms/step':>9s} {'quartiles':>19s} {'loss gap':>10s}  valid"]
+    for name, entry in zip(names, [*stock, data["best"]], strict=True):
         step, gap = entry["step_ms"], entry["loss_gap"]
         times = f"{step['median']:9.2f} {step['low']:9.2f}-{step['high']:<9.2f}" if step else f"{'-':>9s} {'':19s}"
         gap_text = "-" if gap is None else f"{gap:+.3%}"
         valid = "yes" if entry["valid"] else f"no: {entry['reason']}"
-        name = "best: " + entry["recipe"] if entry is data["best"] else entry["recipe"]
-        lines.append(f"{name:16s} {times} {gap_text:>10s}  {valid}")
+        lines.append(f"{name:{width}s} {times} {gap_text:>10s}  {valid}")
     return "\n".join(lines)
 
 

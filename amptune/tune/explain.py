@@ -15,7 +15,7 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.core.tables import Edge, promoted
 from amptune.tune.costmodel import CostModel, Point
-from amptune.tune.space import Group
+from amptune.tune.space import Group, Space
 
 NEGLIGIBLE_MS = 5e-4
 """Half of the last digit that is shown."""
@@ -144,3 +144,17 @@ def _casts(model: CostModel, chosen: Mapping[str, Choice], edges: Sequence[Edge]
 
 def _ms(value: float) -> str:
     return f"{value:.3f} ms" if value < 10 else f"{value:.1f} ms"
+
+
+def why_all_fp32(space: Space) -> str:
+    """Why no site has a 16-bit choice; empty where one has."""
+    if space.offered():
+        return ""
+    sites = [site for group in space.groups if group.kind == "fixed" for site in group.sites]
+    if not sites:
+        return "no layer with weights could run in 16 bits here"
+    shown = ", ".join(sites[:3]) + (f" and {len(sites) - 3} more" if len(sites) > 3 else "")
+    return (
+        f"no layer can run in 16 bits: what comes out of {shown} goes into an operation that has no 16-bit kernel, or "
+        "that takes one dtype only and meets a tensor that the model makes in FP32 (torch.zeros without dtype=x.dtype)"
+    )

@@ -22,13 +22,15 @@ class TrialError(Exception):
     """The request failed in a way that concerns only the candidate: crash, hang, out of memory, an exception.
 
     ``worker_lost``: the worker could not go on, which another process on the machine may have caused.
+    ``is_of_users``: the user's code raised it, at a line that the reason names.
     """
 
-    def __init__(self, reason: str, details: str = "", *, worker_lost: bool = False) -> None:
+    def __init__(self, reason: str, details: str = "", *, worker_lost: bool = False, is_of_users: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.details = details
         self.worker_lost = worker_lost
+        self.is_of_users = is_of_users
 
 
 class WorkerProcess:
@@ -110,10 +112,10 @@ class WorkerProcess:
                 assert isinstance(content, AmptuneError)
                 raise content
             else:
-                reason, details, fatal = content
+                reason, details, fatal, is_of_users = content
                 if fatal:
                     self.stop()
-                raise TrialError(reason, details, worker_lost=fatal)
+                raise TrialError(reason, details, worker_lost=fatal, is_of_users=is_of_users)
 
     def _exit_reason(self) -> str:
         process = self._process
@@ -147,5 +149,10 @@ def must(request: Callable[[], Any], what: str) -> Any:
     try:
         return request()
     except TrialError as failure:
-        raise WorkError(f"{what}: {failure.reason}", hint=failure.details.strip().splitlines()[-3].strip()
-                        if failure.details.count("\n") > 3 else None) from failure  # fmt: skip
+        raise WorkError(f"{what}: {failure.reason}", hint=_where_in_ours(failure)) from failure
+
+
+def _where_in_ours(failure: TrialError) -> str | None:
+    """The innermost line of the traceback, for a report; None where there is none, or the reason names the user's."""
+    frames = [line.strip() for line in failure.details.splitlines() if line.startswith("  File ")]
+    return f"raised at {frames[-1].removeprefix('File ')}" if frames and not failure.is_of_users else None

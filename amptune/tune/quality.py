@@ -249,6 +249,11 @@ def _initial_loss(bench: Workbench, batches: Batches) -> float:
             f"the loss of the FP32 model is {initial} before the first step",
             hint="no precision setting can cure this: check the batch and the model in FP32 first",
         )
+    if not loss_of(bench, Candidate("fp32"), batches.train[0]).requires_grad:
+        raise TuneError(
+            "the loss does not depend on any parameter of the model that requires a gradient",
+            hint="look for .detach(), .item(), argmax or torch.no_grad() between the model's layers and the loss",
+        )
     with still(bench):
         trained_from = held_back_loss(bench, batches, train_mode=True)
     return min(initial, trained_from) if math.isfinite(trained_from) else initial

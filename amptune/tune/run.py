@@ -157,7 +157,7 @@ def _start(
     if study.resumed and header:
         _check_same(header["identity"], identity)
         requeued, lost = study.requeue_interrupted(), study.requeue_lost()
-        progress.line(f"continuing after {len(study.records())} trials, {requeued} of them measured again")
+        progress.line(f"continuing after {len(study.records())} trials; in flight, and measured again: {requeued}")
         if lost:
             progress.line(f"tried again, since the worker was lost: {', '.join(lost)}")
         table = CostTable.from_json(header["costs"])
@@ -205,8 +205,9 @@ def _announce(search: Search) -> None:
     space, prepared = search.space, search.prepared
     choices = ", ".join(choice.label for choice in space.offered()) or "none"
     search.progress.notes(prepared.notes)
+    groups = f"{len(space.groups)} group{'' if len(space.groups) == 1 else 's'}"
     search.progress.line(
-        f"{prepared.device.get('gpu')}: choices beside fp32: {choices}; {len(space.groups)} groups of sites; "
+        f"{prepared.device.get('gpu')}: choices beside fp32: {choices}; {groups} of sites; "
         f"reference loss {prepared.initial_loss:.4f} -> {prepared.reference_loss:.4f} in {search.options.steps} steps, "
         f"noise {prepared.noise:.3%}, quality on {prepared.quality_data}"
     )

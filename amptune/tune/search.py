@@ -23,6 +23,7 @@ from amptune.errors import TuneError
 from amptune.tune.adapt import Knowledge, learn
 from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding
+from amptune.tune.explain import why_all_fp32
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess
 from amptune.tune.progress import Progress
@@ -184,9 +185,8 @@ class Search:
     def _enqueue_start(self) -> None:
         for name, candidate in self.recipes.items():
             self.study.enqueue(self._stock_point(candidate), "stock", name)
-        if not self.space.offered():
-            self.progress.line("this device has no 16-bit format, or the model no site to plan: only stock recipes run")
-            return
+        if why := why_all_fp32(self.space):
+            self.progress.line(why)
 
     def _stock_point(self, candidate: Candidate) -> dict[str, str]:
         """The point that is most like a recipe, which itself is not in the space."""

@@ -210,7 +210,10 @@ def build_space(
     if BF16 in choices:
         choices += bench.device.fp8_choices()
     groups = _module_groups(bench, graph, batch, choices) if choices else []
-    groups += _leaf_pins(bench.model, graph) + _source_pins([graph[site] for site in pins])
+    if any(group.kind == "module" for group in groups):
+        groups += _leaf_pins(bench.model, graph) + _source_pins([graph[site] for site in pins])
+    else:  # all is FP32: to pin an op in it, or to cast the loss up to it, changes nothing
+        losses = tuple(loss for loss in losses if loss != FOLLOW)
     has_convolutions = any(op_named(site.op).family is Family.CONV and "2d" in site.op for site in graph)
     meets = _meeting(graph, [group for group in groups if group.kind == "module"])
     reasons = _no_fp8(bench.model, graph, groups) if any(choice.format.is_fp8 for choice in choices) else {}

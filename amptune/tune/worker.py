@@ -28,6 +28,7 @@ import torch
 from amptune.apply import check_realised, stale_weight_casts
 from amptune.apply.handoff import patch_spec
 from amptune.capture import Target, load_target
+from amptune.capture.usercode import place_of
 from amptune.core.choice import FP32
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph
@@ -332,7 +333,9 @@ def serve(connection: Connection) -> None:
         except AmptuneError as error:
             connection.send(("error", error))
         except Exception as error:
-            connection.send(("failure", (_one_line(error), traceback.format_exc(), _is_fatal(error))))
+            place = place_of(error)
+            reason = _one_line(error) + (f" ({place})" if place else "")
+            connection.send(("failure", (reason, traceback.format_exc(), _is_fatal(error), bool(place))))
 
 
 def _import_ahead() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from amptune.capture.target import STAND_IN, call_arguments, loss_inside, stand_in_loss, tensors_in
+from amptune.capture.target import COMPILED, STAND_IN, call_arguments, loss_inside, stand_in_loss, tensors_in
 from amptune.errors import CaptureError, WorkError
 from tests.capture.conftest import Load
 
@@ -122,6 +122,13 @@ def test_a_stand_in_is_said_once(load: Load) -> None:
         target.loss(target.call(target.make_model(), target.make_batch()), None)
     assert target.notes == [STAND_IN]
     assert not target.has_loss
+
+
+def test_a_model_under_torch_compile_is_looked_at_without_it(load: Load) -> None:
+    model = "def make_model(): return torch.compile(nn.Linear(2, 2))\n"
+    target = load(model + "def make_batch(): return torch.ones(1, 2)\n")
+    assert type(target.make_model()) is type(target.make_model()) is nn.Linear
+    assert target.notes == [COMPILED]
 
 
 def test_run_replaces_the_call(load: Load) -> None:

@@ -11,6 +11,7 @@ from amptune.core.graph import INPUT, Gemm, PrecisionGraph, Site
 from amptune.core.tables import CostTable, Edge, SiteCost
 from amptune.tune.costmodel import CostModel
 from amptune.tune.edges import edges_of
+from amptune.tune.explain import why_all_fp32
 from amptune.tune.front import front_points
 from amptune.tune.space import Group, Space, build_space, fp8_fits, is_pin_candidate, role_of
 
@@ -90,6 +91,18 @@ def test_what_meets_in_a_matmul_decides_together(graph_and_space: tuple[Precisio
     assert {"blocks.0.k", "blocks.0.v", "blocks.2.q", "blocks.2.v"} <= set(attention.sites)
     assert groups["before"].kind == "fixed", "it meets a parameter that no plan casts"
     assert "drop" not in groups
+
+
+def test_where_nothing_can_be_lowered_nothing_is_left_to_choose(make_bench: Make) -> None:
+    source = BLOCKS.replace("x = x + self.drop(block(x))", "x = torch.exp(x - 9)")
+    bench, batches = make_bench(source)
+    graph = capture(bench.target).graph
+    pins = [site.id for site in graph if is_pin_candidate(site)]
+    assert pins
+    space = build_space(bench, graph, batches.train[0], pins=pins, losses=("fp32", "follow"))
+    assert [(group.name, group.kind) for group in space.groups] == [("before", "fixed")]
+    assert space.choices() == {":loss": ("fp32",)}
+    assert "what comes out of before goes into" in why_all_fp32(space)
 
 
 def test_functional_ops_can_be_pinned_but_the_loss_has_its_own_choice(
