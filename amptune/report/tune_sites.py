@@ -37,8 +37,8 @@ _HOW = {
 class SiteRow:
     """One site of the plan with what the graph and the cost table know of it.
 
-    ``saved`` is the milliseconds that its format saves against FP32, forward and backward, measured alone; negative
-    where it costs time; None in FP32 and when it was not measured.
+    ``saved`` is the milliseconds that its format saves against FP32 (as TF32 where the plan allows that), forward and
+    backward, measured alone; negative where it costs time; None in FP32 and when it was not measured.
     """
 
     id: str
@@ -76,6 +76,7 @@ def site_rows(plan: Plan, graph: PrecisionGraph | None, costs: CostTable | None)
     """The plan's sites in the order of the model's calls; those that the graph does not hold come last."""
     known = [site.id for site in graph if site.id in plan.sites] if graph is not None else []
     names = dict.fromkeys([*known, *plan.sites])
+    costs = costs.in_tf32() if costs is not None and plan.tf32 else costs
     return [
         SiteRow(name, plan.sites[name], graph[name] if graph is not None and name in graph else None,
                 _saved(name, plan.sites[name], costs))

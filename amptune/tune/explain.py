@@ -10,10 +10,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from amptune.core.choice import FP32, Choice
+from amptune.core.choice import FP32, TF32, Choice
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.core.tables import Edge, promoted
+from amptune.tune.costmodel import TF32 as TF32_FLAG
 from amptune.tune.costmodel import CostModel, Point
 from amptune.tune.space import Group, Space
 
@@ -87,14 +88,17 @@ def _why(
     if group.kind == "fixed":
         return "fp32: its output meets a tensor that no plan casts, in an op that takes one dtype only"
     others = counterfactuals(model, point, name)
-    parts = [_gain(name, site, others, model, total)]
+    uses_tf32 = point.get(TF32_FLAG) == "on" and TF32 in model.table.sites.get(name, {})
+    parts = [_gain(name, site, others, model, total, "fp32 (as tf32)" if uses_tf32 else "fp32")]
     parts += [f"not {other.choice}: {_against(other, group, evidence)}" for other in others if other.choice != FP32]
     parts += _no_fp8(name, group, model)
     return "; ".join(part for part in parts if part)
 
 
-def _gain(name: str, site: SitePlan, others: Sequence[Counterfactual], model: CostModel, total: float) -> str:
-    """What the choice saves over FP32, and its share of the error."""
+def _gain(
+    name: str, site: SitePlan, others: Sequence[Counterfactual], model: CostModel, total: float, fp32: str
+) -> str:
+    """What the choice saves over FP32, in the words ``fp32`` for what that means here, and its share of the error."""
     back = next((other for other in others if other.choice == FP32), None)
     if back is None:
         return "fp32"
@@ -103,9 +107,9 @@ def _gain(name: str, site: SitePlan, others: Sequence[Counterfactual], model: Co
     elif math.isinf(back.ms):
         saved = "fp32 has no kernel here"
     elif back.ms >= 0:
-        saved = f"saves {_ms(back.ms)} a step over fp32"
+        saved = f"saves {_ms(back.ms)} a step over {fp32}"
     else:
-        saved = f"costs {_ms(-back.ms)} a step more than fp32 alone, and was faster in the measured whole"
+        saved = f"costs {_ms(-back.ms)} a step more than {fp32} alone, and was faster in the measured whole"
     error = model.sensitivity.error(name, site.choice)
     share = f", {error / total:.1%} of the plan's rounding error" if total > 0 else ""
     padding = f", output padded to a multiple of {site.pad}" if site.pad else ""

@@ -67,6 +67,6 @@ def measure_update(bench: Workbench) -> tuple[float, float] | None:
             run.scaler.scale(torch.zeros((), device=bench.device.torch))  # its first call sets the scale up
             try:
                 found.append(statistics.median(times_of(run.update, bench.device)))
-            except RuntimeError:
+            except Exception:  # the optimizer may be the user's own: what it makes of such gradients is not known
                 return None
     return found[0], max(0.0, found[1] - found[0])

@@ -1,6 +1,7 @@
 """The report of a tune says what was found and why, holds together as a page, and takes whatever a search leaves."""
 
 import base64
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -12,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amptune.core.choice import BF16, FP32
+from amptune.core.choice import BF16, FP32, TF32
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph, Site
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
 from amptune.core.scaler import GradientRecord, GradientStep, choose_scaler, scaler_json
 from amptune.core.tables import CostTable, SiteCost
 from amptune.report.tune_html import tune_report
+from amptune.report.tune_sites import site_rows
 from tests.report.tune_sample import Page, entry, plan, result, trial, trials, won
 
 
@@ -257,6 +259,13 @@ def test_saved_time_is_against_fp32_and_may_be_negative():
     words = page.all("ul", "tree")[0].text
     assert words.count("saves 3.25 ms") == 1, "both blocks together"
     assert words.count("saves 1.62 ms") == 2, "the mean of the two blocks, and of their sites"
+
+
+def test_saved_time_is_against_tf32_where_the_plan_allows_that():
+    costs = CostTable({"head": {FP32: SiteCost(5.0), TF32: SiteCost(2.0), BF16: SiteCost(1.5)}}, {})
+    for tf32, expected in ((False, 3.5), (True, 0.5)):
+        rows = site_rows(dataclasses.replace(plan(), tf32=tf32), None, costs)
+        assert {row.id: row.saved for row in rows}["head"] == expected
 
 
 def test_a_part_that_holds_one_part_shares_its_line():

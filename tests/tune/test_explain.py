@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
 import pytest
 
-from amptune.core.choice import BF16, FP8, FP16, FP32, Choice
+from amptune.core.choice import BF16, FP8, FP16, FP32, TF32, Choice
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, Gemm, Site
 from amptune.core.plan import SitePlan
@@ -82,6 +83,19 @@ def reasons(model: CostModel, **chosen: str) -> dict[str, str]:
     where = point(model, **chosen)
     plan = model.space.decode(where, model.table, {})
     return {name: site.why for name, site in with_reasons(plan, model, where, lambda _g, c: f"seen {c}").sites.items()}
+
+
+def test_what_is_saved_is_counted_from_fp32_as_it_would_run(model: CostModel) -> None:
+    sites = {**model.table.sites, "a.0": {**model.table.sites["a.0"], TF32: SiteCost(1.6)}}
+    model = dataclasses.replace(
+        model,
+        space=dataclasses.replace(model.space, tf32=True),
+        table=dataclasses.replace(model.table, sites=sites),
+    )
+    on, off = (reasons(model, **{":tf32": flag}) for flag in ("on", "off"))
+    assert "a step over fp32 (as tf32)," in on["a.0"]
+    assert "a step over fp32," in off["a.0"]
+    assert on["head"] == off["head"], "where TF32 was not measured, nothing changes"
 
 
 def test_every_number_in_a_reason_can_be_recomputed(model: CostModel) -> None:
