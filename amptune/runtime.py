@@ -1179,7 +1179,7 @@ _CAST_TOGETHER = (
     PlannedLinear, _PlannedConv, _PlannedConvTranspose, PlannedLayerNorm, PlannedRMSNorm, PlannedGroupNorm,
     PlannedPReLU, PlannedBilinear,
 )  # fmt: skip
-_TRIED = ("_amptune_epsilon",)
+_TRIED = ("_amptune_epsilon", "_amptune_layout")
 """Classes that ask for their weights by ``_weight_and_bias``, and what those known by trying remember."""
 _GROUP_ELEMENTS = 1 << 25
 """Parameters of a group: beyond this a cast takes longer than its launch, and 16-bit gradients wait for their group."""
@@ -1206,7 +1206,7 @@ def how_to_apply(module: nn.Module) -> str | None:
     if isinstance(module, (torch.jit.ScriptModule, *_BYPASSED)):
         return None
     base = base_class(type(module))
-    if base in SWAPS or rms_epsilon(module) is not None:
+    if base in SWAPS or rms_epsilon(module) is not None or linear_layout(module) is not None:
         return "swap"
     parameters = [parameter for parameter in module.parameters() if parameter is not None]
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
@@ -1223,6 +1223,10 @@ def how_to_apply(module: nn.Module) -> str | None:
 
 _LARGEST_EPSILON = 1e-2
 _rms_epsilons: weakref.WeakKeyDictionary[nn.Module, float | None] = weakref.WeakKeyDictionary()
+_linear_layouts: weakref.WeakKeyDictionary[nn.Module, str | None] = weakref.WeakKeyDictionary()
+_layouts_of_alike: dict[Any, str | None] = {}
+_LARGEST_TRIED = 1 << 24
+"""Elements of a weight: trying takes a few times its memory."""
 
 
 def _can_be_tried(module: nn.Module) -> bool:
@@ -1233,7 +1237,7 @@ def _can_be_tried(module: nn.Module) -> bool:
         return False
     try:
         return len(inspect.signature(own.forward).parameters) == 2  # no gate or residual, though it may be left out
-    except ValueError:
+    except (TypeError, ValueError):
         return False
 
 
@@ -1289,6 +1293,88 @@ def _run_rms_norm(module: Any, inner: Callable[..., Any], args: tuple[Any, ...],
     with _without_autocast(x):
         weight = _weight_alone(module, dtype)
         return F.rms_norm(_cast(x, dtype), weight.shape, weight, module._amptune_epsilon)
+
+
+def linear_layout(module: nn.Module) -> str | None:
+    """How a module of the user's computes what ``F.linear`` does: "out_in" with its weight as torch has it, "in_out"
+    with the transpose; None where it computes something else.
+
+    Transformers' Conv1D is one. It is known by trying, forward and backward: a copy gets random weights in float32.
+    """
+    if module not in _linear_layouts:
+        key = _alike_for_trying(module)
+        if key not in _layouts_of_alike:
+            found = _find_linear_layout(module)
+            if key is None:
+                _linear_layouts[module] = found
+                return found
+            _layouts_of_alike[key] = found
+        _linear_layouts[module] = _layouts_of_alike[key]
+    return _linear_layouts[module]
+
+
+def _alike_for_trying(module: nn.Module) -> Any:
+    """What modules that compute alike share; None where something beside numbers and names makes a difference."""
+    plain = (int, float, str, type(None))
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_amptune")}
+    others = {name: value for name, value in own.items() if name not in _NO_ATTRIBUTES}
+    if not all(isinstance(value, plain) for value in others.values()):
+        return None
+    shapes = [(name, None if each is None else each.shape) for name, each in module._parameters.items()]
+    return base_class(type(module)), _can_be_tried(module), tuple(shapes), tuple(sorted(others.items()))
+
+
+_NO_ATTRIBUTES = frozenset(vars(nn.Module()))
+
+
+def _find_linear_layout(module: nn.Module) -> str | None:
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if weight is None or not set(module._parameters) <= {"weight", "bias"} or not _can_be_tried(module):
+        return None
+    if weight.dim() != 2 or not weight.is_floating_point() or weight.numel() > _LARGEST_TRIED:
+        return None
+    return next((layout for layout in ("out_in", "in_out") if _is_linear(module, weight, bias, layout)), None)
+
+
+def _is_linear(module: nn.Module, weight: Tensor, bias: Tensor | None, layout: str) -> bool:
+    random = torch.Generator().manual_seed(0)
+    outputs, inputs = weight.shape if layout == "out_in" else weight.shape[::-1]
+    x = torch.randn(2, 3, inputs, generator=random, device="cpu", requires_grad=True)
+    slope = torch.randn(2, 3, outputs, generator=random, device="cpu")
+    own = {
+        name: nn.Parameter(torch.randn(parameter.shape, generator=random, device="cpu"))
+        for name, parameter in (("weight", weight), ("bias", bias))
+        if parameter is not None
+    }
+    leaves = [x, *own.values()]
+    try:
+        twin = _twin(module, module._parameters | own)
+        state = _state_of(twin)
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=()):
+            tried = [twin.train(mode)(x) for mode in (True, False)]
+            expected = F.linear(x, own["weight"] if layout == "out_in" else own["weight"].t(), own.get("bias"))
+            found = [(each, *torch.autograd.grad(each, leaves, slope)) for each in tried]
+            right = expected, *torch.autograd.grad(expected, leaves, slope)
+    except Exception:  # it computes something else altogether
+        return False
+    pairs = [pair for each in found for pair in zip(each, right, strict=True)]
+    return _state_of(twin) == state and all(torch.allclose(one, other, rtol=1e-4, atol=1e-4) for one, other in pairs)
+
+
+def _state_of(module: nn.Module) -> dict[str, Any]:
+    """What a forward could have left on the module."""
+    return {name: (id(value), name == "_parameters" and list(value)) for name, value in vars(module).items()} | {
+        "training": None
+    }
+
+
+def _run_linear(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A linear layer by hand, with its weights cast as those of a Linear are."""
+    (x,) = args or kwargs.values()
+    dtype = module._amptune.dtype
+    with _without_autocast(x):
+        weight, bias = _weight_and_bias(module, dtype)
+        return F.linear(_cast(x, dtype), weight if module._amptune_layout == "out_in" else weight.t(), bias)
 
 
 # --- classes made for one class of the user's ------------------------------------------------------------------------
@@ -1462,7 +1548,7 @@ def _raised_scalar(tensor: Tensor) -> Tensor:
 
 
 _RUN: dict[str, Callable[..., Any]] = {"autocast": _run_region, "pinned": _run_pinned, "root": _run_root,
-                                        "rms_norm": _run_rms_norm}  # fmt: skip
+                                        "rms_norm": _run_rms_norm, "linear": _run_linear}  # fmt: skip
 
 
 # --- applying and undoing --------------------------------------------------------------------------------------------
@@ -1659,6 +1745,9 @@ def _change_class(module: nn.Module, site: Site) -> None:
     elif site.how == "swap" and (epsilon := rms_epsilon(module)) is not None:
         cls = _made_class(type(module), "rms_norm")
         module.__dict__["_amptune_epsilon"] = epsilon
+    elif site.how == "swap" and (layout := linear_layout(module)) is not None:
+        cls = _made_class(type(module), "linear")
+        module.__dict__["_amptune_layout"] = layout
     elif site.how == "swap":
         cls = _made_class(type(module), "pinned")
     else:
