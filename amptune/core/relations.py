@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from amptune.core.blends import blended
 from amptune.core.cumulative import rest_of_sum
 from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
 from amptune.core.graph import Site
@@ -51,7 +52,7 @@ def related(ranges: Ranges, site: Site) -> Range | None:
         case "masked_select" | "index":
             return _selected(ranges, site)
         case "add":
-            return _guarded_sum(ranges, site) or squareplus(ranges, site)
+            return _guarded_sum(ranges, site) or squareplus(ranges, site) or blended(ranges, site)
         case "matmul" | "mm" | "bmm" | "einsum" | "linear" | "mv" | "linalg_vecdot":
             return _matrix_product(ranges, site)
     return None

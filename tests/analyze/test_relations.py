@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from amptune.core.finding import Severity
 from tests.analyze.test_ranges import NET, judged, loaded
 
 EXPONENTIALS = {
@@ -103,6 +104,25 @@ def test_a_bounded_difference_may_be_zero(tmp_path: Path) -> None:
     assert "division by a difference, which can be zero" in found.message
     apart = body.format("[:, :16] + 2")
     assert "G205" not in {each.rule for each in judged(*loaded(tmp_path, WIDE.format(body=apart))).findings}
+
+
+BLENDS = {
+    "targets and the rest": "y = F.one_hot(self.fc(x).argmax(-1), 4096).float()\n        a = y + (1 - y) * a",
+    "two terms": "y = torch.sigmoid(self.fc(x))\n        a = (1 - y) * a + y * (a + 1)",
+}
+
+
+@pytest.mark.parametrize("mixed", BLENDS.values(), ids=BLENDS)
+def test_a_mixture_lies_between_its_parts(mixed: str, tmp_path: Path) -> None:
+    body = "a = F.softplus(self.fc(x)) + {}\n        " + mixed + "\n        return torch.lgamma(a)"
+    assert "G213" not in {each.rule for each in judged(*loaded(tmp_path, WIDE.format(body=body.format(1)))).findings}
+    assert "G213" in {each.rule for each in judged(*loaded(tmp_path, WIDE.format(body=body.format(0)))).findings}
+
+
+def test_the_logarithm_of_a_loss_is_information(tmp_path: Path) -> None:
+    body = "h = self.fc(x)\n        return h.square().mean() - 10 * torch.log10(F.mse_loss(h, torch.zeros_like(h)))"
+    found = [each for each in judged(*loaded(tmp_path, WIDE.format(body=body))).findings if each.rule == "G204"]
+    assert [each.severity for each in found] == [Severity.INFO]
 
 
 def test_a_fill_is_called_as_the_code_calls_it(tmp_path: Path) -> None:

@@ -139,13 +139,24 @@ def axis_length(site: Site) -> int:
     return length
 
 
+_AVERAGES = frozenset({"mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "conv1d", "conv2d", "conv3d"})
+"""Ops that give means; convolutions with the weights of a window, as in SSIM."""
+
+
 def is_difference_of_means(run: Run, site: Site) -> bool:
     """Whether a subtraction is E[x^2] - E[x]^2."""
     first, second = run.ranges.root(site, 0), run.ranges.root(site, 1)
-    if first is None or second is None or first.op != "mean" or not is_square(run.ranges, second):
+    if first is None or second is None or first.op not in _AVERAGES or not is_square(run.ranges, second):
         return False
     inner, mean = run.ranges.root(first, 0), run.ranges.root(second, 0)
     return (
-        inner is not None and is_square(run.ranges, inner) and mean is not None and mean.op == "mean"
-        and run.ranges.same(inner, 0, mean, 0)
+        inner is not None and is_square(run.ranges, inner) and mean is not None and mean.op == first.op
+        and run.ranges.same(inner, 0, mean, 0) and (first.op == "mean" or _is_one_window(run, first, mean))
     )  # fmt: skip
+
+
+def _is_one_window(run: Run, first: Site, second: Site) -> bool:
+    """Whether two averages are over the same window, with the same weights where there are any."""
+    if first.params or second.params or first.is_module:
+        return False
+    return not first.op.startswith("conv") or run.ranges.same(first, 1, second, 1)

@@ -20,6 +20,8 @@ _INSTEAD = {
     "cumprod": "; use the cumulative sum of the logarithms",
     "sum": "; use logsumexp where it is a sum of exponentials",
 }
+_MEASURES = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
+"""Losses, which are zero where all of their terms are: the logarithm of one is a measure such as PSNR."""
 
 
 class LogDomain(GraphRule):
@@ -91,7 +93,7 @@ class LogDomain(GraphRule):
                     self,
                     site,
                     f"{site.op} of the output of a layer, which has both signs: NaN below {_end(site):g}; clamp it, or "
-                    "use softplus before it",
+                    "use softplus and an eps before it",
                     chain=chain(context, site),
                 )
         yield from self._of_products(context)
@@ -144,6 +146,7 @@ class LogDomain(GraphRule):
             site,
             f"{site.op} of {made_by}, whose values start at {low:g}{under}: {site.op}({_end(site):g}) is -inf and its "
             f"gradient not finite{_INSTEAD.get(made_by, '')}",
+            severity=Severity.INFO if made_by in _MEASURES else None,
             low=low,
             chain=chain(context, site),
         )

@@ -15,7 +15,8 @@ class Cancellation(GraphRule):
     """E[x^2] - E[x]^2: a difference of two nearly equal numbers.
 
     ## What it does
-    Recognises a subtraction of the square of a mean from a mean of squares of the same tensor.
+    Recognises a subtraction of the square of a mean from a mean of squares of the same tensor, over an axis, by pooling
+    or by a convolution with a window (SSIM), which autocast runs in 16 bits.
 
     ## Why is this bad
     Where the mean is large against the deviation, the leading digits cancel and what is left are rounding errors: in
@@ -48,6 +49,13 @@ class Cancellation(GraphRule):
             h = self.fc(x)
             return (h * h).mean(-1) - h.mean(-1) ** 2  # <- G218
             """)),
+        Example("local variances by a window", model_file(
+            """
+            h = x.view(8, 1, 16, 16)
+            m = F.conv2d(h, self.w)
+            return self.fc(x).sum() + F.conv2d(h * h, self.w) - m.pow(2), F.conv2d(h * h, self.w) - m.pow(2)  # <- G218
+            """, init="self.fc = nn.Linear(256, 1)\nself.register_buffer('w', torch.ones(1, 1, 5, 5) / 25)",
+            batch="torch.rand(8, 256)", loss="output[0].mean() + output[1].mean()")),
     )  # fmt: skip
     VALID = (
         Example("var", model_file("return self.fc(x).var(-1, unbiased=False)")),
