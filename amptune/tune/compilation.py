@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -15,10 +16,14 @@ import torch
 import torch._functorch.config
 from torch import nn
 
+from amptune.capture.usercode import shown_path
 from amptune.runtime import base_class
 
 BACKEND = "inductor"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_GOT = re.compile(r"got (\w+)\(['\"](.*?)['\"]\)", re.DOTALL)
+_RAISED = re.compile(r"raised:\n(\w+): (.*)")
+_USER_CODE = re.compile(r'File "([^"]+)", line (\d+)')
 RECOMPILE_LIMIT = 64
 """Versions that one piece of code may be compiled in: blocks of one class that a plan gives different formats."""
 REGIONS_APART = torch.__version__ >= "2.13"
@@ -160,3 +165,17 @@ def compile_apart() -> None:
     """
     torch._dynamo.config.automatic_dynamic_shapes = False
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+
+
+def cause_in_compiler(error: Exception) -> str:
+    """What made the compiler give up, as ``RuntimeError: text``, with the line of the user's code where it says one.
+
+    Empty for an error of another kind. The first line of the compiler's own text only says what it was about to do.
+    """
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return ""
+    text = str(error)
+    found = _GOT.search(text) or _RAISED.search(text)
+    places = _USER_CODE.findall(text.partition("from user code:")[2])
+    place = f" ({shown_path(places[-1][0])}:{places[-1][1]})" if places else ""
+    return f"under torch.compile, {found[1]}: {found[2]}{place}" if found else ""

@@ -10,14 +10,11 @@ import dataclasses
 import importlib
 import io
 import math
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,7 +36,8 @@ from amptune.core.tables import CostTable
 from amptune.errors import AmptuneError
 from amptune.patch.spec import PatchSpec
 from amptune.tune.batches import Batches, load_batches
-from amptune.tune.compilation import Compilation, compile_apart, forget_compiled
+from amptune.tune.childprocess import end_with_parent, quieten_torch
+from amptune.tune.compilation import Compilation, cause_in_compiler, compile_apart, forget_compiled
 from amptune.tune.costs import measure_costs
 from amptune.tune.device import Device
 from amptune.tune.emitted import compare_emitted
@@ -305,9 +303,8 @@ def serve(connection: Connection) -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # it is seen when it is printed, not when the process ends
-    if not sys.warnoptions:  # what torch says of its own code is nothing that the user could change
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    quieten_torch()
+    end_with_parent()
 
     def report(text: str, done: int, total: int) -> None:
         connection.send(("progress", (text, done, total)))
@@ -334,7 +331,7 @@ def serve(connection: Connection) -> None:
             connection.send(("error", error))
         except Exception as error:
             place = place_of(error)
-            reason = _one_line(error) + (f" ({place})" if place else "")
+            reason = cause_in_compiler(error) or _one_line(error) + (f" ({place})" if place else "")
             connection.send(("failure", (reason, traceback.format_exc(), _is_fatal(error), bool(place))))
 
 
@@ -342,14 +339,6 @@ def _import_ahead() -> None:
     """Import what a compiled loss and FP8 casts need on a GPU while the parent captures the model: seconds of work."""
     if torch.cuda.is_available():
         importlib.import_module("torch._inductor.compile_fx")
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent is gone, however that ended: it would hold the device, and answer nobody."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _one_line(error: Exception) -> str:

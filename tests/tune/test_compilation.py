@@ -17,6 +17,7 @@ from amptune.runtime import loss_in
 from amptune.tune.compilation import (
     RECOMPILE_LIMIT,
     Compilation,
+    cause_in_compiler,
     compile_apart,
     compiled,
     forget_compiled,
@@ -227,3 +228,22 @@ def test_a_cache_that_mixes_up_autocast_regions_is_not_used_for_them(
             assert config.enable_autograd_cache is apart
         with training(bench, plan_candidate(Plan({"head": SitePlan(Format.BF16)}))):
             assert config.enable_autograd_cache, "a plan's regions are part of the code that is looked up"
+
+
+def test_what_the_compiler_stumbled_over_is_named_with_its_line() -> None:
+    def mixes(x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(3).scatter_add_(0, torch.tensor([0, 1]), x)
+
+    def backend(*_: object) -> Callable[..., object]:
+        raise ValueError("no such kernel")
+
+    with pytest.raises(Exception) as mixed:  # noqa: PT011 - a class of the compiler's own
+        torch.compile(mixes, backend="eager")(torch.ones(2, dtype=torch.bfloat16))
+    said = cause_in_compiler(mixed.value)
+    line = mixes.__code__.co_firstlineno + 1
+    assert said.startswith("under torch.compile, RuntimeError: scatter(): Expected self.dtype to be equal to src.dtype")
+    assert said.endswith(f"test_compilation.py:{line})")
+    with pytest.raises(Exception) as refused:  # noqa: PT011
+        torch.compile(torch.sin, backend=backend)(torch.ones(2))
+    assert cause_in_compiler(refused.value).startswith("under torch.compile, ValueError: no such kernel")
+    assert cause_in_compiler(ValueError("got RuntimeError('x')")) == ""

@@ -1,0 +1,35 @@
+"""Manners of the child process: it ends with its parent, and leaves what torch says of itself unsaid."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+import warnings
+
+import torch
+
+
+def end_with_parent() -> None:
+    """End this process when its parent is gone, however that ended: it would hold the device, and answer nobody."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def quieten_torch() -> None:
+    """Drop torch's warnings about its own code, and its logs of what fails: a failed trial is told in one line.
+
+    ``python -W`` and TORCH_LOGS bring them back.
+    """
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
+    if "TORCH_LOGS" not in os.environ:
+        torch._logging.set_logs(all=logging.CRITICAL)  # type: ignore[attr-defined]
