@@ -17,12 +17,12 @@ from amptune.analyze.kernels import (
     Timed,
     cast,
     format_of,
-    move,
     of_one_call,
     output_bytes,
 )
+from amptune.analyze.multihead import multi_head_kernels
 from amptune.core.autocast import HALF, SiteDtypes
-from amptune.core.graph import DTYPE_BYTES, Site, TensorMeta
+from amptune.core.graph import Site, TensorMeta
 from amptune.core.roofline import Attending, Pass, Traffic
 
 FP32_BYTES = 4
@@ -69,7 +69,7 @@ def attention_kernels(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed
     """The kernels of one call, each with whether it is the backward's."""
     products = of_one_call(site)
     if site.op == "multi_head_attention":
-        yield from _multi_head(site, dtypes, setting)
+        yield from multi_head_kernels(site, dtypes, setting)
     elif writes_scores(site, dtypes.compute):
         yield from _math(site, dtypes, setting)
     elif len(products) > 1:
@@ -115,17 +115,3 @@ def _math(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
     if site.attrs.get("dropout_p"):
         yield Move(Traffic.POINTWISE, 2.25 * scores), False
         yield Move(Traffic.POINTWISE, 2.25 * scores), True
-
-
-def _multi_head(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
-    """nn.MultiheadAttention returns its weights by default, so it writes the scores: products and a softmax."""
-    number_format = format_of(dtypes.compute, setting.recipe)
-    products = of_one_call(site)
-    for gemm in products:
-        for direction in Pass:
-            yield Product(gemm, number_format, direction, setting.fixed), direction is not Pass.FORWARD
-    yield move(Traffic.REDUCTION, sum(output_bytes(site, dtypes)), dtypes.compute), True
-    item = DTYPE_BYTES.get(dtypes.compute, FP32_BYTES)
-    scores = sum(gemm.batch * gemm.m * gemm.n for gemm in products if gemm.batch > 1) // 2
-    yield Move(Traffic.SOFTMAX, scores * (2 * item + 2 * FP32_BYTES), 3), False
-    yield Move(Traffic.SOFTMAX, scores * (3 * item + 3 * FP32_BYTES), 3), True

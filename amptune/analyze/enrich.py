@@ -3,8 +3,8 @@
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
 ``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``viewed``, ``copied``, ``channels_last``, ``integers``,
 ``fp32_limit``, ``exact``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random``, ``kept``, ``one_hot``,
-``called`` and ``later_sources`` that the class describes, and empties a ``dtype`` that is another tensor's. A site
-whose nodes do not line up with its inputs is left as it is.
+``called``, ``later_sources`` and, of nn.MultiheadAttention, ``fused`` that the class describes, and empties a ``dtype``
+that is another tensor's. A site whose nodes do not line up with its inputs is left as it is.
 """
 
 from __future__ import annotations
@@ -194,6 +194,8 @@ def _facts(
         yield "masked", mask is not None
         if mask is not None and _is_strided(mask.meta.get("val")):
             yield "mask_strided", True
+    if site.op == "multi_head_attention":
+        yield from _fused_inside(covered)
     integers = {index: count for node, index in positions.items() if (count := _integers(root(node)))}
     if integers:
         yield "integers", integers
@@ -279,6 +281,22 @@ def _mask(node: fx.Node) -> fx.Node | None:
     """The mask of a call of scaled_dot_product_attention."""
     found = node.kwargs.get("attn_mask", node.args[3] if len(node.args) > 3 else None)
     return found if isinstance(found, fx.Node) else None
+
+
+def _fused_inside(covered: Sequence[fx.Node]) -> Iterator[tuple[str, Any]]:
+    """Whether nn.MultiheadAttention calls scaled_dot_product_attention, and with what: as a node where the graph has
+    its inside, else by the argument that asks for no weights."""
+    for node in covered:
+        op = str(node.meta.get("amptune_op"))
+        if op == "scaled_dot_product_attention":
+            yield "fused", True
+            yield "masked", _mask(node) is not None
+            yield "is_causal", bool(node.kwargs.get("is_causal", node.args[5] if len(node.args) > 5 else False))
+        elif op == "multi_head_attention" and node.kwargs.get("need_weights") is False:
+            padding, causal = node.kwargs.get("key_padding_mask"), bool(node.kwargs.get("is_causal"))
+            yield "fused", True
+            yield "masked", padding is not None or (node.kwargs.get("attn_mask") is not None and not causal)
+            yield "is_causal", causal and padding is None
 
 
 def _is_strided(value: Any) -> bool:

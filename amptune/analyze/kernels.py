@@ -26,7 +26,8 @@ from amptune.core.roofline import (
 )
 
 ATTRS_READ = ("channels_last", "is_causal", "masked", "mask_strided", "dropout_p", "copied", "stride", "dilation",
-              "in_place", "strided")  # fmt: skip
+              "in_place", "strided", "fused", "batch_first", "embed_dim", "kdim", "vdim", "dropout",
+              "called", "dim", "s")  # fmt: skip
 """The arguments of ops that kernels depend on."""
 
 

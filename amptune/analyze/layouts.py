@@ -46,7 +46,7 @@ def _is_turned(node: fx.Node) -> bool | None:
         if value.stride(1) == 1:
             return True
         op = str(node.meta.get("amptune_op") or "")
-        keeps = op in ("conv1d", "glu", "pad") or (bool(op) and op_named(op).family in _KEEPS)
+        keeps = op in ("conv1d", "glu") or (bool(op) and op_named(op).family in _KEEPS)
         if not keeps or not node.all_input_nodes:
             return False
         node = node.all_input_nodes[0]

@@ -25,6 +25,7 @@ from amptune.analyze.kernels import (
     softmax_in_half,
 )
 from amptune.analyze.moves import cost_of
+from amptune.analyze.multihead import copies_operands, kept
 from amptune.core.autocast import SiteDtypes, sources_of
 from amptune.core.graph import DTYPE_BYTES, OUTPUT, Param, PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
@@ -236,6 +237,11 @@ class _Walk:
                 yield f"weight:{param.key or param.name}:{dtype}", param.meta.numel * DTYPE_BYTES.get(dtype, 4)
         if family is Family.ATTENTION and writes_scores(site, dtypes.compute):
             yield from self._scores(site)
+            return
+        if site.op == "multi_head_attention":
+            yield from kept(site, dtypes)
+            if not copies_operands(site):
+                yield from self._inputs(site)
             return
         if family in (Family.GEMM, Family.CONV, Family.ATTENTION, Family.RNN):
             yield from self._inputs(site)

@@ -34,7 +34,8 @@ from amptune.analyze.kernels import (
     trains_bias,
 )
 from amptune.analyze.moves import Cost, cost_of
-from amptune.analyze.strides import ROW_NORMS, copies, mixed_bytes
+from amptune.analyze.strides import ROW_NORMS, copies, mixed_bytes, turns
+from amptune.analyze.transforms import transform_moves
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.formats import Format
 from amptune.core.graph import DTYPE_BYTES, Site
@@ -113,6 +114,9 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
         return
     if site.op in _SCATTERS and len(site.inputs) > 1:
         yield from _scatter(site, dtypes, sum(reads[1:]), written, backward=backward)
+        return
+    if op_named(site.op).family is Family.FFT and "stft" not in site.op:
+        yield from transform_moves(site, dtypes, backward=backward)
         return
     if softmax_in_half(site, dtypes):
         logits = sum(reads) / 2
@@ -216,6 +220,8 @@ def _traffic(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, ba
         return Traffic.UNROLLED
     if site.op in ("cat", "stack") and not site.attrs.get("strided"):
         return Traffic.JOINED
+    if op_named(site.op).family is Family.MEMORY and not backward and turns(site):
+        return Traffic.TURNED
     if cost.traffic is Traffic.GATHER and not backward:
         return Traffic.UNROLLED
     if cost.traffic is Traffic.BATCH_NORM:

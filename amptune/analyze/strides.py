@@ -44,6 +44,12 @@ def mixed_bytes(site: Site, dtypes: SiteDtypes, setting: Setting) -> float:
     return 2.0 * sum(sizes[index] for index in turned)
 
 
+def turns(site: Site) -> bool:
+    """Whether the first operand has another dimension innermost than its last: a copy into rows reads across them."""
+    first = next((order for index, order in _strided(site) if index == 0), ())
+    return bool(first) and first[-1] != len(site.inputs[0].shape) - 1
+
+
 def _strided(site: Site) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Operands that are not laid out row by row: position, and dimensions from the outermost inwards."""
     for index, order in (site.attrs.get("strided") or {}).items():

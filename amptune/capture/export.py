@@ -65,7 +65,8 @@ class Stamper(CallRecorder):
         if root._prev is before:
             return result
         call = self.call_of(func, args, kwargs, result)
-        trained = any(tensor.requires_grad for tensor in tensors_in(result))
+        changed = args[:1] if result is None else ()  # x[i] = y gives nothing back, and x has a gradient then
+        trained = any(tensor.requires_grad for tensor in tensors_in((result, changed)))
         node = root._prev
         while node is not before:
             node.meta.setdefault("amptune_call", call)

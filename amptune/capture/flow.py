@@ -134,9 +134,21 @@ class Flow:
         new = self._origins[node]
         self._origins[written] = tuple(dict.fromkeys((*new, *self._origins.get(written, ()))))
         base = written
+        self._train(node, written)
         while base not in self.site_of and (above := next(iter(tensor_arguments(base)), None)) is not None:
             base = above
             self._origins[base] = tuple(dict.fromkeys((*self._origins.get(base, ()), *new)))
+
+    @staticmethod
+    def _train(node: fx.Node, written: fx.Node) -> None:
+        """A tensor that something with a gradient is written to has one from there on, and so has what it is a view
+        of."""
+        if not node.meta.get("amptune_trained"):
+            return
+        written.meta["amptune_trained"] = True
+        while op_named(op_of(written)).family is Family.VIEW and written.all_input_nodes:
+            written = written.all_input_nodes[0]
+            written.meta["amptune_trained"] = True
 
 
 def op_of(node: fx.Node) -> str:

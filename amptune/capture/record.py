@@ -88,6 +88,7 @@ class GraphRecorder(CallRecorder):
         node.meta["amptune_op"] = call.op
         if changed is not None:
             node.meta["amptune_writes"] = self._node_of(changed)
+            node.meta["amptune_trained"] = changed.requires_grad
         if isinstance(result, torch.Tensor):
             node.meta["val"] = summary(result)
             self._know(result, node)

@@ -144,7 +144,8 @@ class Site:
             ``integers``: {index of an input: count}, for inputs made by arange or randint. ``fp32_limit``: the call
             names a limit of FP32 (``torch.finfo(torch.float32).min``), rather than that of its input. ``masked``:
             attention with a mask. ``mask_strided``: whose neighbours in the last dimension lie apart in memory;
-            ``mask_causal``: a constant that keeps what is_causal keeps.
+            ``mask_causal``: a constant that keeps what is_causal keeps. ``fused``: of nn.MultiheadAttention, whether it
+            calls scaled_dot_product_attention, being asked for no weights; ``masked`` and ``is_causal`` are then known.
             ``viewed``: views between the producers and this site; ``copied``: elements that they copy, being no views.
             ``dtype``: torch's name, for an op whose call names one. ``channels_last``: its input is laid out so.
             ``autocast``: False inside a region that switches autocast off.

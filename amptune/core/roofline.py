@@ -51,6 +51,9 @@ _STREAMED = 0.82
 """Share of the bandwidth at which a product reads and writes its tensors: long contiguous rows, as in a copy."""
 _ATTENTION_TILE = 64
 """Tokens of a tile of the fused kernels (the names of cuDNN's on Hopper say 64 x 64 and 64 x 128)."""
+_ATTENTION_HEAD = 32
+"""Multiple of the size of a head for which the fused kernels are built: 32, 64, 96, 128 and so on (their templates in
+aten/src/ATen/native/transformers/cuda)."""
 _MASKED = 1.6
 """Time of fused 16-bit attention with a mask in memory against one without."""
 _FULL_BLOCKS = 1.4
@@ -223,9 +226,18 @@ class Attending:
 
     @property
     def flops(self) -> int:
-        """Operations of the forward's two products, tokens rounded up to the tiles of the kernels."""
+        """Operations of the forward's two products, tokens and heads rounded up to the tiles of the kernels."""
+        return self._operations(padded(self.size, _ATTENTION_HEAD))
+
+    @property
+    def vector_flops(self) -> int:
+        """The same of the forward in FP32, whose result has whole tiles of columns."""
+        sizes = padded(self.size, _ATTENTION_HEAD) + padded(self.size, _ATTENTION_TILE)
+        return self._operations(sizes) // 2
+
+    def _operations(self, size: int) -> int:
         queries, keys = (padded(length, _ATTENTION_TILE) for length in (self.queries, self.keys))
-        return 4 * self.batch * queries * keys * self.size // (2 if self.causal else 1)
+        return 4 * self.batch * queries * keys * size // (2 if self.causal else 1)
 
 
 def attention_seconds(work: Attending, number_format: Format, gpu: Gpu, *, backward: bool) -> float:
@@ -237,7 +249,8 @@ def attention_seconds(work: Attending, number_format: Format, gpu: Gpu, *, backw
     if not rate or not work.flops:
         return 0.0
     slow = _MASKED if work.masked and number_format.bits == 16 else 1.0
-    return slow * (2.5 if backward else 1.0) * work.flops / rate + constants.kernel_us * 1e-6
+    flops = work.vector_flops if number_format is Format.FP32 and not backward else work.flops
+    return slow * (2.5 if backward else 1.0) * flops / rate + constants.kernel_us * 1e-6
 
 
 def conv_seconds(

@@ -208,3 +208,10 @@ def test_a_sequence_keeps_its_layout_through_convolutions(
     body = f"w = {taps.format('x.shape[1]')}; y = torch.conv1d(x, w); return torch.conv1d(torch.relu(y) * 2, w)"
     graph = graph_of(f"x = {given}.expand(2, -1, -1); {body}", tmp_path, frontend)
     assert [graph[f"#conv1d.{number}"].attrs["channels_last"] for number in (0, 1)] == [expected] * 2
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_padding_puts_a_sequence_into_rows(frontend: str, tmp_path: Path) -> None:
+    weight = "self.fc.weight.flatten()[: x.shape[1] ** 2].view(x.shape[1], x.shape[1], 1)"
+    body = f"x = h.t()[None].expand(2, -1, -1); w = {weight}; y = torch.conv1d(F.pad(x, (1, 0)), w); return y"
+    assert graph_of(body, tmp_path, frontend)["#conv1d.0"].attrs["channels_last"] is False

@@ -258,7 +258,7 @@ def test_a_bag_costs_the_rows_that_it_sums() -> None:
 
 def test_where_the_cost_of_a_launch_is_from() -> None:
     assumed = launch_words(H100, "eager")
-    assert assumed.startswith("32 us each (assumed")
+    assert assumed.startswith("30 us each (assumed")
     measured = dataclasses.replace(H100, measured=dataclasses.replace(efficiency_of(H100), launch_us=(9.0, 11.0)))
     assert launch_words(measured, "eager") == "10 us each (measured here)"
     assert int(launch_words(H100, "compile").split()[0]) < 32

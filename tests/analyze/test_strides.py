@@ -110,3 +110,10 @@ def test_whole_tensors_are_put_together_faster_than_pieces_of_others() -> None:
     piece = _strided(joined, at1=(0, 1, 2))
     assert _moves(piece, Traffic.JOINED)[0] == 0
     assert _moves(piece, Traffic.LAYOUT)[0] > 0
+
+
+def test_a_copy_into_rows_of_what_lies_across_them_is_slower() -> None:
+    pad = op("#pad.0", "pad", "x", shape=SHAPE)
+    assert _moves(pad, Traffic.TURNED) == (0, 0)
+    assert _moves(_strided(pad, at0=TURNED), Traffic.TURNED) == (2 * BYTES, 0)
+    assert _moves(_strided(pad, at0=SWAPPED), Traffic.TURNED) == (0, 0)

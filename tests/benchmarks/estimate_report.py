@@ -26,6 +26,9 @@ first predicted and then measured. The cost of a launch is that with the least m
 set anew for each model on all the others. Steps that the processor bound differ by up to a third between two
 formats of one model and one run (whisper, moe and swin in BF16 and FP16), which no prediction can follow.
 
+Gemma's steps are most likely those of fused attention, which transformers 5.17 takes for it without soft caps: no
+tanh or softmax of the scores is in the memory measured. Later versions, of which the predictions are, multiply by hand.
+
 The run of the first five blind models has rounded medians. T5's profiled kernels are those of attention by plain
 products in FP32, as a learned bias that is strided in memory makes it; it is predicted so.
 

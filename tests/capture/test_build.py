@@ -268,6 +268,26 @@ def test_readers_after_a_write_depend_on_the_writer(load: Load) -> None:
     } <= found
 
 
+@pytest.mark.parametrize("frontend", ["export", "record-fake"])
+def test_a_tensor_has_a_gradient_once_one_is_written_to_it(load: Load, frontend: str) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(8, 8)
+        def forward(self, x):
+            y = self.lin(x)
+            z, rest = torch.zeros_like(y), torch.zeros_like(x)
+            z[:, :4] = y[:, :4]
+            rest[:, :4] = x[:, :4]
+            return torch.sin(z) + torch.cos(rest)
+    """
+    graph = capture(load(text, name="Net", inputs=("4x8",)), frontends=[frontend]).graph
+    assert graph["#sin.0"].inputs[0].requires_grad
+    assert not graph["#cos.0"].inputs[0].requires_grad
+    assert not graph["lin"].inputs[0].requires_grad
+
+
 def test_buffers_and_constants_as_sources(load: Load) -> None:
     text = """
     class Net(nn.Module):
