@@ -91,7 +91,8 @@ class WorkerProcess:
         # spawn: a forked child cannot use CUDA, and would inherit the parent's threads.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs,), daemon=True)
+        # No daemon, which could have no children: the user's DataLoader starts some. It ends with us all the same.
+        self._process = context.Process(target=serve, args=(theirs,), daemon=False)
         with _deaf_to_interrupts():
             self._process.start()
         theirs.close()
