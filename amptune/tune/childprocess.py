@@ -24,6 +24,12 @@ def _wait_for_parent() -> None:
         os._exit(1)
 
 
+def start_children_as_usual() -> None:
+    """Children of the user's code (a DataLoader's) start as in a process of his own, though this one was spawned:
+    spawned ones could not import the classes of his file."""
+    multiprocessing.set_start_method(None, force=True)
+
+
 def quieten_torch() -> None:
     """Drop torch's warnings about its own code, and its logs of what fails: a failed trial is told in one line.
 

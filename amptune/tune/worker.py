@@ -36,7 +36,7 @@ from amptune.core.tables import CostTable
 from amptune.errors import AmptuneError
 from amptune.patch.spec import PatchSpec
 from amptune.tune.batches import Batches, load_batches
-from amptune.tune.childprocess import end_with_parent, quieten_torch
+from amptune.tune.childprocess import end_with_parent, quieten_torch, start_children_as_usual
 from amptune.tune.compilation import Compilation, cause_in_compiler, compile_apart, forget_compiled
 from amptune.tune.costs import measure_costs
 from amptune.tune.device import Device
@@ -305,6 +305,7 @@ def serve(connection: Connection) -> None:
         sys.stdout.reconfigure(line_buffering=True)  # it is seen when it is printed, not when the process ends
     quieten_torch()
     end_with_parent()
+    start_children_as_usual()
 
     def report(text: str, done: int, total: int) -> None:
         connection.send(("progress", (text, done, total)))

@@ -103,8 +103,10 @@ def test_a_request_that_must_not_fail_says_what_was_being_done() -> None:
 def test_batches_may_come_from_a_loader_with_processes_of_its_own(worker: WorkerProcess, folder: Path) -> None:
     loader = """
 import torch.utils.data
+class Own(list):
+    pass
 def train_batches():
-    return torch.utils.data.DataLoader([(torch.ones(8).long(),) * 2] * 12, 2, num_workers=1)
+    return torch.utils.data.DataLoader(Own([(torch.ones(8).long(),) * 2] * 12), 2, num_workers=1)
 """
     (folder / "net.py").write_text(MLP.replace("next(train_batches())", "next(iter(train_batches()))") + loader)
     assert worker.request("prepare", timeout=120).quality_data == "train_batches"
