@@ -26,6 +26,11 @@ class Range:
         """Largest absolute value."""
         return max(abs(self.low), abs(self.high))
 
+    @property
+    def least(self) -> float:
+        """Smallest absolute value."""
+        return 0.0 if self.holds(0.0) else min(abs(self.low), abs(self.high))
+
     def holds(self, value: float) -> bool:
         """Whether ``value`` is possible."""
         return self.low <= value <= self.high

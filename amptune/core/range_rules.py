@@ -169,12 +169,21 @@ def _spread(site: Site, ranges: list[Range]) -> Range:
     return Range(0.0, width if site.op == "std" else product(width, width))
 
 
-def _norm(site: Site, ranges: list[Range]) -> Range:
-    count = reduced_count(site)
+def norm_order(site: Site) -> float | str:
+    """The p of a norm site: 2 unless it is given, infinity for the largest number, ``"fro"`` or ``"nuc"``."""
     order = site.attrs.get("p", site.attrs.get("ord", 2))
-    if not ranges or not count or order == "nuc" or (isinstance(order, (int, float)) and order < 2):
+    return order if isinstance(order, (int, float, str)) else 2
+
+
+def _norm(site: Site, ranges: list[Range]) -> Range:
+    count, order = reduced_count(site), norm_order(site)
+    if not ranges or not count:
         return Range(0.0, math.inf)
-    return Range(0.0, product(ranges[0].magnitude, math.sqrt(count)))
+    # A norm of positive order is at least the size of each of its numbers.
+    least = 0.0 if not isinstance(order, str) and order <= 0 else ranges[0].least
+    if order == "nuc" or (not isinstance(order, str) and order < 2):
+        return Range(least, math.inf)
+    return Range(least, product(ranges[0].magnitude, math.sqrt(count)))
 
 
 def _where(site: Site, ranges: list[Range]) -> Range:

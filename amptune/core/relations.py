@@ -6,12 +6,13 @@ import math
 from typing import TYPE_CHECKING
 
 from amptune.core.blends import blended
+from amptune.core.cosines import is_cosine
 from amptune.core.cumulative import rest_of_sum
 from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
 from amptune.core.graph import Site
 from amptune.core.intervals import UNIT, Range, point, square, symmetric
 from amptune.core.masked import least_kept
-from amptune.core.range_rules import axis_size, limits_of, reduced_count
+from amptune.core.range_rules import axis_size, limits_of, norm_order, reduced_count
 from amptune.core.squares import is_square, squareplus
 
 if TYPE_CHECKING:
@@ -210,6 +211,8 @@ def _part(ranges: Ranges, site: Site, part: int, holder: Site, place: int) -> Ra
         return _part_of_sum(ranges, site, part, whole)
     if whole.op == "sqrt" and (count := _root_of_squares(ranges, whole, site, part)):
         return symmetric(count)
+    if whole.op == "mul":
+        return symmetric(1.0) if is_cosine(ranges, site, part, whole) else None
     inner = ranges.root(whole)
     if (
         whole.op in ("sum", *_MAXIMA)
@@ -240,7 +243,9 @@ def _without_eps(ranges: Ranges, whole: Site | None) -> Site | None:
     return whole
 
 
-_SIZES = frozenset({"sum", "max", "amax", "norm", "linalg_vector_norm", "sqrt", "abs", "mean", "std", "add", "clamp"})
+_SIZES = frozenset(
+    {"sum", "max", "amax", "norm", "linalg_vector_norm", "sqrt", "abs", "mean", "std", "add", "clamp", "mul"}
+)
 
 
 def _part_of_sum(ranges: Ranges, site: Site, part: int, whole: Site) -> Range | None:
@@ -297,7 +302,7 @@ def is_unit_vector(ranges: Ranges, site: Site, index: int, depth: int = 0) -> bo
             return False
         if whole.op == "sqrt":
             return _root_of_squares(ranges, whole, made, 0) == 1.0
-        return whole.op in NORMS and ranges.covers(whole, 0, made, 0)
+        return whole.op in NORMS and norm_order(whole) in (1, 2, "fro") and ranges.covers(whole, 0, made, 0)
     if made.op == "mul":
         return any(
             factor is not None and factor.op == "rsqrt" and _root_of_squares(ranges, factor, made, 1 - side) == 1.0
@@ -357,14 +362,16 @@ def _selected(ranges: Ranges, site: Site) -> Range | None:
 
 
 def _guarded_sum(ranges: Ranges, site: Site) -> Range | None:
-    """x + (x == 0) is above zero where x is not negative."""
+    """x + (x == 0), or x + eps * (x == 0), is above zero where x is not negative."""
     for side in (0, 1):
         test = ranges.root(site, side)
-        kept = ranges.operand(site, 1 - side)
+        kept, added = ranges.operand(site, 1 - side), 1.0
+        if test is not None and test.op == "mul" and len(test.attrs.get("scalars") or ()) == 1:
+            added, test = ranges.operand(site, side).high, ranges.root(test, 0) or ranges.root(test, 1)
         if test is None or test.op != "eq" or kept.low < 0 or ranges.operand(test, 1) != point(0.0):
             continue
-        if ranges.same(test, 0, site, 1 - side):
-            return Range(ranges.smallest(site, 1 - side), math.inf)
+        if 0 < added <= 1 and ranges.same(test, 0, site, 1 - side):
+            return Range(min(added, ranges.smallest(site, 1 - side)), math.inf)
     return None
 
 

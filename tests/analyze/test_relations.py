@@ -106,6 +106,62 @@ def test_a_bounded_difference_may_be_zero(tmp_path: Path) -> None:
     assert "G205" not in {each.rule for each in judged(*loaded(tmp_path, WIDE.format(body=apart))).findings}
 
 
+COSINE = """\
+a, b = self.fc(x), self.fc(x.flip(0))
+        return torch.exp(10 * ((a * b).sum({axis}) / {norms}))"""
+NORMS = {
+    "a product": "(a.norm(dim=-1) * b.norm(dim=-1))",
+    "with an eps": "(a.norm(dim=-1) * b.norm(dim=-1) + 1e-8)",
+    "with a limit of the product": "(b.norm(dim=-1) * a.norm(dim=-1)).clamp(min=1e-8)",
+    "with a limit of each": "(a.norm(p=2, dim=-1).clamp(min=1e-6) * torch.linalg.norm(b, dim=-1).clamp(min=1e-6))",
+}
+
+
+@pytest.mark.parametrize("norms", NORMS.values(), ids=NORMS)
+def test_a_cosine_by_hand_lies_within_one(norms: str, tmp_path: Path) -> None:
+    body = COSINE.format(axis=-1, norms=norms)
+    assert "G203" not in {each.rule for each in judged(*loaded(tmp_path, WIDE.format(body=body))).findings}
+
+
+NO_COSINES = {
+    "another vector": (-1, "(a.norm(dim=-1) * a.norm(dim=-1))"),
+    "another axis": (0, "(a.T.norm(dim=-1) * b.T.norm(dim=-1)).sum()"),
+    "the largest number": (-1, "(a.norm(float('inf'), dim=-1) * b.norm(float('inf'), dim=-1))"),
+    "the largest number by name": (-1, "(a.norm(p=float('inf'), dim=-1) * b.norm(p=float('inf'), dim=-1))"),
+    "the largest number in linalg":
+        (-1, "(torch.linalg.norm(a, float('inf'), dim=-1) * torch.linalg.vector_norm(b, float('inf'), dim=-1))"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("axis", "norms"), NO_COSINES.values(), ids=NO_COSINES)
+def test_a_dot_product_divided_by_something_else_is_no_cosine(axis: int, norms: str, tmp_path: Path) -> None:
+    body = COSINE.format(axis=axis, norms=norms)
+    assert "G203" in {each.rule for each in judged(*loaded(tmp_path, WIDE.format(body=body))).findings}
+
+
+def rules_of(tmp_path: Path, body: str) -> set[str]:
+    return {each.rule for each in judged(*loaded(tmp_path, WIDE.format(body=body))).findings}
+
+
+def test_a_norm_is_at_least_the_size_of_its_numbers(tmp_path: Path) -> None:
+    body = "h = self.fc(x).float().square().clamp(min={}).sqrt()\n        return h / torch.norm(h, p='fro')"
+    assert "G205" not in rules_of(tmp_path, body.format("1e-7"))
+    assert "G205" in rules_of(tmp_path, body.format("0"))
+
+
+def test_products_of_vectors_with_a_largest_number_of_one_are_not_bounded(tmp_path: Path) -> None:
+    body = "z = self.fc(x)\n        z = z / z.norm({}dim=-1, keepdim=True)\n        return torch.exp(z @ z.T * 10)"
+    assert "G203" not in rules_of(tmp_path, body.format(""))
+    assert "G203" in rules_of(tmp_path, body.format("p=float('inf'), "))
+
+
+@pytest.mark.parametrize(("eps", "protects"), [("mask * 1e-16", True), ("1e-8 * mask", True), ("mask * 0", False),
+                                               ("(1 - mask) * 1e-16", False)])  # fmt: skip
+def test_an_eps_where_a_distance_is_zero_keeps_its_root_finite(eps: str, protects: bool, tmp_path: Path) -> None:
+    body = "d = self.fc(x).clamp(min=0)\n        mask = (d == 0).float()\n        return torch.sqrt(d + " + eps + ")"
+    assert ("G206" not in rules_of(tmp_path, body)) is protects
+
+
 BLENDS = {
     "targets and the rest": "y = F.one_hot(self.fc(x).argmax(-1), 4096).float()\n        a = y + (1 - y) * a",
     "two terms": "y = torch.sigmoid(self.fc(x))\n        a = (1 - y) * a + y * (a + 1)",
