@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
@@ -9,6 +10,7 @@ from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
 from amptune.core.operands import input_of
+from amptune.core.relations import is_positive_sum
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import chain, eps_before, floating_sites, is_signed, reads_weights_alone
@@ -76,7 +78,11 @@ class LogDomain(GraphRule):
             if reads_weights_alone(context, site):
                 yield from self._of_parameter(context, site)
                 continue
-            bad = tuple(run for run in context.runs if _reaches_end(site, run.ranges.operand(site, 0)))
+            bad = tuple(
+                run
+                for run in context.runs
+                if _reaches_end(site, run.ranges.operand(site, 0)) and not _is_share_of_more(run, site)
+            )
             eps = eps_before(context.runs[0], site) if context.runs else None
             if bad and eps is not None:
                 yield context.finding(
@@ -154,6 +160,22 @@ class LogDomain(GraphRule):
 
 def _end(site: Site) -> float:
     return -1.0 if site.op == "log1p" else 0.0
+
+
+def _is_share_of_more(run: Run, site: Site) -> bool:
+    """Whether the input is a / b with a above zero, and zero for an infinite b alone: no end that numbers come to.
+
+    In FP16 a quotient rounds to zero from a b that is quite usual, and an exponential as b overflows by itself.
+    """
+    quotient = run.ranges.root(site, 0)
+    if quotient is None or quotient.op not in ("div", "reciprocal"):
+        return False
+    place = 0 if quotient.op == "reciprocal" else 1
+    above = place == 0 or run.ranges.operand(quotient, 0).low > 0
+    below, divisor = run.ranges.operand(quotient, place), run.ranges.root(quotient, place)
+    grows = divisor is not None and (divisor.op in ("exp", "exp2", "expm1") or is_positive_sum(run.ranges, divisor))
+    plain = above and below.low >= 0 and below.high == math.inf and not grows
+    return plain and "float16" not in run.dtypes[quotient.id].outputs
 
 
 def _reaches_end(site: Site, found: Range) -> bool:
