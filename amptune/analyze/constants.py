@@ -24,6 +24,7 @@ _LARGE = 1 << 22
 _MASKED = -1e3
 """What is added to a score that is masked is below this."""
 _RANDOM = ("rand", "rand_like")
+_PICKS = ("gather", "index_select")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -90,7 +91,8 @@ class NodeBounds:
             return None
         if root not in self._known:
             self._known[root] = ANY  # for a cycle, which a graph does not have
-            self._known[root] = self._bounds(root)
+            found = self._bounds(root)
+            self._known[root] = found.within(Range(1.0, math.inf)) if found and _is_index_from_one(root) else found
         return self._known[root]
 
     def is_random(self, node: fx.Node) -> bool:
@@ -160,6 +162,23 @@ class NodeBounds:
             found = self.of(argument)
             return _of_type(_root(argument)) if found is None else found
         return point(float(argument)) if isinstance(argument, int | float) else ANY
+
+
+def _is_index_from_one(node: fx.Node) -> bool:
+    """Whether ``n - 1`` is an index of gather or index_select, which raise for a negative one: n is 1 or more."""
+    less = [use for use in _uses(node) if _op(use) == "sub" and use.args[1:] == (1,) and not use.kwargs]
+    return any(_op(use) in _PICKS and _root(use.all_input_nodes[0]) is not each for each in less for use in _uses(each))
+
+
+def _uses(node: fx.Node) -> list[fx.Node]:
+    """What reads all of a node, through views and casts."""
+    found = []
+    for use in node.users:
+        whole = (
+            (own := _tensor(node)) is not None and (seen := _tensor(use)) is not None and seen.numel() >= own.numel()
+        )
+        found += _uses(use) if _is_transparent(use) and whole else [use]
+    return found
 
 
 def range_of(value: torch.Tensor) -> Range | None:

@@ -181,6 +181,41 @@ def test_the_logarithm_of_a_loss_is_information(tmp_path: Path) -> None:
     assert [each.severity for each in found] == [Severity.INFO]
 
 
+SPARSEMAX = """\
+z = torch.sort(self.fc(x).float(), dim=-1, descending=True)[0]
+        c = z.cumsum(-1) - 1
+        k = (torch.arange(1, 4097, device=x.device) * z > c).sum(-1, keepdim=True)
+        return c.{picked} / k.to(z.dtype)"""
+
+
+@pytest.mark.parametrize(("picked", "counts"), [("gather(-1, k - 1)", True), ("gather(-1, k.long() - 1)", True),
+                                                ("gather(-1, k)", False), ("sum(-1, keepdim=True)", False),
+                                                ("gather(-1, k - 2 + 1)", False),
+                                                ("gather(-1, k[:4] - 1)[:1]", False)])  # fmt: skip
+def test_a_count_whose_predecessor_is_an_index_is_not_zero(picked: str, counts: bool, tmp_path: Path) -> None:
+    assert ("G205" not in rules_of(tmp_path, SPARSEMAX.format(picked=picked))) is counts
+
+
+RATIO = """\
+h = self.fc(x).float()
+        clean, noise = {clean}, {noise}
+        return h.mean() + torch.log10(clean / noise)"""
+
+
+@pytest.mark.parametrize(
+    ("clean", "noise", "reaches_zero"),
+    [("h.square().sum(-1) + 1e-8", "(h - 1).square().sum(-1) + 1e-8", False),
+     ("h.square().sum(-1)", "(h - 1).square().sum(-1) + 1e-8", True),
+     ("1e-8", "h.sum(-1).exp()", True),
+     ("(h.abs() + 1e-4).half()", "(h.square() + 1).half()", True)],
+    ids=["an eps on both sides", "no eps above", "an exponential below", "in FP16"],
+)  # fmt: skip
+def test_the_logarithm_of_a_ratio_needs_its_eps_above(
+    clean: str, noise: str, reaches_zero: bool, tmp_path: Path
+) -> None:
+    assert ("G204" in rules_of(tmp_path, RATIO.format(clean=clean, noise=noise))) is reaches_zero
+
+
 def test_a_fill_is_called_as_the_code_calls_it(tmp_path: Path) -> None:
     body = "s = self.fc(x) @ self.fc(x).T\n        s.fill_diagonal_(-1e9)\n        return s.softmax(-1)"
     found = [each for each in judged(*loaded(tmp_path, WIDE.format(body=body))).findings if each.rule == "G201"]
