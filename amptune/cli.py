@@ -78,6 +78,9 @@ def run(argv: Sequence[str]) -> int:
             return UsageError.exit_code
         if os.environ.get(TRACEBACK):
             raise
+        if shadow := _shadowing(error):
+            print(f"amptune: error: {shadow}", file=sys.stderr)
+            return shadow.exit_code
         print(f"amptune: internal error: {_origin(error)}", file=sys.stderr)
         print(f"  this is a bug of amptune; {TRACEBACK}=1 shows the traceback for a report", file=sys.stderr)
         return INTERNAL_ERROR
@@ -123,6 +126,15 @@ def _origin(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}{place}"
 
 
+def _shadowing(error: Exception) -> AmptuneError | None:
+    """The message about a file of the user's that hides a module, where the error comes of one."""
+    from amptune.commands.shadows import shadowing
+
+    return shadowing(error)
+
+
 def _missing(error: ModuleNotFoundError) -> Exception:
+    if shadow := _shadowing(error):
+        return shadow
     top = (error.name or "").split(".")[0]
     return MissingExtraError.for_extra(EXTRA_OF_MODULE[top], top) if top in EXTRA_OF_MODULE else error

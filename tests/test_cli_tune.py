@@ -230,3 +230,41 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "file/out" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", [("tune", "--budget", "3"), ("bench", "--rounds", "1")], ids=["tune", "bench"])
+def test_a_model_that_ends_the_process_is_told_so(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "net.py").write_text(
+        MLP.replace("        x = self.norm(", "        import os; os._exit(0)\n        x = self.norm(")
+    )
+    result = amptune(tmp_path, command[0], "net.py", *command[1:], *FAST)
+    assert (result.returncode, result.stdout) == (3, "")
+    assert "the process that ran the model exited with code 0" in result.stderr
+
+
+def test_an_optimizer_that_needs_a_closure_is_named(tmp_path: Path) -> None:
+    own = "def make_optimizer(params):\n    return torch.optim.LBFGS(params)\n"
+    (tmp_path / "net.py").write_text(f"{MLP}\n\n{own}")
+    result = amptune(tmp_path, "tune", "net.py", "--budget", "3", *FAST)
+    assert result.returncode == 3
+    assert "returned LBFGS, whose step() needs closure" in result.stderr
+    assert "raised at" not in result.stderr
+
+
+def test_a_file_that_hides_a_module_is_named(tmp_path: Path) -> None:
+    """``python -m`` puts the working directory first, so that torch itself finds the user's file."""
+    (tmp_path / "net.py").write_text(MLP)
+    (tmp_path / "random.py").write_text("")
+    result = amptune(tmp_path, "tune", "net.py", "--budget", "3", *FAST)
+    assert result.returncode == 2
+    assert f"{tmp_path / 'random.py'} is imported in place of the module random" in result.stderr
+    assert "rename random.py" in result.stderr
+    assert "bug of amptune" not in result.stderr
+
+
+def test_a_bench_with_a_plan_that_is_missing_loads_nothing(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("raise RuntimeError('loaded')")
+    result = amptune(tmp_path, "bench", "net.py", "--plan", "missing.json", *FAST)
+    assert result.returncode == 2
+    assert "missing.json" in result.stderr
+    assert "loaded" not in result.stderr

@@ -35,7 +35,7 @@ except KeyboardInterrupt:
 """
 
 
-def start(body: str, seconds: float = 20, code: int = 0) -> subprocess.Popen[str]:
+def start(body: str, seconds: float | None = 20, code: int = 0) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT.format(body=body, seconds=seconds, code=code)],
@@ -43,7 +43,7 @@ def start(body: str, seconds: float = 20, code: int = 0) -> subprocess.Popen[str
     )  # fmt: skip
 
 
-def run(body: str, seconds: float = 20, code: int = 0) -> tuple[int, str, str]:
+def run(body: str, seconds: float | None = 20, code: int = 0) -> tuple[int, str, str]:
     process = start(body, seconds, code)
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
@@ -74,6 +74,13 @@ def test_a_model_that_ends_the_process_is_told_so(body: str, said: str) -> None:
     code, out, err = run(body)
     assert (code, out) == (3, "")
     assert said in err
+
+
+def test_without_a_limit_the_end_of_the_process_is_told_all_the_same() -> None:
+    code, _, err = run("os._exit(0)", seconds=None)
+    assert code == 3
+    assert "exited with code 0" in err
+    assert run("pass", seconds=None, code=1) == (1, "the result\n", "")
 
 
 def test_a_model_that_forks_gives_one_result() -> None:

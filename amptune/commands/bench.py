@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from amptune.commands.measuring import add_measurement, add_model, options_of, positive_int
+from amptune.commands.guard import Finished
+from amptune.commands.measuring import add_measurement, add_model, options_of, positive_int, surviving
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    return surviving(lambda finished: _work(args, finished))
+
+
+def _work(args: argparse.Namespace, finished: Finished) -> int:
     options = options_of(args)
     from amptune.core.files import write_atomic
     from amptune.tune.bench import bench
@@ -31,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress(0)
     with progress.live():
         data = bench(options, args.plan, args.rounds, progress)
+    finished()
     text = json.dumps(data, indent=2)
     if args.out:
         write_atomic(args.out, text + "\n")

@@ -1,4 +1,5 @@
-"""Work that may hang anywhere, in C code that never lets another thread run too, under a time limit that holds."""
+"""Work that may hang anywhere, in C code that never lets another thread run too, under a time limit that holds; and
+work that may end its process, told in one message."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ INTERRUPTED = 130
 POLL_SECONDS = 0.02
 GRACE_SECONDS = 5.0
 """How long a child has to end after it was interrupted."""
+PATIENCE_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
 _DONE = b"d"
 
@@ -24,8 +26,11 @@ Finished = Callable[[], None]
 """What the work calls when all that may hang is over, before it writes its result."""
 
 
-def guarded(seconds: float, work: Callable[[Finished], int]) -> int:
+def guarded(seconds: float | None, work: Callable[[Finished], int], *, patience: float = PATIENCE_SECONDS) -> int:
     """Run ``work`` and return its exit code; what has not called ``Finished`` by then is ended.
+
+    ``seconds`` None is no limit; ``patience`` is how long the work has to end by itself on a Ctrl-C that a terminal has
+    told it too, before it is told once more.
 
     The work runs in a forked child and this process waits for it: a thread of the same process could not end code that
     holds the interpreter's lock. Where torch is loaded already (a fork would share its threads' locks), or where there
@@ -35,6 +40,8 @@ def guarded(seconds: float, work: Callable[[Finished], int]) -> int:
         WorkError: it did not finish, or the model ended the process.
     """
     if not hasattr(os, "fork") or "torch" in sys.modules or threading.active_count() > 1:
+        if seconds is None:
+            return work(_nothing)
         with _Watchdog(seconds) as watchdog:
             return work(watchdog.cancel)
     sys.stdout.flush()
@@ -51,10 +58,14 @@ def guarded(seconds: float, work: Callable[[Finished], int]) -> int:
     try:
         return _wait(child, reader, seconds)
     except KeyboardInterrupt:
-        _stop(child)
+        _stop(child, patience)
         return INTERRUPTED
     finally:
         os.close(reader)
+
+
+def _nothing() -> None:
+    """What there is to do at the end where nothing watches."""
 
 
 def _in_child(work: Callable[[Finished], int], writer: int) -> int:
@@ -94,8 +105,10 @@ def _die_with(parent: int) -> None:
         os._exit(INTERRUPTED)
 
 
-def _wait(child: int, reader: int, seconds: float) -> int:
+def _wait(child: int, reader: int, seconds: float | None) -> int:
     """The exit code of the child."""
+    if seconds is None:
+        return _code(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), done=_has_word(reader))
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -132,12 +145,12 @@ def _code(code: int, *, done: bool) -> int:
     )
 
 
-def _stop(child: int) -> None:
+def _stop(child: int, patience: float) -> None:
     """End a child on Ctrl-C: a terminal has told it already, a program that signals this process alone has not."""
-    for number, patience in ((0, 0.5), (signal.SIGINT, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
+    for number, time_left in ((0, patience), (signal.SIGINT, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
         try:
             os.kill(child, number)
-            if _wait_for(child, patience):
+            if _wait_for(child, time_left):
                 return
         except (ProcessLookupError, ChildProcessError):
             return

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amptune.commands.measuring import add_measurement, add_model, options_of, positive_int, seconds, size
+from amptune.commands.guard import Finished
+from amptune.commands.measuring import add_measurement, add_model, options_of, positive_int, seconds, size, surviving
 
 if TYPE_CHECKING:
     from amptune.tune.options import TuneOptions
@@ -45,6 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search and print; returns 0 also when nothing beats the stock recipes."""
+    return surviving(lambda finished: _work(args, finished))
+
+
+def _work(args: argparse.Namespace, finished: Finished) -> int:
     names = ("budget", "timeout", "existing", "objective", "max_memory")
     settings = {name: getattr(args, name) for name in names}
     options = options_of(args, **settings | ({"out": args.out} if args.out else {}))
@@ -55,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress(options.budget)
     with progress.live():
         result = tune(options, progress)
+    finished()
     print(json.dumps(result.data, indent=2) if args.format == "json" else summary(result))
     return 0
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from amptune import __version__
 from amptune.apply.fits import check_fits
-from amptune.capture import Capture, capture, load_target
+from amptune.capture import capture, load_target
 from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan, SitePlan
 from amptune.core.planfile import read_plan
@@ -66,12 +66,14 @@ def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: P
     Raises:
         AmptuneError: the target, the plan or the FP32 reference does not work.
     """
+    plan = read_plan(plan_path) if plan_path else None  # one that cannot be read is said before anything is loaded
     target = load_target(options.target)
     progress.stage("capturing the model")
     with started_worker(progress) as worker:
         captured = capture(target)
         progress.notes((*target.notes, *captured.notes))
-        plan = _plan_for(plan_path, target.make_model, captured) if plan_path else None
+        if plan is not None and plan_path is not None:
+            check_fits(plan, captured.graph, {name for name, _ in target.make_model().named_modules()}, plan_path)
         worker.job = job_of(options, target, captured)
         progress.stage("training the FP32 reference")
         prepared: Prepared = must(lambda: worker.request("prepare", timeout=SETUP_TIMEOUT), "the FP32 reference failed")
@@ -111,12 +113,6 @@ def extras(recipes: Sequence[Candidate], graph: PrecisionGraph, *, compile_loss:
             if compile_loss:
                 found.append(dataclasses.replace(loose, name=f"{recipe.name}+compiled-loss+aligned", plan=layout))
     return found
-
-
-def _plan_for(path: Path, make_model: Callable[[], Any], captured: Capture) -> Plan:
-    plan = read_plan(path)
-    check_fits(plan, captured.graph, {name for name, _ in make_model().named_modules()}, path)
-    return plan
 
 
 def _measure(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -16,6 +19,8 @@ from amptune.errors import AmptuneError, WorkError
 from amptune.tune.worker import Job, serve
 
 GRACE_SECONDS = 5.0
+_PATH = tuple(sys.path)
+"""Where modules were looked for before any target was loaded, which puts its folder first."""
 
 
 class TrialError(Exception):
@@ -90,10 +95,11 @@ class WorkerProcess:
         self.stop()
         # spawn: a forked child cannot use CUDA, and would inherit the parent's threads.
         context = multiprocessing.get_context("spawn")
+        _start_tracker()
         ours, theirs = context.Pipe()
         # No daemon, which could have no children: the user's DataLoader starts some. It ends with us all the same.
         self._process = context.Process(target=serve, args=(theirs,), daemon=False)
-        with _deaf_to_interrupts():
+        with _deaf_to_interrupts(), _path_before_target():
             self._process.start()
         theirs.close()
         self._connection, self._has_job = ours, False
@@ -126,6 +132,29 @@ class WorkerProcess:
         code = process.exitcode
         self.stop()
         return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+def _start_tracker() -> None:
+    """Start Python's tracker of semaphores, which frees those of a worker that a signal ended, without its warning:
+    that the worker is lost is told already. ``python -W`` brings it back."""
+    if sys.warnoptions or os.name != "posix":
+        return
+    sys.warnoptions.append("ignore:resource_tracker")  # the tracker's process is started with them
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
+
+
+@contextlib.contextmanager
+def _path_before_target() -> Iterator[None]:
+    """A process that starts here imports torch from where this one has it: the user's folder, first on the path since
+    the target was loaded, may hold a ``random.py``. The worker puts it there when it loads the target itself."""
+    kept, sys.path = sys.path, list(_PATH)
+    try:
+        yield
+    finally:
+        sys.path = kept
 
 
 @contextlib.contextmanager

@@ -110,10 +110,17 @@ def started_worker(progress: Progress) -> Iterator[WorkerProcess]:
 
 def job_of(options: TuneOptions, target: Target, captured: Capture) -> Job:
     """The job of a target's worker, which pins functional ops at their place in the user's source."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     codes = {site.id: site.code for site in captured.graph if site.code and not site.is_module}
     source, pins = _trial_source(target, captured)
-    return Job(options, source, codes, pins, threads)
+    return Job(options, source, codes, pins, _threads())
+
+
+def _threads() -> int:
+    """Threads of torch on the CPU: as many as OMP_NUM_THREADS says, else one for each core that is free to use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list has one for each level of nesting
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _trial_source(target: Target, captured: Capture) -> tuple[str | None, tuple[str, ...]]:

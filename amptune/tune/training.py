@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -101,7 +102,8 @@ def make_optimizer(target: Target, model: nn.Module, device: Device) -> torch.op
     """The user's optimizer, else AdamW with a learning rate of 3e-4, fused where the device has it.
 
     Raises:
-        CaptureError: ``make_optimizer`` raises or returns something else than an optimizer.
+        CaptureError: ``make_optimizer`` raises or returns something else than an optimizer, or one whose ``step`` takes
+            a closure and cannot do without.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
@@ -114,7 +116,20 @@ def make_optimizer(target: Target, model: nn.Module, device: Device) -> torch.op
         raise CaptureError(f"make_optimizer(params) raised {type(error).__name__}: {error}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise CaptureError(f"make_optimizer(params) returned {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    _check_step(optimizer)
     return optimizer
+
+
+def _check_step(optimizer: torch.optim.Optimizer) -> None:
+    """Raise CaptureError unless ``optimizer.step()`` may be called without arguments."""
+    parameters = inspect.signature(optimizer.step).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if needed := [p.name for p in parameters if p.default is p.empty and p.kind in positional]:
+        raise CaptureError(
+            f"make_optimizer(params) returned {type(optimizer).__name__}, whose step() needs {', '.join(needed)}: "
+            "here a step is one forward, one backward and one step() without arguments",
+            hint="return an optimizer from make_optimizer whose step() takes no closure, such as torch.optim.AdamW",
+        )
 
 
 def loss_of(bench: Workbench, candidate: Candidate, batch: Any) -> torch.Tensor:

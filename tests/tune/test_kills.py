@@ -84,10 +84,14 @@ class Tune:
         )  # fmt: skip
 
     def workers(self) -> list[int]:
-        """Processes of the group beside the command itself: the worker, and Python's tracker of resources."""
+        """Processes of the group beside the command itself and its child, which does the work: the worker, and Python's
+        tracker of resources."""
         group = self.process.pid
         members = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-        return [member for member in members if member != group and _group_of(member) == group]
+        return [
+            member for member in members
+            if member != group and _group_of(member) == group and _parent_of(member) != group
+        ]  # fmt: skip
 
     def kill(self, whom: str) -> bool:
         """Kill ``parent`` and then what is left of the group, or the ``worker`` alone; False where all is over."""
@@ -109,6 +113,13 @@ class Tune:
         _, said = self.process.communicate(timeout=300)
         assert "Traceback" not in said, said
         return said
+
+
+def _parent_of(process: int) -> int:
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _group_of(process: int) -> int:

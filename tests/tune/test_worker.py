@@ -169,3 +169,36 @@ def wait_until(is_so: Callable[[], bool], seconds: float) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.05)
+
+
+def test_a_worker_imports_torch_beside_a_file_that_is_called_like_what_torch_imports(folder: Path) -> None:
+    (folder / "random.py").write_text("")
+    options = TuneOptions(TargetSpec(str(folder / "net.py")), folder / "out", steps=2)
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))  # as loading the target in this process leaves it
+    try:
+        with WorkerProcess(Job(options, None, {}, (), threads=1), lambda *_: None) as process:
+            process.request("recipes", timeout=120)
+    finally:
+        sys.path[:] = before
+
+
+SIGNALLED = """\
+from multiprocessing import resource_tracker
+
+from amptune.tune.process import WorkerProcess
+
+if __name__ == "__main__":
+    with WorkerProcess(None, print) as worker:
+        worker.start()
+        resource_tracker.register("/semaphore-of-a-lost-worker", "semaphore")
+"""
+
+
+def test_semaphores_of_a_lost_worker_are_freed_in_silence(tmp_path: Path) -> None:
+    script = tmp_path / "signalled.py"
+    script.write_text(SIGNALLED)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "leaked" not in done.stderr
