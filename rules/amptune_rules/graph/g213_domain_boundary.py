@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, Run, formats_in
+from amptune.core.graph_context import GraphContext, Run, formats_in, recipes_in
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import chain, floating_sites, is_signed, where_in
+from amptune_rules.graph._numeric import chain, floating_sites, is_signed, source_dtype, where_in
 
 _ENDS = {"acos": (-1.0, 1.0), "asin": (-1.0, 1.0), "atanh": (-1.0, 1.0), "erfinv": (-1.0, 1.0), "logit": (0.0, 1.0),
          "acosh": (1.0, math.inf),
@@ -23,7 +23,7 @@ class DomainBoundary(GraphRule):
     ## What it does
     Reports them in every format where the ops and literals before them say that the end is reached (a clamp to [-1, 1],
     a cosine), and where they run in 16 bits and no literal keeps their input off the ends. (Under CUDA autocast acos,
-    asin and erfinv run in FP32; atanh and logit do not.)
+    asin and erfinv run in FP32; atanh and logit do not. A clamp before them runs in the format of what it reads.)
 
     ## Why is this bad
     0.9981 is 1 in BF16 and 0.99976 is 1 in FP16; atanh(1) is infinite, and so are the gradients of acos and asin at 1.
@@ -54,10 +54,14 @@ class DomainBoundary(GraphRule):
             "return torch.acos(F.cosine_similarity(self.fc(x), x, dim=-1))  # <- G213")),
         Example("a clamp that 16 bits round away", model_file(
             "return torch.atanh(self.fc(x).clamp(-0.9999, 0.9999))  # <- G213")),
+        Example("a clamp in 16 bits before an angle in FP32", model_file(
+            "return torch.acos(self.fc(x).clamp(-1 + 1e-7, 1 - 1e-7))  # <- G213")),
     )  # fmt: skip
     VALID = (
         Example("a cosine kept off the ends", model_file(
             "return torch.acos(F.cosine_similarity(self.fc(x), x, dim=-1).clamp(-0.999, 0.999))")),
+        Example("a clamp in FP32 before an angle", model_file(
+            "return torch.acos(self.fc(x).float().clamp(-1 + 1e-7, 1 - 1e-7))")),
         Example("cast up first", model_file("return torch.atanh(self.fc(x).float().clamp(-0.9999, 0.9999))")),
         Example("a clamp that 16 bits can hold", model_file("return torch.atanh(self.fc(x).clamp(-0.9, 0.9))")),
     )  # fmt: skip
@@ -90,6 +94,15 @@ class DomainBoundary(GraphRule):
                     site,
                     f"{site.op} runs in {where_in(runs, site)} and its input can round to the end of the "
                     f"domain ({steps}): infinite there; compute it in float32",
+                )
+            elif lost := tuple(run for run in context.runs if _is_at_end(run, site)):
+                dtypes = ", ".join(dict.fromkeys(source_dtype(run, site, 0) or "16 bits" for run in lost))
+                yield context.finding(
+                    self,
+                    site,
+                    f"what keeps the input of {site.op} off the end of its domain rounds to that end in {dtypes} "
+                    f"(under {recipes_in(lost)}): it or its gradient is infinite there; cast to float32 before it",
+                    chain=chain(context, site),
                 )
             elif not context.runs[0].ranges.operand(site, 0).is_known:
                 yield context.finding(
