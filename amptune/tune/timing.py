@@ -140,13 +140,16 @@ def pooled(rounds: Sequence[StepTime]) -> StepTime:
 
 
 def speedup_interval(slower: Sequence[StepTime], faster: Sequence[StepTime]) -> tuple[float, float]:
-    """Mean ratio of medians over paired rounds and the lower end of its one-sided 95 % interval (Student's t)."""
+    """Mean ratio of medians over paired rounds and the lower end of its one-sided 95 % interval (Student's t).
+
+    No end is below 0, where the interval of a few rounds far apart may reach: a ratio of times is positive.
+    """
     ratios = [a.median / b.median for a, b in zip(slower, faster, strict=True)]
     mean = statistics.fmean(ratios)
     if len(ratios) < 2:
         return mean, mean
     quantile = T_95[min(len(ratios) - 1, len(T_95)) - 1]
-    return mean, mean - quantile * statistics.stdev(ratios) / len(ratios) ** 0.5
+    return mean, max(0.0, mean - quantile * statistics.stdev(ratios) / len(ratios) ** 0.5)
 
 
 def _seconds(run: Run, batch: Any) -> float:

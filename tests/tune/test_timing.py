@@ -63,6 +63,11 @@ def test_noise_is_no_speedup() -> None:
     assert low < 1.0
 
 
+def test_no_speedup_is_negative() -> None:
+    _, low = speedup_interval(rounds(1.0, 9.0), rounds(1.0, 1.0))
+    assert low == 0.0
+
+
 def test_pooling_keeps_every_repeat() -> None:
     assert pooled(rounds(1.0, 3.0)).repeats == (1.0, 1.0, 1.0, 3.0, 3.0, 3.0)
 
