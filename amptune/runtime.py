@@ -1235,6 +1235,8 @@ def _can_be_tried(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     if module._buffers or module._modules or own.__module__.startswith("torch.") or any(hooks):
         return False
+    if any(isinstance(value, list | dict | set) for name, value in vars(module).items() if name not in _NO_ATTRIBUTES):
+        return False  # a forward may write there
     try:
         return len(inspect.signature(own.forward).parameters) == 2  # no gate or residual, though it may be left out
     except (TypeError, ValueError):
@@ -1300,6 +1302,7 @@ def linear_layout(module: nn.Module) -> str | None:
     with the transpose; None where it computes something else.
 
     Transformers' Conv1D is one. It is known by trying, forward and backward: a copy gets random weights in float32.
+    What refuses bfloat16, or computes in float32 under autocast, is none.
     """
     if module not in _linear_layouts:
         key = _alike_for_trying(module)
@@ -1355,6 +1358,10 @@ def _is_linear(module: nn.Module, weight: Tensor, bias: Tensor | None, layout: s
             expected = F.linear(x, own["weight"] if layout == "out_in" else own["weight"].t(), own.get("bias"))
             found = [(each, *torch.autograd.grad(each, leaves, slope)) for each in tried]
             right = expected, *torch.autograd.grad(expected, leaves, slope)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), torch.random.fork_rng(devices=()):
+            low = twin.train()(x.bfloat16())
+        if low.dtype != torch.bfloat16:  # its author keeps it out of autocast
+            return False
     except Exception:  # it computes something else altogether
         return False
     pairs = [pair for each in found for pair in zip(each, right, strict=True)]

@@ -80,13 +80,46 @@ class WithMask(HandLinear):
         self.register_buffer("mask", torch.ones(inputs, outputs))
 
 
+class Logs(HandLinear):
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__(outputs, inputs)
+        self.seen: list[float] = []
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.seen.append(float(hidden.mean()))
+        return super().forward(hidden)
+
+
+class KeptInFloat32(HandLinear):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(hidden.float())
+
+
+class RefusesBfloat16(HandLinear):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        assert hidden.dtype == torch.float32
+        return super().forward(hidden)
+
+
 LINEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "transposed": (lambda: HandLinear(8, 24), "in_out"),
     "square": (lambda: HandLinear(8, 8), "in_out"),
     "no bias": (lambda: HandLinear(8, 24, bias=False), "in_out"),
     "subclass": (lambda: Subclass(24, 8), "out_in"),
 }
-OTHERS = [Scaled, WithActivation, WithDropout, WithGradientOfItsOwn, Remembers, WithOption, WithMask]
+OTHERS = [
+    Scaled,
+    WithActivation,
+    WithDropout,
+    WithGradientOfItsOwn,
+    Remembers,
+    WithOption,
+    WithMask,
+    Logs,
+    KeptInFloat32,
+    RefusesBfloat16,
+]
 
 
 @pytest.mark.parametrize("name", LINEAR)
