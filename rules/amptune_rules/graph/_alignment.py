@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from amptune.core.finding import Severity
 from amptune.core.formats import Format
@@ -115,6 +115,17 @@ def notes(context: GraphContext, found: Misaligned) -> str:
     odd = padded_size(other, Format.BF16, context.tensor_core_gpus()[0]) != other
     together = f" together with the other, {other}" if odd else ""
     return together + ("; inductor may pad it by itself" if context.mode == "compile" else "")
+
+
+def measures(context: GraphContext, found: Misaligned) -> dict[str, Any]:
+    """What the JSON of a finding says of a dimension."""
+    return {
+        "value": found.value,
+        "padded": found.padded,
+        "waste": round(found.waste, 6),
+        "flops_share": round(context.share(found.site), 4),
+        "saves_ms": dict(found.saves_ms),
+    }
 
 
 def linear_name(site: Site, dimension: Literal["k", "n"]) -> str:

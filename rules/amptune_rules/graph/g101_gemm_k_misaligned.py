@@ -8,7 +8,7 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.graph_context import GraphContext
 from amptune.core.ops import Family, op_named
 from amptune.core.rule import Example, GraphRule
-from amptune_rules.graph._alignment import Misaligned, linear_name, misaligned, notes, padding, severity_of
+from amptune_rules.graph._alignment import Misaligned, linear_name, measures, misaligned, notes, padding, severity_of
 from amptune_rules.graph._examples import model_file
 
 _WIDE = "self.fc = nn.Linear(1023, 1024)"
@@ -85,11 +85,7 @@ class GemmKMisaligned(GraphRule):
             f"16-byte aligned: {padding(context, found)}{notes(context, found)}",
             severity=severity_of(context, found),
             dimension="K",
-            value=found.value,
-            padded=found.padded,
-            waste=round(found.waste, 6),
-            flops_share=round(context.share(found.site), 4),
-            saves_ms=dict(found.saves_ms),
+            **measures(context, found),
         )
 
     def _of_layers(self, context: GraphContext, same: list[Misaligned]) -> Finding:

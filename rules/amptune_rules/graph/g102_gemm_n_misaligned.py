@@ -9,7 +9,7 @@ from amptune.core.graph import OUTPUT, Site
 from amptune.core.graph_context import GraphContext
 from amptune.core.ops import Family, op_named
 from amptune.core.rule import Example, GraphRule
-from amptune_rules.graph._alignment import linear_name, misaligned, notes, padding, severity_of
+from amptune_rules.graph._alignment import linear_name, measures, misaligned, notes, padding, severity_of
 from amptune_rules.graph._examples import model_file
 
 FEW_CLASSES = 512
@@ -77,11 +77,7 @@ class GemmNMisaligned(GraphRule):
                 f"{notes(context, found)}",
                 severity=Severity.INFO if few else severity_of(context, found),
                 dimension="N",
-                value=found.value,
-                padded=found.padded,
-                waste=round(found.waste, 6),
-                flops_share=round(context.share(found.site), 4),
-                saves_ms=dict(found.saves_ms),
+                **measures(context, found),
             )
 
 
