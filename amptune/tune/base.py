@@ -27,8 +27,7 @@ def base_ms(model: CostModel, stock: Mapping[str, float], *, compiled: bool = Fa
     """Milliseconds of a step beside its sites, by the steps of the stock recipes; ``fp32`` must be among them.
 
     The recipes ``fp32`` and ``tf32`` are points of the space. In eager mode autocast is none, with its casts around
-    each call. The compiler fuses these, so there it is the plan of one format, and the best evidence: what has no price
-    is more than the optimizer there, since kernels are priced by the bytes that fused ones move.
+    each call. The compiler fuses these, so there it is the plan of one format, and the best evidence.
     """
     evidence = []
     if compiled:
@@ -39,7 +38,7 @@ def base_ms(model: CostModel, stock: Mapping[str, float], *, compiled: bool = Fa
         if recipe in stock and (recipe == "fp32" or model.space.tf32):
             total = model.predicted(model.space.point({TF32: flag}))
             evidence.append((stock[recipe] - total, SUM_ERROR * total))
-    if model.table.update is not None and not compiled:
+    if model.table.update is not None:
         evidence.append((model.table.update, UNPRICED * min(stock.values())))
     weights = [1 / max(spread, 1e-9) ** 2 for _, spread in evidence]
     return sum(weight * ms for weight, (ms, _) in zip(weights, evidence, strict=True)) / sum(weights)

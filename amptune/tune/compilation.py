@@ -109,8 +109,8 @@ def _alike(container: nn.Module) -> list[nn.Module]:
 def own_code_of_autocast(within: bool) -> Iterator[None]:
     """Compile what runs in an autocast region anew, where torch's cache on disk would mix up the regions' dtypes.
 
-    Before 2.13 its key said whether autocast was on and not in which dtype: a model compiled under autocast in BF16 ran
-    that code when it was compiled under FP16.
+    Its key has the dtype of the region since 2.13. Before, a model compiled under autocast in BF16 could be given that
+    code when it was compiled under FP16.
     """
     if not within or REGIONS_APART:
         yield

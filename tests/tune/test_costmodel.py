@@ -77,11 +77,11 @@ def test_the_rest_of_a_step_is_what_its_surest_evidence_says() -> None:
 
 def test_compiled_autocast_says_what_a_step_takes_beside_its_sites() -> None:
     """Its casts are fused, so that it is the plan of one format: in eager mode it is none, and says nothing."""
-    model = make_model({}, update=1.0)
+    model = make_model({})
     sites = model.predicted(model.space.uniform(BF16))
     stock = {"fp32": 24.0, "autocast-bf16": sites + 3.0}
     assert base_ms(model, stock, compiled=True) == pytest.approx(3.0, rel=0.15)
-    assert base_ms(model, stock) < 2.0
+    assert base_ms(model, stock) == 4.0
 
 
 def test_a_tf32_cost_is_no_choice_of_a_site() -> None:
