@@ -17,7 +17,7 @@ from amptune.errors import CaptureError, TuneError
 from amptune.tune.batches import Batches
 from amptune.tune.gate import NUM_PERTURBED, Bar, GradientGate, bars_of, compare_gradients, perturb, rounding_of
 from amptune.tune.recipes import Candidate, backend_flags
-from amptune.tune.state import snapshot, tensors_of
+from amptune.tune.state import snapshot
 from amptune.tune.training import Run, Workbench, eager, loss_of, seed_everything, still, training
 
 NUM_ORDERS = 3
@@ -119,11 +119,8 @@ class _Judged:
         """Keep the weights after a step whose loss was not yet small."""
         if loss.item() < self._least:
             return
-        current = tensors_of(self._bench.model)
-        if not self._state:
-            self._state = snapshot(self._bench.model)
-        for name, value in self._state.items():
-            value.copy_(current[name])
+        self._state = {}  # first, so that the device holds one copy; buffers may come, go and change their shape
+        self._state = snapshot(self._bench.model)
 
     def state(self, final_loss: float) -> dict[str, torch.Tensor]:
         """The weights to judge at, ``final_loss`` being that of the model's present ones."""
