@@ -85,7 +85,7 @@ def measured_here(
             for row in measure(entry, chosen):
                 rows.append(row)
                 _say(_line(row, time.perf_counter() - start))
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, ValueError) as error:  # out of memory, or few samples are too few for a layer
             _say(f"{entry.model}: {str(error).splitlines()[0]}")
         torch.cuda.empty_cache()
         if keep:

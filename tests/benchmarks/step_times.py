@@ -24,7 +24,7 @@ FEWEST, MOST = 5, 25
 SECONDS = 0.8
 """What the timed steps of one recipe may take, above the fewest."""
 PROFILED = ("fp32", "tf32", "autocast-bf16")
-TAKEN_APART = ("fp32", "autocast-bf16")
+TAKEN_APART = ("fp32", "tf32", "autocast-bf16")
 """Recipes whose step is profiled op by op."""
 FEW = 2
 """Samples of a step that is bound by launching kernels, so that its time is the processor's."""
@@ -111,7 +111,7 @@ class Wanted:
 
     Attributes:
         kernels: the kernels of each step by name, asked anew for each step.
-        ops: the ops of FP32's and BF16's step with what they launched.
+        ops: the ops of a step with what they launched, for the recipes of ``TAKEN_APART``.
         launches: the time of a step on few samples.
         steps: the steps themselves.
     """
