@@ -232,16 +232,6 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("command", [("tune", "--budget", "3"), ("bench", "--rounds", "1")], ids=["tune", "bench"])
-def test_a_model_that_ends_the_process_is_told_so(tmp_path: Path, command: tuple[str, ...]) -> None:
-    (tmp_path / "net.py").write_text(
-        MLP.replace("        x = self.norm(", "        import os; os._exit(0)\n        x = self.norm(")
-    )
-    result = amptune(tmp_path, command[0], "net.py", *command[1:], *FAST)
-    assert (result.returncode, result.stdout) == (3, "")
-    assert "the process that ran the model exited with code 0" in result.stderr
-
-
 def test_an_optimizer_that_needs_a_closure_is_named(tmp_path: Path) -> None:
     own = "def make_optimizer(params):\n    return torch.optim.LBFGS(params)\n"
     (tmp_path / "net.py").write_text(f"{MLP}\n\n{own}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from amptune.commands.guard import Finished
+from amptune.commands.targets import say, say_if_elsewhere, stem_of, surviving, target_spec
 from amptune.core.planfile import read_plan
 
 
@@ -19,13 +21,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the files and print where they lie."""
+    return surviving(lambda finished: _work(args, finished))
+
+
+def _work(args: argparse.Namespace, finished: Finished) -> int:
     from amptune.apply.patching import apply_plan_file
-    from amptune.commands.targets import say, say_if_elsewhere, stem_of, target_spec
     from amptune.config import default_model
 
     text = args.model or default_model()
     out = args.out or Path("amptune-out") / stem_of(text)
-    for path in apply_plan_file(args.plan, target_spec(text, args.arg, args.input), out, say).values():
+    files = apply_plan_file(args.plan, target_spec(text, args.arg, args.input), out, say)
+    finished()
+    for path in files.values():
         print(path)
     say_if_elsewhere(read_plan(args.plan))
     return 0

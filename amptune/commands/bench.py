@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from amptune.commands.guard import Finished
-from amptune.commands.measuring import add_measurement, add_model, options_of, positive_int, surviving
+from amptune.commands.measuring import add_measurement, add_model, options_of, positive_int
+from amptune.commands.targets import surviving
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

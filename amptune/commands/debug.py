@@ -6,7 +6,8 @@ import argparse
 import json
 import sys
 
-from amptune.commands.targets import add_state_and_batch
+from amptune.commands.guard import Finished
+from amptune.commands.targets import add_state_and_batch, say, source_lines, surviving, target_spec
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +28,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Debug and report; 0 for a clean run, 1 when something goes wrong in it."""
+    return surviving(lambda finished: _work(args, finished))
+
+
+def _work(args: argparse.Namespace, finished: Finished) -> int:
     from amptune import __version__
     from amptune.capture.state import training_state
-    from amptune.commands.targets import say, source_lines, target_spec
     from amptune.config import default_model
     from amptune.debug.run import debug
     from amptune.debug.session import DebugOptions
@@ -40,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     scaler = args.scaler == "on" if args.scaler else args.dtype == "fp16"
     options = DebugOptions(args.dtype, scaler, args.steps, args.seed, training_state(args.state, "optimizer"))
     result = debug(spec, find_device(args.device), options)
+    finished()
     for note in result.notes:
         say(note)
     if args.format == "json":

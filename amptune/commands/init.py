@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amptune.commands.guard import Finished
+from amptune.commands.targets import surviving
 from amptune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the functions, or append them to the file."""
+    return surviving(lambda finished: _work(args, finished))
+
+
+def _work(args: argparse.Namespace, finished: Finished) -> int:
     from amptune.capture import TargetSpec, load_target
     from amptune.capture.skeleton import functions_source
 
@@ -35,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     if args.write:
         _append(target, source, text)
+        finished()
     else:
+        finished()
         sys.stdout.write(text.lstrip("\n"))
     return 0
 

@@ -5,28 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amptune.commands.guard import Finished, guarded
 from amptune.commands.targets import add_state_and_batch
 
 if TYPE_CHECKING:
     from amptune.tune.options import TuneOptions
-
-
-PATIENCE_SECONDS = 3.0
-"""How long a Ctrl-C has to end the worker and to leave the study as it is before it is passed on once more."""
-
-
-def surviving(work: Callable[[Finished], int]) -> int:
-    """Run ``work``, which calls ``Finished`` when the last of the user's code has run, and return its exit code.
-
-    Raises:
-        WorkError: the model ended the process, by ``os._exit`` or a crash in C code.
-    """
-    return guarded(None, work, patience=PATIENCE_SECONDS)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

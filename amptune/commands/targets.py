@@ -1,4 +1,4 @@
-"""What the commands that take a model share: the arguments that name it."""
+"""What the commands that take a model share: the arguments that name it, and that it may end its process."""
 
 from __future__ import annotations
 
@@ -6,14 +6,29 @@ import argparse
 import contextlib
 import importlib.metadata
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amptune.commands.guard import Finished, guarded
 from amptune.errors import UsageError
 
 if TYPE_CHECKING:
     from amptune.capture import TargetSpec
     from amptune.core.plan import Plan
+
+
+PATIENCE_SECONDS = 3.0
+"""How long a Ctrl-C has to end the worker and to leave the study as it is before it is passed on once more."""
+
+
+def surviving(work: Callable[[Finished], int]) -> int:
+    """Run ``work``, which calls ``Finished`` when the last of the user's code has run, and return its exit code.
+
+    Raises:
+        WorkError: the model ended the process, by ``os._exit`` or a crash in C code.
+    """
+    return guarded(None, work, patience=PATIENCE_SECONDS)
 
 
 def add_state_and_batch(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amptune.commands.guard import Finished
-from amptune.commands.measuring import add_measurement, add_model, options_of, positive_int, seconds, size, surviving
+from amptune.commands.measuring import add_measurement, add_model, options_of, positive_int, seconds, size
+from amptune.commands.targets import surviving
 
 if TYPE_CHECKING:
     from amptune.tune.options import TuneOptions

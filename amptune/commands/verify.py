@@ -7,7 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+from amptune.commands.guard import Finished
 from amptune.commands.measuring import add_model, positive_int, seconds, share
+from amptune.commands.targets import say, say_if_elsewhere, stem_of, surviving, target_spec
 from amptune.errors import UsageError
 
 
@@ -28,8 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, write the page and print the verdict: 0 when nothing speaks against the patched model, else 1."""
+    return surviving(lambda finished: _work(args, finished))
+
+
+def _work(args: argparse.Namespace, finished: Finished) -> int:
     from amptune import __version__
-    from amptune.commands.targets import say, say_if_elsewhere, stem_of, target_spec
     from amptune.config import default_model
     from amptune.core.files import write_all_atomic
     from amptune.core.planfile import read_plan
@@ -47,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         read_plan(args.plan)  # a plan that cannot be read is said before anything is loaded
     options = VerifyOptions(args.steps, args.minutes, args.seed, args.tolerance)
     found = verify(spec, args.patched, args.plan, find_device(args.device), options, say, _progress)
+    finished()
     if args.plan is not None:
         say_if_elsewhere(read_plan(args.plan))
     for note in found.notes:
