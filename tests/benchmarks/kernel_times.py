@@ -1,10 +1,11 @@
 """Times single kernels over shapes, layouts and formats on the GPU at hand, for the constants of the roofline.
 
-    PYTHONPATH=.:rules python tests/benchmarks/kernel_times.py --out DIR
+    PYTHONPATH=.:rules python tests/benchmarks/kernel_times.py --out DIR [--further]
 
 No model is run: shapes are those that layers have in general, from small to large. Passes of a product are timed one by
 one, through the ops that autograd calls. Writes kernels_<gpu>.json: for each case its kind, arguments and format, and
-microseconds of each pass.
+microseconds of each pass. With --further those of kernel_cases.py alone, to kernels_further_<gpu>.json: with the bytes
+that each pass of a convolution takes at its peak, its result included.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amptune.core.files import write_atomic
-from tests.benchmarks import device_times
+from tests.benchmarks import device_times, kernel_cases
 from tests.benchmarks.step_times import tf32
 
 aten = torch.ops.aten
@@ -281,8 +282,47 @@ def moves() -> Iterator[tuple[str, dict[str, Any], str, Passes]]:
                     yield "memory", {"op": op, "size": size}, name, passes
 
 
-def timed(seconds: float) -> list[dict[str, Any]]:
-    """A row for each case, until the time is up; a pass that does not run is left out."""
+def further() -> Iterator[Case]:
+    """The cases of kernel_cases.py, those of matrix units without FP16, which is as fast as BF16."""
+    formats = {name: dtype for name, (dtype, _) in FORMATS.items() if name != "fp16"}
+    keys = ("batch", "sides", "inputs", "outputs", "kernel", "stride", "dilation", "groups")
+    every = [(numbers, False) for numbers in kernel_cases.CONVOLUTIONS]
+    every += [(numbers, True) for numbers in kernel_cases.TRANSPOSED]
+    for numbers, transposed in every:
+        for name, dtype in formats.items():
+            for last in (False, True) if len(numbers[1]) > 1 else (False,):
+                given = dict(zip(keys, numbers, strict=True)) | {"transposed": transposed, "channels_last": last}
+                yield "conv", given, name, lambda d=dtype, a=given: kernel_cases.convolution(d, **a)  # type: ignore[misc]
+    for m, n, k, batch in kernel_cases.GEMMS:
+        for name, dtype in formats.items():
+            given = {"m": m, "n": n, "k": k, "batch": batch}
+            yield "gemm", given, name, lambda d=dtype, a=given: gemm(d, **a)  # type: ignore[misc]
+    for shape in kernel_cases.ATTENTIONS:
+        for name in ("fp32", "bf16"):
+            given = dict(zip(("batch", "heads", "queries", "keys", "size", "kind"), shape, strict=True))
+            yield "attention", given, name, lambda d=FORMATS[name][0], a=given: attention(d, **a)  # type: ignore[misc]
+    for size in kernel_cases.SIZES:
+        for name in ("fp32", "bf16", "fp16"):
+            for op, build in kernel_cases.memory_ops(size, FORMATS[name][0]):
+                if name != "fp16" or op.startswith("batch_norm"):
+                    yield "op", {"op": op, "size": size}, name, build
+
+
+def _peak(run: Callable[[], Any]) -> int:
+    """Bytes that a pass takes at its peak."""
+    before = torch.cuda.memory_allocated()
+    device_times.forget_peak()
+    run()
+    return (device_times.peak_memory() or 0) - before
+
+
+def timed(seconds: float, *, more: bool = False) -> list[dict[str, Any]]:
+    """A row for each case, until the time is up; a pass that does not run is left out.
+
+    Args:
+        seconds: when to stop.
+        more: whether the cases are those of kernel_cases.py.
+    """
     start, rows = time.perf_counter(), []
 
     def add(kind: str, arguments: dict[str, Any], name: str, passes: Passes) -> None:
@@ -291,18 +331,25 @@ def timed(seconds: float) -> list[dict[str, Any]]:
             try:
                 with tf32(FORMATS[name][1]):
                     row["us"][label] = round(device_times.microseconds(run, capture=kind not in UNCAPTURED), 2)
+                    if more and kind == "conv" and device_times.DEVICE == "cuda":
+                        row.setdefault("bytes", {})[label] = _peak(run)
             except (RuntimeError, NotImplementedError) as error:
                 row.setdefault("failed", {})[label] = str(error).splitlines()[0][:100]
         rows.append(row)
 
-    for kind, given, name, passes in moves():
+    for kind, given, name, passes in () if more else moves():
         add(kind, given, name, passes)
         if time.perf_counter() - start > seconds / 2:
             break
-    for kind, given, name, build in cases():
+    for kind, given, name, build in further() if more else cases():
         if time.perf_counter() - start > seconds:
             break
-        add(kind, given, name, build())
+        try:
+            passes = build()
+        except (RuntimeError, NotImplementedError) as error:
+            rows.append({"case": kind, "format": name, **given, "us": {}, "failed": {"all": str(error)[:100]}})
+            continue
+        add(kind, given, name, passes)
     return rows
 
 
@@ -311,11 +358,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of kernels_<gpu>.json")
     parser.add_argument("--seconds", type=float, default=60.0, help="when to stop")
+    parser.add_argument("--further", action="store_true", help="the cases of kernel_cases.py alone")
     args = parser.parse_args()
     name = torch.cuda.get_device_name()
-    found = {"version": 1, "gpu": name, "torch": torch.__version__, "rows": timed(args.seconds)}
+    found = {"version": 1, "gpu": name, "torch": torch.__version__, "rows": timed(args.seconds, more=args.further)}
     args.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out / f"kernels_{name.split()[-1].lower()}.json", json.dumps(found) + "\n")
+    stem = "kernels_further" if args.further else "kernels"
+    write_atomic(args.out / f"{stem}_{name.split()[-1].lower()}.json", json.dumps(found) + "\n")
     return 0
 
 

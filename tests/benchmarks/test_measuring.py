@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.benchmarks import device_times, estimate_check, first_sight, kernel_times, step_times
+from tests.benchmarks import device_times, estimate_check, first_sight, kernel_cases, kernel_times, step_times
 
 TINY = """
 import torch
@@ -73,6 +74,30 @@ def test_each_case_of_kernels_has_its_passes(monkeypatch: pytest.MonkeyPatch) ->
     for row in rows:
         assert set(row["us"]) == passes[row["case"]], row
         assert min(row["us"].values()) > 0
+
+
+def test_each_further_case_has_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = (1, (8, 8), 4, 8, (3, 3), 1, 2, 1)
+    monkeypatch.setattr(kernel_cases, "CONVOLUTIONS", (one, (1, (16,), 8, 8, (2,), 1, 1, 8)))
+    monkeypatch.setattr(kernel_cases, "TRANSPOSED", ((1, (8, 8), 4, 8, (2, 2), 2, 1, 1),))
+    monkeypatch.setattr(kernel_cases, "GEMMS", ((16, 32, 8, 1),))
+    monkeypatch.setattr(kernel_cases, "ATTENTIONS", ((2, 2, 16, 16, 8, "causal"),))
+    monkeypatch.setattr(kernel_cases, "SIZES", (2**18,))
+    monkeypatch.setattr(kernel_cases, "BATCH_NORMS", (16,))
+    ran: list[object] = []
+
+    def once(run: Callable[[], object], *, capture: bool) -> float:
+        ran.append(run())
+        return 1.0
+
+    monkeypatch.setattr(device_times, "microseconds", once)
+    rows = kernel_times.timed(60, more=True)
+    assert len(ran) == sum(len(row["us"]) for row in rows)
+    passes = {"gemm": {"forward", "input", "weight"}, "conv": {"forward", "input", "weight"},
+              "attention": {"forward", "backward"}, "op": {"forward", "both"}}  # fmt: skip
+    assert {row["case"] for row in rows} == set(passes)
+    for row in rows:
+        assert set(row["us"]) == passes[row["case"]], row
 
 
 def test_memory_bound_kernels_run_in_every_format() -> None:
