@@ -5,7 +5,7 @@ the roofline by amptune's own micro-benchmark; then it predicts, and writes step
 estimate_<gpu>.json and .md (the comparison). Without a GPU, or with --measured, it predicts for the steps in files.
 
     PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py --out DIR [--models vit,t5] [--no-profile]
-    PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py --out DIR --unseen 3 --measure-only --no-profile
+    PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py --out DIR --unseen 4 --measure-only --no-profile
     cd tests/benchmarks/reports; PYTHONPATH=../../..:../../../rules python ../estimate_check.py --measured \\
         steps_h200.json steps_unseen_h200.json steps_unseen_2_h200.json steps_unseen_3_h200.json
 
@@ -47,7 +47,7 @@ SCALES = tuple(percent / 100 for percent in range(60, 151, 2))
 
 def measured_here(
     entries: Sequence[Entry], wanted: Wanted, *, taken_apart: Sequence[Entry] = (),
-    keep: Callable[[Mapping[str, Any]], None] | None = None,
+    before: Sequence[Mapping[str, Any]] = (), keep: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that is measured on the GPU at hand: its facts, its calibration, and the steps.
 
@@ -55,6 +55,7 @@ def measured_here(
         entries: models whose steps are measured.
         wanted: what else is measured of them; no further step is profiled after ``PROFILE_UNTIL`` seconds.
         taken_apart: further models, of which only the ops and the launches of a step are measured.
+        before: rows of a run that was broken off, whose models are not measured again.
         keep: called after each model with what there is so far.
     """
     import torch
@@ -66,7 +67,7 @@ def measured_here(
     gpu = present_gpu()
     if gpu is None:
         raise SystemExit("no CUDA device here: give the steps of another machine with --measured")
-    rows: list[dict[str, Any]] = []
+    rows = [dict(row) for row in before]
     found = {
         "version": 1,
         "gpu": {"name": gpu.name, "capability": list(gpu.capability or ()), "memory": gpu.memory, "sms": gpu.sms,
@@ -80,12 +81,14 @@ def measured_here(
         wanted, kernels=lambda: wanted.kernels() and time.perf_counter() - start < PROFILE_UNTIL
     )
     apart = Wanted(ops=True, launches=True, steps=False)
-    for entry, chosen in [(entry, limited) for entry in entries] + [(entry, apart) for entry in taken_apart]:
+    done = {row["model"] for row in rows}
+    left = [(entry, limited) for entry in entries if entry.model not in done]
+    for entry, chosen in left + [(entry, apart) for entry in taken_apart]:
         try:
             for row in measure(entry, chosen):
                 rows.append(row)
                 _say(_line(row, time.perf_counter() - start))
-        except (RuntimeError, ValueError) as error:  # out of memory, or few samples are too few for a layer
+        except (RuntimeError, ValueError) as error:  # no memory, no kernel, too few samples for a layer
             _say(f"{entry.model}: {str(error).splitlines()[0]}")
         torch.cuda.empty_cache()
         if keep:
@@ -310,6 +313,7 @@ def main() -> int:
         help="the models of this set, whose steps go to steps_unseen_<set>_<gpu>.json",
     )
     parser.add_argument("--out", type=Path, default=REPORTS, help="folder of the reports")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="steps_so_far.json of a run that was broken off")
     parser.add_argument("--no-profile", action="store_true", help="leave the kernels of the steps out")
     parser.add_argument("--ops", action="store_true", help="what each op of a step launched, and steps of few samples")
     parser.add_argument("--ops-of", help="models of which only that is measured, comma-separated")
@@ -342,7 +346,8 @@ def main() -> int:
         def keep(found: Mapping[str, Any]) -> None:
             write_atomic(args.out / "steps_so_far.json", json.dumps(found) + "\n")
 
-        runs = [measured_here(entries, also, taken_apart=apart, keep=keep)]
+        before = json.loads(args.resume.read_text(encoding="utf-8"))["rows"] if args.resume else []
+        runs = [measured_here(entries, also, taken_apart=apart, before=before, keep=keep)]
         (args.out / "steps_so_far.json").unlink(missing_ok=True)
     measured = runs[0] | {"rows": [row for run in runs for row in run["rows"]]}
     key = measured["gpu"].get("key") or gpu_of(measured).key

@@ -102,6 +102,16 @@ ENTRIES = (
     Entry("nerf", blind=True, unseen=3),
     Entry("tabular", blind=True, unseen=3),
     Entry("fourier", blind=True, unseen=3),
+    Entry("qwen", blind=True, unseen=4),
+    Entry("dit", blind=True, unseen=4),
+    Entry("dgcnn", blind=True, unseen=4, channels_last=True),
+    Entry("gat", blind=True, unseen=4),
+    Entry("fcos", blind=True, unseen=4, channels_last=True),
+    Entry("patchtst", blind=True, unseen=4),
+    Entry("codec", blind=True, unseen=4),
+    Entry("glow", blind=True, unseen=4, channels_last=True),
+    Entry("volume", blind=True, unseen=4),
+    Entry("sam", blind=True, unseen=4),
 )
 
 

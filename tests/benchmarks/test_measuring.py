@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from amptune.core.hardware import GPUS
 from tests.benchmarks import device_times, estimate_check, first_sight, kernel_cases, kernel_times, step_times
 
 TINY = """
@@ -163,6 +165,42 @@ def test_a_set_of_unseen_models_is_measured_and_predicted_alone(
     estimate_check.main()
     found = json.loads((tmp_path / "predicted.json").read_text(encoding="utf-8"))["predicted"]
     assert found == {"third set": {"third": {"table": {}}}}
+
+
+def test_a_run_goes_on_after_a_model_that_fails_and_where_it_was_broken_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Nothing:
+        def to_json(self) -> dict[str, object]:
+            return {}
+
+    asked, kept = [], []
+
+    def measure(entry: step_times.Entry, _: step_times.Wanted) -> Iterator[dict[str, Any]]:
+        asked.append(entry.model)
+        if entry.model == "broken":
+            raise RuntimeError("no kernel for BFloat16")
+        yield {"model": entry.model, "recipe": "fp32"}
+
+    monkeypatch.setattr("amptune.analyze.device.present_gpu", lambda: GPUS["h200"])
+    monkeypatch.setattr("amptune.analyze.calibrate.calibrate", lambda _: Nothing())
+    monkeypatch.setattr(estimate_check, "measure", measure)
+    monkeypatch.setattr(
+        estimate_check, "ENTRIES", [step_times.Entry(name, unseen=4) for name in ("done", "broken", "left")]
+    )
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps({"rows": [{"model": "done", "recipe": "fp32", "earlier": True}]}))
+    monkeypatch.setattr(
+        estimate_check, "write_atomic", lambda file, text: kept.append((file.name, json.loads(text)["rows"]))
+    )
+    command = ["estimate_check.py", "--unseen", "4", "--measure-only", "--resume", str(earlier), "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", command)
+    estimate_check.main()
+    assert asked == ["broken", "left"]
+    name, rows = kept[-1]
+    assert name == "steps_unseen_4_h200.json"
+    assert [row["model"] for row in rows] == ["done", "left"]
+    assert rows[0]["earlier"]
 
 
 def test_steps_of_several_runs_are_compared_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
