@@ -12,6 +12,8 @@ What a plan does to a model:
 * A module that cannot be split that way (MultiheadAttention, RNNs, anything unknown) runs in its own autocast region.
 * A module without parameters (Softmax, GELU, pooling) that the plan names computes in the planned format and gives its
   result back in the dtype of its input; one that the plan does not name follows its input.
+* A parameter or buffer that a module holds beside its layers (position embeddings, layer scale, experts' weights)
+  reads as a cast of itself in that module's ``forward``. In FP32 it would raise all that it is added to.
 * ``fp32(F.softmax)(x, -1)`` does the same to a function that is called in a ``forward``.
 
 Apply the plan before ``torch.compile``, ``DistributedDataParallel``, ``fully_shard`` and before the optimizer takes its
@@ -68,7 +70,7 @@ FP8 = "fp8_e4m3"
 SCALINGS = ("tensorwise", "rowwise", "rowwise_gw_hp")
 FP8_MULTIPLE = 16
 """Rows and columns of FP8 operands must be multiples of this many elements (torch.nn.functional.scaled_mm on CUDA)."""
-HOW = ("swap", "autocast", "follow", "source")
+HOW = ("swap", "autocast", "follow", "source", "own")
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -1425,7 +1427,8 @@ def _made_class(original: Any, kind: str) -> Any:
 
 
 def _make_class(original: Any, kind: str) -> Any:
-    run = _RUN[kind]
+    kind_of_run, _, names = kind.partition(":")
+    run = _RUN[kind_of_run]
     inner = original.forward
 
     @functools.wraps(inner)
@@ -1433,7 +1436,7 @@ def _make_class(original: Any, kind: str) -> Any:
         return run(self, inner, args, kwargs)
 
     base, kinds = original.__dict__.get("_amptune_made", (original, ()))
-    body = {
+    body: dict[str, Any] = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
@@ -1443,7 +1446,9 @@ def _make_class(original: Any, kind: str) -> Any:
     }
     if kind == "root":
         body["_apply"] = lambda self, *args, **kwargs: _keep_channels_last(original._apply(self, *args, **kwargs))
-    bases: tuple[type, ...] = (_Made if kind == "root" else _MadeLeaf, original)
+    if kind_of_run == "own":
+        body |= {name: property(functools.partial(_read_own, name)) for name in names.split(",")}
+    bases: tuple[type, ...] = (_Made if kind_of_run in ("root", "own") else _MadeLeaf, original)
     if issubclass(original, _Made):
         bases = (original,)
     return types.new_class(original.__name__, bases, exec_body=lambda space: space.update(body))
@@ -1550,12 +1555,31 @@ def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwa
     return _map_tensors(_raised_scalar, result) if dtype is None else cast_all(result, dtype)
 
 
+def _run_own(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A forward in which the module's own tensors read as casts. Outside of it they are themselves: what initialises,
+    loads or averages weights must meet the parameters."""
+    outer = module._amptune_reads
+    module._amptune_reads = True
+    try:
+        return inner(module, *args, **kwargs)
+    finally:
+        module._amptune_reads = outer
+
+
+def _read_own(name: str, module: Any) -> Any:
+    """A parameter or buffer of ``module``, in the plan's format while the module's forward runs."""
+    tensor = module.__getattr__(name)
+    if tensor is None or not module._amptune_reads:
+        return tensor
+    return _weight(tensor, module._amptune_own[name], _reusable_casts())
+
+
 def _raised_scalar(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dim() == 0 and tensor.dtype == torch.float16 else tensor
 
 
 _RUN: dict[str, Callable[..., Any]] = {"autocast": _run_region, "pinned": _run_pinned, "root": _run_root,
-                                        "rms_norm": _run_rms_norm, "linear": _run_linear}  # fmt: skip
+                                        "rms_norm": _run_rms_norm, "linear": _run_linear, "own": _run_own}  # fmt: skip
 
 
 # --- applying and undoing --------------------------------------------------------------------------------------------
@@ -1597,9 +1621,10 @@ def apply_plan(
             only), or a dict with the keys ``format``; ``scaling``; ``pad``, a multiple to which a Linear's output
             features or a convolution's channels are padded while computing; ``pad_in``, the same for input features;
             ``strided``, to leave the padded output uncopied; ``how``,
-            "autocast" to run the module (a container too) in an autocast region. In a glob ``*``
-            stands for one part of a path and ``**`` for any number; a glob that ends in a wildcard means modules with
-            parameters. An exact path beats a glob, a longer glob a shorter one.
+            "autocast" to run the module (a container too) in an autocast region. A path may also be that of a parameter
+            or buffer that a class of the user's holds, which its forward then reads as a cast. In a glob ``*`` stands
+            for one part of a path and ``**`` for any number; one that matches no module matches such tensors, and one
+            that ends in a wildcard means modules with parameters. An exact path beats a glob, a longer glob a shorter.
         channels_last: keep the weights of convolutions in channels_last memory format, also through a later ``to``.
         output_format: format of the model's floating outputs.
         parameters: "bf16" casts the model's parameters and buffers to bfloat16, and floating inputs on their way in.
@@ -1653,6 +1678,7 @@ def _apply_now(
         if site.scaling:
             _refuse_fp8_on(next(module.parameters()).device)
         _change_class(module, site)
+    _change_holders(own_tensors(model), resolved)
     _turn_off_fast_paths(model)
     if channels_last:
         _to_channels_last(model)
@@ -1709,7 +1735,7 @@ def undo_plan(model: nn.Module) -> None:
     model = _unwrap(model)
     for module in model.modules():
         state = module.__dict__
-        if "_amptune" in state or "_amptune_root" in state:
+        if not state.keys().isdisjoint(("_amptune", "_amptune_own", "_amptune_root")):
             base = base_class(type(module))
             if base is type(module):
                 raise RuntimeError(f"undo the plan before {type(module).__name__} replaces the module's class")
@@ -1761,6 +1787,31 @@ def _change_class(module: nn.Module, site: Site) -> None:
         cls = _made_class(type(module), "autocast")
     module.__class__ = cls
     module.__dict__["_amptune"] = site
+
+
+def own_tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """``state_dict`` name of each floating parameter and buffer that a class of the user's holds -> its module and name
+    there."""
+    return {
+        f"{path}.{name}" if path else name: (module, name)
+        for path, module in _all_modules(model).items()
+        if not base_class(type(module)).__module__.startswith("torch.")
+        and not isinstance(module, torch.jit.ScriptModule)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and tensor.is_floating_point()
+    }
+
+
+def _change_holders(tensors: Mapping[str, tuple[nn.Module, str]], sites: Mapping[str, Site]) -> None:
+    """Make the modules read the planned ones of their own tensors as casts."""
+    held: dict[int, tuple[nn.Module, dict[str, torch.dtype]]] = {}
+    for path, site in sites.items():
+        if site.how == "own":
+            module, name = tensors[path]
+            held.setdefault(id(module), (module, {}))[1][name] = site.dtype
+    for module, dtypes in held.values():
+        module.__class__ = _made_class(type(module), f"own:{','.join(sorted(dtypes))}")
+        module.__dict__.update(_amptune_own=dtypes, _amptune_reads=False)
 
 
 def _no_fast_path(module: nn.Module, args: Any) -> None:
@@ -1834,26 +1885,33 @@ def _is_glob(key: str) -> bool:
 
 def _resolve(model: nn.Module, sites: Mapping[str, str | Mapping[str, Any]]) -> dict[str, Site]:
     """The table with globs resolved to paths, keys of greater precedence last, follow and source left out."""
-    modules = _all_modules(model)
+    modules, tensors = _all_modules(model), own_tensors(model)
     found: dict[str, Site] = {}
     for key in sorted(sites, key=lambda key: (not _is_glob(key), len(key))):
         entry = _entry(key, sites[key])
-        paths = [key] if key in modules else _paths_of_glob(key, entry, modules)
+        paths = [key] if key in modules or key in tensors else _paths_of_glob(key, entry, modules, tensors)
         for path in paths:
-            found[path] = _site(path, modules[path], entry, exact=path == key)
-    _check_shared(found, modules)
-    return {path: site for path, site in found.items() if site.how in ("swap", "autocast")}
+            is_module = path in modules
+            found[path] = (
+                _site(path, modules[path], entry, exact=path == key) if is_module else _tensor_site(path, entry)
+            )
+    _check_shared({path: site for path, site in found.items() if path in modules}, modules)
+    _check_held(found)
+    return {path: site for path, site in found.items() if site.how in ("swap", "autocast", "own")}
 
 
-def _paths_of_glob(key: str, entry: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> list[str]:
+def _paths_of_glob(
+    key: str, entry: Mapping[str, Any], modules: Mapping[str, nn.Module], tensors: Iterable[str]
+) -> list[str]:
+    """Modules that a glob matches; where there is none, their own tensors."""
     paths = [path for path in match_paths(key, modules) if path and _PARAMETRIZED not in path.split(".")]
     if entry.get("how") != "autocast":
         paths = [path for path in paths if how_to_apply(modules[path])]
         if _is_glob(key.rpartition(".")[2]):  # "blocks.*" means layers, and hardly the dropout among them
             paths = [path for path in paths if next(modules[path].parameters(), None) is not None]
-    if paths and _is_glob(key):
+    if _is_glob(key) and (paths := paths or match_paths(key, tensors)):
         return paths
-    raise ValueError(f"the plan names {key!r}, which the model does not have{_nearest(key, modules)}")
+    raise ValueError(f"the plan names {key!r}, which the model does not have{_nearest(key, [*modules, *tensors])}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -1951,6 +2009,27 @@ def _site(path: str, module: nn.Module, entry: Mapping[str, Any], *, exact: bool
     if site.scaling:
         _check_fp8(where, module, site)
     return site
+
+
+def _tensor_site(path: str, entry: Mapping[str, Any]) -> Site:
+    if entry.get("how") not in (None, "own"):
+        raise ValueError(f"site {path!r} is a tensor of a module: leave out 'how'")
+    if entry["format"] == FP8 or entry.get("pad") or entry.get("pad_in"):
+        raise ValueError(f"site {path!r} is a tensor of a module: it is cast to fp32, bf16 or fp16, and not padded")
+    return Site(entry["format"], FORMATS[entry["format"]], "own")
+
+
+def _check_held(found: Mapping[str, Site]) -> None:
+    """Raise ValueError where a layer that the plan gives a format has a tensor named for itself."""
+    for path, site in found.items():
+        holder = path.rpartition(".")[0]
+        if (
+            site.how == "own"
+            and holder in found
+            and found[holder].is_leaf
+            and found[holder].how in ("swap", "autocast")
+        ):
+            raise ValueError(f"site {path!r}: {holder!r} has a format, which its tensors follow; name one of the two")
 
 
 def _check_shared(found: Mapping[str, Site], modules: Mapping[str, nn.Module]) -> None:

@@ -340,3 +340,44 @@ def test_where_the_op_cannot_be_pinned_the_layers_before_it_are_raised(
     assert 'this makes it run (tried): "blocks.0.qkv": {"format": "fp32"}, "blocks.1.qkv"' in result.stderr
     write_plan(tmp_path, Plan(sites={"head": BF16, **{f"blocks.{n}.qkv": SitePlan(Format.FP32) for n in range(2)}}))
     assert amptune_here(tmp_path, "apply", "plan.json", "net.py").returncode == 0
+
+
+ADDED = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.shift = nn.Parameter(torch.zeros(8))
+
+    def forward(self, x):
+        return self.fc(x) + self.shift
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.randn(4, 8), torch.zeros(4, 8)
+
+
+def loss_fn(output, batch):
+    return (output.float() - batch[1]).square().mean()
+"""
+
+
+def test_a_tensor_that_the_model_holds_is_cast_in_the_patched_file(tmp_path: Path) -> None:
+    """The file is run as a user runs it: the stream that the parameter joins has the plan's format."""
+    (tmp_path / "net.py").write_text(ADDED)
+    write_plan(tmp_path, Plan(sites={"fc": SitePlan(Format.BF16), "shift": SitePlan(Format.BF16, how="own")}))
+    result = amptune(tmp_path, "apply", "plan.json", "net.py")
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "amptune-out/net"
+    assert '"shift": "bf16"' in (out / "net_amptuned.py").read_text()
+    run = "import net_amptuned as net; print(net.make_model()(net.make_batch()[0]).dtype)"
+    shown = subprocess.run([sys.executable, "-c", run], cwd=out, capture_output=True, text=True, check=False)
+    assert shown.stdout.strip() == "torch.bfloat16", shown.stderr

@@ -1,11 +1,12 @@
 """Put a plan in force on a model, and prove that it is."""
 
+from amptune.apply.held import held_tensors, held_values
 from amptune.apply.plan import AppliedPlan, apply
 from amptune.apply.probe import plannable_modules, tied_by_run
 from amptune.apply.realised import Mismatch, check_realised, stale_weight_casts
 from amptune.apply.strided import strided_where_safe
 from amptune.apply.support import can_pad, how_to_apply, legal_formats, paddings
-from amptune.apply.ties import meet_in_one_op, sources_of, takes_part, tied_by_dtype
+from amptune.apply.ties import held_by, meet_in_one_op, sources_of, takes_part
 
 __all__ = [
     "AppliedPlan",
@@ -13,6 +14,9 @@ __all__ = [
     "apply",
     "can_pad",
     "check_realised",
+    "held_by",
+    "held_tensors",
+    "held_values",
     "how_to_apply",
     "legal_formats",
     "meet_in_one_op",
@@ -22,6 +26,5 @@ __all__ = [
     "stale_weight_casts",
     "strided_where_safe",
     "takes_part",
-    "tied_by_dtype",
     "tied_by_run",
 ]

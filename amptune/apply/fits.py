@@ -6,6 +6,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from amptune.apply.held import held_values
 from amptune.capture.target import batch_tensors
 from amptune.core.graph import PrecisionGraph
 from amptune.core.nearest import nearest
@@ -23,10 +26,15 @@ def input_shapes(batch: Any) -> list[str]:
     ]
 
 
+def names_in(model: nn.Module) -> set[str]:
+    """Every name that a plan may have a site by, beside functional ops: modules, and tensors that they hold."""
+    return {name for name, _ in model.named_modules()} | held_values(model).keys()
+
+
 def check_fits(
     plan: Plan,
     graph: PrecisionGraph,
-    modules: Collection[str],
+    names: Collection[str],
     where: Path,
     *,
     sha256: str = "",
@@ -37,7 +45,7 @@ def check_fits(
     Args:
         plan: from a file.
         graph: of the model as it is now.
-        modules: all its module paths.
+        names: of its modules and their tensors, see ``names_in``.
         where: the plan's file.
         sha256: hash of the model's file as it is now; empty for a package.
         inputs: shapes of the batch as it is now, see ``input_shapes``; empty where they cannot differ.
@@ -47,9 +55,9 @@ def check_fits(
             the batch is the one that was measured.
     """
     changed = bool(plan.source_sha256 and sha256 and plan.source_sha256 != sha256)
-    gone = [name for name in plan.sites if name not in graph and name not in modules]
+    gone = [name for name in plan.sites if name not in graph and name not in names]
     if gone:
-        raise _gone(plan, gone, graph, modules, where, changed)
+        raise _gone(plan, gone, graph, names, where, changed)
     notes = []
     if changed:
         notes.append(
@@ -67,9 +75,9 @@ def check_fits(
 
 
 def _gone(
-    plan: Plan, gone: list[str], graph: PrecisionGraph, modules: Collection[str], where: Path, changed: bool
+    plan: Plan, gone: list[str], graph: PrecisionGraph, names: Collection[str], where: Path, changed: bool
 ) -> PlanError:
-    known = {site.id for site in graph} | set(modules)
+    known = {site.id for site in graph} | set(names)
     free = known - set(plan.sites)
     shown = [_moved(name, free) for name in gone[:_SHOWN]]
     more = f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from amptune.apply.held import held_values
 from amptune.capture import Target
 from amptune.core.graph import PrecisionGraph
 from amptune.patch.spec import PatchSpec
@@ -17,6 +18,7 @@ def patch_spec(target: Target, model: nn.Module, graph: PrecisionGraph) -> Patch
         str(target.path or target.spec.text),
         graph,
         module_paths=((name, id(part)) for name, part in model.named_modules(remove_duplicate=False)),
+        tensors=held_values(model),
         top_class=cls.__qualname__ if own else None,
         make_model="make_model" if hasattr(module, "make_model") else None,
         loss="loss_fn" if hasattr(module, "loss_fn") else None,

@@ -51,7 +51,8 @@ def how_to_mend(plan: Plan, graph: PrecisionGraph, path: Path | None, error: Cap
     if not first:
         return _UNKNOWN
     words = f"this makes it run (tried): {_shown(first)}"
-    parameters = sorted({name for site in _at(error.place, graph) for name in _parameters_before(site, graph, sources)})
+    before = {name for site in _at(error.place, graph) for name in _parameters_before(site, graph, sources)}
+    parameters = sorted(name for name in before if not _is_low(plan, name))
     if parameters:
         words += (
             f"; or keep the speed of 16 bits there: cast {_listed(parameters)}, which no plan casts, "

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from amptune.apply.fits import check_fits, input_shapes
+from amptune.apply.fits import check_fits, input_shapes, names_in
 from amptune.apply.handoff import patch_spec
 from amptune.apply.trial import check_runs
 from amptune.capture import Target, capture, load_target
@@ -37,8 +37,8 @@ def apply_plan_file(
     target, sha256 = _unpatched(load_target(spec))
     graph = capture(target).graph
     model = target.make_model()
-    modules = {name for name, _ in model.named_modules()}
-    for note in check_fits(plan, graph, modules, plan_path, sha256=sha256, inputs=input_shapes(target.make_batch())):
+    inputs = input_shapes(target.make_batch())
+    for note in check_fits(plan, graph, names_in(model), plan_path, sha256=sha256, inputs=inputs):
         say(note)
     files = _files(target, plan, patch_spec(target, model, graph))
     check_runs(target, plan, graph)

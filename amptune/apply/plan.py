@@ -78,7 +78,7 @@ def runtime_table(plan: Plan) -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = {}
     for name, site in plan.sites.items():
         path, is_function, _ = name.partition("#")
-        if not is_function and site.how in ("swap", "autocast"):
+        if not is_function and site.how in ("swap", "autocast", "own"):
             table[path] = _entry(site)
         elif is_function and site.how == "autocast" and (path not in regions or site.format is not Format.FP32):
             regions[path] = {"format": site.format.label, "how": "autocast"}
@@ -115,8 +115,8 @@ def _with_chains(pins: Mapping[str, str], plan: Plan, codes: Mapping[str, str], 
 
 def _entry(site: SitePlan) -> dict[str, Any]:
     entry: dict[str, Any] = {"format": site.format.label}
-    if site.how == "autocast":
-        entry["how"] = "autocast"
+    if site.how in ("autocast", "own"):
+        entry["how"] = site.how
     if site.pad:
         entry["pad"] = site.pad
     if site.pad_in:
@@ -141,7 +141,7 @@ def _has_module(model: nn.Module, path: str) -> bool:
 
 
 def _check_names(model: nn.Module, plan: Plan) -> None:
-    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    known = {name for name, _ in model.named_modules(remove_duplicate=False)} | runtime.own_tensors(model).keys()
     gone = [name for name in plan.sites if (path := name.partition("#")[0]) not in known and path != LOSS]
     if not gone:
         return

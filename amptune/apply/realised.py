@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import nn
 
+from amptune.apply.held import held_values
 from amptune.apply.plan import runtime_table
 from amptune.apply.recorder import TOGETHER, FunctionRun, OpRun, Record, recording
 from amptune.apply.support import how_to_apply
@@ -62,6 +63,7 @@ def check_realised(model: nn.Module, run: Callable[[], None], plan: Plan) -> lis
     with recording(model, set(sites), functions=bool(functions)) as trained:
         run()
     found = [*_check_modules(model, sites, trained, "forward"), *_check_gradients(model, sites, trained)]
+    found += _check_held(model, plan, trained)
     found += _check_functions(functions, trained)
     if trained.root_call is not None:
         args, kwargs = trained.root_call
@@ -97,6 +99,7 @@ def _module_sites(model: nn.Module, plan: Plan) -> dict[str, SitePlan]:
             Format.parse(entry["format"]), entry.get("scaling"), how=entry.get("how", "swap")
         )
         for path, entry in runtime_table(plan).items()
+        if entry.get("how") != "own"
     }
 
 
@@ -196,6 +199,22 @@ def _check_reads(model: nn.Module, path: str, site: SitePlan, record: Record, fo
             yield Mismatch(path, forward, site.format, f"it computes with an old copy of its {name}")
         elif not called and readers - {TOGETHER} and not _used_by_another(model, parameter, record):
             yield Mismatch(path, forward, site.format, f"its {name} is used without calling it")
+
+
+def _check_held(model: nn.Module, plan: Plan, record: Record) -> Iterator[Mismatch]:
+    """A tensor that reads as a cast of itself is read where the plan puts it in 16 bits, and gets its gradient.
+
+    That what it meets has the format is the other sites' affair.
+    """
+    held = held_values(model)
+    for path, site in plan.sites.items():
+        if site.how != "own" or site.format is Format.FP32 or not record.called:
+            continue
+        tensor = held[path]
+        if id(tensor) not in record.read:
+            yield Mismatch(path, "forward", site.format, "nothing reads it")
+        elif tensor.requires_grad and id(tensor) not in record.with_gradient:
+            yield Mismatch(path, "backward", site.format, "it gets no gradient")
 
 
 def _used_by_another(model: nn.Module, parameter: nn.Parameter, record: Record) -> bool:

@@ -100,7 +100,7 @@ class Record:
         self.modules: list[ModuleRun] = []
         self.functions: list[FunctionRun] = []
         self.read: dict[int, set[str | None]] = {}
-        """id of each parameter that an op read -> paths of the modules that were running"""
+        """id of each parameter and buffer that an op read -> paths of the modules that were running"""
         self.with_gradient: set[int] = set()
         """ids of parameters for which backward came to a gradient"""
         self.root_call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -202,7 +202,7 @@ class _Ops(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, planned: set[str], record: Record, stack: ModulePaths) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._parameters = {id(parameter) for parameter in model.parameters()}
+        self._tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._planned = planned
         self._record = record
         self._stack = stack
@@ -217,7 +217,7 @@ class _Ops(TorchDispatchMode):
         counted = tensors[: _operands(name)]
         self._record.ops.append(OpRun(name, phase, *owner, _floating(counted), _floating(runtime.tensors_in(result))))
         for tensor in tensors:
-            if id(tensor) in self._parameters and phase == "forward":
+            if id(tensor) in self._tensors and phase == "forward":
                 reader = TOGETHER if name in ("_foreach_copy_", "empty_like") else owner[0]
                 self._record.read.setdefault(id(tensor), set()).add(reader)
         return result

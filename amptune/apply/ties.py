@@ -13,24 +13,6 @@ _FIXED = frozenset({INPUT})
 _OWN_FORMAT = (Family.GEMM, Family.CONV, Family.ATTENTION, Family.RNN, Family.EMBEDDING, Family.NORM)
 
 
-def tied_by_dtype(graph: PrecisionGraph) -> list[set[str]]:
-    """Disjoint groups of module sites that must have one format each.
-
-    The op in which their outputs meet (matmul, attention, index_put ...) raises on mixed dtypes. A group that holds
-    ``INPUT`` meets a tensor that no plan casts (the batch, a parameter read by a function, ``torch.zeros``), so its
-    sites must stay in that tensor's format, FP32 as a rule.
-    """
-    sources = sources_of(graph)
-    groups: list[set[str]] = []
-    for site in graph:
-        if site.is_module or not op_named(site.op).same_dtype:
-            continue
-        arriving = arriving_at(graph, site, sources)
-        if len(arriving) > 1:
-            groups.append(set().union(*arriving))
-    return merged(groups)
-
-
 def meet_in_one_op(graph: PrecisionGraph) -> list[set[str]]:
     """Sets of module sites whose outputs meet in an op that promotes: FP32 may join either, FP16 and BF16 must not mix.
 
@@ -77,15 +59,22 @@ def _followed(graph: PrecisionGraph, site: Site, sources: dict[str, frozenset[st
 
 
 def arriving_at(graph: PrecisionGraph, site: Site, sources: dict[str, frozenset[str]]) -> list[frozenset[str]]:
-    """Sources of each floating tensor that ``site`` reads, by producer; its own parameters count as fixed."""
+    """Sources of each floating tensor that ``site`` reads, by producer; a tensor of the model is its own source."""
     found = [
         sources[producer]
         for producer in graph.graph.predecessors(site.id)
         if sources.get(producer) and any(takes_part(tensor, site) for tensor in graph.tensors(producer, site.id))
     ]
-    if any(parameter.meta.is_floating for parameter in site.params):
-        found.append(_FIXED)
-    return found
+    return found + [frozenset({name}) for name in held_by(graph, site)]
+
+
+def held_by(graph: PrecisionGraph, site: Site) -> frozenset[str]:
+    """``state_dict`` names of the model's floating tensors that a functional op reads, or a module is given."""
+    # A module's parameters are its own, under another's name where they are shared.
+    params = set() if site.is_module else {p.name for p in site.params if p.meta.is_floating}
+    inputs = zip(site.sources, site.inputs, strict=False)
+    buffers = {s for s, tensor in inputs if s and s != INPUT and s not in graph and takes_part(tensor, site)}
+    return frozenset(params | buffers)
 
 
 def takes_part(tensor: TensorMeta, site: Site) -> bool:

@@ -14,7 +14,7 @@ from amptune.core.nearest import nearest
 from amptune.errors import PlanError
 
 PLAN_VERSION = 1
-HOW = ("swap", "follow", "source", "autocast")
+HOW = ("swap", "follow", "source", "autocast", "own")
 BF16_MASTER = "bf16-master"
 PARAMS = ("bf16", BF16_MASTER)
 """Parameters in BF16 that are stepped themselves, or by way of FP32 master copies in the optimizer."""
@@ -31,14 +31,15 @@ class SitePlan:
         pad_in: the same for input features.
         strided: leave the padded output uncopied, because the code that follows takes it.
         how: how it is put in force: ``swap`` (module class swapped), ``follow`` (a functional op that runs in the
-            format of its inputs), ``source`` (the source line pins it), ``autocast`` (a local autocast region).
+            format of its inputs), ``source`` (the source line pins it), ``autocast`` (a local autocast region),
+            ``own`` (a parameter or buffer that a module holds beside its layers, which reads as a cast of itself).
         why: one sentence for the user.
     """
 
     format: Format
     scaling: str | None = None
     pad: int = 0
-    how: Literal["swap", "follow", "source", "autocast"] = "swap"
+    how: Literal["swap", "follow", "source", "autocast", "own"] = "swap"
     why: str = ""
     pad_in: int = 0
     strided: bool = False

@@ -28,7 +28,12 @@ def half_autocast(plan: Plan) -> Format | None:
 
 def modules(plan: Plan) -> dict[str, SitePlan]:
     """Sites that are modules: path -> decision. The root, "", is left out."""
-    return {path: site for path, site in plan.sites.items() if path and "#" not in path}
+    return {path: site for path, site in plan.sites.items() if path and "#" not in path and site.how != "own"}
+
+
+def held(plan: Plan) -> dict[str, SitePlan]:
+    """Parameters and buffers that the plan casts where a module reads them beside its layers."""
+    return {name: site for name, site in plan.sites.items() if site.how == "own" and site.format is not Format.FP32}
 
 
 def functions(plan: Plan) -> dict[str, SitePlan]:
@@ -96,6 +101,13 @@ def execution_lost(plan: Plan, *, tf32: str = "Set it in your script.") -> list[
         lost.append(
             Lost(
                 f"Padding is not part of it: {listed(padded)}", f"Make out_features a multiple of {multiple} yourself."
+            )
+        )
+    if held(plan):
+        lost.append(
+            Lost(
+                f"Casts of tensors that modules hold are not part of it: {listed(held(plan))}",
+                "Cast them where they are read.",
             )
         )
     if plan.channels_last:

@@ -37,6 +37,7 @@ class PatchSpec:
         modules: every module path of the model, containers and leaves; a glob of the table must not match one that
             the plan leaves alone.
         shared: further paths of a module that is reached by several -> its first path, which is its site id.
+        tensors: names of the parameters and buffers that modules hold beside their layers.
         top_class: the model's class where this file defines it, as ``Class`` or ``Outer.Class``.
         make_model: the function of this file that builds the model. Where there is no ``top_class``, as for a model
             from a package, what it returns is what the plan is applied to.
@@ -48,6 +49,7 @@ class PatchSpec:
     sites: tuple[SiteRef, ...] = ()
     modules: tuple[str, ...] = ()
     shared: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    tensors: tuple[str, ...] = ()
     top_class: str | None = None
     make_model: str | None = None
     loss: str | None = None
@@ -60,6 +62,7 @@ class PatchSpec:
         sites: Iterable[Site],
         *,
         module_paths: Iterable[tuple[str, int]] = (),
+        tensors: Iterable[str] = (),
         top_class: str | None = None,
         make_model: str | None = None,
         loss: str | None = None,
@@ -72,7 +75,7 @@ class PatchSpec:
             sites: sites of the graph.
             module_paths: (path, identity) of every module, duplicates included:
                 ``((n, id(m)) for n, m in model.named_modules(remove_duplicate=False))``.
-            top_class, make_model, loss, optimizer: as the attributes.
+            tensors, top_class, make_model, loss, optimizer: as the attributes.
         """
         paths = list(module_paths)
         first: dict[int, str] = {}
@@ -80,4 +83,5 @@ class PatchSpec:
         refs = tuple(
             SiteRef(site.id, site.code, site.module_type, site.location.path if site.location else "") for site in sites
         )
-        return cls(path, refs, tuple(name for name, _ in paths), shared, top_class, make_model, loss, optimizer)
+        names = tuple(name for name, _ in paths)
+        return cls(path, refs, names, shared, tuple(tensors), top_class, make_model, loss, optimizer)

@@ -43,7 +43,7 @@ def table_of(plan: Plan, spec: PatchSpec) -> list[Entry]:
     """
     values = _with_shared(site_values(plan), spec)
     whys = {name.partition("#")[0]: site.why for name, site in plan.sites.items()}
-    known = list(spec.modules) or list(values)
+    known = [*spec.modules, *spec.tensors] or list(values)
     entries: list[Entry] = []
     left = dict.fromkeys(values)
     for path in values:
@@ -66,7 +66,7 @@ def site_values(plan: Plan) -> dict[str, Value]:
     values: dict[str, Value] = {}
     for name, site in plan.sites.items():
         path, is_function, _ = name.partition("#")
-        if not is_function and site.how in ("swap", "autocast"):
+        if not is_function and site.how in ("swap", "autocast", "own"):
             values[path] = _value(site)
         elif is_function and site.how == "autocast" and (path not in regions or site.format is not Format.FP32):
             regions[path] = _value(site)
@@ -93,7 +93,7 @@ def check_table(entries: Sequence[Entry], plan: Plan, spec: PatchSpec) -> None:
         AssertionError: the table and the plan differ, which is a defect of ours.
     """
     values = site_values(plan)
-    known = set(spec.modules) or set(values)
+    known = {*spec.modules, *spec.tensors} or set(values)
     gone = [path for path in values if path not in known]
     if gone:
         raise PlanError(

@@ -30,6 +30,7 @@ _HOW = {
     "follow": "runs in the format of its inputs",
     "source": "pinned at its source line",
     "autocast": "in a local autocast region",
+    "own": "reads as a cast of itself",
 }
 
 

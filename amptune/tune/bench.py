@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amptune import __version__
-from amptune.apply.fits import check_fits
+from amptune.apply.fits import check_fits, names_in
 from amptune.capture import capture, load_target
 from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan, SitePlan
@@ -73,7 +73,7 @@ def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: P
         captured = capture(target)
         progress.notes((*target.notes, *captured.notes))
         if plan is not None and plan_path is not None:
-            check_fits(plan, captured.graph, {name for name, _ in target.make_model().named_modules()}, plan_path)
+            check_fits(plan, captured.graph, names_in(target.make_model()), plan_path)
         worker.job = job_of(options, target, captured)
         progress.stage("training the FP32 reference")
         prepared: Prepared = must(lambda: worker.request("prepare", timeout=SETUP_TIMEOUT), "the FP32 reference failed")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amptune.apply import paddings
+from amptune.apply import held_values, paddings
 from amptune.capture.fakes import map_tensors
 from amptune.core.choice import FP32, TF32, Choice
 from amptune.core.formats import Format
@@ -27,6 +27,7 @@ from amptune.tune.costcache import CostCache
 from amptune.tune.device import Device
 from amptune.tune.recipes import Candidate, backend_flags
 from amptune.tune.sitetimes import HEAD_START_CYCLES, Call, FloatTensor, Variant, time_site
+from amptune.tune.space import Space
 from amptune.tune.training import Workbench, loss_of, training
 
 HOPELESS = 5.0
@@ -91,6 +92,22 @@ def measure_costs(
     formats = {Format.FP32} | {choice.output_format for offered in choices.values() for choice in offered}
     casts = measure_casts(sorted(formats, key=list(Format).index), bench.device)
     return CostTable(sites, dict.fromkeys(casts, CastPrice(0.0, 0.0)) if fused else casts, images)
+
+
+def with_held(table: CostTable, model: nn.Module, space: Space) -> CostTable:
+    """The table with the tensors that modules hold beside their layers: each is cast once a step, and back again."""
+    tensors = held_values(model)
+    held = {
+        site: {
+            choice: SiteCost(table.cast(Format.FP32, choice.output_format, tensors[site].numel()))
+            for choice in group.site_choices(site)
+        }
+        for group in space.module_groups()
+        for site in group.sites
+        if site in space.held()
+    }
+    images = {**table.channels_last, **held} if table.channels_last else table.channels_last
+    return dataclasses.replace(table, sites={**table.sites, **held}, channels_last=images)
 
 
 @dataclasses.dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from amptune.apply import sources_of, takes_part
+from amptune.apply import held_by, sources_of, takes_part
 from amptune.core.graph import INPUT, PrecisionGraph, Site
 from amptune.core.tables import Edge
 from amptune.tune.space import LOSS, Space
@@ -30,7 +30,7 @@ def edges_of(graph: PrecisionGraph, space: Space) -> list[Edge]:
         elif site.module == LOSS:
             edges += _into_loss(graph, site, sources)
         else:
-            edges += _promotions(graph, site, sources)
+            edges += _promotions(graph, site, sources, planned)
     return edges
 
 
@@ -58,11 +58,13 @@ def _into_loss(graph: PrecisionGraph, site: Site, sources: Mapping[str, tuple[st
     return _into(graph, site, (LOSS,), {name: found for name, found in sources.items() if name in from_model})
 
 
-def _promotions(graph: PrecisionGraph, site: Site, sources: Mapping[str, tuple[str, ...]]) -> list[Edge]:
+def _promotions(
+    graph: PrecisionGraph, site: Site, sources: Mapping[str, tuple[str, ...]], planned: Collection[str]
+) -> list[Edge]:
     """The gradients that an op with operands of several formats casts back to each of them."""
-    fixed = [INPUT] if any(parameter.meta.is_floating for parameter in site.params) else []
     edges = _into(graph, site, (), sources)
-    union = tuple(sorted({name for edge in edges for name in edge.sources}.union(fixed)))
+    held = _decided(held_by(graph, site), planned)
+    union = tuple(sorted({name for edge in edges for name in edge.sources}.union(held)))
     into = (INPUT,) if INPUT in union else union
     return [
         Edge(edge.sources, into, edge.numel, _ONE_WAY)

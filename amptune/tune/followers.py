@@ -14,6 +14,7 @@ from amptune.analyze.calibrate import calibrated
 from amptune.analyze.device import present_gpu
 from amptune.analyze.kernels import Setting
 from amptune.analyze.sitekernels import kernels_of
+from amptune.apply import held_by
 from amptune.core.autocast import SiteDtypes
 from amptune.core.choice import TF32, Choice
 from amptune.core.formats import Format
@@ -70,7 +71,9 @@ def planned_sources(graph: PrecisionGraph, site_id: str, planned: Collection[str
     seen = {site_id}
     stack = [site_id]
     while stack:
-        for producer in graph.producers(stack.pop()):
+        here = graph[stack.pop()]
+        found |= held_by(graph, here) & set(planned)
+        for producer in graph.producers(here.id):
             if producer.id in planned:
                 found.add(producer.id)
             elif producer.id not in seen:

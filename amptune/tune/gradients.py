@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from amptune.apply import held_values
 from amptune.core.formats import Format
 from amptune.core.plan import Plan
 from amptune.core.scaler import GradientRecord, GradientStep
@@ -23,7 +24,9 @@ from amptune.tune.training import Workbench, seed_everything, training
 def record_gradients(bench: Workbench, plan: Plan, batches: Batches, seed: int) -> GradientRecord:
     """Magnitudes of grad_output and weight gradients of the plan's FP16 sites over the training steps, unscaled."""
     paths = [name for name, site in plan.sites.items() if site.format is Format.FP16 and site.how != "source"]
-    modules = [bench.model.get_submodule(path) for path in paths]
+    held = held_values(bench.model)
+    tensors = [held[path] for path in paths if path in held]
+    modules = [bench.model.get_submodule(path) for path in paths if path not in held]
     steps = []
     with training(bench, Candidate("fp32")) as run:
         recorder = _Recorder()
@@ -33,7 +36,7 @@ def record_gradients(bench: Workbench, plan: Plan, batches: Batches, seed: int) 
             for batch in batches.train:
                 recorder.clear()
                 run.step(batch)
-                recorder.add_gradients(modules)
+                recorder.add_gradients([*tensors, *(p for module in modules for p in module.parameters(recurse=False))])
                 steps.append(recorder.step())
         finally:
             for handle in handles:
@@ -71,12 +74,11 @@ class _Recorder:
             if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
                 tensor.register_hook(self._hook())
 
-    def add_gradients(self, modules: Sequence[torch.nn.Module]) -> None:
-        """Record the weight gradients of the modules."""
-        for module in modules:
-            for parameter in module.parameters(recurse=False):
-                if parameter.grad is not None:
-                    self._add(parameter.grad)
+    def add_gradients(self, weights: Sequence[torch.Tensor]) -> None:
+        """Record the gradients of weights, where they have any."""
+        for weight in weights:
+            if weight.grad is not None:
+                self._add(weight.grad)
 
     def step(self) -> GradientStep:
         """What was collected since ``clear``."""

@@ -6,6 +6,7 @@ again by itself, in each choice, at the moment that backward reaches it. Nothing
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ import torch
 from torch import nn
 from torch.autograd.graph import register_multi_grad_hook
 
+from amptune.apply import held_values
 from amptune.core.choice import FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.scaler import GradientRecord, GradientStep, static_scale
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity, joined
 from amptune.tune.gradients import exponent_histogram
 from amptune.tune.recipes import Candidate, backend_flags
-from amptune.tune.rounding import Result, SiteCall, floats_in
+from amptune.tune.rounding import Result, SiteCall, floats_in, to_format
 from amptune.tune.training import Workbench, loss_of, seed_everything, training
 
 MAX_ROWS = 4096
@@ -39,7 +41,8 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Error, overflow and magnitudes of every site in each of its ``choices``; weights are left as they were.
 
-    The first call of a module speaks for all its calls. What a site's arithmetic raises leaves it out.
+    The first call of a module speaks for all its calls. What a site's arithmetic raises leaves it out. Of a
+    site that is a tensor, casting changes its own values and gradients.
     """
     magnitudes: dict[str, tuple[GradientStep, GradientStep, GradientStep]] = {}
     found: dict[str, SiteSensitivity] = {}
@@ -47,19 +50,34 @@ def measure_sensitivity(
     def look(path: str, call: SiteCall) -> None:
         magnitudes[path] = _magnitudes(call)
 
-    of_weights = _pass(bench, choices, batch, seed, look)
+    tensors = {path: tensor for path, tensor in held_values(bench.model).items() if path in choices}
+    modules = {path: offered for path, offered in choices.items() if path not in tensors}
+    of_weights = _pass(bench, modules, tensors, batch, seed, look)
     scale = static_scale(GradientRecord((of_weights, *(gradients for _, _, gradients in magnitudes.values()))))
 
     def judge(path: str, call: SiteCall) -> None:
         progress(len(found), len(magnitudes))
         found[path] = _judge(_sampled(call), choices[path], magnitudes[path], scale)
 
-    _pass(bench, choices, batch, seed, judge)
+    def judge_held() -> None:
+        for path, tensor in tensors.items():
+            found[path] = _judge_held(tensor, choices[path], scale)
+
+    _pass(bench, modules, tensors, batch, seed, judge, judge_held)
     return Sensitivity(found, scale)
 
 
-def _pass(bench: Workbench, paths: Mapping[str, object], batch: Any, seed: int, seen: Seen) -> GradientStep:
-    """Forward and backward of the FP32 reference; ``seen`` gets the first call of each site with its gradients.
+def _pass(
+    bench: Workbench,
+    paths: Mapping[str, object],
+    tensors: Mapping[str, torch.Tensor],
+    batch: Any,
+    seed: int,
+    seen: Seen,
+    after: Callable[[], None] = lambda: None,
+) -> GradientStep:
+    """Forward and backward of the FP32 reference; ``seen`` gets the first call of each site with its gradients, and
+    ``after`` is called while ``tensors`` have theirs.
 
     Returns the magnitudes of the sites' weight gradients, which FP16 has to hold as well.
     """
@@ -67,7 +85,9 @@ def _pass(bench: Workbench, paths: Mapping[str, object], batch: Any, seed: int, 
         seed_everything(seed)
         with _watched(bench.model, paths, seen):
             loss_of(bench, Candidate("fp32"), batch).backward()
-        weights = (p.grad for path in paths for p in bench.model.get_submodule(path).parameters())
+        after()
+        parameters = (p for path in paths for p in bench.model.get_submodule(path).parameters())
+        weights = (p.grad for p in itertools.chain(parameters, tensors.values()))
         return joined(GradientStep(*exponent_histogram(grad)) for grad in weights if grad is not None)
 
 
@@ -167,20 +187,46 @@ def _judge(
         torch.manual_seed(seed)  # a dropout inside a site must drop the same elements each time
         return compute()
 
-    exact = run(call.exact)
+    def rounded(choice: Choice) -> Result:
+        return run(lambda: call.rounded(choice, scale))
+
+    return _compared(run(call.exact), rounded, choices, magnitudes, scale)
+
+
+def _judge_held(tensor: torch.Tensor, choices: Sequence[Choice], scale: float) -> SiteSensitivity:
+    """As ``_judge``, for a tensor that reads as a cast of itself: its values, and its gradient where it has one."""
+    exact = Result([tensor.detach()], [], [] if tensor.grad is None else [tensor.grad])
+
+    def rounded(choice: Choice) -> Result:
+        number_format, factor = choice.output_format, scale if choice.format is Format.FP16 else 1.0
+        grads = [to_format(grad * factor, number_format) / factor for grad in exact.weight_grads]
+        return Result([to_format(tensor.detach(), number_format)], [], grads)
+
+    values = GradientStep(*exponent_histogram(tensor))
+    gradient = joined(GradientStep(*exponent_histogram(grad)) for grad in exact.weight_grads)
+    return _compared(exact, rounded, choices, (values, values, gradient), scale)
+
+
+def _compared(
+    exact: Result,
+    rounded: Callable[[Choice], Result],
+    choices: Sequence[Choice],
+    magnitudes: tuple[GradientStep, GradientStep, GradientStep],
+    scale: float,
+) -> SiteSensitivity:
     errors: dict[Choice, RoundingError] = {}
     vetoes: dict[Choice, str] = {}
     for choice in choices:
         if choice == FP32:
             continue
-        rounded = run(lambda choice=choice: call.rounded(choice, scale))  # type: ignore[misc]
-        if veto := _overflow(exact, rounded, choice, magnitudes, scale):
+        result = rounded(choice)
+        if veto := _overflow(exact, result, choice, magnitudes, scale):
             vetoes[choice] = veto
         else:
             errors[choice] = RoundingError(
-                _relative(exact.outputs, rounded.outputs),
-                _relative(exact.input_grads, rounded.input_grads),
-                _relative(exact.weight_grads, rounded.weight_grads),
+                _relative(exact.outputs, result.outputs),
+                _relative(exact.input_grads, result.input_grads),
+                _relative(exact.weight_grads, result.weight_grads),
             )
     outputs = [GradientStep(*exponent_histogram(tensor)) for tensor in exact.outputs]
     activations, weights, gradients = magnitudes

@@ -13,7 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from amptune.apply import how_to_apply, meet_in_one_op, plannable_modules, strided_where_safe, tied_by_run
+from amptune.apply import (
+    held_tensors,
+    held_values,
+    how_to_apply,
+    meet_in_one_op,
+    plannable_modules,
+    strided_where_safe,
+    tied_by_run,
+)
 from amptune.core.choice import BF16, FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, PrecisionGraph, Site
@@ -33,7 +41,7 @@ COMPILED_LOSS = "fp32-compiled"
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)")
 
 
-How = Literal["swap", "follow", "source", "autocast"]
+How = Literal["swap", "follow", "source", "autocast", "own"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +111,11 @@ class Space:
     def module_groups(self) -> list[Group]:
         """Groups that choose a format."""
         return [group for group in self.groups if group.kind == "module"]
+
+    def held(self) -> frozenset[str]:
+        """Sites that are no modules: parameters and buffers that read as casts of themselves."""
+        pairs = (pair for group in self.groups for pair in zip(group.sites, group.how, strict=True))
+        return frozenset(site for site, how in pairs if how == "own")
 
     def offered(self) -> tuple[Choice, ...]:
         """Every choice beside FP32 that some group has, in order."""
@@ -269,7 +282,8 @@ def role_of(path: str) -> str:
 
 
 def _module_groups(bench: Workbench, graph: PrecisionGraph, batch: Any, choices: tuple[Choice, ...]) -> list[Group]:
-    """Modules with weights: same role and class decide together, and so does what meets in an op of one dtype."""
+    """Modules with weights, and tensors that a module holds beside its layers: same role and class decide together,
+    and so does what meets in an op of one dtype."""
     fp32 = Candidate("fp32")
     with training(bench, fp32):
 
@@ -277,6 +291,8 @@ def _module_groups(bench: Workbench, graph: PrecisionGraph, batch: Any, choices:
             loss_of(bench, fp32, batch)
 
         how: dict[str, How] = dict(plannable_modules(bench.model, run))
+        own: How = "own"
+        how |= dict.fromkeys(held_tensors(bench.model, graph, how, run), own)
         roles = _by_role(bench.model, how)
         ties = tied_by_run(bench.model, run, roles, low=choices[0].format, how=how)
     bench.restore()
@@ -300,10 +316,15 @@ def fp8_fits(module: nn.Module, site: Site) -> bool:
 def _by_role(model: nn.Module, paths: Iterable[str]) -> dict[str, list[str]]:
     """Name of a group -> paths with the same role, class and shapes of parameters: what costs and fails alike."""
     roles: dict[tuple[str, str, tuple[torch.Size, ...]], list[str]] = {}
+    held = held_values(model)
+    shapes: tuple[torch.Size, ...]
     for path in paths:
-        module = model.get_submodule(path)
-        shapes = tuple(parameter.shape for parameter in module.parameters())
-        roles.setdefault((role_of(path), type(module).__name__, shapes), []).append(path)
+        if path in held:
+            kind, shapes = "Tensor", (held[path].shape,)
+        else:
+            module = model.get_submodule(path)
+            kind, shapes = type(module).__name__, tuple(parameter.shape for parameter in module.parameters())
+        roles.setdefault((role_of(path), kind, shapes), []).append(path)
     count = Counter(role for role, _, _ in roles)
     return {role if count[role] == 1 else _told_apart(role, found): found for (role, _, _), found in roles.items()}
 

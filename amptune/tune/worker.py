@@ -38,7 +38,7 @@ from amptune.patch.spec import PatchSpec
 from amptune.tune.batches import Batches, load_batches
 from amptune.tune.childprocess import end_with_parent, quieten_torch, start_children_as_usual
 from amptune.tune.compilation import Compilation, cause_in_compiler, compile_apart, forget_compiled
-from amptune.tune.costs import measure_costs
+from amptune.tune.costs import measure_costs, with_held
 from amptune.tune.device import Device
 from amptune.tune.emitted import compare_emitted
 from amptune.tune.float8 import missing_note
@@ -173,7 +173,8 @@ class Worker:
 
     def costs(self, space: Space, graph: PrecisionGraph) -> CostTable:
         """Measure the cost table of the sites of ``space``; ``graph`` says how often each is called."""
-        groups = {site: group for group in space.module_groups() for site in group.sites}
+        held = space.held()
+        groups = {site: group for group in space.module_groups() for site in group.sites if site not in held}
         calls = {site: graph[site].calls if site in graph else 1 for site in groups}
         choices = {site: group.site_choices(site) for site, group in groups.items()}
 
@@ -188,6 +189,7 @@ class Worker:
                 self.bench, calls, self.batches.train[0], choices, progress,
                 fused=fused, layouts=space.channels_last, tf32=space.tf32,
             )  # fmt: skip
+            table = with_held(table, self.bench.model, space)
             halves = sorted({c.output_format for c in formats} - {Format.FP32}, key=list(Format).index)
             losses = measure_losses(self.bench, self.batches.train[0], space.losses, halves[0]) if halves else {}
             update, scaling = measure_update(self.bench) or (None, 0.0)

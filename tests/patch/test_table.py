@@ -83,6 +83,18 @@ def test_a_value_is_written_as_short_as_it_can_be_and_read_back():
         assert value_of(text) == value
 
 
+def test_tensors_that_blocks_hold_are_one_line():
+    own = {"format": "bf16", "how": "own"}
+    sites = {"blocks.0.fc": "bf16", "blocks.0.gamma": own, "blocks.1.fc": "bf16", "blocks.1.gamma": own, "table": own}
+    modules = ["blocks.0.fc", "blocks.1.fc", "blocks.0", "blocks.1", "blocks"]
+    spec = PatchSpec("model.py", modules=tuple(modules), tensors=("blocks.0.gamma", "blocks.1.gamma", "table"))
+    entries = table_of(plan_of(sites), spec)
+    check_table(entries, plan_of(sites), spec)
+    assert [(entry.key, spelled(entry.value)) for entry in entries] == [
+        ("blocks.*.fc", "bf16"), ("blocks.*.gamma", "bf16"), ("table", "bf16"),
+    ]  # fmt: skip
+
+
 def test_ops_that_follow_or_are_pinned_need_no_line():
     sites = {
         "fc": "bf16",

@@ -7,6 +7,7 @@ from torch import nn
 
 from amptune.capture import capture
 from amptune.core.choice import BF16, FP8, FP16, FP32
+from amptune.core.formats import Format
 from amptune.core.graph import INPUT, Gemm, PrecisionGraph, Site
 from amptune.core.tables import CostTable, Edge, SiteCost
 from amptune.tune.costmodel import CostModel
@@ -47,7 +48,7 @@ class Net(nn.Module):
     def forward(self, x):
         for block in self.blocks:
             x = x + self.drop(block(x))
-        return self.before(x) @ self.scale
+        return self.before(x) @ (2 * self.scale)
 
 
 def make_model():
@@ -89,8 +90,20 @@ def test_what_meets_in_a_matmul_decides_together(graph_and_space: tuple[Precisio
     groups = {site: group for group in space.groups for site in group.sites}
     attention = groups["blocks.0.q"]
     assert {"blocks.0.k", "blocks.0.v", "blocks.2.q", "blocks.2.v"} <= set(attention.sites)
-    assert groups["before"].kind == "fixed", "it meets a parameter that no plan casts"
+    assert groups["before"].kind == "fixed", "it meets a result that no plan casts"
     assert "drop" not in groups
+
+
+def test_a_parameter_in_a_product_decides_with_what_it_meets(make_bench: Make) -> None:
+    bench, batches = make_bench(BLOCKS.replace("(2 * self.scale)", "self.scale"))
+    space = build_space(bench, capture(bench.target).graph, batches.train[0])
+    group = next(group for group in space.groups if "scale" in group.sites)
+    assert "before" in group.sites
+    assert group.kind == "module"
+    assert group.how[group.sites.index("scale")] == "own"
+    assert space.held() == {"scale"}
+    plan = space.decode(space.uniform(BF16), CostTable({}, {}), {})
+    assert (plan.sites["scale"].format, plan.sites["scale"].how) == (Format.BF16, "own")
 
 
 def test_where_nothing_can_be_lowered_nothing_is_left_to_choose(make_bench: Make) -> None:

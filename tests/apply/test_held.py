@@ -1,0 +1,142 @@
+"""Which of the tensors that modules hold beside their layers a plan may cast, on captured models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from amptune.apply import apply, check_realised, held_tensors, held_values, plannable_modules
+from amptune.capture import TargetSpec, capture, load_target
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, SitePlan
+
+HEAD = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+        self.drop = nn.Dropout(0.1)
+        self.out = nn.Linear(8, 8)
+{init}
+
+    def forward(self, x):
+        x = self.inner(x)
+{forward}
+        return self.out(x)
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.randn(4, 6, 8), torch.zeros(4, 6, dtype=torch.long)
+
+
+def loss_fn(output, batch):
+    return F.cross_entropy(output.flatten(0, 1), batch[1].flatten()){loss}
+"""
+
+Find = Callable[..., list[str]]
+
+
+@pytest.fixture
+def find(tmp_path: Path) -> Find:
+    def found(init: str, forward: str, loss: str = "") -> list[str]:
+        indent = "        "
+        text = HEAD.format(
+            init="\n".join(indent + line for line in init.split("; ")),
+            forward="\n".join(indent + line for line in forward.split("; ")),
+            loss=loss,
+        )
+        path = tmp_path / "net.py"
+        path.write_text(text)
+        target = load_target(TargetSpec(str(path)))
+        model = target.make_model().train()
+        x = target.make_batch()[0]
+
+        def run() -> None:
+            with torch.no_grad():
+                model(x)
+
+        return held_tensors(model, capture(target).graph, plannable_modules(model, run), run)
+
+    return found
+
+
+P = "self.p = nn.Parameter(torch.randn(8))"
+
+
+@pytest.mark.parametrize(
+    ("init", "forward"),
+    [
+        (P, "x = x + self.p"),
+        ("self.p = nn.Parameter(torch.randn(8, 8))", "x = x @ self.p"),
+        ("self.register_buffer('p', torch.randn(1, 9, 8))", "x = x + self.p[:, :x.size(1)]"),
+        ("self.p = nn.Parameter(torch.randn(1, 1, 8))", "x = torch.cat([self.p.expand(len(x), -1, -1), x], 1)[:, 1:]"),
+        ("self.p = nn.Parameter(torch.randn(9, 8))", "x = x + self.p[torch.arange(6)]"),
+    ],
+)
+def test_what_meets_a_planned_layer(find: Find, init: str, forward: str) -> None:
+    assert find(init, forward) == ["p"]
+
+
+@pytest.mark.parametrize(
+    ("init", "forward"),
+    [
+        (P, "x = x * torch.exp(self.p)"),  # its own arithmetic comes first
+        (P, "x = x + self.p; x = x + torch.sigmoid(self.p)"),
+        ("self.p = nn.Parameter(torch.tensor(2.0))", "x = x * self.p"),  # a scalar raises nothing
+        (P, "x = x + self.p.sum()"),
+        ("self.register_buffer('p', torch.zeros(8))", "self.p.add_(x.mean((0, 1)).detach()); x = x + self.p"),
+        ("self.register_buffer('p', torch.zeros(8))", "self.p.data.add_(1.0); x = x + self.p"),
+        ("self.register_buffer('p', torch.zeros(8))", "self.p = self.p + x.mean((0, 1)).detach(); x = x + self.p"),
+        (P, "pass"),
+    ],
+)
+def test_what_does_not(find: Find, init: str, forward: str) -> None:
+    assert find(init, forward) == []
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.ones(8))
+        self.unused = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.fc(x)
+
+
+def _own(number_format: Format) -> SitePlan:
+    return SitePlan(number_format, how="own")
+
+
+def _check(model: nn.Module, plan: Plan) -> list[str]:
+    apply(model, plan)
+    return list(map(str, check_realised(model, lambda: model(torch.randn(2, 8)).float().sum().backward(), plan)))
+
+
+def test_a_plan_of_them_is_in_force() -> None:
+    plan = Plan(sites={"fc": SitePlan(Format.BF16), "scale": _own(Format.BF16)})
+    model = Scaled()
+    assert _check(model, plan) == []
+    assert model(torch.randn(2, 8)).dtype == torch.bfloat16
+    assert set(held_values(model)) == {"scale", "unused"}
+
+
+def test_one_that_nothing_reads_is_said() -> None:
+    found = _check(Scaled(), Plan(sites={"fc": SitePlan(Format.BF16), "unused": _own(Format.BF16)}))
+    assert len(found) >= 1
+    assert "unused" in found[0]
+    assert "nothing reads it" in found[0]

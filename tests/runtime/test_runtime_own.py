@@ -1,0 +1,212 @@
+"""Parameters and buffers that a module holds beside its layers, read as casts while its forward runs."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from amptune import runtime
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.0)
+        self.table = nn.Parameter(torch.randn(1, 9, 8))
+        self.register_buffer("waves", torch.randn(1, 9, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = x.shape[1]
+        return self.drop(x + self.table[:, :length] + self.waves[:, :length])
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, 8)
+        self.positions = Positions()
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.gain = nn.Parameter(torch.full((8,), 1.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.positions(self.embed(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.gain * x
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.full((8,), 0.1))
+        self.seen: list[torch.dtype] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x.dtype)
+        return x + self.scale * self.fc(x)
+
+
+LAYERS: dict[str, Any] = {"embed": "bf16", "blocks.*.fc": "bf16"}
+HELD: dict[str, Any] = {"positions.table": "bf16", "positions.waves": "bf16", "blocks.*.scale": "bf16", "gain": "bf16"}
+X = torch.randn(2, 5, 8)
+
+
+def test_without_them_a_plan_leaves_the_stream_in_fp32() -> None:
+    model = Net()
+    runtime.apply_plan(model, LAYERS)
+    assert model(X).dtype == torch.float32
+    assert model.blocks[1].seen == [torch.float32]
+
+
+def test_the_stream_has_their_format_and_they_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = Net()
+    before = copy.deepcopy(model.state_dict())
+    applied = runtime.apply_plan(model, LAYERS | HELD)
+    out = model(X)
+    assert out.dtype == torch.bfloat16
+    assert model.blocks[1].seen == [torch.bfloat16]
+    out.float().sum().backward()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None and gradient.dtype == torch.float32 for gradient in gradients.values())
+    assert applied.sites["gain"].how == "own"
+    applied.undo()
+    assert type(model) is Net
+    assert type(model.positions) is Positions
+    assert not [name for name in vars(model.positions) if name.startswith("_amptune")]
+    assert model(X).dtype == torch.float32
+
+
+def test_gradients_are_those_of_the_cast_written_by_hand() -> None:
+    torch.manual_seed(1)
+    model = Net()
+    twin = copy.deepcopy(model)
+    runtime.apply_plan(model, {"gain": "bf16"})
+    runtime.apply_plan(twin, {})
+    model(X).sum().backward()
+    low = twin.gain.bfloat16()
+    twin.gain.data = low.float().detach()
+    twin(X).sum().backward()
+    assert model.gain.grad is not None
+    assert twin.gain.grad is not None
+    assert torch.equal(model.gain.grad, twin.gain.grad.bfloat16().float())
+
+
+def test_outside_of_the_forward_the_parameter_is_itself() -> None:
+    """Weights are initialised, averaged and loaded through the attribute: a cast would take them without a word."""
+    model = Net()
+    runtime.apply_plan(model, HELD)
+    assert model.gain is model._parameters["gain"]
+    with torch.no_grad():
+        model.gain.fill_(3.0)
+        model.positions.table.zero_()
+    assert torch.equal(model.state_dict()["gain"], torch.full((8,), 3.0))
+    assert not model.positions.table.any()
+    model.gain = nn.Parameter(torch.zeros(8))
+    assert not model(X).any()
+    with pytest.raises(RuntimeError):
+        model(torch.randn(2, 5, 7))
+    assert model.positions.waves.dtype == torch.float32
+
+
+def test_changed_weights_are_read_anew() -> None:
+    model = Net()
+    runtime.apply_plan(model, LAYERS | HELD)
+    first = model(X)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    first.float().sum().backward()
+    optimizer.step()
+    model.blocks.requires_grad_(False)
+    with torch.no_grad():
+        model.embed.weight.zero_()
+        model.embed.bias.zero_()
+        model.positions.table.zero_()
+        model.positions.waves.zero_()
+    assert not torch.equal(model(X), first)
+
+
+def test_copies_and_pickles_read_as_casts_too() -> None:
+    model = Net()
+    runtime.apply_plan(model, LAYERS | HELD)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(X), model(X))
+        assert other(X).dtype == torch.bfloat16
+        runtime.undo_plan(other)
+        assert type(other) is Net
+
+
+def test_applied_twice_is_applied_once() -> None:
+    model = Net()
+    runtime.apply_plan(model, LAYERS | HELD)
+    cls = type(model.positions)
+    runtime.apply_plan(model, LAYERS | HELD)
+    assert type(model.positions) is cls
+
+
+def test_under_compile() -> None:
+    model = Net().eval()
+    runtime.apply_plan(model, LAYERS | HELD)
+    for block in model.blocks:
+        block.seen = _Forgets()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(X), model(X))
+
+
+class _Forgets(list):  # type: ignore[type-arg]
+    def append(self, value: object) -> None:
+        pass
+
+
+def test_a_recomputed_forward_reads_casts() -> None:
+    model = Net()
+    runtime.apply_plan(model, LAYERS | HELD)
+
+    def loss() -> torch.Tensor:
+        return model(X).float().square().mean()
+
+    loss().backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    torch.utils.checkpoint.checkpoint(loss, use_reentrant=False).backward()
+    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize(
+    ("sites", "words"),
+    [
+        ({"gain": "fp8_e4m3:tensorwise"}, "cast to fp32, bf16 or fp16"),
+        ({"gain": {"format": "bf16", "pad": 8}}, "not padded"),
+        ({"gain": {"format": "bf16", "how": "swap"}}, "leave out 'how'"),
+        ({"gains": "bf16"}, "did you mean 'gain'"),
+        ({"blocks.*.scales": "bf16"}, "does not have"),
+        ({"embed.weight": "bf16"}, "does not have"),
+    ],
+)
+def test_what_cannot_be_is_said(sites: dict[str, Any], words: str) -> None:
+    model = Net()
+    with pytest.raises(ValueError, match=words):
+        runtime.apply_plan(model, sites)
+    assert type(model) is Net
+
+
+class Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("btd,kde->btke", x, self.weight).amax(2)
+
+
+def test_a_layer_with_a_format_has_its_tensors_in_it() -> None:
+    with pytest.raises(ValueError, match="has a format, which its tensors follow"):
+        runtime.apply_plan(nn.Sequential(Gate()), {"0": "bf16", "0.weight": "bf16"})
