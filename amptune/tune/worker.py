@@ -44,6 +44,7 @@ from amptune.tune.emitted import compare_emitted
 from amptune.tune.float8 import missing_note
 from amptune.tune.followers import follower_prices, this_gpu, with_followers
 from amptune.tune.gradients import record_gradients
+from amptune.tune.kernelerrors import plain_reason
 from amptune.tune.kernels import tensor_core_share
 from amptune.tune.losses import measure_losses, measure_update
 from amptune.tune.lowparams import check_params
@@ -334,7 +335,7 @@ def serve(connection: Connection) -> None:
             connection.send(("error", error))
         except Exception as error:
             place = place_of(error)
-            reason = cause_in_compiler(error) or _one_line(error) + (f" ({place})" if place else "")
+            reason = cause_in_compiler(error) or plain_reason(error, place)
             connection.send(("failure", (reason, traceback.format_exc(), _is_fatal(error), bool(place))))
 
 
@@ -342,11 +343,6 @@ def _import_ahead() -> None:
     """Import what a compiled loss and FP8 casts need on a GPU while the parent captures the model: seconds of work."""
     if torch.cuda.is_available():
         importlib.import_module("torch._inductor.compile_fx")
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")
 
 
 def _is_fatal(error: Exception) -> bool:
