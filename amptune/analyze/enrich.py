@@ -1,10 +1,10 @@
 """What rules need of the fx nodes beyond the PrecisionGraph: order of operands, explicit casts, memory layout.
 
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
-``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``viewed``, ``copied``, ``channels_last``, ``integers``,
-``fp32_limit``, ``exact``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random``, ``kept``, ``one_hot``,
-``called``, ``later_sources`` and, of nn.MultiheadAttention, ``fused`` that the class describes, and empties a ``dtype``
-that is another tensor's. A site whose nodes do not line up with its inputs is left as it is.
+``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``viewed``, ``copied``, ``rearranged``, ``channels_last``,
+``integers``, ``fp32_limit``, ``exact``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random``, ``kept``,
+``one_hot``, ``called``, ``later_sources`` and, of nn.MultiheadAttention, ``fused`` that the class describes, and
+empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left as it is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import fx
 
 from amptune.analyze.constants import NodeBounds
 from amptune.analyze.dtypes import LITERAL, FollowedDtypes, explicit_cast, family, root, source, walk
+from amptune.analyze.einsums import copied
 from amptune.analyze.layouts import is_channels_last, order_in_memory
 from amptune.analyze.views import counted_views
 from amptune.core.autocast import UNKNOWN
@@ -196,6 +197,8 @@ def _facts(
             yield "mask_strided", True
     if site.op == "multi_head_attention":
         yield from _fused_inside(covered)
+    if site.op == "einsum" and (found := copied(site.attrs.get("equation"), _multiplied(site, covered[0], positions))):
+        yield "rearranged", found
     integers = {index: count for node, index in positions.items() if (count := _integers(root(node)))}
     if integers:
         yield "integers", integers
@@ -206,6 +209,13 @@ def _facts(
         layout = is_channels_last(outside[0])
         if layout is not None:
             yield "channels_last", layout
+
+
+def _multiplied(site: Site, node: fx.Node, positions: Mapping[fx.Node, int]) -> list[tuple[fx.Node, bool]]:
+    """The operands of an einsum, each with whether it has a gradient."""
+    given = [argument for argument in _one_by_one(node.args) if isinstance(argument, fx.Node)]
+    trained = any(param.meta.requires_grad for param in site.params)
+    return [(each, site.inputs[positions[each]].requires_grad if each in positions else trained) for each in given]
 
 
 def _operands(site: Site, covered: Sequence[fx.Node], positions: Mapping[fx.Node, int]) -> Iterator[tuple[str, Any]]:

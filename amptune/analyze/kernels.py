@@ -25,8 +25,8 @@ from amptune.core.roofline import (
     traffic_seconds,
 )
 
-ATTRS_READ = ("channels_last", "is_causal", "masked", "mask_strided", "dropout_p", "copied", "stride", "dilation",
-              "in_place", "strided", "fused", "batch_first", "embed_dim", "kdim", "vdim", "dropout",
+ATTRS_READ = ("channels_last", "is_causal", "masked", "mask_strided", "dropout_p", "copied", "rearranged", "stride",
+              "dilation", "in_place", "strided", "fused", "batch_first", "embed_dim", "kdim", "vdim", "dropout",
               "called", "dim", "s")  # fmt: skip
 """The arguments of ops that kernels depend on."""
 

@@ -2,7 +2,8 @@
 
 What wants contiguous operands, by torch's sources: norms over rows and softmaxes (``expect_contiguous``), a linear
 layer with a batch of matrices, whose operand is folded into one matrix (``should_fold`` of LinearAlgebra.cpp; its bias
-is then added by a kernel of its own), and products of batches, whose leading dimensions are folded into one.
+is then added by a kernel of its own), products of batches, whose leading dimensions are folded into one, and what an
+einsum says itself (``analyze.einsums``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 
 from amptune.analyze.kernels import Move, Setting, has_bias, input_bytes, move, output_bytes
 from amptune.core.autocast import SiteDtypes
-from amptune.core.graph import Site
+from amptune.core.graph import DTYPE_BYTES, Site
 from amptune.core.ops import Family, op_named
 from amptune.core.roofline import Traffic
 
@@ -28,6 +29,10 @@ def copies(site: Site, dtypes: SiteDtypes, *, backward: bool) -> Iterator[Move]:
         if site.inputs[index].requires_grad or not backward:
             kind = Traffic.LAYOUT if order[-1] == len(site.inputs[index].shape) - 1 else Traffic.TURNED
             yield move(kind, 2 * sizes[index], dtypes.inputs[index])
+    rearranged, suffix = site.attrs.get("rearranged") or {}, "_back" if backward else ""
+    for name, kind in (("rows", Traffic.LAYOUT), ("turned", Traffic.TURNED)):
+        if elements := rearranged.get(name + suffix):
+            yield move(kind, 2 * elements * DTYPE_BYTES.get(dtypes.compute, 4), dtypes.compute)
     if copied and not backward and site.op == "linear" and has_bias(site):
         yield move(Traffic.UNROLLED, 2 * sum(output_bytes(site, dtypes)), dtypes.compute)
 

@@ -190,6 +190,21 @@ def test_views_on_the_way_are_counted_and_a_reshape_of_a_transposed_tensor_is_a_
     assert found["copied"] == 32
 
 
+@pytest.mark.parametrize("frontend", ["record-fake", "record-real"])
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        # Two leading dimensions that a product of batches cannot take as one: both operands are cloned, and so is the
+        # gradient that comes back in the result's order.
+        ("q = h.view(2, 2, 2, 4); return torch.einsum('bthd,bshd->bhts', q, q * 2)", {"rows": 64}),
+        ("q = h.view(2, 2, 8); return torch.einsum('btd,bsd->bts', q, q * 2)", None),
+        ("q = h.view(2, 2, 2, 4); return torch.einsum('bhtd,bshd->bths', q, q * 2)", {"rows": 32, "rows_back": 16}),
+    ],
+)
+def test_what_an_einsum_copies(body: str, expected: dict[str, int] | None, frontend: str, tmp_path: Path) -> None:
+    assert attrs(body, tmp_path, frontend, "#einsum.0").get("rearranged") == expected
+
+
 @pytest.mark.parametrize("frontend", FRONTENDS)
 def test_a_mask_with_a_strided_last_dimension(frontend: str, tmp_path: Path) -> None:
     body = "q = h.view(1, 2, 2, 8); return F.scaled_dot_product_attention(q, q, q, attn_mask={})"

@@ -70,6 +70,16 @@ def test_a_product_of_batches_copies_heads_that_lie_between_tokens() -> None:
     assert _moves(_strided(product, at0=(0, 2, 1, 3)), Traffic.LAYOUT)[0] == 2 * 4 * heads.numel
 
 
+def test_an_einsum_copies_what_it_says() -> None:
+    heads = tensor(8, 128, 12, 64)
+    product = Site("scores", "einsum", "function", "", inputs=(heads, heads), outputs=(tensor(8, 12, 128, 128),),
+                   sources=("q", "k"), gemms=(Gemm(128, 128, 64, 96),))  # fmt: skip
+    found = dataclasses.replace(product, attrs={"rearranged": {"rows": 100, "turned_back": 10}})
+    assert _moves(product, Traffic.LAYOUT) == _moves(product, Traffic.TURNED) == (0, 0)
+    assert _moves(found, Traffic.LAYOUT) == (2 * 4 * 100, 0)
+    assert _moves(found, Traffic.TURNED) == (0, 2 * 4 * 10)
+
+
 @pytest.mark.parametrize("orders", [{}, {"at0": TURNED, "at1": TURNED}])
 def test_a_sum_of_tensors_that_lie_alike_reads_them_in_order(orders: dict[str, tuple[int, ...]]) -> None:
     site = _strided(op("sum", "add", "x", "y", shape=SHAPE), **orders)
