@@ -56,7 +56,7 @@ def table(data: dict[str, Any]) -> str:
     ]
     rows = sorted(data["rows"], key=lambda row: row["step_ms"]["median"] if row["step_ms"] else float("inf"))
     lines += [_line(row, is_best=row["recipe"] == data["best_stock"]) for row in rows]
-    lines.append("speedup: over the best valid stock recipe, marked *; mean of paired rounds")
+    lines.append("speedup: over the best valid stock recipe, marked *; median of paired rounds")
     return "\n".join(lines)
 
 

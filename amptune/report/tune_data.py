@@ -108,7 +108,7 @@ class TuneData:
         stock: the stock recipes, as they were measured in their trials.
         best: what was emitted, with its step time in the repeats.
         best_stock: the fastest valid stock recipe, with its step time in the repeats.
-        speedup, speedup_low: of ``best`` over ``best_stock``, mean of paired rounds and lower end of the interval.
+        speedup, speedup_low: of ``best`` over ``best_stock``, median of paired rounds and lower end of the interval.
         formats_only: speedup without the choices of loss and layout; None when it was not measured.
         tolerance, noise: largest loss gap that is allowed, and the reference's own, as shares.
         raw: all fields, for what is shown as it is.

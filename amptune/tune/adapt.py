@@ -149,8 +149,7 @@ def _has_wrong_gradient(group: Group, record: TrialRecord) -> bool:
 
 
 def _noise(measured: Sequence[TrialRecord], step_ms: float) -> float:
-    spreads = [(float(r.outcome.step_ms["high"]) - float(r.outcome.step_ms["low"])) / 1.35
-               for r in measured if r.outcome.step_ms]  # fmt: skip
+    spreads = [r.outcome.spread_ms for r in measured if r.outcome.step_ms]
     return max(statistics.median(spreads) if spreads else 0.0, NOISE_FLOOR * step_ms)
 
 

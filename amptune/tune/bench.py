@@ -19,7 +19,8 @@ from amptune.tune.process import TrialError, WorkerProcess, must
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.run import SETUP_TIMEOUT, job_of, started_worker
-from amptune.tune.timing import StepTime, pooled, speedup_interval
+from amptune.tune.speedup import Speedup
+from amptune.tune.timing import StepTime, pooled
 from amptune.tune.worker import Measured, Prepared
 
 BENCH_VERSION = 1
@@ -203,7 +204,8 @@ def report(rows: Sequence[Row], prepared: Prepared, options: TuneOptions, rounds
 def _row_json(row: Row, best: Row | None) -> dict[str, Any]:
     speedup = low = None
     if best and row.rounds:
-        speedup, low = speedup_interval(best.rounds, row.rounds)
+        found = Speedup.of(best.rounds, row.rounds)
+        speedup, low = found.ratio, found.low
     return {
         "recipe": row.name,
         "kind": row.kind,

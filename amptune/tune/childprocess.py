@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import os
@@ -39,3 +40,14 @@ def quieten_torch() -> None:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
     if "TORCH_LOGS" not in os.environ:
         torch._logging.set_logs(all=logging.CRITICAL)  # type: ignore[attr-defined]
+
+
+def import_ahead() -> None:
+    """Import what a compiled loss and FP8 casts need on a GPU while the parent captures the model: seconds of work."""
+    if torch.cuda.is_available():
+        importlib.import_module("torch._inductor.compile_fx")
+
+
+def is_fatal(error: Exception) -> bool:
+    """Whether the process can no longer be trusted: after a CUDA fault every later call fails."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | torch.AcceleratorError) or "CUDA error" in str(error)

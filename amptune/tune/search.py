@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -31,6 +32,7 @@ from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.space import FOLLOW, Space
 from amptune.tune.steering import Steering
 from amptune.tune.study import Outcome, StudyFile, TrialRecord
+from amptune.tune.timing import Yardstick
 from amptune.tune.worker import Measured, Prepared
 
 GIVE_UP_FACTOR = 3.0
@@ -38,6 +40,8 @@ GIVE_UP_FACTOR = 3.0
 GIVE_UP_MS = 20.0
 """And is this much slower, so that a hiccup in a step of a millisecond does not count."""
 MAX_DUPLICATES = 20
+AS_FAST = 1.5
+"""What unsteady steps are timed in turns with takes at most this many times the best step: it is timed for each."""
 
 
 @dataclasses.dataclass
@@ -229,11 +233,32 @@ class Search:
             base = self._with_prediction(base, point)
         limit = min((r.outcome.median_ms for r in self.records() if r.outcome.valid), default=math.inf)
         limit_ms = max(GIVE_UP_FACTOR * limit, limit + GIVE_UP_MS) if math.isfinite(limit) else None
+        beside = self._beside()
+        yardstick = self._yardstick(beside) if beside else None
         try:
-            measured = self.worker.request("trial", candidate, limit_ms, timeout=self.options.trial_timeout)
+            measured = self.worker.request("trial", candidate, limit_ms, yardstick, timeout=self.options.trial_timeout)
         except TrialError as failure:
             return dataclasses.replace(base, reason=failure.reason, worker_lost=failure.worker_lost)
-        return _limited(_outcome(base, measured), self.options.max_memory)
+        outcome = _limited(_outcome(base, measured), self.options.max_memory)
+        return _paired(outcome, measured, beside.number, yardstick) if beside and yardstick else outcome
+
+    def _beside(self) -> TrialRecord | None:
+        """The trial that unsteady steps are compared with: the first unsteady one that is not far slower than the best.
+
+        Always the same one where it can be, so that all ratios compare. A compiled yardstick would have to be compiled
+        anew for each trial.
+        """
+        if self.options.compile_with is not None or self.options.objective != "time":
+            return None
+        measured = [record for record in self.records() if record.outcome.step_ms]
+        best_ms = min((r.outcome.median_ms for r in measured if r.outcome.valid), default=math.inf)
+        unsteady = (r for r in measured if r.outcome.unsteady and r.outcome.median_ms <= AS_FAST * best_ms)
+        return next(unsteady, None)
+
+    def _yardstick(self, record: TrialRecord) -> Yardstick:
+        recipe = record.outcome.recipe
+        candidate = self.recipes[recipe] if recipe else plan_candidate(self.plan_of(record))
+        return Yardstick(candidate, record.outcome.median_ms)
 
     def _with_prediction(self, outcome: Outcome, point: dict[str, str]) -> Outcome:
         known = self.knowledge()
@@ -273,7 +298,19 @@ def _outcome(base: Outcome, measured: Measured) -> Outcome:
         evaluation=quality.evaluation,
         launch_bound=measured.step.launch_bound,
         launch_ms=measured.step.launch_ms,
+        unsteady=measured.step.unsteady,
     )
+
+
+def _paired(outcome: Outcome, measured: Measured, number: int, yardstick: Yardstick) -> Outcome:
+    """The outcome with how its step compares with the yardstick's of trial ``number``, where it was timed beside it."""
+    if measured.step is None or not measured.step.ratios:
+        return outcome
+    ratios = measured.step.ratios
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    paired = {"trial": number, "ratio": round(middle, 4), "low": round(low, 4), "high": round(high, 4),
+              "count": len(ratios)}  # fmt: skip
+    return dataclasses.replace(outcome, paired=paired, paired_ms=yardstick.milliseconds_of(measured.step))
 
 
 def _limited(outcome: Outcome, max_memory: int | None) -> Outcome:
@@ -295,4 +332,7 @@ def describe(number: int, outcome: Outcome) -> str:
         return f"trial {number}: {name}: {outcome.state}: {outcome.reason}"
     gap = f", loss gap {outcome.loss_gap:+.3%}" if outcome.loss_gap is not None else ""
     tail = "" if outcome.valid else f", not valid: {outcome.reason}"
-    return f"trial {number}: {name}: {outcome.median_ms:.2f} ms a step{gap}{tail}"
+    beside = ""
+    if outcome.paired:
+        beside = f", {outcome.paired['ratio']:.3f} of trial {outcome.paired['trial']}'s beside it"
+    return f"trial {number}: {name}: {outcome.measured_ms:.2f} ms a step{beside}{gap}{tail}"

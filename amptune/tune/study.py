@@ -24,6 +24,8 @@ JOURNAL = "study.journal"
 LOCK = ".study.lock"
 HEADER = "header"
 NUM_STARTUP_TRIALS = 8
+NORMAL_QUARTILES = 1.35
+"""Standard deviations between the quartiles of a normal distribution."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +37,11 @@ class Outcome:
     ``worker_lost`` says that the worker died or hung or lost the device, which may have had another cause.
     ``memory_excess`` is the memory minus the allowed one, where there is a limit. ``predicted_ms`` was predicted before
     the measurement, ``table_ms`` by the cost table alone, without what earlier trials taught. ``launch_ms`` is what
-    Python takes to queue a step, where that is known. ``seconds``: what the trial took to compare the formats that ran,
-    to measure its step, and to judge how it trains.
+    Python takes to queue a step, where that is known. ``unsteady`` says that the time depends on the host's moment;
+    then ``paired`` holds how the step compares with the one of an earlier trial that was timed again in turns with it:
+    its number (``trial``), the median ``ratio`` with quartiles, and how many ratios (``count``). ``paired_ms`` is the
+    ratio times that trial's step. ``seconds``: what the trial took to compare the formats that ran, to measure its
+    step, and to judge how it trains.
     """
 
     kind: str
@@ -57,6 +62,9 @@ class Outcome:
     compile_seconds: float | None = None
     launch_bound: bool = False
     launch_ms: float | None = None
+    unsteady: bool = False
+    paired: Mapping[str, Any] | None = None
+    paired_ms: float | None = None
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     failing: Sequence[str] = ()
     worker_lost: bool = False
@@ -73,14 +81,31 @@ class Outcome:
 
     @property
     def median_ms(self) -> float:
-        """Step time; infinite when there is none."""
+        """Step time to rank by: paired where it depends on the moment; infinite when there is none."""
+        return self.measured_ms if self.paired_ms is None else self.paired_ms
+
+    @property
+    def measured_ms(self) -> float:
+        """Step time as the clock had it; infinite when there is none."""
         return float(self.step_ms["median"]) if self.step_ms else math.inf
+
+    @property
+    def spread_ms(self) -> float:
+        """Standard deviation of the step time, from quartiles; of the middle of its ratios where it is paired."""
+        if self.paired and self.paired_ms is not None:
+            ratio, count = float(self.paired["ratio"]), int(self.paired["count"])
+            return self.paired_ms * _spread(self.paired) / ratio / math.sqrt(count)
+        return _spread(self.step_ms) if self.step_ms else 0.0
 
     def score(self, objective: str) -> tuple[float, float]:
         """What is to be small: the step time, or the memory and then the step time."""
         if objective == "time":
             return self.median_ms, 0.0
         return math.inf if self.memory_bytes is None else float(self.memory_bytes), self.median_ms
+
+
+def _spread(quartiles: Mapping[str, Any]) -> float:
+    return (float(quartiles["high"]) - float(quartiles["low"])) / NORMAL_QUARTILES
 
 
 class TrialRecord:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,8 +24,26 @@ MAX_STEPS = 50
 SECONDS = 1.0
 LAUNCH_BOUND = 0.9
 """Share of the step that queueing it takes, from which on the GPU waits for Python."""
-T_95 = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
-"""One-sided 95 % quantiles of Student's t for 1 to 9 degrees of freedom."""
+UNSTEADY = 0.05
+"""Distance of the quartiles, as a share of the median, from which on steps depend on the moment."""
+PAIRS = 4
+"""Blocks of the yardstick that an unsteady candidate is measured between."""
+PAIRED_MS = 150.0
+"""Length of such a block: the fast and slow moments of a host last longer."""
+PAIRED_STEPS = 4
+"""Fewest steps of such a block."""
+PAIRED_WARMUP = 2
+NOT_PAIRED_MS = 60.0
+"""Steps that take longer are not paired: a trial would take seconds more, and the GPU is seldom waiting in them."""
+BEATEN = 1.15
+"""A candidate that takes this many times the yardstick's step in all pairs so far needs no more of them."""
+AGREED = 1.01
+"""The largest ratio is less than this many times the smallest where a host is calm."""
+YOUNG = 1
+"""Oldest generation of objects that is collected before timed steps: what putting a candidate in force left behind. The
+worker has frozen what is older, and looking through all of it takes as long as many steps."""
+BLOCK_MS = 250.0
+"""Length of a block when candidates are measured in turns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +51,7 @@ class StepTime:
     """Milliseconds of one training step: median and quartiles, with the raw repeats, and peak memory where known.
 
     ``launch_ms`` is what Python takes to queue one step on an idle GPU; None where steps wait for the GPU in between.
+    ``ratios`` are those to the step of a yardstick that was timed immediately before or after; empty where none was.
     """
 
     median: float
@@ -39,11 +60,17 @@ class StepTime:
     repeats: tuple[float, ...]
     memory: int | None = None
     launch_ms: float | None = None
+    ratios: tuple[float, ...] = ()
 
     @property
     def launch_bound(self) -> bool:
         """Whether the GPU waits for Python: then fewer or faster kernels change nothing."""
         return self.launch_ms is not None and self.launch_ms >= LAUNCH_BOUND * self.median
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether the time depends on how fast the host is at the moment, so that only neighbours compare."""
+        return self.launch_bound or self.high - self.low > UNSTEADY * self.median
 
     @classmethod
     def of(cls, repeats: Sequence[float]) -> StepTime:
@@ -59,31 +86,105 @@ class StepTime:
                 "repeats": len(self.repeats)}  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class Yardstick:
+    """What an unsteady candidate is timed in turns with, and the milliseconds of its step when it was measured."""
+
+    candidate: Candidate
+    step_ms: float
+
+    def milliseconds_of(self, step: StepTime) -> float:
+        """What a step would have taken at that moment; as measured where it was not paired."""
+        return statistics.median(step.ratios) * self.step_ms if step.ratios else step.median
+
+
 def measure_step(
-    bench: Workbench, candidate: Candidate, batches: Batches, limit_ms: float | None = None
+    bench: Workbench,
+    candidate: Candidate,
+    batches: Batches,
+    limit_ms: float | None = None,
+    yardstick: Yardstick | None = None,
 ) -> tuple[StepTime | None, int | None, float | None]:
     """Step time, peak memory in bytes (``None`` on a CPU), and seconds of compiling (``None`` in eager mode).
 
     The time is ``None`` when a step of the warm-up takes longer than ``limit_ms``: hopelessly slow candidates (16-bit
-    convolutions on a CPU can be 90 times slower) are not worth the wait.
+    convolutions on a CPU can be 90 times slower) are not worth the wait. An unsteady candidate is measured in turns
+    with the ``yardstick``, where there is one, in place of more steps by itself.
     """
-    device = bench.device
+    limit = math.inf if limit_ms is None else limit_ms
     with training(bench, candidate) as run:
-        warm = [_seconds(run, batches.train[i % len(batches.train)]) * 1e3 for i in range(WARMUP_STEPS)]
-        # The first step sets up kernels and optimizer state, so it says nothing; the fastest of the others does.
-        elapsed = min(warm[1:])
-        compiling = (sum(warm) - len(warm) * elapsed) / 1e3 if bench.compilation else None
-        if limit_ms is not None and elapsed > limit_ms:
-            # Another program may have had the machine: a second look before the candidate is given up.
-            elapsed = min(_seconds(run, batch) * 1e3 for batch in batches.train[:WARMUP_STEPS])
-            if elapsed > limit_ms:
-                return None, None, compiling
-        count = min(MAX_STEPS, max(MIN_STEPS, int(SECONDS * 1e3 / max(elapsed, 1e-3))))
-        device.reset_peak_memory()  # the compiler's own trials of kernels are not part of a step
-        step = timed_steps(run, batches, count)
-        if device.is_cuda and not run.waits_for_device:
-            step = dataclasses.replace(step, launch_ms=queueing_ms(run, batches))
-        return step, device.peak_memory(), compiling
+        elapsed, compiling = _warmed_up(run, batches, limit)
+        step = _alone(run, batches, elapsed, yardstick) if elapsed <= limit else None
+        memory = bench.device.peak_memory()
+    if step is None:
+        if yardstick is None or elapsed > limit * _slower_now(bench, yardstick, batches):
+            return None, None, compiling
+        return measure_step(bench, candidate, batches, None, yardstick)
+    if _is_paired(step, yardstick):
+        assert yardstick is not None
+        step = _beside(bench, candidate, yardstick.candidate, batches, step)
+    return step, memory, compiling
+
+
+def _warmed_up(run: Run, batches: Batches, limit: float) -> tuple[float, float | None]:
+    """Milliseconds of a step once it is warm, and the seconds of compiling."""
+    warm = [_seconds(run, batches.train[i % len(batches.train)]) * 1e3 for i in range(WARMUP_STEPS)]
+    # The first step sets up kernels and optimizer state, so it says nothing; the fastest of the others does.
+    elapsed = min(warm[1:])
+    compiling = (sum(warm) - len(warm) * elapsed) / 1e3 if run.bench.compilation else None
+    if elapsed > limit:
+        # Another program may have had the machine: a second look before the candidate is given up.
+        elapsed = min(_seconds(run, batch) * 1e3 for batch in batches.train[:WARMUP_STEPS])
+    return elapsed, compiling
+
+
+def _alone(run: Run, batches: Batches, elapsed: float, yardstick: Yardstick | None) -> StepTime:
+    """Steps of a candidate that takes about ``elapsed`` milliseconds; few of them where pairs will follow."""
+    device = run.bench.device
+    count = min(MAX_STEPS, max(MIN_STEPS, int(SECONDS * 1e3 / max(elapsed, 1e-3))))
+    device.reset_peak_memory()  # the compiler's own trials of kernels are not part of a step
+    gc.collect(YOUNG)
+    step = timed_steps(run, batches, MIN_STEPS)
+    if device.is_cuda and not run.waits_for_device:
+        step = dataclasses.replace(step, launch_ms=queueing_ms(run, batches))
+    if count == MIN_STEPS or _is_paired(step, yardstick):
+        return step
+    return joined([step, timed_steps(run, batches, count - MIN_STEPS)])
+
+
+def _is_paired(step: StepTime, yardstick: Yardstick | None) -> bool:
+    return yardstick is not None and step.unsteady and step.median <= NOT_PAIRED_MS
+
+
+def _slower_now(bench: Workbench, yardstick: Yardstick, batches: Batches) -> float:
+    """How many times slower the host is than when the yardstick was measured; at least 1."""
+    return max(1.0, _block(bench, yardstick.candidate, batches, PAIRED_STEPS).median / yardstick.step_ms)
+
+
+def _beside(
+    bench: Workbench, candidate: Candidate, yardstick: Candidate, batches: Batches, first: StepTime
+) -> StepTime:
+    """The candidate's step time with its ratios to the yardstick's: blocks of both in turns, each of the yardstick's
+    between two of the candidate's, of which ``first`` is one."""
+    count = min(MAX_STEPS, max(PAIRED_STEPS, int(PAIRED_MS / max(first.median, 1e-3))))
+    blocks, ratios = [first], list[float]()
+    while len(blocks) <= PAIRS and not _is_told(ratios):
+        beside = _block(bench, yardstick, batches, count).median
+        blocks.append(_block(bench, candidate, batches, count))
+        ratios += [block.median / beside for block in blocks[-2:]]
+    return dataclasses.replace(joined(blocks), ratios=tuple(ratios))
+
+
+def _is_told(ratios: Sequence[float]) -> bool:
+    """Whether more ratios would say the same: both pairs so far agree, or the candidate is far slower."""
+    return bool(ratios) and (min(ratios) > BEATEN or (len(ratios) >= 4 and max(ratios) < AGREED * min(ratios)))
+
+
+def _block(bench: Workbench, candidate: Candidate, batches: Batches, count: int) -> StepTime:
+    with training(bench, candidate) as run:
+        timed_steps(run, batches, PAIRED_WARMUP)
+        gc.collect(YOUNG)
+        return timed_steps(run, batches, count)
 
 
 def queueing_ms(run: Run, batches: Batches) -> float:
@@ -120,14 +221,16 @@ def measure_interleaved(
     progress: Callable[[int], None] = lambda _round: None,
 ) -> list[list[StepTime]]:
     """Step times of several candidates, one list of rounds each, measured in turns, so that a drift of the machine
-    hits all of them alike."""
+    hits all of them alike. Every other round goes backwards, so that none always has the same neighbours."""
     repeats: list[list[StepTime]] = [[] for _ in candidates]
     for index in range(rounds):
-        for candidate, times in zip(candidates, repeats, strict=True):
+        order = list(zip(candidates, repeats, strict=True))
+        for candidate, times in reversed(order) if index % 2 else order:
             with training(bench, candidate) as run:
                 warm = timed_steps(run, batches, WARMUP_STEPS)
-                count = min(MAX_STEPS, max(5, int(SECONDS * 1e3 / max(warm.repeats[-1], 1e-3) / 2)))
+                count = min(MAX_STEPS, max(5, int(BLOCK_MS / max(warm.repeats[-1], 1e-3))))
                 bench.device.reset_peak_memory()
+                gc.collect(YOUNG)
                 step = timed_steps(run, batches, count)
                 times.append(dataclasses.replace(step, memory=bench.device.peak_memory()))
         progress(index + 1)
@@ -139,17 +242,10 @@ def pooled(rounds: Sequence[StepTime]) -> StepTime:
     return StepTime.of([time for one in rounds for time in one.repeats])
 
 
-def speedup_interval(slower: Sequence[StepTime], faster: Sequence[StepTime]) -> tuple[float, float]:
-    """Mean ratio of medians over paired rounds and the lower end of its one-sided 95 % interval (Student's t).
-
-    No end is below 0, where the interval of a few rounds far apart may reach: a ratio of times is positive.
-    """
-    ratios = [a.median / b.median for a, b in zip(slower, faster, strict=True)]
-    mean = statistics.fmean(ratios)
-    if len(ratios) < 2:
-        return mean, mean
-    quantile = T_95[min(len(ratios) - 1, len(T_95)) - 1]
-    return mean, max(0.0, mean - quantile * statistics.stdev(ratios) / len(ratios) ** 0.5)
+def joined(blocks: Sequence[StepTime]) -> StepTime:
+    """All repeats of all blocks, with what else the first one knows."""
+    found = pooled(blocks)
+    return dataclasses.replace(blocks[0], median=found.median, low=found.low, high=found.high, repeats=found.repeats)
 
 
 def _seconds(run: Run, batch: Any) -> float:

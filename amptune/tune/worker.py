@@ -7,7 +7,7 @@ parent starts a new one and goes on.
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import gc
 import io
 import math
 import os
@@ -36,7 +36,13 @@ from amptune.core.tables import CostTable
 from amptune.errors import AmptuneError
 from amptune.patch.spec import PatchSpec
 from amptune.tune.batches import Batches, load_batches
-from amptune.tune.childprocess import end_with_parent, quieten_torch, start_children_as_usual
+from amptune.tune.childprocess import (
+    end_with_parent,
+    import_ahead,
+    is_fatal,
+    quieten_torch,
+    start_children_as_usual,
+)
 from amptune.tune.compilation import Compilation, cause_in_compiler, compile_apart, forget_compiled
 from amptune.tune.costs import measure_costs, with_held
 from amptune.tune.device import Device
@@ -53,7 +59,7 @@ from amptune.tune.quality import NUM_ORDERS, Quality, Reference, judge, measure_
 from amptune.tune.recipes import Candidate, plan_candidate, stock_candidates
 from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.space import COMPILED_LOSS, Space, build_space
-from amptune.tune.timing import StepTime, measure_interleaved, measure_step
+from amptune.tune.timing import StepTime, Yardstick, measure_interleaved, measure_step
 from amptune.tune.training import Workbench, eager, training, whole
 
 COULD_WIN = 1.1
@@ -145,6 +151,10 @@ class Worker:
             self.report("training the FP32 reference", 0, 0)
             with eager(self.bench):
                 self._reference = measure_reference(self.bench, self.batches, self.options.tolerance, self.options.seed)
+            # What is there now stays, and is more than the user's own process holds: its garbage collector would look
+            # through all of it in the middle of a timed step.
+            gc.collect()
+            gc.freeze()
         return self._reference
 
     def prepare(self) -> Prepared:
@@ -210,8 +220,11 @@ class Worker:
         with eager(self.bench):  # each site is looked at by a hook, for which a compiler would compile again
             return measure_sensitivity(self.bench, choices, self.batches.train[0], self.options.seed, progress)
 
-    def trial(self, candidate: Candidate, limit_ms: float | None) -> Measured:
-        """Check the realised formats, measure the step, then the quality of one candidate."""
+    def trial(self, candidate: Candidate, limit_ms: float | None, yardstick: Yardstick | None = None) -> Measured:
+        """Check the realised formats, measure the step, then the quality of one candidate.
+
+        An unsteady step is measured in turns with the yardstick's.
+        """
         self.prepare()
         self._forget_compiled()
         clock = Clock()
@@ -220,30 +233,35 @@ class Worker:
         if mismatches:
             return Measured(None, None, None, mismatches)
         clock.lap("formats")
-        step, memory, compile_seconds = measure_step(self.bench, candidate, self.batches, limit_ms)
+        step, memory, compile_seconds = measure_step(self.bench, candidate, self.batches, limit_ms, yardstick)
         clock.lap("step")
         if step is None:
             return Measured(None, None, None, compile_seconds=compile_seconds, seconds=clock.laps)
-        quality = self._judge(candidate, step)
+        step_ms = yardstick.milliseconds_of(step) if yardstick else step.median
+        quality = self._judge(candidate, step_ms)
         clock.lap("quality")
         if quality.valid:
-            self._best_ms = min(self._best_ms, step.median)
+            self._best_ms = min(self._best_ms, step_ms)
         return Measured(step, memory, quality, compile_seconds=compile_seconds, seconds=clock.laps)
 
-    def _judge(self, candidate: Candidate, step: StepTime) -> Quality:
+    def _judge(self, candidate: Candidate, step_ms: float) -> Quality:
         if candidate == Candidate("fp32") and self.bench.compilation is None:
             return reference_itself(self.reference, self.batches)
-        could_win = step.median <= COULD_WIN * self._best_ms
+        could_win = step_ms <= COULD_WIN * self._best_ms
         orders = NUM_ORDERS if could_win or candidate.is_stock else 1
         return judge(self.bench, candidate, self.batches, self.reference, self.options.seed, orders)
 
-    def repeat(self, candidates: list[Candidate], rounds: int) -> list[list[StepTime]]:
-        """Measure finalists in turns; in compile mode each model whole, as the user will run it."""
+    def repeat(self, candidates: list[Candidate], rounds: int, is_more: bool = False) -> list[list[StepTime]]:
+        """Measure finalists in turns; in compile mode each model whole, as the user will run it.
+
+        ``is_more``: of what was repeated just before, whose compiled code is still good.
+        """
 
         def progress(done: int) -> None:
             self.report("repeating the finalists", done, rounds)
 
-        self._forget_compiled()
+        if not is_more:
+            self._forget_compiled()
         with whole(self.bench):
             return measure_interleaved(self.bench, candidates, self.batches, rounds, progress)
 
@@ -316,7 +334,7 @@ def serve(connection: Connection) -> None:
     worker: Worker | None = None
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _import_ahead()
+        import_ahead()
         job: Job = connection.recv()
     except (EOFError, KeyboardInterrupt):
         return
@@ -336,15 +354,4 @@ def serve(connection: Connection) -> None:
         except Exception as error:
             place = place_of(error)
             reason = cause_in_compiler(error) or plain_reason(error, place)
-            connection.send(("failure", (reason, traceback.format_exc(), _is_fatal(error), bool(place))))
-
-
-def _import_ahead() -> None:
-    """Import what a compiled loss and FP8 casts need on a GPU while the parent captures the model: seconds of work."""
-    if torch.cuda.is_available():
-        importlib.import_module("torch._inductor.compile_fx")
-
-
-def _is_fatal(error: Exception) -> bool:
-    """Whether the process can no longer be trusted: after a CUDA fault every later call fails."""
-    return isinstance(error, torch.cuda.OutOfMemoryError | torch.AcceleratorError) or "CUDA error" in str(error)
+            connection.send(("failure", (reason, traceback.format_exc(), is_fatal(error), bool(place))))

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
+from typing import Any
 
 import pytest
 
+from amptune.tune import timing
 from amptune.tune.recipes import Candidate
-from amptune.tune.timing import StepTime, measure_interleaved, measure_step, pooled, queueing_ms, speedup_interval
-from amptune.tune.training import training
+from amptune.tune.timing import StepTime, Yardstick, measure_interleaved, measure_step, pooled, queueing_ms
+from amptune.tune.training import Run, training
 
 from .conftest import MLP, Make
+from .hosts import Host
 
 SLOW = MLP.replace("def forward(self, ids):", "def forward(self, ids):\n        import time; time.sleep(0.02)")
 
@@ -43,33 +47,8 @@ def test_timing_leaves_the_weights_as_they_were(make_bench: Make) -> None:
     assert all(bool((bench.initial[k] == v).all()) for k, v in bench.model.state_dict().items())
 
 
-def rounds(*medians: float) -> list[StepTime]:
-    return [StepTime.of([m, m, m]) for m in medians]
-
-
-def test_a_speedup_beyond_the_noise_has_a_lower_end_above_one() -> None:
-    mean, low = speedup_interval(rounds(2.0, 2.02, 1.98), rounds(1.0, 1.01, 1.0))
-    assert mean == pytest.approx(2.0, rel=0.01)
-    assert 1.9 < low < mean
-
-
-def test_paired_rounds_cancel_a_drift() -> None:
-    _, low = speedup_interval(rounds(2.0, 4.0, 8.0), rounds(1.9, 3.8, 7.6))
-    assert low > 1.05
-
-
-def test_noise_is_no_speedup() -> None:
-    _, low = speedup_interval(rounds(1.0, 1.3, 0.9), rounds(1.1, 0.9, 1.0))
-    assert low < 1.0
-
-
-def test_no_speedup_is_negative() -> None:
-    _, low = speedup_interval(rounds(1.0, 9.0), rounds(1.0, 1.0))
-    assert low == 0.0
-
-
 def test_pooling_keeps_every_repeat() -> None:
-    assert pooled(rounds(1.0, 3.0)).repeats == (1.0, 1.0, 1.0, 3.0, 3.0, 3.0)
+    assert pooled([StepTime.of([m] * 3) for m in (1.0, 3.0)]).repeats == (1.0, 1.0, 1.0, 3.0, 3.0, 3.0)
 
 
 def test_a_step_is_launch_bound_where_queueing_it_takes_as_long() -> None:
@@ -88,3 +67,115 @@ def test_queueing_is_the_quickest_of_a_few_steps(make_bench: Make) -> None:
         run.step(batches.train[0])
         assert time.perf_counter() - started >= 0.3, "the first batch must be slow for the test to say something"
         assert 20 <= queueing_ms(run, batches) < 200
+
+
+MS = {"fp32": 27.0, "tf32": 27.0 / 1.08}
+
+
+@pytest.fixture
+def timed_by(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Steps of a candidate take what ``MS`` says, on a host with a clock of its own."""
+
+    def use(host: Host) -> list[str]:
+        steps: list[str] = []
+
+        def step(run: Run, _batch: object) -> None:
+            steps.append(run.candidate.name)
+            host.step(MS[run.candidate.name])
+
+        clock = type("Clock", (), {"perf_counter": staticmethod(lambda: host.now)})
+        monkeypatch.setattr(timing, "time", clock)
+        monkeypatch.setattr(Run, "step", step)
+        return steps
+
+    return use
+
+
+@pytest.mark.parametrize("dwell", [1.5, 6.0, 30.0])
+def test_an_unsteady_step_is_compared_with_its_neighbours(
+    make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch, dwell: float
+) -> None:
+    """By itself a step is off by up to a third; its ratio to the yardstick beside it by a percent."""
+    bench, batches = make_bench()
+    monkeypatch.setattr(StepTime, "launch_bound", True)
+    yardstick = Yardstick(Candidate("fp32"), 27.0)
+    alone, beside = [], []
+    for seed in range(40):
+        timed_by(Host(seed, dwell))
+        step, _, _ = measure_step(bench, Candidate("tf32", tf32=True), batches, yardstick=yardstick)
+        assert step is not None
+        alone.append(abs(step.median / MS["tf32"] - 1))
+        beside.append(abs(yardstick.milliseconds_of(step) / MS["tf32"] - 1))
+    assert sum(alone) / len(alone) > 0.1
+    assert sum(beside) / len(beside) < 0.02
+
+
+def test_a_calm_host_needs_fewer_pairs(make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, batches = make_bench()
+    monkeypatch.setattr(StepTime, "launch_bound", True)
+    monkeypatch.setattr(Host, "step", lambda self, ms: self.wait(ms / 1e3))
+    timed_by(Host(0))
+    step, _, _ = measure_step(
+        bench, Candidate("tf32", tf32=True), batches, yardstick=Yardstick(Candidate("fp32"), 27.0)
+    )
+    assert step is not None
+    assert step.ratios == pytest.approx([1 / 1.08] * 4)
+
+
+def test_a_steady_step_is_not_paired(make_bench: Make, timed_by: Any) -> None:
+    bench, batches = make_bench()
+    steps = timed_by(Host(0, calm=True))
+    step, _, _ = measure_step(bench, Candidate("tf32", tf32=True), batches, yardstick=Yardstick(Candidate("fp32"), 1.0))
+    assert step is not None
+    assert not step.unsteady
+    assert step.ratios == ()
+    assert set(steps) == {"tf32"}
+    assert Yardstick(Candidate("fp32"), 1.0).milliseconds_of(step) == step.median
+
+
+def test_a_candidate_that_is_clearly_slower_is_not_paired_to_the_end(
+    make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, batches = make_bench()
+    monkeypatch.setitem(MS, "tf32", 40.0)
+    monkeypatch.setattr(StepTime, "launch_bound", True)
+    steps = timed_by(Host(0, calm=True))
+    step, _, _ = measure_step(bench, Candidate("tf32", tf32=True), batches, yardstick=Yardstick(Candidate("fp32"), 9.0))
+    assert step is not None
+    assert len(step.ratios) == 2
+    assert steps.count("fp32") < 10
+
+
+def test_rounds_are_measured_there_and_back(make_bench: Make, timed_by: Any) -> None:
+    bench, batches = make_bench()
+    steps = timed_by(Host(0, calm=True))
+    measure_interleaved(bench, [Candidate("fp32"), Candidate("tf32", tf32=True)], batches, rounds=2)
+    blocks = [name for name, before in zip(steps, ["", *steps], strict=False) if name != before]
+    assert blocks == ["fp32", "tf32", "fp32"]
+
+
+def test_garbage_is_collected_before_the_timed_steps(
+    make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not within them: what a plan's making left behind is nothing that a step of the user's pays for."""
+    bench, batches = make_bench()
+    steps = timed_by(Host(0, calm=True))
+    collected: list[int] = []
+    monkeypatch.setattr(gc, "collect", lambda _generation: collected.append(len(steps)))
+    measure_step(bench, Candidate("fp32"), batches)
+    assert collected == [timing.WARMUP_STEPS]
+
+
+def test_nothing_is_given_up_because_the_host_is_slower_now(
+    make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, batches = make_bench()
+    monkeypatch.setitem(MS, "tf32", 60.0)
+    timed_by(Host(0, calm=True))
+    candidate, limit = Candidate("tf32", tf32=True), 40.0
+    twice_as_fast_then, as_fast_then = (Yardstick(Candidate("fp32"), ms) for ms in (13.5, 27.0))
+    step, _, _ = measure_step(bench, candidate, batches, limit, twice_as_fast_then)
+    assert step is not None
+    assert step.median == pytest.approx(60.0, rel=0.01)
+    assert measure_step(bench, candidate, batches, limit, as_fast_then) == (None, None, None)
+    assert measure_step(bench, candidate, batches, limit) == (None, None, None)
