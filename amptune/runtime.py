@@ -103,10 +103,11 @@ class Site:
 
 
 class _State(threading.local):
-    """Per thread: weight casts of the outermost forward that is running, the groups of modules whose weights are cast
-    together in it, and how deep we are in our own regions."""
+    """Per thread: weight casts of the outermost forward that is running, those of modules that it has not called yet,
+    the groups of modules whose weights are cast together in it, and how deep we are in our own regions."""
 
     casts: dict[Any, Any] | None = None
+    unused: dict[tuple[int, int], Any] | None = None
     groups: Sequence[_Group] = ()
     regions: int = 0
 
@@ -124,6 +125,7 @@ _UNCHANGED = contextlib.nullcontext()
 # Asked at each call: a name of this file is found sooner than one in a package of torch.
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _are_transforms_active = torch._C._are_functorch_transforms_active
 _graph_task = torch._C._current_graph_task_id
@@ -266,6 +268,9 @@ def _reusable_casts() -> dict[Any, Any] | None:
 
 def _weight_and_bias(module: Any, dtype: torch.dtype) -> Any:
     """Both in ``dtype``. On a GPU those of the module's group are cast together at the first call of one of them."""
+    lows = _unused_casts(module)
+    if lows is not None:
+        return lows
     own = module._parameters
     weight, bias = own.get("weight"), own.get("bias")
     if weight is None or (bias is None and "bias" not in own):  # computed anew for each use, by a parametrization say
@@ -275,8 +280,29 @@ def _weight_and_bias(module: Any, dtype: torch.dtype) -> Any:
 
 def _weight_alone(module: Any, dtype: torch.dtype) -> Any:
     """As ``_weight_and_bias``, for a module without bias."""
-    weight = module._parameters.get("weight")
-    return _low(module, module.weight if weight is None else weight, None, dtype)[0]
+    lows = _unused_casts(module)
+    if lows is None:
+        weight = module._parameters.get("weight")
+        lows = _low(module, module.weight if weight is None else weight, None, dtype)
+    return lows[0]
+
+
+def _unused_casts(module: Any) -> Any:
+    """Weight and bias as this forward cast them for the module, at its first call; None where there is nothing that
+    fits. Nearly every call ends here, so that it asks only whether these are the parameters that were cast, unchanged.
+    """
+    if _is_dynamo_compiling():
+        return None
+    unused = _state.unused
+    if not unused:
+        return None
+    found = unused.pop(module._amptune_group, None)
+    if found is None:
+        return None
+    weight, version, bias, bias_version, lows = found
+    own = module._parameters
+    is_same = own.get("weight") is weight and own.get("bias") is bias and weight._version == version
+    return lows if is_same and (bias is None or bias._version == bias_version) else None
 
 
 def _low(module: Any, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Any:
@@ -291,20 +317,23 @@ def _low(module: Any, weight: Tensor | None, bias: Tensor | None, dtype: torch.d
                 return _weight(weight, dtype, None), _weight(bias, dtype, None)
             module.__dict__["_amptune_reused"] = True
         return _weight(weight, dtype, casts), _weight(bias, dtype, casts)
-    place = module.__dict__.get("_amptune_group")
-    held: Any = None if place is None else casts.get(place[0]) or _cast_group_of(module, place, casts)
+    place = module._amptune_group
+    held: Any = None
+    if place is not None:
+        held = casts.get(place[0])
+        if held is None and _cast_group_of(module, place, casts):
+            lows = _unused_casts(module)
+            if lows is not None:
+                return lows
     if held is not None:
         at = place[1]
-        parameters, versions, lows, used = held
+        parameters, versions, lows = held
         if (
             parameters[at] is weight
             and parameters[at + 1] is bias
             and weight._version == versions[at]
             and (bias is None or bias._version == versions[at + 1])
         ):  # what was cast, unchanged
-            if at not in used:
-                used.add(at)
-                return lows[at], lows[at + 1]
             return _again(weight, lows[at]), _again(bias, lows[at + 1])
     return _weight(weight, dtype, casts), _weight(bias, dtype, casts)
 
@@ -319,26 +348,37 @@ def _again(parameter: Tensor | None, low: Tensor | None) -> Any:
     return low if low is None or low is parameter else _Reuse.apply(parameter, low.detach())  # type: ignore[no-untyped-call]
 
 
+class _Batch(NamedTuple):
+    """Parameters that one call casts to ``dtype``, and their slots in the group."""
+
+    dtype: torch.dtype
+    slots: list[int]
+    parameters: tuple[Tensor, ...]
+
+
 class _Recipe(NamedTuple):
     """How the weights and biases of a group are cast; two slots for each module, in order."""
 
-    slots: list[tuple[dict[str, Any], str]]
+    owners: list[dict[str, Any]]
+    names: list[str]
     parameters: list[Tensor | None]
-    trains: list[bool | None]
-    batches: list[tuple[torch.dtype, list[int]]]
-    """dtype, and the slots that are cast to it by one call"""
+    present: list[Tensor]
+    trains: list[bool]
+    """of those that are present"""
+    batches: list[_Batch]
+    filled: list[int]
+    """slots of the weights that are there"""
 
     def holds(self) -> bool:
         """Whether the parameters are those that the recipe was made for, frozen where they were.
 
         One that was moved or cast since is cast rightly all the same.
         """
-        found = [own.get(name) for own, name in self.slots]
-        return all(map(operator.is_, found, self.parameters)) and _which_train(found) == self.trains
+        found = map(dict.get, self.owners, self.names)
+        return all(map(operator.is_, found, self.parameters)) and list(map(_trains, self.present)) == self.trains
 
 
-def _which_train(parameters: Sequence[Tensor | None]) -> list[bool | None]:
-    return [None if parameter is None else parameter.requires_grad for parameter in parameters]
+_trains = operator.attrgetter("requires_grad")
 
 
 class _Group:
@@ -352,41 +392,50 @@ class _Group:
         return {"modules": self.modules, "recipe": None}
 
 
-def _cast_group_of(module: Any, place: tuple[int, int], casts: dict[Any, Any]) -> Any:
-    """Cast the group of a module: its parameters, the versions that were cast, the casts, and the slots in use.
+def _cast_group_of(module: Any, place: tuple[int, int], casts: dict[Any, Any]) -> bool:
+    """Cast the group of a module, if it has one here: ``casts`` gets its parameters, the versions that were cast, and
+    the casts.
 
     What had the format stands for its own cast. The graph of a cast is for the first use.
     """
     number, at = place
     group = _state.groups[number] if number < len(_state.groups) else None
     if group is None or at // 2 >= len(group.modules) or group.modules[at // 2] is not module:
-        return None
+        return False
     recipe = group.recipe
     if recipe is None or not recipe.holds():
         recipe = group.recipe = _find_recipe(group.modules)
     parameters = recipe.parameters
     versions = [None if parameter is None else parameter._version for parameter in parameters]
     lows: list[Any] = list(parameters)
-    for dtype, slots in recipe.batches:
-        for slot, low in zip(slots, _cast_alike(dtype, [lows[slot] for slot in slots]), strict=True):
+    for dtype, slots, alike in recipe.batches:
+        for slot, low in zip(slots, _cast_alike(dtype, alike), strict=True):
             lows[slot] = low
-    casts[number] = held = (parameters, versions, lows, set[int]())
-    return held
+    casts[number] = parameters, versions, lows
+    unused: Any = _state.unused
+    for at in recipe.filled:
+        also = at + 1
+        unused[number, at] = parameters[at], versions[at], parameters[also], versions[also], (lows[at], lows[also])
+    return True
 
 
 def _find_recipe(modules: Sequence[Any]) -> _Recipe:
-    slots = [(module._parameters, name) for module in modules for name in ("weight", "bias")]
-    parameters: list[Tensor | None] = [own.get(name) for own, name in slots]
-    batches: dict[Any, list[int]] = {}
+    owners = [module._parameters for module in modules for _ in range(2)]
+    names = ["weight", "bias"] * len(modules)
+    parameters: list[Tensor | None] = list(map(dict.get, owners, names))
+    alike: dict[Any, dict[int, Tensor]] = {}
     for slot, parameter in enumerate(parameters):
         dtype = modules[slot // 2]._amptune.dtype
         if parameter is not None and parameter.dtype != dtype:
             key = dtype, parameter.dtype, parameter.requires_grad, parameter.device
-            batches.setdefault(key, []).append(slot)
-    return _Recipe(slots, parameters, _which_train(parameters), [(key[0], slots) for key, slots in batches.items()])
+            alike.setdefault(key, {})[slot] = parameter
+    present = [parameter for parameter in parameters if parameter is not None]
+    batches = [_Batch(key[0], list(found), tuple(found.values())) for key, found in alike.items()]
+    filled = [at for at in range(0, len(parameters), 2) if parameters[at] is not None]
+    return _Recipe(owners, names, parameters, present, list(map(_trains, present)), batches, filled)
 
 
-def _cast_alike(dtype: torch.dtype, parameters: list[Tensor]) -> Sequence[Tensor]:
+def _cast_alike(dtype: torch.dtype, parameters: tuple[Tensor, ...]) -> Sequence[Tensor]:
     """Casts of parameters of one dtype on one device that all train, or none."""
     if not parameters[0].requires_grad:
         with torch.no_grad():
@@ -895,6 +944,8 @@ class _Planned:
     """What the planned classes share. ``_amptune`` is set when the class of an existing module is changed."""
 
     _amptune: Site
+    _amptune_group: tuple[int, int] | None = None
+    """Number of the group that the module's weights are cast with, and the slot of its weight there."""
 
     def extra_repr(self) -> str:
         """The module's own text, and the format."""
@@ -906,16 +957,26 @@ class _Planned:
 
 
 class _PlannedOne(_Planned):
-    """One that computes from one tensor, by ``_compute``."""
+    """One that computes from one tensor, its weight and its bias, by ``_op``."""
 
-    _compute: Callable[[Any], Tensor]
+    _op: Callable[[Tensor, Any, Any], Tensor]
+
+    _compute_padded: Callable[[Tensor], Tensor]
+    """Of those that can be padded."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As the module's own forward, in the planned format, with autocast off."""
-        if _is_any_autocast_enabled():
+        site = self._amptune
+        if site.pad or site.pad_in:
             with _without_autocast(input):
-                return self._compute(input)
-        return self._compute(input)
+                return self._compute_padded(input)
+        dtype = site.dtype
+        weight, bias = _weight_and_bias(self, dtype)
+        x = input if input.dtype == dtype else _cast(input, dtype)
+        if _is_any_autocast_enabled():
+            with _without_autocast(x):
+                return self._op(x, weight, bias)
+        return self._op(x, weight, bias)
 
 
 class PlannedLinear(_PlannedOne, nn.Linear):
@@ -925,12 +986,13 @@ class PlannedLinear(_PlannedOne, nn.Linear):
     ``strided``, because ``.view`` of a strided tensor can raise in the code that follows.
     """
 
-    def _compute(self, input: Tensor) -> Tensor:
+    def _op(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def _compute_padded(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         site = self._amptune
         x = _cast(input, site.dtype)
-        if not (site.pad or site.pad_in):
-            return F.linear(x, *_weight_and_bias(self, site.dtype))
         casts, (rows, columns) = _reusable_casts(), site.padded(self.weight)
         weight = _weight(self.weight, site.dtype, casts, rows, columns)
         x = _padded_features(x, -1, columns - self.weight.shape[1])
@@ -979,12 +1041,13 @@ class _PlannedConv(_PlannedOne):
     bias: Any
     _conv_forward: Callable[..., Tensor]
 
-    def _compute(self, input: Tensor) -> Tensor:
+    def _op(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x, weight, bias)
+
+    def _compute_padded(self, input: Tensor) -> Tensor:
         """As the convolution's own forward, channels padded as the plan says."""
         site = self._amptune
         x = _cast(input, site.dtype)
-        if not (site.pad or site.pad_in):
-            return self._conv_forward(x, *_weight_and_bias(self, site.dtype))
         casts, channels, (rows, columns) = _reusable_casts(), 1 - self.weight.dim(), site.padded(self.weight)
         x = _padded_features(x, channels, columns - self.weight.shape[1])
         weight = _weight(self.weight, site.dtype, casts, rows, columns)
@@ -1074,11 +1137,8 @@ class PlannedEmbeddingBag(_Planned, nn.EmbeddingBag):
 class PlannedLayerNorm(_PlannedOne, nn.LayerNorm):
     """LayerNorm in the planned format; the kernel takes mean and variance in float32."""
 
-    def _compute(self, input: Tensor) -> Tensor:
-        """(..., *normalized_shape) -> the same shape."""
-        dtype = self._amptune.dtype
-        weight, bias = _weight_and_bias(self, dtype)
-        return F.layer_norm(_cast(input, dtype), self.normalized_shape, weight, bias, self.eps)
+    def _op(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class PlannedRMSNorm(_Planned, nn.RMSNorm):
@@ -1086,26 +1146,21 @@ class PlannedRMSNorm(_Planned, nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., *normalized_shape) -> the same shape."""
-        if _is_any_autocast_enabled():
-            with _without_autocast(x):
-                return self._compute(x)
-        return self._compute(x)
-
-    def _compute(self, x: Tensor) -> Tensor:
         dtype = self._amptune.dtype
+        weight = _weight_alone(self, dtype)
         # Without an eps torch takes the epsilon of the input's dtype, which would change with the plan.
         eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
-        return F.rms_norm(_cast(x, dtype), self.normalized_shape, _weight_alone(self, dtype), eps)
+        if _is_any_autocast_enabled():
+            with _without_autocast(x):
+                return F.rms_norm(_cast(x, dtype), self.normalized_shape, weight, eps)
+        return F.rms_norm(_cast(x, dtype), self.normalized_shape, weight, eps)
 
 
 class PlannedGroupNorm(_PlannedOne, nn.GroupNorm):
     """GroupNorm in the planned format; the kernel takes mean and variance in float32."""
 
-    def _compute(self, input: Tensor) -> Tensor:
-        """(N, C, ...) -> the same shape."""
-        dtype = self._amptune.dtype
-        weight, bias = _weight_and_bias(self, dtype)
-        return F.group_norm(_cast(input, dtype), self.num_groups, weight, bias, self.eps)
+    def _op(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 
 class _PlannedStatistics(_Planned):
@@ -1151,13 +1206,15 @@ class PlannedInstanceNorm3d(_PlannedStatistics, nn.InstanceNorm3d):
     """InstanceNorm3d on input in the planned format."""
 
 
-class PlannedPReLU(_PlannedOne, nn.PReLU):
+class PlannedPReLU(_Planned, nn.PReLU):
     """PReLU in the planned format."""
 
-    def _compute(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(N, C, ...) -> the same shape."""
         dtype = self._amptune.dtype
-        return F.prelu(_cast(input, dtype), _weight_alone(self, dtype))
+        weight = _weight_alone(self, dtype)
+        with _without_autocast(input):
+            return F.prelu(_cast(input, dtype), weight)
 
 
 class PlannedBilinear(_Planned, nn.Bilinear):
@@ -1294,9 +1351,11 @@ def _run_rms_norm(module: Any, inner: Callable[..., Any], args: tuple[Any, ...],
     """A root mean square norm by hand, in one kernel that takes the mean square in float32."""
     (x,) = args or kwargs.values()
     dtype = module._amptune.dtype
-    with _without_autocast(x):
-        weight = _weight_alone(module, dtype)
-        return F.rms_norm(_cast(x, dtype), weight.shape, weight, module._amptune_epsilon)
+    weight = _weight_alone(module, dtype)
+    if _is_any_autocast_enabled():
+        with _without_autocast(x):
+            return F.rms_norm(_cast(x, dtype), weight.shape, weight, module._amptune_epsilon)
+    return F.rms_norm(_cast(x, dtype), weight.shape, weight, module._amptune_epsilon)
 
 
 def linear_layout(module: nn.Module) -> str | None:
@@ -1381,9 +1440,13 @@ def _run_linear(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], k
     """A linear layer by hand, with its weights cast as those of a Linear are."""
     (x,) = args or kwargs.values()
     dtype = module._amptune.dtype
-    with _without_autocast(x):
-        weight, bias = _weight_and_bias(module, dtype)
-        return F.linear(_cast(x, dtype), weight if module._amptune_layout == "out_in" else weight.t(), bias)
+    weight, bias = _weight_and_bias(module, dtype)
+    if module._amptune_layout == "in_out":
+        weight = weight.t()
+    if _is_any_autocast_enabled():
+        with _without_autocast(x):
+            return F.linear(_cast(x, dtype), weight, bias)
+    return F.linear(_cast(x, dtype), weight, bias)
 
 
 # --- classes made for one class of the user's ------------------------------------------------------------------------
@@ -1546,11 +1609,11 @@ def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwa
     if not opens:
         result = inner(module, *args, **kwargs)
     else:
-        _state.casts, _state.groups = {}, module._amptune_root.groups
+        _state.casts, _state.unused, _state.groups = {}, {}, module._amptune_root.groups
         try:
             result = inner(module, *args, **kwargs)
         finally:
-            _state.casts, _state.groups = None, ()
+            _state.casts, _state.unused, _state.groups = None, None, ()
     dtype = module._amptune_root.output_dtype
     return _map_tensors(_raised_scalar, result) if dtype is None else cast_all(result, dtype)
 
