@@ -1,4 +1,5 @@
-"""How gradients come back to a tensor that several ops read: parts are put together, wholes are added up in memory."""
+"""How gradients come back to a tensor that other ops read: parts are put together, those of a tensor that was expanded
+are summed, and those of several readers are added up in memory."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ class _Readers:
     whole: int = 0
     split: bool = False
     cut: list[int] = dataclasses.field(default_factory=list)
+    expanded: list[int] = dataclasses.field(default_factory=list)
 
 
 def accumulations(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setting: Setting) -> Iterator[Kernel]:
@@ -44,6 +46,8 @@ def accumulations(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setti
             yield Move(Traffic.JOINED, 2 * whole)
         for part in found.cut:
             yield Move(Traffic.LAYOUT, whole + 2 * whole * part / elements, 2)
+        for read in found.expanded:
+            yield Move(Traffic.REDUCTION, whole + whole * read / elements)
         extra = found.whole + found.split + len(found.cut) - site.calls
         for _ in range(extra):
             yield Move(Traffic.POINTWISE, 3 * whole)
@@ -54,10 +58,12 @@ def _count(graph: PrecisionGraph, site: Site, readers: dict[str, _Readers]) -> N
     for index, (tensor, source) in enumerate(zip(site.inputs, sources_of(graph, site), strict=True)):
         if not (tensor.requires_grad and tensor.is_floating) or source not in graph:
             continue
-        cuts = views.get(index, ("", ""))[0]
+        cuts, every = views.get(index, ("", ""))
         whole = max((output.numel for output in graph[source].outputs), default=0)
         if not cuts or tensor.numel >= whole:
             readers[source].whole += site.calls
+            if "expand" in every and tensor.numel > whole:
+                readers[source].expanded += [tensor.numel] * site.calls
         elif any(name in cuts for name in _SPLITS):
             readers[source].split = True
         else:

@@ -64,7 +64,10 @@ _OPS: dict[str, Cost] = {
     **_rows("silu mish softplus elu", dataclasses.replace(_UNARY, instructions=(33, 46))),
     **_rows("neg", _LINEAR),
     **_rows("relu relu6 sigmoid tanh hardsigmoid exp expm1 exp2 softsign", _KEEPS_OUTPUT),
-    **_rows("log log2 log10 log1p abs", _UNARY),
+    **_rows("log log2 log10 log1p", _UNARY),
+    **_rows("abs", Cost(_P, (1, 1, 1), (3, 2, 2))),
+    **_rows("clamp", Cost(_P, (1, 1, 1), (3.5, 2, 4))),  # both limits compared, both masks joined, then chosen by
+    **_rows("maximum minimum", Cost(_P, (1, 1, 1), (8, 8, 10))),  # where both are equal each has half
     **_rows("sqrt reciprocal", Cost(_P, (1, 1, 1), (1, 4, 2), "output")),
     **_rows("rsqrt", Cost(_P, (1, 1, 1), (1, 6, 3), "output")),
     **_rows("sin cos", Cost(_P, (1, 1, 1), (4, 1, 2))),
@@ -78,8 +81,9 @@ _OPS: dict[str, Cost] = {
     **_rows("sum", Cost(_P, (1, 1, 1), (0, 0, 0), "nothing")),
     **_rows("mean", Cost(_P, (1, 1, 1), (1, 1, 1), "nothing")),
     **_rows("var std var_mean std_mean", Cost(Traffic.REDUCTION, (1, 1, 1), (5, 1, 3))),
-    **_rows("norm linalg_vector_norm normalize", Cost(Traffic.REDUCTION, (1, 1, 1), (4, 1, 3))),
-    **_rows("cumsum", Cost(Traffic.REDUCTION, (1, 1, 1), (3, 0, 3), "nothing")),
+    **_rows("norm linalg_vector_norm", Cost(Traffic.REDUCTION, (1, 1, 1), (4, 1, 3))),
+    **_rows("normalize", Cost(Traffic.UNROLLED, (2, 1, 3), (13, 8, 9))),  # torch's own is a norm and a division
+    **_rows("cumsum", Cost(Traffic.REDUCTION, (1, 1, 1), (3, 3, 3), "nothing")),  # turned, summed, turned back
     **_rows("max min amax amin", Cost(Traffic.REDUCTION, (1, 1, 1), (2, 1, 2))),
     **_rows("topk sort", Cost(Traffic.GATHER, (3, 2, 3), (1, 1, 2), "indices")),
     # Moments, then x a + b; the sums of the gradient, then the same with three tensors.
@@ -90,7 +94,8 @@ _OPS: dict[str, Cost] = {
     "cross_entropy": Cost(Traffic.SOFTMAX, (2, 1, 2), (4, 0, 2), "inputs"),
     "nll_loss": Cost(_P, (0.1, 1, 1), (1, 0, 1), "indices"),
     "mse_loss": Cost(_P, (1.5, 1, 2), (1.5, 0, 2)),
-    "binary_cross_entropy_with_logits": Cost(_P, (4, 1, 6), (3, 0, 5)),
+    "kl_div": Cost(_P, (5, 1, 4), (2, 0, 2)),
+    "binary_cross_entropy_with_logits": Cost(_P, (6, 1, 6), (6, 0, 6)),
     **_rows("max_pool1d max_pool2d max_pool3d", Cost(Traffic.POOL, (1, 3, 1), (3, 9, 1), "indices")),
     **_rows("interpolate upsample", Cost(Traffic.POOL, (1, 1, 1), (1, 1, 1), "nothing")),
     **_rows("cat stack", Cost(Traffic.LAYOUT, (1, 1, 1), (0, 0, 0), "nothing")),

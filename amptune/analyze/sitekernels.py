@@ -193,7 +193,8 @@ def _row_norm(site: Site, read: int, *, backward: bool) -> Iterator[Move]:
 
 
 def _arithmetic_backward(site: Site, reads: Sequence[int], written: int, dtypes: SiteDtypes) -> Iterator[Move]:
-    """A product hands each operand the gradient times the other; a sum hands it on, reduced where it was broadcast."""
+    """A product hands each operand the gradient times the other; a sum hands it on, reduced where it was broadcast, and
+    a difference hands on its negative to what is taken off."""
     scaled = site.op in ("mul", "div")
     dtype = dtypes.outputs[0] if dtypes.outputs else "float32"
     numel = site.outputs[0].numel if site.outputs else 0
@@ -205,6 +206,8 @@ def _arithmetic_backward(site: Site, reads: Sequence[int], written: int, dtypes:
             twice = 3 if site.op == "div" and tensor is site.inputs[-1] and len(reads) > 1 else 1
             kind = Traffic.UNROLLED if other and other != written else Traffic.POINTWISE
             yield move(kind, twice * (written + other + written), dtype, twice)
+        if site.op == "sub" and len(reads) > 1 and tensor is site.inputs[-1]:
+            yield move(Traffic.POINTWISE, 2 * written, dtype)
         if tensor.numel < numel:
             yield move(Traffic.REDUCTION, written + size, dtype)
     for param in site.params:

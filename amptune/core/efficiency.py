@@ -61,6 +61,7 @@ Passes = tuple[float, float, float]
 _WINOGRAD: Passes = (0.62, 0.50, 1.30)
 _WINDOW: Passes = (0.55, 0.42, 0.42)
 _GROUPED: Passes = (0.90, 0.45, 1.0)
+_GROUPED_TF32: Passes = (0.84, 0.81, 0.13)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,9 @@ class Efficiency:
     gemm_passes: Mapping[Format, Passes] = dataclasses.field(default_factory=dict)
     conv_3x3: Mapping[Format, Passes] = dataclasses.field(default_factory=lambda: {Format.FP32: _WINOGRAD})
     conv_window: Mapping[Format, Passes] = dataclasses.field(default_factory=lambda: {Format.FP32: _WINDOW})
-    conv_grouped: Mapping[Format, Passes] = dataclasses.field(default_factory=lambda: {Format.FP32: _GROUPED})
+    conv_grouped: Mapping[Format, Passes] = dataclasses.field(
+        default_factory=lambda: {Format.FP32: _GROUPED, Format.TF32: _GROUPED_TF32}
+    )
     depthwise: Mapping[tuple[Format, bool], Passes] = dataclasses.field(default_factory=lambda: _DEPTHWISE)
     ramp: Mapping[Format, int] = dataclasses.field(default_factory=lambda: _RAMP)
     kernel_us: float = 1.3

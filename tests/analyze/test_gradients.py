@@ -45,3 +45,10 @@ def test_a_shared_module_makes_a_tensor_a_call() -> None:
     shared = dataclasses.replace(op("first", "relu", INPUT), calls=3)
     graph = graph_of(shared, *(reader(f"r{index}") for index in range(4)))
     assert len(moves(graph)) == 1
+
+
+def test_the_gradient_of_an_expanded_tensor_is_summed() -> None:
+    repeated = op("r0", "relu", "first", shape=(4, 8, 16), views={0: ("", "expand(4, 8, 16){}")})
+    assert moves(graph_of(op("first", "relu", INPUT), repeated)) == [(Traffic.REDUCTION, (1 + 4) * BYTES)]
+    larger = op("r0", "relu", "first", shape=(4, 8, 16))  # a shared module whose other calls make larger tensors
+    assert moves(graph_of(op("first", "relu", INPUT), larger)) == []

@@ -122,6 +122,11 @@ def test_whole_tensors_are_put_together_faster_than_pieces_of_others() -> None:
     assert _moves(piece, Traffic.LAYOUT)[0] > 0
 
 
+def test_the_gradient_of_what_is_taken_off_is_turned_round() -> None:
+    assert _moves(op("sum", "add", "x", "y", shape=SHAPE), Traffic.POINTWISE) == (3 * BYTES, 0)
+    assert _moves(op("rest", "sub", "x", "y", shape=SHAPE), Traffic.POINTWISE) == (3 * BYTES, 2 * BYTES)
+
+
 def test_a_copy_into_rows_of_what_lies_across_them_is_slower() -> None:
     pad = op("#pad.0", "pad", "x", shape=SHAPE)
     assert _moves(pad, Traffic.TURNED) == (0, 0)
