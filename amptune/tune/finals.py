@@ -18,7 +18,7 @@ from amptune.tune.timing import StepTime, pooled
 
 NUM_FINALISTS = 3
 MAX_ROUNDS = 6
-MAX_PAIRED_ROUNDS = 24
+MAX_PAIRED_ROUNDS = 40
 """Rounds of the leading plan and the best stock recipe, where the first rounds did not tell them apart."""
 TOLD_APART = 0.01
 """Width of the interval of a speedup from which on more rounds would tell more."""

@@ -26,24 +26,25 @@ LAUNCH_BOUND = 0.9
 """Share of the step that queueing it takes, from which on the GPU waits for Python."""
 UNSTEADY = 0.05
 """Distance of the quartiles, as a share of the median, from which on steps depend on the moment."""
-PAIRS = 4
+PAIRS = 8
 """Blocks of the yardstick that an unsteady candidate is measured between."""
-PAIRED_MS = 150.0
-"""Length of such a block: the fast and slow moments of a host last longer."""
-PAIRED_STEPS = 4
+PAIRED_MS = 100.0
+"""Length of such a block. Many short ones tell more than few long ones: a host may change its speed within a second."""
+PAIRED_STEPS = 3
 """Fewest steps of such a block."""
-PAIRED_WARMUP = 2
+PAIRED_WARMUP = 1
 NOT_PAIRED_MS = 60.0
 """Steps that take longer are not paired: a trial would take seconds more, and the GPU is seldom waiting in them."""
 BEATEN = 1.15
 """A candidate that takes this many times the yardstick's step in all pairs so far needs no more of them."""
-AGREED = 1.01
+AGREED = 1.02
 """The largest ratio is less than this many times the smallest where a host is calm."""
 YOUNG = 1
 """Oldest generation of objects that is collected before timed steps: what putting a candidate in force left behind. The
 worker has frozen what is older, and looking through all of it takes as long as many steps."""
-BLOCK_MS = 250.0
+BLOCK_MS = 150.0
 """Length of a block when candidates are measured in turns."""
+BLOCK_WARMUP = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +228,7 @@ def measure_interleaved(
         order = list(zip(candidates, repeats, strict=True))
         for candidate, times in reversed(order) if index % 2 else order:
             with training(bench, candidate) as run:
-                warm = timed_steps(run, batches, WARMUP_STEPS)
+                warm = timed_steps(run, batches, BLOCK_WARMUP)
                 count = min(MAX_STEPS, max(5, int(BLOCK_MS / max(warm.repeats[-1], 1e-3))))
                 bench.device.reset_peak_memory()
                 gc.collect(YOUNG)

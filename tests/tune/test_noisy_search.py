@@ -107,7 +107,7 @@ def test_a_yardstick_that_is_far_slower_than_the_best_gives_way(
 ) -> None:
     honest = FormulaWorker.milliseconds
     monkeypatch.setattr(FormulaWorker, "milliseconds", lambda self, c: 90.0 if c.name == "fp32" else honest(self, c))
-    search, worker, _ = searched(tmp_path / "out", Host(0, 1.5), budget=6)
+    search, worker, _ = searched(tmp_path / "out", Host(1, 1.5), budget=6)
     assert [y.candidate.name for y in worker.yardsticks[1:] if y] == ["fp32"] + ["autocast-bf16"] * 4
     assert {r.outcome.paired["trial"] for r in search.plans() if r.outcome.paired} == {1}
 
@@ -124,9 +124,9 @@ def test_no_pairs_where_they_do_not_pay(tmp_path: Path, setting: dict[str, Any])
 def test_the_leader_and_the_stock_recipe_are_repeated_more_where_rounds_do_not_tell_them_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, worker, verdict = searched(tmp_path / "out", Host(0, 1.5), budget=6)
-    assert worker.rounds == [(5, 6), (2, 18)]
-    assert len(verdict.stock_step.repeats) == 24 * 8
+    _, worker, verdict = searched(tmp_path / "out", Host(1, 1.5), budget=6)
+    assert worker.rounds == [(5, 6), (2, 34)]
+    assert len(verdict.stock_step.repeats) == 40 * 8
     assert "do not tell the best plan" in capsys.readouterr().err
 
 

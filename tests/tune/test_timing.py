@@ -91,7 +91,7 @@ def timed_by(monkeypatch: pytest.MonkeyPatch) -> Any:
     return use
 
 
-@pytest.mark.parametrize("dwell", [1.5, 6.0, 30.0])
+@pytest.mark.parametrize("dwell", [0.3, 1.5, 30.0])
 def test_an_unsteady_step_is_compared_with_its_neighbours(
     make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch, dwell: float
 ) -> None:
