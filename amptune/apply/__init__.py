@@ -5,7 +5,7 @@ from amptune.apply.plan import AppliedPlan, apply
 from amptune.apply.probe import plannable_modules, tied_by_run
 from amptune.apply.realised import Mismatch, check_realised, stale_weight_casts
 from amptune.apply.strided import strided_where_safe
-from amptune.apply.support import can_pad, how_to_apply, legal_formats, paddings
+from amptune.apply.support import can_pad, how_to_apply, legal_formats, multiplies, paddings
 from amptune.apply.ties import held_by, meet_in_one_op, sources_of, takes_part
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "how_to_apply",
     "legal_formats",
     "meet_in_one_op",
+    "multiplies",
     "paddings",
     "plannable_modules",
     "sources_of",

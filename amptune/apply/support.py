@@ -38,6 +38,13 @@ def legal_formats(
     return (Format.FP32, Format.BF16, Format.FP16)
 
 
+def multiplies(module: nn.Module) -> bool:
+    """Whether a plannable module is a matrix product or convolution, or may hold some: an RNN, attention, a class of
+    the user's."""
+    is_product = isinstance(module, nn.Linear | nn.Bilinear | nn.modules.conv._ConvNd)
+    return is_product or how_to_apply(module) == "autocast" or runtime.linear_layout(module) is not None
+
+
 _LINEAR_PAD = 64
 """Multiple for features of a Linear: 128 bytes of 16-bit numbers, what GEMM kernels like best."""
 _CHANNEL_PADS = (8, 4)

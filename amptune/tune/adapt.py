@@ -69,6 +69,10 @@ class Knowledge:
         row = self.encoding.encode(point)[None]
         return self.base_ms + self.model.predicted(point) + float(self.step.corrections(row, weights)[0])
 
+    def chance(self, point: Point) -> float:
+        """The chance that a plan trains."""
+        return float(self.validity.probability(self.encoding.encode(point)[None])[0])
+
     def promising(self, seed: int, best: Point, is_tried: IsTried) -> tuple[dict[str, str] | None, float]:
         """The untried plan that is expected to save most over the best one, and what it is expected to save: the mean
         over the posterior of the milliseconds saved where it does (expected improvement), or bytes by objective, times
@@ -102,12 +106,16 @@ def learn(
     encoding: Encoding,
     records: Sequence[TrialRecord],
     stock: Mapping[str, float],
+    autocast: Sequence[TrialRecord] = (),
     *,
     objective: str = "time",
     max_memory: float = math.inf,
     compiled: bool = False,
 ) -> Knowledge:
-    """What the plans measured so far teach; ``stock``: recipe -> milliseconds of its step, ``fp32`` among them."""
+    """What the plans measured so far teach; ``stock``: recipe -> milliseconds of its step, ``fp32`` among them.
+
+    ``autocast``: trials of its recipes, which tell whether the products alone train in a format.
+    """
     model = encoding.model
     base = base_ms(model, stock, compiled=compiled)
     measured = [r for r in records if r.outcome.step_ms and math.isfinite(model.predicted(r.point))]
@@ -125,7 +133,7 @@ def learn(
     step = fit_model(Features(encoding), costs, step_ms, seen, noise)
     banned = _banned(model.space, records)
     limit = _max_bytes(model, measured, max_memory)
-    validity = _validity(encoding, records, banned)
+    validity = _validity(encoding, [*autocast, *records], banned)
     return Knowledge(encoding, records, step, validity, base, noise, banned, limit, objective)
 
 

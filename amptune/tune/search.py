@@ -22,6 +22,7 @@ from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
 from amptune.tune.adapt import Knowledge, learn
+from amptune.tune.base import AUTOCAST
 from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding
 from amptune.tune.explain import why_all_fp32
@@ -183,8 +184,9 @@ class Search:
             return None
         limit = self.options.max_memory or math.inf
         plans = [record for record in records if not record.outcome.recipe]
+        autocast = [record for record in records if record.outcome.recipe in AUTOCAST]
         objective, compiled = self.options.objective, self.options.compile_with is not None
-        return learn(self.encoding, plans, stock, objective=objective, max_memory=limit, compiled=compiled)
+        return learn(self.encoding, plans, stock, autocast, objective=objective, max_memory=limit, compiled=compiled)
 
     def _enqueue_start(self) -> None:
         for name, candidate in self.recipes.items():
@@ -196,6 +198,8 @@ class Search:
         """The point that is most like a recipe, which itself is not in the space."""
         if candidate.low is None:
             return self.space.point({})
+        if candidate.autocast is not None and not candidate.float8:
+            return self.space.under_autocast(candidate.autocast)
         pins = {group.name: FOLLOW for group in self.space.groups if group.kind == "pin"}
         float8 = Choice(Format.FP8_E4M3, candidate.float8) if candidate.float8 else None
         return self.space.uniform(float8 or Choice(candidate.low)) | pins

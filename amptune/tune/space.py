@@ -18,6 +18,7 @@ from amptune.apply import (
     held_values,
     how_to_apply,
     meet_in_one_op,
+    multiplies,
     plannable_modules,
     strided_where_safe,
     tied_by_run,
@@ -56,6 +57,7 @@ class Group:
         how: how each site is put in force, in the order of ``sites``.
         choices: what a module group may be, FP32 first.
         fp8: sites that FP8 fits, by their kind and dimensions; the others run in BF16 where the group is FP8.
+        multiplies: whether its sites are matrix products or hold some, which autocast lowers too.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Group:
     how: tuple[How, ...]
     choices: tuple[Choice, ...] = ()
     fp8: frozenset[str] = frozenset()
+    multiplies: bool = False
 
     def values(self) -> tuple[str, ...]:
         """The values of this group's choice in a point, FP32 first; empty where there is nothing to choose."""
@@ -152,6 +155,12 @@ class Space:
                 choice = Choice.parse(point.get(group.name, HIGH)) if group.kind == "module" else FP32
                 chosen |= {site: group.site_choice(site, choice) for site in group.sites}
         return chosen
+
+    def under_autocast(self, number_format: Format) -> dict[str, str]:
+        """The point that is most like autocast in a 16-bit format: it lowers products, and sensitive ops stay in FP32."""
+        low = Choice(number_format)
+        groups = [group for group in self.module_groups() if group.multiplies and low in group.choices]
+        return self.point({group.name: low.label for group in groups})
 
     def is_legal(self, point: Mapping[str, str]) -> bool:
         """Whether FP16 and BF16 meet nowhere."""
@@ -302,8 +311,11 @@ def _module_groups(bench: Workbench, graph: PrecisionGraph, batch: Any, choices:
         joined.setdefault(f"tie {tie_of[name]}" if name in tie_of else name, []).append(name)
     fixed = [any(INPUT in tie and names[0] in tie for tie in ties) for names in joined.values()]
     fp8 = frozenset(path for path in how if path in graph and fp8_fits(bench.model.get_submodule(path), graph[path]))
+    multiply = frozenset(
+        path for path, by in how.items() if by != "own" and multiplies(bench.model.get_submodule(path))
+    )
     return [
-        _joined(names, roles, how, () if is_fixed else choices, fp8)
+        _joined(names, roles, how, () if is_fixed else choices, fp8, multiply)
         for names, is_fixed in zip(joined.values(), fixed, strict=True)
     ]
 
@@ -340,6 +352,7 @@ def _joined(
     how: Mapping[str, How],
     choices: tuple[Choice, ...],
     fp8: frozenset[str],
+    multiply: frozenset[str],
 ) -> Group:
     """One group of these roles; without ``choices`` it is fixed in FP32."""
     sites = tuple(path for name in names for path in roles[name])
@@ -349,7 +362,7 @@ def _joined(
     methods = tuple(how[site] for site in sites)
     if not choices:
         return Group(label, sites, "fixed", methods)
-    return Group(label, sites, "module", methods, (FP32, *legal), fitting)
+    return Group(label, sites, "module", methods, (FP32, *legal), fitting, not multiply.isdisjoint(sites))
 
 
 def _leaf_pins(model: nn.Module, graph: PrecisionGraph) -> list[Group]:

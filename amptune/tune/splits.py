@@ -58,7 +58,7 @@ def _part(group: Group, name: str, sites: set[str] | frozenset[str]) -> Group:
     kept = [(site, how) for site, how in zip(group.sites, group.how, strict=True) if site in sites]
     fp8 = group.fp8 & sites
     choices = tuple(choice for choice in group.choices if fp8 or not choice.format.is_fp8)
-    return Group(name, tuple(s for s, _ in kept), group.kind, tuple(h for _, h in kept), choices, fp8)
+    return Group(name, tuple(s for s, _ in kept), group.kind, tuple(h for _, h in kept), choices, fp8, group.multiplies)
 
 
 def _in(model: CostModel, space: Space) -> CostModel:

@@ -19,6 +19,8 @@ FRONT_SLOW = 1.01
 """The front goes on while a plan of it is predicted to take at most this many times the best valid one."""
 FRONT_IN_VAIN = 4
 """So many plans of the front that all do not train say that something else is to be tried in between."""
+FRONT_LIKELY = 0.3
+"""Plans of the front that train with less of a chance wait for the others."""
 TOO_SLOW = 1.05
 """A plan that is predicted to take this many times the best valid one is passed over, or taken back towards it."""
 MIN_SEARCHED = 8
@@ -127,7 +129,8 @@ class Steering:
             return None
         limit = FRONT_SLOW * best[0].outcome.median_ms if best and self.search.options.objective == "time" else math.inf
         new = [point for point in self._fronts[banned] if not self.search.is_tried(point)]
-        point = min(new, key=self._rank(known), default=None)
+        likely = [point for point in new if known.chance(point) >= FRONT_LIKELY]
+        point = min(likely or new, key=self._rank(known), default=None)
         return point if point is not None and known.predicted(point) <= limit else None
 
     def _rank(self, known: Knowledge) -> Callable[[dict[str, str]], float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from amptune.core.choice import BF16, FP16, FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.plan import PARAMS
 from amptune.core.sensitivity import Sensitivity
-from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
+from amptune.core.tables import EDGE_FORMATS, CastPrice, CostTable, Edge, SiteCost
 from amptune.tune.acquire import Acquisition
 from amptune.tune.finals import decide
 from amptune.tune.gate import GradientGate
@@ -156,6 +157,32 @@ def test_wrong_gradients_are_repaired_at_their_site(tmp_path: Path, worker: Form
     search.run()
     plans = [c.plan for c in worker.measured if c.plan]
     assert any(p.sites[FRAGILE].choice == FP32 and p.sites["block.2.fc"].choice == BF16 for p in plans)
+
+
+def test_what_a_recipe_shows_of_a_format_is_not_found_out_again(tmp_path: Path, worker: FormulaWorker) -> None:
+    """Where autocast in BF16 does not train and in FP16 does, the first plans are not in BF16, though it is cheaper."""
+    search = make_search(tmp_path, worker, budget=7)
+    groups = [
+        dataclasses.replace(g, choices=(FP32, BF16, FP16), multiplies="fc" in g.name) for g in search.space.groups
+    ]
+    search.space = dataclasses.replace(search.space, groups=tuple(groups))
+    costs = {name: {**costs, FP16: SiteCost(1.01)} for name, costs in search.table.sites.items()}
+    casts = {frozenset(pair): CastPrice(0.1, 0.0) for pair in itertools.combinations(EDGE_FORMATS, 2)}
+    search.table = CostTable(costs, casts)
+    search.recipes["autocast-fp16"] = Candidate("autocast-fp16", autocast=Format.FP16)
+
+    def trial(candidate: Candidate) -> Measured:
+        worker.measured.append(candidate)
+        sites = candidate.plan.sites.values() if candidate.plan else ()
+        formats = {candidate.autocast, *(site.format for site in sites)}
+        wrong = "the gradients point elsewhere" if Format.BF16 in formats else ""
+        return Measured(step(10.0), None, Quality(0.0, 0.0, 0.005, None, 0, 60, wrong))
+
+    worker.trial = trial  # type: ignore[method-assign]
+    search.run()
+    plans = [record for record in search.plans() if record.outcome.kind == "front"]
+    assert plans
+    assert plans[0].outcome.valid
 
 
 def test_an_invalid_plan_never_wins(tmp_path: Path, worker: FormulaWorker) -> None:
