@@ -157,7 +157,7 @@ class Space:
         return chosen
 
     def under_autocast(self, number_format: Format) -> dict[str, str]:
-        """The point that is most like autocast in a 16-bit format: it lowers products, and sensitive ops stay in FP32."""
+        """The point most like autocast in a 16-bit format: products are lowered, and sensitive ops stay in FP32."""
         low = Choice(number_format)
         groups = [group for group in self.module_groups() if group.multiplies and low in group.choices]
         return self.point({group.name: low.label for group in groups})
@@ -311,9 +311,8 @@ def _module_groups(bench: Workbench, graph: PrecisionGraph, batch: Any, choices:
         joined.setdefault(f"tie {tie_of[name]}" if name in tie_of else name, []).append(name)
     fixed = [any(INPUT in tie and names[0] in tie for tie in ties) for names in joined.values()]
     fp8 = frozenset(path for path in how if path in graph and fp8_fits(bench.model.get_submodule(path), graph[path]))
-    multiply = frozenset(
-        path for path, by in how.items() if by != "own" and multiplies(bench.model.get_submodule(path))
-    )
+    modules = [path for path, by in how.items() if by != "own"]
+    multiply = frozenset(path for path in modules if multiplies(bench.model.get_submodule(path)))
     return [
         _joined(names, roles, how, () if is_fixed else choices, fp8, multiply)
         for names, is_fixed in zip(joined.values(), fixed, strict=True)
