@@ -32,7 +32,7 @@ _ORDERED = (Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX
 _FP32_LIMIT = re.compile(r"finfo\(torch\.float(32)?\)")
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _LAID_OUT = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm",
-             "group_norm")  # fmt: skip
+             "group_norm", "interpolate")  # fmt: skip
 
 
 def enrich(graph: PrecisionGraph, module: fx.GraphModule) -> None:

@@ -27,7 +27,7 @@ from amptune.core.roofline import (
 
 ATTRS_READ = ("channels_last", "is_causal", "masked", "mask_strided", "dropout_p", "copied", "rearranged", "stride",
               "dilation", "in_place", "strided", "fused", "batch_first", "embed_dim", "kdim", "vdim", "dropout",
-              "called", "dim", "s")  # fmt: skip
+              "called", "dim", "mode", "s")  # fmt: skip
 """The arguments of ops that kernels depend on."""
 
 
@@ -96,6 +96,19 @@ class Move:
         return starts * 1e-6 + slower * traffic_seconds(
             self.bytes, self.traffic, gpu, narrow=self.narrow, instructions=self.instructions, workers=self.workers
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """A kernel that is bound by neither bytes nor operations: few threads one after the other, or many that write to
+    one address. ``alone`` is its time in seconds, as on an H200."""
+
+    alone: float
+    ops: float = 1
+
+    def seconds(self, gpu: Gpu) -> float:
+        """That time, on any GPU."""
+        return self.alone
 
 
 def cast(elements: float, before: str, after: str, launches: int = 1) -> Move:

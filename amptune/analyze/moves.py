@@ -85,7 +85,7 @@ _OPS: dict[str, Cost] = {
     **_rows("normalize", Cost(Traffic.UNROLLED, (2, 1, 3), (13, 8, 9))),  # torch's own is a norm and a division
     **_rows("cumsum", Cost(Traffic.REDUCTION, (1, 1, 1), (3, 3, 3), "nothing")),  # turned, summed, turned back
     **_rows("max min amax amin", Cost(Traffic.REDUCTION, (1, 1, 1), (2, 1, 2))),
-    **_rows("topk sort", Cost(Traffic.GATHER, (3, 2, 3), (1, 1, 2), "indices")),
+    **_rows("topk sort", Cost(Traffic.GATHER, (12, 4, 3), (1, 1, 2), "indices")),
     # Moments, then x a + b; the sums of the gradient, then the same with three tensors.
     "group_norm": Cost(Traffic.NORM, (2, 1, 2), (4, 1, 3)),
     "batch_norm": Cost(Traffic.BATCH_NORM, (2, 1, 2), (3, 2, 2)),
@@ -97,6 +97,8 @@ _OPS: dict[str, Cost] = {
     "kl_div": Cost(_P, (5, 1, 4), (2, 0, 2)),
     "binary_cross_entropy_with_logits": Cost(_P, (6, 1, 6), (6, 0, 6)),
     **_rows("max_pool1d max_pool2d max_pool3d", Cost(Traffic.POOL, (1, 3, 1), (3, 9, 1), "indices")),
+    **_rows("avg_pool1d avg_pool2d avg_pool3d", Cost(Traffic.POOL, (1, 1, 1), (5, 5, 1), "nothing")),
+    **_rows("grid_sample", Cost(Traffic.POOL, (1, 1, 1), (11, 11, 1))),
     **_rows("interpolate upsample", Cost(Traffic.POOL, (1, 1, 1), (1, 1, 1), "nothing")),
     **_rows("cat stack", Cost(Traffic.LAYOUT, (1, 1, 1), (0, 0, 0), "nothing")),
     # The gradient of gather is added in place by atomics, that of an index is sorted first.

@@ -36,6 +36,7 @@ from amptune.analyze.kernels import (
 from amptune.analyze.moves import Cost, cost_of
 from amptune.analyze.strides import ROW_NORMS, copies, mixed_bytes, turns
 from amptune.analyze.transforms import transform_moves
+from amptune.analyze.waiting import waits
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.formats import Format
 from amptune.core.graph import DTYPE_BYTES, Site
@@ -66,8 +67,8 @@ def kernels_of(site: Site, dtypes: SiteDtypes, setting: Setting) -> SiteKernels:
         forward += [kernel for kernel, is_backward in own if not is_backward]
         backward += [kernel for kernel, is_backward in own if is_backward]
     elif not setting.fused and (cost := cost_of(site.op)) is not None:
-        forward += _moves(site, dtypes, setting, cost, backward=False)
-        backward += _moves(site, dtypes, setting, cost, backward=True)
+        forward += [*_moves(site, dtypes, setting, cost, backward=False), *waits(site, dtypes, setting, backward=False)]
+        backward += [*_moves(site, dtypes, setting, cost, backward=True), *waits(site, dtypes, setting, backward=True)]
     trained = setting.train and needs_backward(site)
     share = call_share(site) / site.calls
     if share != 1:

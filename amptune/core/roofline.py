@@ -248,6 +248,9 @@ def attention_seconds(work: Attending, number_format: Format, gpu: Gpu, *, backw
     rate = peak_of(gpu, number_format) * constants.attention[number_format][int(backward)]
     if not rate or not work.flops:
         return 0.0
+    # The forward has a block of threads for each tile of queries, the backward for each tile of keys.
+    blocks = work.batch * math.ceil((work.keys if backward else work.queries) / _ATTENTION_TILE)
+    rate *= min(1.0, blocks / gpu.sms)
     slow = _MASKED if work.masked and number_format.bits == 16 else 1.0
     flops = work.vector_flops if number_format is Format.FP32 and not backward else work.flops
     return slow * (2.5 if backward else 1.0) * flops / rate + constants.kernel_us * 1e-6

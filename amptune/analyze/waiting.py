@@ -1,0 +1,85 @@
+"""Kernels that wait: few threads one after the other, or many that write to one address; bytes do not bound them.
+
+What torch's kernels do (aten/src/ATen/native/cuda), and how long each turn takes on an H200 (kernel_times.py
+--further, kernels_further_h200.json):
+
+- Bilinear interpolation of contiguous images has one thread a pixel of the result, which goes through all images and
+  channels; its backward adds each pixel to four of the input by atomics, which wait where many pixels share one.
+- A running sum and a softmax over another dimension than the last go along it row by row.
+- The loss of a batch of rows is gathered and its gradient scattered by one block of threads.
+- Rows that are looked up cost a turn each, however short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from amptune.analyze.kernels import Setting, Waiting
+from amptune.core.autocast import HALF, SiteDtypes
+from amptune.core.graph import Site
+
+_IMAGE_TURN, _PIXELS = 0.38e-6, 270_000
+"""Seconds of a thread for one channel of one image, and pixels that the GPU works on at a time."""
+_ATOMIC, _SHARED_FIRST, _SHARED_LAST = 1.4e-12, 0.12e-12, 0.0075e-12
+"""Seconds of an atomic addition, and further ones for each pixel that writes to the same, channels first and last."""
+_HALF_ATOMIC, _HALF_SHARED, _HALF_MOST = 3e-12, 0.5e-12, 10e-12
+"""The same in 16 bits, which torch adds by comparing and swapping, and the most that they are slower by."""
+_SCAN_TURN, _SOFTMAX_TURN = 0.25e-6, 0.6e-6
+_LOSS_ROW, _LOOKUP_ROW = 1e-9, 0.6e-9
+_LOOKUP_BYTE = 0.4e-12
+"""What a byte takes that is read or written on the way, at half of the bandwidth."""
+_SORTED = 70e-6
+"""Sorting the indices of an embedding for its gradient, beyond its kernels' starts."""
+
+
+def waits(site: Site, dtypes: SiteDtypes, setting: Setting, *, backward: bool) -> Iterator[Waiting]:
+    """What a site's kernels take beside what their bytes do; not an op of its own for the processor."""
+    seconds = _seconds(site, dtypes, setting, backward)
+    if seconds:
+        yield Waiting(seconds, ops=0)
+
+
+def _seconds(site: Site, dtypes: SiteDtypes, setting: Setting, backward: bool) -> float:
+    shape = site.inputs[0].shape if site.inputs else ()
+    made = site.outputs[0].shape if site.outputs else ()
+    match site.op:
+        case "interpolate" | "upsample" if site.attrs.get("mode") == "bilinear" and len(shape) == len(made) == 4:
+            last = bool(site.attrs.get("channels_last")) or setting.fixed
+            half = dtypes.compute in HALF
+            return _spread_back(shape, made, last=last, half=half) if backward else _spread(shape, made, last=last)
+        case "cumsum" | "softmax" | "log_softmax" if (length := _across(site, shape)) > 1:
+            return length * (_SCAN_TURN if site.op == "cumsum" else _SOFTMAX_TURN)
+        case "cross_entropy" | "nll_loss" if len(shape) == 2:
+            return _LOSS_ROW * shape[0]
+        case "embedding" | "index" | "index_select" if len(made) > 1 and not backward:
+            return _looked_up(site.outputs[0].numel, made[-1], dtypes)
+        case "embedding" if backward:
+            return _SORTED + _looked_up(site.outputs[0].numel, made[-1], dtypes)
+    return 0.0
+
+
+def _spread(shape: tuple[int, ...], made: tuple[int, ...], *, last: bool) -> float:
+    rounds = -(-made[2] * made[3] // _PIXELS)
+    return 0.0 if last else rounds * made[0] * made[1] * _IMAGE_TURN
+
+
+def _spread_back(shape: tuple[int, ...], made: tuple[int, ...], *, last: bool, half: bool) -> float:
+    sharing = made[2] * made[3] / max(shape[2] * shape[3], 1)
+    each = _ATOMIC + sharing * (_SHARED_LAST if last else _SHARED_FIRST)
+    if half and not last:
+        each = min(_HALF_ATOMIC + sharing * _HALF_SHARED, each + _HALF_MOST)
+    return 4 * made[0] * made[1] * made[2] * made[3] * each
+
+
+def _looked_up(elements: int, width: int, dtypes: SiteDtypes) -> float:
+    """Of rows that are too short to keep the memory busy."""
+    moved = width * (2 if dtypes.outputs and dtypes.outputs[0] in HALF else 4) * 2
+    return elements / max(width, 1) * max(0.0, _LOOKUP_ROW - moved * _LOOKUP_BYTE)
+
+
+def _across(site: Site, shape: tuple[int, ...]) -> int:
+    """Length of the dimension that the op goes along, where it is not the last; 0 otherwise."""
+    dim = site.attrs.get("dim")
+    if not isinstance(dim, int) or not shape or dim % len(shape) == len(shape) - 1:
+        return 0
+    return shape[dim]

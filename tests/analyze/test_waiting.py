@@ -1,0 +1,69 @@
+"""Kernels that neither bytes nor operations bound."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from amptune.analyze.kernels import Setting, Waiting
+from amptune.analyze.sitekernels import kernels_of
+from amptune.core.autocast import realise
+from amptune.core.graph import Site
+from amptune.core.hardware import GPUS
+from amptune.core.recipes import RECIPES
+from tests.analyze.graphs import graph_of, op, tensor
+
+
+def _waits(site: Site, recipe: str = "fp32", *, fixed: bool = False) -> tuple[float, float]:
+    """Seconds, forward and backward."""
+    setting = Setting(RECIPES[recipe], fixed=fixed)
+    found = kernels_of(site, realise(graph_of(site), setting.recipe)[site.id], setting)
+    ahead, behind = (
+        sum(each.seconds(GPUS["h200"]) for each in kernels if isinstance(each, Waiting))
+        for kernels in (found.forward, found.backward)
+    )
+    return ahead, behind
+
+
+def _resized(size: int, to: int, **attrs: object) -> Site:
+    return Site("up", "interpolate", "function", "", inputs=(tensor(16, 256, size, size),),
+                outputs=(tensor(16, 256, to, to),), sources=("x",), attrs={"mode": "bilinear", **attrs})  # fmt: skip
+
+
+def test_pixels_that_are_spread_from_few_wait_for_each_other_on_the_way_back() -> None:
+    spread, doubled = _waits(_resized(1, 64)), _waits(_resized(32, 64))
+    assert spread[0] == doubled[0] == pytest.approx(16 * 256 * 0.38e-6)  # a thread goes through all images and channels
+    assert spread[1] > 100 * doubled[1] > 0
+    assert _waits(_resized(1, 64, mode="nearest")) == (0, 0)
+
+
+def test_channels_last_waits_less() -> None:
+    plain, last = _waits(_resized(1, 64)), _waits(_resized(1, 64, channels_last=True))
+    assert last[0] == 0
+    assert 0 < last[1] < plain[1] / 10
+    assert _waits(_resized(1, 64), fixed=True) == last
+
+
+@pytest.mark.parametrize("name", ["cumsum", "softmax"])
+def test_what_goes_along_another_dimension_than_the_last_goes_row_by_row(name: str) -> None:
+    shape = (8, 512, 64)
+    along = {dim: _waits(op("a", name, "x", shape=shape, dim=dim))[0] for dim in (1, 2, -1)}
+    assert along[1] > 0
+    assert along[2] == along[-1] == 0
+
+
+def test_a_loss_takes_its_rows_one_by_one() -> None:
+    def loss(rows: int) -> Site:
+        return Site("loss", "cross_entropy", "function", "", inputs=(tensor(rows, 10), tensor(rows)),
+                    outputs=(tensor(),), sources=("x", "y"))  # fmt: skip
+
+    assert _waits(loss(2000)) == pytest.approx([2 * each for each in _waits(loss(1000))])
+    assert min(_waits(loss(1000))) > 0
+
+
+def test_short_rows_are_looked_up_no_faster() -> None:
+    narrow, wide = (op("e", "index_select", "x", shape=(4096, width)) for width in (16, 4096))
+    assert _waits(narrow)[0] > 0
+    assert _waits(wide)[0] == 0
+    assert _waits(dataclasses.replace(narrow, calls=3))[0] == pytest.approx(3 * _waits(narrow)[0])
