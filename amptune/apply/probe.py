@@ -36,10 +36,10 @@ def plannable_modules(model: nn.Module, run: Callable[[], object]) -> dict[str, 
 
     Args:
         model: the model, in train mode, so that no fast path hides calls.
-        run: one forward.
+        run: one forward; no gradients are needed.
     """
     record = Record()
-    with ModulePaths(model, record).watching(), torch.no_grad():
+    with ModulePaths(model, record).watching():
         run()
     found = {
         path: how
@@ -64,6 +64,19 @@ class _Run:
     fp32_only: set[Place] = dataclasses.field(default_factory=set)
 
 
+@dataclasses.dataclass(frozen=True)
+class Ties:
+    """What must agree.
+
+    Attributes:
+        groups: disjoint sets of groups that must have one format each.
+        met: (module path, op) -> groups that meet a tensor there which no group decides.
+    """
+
+    groups: list[set[str]]
+    met: Mapping[tuple[str, str], frozenset[str]]
+
+
 def tied_by_run(
     model: nn.Module,
     run: Callable[[], object],
@@ -71,7 +84,7 @@ def tied_by_run(
     *,
     low: Format = Format.BF16,
     how: Mapping[str, str] | None = None,
-) -> list[set[str]]:
+) -> Ties:
     """Disjoint sets of groups that must have one format each, or an op between them raises.
 
     A set that holds ``INPUT`` meets a tensor that no group decides (a parameter read by a function, the batch) in an
@@ -81,7 +94,7 @@ def tied_by_run(
 
     Args:
         model: the model, with no plan in force.
-        run: one forward, which should include the loss.
+        run: one forward, which should include the loss; no gradients are needed.
         groups: name -> module paths that decide together; what is in no group stays as the user wrote it.
         low: the 16-bit format to probe with.
         how: module path -> "autocast" where a module runs in an autocast region though it could be swapped.
@@ -100,8 +113,14 @@ def tied_by_run(
             for found, dtype in zip(operands, raised.get(place, ()), strict=False):
                 if dtype != low_dtype and INPUT not in found:
                     found.add(name)
-    ties = [set().union(*found) for place, found in sources.items() if any(found[0] != other for other in found)]
-    return merged(ties + [{INPUT}.union(*sources[place]) for place in lowered.fp32_only])
+    ties = {
+        place: set[str]().union(*found) for place, found in sources.items() if any(found[0] != other for other in found)
+    }
+    met: dict[tuple[str, str], frozenset[str]] = {}
+    for (path, op, _), names in ties.items():
+        if INPUT in names:
+            met[path, op] = met.get((path, op), frozenset()) | names - {INPUT}
+    return Ties(merged([*ties.values(), *({INPUT}.union(*sources[place]) for place in lowered.fp32_only)]), met)
 
 
 def _run(
@@ -121,7 +140,7 @@ def _run(
     running = ModulePaths(model)
     mode = _Tolerant(running, set(table))
     try:
-        with running.watching(), torch.no_grad(), mode:
+        with running.watching(), mode:
             run()
     finally:
         applied.undo()

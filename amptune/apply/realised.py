@@ -43,7 +43,9 @@ class Mismatch:
         return f"{self.site}: planned {self.expected}, but in the {self.phase} {self.found}"
 
 
-def check_realised(model: nn.Module, run: Callable[[], None], plan: Plan) -> list[Mismatch]:
+def check_realised(
+    model: nn.Module, run: Callable[[], None], plan: Plan, *, takes_gradients: bool = False
+) -> list[Mismatch]:
     """Run a forward and backward, then a forward in eval mode, and compare what ran with the plan.
 
     Products of matrices are judged by the dtype of their inputs, in the backward too; other modules by their outputs.
@@ -54,6 +56,7 @@ def check_realised(model: nn.Module, run: Callable[[], None], plan: Plan) -> lis
         model: the model that the plan is in force on, not compiled.
         run: runs ``model`` and the backward of its loss once; what it leaves in ``.grad`` stays.
         plan: what should be in force.
+        takes_gradients: the forward takes gradients itself, so that it cannot run without them in eval mode either.
 
     Returns:
         What differs; empty when the plan is in force.
@@ -67,7 +70,7 @@ def check_realised(model: nn.Module, run: Callable[[], None], plan: Plan) -> lis
     found += _check_functions(functions, trained)
     if trained.root_call is not None:
         args, kwargs = trained.root_call
-        with _evaluating(model), recording(model, set(sites)) as evaluated:
+        with _evaluating(model, takes_gradients), recording(model, set(sites)) as evaluated:
             model(*args, **kwargs)
         found += _check_modules(model, sites, evaluated, "eval")
     return list(dict.fromkeys(found))
@@ -136,12 +139,12 @@ def _names(dtypes: frozenset[torch.dtype]) -> str:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; each module gets its own mode back."""
+def _evaluating(model: nn.Module, takes_gradients: bool) -> Iterator[None]:
+    """Eval mode, without gradients unless the forward takes some; each module gets its own mode back."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(takes_gradients):
             yield
     finally:
         for module, mode in training.items():

@@ -28,6 +28,15 @@ MOST_CALLS = 5_000
 """Calls of sites, beyond twice the sites, up to which each call is judged for itself: long loops are one site."""
 
 
+def takes_gradients(graph: PrecisionGraph) -> bool:
+    """Whether the forward or the loss takes gradients itself, which it cannot under ``torch.no_grad``."""
+    return bool(_own_gradients(graph))
+
+
+def _own_gradients(graph: PrecisionGraph) -> list[Site]:
+    return [site for site in graph if site.op == _GRADIENT and not site.opaque]
+
+
 @dataclasses.dataclass(frozen=True)
 class Capture:
     """What a capture gives.
@@ -89,7 +98,7 @@ def capture(target: Target, *, frontends: Sequence[str] = FRONTENDS, train: bool
 
 def _remarks(done: _Done) -> Iterator[str]:
     """What the user should know about a graph."""
-    gradients = [site for site in done.graph if site.op == _GRADIENT and not site.opaque]
+    gradients = _own_gradients(done.graph)
     if gradients:
         places = [f"{each.location.path}:{each.location.line}" for each in gradients if each.location]
         at = f" ({', '.join(dict.fromkeys(places))})" if places else ""

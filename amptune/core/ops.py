@@ -95,8 +95,8 @@ _FAMILIES: dict[Family, str] = {
     "binary_cross_entropy_with_logits ctc_loss cosine_embedding_loss hinge_embedding_loss margin_ranking_loss "
     "multi_margin_loss multilabel_margin_loss soft_margin_loss triplet_margin_loss poisson_nll_loss gaussian_nll_loss",
     Family.MEMORY: "cat stack gather scatter scatter_add scatter_reduce index index_put index_add index_select "
-    "masked_select masked_scatter pad roll flip repeat tile repeat_interleave clone contiguous copy one_hot unfold "
-    "fold take_along_dim rot90 bincount nonzero unique searchsorted",
+    "index_copy masked_select masked_scatter pad roll flip repeat tile repeat_interleave clone contiguous copy one_hot "
+    "unfold fold take_along_dim rot90 bincount nonzero unique searchsorted",
     Family.VIEW: "view reshape permute transpose squeeze unsqueeze expand flatten unflatten split chunk select slice "
     "narrow unbind detach movedim diagonal as_strided alias view_as_real t broadcast_tensors meshgrid",
     Family.CAST: "to type_as float half bfloat16",

@@ -18,10 +18,12 @@ def edges_of(graph: PrecisionGraph, space: Space) -> list[Edge]:
 
     Ops and modules outside the plan follow their inputs: adds, views, activations. A residual stream is FP32 as soon
     as one of the sites that write it is, and each reader in 16 bits then casts it once, however many wrote it. An
-    operand in fewer bits than the others of its op costs the cast of its gradient. The loss is taken to be FP32: its
+    operand in fewer bits than the others of its op costs the cast of its gradient, and its own cast too where the op is
+    pinned in FP32 for what it writes into. The loss is taken to be FP32: its
     edges end in ``LOSS``.
     """
-    planned = {site for group in space.groups if group.kind != "pin" for site in group.sites}
+    planned = {site for group in space.groups if group.has_format for site in group.sites}
+    destinations = {site for group in space.groups if group.kind == "destination" for site in group.sites}
     sources = {name: _decided(found, planned) for name, found in sources_of(graph).items()}
     edges: list[Edge] = []
     for site in graph:
@@ -29,6 +31,8 @@ def edges_of(graph: PrecisionGraph, space: Space) -> list[Edge]:
             edges += _into(graph, site, (site.id,), sources)
         elif site.module == LOSS:
             edges += _into_loss(graph, site, sources)
+        elif site.id in destinations:
+            edges += [edge for edge in _into(graph, site, (INPUT,), sources) if INPUT not in edge.sources]
         else:
             edges += _promotions(graph, site, sources, planned)
     return edges

@@ -85,6 +85,8 @@ def _why(
 ) -> str:
     if group.kind == "pin":
         return f"numerically sensitive: computed in fp32{' at its source line' if site.how == 'source' else ''}"
+    if group.kind == "destination":
+        return "computed in fp32 at its source line: it writes into a tensor that the model makes in fp32"
     if group.kind == "fixed":
         return "fp32: its output meets a tensor that no plan casts, in an op that takes one dtype only"
     others = counterfactuals(model, point, name)

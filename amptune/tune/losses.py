@@ -31,7 +31,7 @@ def measure_losses(bench: Workbench, batch: Any, choices: Iterable[str], low: Fo
     """
     if bench.target.loss_fn is None:
         return {}
-    with training(bench, Candidate("fp32")), torch.no_grad():
+    with training(bench, Candidate("fp32")), bench.no_gradients():
         output = bench.target.call(bench.model, batch)
     found = {}
     variants: dict[str, tuple[Any, Format | None, str | None]] = {PLAIN_LOSS: (output, None, None)}

@@ -266,7 +266,7 @@ def held_back_loss(bench: Workbench, batches: Batches, *, train_mode: bool = Fal
     was_training = bench.model.training
     bench.model.train(train_mode)
     try:
-        with torch.no_grad(), backend_flags(False), eager(bench):
+        with bench.no_gradients(), backend_flags(False), eager(bench):
             losses = [loss_of(bench, fp32, batch).float().item() for batch in batches.held_back]
     finally:
         bench.model.train(was_training)

@@ -12,7 +12,9 @@ from typing import Any
 
 from amptune.apply.fits import input_shapes
 from amptune.capture import Capture, Target, capture, load_target
+from amptune.capture.capturing import takes_gradients
 from amptune.core.files import write_atomic
+from amptune.core.graph import Site
 from amptune.core.plan import Plan
 from amptune.core.scaler import GradientRecord, choose_scaler
 from amptune.core.sensitivity import Sensitivity
@@ -23,6 +25,7 @@ from amptune.patch.rewrite import unpatch_source
 from amptune.patch.spec import PatchSpec
 from amptune.patch.text import read_source
 from amptune.tune.costmodel import CostModel
+from amptune.tune.destinations import is_destination
 from amptune.tune.edges import edges_of
 from amptune.tune.emit import Emission, emit, plan_text
 from amptune.tune.explain import with_reasons
@@ -112,7 +115,7 @@ def job_of(options: TuneOptions, target: Target, captured: Capture) -> Job:
     """The job of a target's worker, which pins functional ops at their place in the user's source."""
     codes = {site.id: site.code for site in captured.graph if site.code and not site.is_module}
     source, pins = _trial_source(target, captured)
-    return Job(options, source, codes, pins, _threads())
+    return Job(options, source, codes, pins, _threads(), takes_gradients(captured.graph))
 
 
 def _threads() -> int:
@@ -123,6 +126,10 @@ def _threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _may_be_pinned(site: Site) -> bool:
+    return is_pin_candidate(site) or is_destination(site)
+
+
 def _trial_source(target: Target, captured: Capture) -> tuple[str | None, tuple[str, ...]]:
     """The user's file with a lookup at each functional op that a plan may pin, and the sites of these ops.
 
@@ -131,7 +138,7 @@ def _trial_source(target: Target, captured: Capture) -> tuple[str | None, tuple[
     if target.path is None:
         return None, ()
     text, _ = read_source(target.path)
-    sites = pinnable_sites(text, target.path, filter(is_pin_candidate, captured.graph))
+    sites = pinnable_sites(text, target.path, filter(_may_be_pinned, captured.graph))
     return instrument_source(text, {site.code for site in sites}), tuple(site.id for site in sites)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from amptune.apply import (
+    Ties,
     held_tensors,
     held_values,
     how_to_apply,
@@ -29,6 +30,7 @@ from amptune.core.graph import INPUT, PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
 from amptune.core.tables import CostTable
+from amptune.tune.destinations import Destination, find_destinations, is_destination, pinned
 from amptune.tune.recipes import Candidate
 from amptune.tune.training import Workbench, loss_of, seed_everything, training
 
@@ -53,20 +55,28 @@ class Group:
         name: the role, with block numbers as ``*``; for a pin the op's place in the source.
         sites: ids of the sites.
         kind: ``module`` chooses one of ``choices``, ``pin`` chooses FP32 or to follow, ``fixed`` has no choice: its
-            outputs meet a tensor that no plan casts, in an op that takes one dtype only.
+            outputs meet a tensor that no plan casts, in an op that takes one dtype only. ``destination`` is such an op
+            that can be pinned in FP32, which it is where any of the sites in ``feeds`` is in 16 bits.
         how: how each site is put in force, in the order of ``sites``.
         choices: what a module group may be, FP32 first.
         fp8: sites that FP8 fits, by their kind and dimensions; the others run in BF16 where the group is FP8.
         multiplies: whether its sites are matrix products or hold some, which autocast lowers too.
+        feeds: of a destination, the sites that decide what arrives.
     """
 
     name: str
     sites: tuple[str, ...]
-    kind: Literal["module", "pin", "fixed"]
+    kind: Literal["module", "pin", "fixed", "destination"]
     how: tuple[How, ...]
     choices: tuple[Choice, ...] = ()
     fp8: frozenset[str] = frozenset()
     multiplies: bool = False
+    feeds: frozenset[str] = frozenset()
+
+    @property
+    def has_format(self) -> bool:
+        """Whether each site has a format by the choice of this group: not what is pinned at its line."""
+        return self.kind in ("module", "fixed")
 
     def values(self) -> tuple[str, ...]:
         """The values of this group's choice in a point, FP32 first; empty where there is nothing to choose."""
@@ -151,7 +161,7 @@ class Space:
         """What each site of the module groups runs in at ``point``, and FP32 for what is fixed."""
         chosen: dict[str, Choice] = {}
         for group in self.groups:
-            if group.kind != "pin":
+            if group.has_format:
                 choice = Choice.parse(point.get(group.name, HIGH)) if group.kind == "module" else FP32
                 chosen |= {site: group.site_choice(site, choice) for site in group.sites}
         return chosen
@@ -192,12 +202,14 @@ class Space:
         sites: dict[str, SitePlan] = {}
         for group in self.groups:
             for site, how in zip(group.sites, group.how, strict=True):
-                if group.kind != "pin":
+                if group.has_format:
                     choice, cost = chosen[site], table.site(site, chosen[site])
                     strided = bool(cost.pad) and site in self.strided
                     sites[site] = SitePlan(
                         choice.format, choice.scaling, cost.pad, how, pad_in=cost.pad_in, strided=strided
                     )
+                elif group.kind == "destination" and all(chosen[feed] == FP32 for feed in group.feeds):
+                    continue
                 elif point.get(group.name, HIGH) == HIGH:
                     sites[site] = SitePlan(Format.FP32, how=how)
         plan = Plan(
@@ -231,9 +243,10 @@ def build_space(
     choices = tuple(Choice(number_format) for number_format in bench.device.formats())
     if BF16 in choices:
         choices += bench.device.fp8_choices()
-    groups = _module_groups(bench, graph, batch, choices) if choices else []
+    can_pin = [graph[site] for site in pins]
+    groups = _module_groups(bench, graph, batch, choices, filter(is_destination, can_pin)) if choices else []
     if any(group.kind == "module" for group in groups):
-        groups += _leaf_pins(bench.model, graph) + _source_pins([graph[site] for site in pins])
+        groups += _leaf_pins(bench.model, graph) + _source_pins(filter(is_pin_candidate, can_pin))
     else:  # all is FP32: to pin an op in it, or to cast the loss up to it, changes nothing
         losses = tuple(loss for loss in losses if loss != FOLLOW)
     has_convolutions = any(op_named(site.op).family is Family.CONV and "2d" in site.op for site in graph)
@@ -290,21 +303,33 @@ def role_of(path: str) -> str:
     return _INDEX.sub("*", path)
 
 
-def _module_groups(bench: Workbench, graph: PrecisionGraph, batch: Any, choices: tuple[Choice, ...]) -> list[Group]:
+def _module_groups(
+    bench: Workbench, graph: PrecisionGraph, batch: Any, choices: tuple[Choice, ...], destinations: Iterable[Site]
+) -> list[Group]:
     """Modules with weights, and tensors that a module holds beside its layers: same role and class decide together,
-    and so does what meets in an op of one dtype."""
+    and so does what meets in an op of one dtype. After them, which of ``destinations`` have to be pinned for that."""
     fp32 = Candidate("fp32")
     with training(bench, fp32):
 
         def run() -> None:
-            loss_of(bench, fp32, batch)
+            with bench.no_gradients():
+                loss_of(bench, fp32, batch)
 
         how: dict[str, How] = dict(plannable_modules(bench.model, run))
         own: How = "own"
         how |= dict.fromkeys(held_tensors(bench.model, graph, how, run), own)
         roles = _by_role(bench.model, how)
-        ties = tied_by_run(bench.model, run, roles, low=choices[0].format, how=how)
+
+        def tied() -> Ties:
+            return tied_by_run(bench.model, run, roles, low=choices[0].format, how=how)
+
+        found = tied()
+        opened = find_destinations(destinations, found.met)
+        if opened:
+            with pinned(opened):
+                found = tied()
     bench.restore()
+    ties = found.groups
     tie_of = {name: index for index, tie in enumerate(ties) for name in tie - {INPUT}}
     joined: dict[str, list[str]] = {}
     for name in roles:
@@ -313,10 +338,24 @@ def _module_groups(bench: Workbench, graph: PrecisionGraph, batch: Any, choices:
     fp8 = frozenset(path for path in how if path in graph and fp8_fits(bench.model.get_submodule(path), graph[path]))
     modules = [path for path, by in how.items() if by != "own"]
     multiply = frozenset(path for path in modules if multiplies(bench.model.get_submodule(path)))
-    return [
+    groups = [
         _joined(names, roles, how, () if is_fixed else choices, fp8, multiply)
         for names, is_fixed in zip(joined.values(), fixed, strict=True)
     ]
+    return groups + _destination_groups(opened, roles, [site for g in groups if g.kind == "fixed" for site in g.sites])
+
+
+def _destination_groups(
+    opened: Iterable[Destination], roles: Mapping[str, list[str]], fixed: Collection[str]
+) -> list[Group]:
+    """The destinations that something in 16 bits can reach."""
+    found = []
+    for one in opened:
+        feeds = frozenset(site for name in one.feeds for site in roles[name]).difference(fixed)
+        if feeds:
+            source: How = "source"
+            found.append(Group(one.place, one.sites, "destination", (source,) * len(one.sites), feeds=feeds))
+    return found
 
 
 def fp8_fits(module: nn.Module, site: Site) -> bool:

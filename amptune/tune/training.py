@@ -34,7 +34,7 @@ class Workbench:
 
     There is a single model: a candidate is applied to it, trained, and undone, so that memory holds one model only.
     ``compilation`` says how torch.compile runs it; None is eager mode. ``has_dropout`` is None until a run has shown
-    it, and ``dropout_off`` is set while dropout is switched off.
+    it, and ``dropout_off`` is set while dropout is switched off. ``takes_gradients``: the forward or the loss does.
     """
 
     target: Target
@@ -47,6 +47,7 @@ class Workbench:
     compilation: Compilation | None = None
     has_dropout: bool | None = None
     dropout_off: DropoutOff | None = None
+    takes_gradients: bool = False
     _targets: dict[tuple[Format | None, str | None], Target] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -81,6 +82,10 @@ class Workbench:
                 loss_fn = loss_in(label, compile=bool(backend), backend=backend or BACKEND)(loss_fn)
             self._targets[key] = dataclasses.replace(self.target, loss_fn=loss_fn)
         return self._targets[key]
+
+    def no_gradients(self) -> contextlib.AbstractContextManager[object]:
+        """For a forward without a backward: no graph is kept, unless the forward or the loss needs one itself."""
+        return contextlib.nullcontext() if self.takes_gradients else torch.no_grad()
 
     def restore(self, state: dict[str, torch.Tensor] | None = None) -> None:
         """Set weights and buffers to ``state``, by default the initial one, and drop the gradients."""

@@ -76,6 +76,7 @@ class Job:
         codes: site id of each functional op -> its place in that source.
         pins: functional sites that a plan may pin there.
         threads: of torch on the CPU.
+        takes_gradients: whether the forward or the loss takes gradients itself.
     """
 
     options: TuneOptions
@@ -83,6 +84,7 @@ class Job:
     codes: dict[str, str]
     pins: tuple[str, ...]
     threads: int
+    takes_gradients: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +138,7 @@ class Worker:
         check_params(job.options.params, self.device)
         self.target: Target = load_target(job.options.target, source=job.trial_source)
         self.bench = Workbench.build(self.target, self.device, job.options.seed, job.codes, job.trial_source)
+        self.bench.takes_gradients = job.takes_gradients
         if job.options.compile_with:
             self.bench.compilation = Compilation(job.options.compile_with)
         elif self.device.is_cuda:
@@ -313,7 +316,9 @@ class Worker:
             def step() -> None:
                 run.step(batch)
 
-            found = check_realised(self.bench.model, forward_and_backward, plan)
+            found = check_realised(
+                self.bench.model, forward_and_backward, plan, takes_gradients=self.bench.takes_gradients
+            )
             found += stale_weight_casts(self.bench.model, step, forward, plan)
             return tuple(map(str, found))
 
