@@ -53,7 +53,7 @@ def _seconds(site: Site, dtypes: SiteDtypes, setting: Setting, backward: bool) -
             return _LOSS_ROW * shape[0]
         case "embedding" | "index" | "index_select" if len(made) > 1 and not backward:
             return _looked_up(site.outputs[0].numel, made[-1], dtypes)
-        case "embedding" if backward:
+        case "embedding" | "embedding_bag" if backward:
             return _SORTED + _looked_up(site.outputs[0].numel, made[-1], dtypes)
     return 0.0
 

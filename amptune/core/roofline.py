@@ -47,6 +47,8 @@ _FEW_OUTPUTS = 0.15
 """Rate of input gradients whose output channels fill no load (a last layer that makes three colours), H200."""
 _LARGE_WINDOW, _LARGE_WINDOW_SHARE = 25, {Format.FP32: 0.06, Format.TF32: 0.13}
 """Taps above which the channels_last weight gradient of depthwise convolutions in FP32 is another, slower kernel."""
+_VECTOR = 1.3
+"""Time of a product with a vector against that of reading and writing (4096 x 1024 times a vector, H200)."""
 _STREAMED = 0.82
 """Share of the bandwidth at which a product reads and writes its tensors: long contiguous rows, as in a copy."""
 _ATTENTION_TILE = 64
@@ -127,6 +129,8 @@ def gemm_seconds(
     if not peak or not gemm.flops:
         return 0.0
     constants = efficiency_of(gpu)
+    if min(gemm.m, gemm.n, gemm.k) == 1:  # a matrix times a vector, or a vector times another
+        return _VECTOR * operand_seconds(gemm, number_format, gpu) + constants.kernel_us * 1e-6
     rate = peak * constants.gemm[number_format] * shape_share(gemm, number_format, gpu)
     if number_format in constants.gemm_passes:
         rate *= constants.gemm_passes[number_format][_PASSES.index(direction)]
