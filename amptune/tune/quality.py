@@ -21,10 +21,10 @@ from amptune.tune.state import snapshot
 from amptune.tune.training import Run, Workbench, eager, loss_of, seed_everything, still, training
 
 NUM_ORDERS = 3
-MEMORISED = 0.1
+MEMORISED = 0.5
 """Share of the initial loss under which a batch is learnt by heart. The gradient of cross-entropy is then the small
 rest 1 - p, which a logit that is off by d multiplies by exp(d): a rounding that training never notices would look like
-a wrong gradient."""
+a wrong gradient. At a tenth, ConvNeXt's gradients under autocast in BF16 were off by up to 14 % in their norms."""
 PERTURBATION = 2.0**-12
 """Relative size of the noise on the weights: a quarter of FP16's distance between numbers."""
 CALM = 0.1
