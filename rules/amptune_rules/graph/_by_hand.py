@@ -8,11 +8,11 @@ from amptune.core.graph import OUTPUT, Gemm, Site
 from amptune.core.graph_context import SMALL_GEMM_FLOPS, SMALL_SHARE, GraphContext
 
 _PRODUCTS = frozenset({"matmul", "bmm", "einsum", "baddbmm"})
-_ON_SCORES = frozenset({"mul", "div", "add", "masked_fill", "where"})
+_ON_SCORES = frozenset({"mul", "div", "add", "sub", "masked_fill", "where"})
 """What may stand between the scores and their softmax: a scale, a bias, a mask."""
-_MASKS = frozenset({"add", "masked_fill", "where", "baddbmm"})
+_MASKS = frozenset({"add", "sub", "masked_fill", "where", "baddbmm"})
 _ON_WEIGHTS = frozenset({"dropout"})
-_STEPS = 4
+_STEPS = 6
 _WORTH_A_WORD = 1 << 20
 """Bytes of scores under which a fused kernel saves little but launches."""
 
@@ -26,6 +26,7 @@ class ByHand:
         queries, keys: tokens.
         count: batch x heads.
         masked: whether something is added to the scores, or put in their place.
+        bias: whether what is added is worked out anew and as large as the scores: a fused kernel has to read it too.
     """
 
     head: int
@@ -33,6 +34,7 @@ class ByHand:
     keys: int
     count: int
     masked: bool
+    bias: bool = False
 
     @property
     def score_bytes(self) -> int:
@@ -47,7 +49,7 @@ def attention_by_hand(context: GraphContext, softmax: Site) -> ByHand | None:
     dim = softmax.attrs.get("dim", -1)
     if len(shape) < 3 or not isinstance(dim, int) or dim % len(shape) != len(shape) - 1:
         return None
-    scores, masked = _scores(context, softmax)
+    scores, met = _scores(context, softmax)
     values = _values(context, softmax)
     if scores is None or values is None or context.share(scores) < SMALL_SHARE:
         return None
@@ -56,7 +58,9 @@ def attention_by_hand(context: GraphContext, softmax: Site) -> ByHand | None:
         return None
     if {first.m, first.n} != {shape[-2], shape[-1]} or shape[-1] not in (second.k, second.m, second.n):
         return None
-    found = ByHand(first.k, shape[-2], shape[-1], first.batch, masked)
+    masked = scores.op in _MASKS or any(site.op in _MASKS for site in met)
+    bias = any(_adds_as_much(site, scores) for site in met)
+    found = ByHand(first.k, shape[-2], shape[-1], first.batch, masked, bias)
     return found if found.score_bytes >= _WORTH_A_WORD else None
 
 
@@ -65,20 +69,23 @@ def _gemm(site: Site) -> Gemm | None:
     return site.gemms[0] if len(site.inputs) >= 2 and not site.params and len(set(site.gemms)) == 1 else None
 
 
-def _scores(context: GraphContext, softmax: Site) -> tuple[Site | None, bool]:
-    """The product that reaches a softmax, and whether a mask or bias meets it on the way."""
-    current, masked = softmax, False
+def _scores(context: GraphContext, softmax: Site) -> tuple[Site | None, list[Site]]:
+    """The product that reaches a softmax, and what it meets on the way: scales, biases, masks."""
+    front, met = [softmax], dict[str, Site]()
     for _ in range(_STEPS):
-        before = [site for site in context.graph.producers(current.id) if _has_shape(site, softmax)]
+        before = [site for each in front for site in context.graph.producers(each.id) if _has_shape(site, softmax)]
         products = [site for site in before if site.op in _PRODUCTS]
-        if len(products) == 1:
-            return products[0], masked or products[0].op in _MASKS or len(before) > 1
-        steps = [site for site in before if site.op in _ON_SCORES]
-        if len(steps) != 1:
-            return None, masked
-        current = steps[0]
-        masked |= current.op in _MASKS
-    return None, masked
+        if products:
+            return (products[0] if len(products) == 1 else None), list(met.values())
+        front = [site for site in before if site.op in _ON_SCORES and site.id not in met]
+        met |= {site.id: site for site in front}
+    return None, []
+
+
+def _adds_as_much(site: Site, scores: Site) -> bool:
+    """Whether a site adds to the scores what is as large and depends on the input, as relative positions do."""
+    alike = [tensor for tensor in site.inputs if tensor.numel == scores.outputs[0].numel]
+    return site.op in ("add", "sub") and len(alike) > 1 and all(tensor.requires_grad for tensor in alike)
 
 
 def _has_shape(site: Site, softmax: Site) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
@@ -58,6 +58,11 @@ class ContiguousConvolution(GraphRule):
         Example("channels_last", model_file("return self.conv(x)", init="self.conv = nn.Conv2d(64, 64, 3)",
                                             cast=".to(memory_format=torch.channels_last)",
                                             batch="torch.randn(4, 64, 32, 32).to(memory_format=torch.channels_last)")),
+        Example("weights for each sample", model_file(
+            """
+            weight = (self.weight * (1 + x.mean((2, 3))).view(4, 1, 64, 1, 1)).view(-1, 64, 3, 3)
+            return F.conv2d(x.reshape(1, -1, 32, 32), weight, groups=4).view(4, 64, 30, 30)
+            """, init="self.weight = nn.Parameter(torch.randn(1, 64, 64, 3, 3))", batch="torch.randn(4, 64, 32, 32)")),
         Example("one dimension has no such layout", model_file("return self.conv(x)",
                                                                init="self.conv = nn.Conv1d(64, 64, 3)",
                                                                batch="torch.randn(4, 64, 128)")),
@@ -76,14 +81,13 @@ class ContiguousConvolution(GraphRule):
         if share < LARGE_SHARE:
             return
         largest = max(contiguous, key=lambda site: site.flops)
-        volumes = len(largest.inputs[0].shape) == 5
         moved = sum(_transposed_bytes(site, context.train) for site in contiguous)
         saves = {gpu.key: _net(context, gpu, moved) for gpu in context.tensor_core_gpus()}
         yield context.finding(
             self,
             largest,
             f"{len(contiguous)} convolution(s) with {share:.0%} of the FLOPs run in contiguous layout: tensor core "
-            f"kernels transpose their tensors before and after; use memory_format=torch.channels_last{'_3d' * volumes}",
+            f"kernels transpose their tensors before and after; use {_formats(contiguous)}",
             severity=self._severity(context, saves),
             flops_share=round(share, 4),
             count=len(contiguous),
@@ -114,4 +118,21 @@ def _transposed_bytes(site: Site, train: bool) -> int:
 
 def _is_contiguous(site: Site) -> bool:
     spatial = site.op in ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d")
-    return spatial and site.attrs.get("channels_last") is False
+    return spatial and site.attrs.get("channels_last") is False and not _is_by_sample(site)
+
+
+def _is_by_sample(site: Site) -> bool:
+    """Whether a convolution has weights for each sample: the batch stands in its channels, so the layout of the images
+    is lost on the way there whatever it was."""
+    return site.attrs.get("groups", 1) not in (1, None) and len(site.inputs) > 1 and site.inputs[0].shape[0] == 1
+
+
+def _formats(sites: Sequence[Site]) -> str:
+    """The memory formats to use, for images and for volumes, where either is a part of the FLOPs worth a word."""
+    total = sum(site.flops for site in sites)
+    volumes = sum(site.flops for site in sites if len(site.inputs[0].shape) == 5) / max(total, 1)
+    if volumes < LARGE_SHARE:
+        return "memory_format=torch.channels_last"
+    if volumes > 1 - LARGE_SHARE:
+        return "memory_format=torch.channels_last_3d"
+    return "memory_format=torch.channels_last for images and torch.channels_last_3d for volumes"

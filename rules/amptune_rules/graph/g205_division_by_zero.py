@@ -101,6 +101,10 @@ class DivisionByZero(GraphRule):
                 over, under, top = old * over + now * v[t], old * under + now, new
             return over / under
             """)),
+        Example("a running variance with an eps", model_file(
+            "return self.fc((x - self.mean) / torch.sqrt(self.running + 1e-8))",
+            init="self.fc = nn.Linear(64, 64)\nself.register_buffer('mean', torch.zeros(64))\n"
+                 "self.register_buffer('running', torch.ones(64))")),
         Example("one plus what is not negative", model_file("return x / (1 + self.fc(x).abs())")),
     )  # fmt: skip
 
@@ -184,7 +188,7 @@ class DivisionByZero(GraphRule):
         position = input_of(site, place)
         if root is not None and (root.op in _CHOSEN or run.ranges.is_constant(root)):
             return
-        if is_positive_sum(run.ranges, root):
+        if is_positive_sum(run.ranges, root) or (root is not None and _is_root_with_eps(context, root)):
             return
         if root is None and (position is None or position not in (site.attrs.get("bounds") or {})):
             return
@@ -196,8 +200,8 @@ class DivisionByZero(GraphRule):
         yield context.finding(
             self,
             site,
-            f"the denominator is {what}, which can be zero as far as its terms show: 0 / 0 is NaN in every format; "
-            "add an eps",
+            f"the denominator is {what}, which can be zero as far as its terms show: {_quotient(run, site, place)} in "
+            "every format; add an eps",
             severity=Severity.INFO,
             chain=chain(context, site),
         )
@@ -223,6 +227,26 @@ def _of_both_signs(root: Site) -> str:
     if op_named(root.op).family in SIGNED_FAMILIES:
         return f"the output of {root.id}" if root.is_module else f"the result of {root.op}"
     return f"a {root.op} of what has both signs" if root.op in ("sum", "mean", "prod", "trace") else ""
+
+
+def _quotient(run: Run, site: Site, place: int) -> str:
+    """What the division gives where the denominator is zero."""
+    above = Range(1.0, 1.0) if place == 0 else run.ranges.operand(site, 0)
+    return "0 / 0 is NaN" if not above.is_known or above.holds(0.0) else "x / 0 is infinite"
+
+
+def _is_root_with_eps(context: GraphContext, root: Site) -> bool:
+    """Whether a site is sqrt(x + eps) of an x of which nothing is known: the root says that the user has x above zero,
+    as a running variance is, and the eps is there and is kept in every format."""
+    return root.op == "sqrt" and all(_keeps_offset(run, run.ranges.root(root)) for run in context.runs)
+
+
+def _keeps_offset(run: Run, total: Site | None) -> bool:
+    if total is None or total.op != "add":
+        return False
+    numbers = [value for value in (total.attrs.get("scalars") or {}).values() if isinstance(value, (int, float))]
+    formats = [Format.parse(dtype) for dtype in run.dtypes[total.id].outputs]
+    return any(value > 0 and all(each.round(value) > 0 for each in formats) for value in numbers)
 
 
 def _lost_numbers(run: Run, root: Site) -> list[float]:

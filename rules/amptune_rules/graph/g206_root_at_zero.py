@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from amptune.core.distances import product_of_distance
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
@@ -66,8 +67,20 @@ class RootAtZero(GraphRule):
             h = self.fc(x)
             return torch.sqrt((h * h).sum(-1))  # <- G206
             """)),
+        Example("a distance by its three terms", model_file(
+            """
+            h = self.fc(x)
+            squares = h.pow(2).sum(1)
+            return torch.sqrt(squares[:, None] - 2 * h @ h.t() + squares[None, :])  # <- G206
+            """)),
     )  # fmt: skip
     VALID = (
+        Example("a distance by its three terms, clamped", model_file(
+            """
+            h = self.fc(x)
+            squares = h.pow(2).sum(1)
+            return torch.sqrt((squares[:, None] - 2 * h @ h.t() + squares[None, :]).clamp_min(1e-6))
+            """)),
         Example("eps added in FP32", model_file(
             """
             h = self.fc(x).float()
@@ -124,6 +137,14 @@ class RootAtZero(GraphRule):
                 self,
                 site,
                 f"{site.op} of a difference that rounding can make negative (E[x^2] - E[x]^2): NaN; use var or std",
+                chain=chain(context, site),
+            )
+        elif is_open and _is_of_distance(context.runs[0], site):
+            yield context.finding(
+                self,
+                site,
+                f"{site.op} of |a|^2 - 2ab + |b|^2, which rounding makes negative for near points: NaN; clamp it above "
+                "zero, or use torch.cdist",
                 chain=chain(context, site),
             )
         elif bad and len(bad) == len(context.runs) and is_open and not is_guarded_after(context, site):
@@ -186,3 +207,8 @@ def _is_signed_sum(run: Run, site: Site) -> bool:
 def _cancels(run: Run, site: Site) -> bool:
     root = run.ranges.root(site)
     return root is not None and root.op == "sub" and is_difference_of_means(run, root)
+
+
+def _is_of_distance(run: Run, site: Site) -> bool:
+    root = run.ranges.root(site)
+    return root is not None and product_of_distance(run.ranges, root) is not None

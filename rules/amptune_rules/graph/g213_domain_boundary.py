@@ -104,7 +104,7 @@ class DomainBoundary(GraphRule):
                     f"(under {recipes_in(lost)}): it or its gradient is infinite there; cast to float32 before it",
                     chain=chain(context, site),
                 )
-            elif not context.runs[0].ranges.operand(site, 0).is_known:
+            elif not context.runs[0].ranges.operand(site, 0).is_known and not _is_above_by_data(context, site):
                 yield context.finding(
                     self,
                     site,
@@ -113,6 +113,14 @@ class DomainBoundary(GraphRule):
                     severity=Severity.INFO,
                     chain=chain(context, site),
                 )
+
+
+def _is_above_by_data(context: GraphContext, site: Site) -> bool:
+    """Whether the numbers of the batch keep the input of a function of positive numbers above the end of its domain, as
+    counts do in the likelihood of a count."""
+    bounds = context.bounds(context.runs[0])
+    low, high = _ENDS[site.op]
+    return high == math.inf and bounds is not None and bounds.operand(site, 0).low > low
 
 
 def _has_eps(site: Site) -> bool:

@@ -1,26 +1,31 @@
-"""G218: a variance as the difference of two means of squares."""
+"""G218: a variance as the difference of two means of squares, a distance by its three terms."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
+from amptune.core.distances import product_of_distance
 from amptune.core.finding import Finding, Severity
-from amptune.core.graph_context import GraphContext
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, formats_in
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import is_difference_of_means
+from amptune_rules.graph._numeric import is_difference_of_means, where_in
 
 
 class Cancellation(GraphRule):
-    """E[x^2] - E[x]^2: a difference of two nearly equal numbers.
+    """A difference of two nearly equal numbers: E[x^2] - E[x]^2, or a squared distance by its three terms.
 
     ## What it does
     Recognises a subtraction of the square of a mean from a mean of squares of the same tensor, over an axis, by pooling
-    or by a convolution with a window (SSIM), which autocast runs in 16 bits.
+    or by a convolution with a window (SSIM), which autocast runs in 16 bits; and squared distances as two sums of
+    squares less twice a product, where that product runs in 16 bits.
 
     ## Why is this bad
     Where the mean is large against the deviation, the leading digits cancel and what is left are rounding errors: in
-    BF16 the result has no digit from a ratio of 16, in FP32 from 3000. It can even be negative, and its root NaN.
+    BF16 the result has no digit from a ratio of 16, in FP32 from 3000. It can even be negative, and its root NaN. A
+    distance by its three terms has no digit between points that are nearer than 9 % of their length in BF16.
 
     ## Example
     ```python
@@ -56,8 +61,31 @@ class Cancellation(GraphRule):
             return self.fc(x).sum() + F.conv2d(h * h, self.w) - m.pow(2), F.conv2d(h * h, self.w) - m.pow(2)  # <- G218
             """, init="self.fc = nn.Linear(256, 1)\nself.register_buffer('w', torch.ones(1, 1, 5, 5) / 25)",
             batch="torch.rand(8, 256)", loss="output[0].mean() + output[1].mean()")),
+        Example("distances by a product in 16 bits", model_file(
+            """
+            a, b = self.fc(x), x
+            return a.pow(2).sum(1, keepdim=True) - 2 * a @ b.t() + b.pow(2).sum(1)  # <- G218
+            """)),
+        Example("distances by a product that is added in place", model_file(
+            """
+            a = self.fc(x)
+            squares = (a * a).sum(1)
+            near = squares[:, None] + squares[None, :]
+            return near.addmm(a, a.t(), beta=1, alpha=-2)  # <- G218
+            """)),
     )  # fmt: skip
     VALID = (
+        Example("distances by a product in FP32", model_file(
+            """
+            a, b = self.fc(x).float(), x
+            with torch.autocast(x.device.type, enabled=False):
+                return a.pow(2).sum(1, keepdim=True) - 2 * a @ b.t() + b.pow(2).sum(1)
+            """)),
+        Example("a product beside squares of something else", model_file(
+            """
+            a, b = self.fc(x), x
+            return (a - b).pow(2).sum(1, keepdim=True) - 2 * a @ b.t() + (a + b).pow(2).sum(1)
+            """)),
         Example("var", model_file("return self.fc(x).var(-1, unbiased=False)")),
         Example("deviations squared", model_file(
             """
@@ -79,3 +107,19 @@ class Cancellation(GraphRule):
                     "E[x^2] - E[x]^2 cancels where the mean is large against the deviation, and can be "
                     "negative; use var, or subtract the mean first",
                 )
+            if product := product_of_distance(run.ranges, site):
+                yield from self._distance(context, site, product)
+
+    def _distance(self, context: GraphContext, site: Site, product: Site) -> Iterable[Finding]:
+        runs = tuple(each for each in context.runs if each.dtypes[product.id].in_half)
+        if not runs:
+            return
+        near = ", ".join(
+            f"{math.sqrt(each.epsilon):.0%} of their length in {each}" for each in formats_in(runs, product)
+        )
+        yield context.finding(
+            self,
+            site,
+            f"|a|^2 - 2ab + |b|^2 with a product in {where_in(runs, product)}: the distance of points nearer than "
+            f"{near} is a rounding error, and can be negative; compute the product in float32, or use torch.cdist",
+        )

@@ -61,6 +61,15 @@ class SdpaBackend(GraphRule):
             scores = x @ x.transpose(-2, -1) / 8
             return scores.softmax(-1) @ x  # <- G408
             """, batch="torch.randn(8, 4, 128, 64, requires_grad=True)")),
+        Example("attention with a slope for each head", model_file(
+            """
+            places = torch.arange(128, device=x.device)
+            scores = x @ x.transpose(-2, -1) / 8
+            scores = scores - self.slopes * (places[:, None] - places[None, :]).abs()
+            scores = scores.masked_fill(places[:, None] < places[None, :], float("-inf"))
+            return scores.softmax(-1) @ x  # <- G408
+            """, init="self.register_buffer('slopes', 2.0 ** -torch.arange(1, 5).view(4, 1, 1))",
+            batch="torch.randn(8, 4, 128, 64, requires_grad=True)")),
         Example("a T4", model_file("return F.scaled_dot_product_attention(x, x, x)  # <- G408",
                                    batch="torch.randn(2, 4, 128, 64, requires_grad=True)"), options={"gpus": ("t4",)}),
     )  # fmt: skip
@@ -93,6 +102,8 @@ class SdpaBackend(GraphRule):
 def _unfused(found: ByHand) -> str:
     scores = found.score_bytes / 2**20
     mask = ", with the mask or bias as attn_mask" if found.masked else ""
+    if found.bias:
+        mask = ", with the bias as attn_mask: as large as the scores, it is read as they were, but they are not kept"
     return (
         f"attention by hand: no fused kernel, so {found.queries} x {found.keys} scores for each head "
         f"({scores:,.0f} MiB in 16 bits) are written, read by the softmax and kept for the backward; "

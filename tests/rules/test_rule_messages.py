@@ -1,0 +1,81 @@
+"""What messages of graph rules say where it depends on the model: the advice has to fit it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from amptune_rules.graph._examples import model_file
+
+from amptune.core.registry import load_rules
+from amptune.core.rule import Example, GraphRule
+from tests.rules.test_graph_rules import judge
+
+RULES = {loaded.cls.code: loaded.cls for loaded in load_rules(GraphRule)}
+
+
+def messages(code: str, source: str, folder: Path) -> list[str]:
+    return [finding.message for finding in judge(Example("a model", source), folder, RULES[code]).findings]
+
+
+@pytest.mark.parametrize(
+    ("images", "volumes", "advice"),
+    [
+        (64, 1, "memory_format=torch.channels_last"),
+        (1, 64, "memory_format=torch.channels_last_3d"),
+        (64, 16, "memory_format=torch.channels_last for images and torch.channels_last_3d for volumes"),
+    ],
+)
+def test_the_memory_format_is_that_of_most_convolutions(images: int, volumes: int, advice: str, tmp_path: Path) -> None:
+    forward = """
+    for layer in self.images:
+        x = layer(x)
+    return self.volumes(x.view(2, 64, 4, 8, 32)).sum() + x.sum()
+    """
+    init = f"""
+    self.images = nn.ModuleList(nn.Conv2d(64, 64, 3, padding=1) for _ in range({max(images // 8, 1)}))
+    self.volumes = nn.Sequential(*(nn.Conv3d(64, 64, 3, padding=1) for _ in range({max(volumes // 8, 1)})))
+    """
+    if images == 1:
+        init = init.replace("64, 64, 3, padding=1) for _ in range(1)", "64, 64, 1) for _ in range(1)")
+    if volumes == 1:
+        init = init.replace("nn.Conv3d(64, 64, 3, padding=1)", "nn.Conv3d(64, 8, 1)")
+    source = model_file(forward, init=init, batch="torch.randn(2, 64, 32, 32)")
+    assert [each.rpartition("use ")[2].partition(";")[0] for each in messages("G110", source, tmp_path)] == [advice]
+
+
+@pytest.mark.parametrize(
+    ("above", "expected"), [("1", "x / 0 is infinite"), ("x", "0 / 0 is NaN"), ("x.exp()", "0 / 0 is NaN")]
+)
+def test_what_a_division_by_zero_gives(above: str, expected: str, tmp_path: Path) -> None:
+    (message,) = messages("G205", model_file(f"return {above} / self.fc(x).abs().sum(-1, keepdim=True)"), tmp_path)
+    assert expected in message
+
+
+def test_a_root_whose_eps_is_lost_is_still_reported(tmp_path: Path) -> None:
+    forward = "return self.fc(x) / torch.sqrt(self.fc(x).mean(-1, keepdim=True) + 1e-9)"
+    assert messages("G205", model_file(forward), tmp_path)
+    assert not messages("G205", model_file(forward.replace("1e-9", "1e-3")), tmp_path)
+
+
+@pytest.mark.parametrize(("bias", "kept"), [("self.place(x).expand(8, 4, 128, 128)", False), ("places", True)])
+def test_a_bias_as_large_as_the_scores_is_read_by_a_fused_kernel_too(bias: str, kept: bool, tmp_path: Path) -> None:
+    forward = f"""
+    places = torch.arange(128, device=x.device).view(1, 1, 1, 128) / 128
+    scores = x @ x.transpose(-2, -1) / 8 + {bias}
+    return scores.softmax(-1) @ x
+    """
+    batch = "torch.randn(8, 4, 128, 64, requires_grad=True)"
+    source = model_file(forward, init="self.place = nn.Linear(64, 128)", batch=batch)
+    (message,) = messages("G408", source, tmp_path)
+    assert ("with the mask or bias as attn_mask" in message) is kept
+    assert ("as large as the scores" in message) is not kept
+
+
+@pytest.mark.parametrize(("batch", "count"), [("torch.randint(1, 9, (32, 64)).float()", 0), ("torch.randn(32, 64)", 1)])
+def test_counts_of_the_batch_keep_a_likelihood_off_the_end_of_its_domain(
+    batch: str, count: int, tmp_path: Path
+) -> None:
+    source = model_file("return self.fc(x).sum() + torch.lgamma(x + 1).sum()", batch=batch)
+    judged = judge(Example("counts", source, options={"evidence": True}), tmp_path, RULES["G213"])
+    assert len(judged.findings) == count
