@@ -268,14 +268,7 @@ def _reusable_casts() -> dict[Any, Any] | None:
 
 def _weight_and_bias(module: Any, dtype: torch.dtype) -> Any:
     """Both in ``dtype``. On a GPU those of the module's group are cast together at the first call of one of them."""
-    lows = _unused_casts(module)
-    if lows is not None:
-        return lows
-    own = module._parameters
-    weight, bias = own.get("weight"), own.get("bias")
-    if weight is None or (bias is None and "bias" not in own):  # computed anew for each use, by a parametrization say
-        weight, bias = module.weight, getattr(module, "bias", None)
-    return _low(module, weight, bias, dtype)
+    return _unused_casts(module) or _other_casts(module, dtype)
 
 
 def _weight_alone(module: Any, dtype: torch.dtype) -> Any:
@@ -303,6 +296,15 @@ def _unused_casts(module: Any) -> Any:
     own = module._parameters
     is_same = own.get("weight") is weight and own.get("bias") is bias and weight._version == version
     return lows if is_same and (bias is None or bias._version == bias_version) else None
+
+
+def _other_casts(module: Any, dtype: torch.dtype) -> Any:
+    """Weight and bias where none are ready."""
+    own = module._parameters
+    weight, bias = own.get("weight"), own.get("bias")
+    if weight is None or (bias is None and "bias" not in own):  # computed anew for each use, by a parametrization say
+        weight, bias = module.weight, getattr(module, "bias", None)
+    return _low(module, weight, bias, dtype)
 
 
 def _low(module: Any, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Any:
@@ -363,11 +365,12 @@ class _Recipe(NamedTuple):
     names: list[str]
     parameters: list[Tensor | None]
     present: list[Tensor]
+    """the parameters, with a tensor of nobody's for one that is None"""
     trains: list[bool]
-    """of those that are present"""
     batches: list[_Batch]
-    filled: list[int]
-    """slots of the weights that are there"""
+    places: list[tuple[int, int]]
+    lacking: list[tuple[int, int]]
+    """places of the modules, and of those without a weight"""
 
     def holds(self) -> bool:
         """Whether the parameters are those that the recipe was made for, frozen where they were.
@@ -378,7 +381,9 @@ class _Recipe(NamedTuple):
         return all(map(operator.is_, found, self.parameters)) and list(map(_trains, self.present)) == self.trains
 
 
+_NOTHING = torch.empty(0, device="cpu")
 _trains = operator.attrgetter("requires_grad")
+_version_of = operator.attrgetter("_version")
 
 
 class _Group:
@@ -404,22 +409,30 @@ def _cast_group_of(module: Any, place: tuple[int, int], casts: dict[Any, Any]) -
         return False
     recipe = group.recipe
     if recipe is None or not recipe.holds():
-        recipe = group.recipe = _find_recipe(group.modules)
+        recipe = group.recipe = _find_recipe(group.modules, number)
     parameters = recipe.parameters
-    versions = [None if parameter is None else parameter._version for parameter in parameters]
-    lows: list[Any] = list(parameters)
+    versions = list(map(_version_of, recipe.present))
+    lows: Any = parameters
     for dtype, slots, alike in recipe.batches:
-        for slot, low in zip(slots, _cast_alike(dtype, alike), strict=True):
-            lows[slot] = low
+        found = _cast_alike(dtype, alike)
+        if len(found) == len(parameters):
+            lows = found
+        else:
+            lows = list(lows)
+            for slot, low in zip(slots, found, strict=True):
+                lows[slot] = low
     casts[number] = parameters, versions, lows
     unused: Any = _state.unused
-    for at in recipe.filled:
-        also = at + 1
-        unused[number, at] = parameters[at], versions[at], parameters[also], versions[also], (lows[at], lows[also])
+    # By C functions alone: this runs for every block of a model.
+    pairs = zip(lows[::2], lows[1::2], strict=True)
+    held = zip(parameters[::2], versions[::2], parameters[1::2], versions[1::2], pairs, strict=True)
+    unused.update(zip(recipe.places, held, strict=True))
+    for place in recipe.lacking:
+        del unused[place]
     return True
 
 
-def _find_recipe(modules: Sequence[Any]) -> _Recipe:
+def _find_recipe(modules: Sequence[Any], number: int) -> _Recipe:
     owners = [module._parameters for module in modules for _ in range(2)]
     names = ["weight", "bias"] * len(modules)
     parameters: list[Tensor | None] = list(map(dict.get, owners, names))
@@ -429,10 +442,11 @@ def _find_recipe(modules: Sequence[Any]) -> _Recipe:
         if parameter is not None and parameter.dtype != dtype:
             key = dtype, parameter.dtype, parameter.requires_grad, parameter.device
             alike.setdefault(key, {})[slot] = parameter
-    present = [parameter for parameter in parameters if parameter is not None]
+    present = [_NOTHING if parameter is None else parameter for parameter in parameters]
     batches = [_Batch(key[0], list(found), tuple(found.values())) for key, found in alike.items()]
-    filled = [at for at in range(0, len(parameters), 2) if parameters[at] is not None]
-    return _Recipe(owners, names, parameters, present, list(map(_trains, present)), batches, filled)
+    places = [(number, at) for at in range(0, len(parameters), 2)]
+    lacking = [place for place in places if parameters[place[1]] is None]
+    return _Recipe(owners, names, parameters, present, list(map(_trains, present)), batches, places, lacking)
 
 
 def _cast_alike(dtype: torch.dtype, parameters: tuple[Tensor, ...]) -> Sequence[Tensor]:
@@ -966,12 +980,15 @@ class _PlannedOne(_Planned):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the module's own forward, in the planned format, with autocast off."""
-        site = self._amptune
-        if site.pad or site.pad_in:
-            with _without_autocast(input):
-                return self._compute_padded(input)
-        dtype = site.dtype
-        weight, bias = _weight_and_bias(self, dtype)
+        lows = _unused_casts(self)
+        if lows is None:
+            site = self._amptune
+            if site.pad or site.pad_in:
+                with _without_autocast(input):
+                    return self._compute_padded(input)
+            lows = _other_casts(self, site.dtype)
+        weight, bias = lows
+        dtype = self._amptune.dtype if weight is None else weight.dtype
         x = input if input.dtype == dtype else _cast(input, dtype)
         if _is_any_autocast_enabled():
             with _without_autocast(x):
