@@ -21,9 +21,10 @@ from amptune.analyze.kernels import (
     output_bytes,
 )
 from amptune.analyze.multihead import multi_head_kernels
+from amptune.core.attending import Attending
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.graph import Site, TensorMeta
-from amptune.core.roofline import Attending, Pass, Traffic
+from amptune.core.roofline import Pass, Traffic
 
 FP32_BYTES = 4
 _ALIGNED = {2: 8, 4: 4}
@@ -74,8 +75,10 @@ def attention_kernels(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed
         yield from _math(site, dtypes, setting)
     elif len(products) > 1:
         scores = products[0]
-        masked = bool(site.attrs.get("masked"))
-        work = Attending(scores.batch, scores.m, scores.n, scores.k, bool(site.attrs.get("is_causal")), masked)
+        causal, masked = bool(site.attrs.get("is_causal")), bool(site.attrs.get("masked"))
+        efficient = backend_of(site, dtypes.compute) is Backend.EFFICIENT
+        dropout = bool(site.attrs.get("dropout_p"))
+        work = Attending(scores.batch, scores.m, scores.n, scores.k, causal, masked, efficient, dropout)
         number_format = format_of(dtypes.compute, setting.recipe)
         yield Attention(work, number_format, False), False
         yield Attention(work, number_format, True), True

@@ -6,16 +6,15 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from amptune.core.attending import Attending, attention_seconds
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.formats import Format
 from amptune.core.graph import DTYPE_BYTES, Gemm, Site
 from amptune.core.hardware import FP8_MULTIPLE, Gpu
 from amptune.core.recipes import Recipe
 from amptune.core.roofline import (
-    Attending,
     Pass,
     Traffic,
-    attention_seconds,
     conv_seconds,
     depthwise_seconds,
     efficiency_of,

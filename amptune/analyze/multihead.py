@@ -24,9 +24,10 @@ from amptune.analyze.kernels import (
     of_one_call,
     output_bytes,
 )
+from amptune.core.attending import Attending
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.graph import DTYPE_BYTES, Gemm, Site, TensorMeta
-from amptune.core.roofline import Attending, Pass, Traffic
+from amptune.core.roofline import Pass, Traffic
 
 FP32_BYTES = 4
 
@@ -110,8 +111,9 @@ def multi_head_kernels(site: Site, dtypes: SiteDtypes, setting: Setting) -> Time
 
 def _fused(site: Site, dtypes: SiteDtypes, setting: Setting, shape: _Shape) -> Timed:
     scores = shape.scores
-    masked = bool(site.attrs.get("masked"))
-    work = Attending(scores.batch, scores.m, scores.n, scores.k, bool(site.attrs.get("is_causal")), masked)
+    causal, masked = bool(site.attrs.get("is_causal")), bool(site.attrs.get("masked"))
+    dropout = bool(site.attrs.get("dropout"))
+    work = Attending(scores.batch, scores.m, scores.n, scores.k, causal, masked, dropout=dropout)
     number_format = format_of(dtypes.compute, setting.recipe)
     yield Attention(work, number_format, False), False
     yield Attention(work, number_format, True), True

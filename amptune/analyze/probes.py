@@ -12,11 +12,11 @@ import torch.nn.functional as F
 
 from amptune.analyze import probing
 from amptune.analyze.probing import Probe, Run
+from amptune.core.attending import Attending
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm
 from amptune.core.hardware import Gpu
 from amptune.core.roofline import (
-    Attending,
     efficiency_of,
     gemm_seconds,
     peak_of,

@@ -47,6 +47,8 @@ _SCATTERS = ("index_add", "scatter_add", "scatter", "index_copy")
 """Ops whose first input is what is written to, and all others say what and where."""
 _ONE_BLOCK_A_CHANNEL = (Traffic.BATCH_NORM, Traffic.BATCH_NORM_NATIVE)
 """Batch norms of contiguous tensors, cuDNN's (its kernels are called 1C11) and torch's own."""
+_LANES_ARE_CHANNELS, _FEW_LANES = (Traffic.BATCH_NORM_LAST, Traffic.BATCH_NORM_NATIVE_LAST), 32
+"""Batch norms whose threads lie along the channels, and channels that leave half of them idle (16 and 32, H200)."""
 ROWWISE_SHARE = 0.72
 """Rate of FP8 products with a scale for each row against those with one scale, H100 (see estimate_check)."""
 
@@ -145,7 +147,11 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
         each = cost.instructions[1] if backward else cost.instructions[0]
         kind, narrowest = _traffic(site, dtypes, setting, cost, backward=backward), _narrowest(dtypes)
         kernels = move(kind, moved, narrowest, launches, each * elements)
-        yield dataclasses.replace(kernels, workers=site.inputs[0].shape[1]) if kind in _ONE_BLOCK_A_CHANNEL else kernels
+        if kind in _ONE_BLOCK_A_CHANNEL:
+            kernels = dataclasses.replace(kernels, workers=site.inputs[0].shape[1])
+        elif kind in _LANES_ARE_CHANNELS and site.inputs[0].shape[1] <= _FEW_LANES:
+            kernels = dataclasses.replace(kernels, bytes=2 * moved)
+        yield kernels
 
 
 def _narrowest(dtypes: SiteDtypes) -> str:

@@ -115,7 +115,7 @@ class Efficiency:
 _MEMORY: dict[Traffic, tuple[float, float]] = {
     Traffic.POINTWISE: (0.92, 0.92), Traffic.UNROLLED: (0.55, 0.32), Traffic.CAST: (0.47, 0.47),
     Traffic.CAST_UP: (0.36, 0.36), Traffic.NORM: (0.45, 0.23), Traffic.NORM_WEIGHTS: (0.27, 0.14),
-    Traffic.BATCH_NORM: (0.60, 0.34), Traffic.BATCH_NORM_LAST: (0.94, 0.79), Traffic.BATCH_NORM_NATIVE: (0.22, 0.22),
+    Traffic.BATCH_NORM: (0.70, 0.70), Traffic.BATCH_NORM_LAST: (0.72, 0.58), Traffic.BATCH_NORM_NATIVE: (0.36, 0.36),
     Traffic.BATCH_NORM_NATIVE_LAST: (0.60, 0.39), Traffic.REDUCTION: (0.40, 0.23), Traffic.SOFTMAX: (0.60, 0.47),
     Traffic.GATHER: (0.20, 0.10), Traffic.POOL: (0.37, 0.18), Traffic.LAYOUT: (0.45, 0.25),
     Traffic.TURNED: (0.25, 0.14), Traffic.JOINED: (0.83, 0.83), Traffic.TRANSPOSE: (0.64, 0.43),
@@ -158,11 +158,12 @@ _AMPERE = Efficiency(
 )
 # The TF32 instructions of Hopper read operands along the reduction alone; the other passes have to turn them first.
 _TF32_HOPPER: Passes = (1.0, 0.84, 0.54)
+_ATTENTION_HOPPER = {Format.FP32: (0.50, 0.48), **dict.fromkeys((Format.FP16, Format.BF16), (0.43, 0.45))}
 _HOPPER = Efficiency(
     gemm=_formats(0.79, 0.83, 0.87, 0.75),
     gemm_passes={Format.TF32: _TF32_HOPPER},
     conv=_CONV_HOPPER,
-    attention=_both_ways(0.54, 0.05, 0.40, 0.40),
+    attention={**_both_ways(0.50, 0.05, 0.43, 0.43), **_ATTENTION_HOPPER},
     memory=_MEMORY,
     misaligned={8: 0.5, 4: 0.3, 2: 0.2},
 )

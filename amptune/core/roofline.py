@@ -51,16 +51,9 @@ _VECTOR = 1.3
 """Time of a product with a vector against that of reading and writing (4096 x 1024 times a vector, H200)."""
 _STREAMED = 0.82
 """Share of the bandwidth at which a product reads and writes its tensors: long contiguous rows, as in a copy."""
-_ATTENTION_TILE = 64
-"""Tokens of a tile of the fused kernels (the names of cuDNN's on Hopper say 64 x 64 and 64 x 128)."""
-_ATTENTION_HEAD = 32
-"""Multiple of the size of a head for which the fused kernels are built: 32, 64, 96, 128 and so on (their templates in
-aten/src/ATen/native/transformers/cuda)."""
-_MASKED = 1.6
-"""Time of fused 16-bit attention with a mask in memory against one without."""
-_FULL_BLOCKS = 1.4
-"""Large blocks of threads for each multiprocessor that together reach the full rate of memory (batch norms of 64, 128
-and more channels, H200): a block has only so many loads under way."""
+_FULL_BLOCKS = {Traffic.BATCH_NORM: (1.6, 3.2), Traffic.BATCH_NORM_NATIVE: (1.2, 2.4)}
+"""Large blocks of threads for each multiprocessor that together reach the full rate of memory, with elements of 4 bytes
+and of 2 (batch norms of 16 to 1024 channels, H200): a block has only so many loads under way."""
 _SPLIT_K = 1024
 """Shortest piece that a library cuts a reduction into to fill the multiprocessors."""
 _SPLIT_WAVES = 6
@@ -209,57 +202,6 @@ def padded_size(value: int, number_format: Format, gpu: Gpu) -> int:
     return best if best <= value * (1 + _CHEAP_WASTE) else smallest
 
 
-@dataclasses.dataclass(frozen=True)
-class Attending:
-    """What attention computes.
-
-    Attributes:
-        batch: batch size x heads.
-        queries, keys: tokens.
-        size: of a head.
-        causal: whether half of the scores are left out.
-        masked: with a mask in memory.
-    """
-
-    batch: int
-    queries: int
-    keys: int
-    size: int
-    causal: bool = False
-    masked: bool = False
-
-    @property
-    def flops(self) -> int:
-        """Operations of the forward's two products, tokens and heads rounded up to the tiles of the kernels."""
-        return self._operations(padded(self.size, _ATTENTION_HEAD))
-
-    @property
-    def vector_flops(self) -> int:
-        """The same of the forward in FP32, whose result has whole tiles of columns."""
-        sizes = padded(self.size, _ATTENTION_HEAD) + padded(self.size, _ATTENTION_TILE)
-        return self._operations(sizes) // 2
-
-    def _operations(self, size: int) -> int:
-        queries, keys = (padded(length, _ATTENTION_TILE) for length in (self.queries, self.keys))
-        return 4 * self.batch * queries * keys * size // (2 if self.causal else 1)
-
-
-def attention_seconds(work: Attending, number_format: Format, gpu: Gpu, *, backward: bool) -> float:
-    """Seconds of fused attention; the backward recomputes scores, so it has 2.5 times the operations."""
-    constants = efficiency_of(gpu)
-    # TF32 has no part in fused attention: the FP32 kernel runs at its own rate with either setting.
-    number_format = Format.FP32 if number_format is Format.TF32 else number_format
-    rate = peak_of(gpu, number_format) * constants.attention[number_format][int(backward)]
-    if not rate or not work.flops:
-        return 0.0
-    # The forward has a block of threads for each tile of queries, the backward for each tile of keys.
-    blocks = work.batch * math.ceil((work.keys if backward else work.queries) / _ATTENTION_TILE)
-    rate *= min(1.0, blocks / gpu.sms)
-    slow = _MASKED if work.masked and number_format.bits == 16 else 1.0
-    flops = work.vector_flops if number_format is Format.FP32 and not backward else work.flops
-    return slow * (2.5 if backward else 1.0) * flops / rate + constants.kernel_us * 1e-6
-
-
 def conv_seconds(
     gemm: Gemm, number_format: Format, gpu: Gpu, direction: Pass, *, bytes_moved: float, taps: int = 1,
     winograd: bool = False, few_channels: bool = False, volume: bool = False,
@@ -333,5 +275,5 @@ def traffic_seconds(
     """
     bandwidth = gpu.bandwidth * 1e9 * efficiency_of(gpu).memory[kind][int(narrow)]
     if workers:
-        bandwidth *= min(1.0, workers / (_FULL_BLOCKS * gpu.sms))
+        bandwidth *= min(1.0, workers / (_FULL_BLOCKS[kind][narrow] * gpu.sms))
     return max(bytes_moved / bandwidth, instructions / (peak_of(gpu, Format.FP32) / 2))

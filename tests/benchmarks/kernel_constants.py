@@ -18,11 +18,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from amptune.core.attending import Attending
 from amptune.core.efficiency import Traffic
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm
 from amptune.core.hardware import GPUS, Gpu
-from amptune.core.roofline import Attending, Pass, efficiency_of, oriented, peak_of, shape_share
+from amptune.core.roofline import Pass, efficiency_of, oriented, peak_of, shape_share
 
 FEWEST_ELEMENTS = 2**23
 """Smaller tensors fit the cache and show the start of the kernel more than the bandwidth."""

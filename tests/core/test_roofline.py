@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm
 from amptune.core.hardware import GPUS
 from amptune.core.roofline import (
-    Attending,
     Pass,
     Traffic,
     alignment,
-    attention_seconds,
     conv_seconds,
     depthwise_seconds,
     efficiency_of,
@@ -114,21 +110,6 @@ def test_traffic_is_bytes_over_bandwidth() -> None:
     assert traffic_seconds(0, Traffic.CAST, H100) == 0
     seconds = traffic_seconds(10**9, Traffic.POINTWISE, H100)
     assert 1e9 / (H100.bandwidth * 1e9) < seconds < 2e9 / (H100.bandwidth * 1e9)
-
-
-ATTENTION = Attending(batch=192, queries=1024, keys=1024, size=64)
-
-
-def test_attention_in_fp32_ignores_tf32_and_the_backward_takes_longer() -> None:
-    forward = attention_seconds(ATTENTION, Format.FP32, H100, backward=False)
-    assert attention_seconds(ATTENTION, Format.TF32, H100, backward=False) == forward
-    assert attention_seconds(ATTENTION, Format.FP32, H100, backward=True) > 2 * forward
-    assert attention_seconds(ATTENTION, Format.BF16, H100, backward=False) < forward / 5
-
-
-def test_attention_works_on_whole_tiles_and_on_half_of_the_scores_when_causal() -> None:
-    assert dataclasses.replace(ATTENTION, queries=1000, keys=961).flops == ATTENTION.flops
-    assert dataclasses.replace(ATTENTION, causal=True).flops == ATTENTION.flops // 2
 
 
 def test_the_weight_gradient_is_slower_in_tf32_on_hopper_alone() -> None:
