@@ -49,6 +49,10 @@ _LARGE_WINDOW, _LARGE_WINDOW_SHARE = 25, {Format.FP32: 0.06, Format.TF32: 0.13}
 """Taps above which the channels_last weight gradient of depthwise convolutions in FP32 is another, slower kernel."""
 _VECTOR = 1.3
 """Time of a product with a vector against that of reading and writing (4096 x 1024 times a vector, H200)."""
+_ENOUGH_WEIGHTS = 32 * 128**2
+"""Weights of a convolution with one tap whose gradient in FP32 fills the GPU (256 x 2048, H200)."""
+_FEW_IN_VOLUMES = 0.2
+"""Rate of such gradients in volumes against images, where weights are few (3 x 3 x 3 on 32 to 128 channels, H200)."""
 _STREAMED = 0.82
 """Share of the bandwidth at which a product reads and writes its tensors: long contiguous rows, as in a copy."""
 _FULL_BLOCKS = {Traffic.BATCH_NORM: (1.6, 3.2), Traffic.BATCH_NORM_NATIVE: (1.2, 2.4)}
@@ -234,6 +238,8 @@ def conv_seconds(
         return 0.0
     if gemm.batch > 1:
         rate *= min(1.0, gemm.n / _LANES)
+    elif direction is Pass.WEIGHT and number_format is Format.FP32 and (taps == 1 or volume):
+        rate = peak_of(gpu, number_format) * _vector_weight_share(gemm, constants, volume=volume)
     elif direction is Pass.INPUT:
         # It reduces over output channels and taps, or over channels alone, and adds up the taps in place.
         ways = [oriented(gemm, direction)]
@@ -245,6 +251,15 @@ def conv_seconds(
         few = few_channels and number_format is not Format.FP32
         rate *= shape_share(oriented(gemm, direction), number_format, gpu) * (_FEW_CHANNELS if few else 1.0)
     return max(gemm.flops / rate, streamed_seconds(bytes_moved, gpu)) + constants.kernel_us * 1e-6
+
+
+def _vector_weight_share(gemm: Gemm, constants: Efficiency, *, volume: bool) -> float:
+    """Of the peak that FP32's weight gradient of one tap or of a volume reaches, whatever its shape: the library's
+    kernels share a long reduction out among few multiprocessors, and come to the rate of windows where there are
+    enough tiles."""
+    few, enough = (table[Format.FP32][_PASSES.index(Pass.WEIGHT)] for table in (constants.conv, constants.conv_window))
+    few *= _FEW_IN_VOLUMES if volume else 1.0
+    return few + (enough - few) * min(1.0, gemm.n * gemm.k / _ENOUGH_WEIGHTS)
 
 
 def depthwise_seconds(

@@ -143,3 +143,16 @@ def test_a_long_reduction_is_cut_until_the_last_round_is_full() -> None:
         weights = Gemm(3072, 768, 16384)  # 144 tiles of 128 x 128 for 132 multiprocessors
         assert gemm_seconds(weights, number_format, H100) < 1.35 * weights.flops / ideal
         assert gemm_seconds(Gemm(3072, 768, 512), number_format, H100) > 1.35 * 2 * 3072 * 768 * 512 / ideal
+
+
+def test_the_weight_gradient_of_one_tap_in_fp32_takes_its_operations_whatever_few_channels_there_are() -> None:
+    pixels = 2**18
+
+    def seconds(inputs: int, outputs: int, *, volume: bool = False) -> float:
+        gemm = Gemm(pixels, outputs, inputs)
+        return conv_seconds(gemm, Format.FP32, H100, Pass.WEIGHT, bytes_moved=0, volume=volume)
+
+    assert seconds(96, 16) == pytest.approx(seconds(16, 96))
+    assert seconds(128, 64) == pytest.approx(2 * seconds(64, 64), rel=0.05)
+    assert seconds(2048, 256) < 0.5 * 128 * seconds(64, 64)  # enough tiles for all multiprocessors
+    assert seconds(64, 64, volume=True) > 3 * seconds(64, 64)
