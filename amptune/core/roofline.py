@@ -50,7 +50,7 @@ _LARGE_WINDOW, _LARGE_WINDOW_SHARE = 25, {Format.FP32: 0.06, Format.TF32: 0.13}
 _VECTOR = 1.3
 """Time of a product with a vector against that of reading and writing (4096 x 1024 times a vector, H200)."""
 _ENOUGH_WEIGHTS = 32 * 128**2
-"""Weights of a convolution with one tap whose gradient in FP32 fills the GPU (256 x 2048, H200)."""
+"""Weights of a convolution whose gradient in FP32 fills the GPU (256 x 2048, H200)."""
 _FEW_IN_VOLUMES = 0.2
 """Rate of such gradients in volumes against images, where weights are few (3 x 3 x 3 on 32 to 128 channels, H200)."""
 _STREAMED = 0.82
@@ -129,10 +129,13 @@ def gemm_seconds(
     if min(gemm.m, gemm.n, gemm.k) == 1:  # a matrix times a vector, or a vector times another
         return _VECTOR * operand_seconds(gemm, number_format, gpu) + constants.kernel_us * 1e-6
     rate = peak * constants.gemm[number_format] * shape_share(gemm, number_format, gpu)
-    if number_format in constants.gemm_passes:
+    # Emulation does not load operands as the matrix units do.
+    aligned = (
+        _alignment_share(number_format, rows or (gemm.k, gemm.n), constants) if gpu.is_native(number_format) else 1
+    )
+    if aligned == 1 and number_format in constants.gemm_passes:  # other kernels read narrow rows in either order
         rate *= constants.gemm_passes[number_format][_PASSES.index(direction)]
-    if gpu.is_native(number_format):  # emulation does not load operands as the matrix units do
-        rate *= _alignment_share(number_format, rows or (gemm.k, gemm.n), constants)
+    rate *= aligned
     return max(gemm.flops / rate, operand_seconds(gemm, number_format, gpu)) + constants.kernel_us * 1e-6
 
 
@@ -147,7 +150,8 @@ def _alignment_share(number_format: Format, rows: tuple[int, ...], constants: Ef
     aligned = alignment(number_format, *rows)
     if aligned >= REQUIRED_BYTES or number_format is Format.FP32:
         return 1.0
-    return constants.misaligned[max(aligned, 2)]
+    # TF32 has one kernel for rows of 4 and of 8 bytes.
+    return constants.misaligned[4 if number_format is Format.TF32 else max(aligned, 2)]
 
 
 def shape_share(gemm: Gemm, number_format: Format, gpu: Gpu) -> float:
@@ -238,7 +242,7 @@ def conv_seconds(
         return 0.0
     if gemm.batch > 1:
         rate *= min(1.0, gemm.n / _LANES)
-    elif direction is Pass.WEIGHT and number_format is Format.FP32 and (taps == 1 or volume):
+    elif direction is Pass.WEIGHT and number_format is Format.FP32 and not winograd:
         rate = peak_of(gpu, number_format) * _vector_weight_share(gemm, constants, volume=volume)
     elif direction is Pass.INPUT:
         # It reduces over output channels and taps, or over channels alone, and adds up the taps in place.
@@ -254,9 +258,8 @@ def conv_seconds(
 
 
 def _vector_weight_share(gemm: Gemm, constants: Efficiency, *, volume: bool) -> float:
-    """Of the peak that FP32's weight gradient of one tap or of a volume reaches, whatever its shape: the library's
-    kernels share a long reduction out among few multiprocessors, and come to the rate of windows where there are
-    enough tiles."""
+    """Of the peak that FP32's weight gradient reaches, whatever its shape: the library's kernels share a long reduction
+    out among few multiprocessors, and come to their full rate where there are enough tiles."""
     few, enough = (table[Format.FP32][_PASSES.index(Pass.WEIGHT)] for table in (constants.conv, constants.conv_window))
     few *= _FEW_IN_VOLUMES if volume else 1.0
     return few + (enough - few) * min(1.0, gemm.n * gemm.k / _ENOUGH_WEIGHTS)

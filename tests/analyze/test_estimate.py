@@ -317,9 +317,9 @@ def test_pixels_that_fill_no_load_are_transposed_for_one_tap() -> None:
 
 
 def test_the_weight_gradient_of_a_volume_is_slower_in_fp32_than_that_of_an_image() -> None:
-    gemm = Gemm(4 * 16 * 28**2, 128, 128 * 27)
-    volume = _convolution("conv3d", gemm, (128, 128, 3, 3, 3), (4, 128, 16, 28, 28), (4, 128, 16, 28, 28))
-    image = _convolution("conv2d", gemm, (128, 128, 1, 27), (64, 128, 28, 28), (64, 128, 28, 28))
+    gemm = Gemm(4 * 16 * 28**2, 32, 32 * 27)
+    volume = _convolution("conv3d", gemm, (32, 32, 3, 3, 3), (4, 32, 16, 28, 28), (4, 32, 16, 28, 28))
+    image = _convolution("conv2d", gemm, (32, 32, 1, 27), (64, 32, 28, 28), (64, 32, 28, 28))
     slow, fast = (_times(site, "fp32")["weight gradient"] for site in (volume, image))
     assert slow > 1.5 * fast
 
