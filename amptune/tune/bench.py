@@ -130,7 +130,8 @@ def _measure(
         if kind == "extra" and (why := far_off(name, measured)):
             failed[name] = why
             continue
-        progress.stage(f"measuring {name}", len(measured), len(candidates), has_line=True)
+        what = "compiling and measuring" if options.compile_with else "measuring"
+        progress.stage(f"{what} {name}", len(measured), len(candidates), has_line=True)
         try:
             measured[name] = worker.request("trial", candidate, None, timeout=options.trial_timeout)
         except TrialError as failure:

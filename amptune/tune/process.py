@@ -19,6 +19,8 @@ from amptune.errors import AmptuneError, WorkError
 from amptune.tune.worker import Job, serve
 
 GRACE_SECONDS = 5.0
+SILENCE_SECONDS = 15.0
+"""After so long without a word from the worker it is said that the request is still at work."""
 _PATH = tuple(sys.path)
 """Where modules were looked for before any target was loaded, which puts its folder first."""
 
@@ -44,9 +46,15 @@ class WorkerProcess:
     ``start`` starts it earlier: it imports what it needs while this process finds out what ``job`` is.
     """
 
-    def __init__(self, job: Job | None, on_progress: Callable[[str, int, int], None]) -> None:
+    def __init__(
+        self,
+        job: Job | None,
+        on_progress: Callable[[str, int, int], None],
+        on_silence: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
         self.job = job
         self.on_progress = on_progress
+        self.on_silence = on_silence
         self._has_job = False
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
@@ -106,10 +114,16 @@ class WorkerProcess:
         return ours
 
     def _wait(self, connection: Connection, deadline: float, timeout: float) -> Any:
+        began = heard = time.monotonic()
         while True:
-            if not connection.poll(max(0.0, deadline - time.monotonic())):
-                self.stop()
-                raise TrialError(f"no result within {timeout:.0f} s", worker_lost=True)
+            if not connection.poll(max(0.0, min(deadline, heard + SILENCE_SECONDS) - time.monotonic())):
+                heard = time.monotonic()
+                if heard >= deadline:
+                    self.stop()
+                    raise TrialError(f"no result within {timeout:.0f} s", worker_lost=True)
+                self.on_silence(heard - began)
+                continue
+            heard = time.monotonic()
             kind, content = connection.recv()
             if kind == "progress":
                 self.on_progress(*content)

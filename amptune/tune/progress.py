@@ -56,6 +56,13 @@ class Progress:
             self.line(f"{text} ...")
         self._stage = text
 
+    def still_at_work(self, seconds: float) -> None:
+        """The stage goes on after so many seconds: a live line counts them, elsewhere a line says so."""
+        if self._status is not None:
+            self.stage(self._stage)
+        elif self._stage:
+            self.line(f"{self._stage} ... {seconds:.0f} s")
+
     def notes(self, texts: Iterable[str]) -> None:
         """A line for each note that was not shown before."""
         for text in texts:

@@ -106,7 +106,7 @@ def _refuse_patched(target: Target) -> None:
 @contextlib.contextmanager
 def started_worker(progress: Progress) -> Iterator[WorkerProcess]:
     """A worker process that gets ready while the model is captured; ``job`` is to be set before the first request."""
-    with WorkerProcess(None, progress.stage) as worker:
+    with WorkerProcess(None, progress.stage, progress.still_at_work) as worker:
         worker.start()
         yield worker
 

@@ -226,7 +226,8 @@ class Search:
         return next((r for r in self.records() if r.outcome.plan_hash == candidate.key), None)
 
     def _measure(self, kind: str, candidate: Candidate, point: dict[str, str]) -> Outcome:
-        self.progress.stage(f"measuring {candidate.name}", has_line=True)
+        what = "compiling and measuring" if self.options.compile_with else "measuring"
+        self.progress.stage(f"{what} {candidate.name}", has_line=True)
         base = Outcome(
             kind=kind,
             state="failed",
@@ -303,6 +304,7 @@ def _outcome(base: Outcome, measured: Measured) -> Outcome:
         launch_bound=measured.step.launch_bound,
         launch_ms=measured.step.launch_ms,
         unsteady=measured.step.unsteady,
+        recompiled=measured.step.recompiled,
     )
 
 
@@ -339,4 +341,5 @@ def describe(number: int, outcome: Outcome) -> str:
     beside = ""
     if outcome.paired:
         beside = f", {outcome.paired['ratio']:.3f} of trial {outcome.paired['trial']}'s beside it"
-    return f"trial {number}: {name}: {outcome.measured_ms:.2f} ms a step{beside}{gap}{tail}"
+    compiling = ", compiling still within them" if outcome.recompiled else ""
+    return f"trial {number}: {name}: {outcome.measured_ms:.2f} ms a step{compiling}{beside}{gap}{tail}"

@@ -40,8 +40,8 @@ class Outcome:
     Python takes to queue a step, where that is known. ``unsteady`` says that the time depends on the host's moment;
     then ``paired`` holds how the step compares with the one of an earlier trial that was timed again in turns with it:
     its number (``trial``), the median ``ratio`` with quartiles, and how many ratios (``count``). ``paired_ms`` is the
-    ratio times that trial's step. ``seconds``: what the trial took to compare the formats that ran, to measure its
-    step, and to judge how it trains.
+    ratio times that trial's step. ``recompiled`` says that torch.compile was still at work in the timed steps.
+    ``seconds``: what the trial took to compare the formats that ran, to measure its step, and to judge how it trains.
     """
 
     kind: str
@@ -65,6 +65,7 @@ class Outcome:
     unsteady: bool = False
     paired: Mapping[str, Any] | None = None
     paired_ms: float | None = None
+    recompiled: bool = False
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     failing: Sequence[str] = ()
     worker_lost: bool = False

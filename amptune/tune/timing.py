@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import itertools
 import math
@@ -15,9 +16,12 @@ import torch
 
 from amptune.tune.batches import Batches
 from amptune.tune.recipes import Candidate
+from amptune.tune.recompiling import ENDLESS, endless, num_compiled
 from amptune.tune.training import Run, Workbench, training
 
 WARMUP_STEPS = 3
+ATTEMPTS = 3
+"""How often steps are timed, where torch.compile is at work within them."""
 LAUNCH_STEPS = 3
 MIN_STEPS = 10
 MAX_STEPS = 50
@@ -53,6 +57,7 @@ class StepTime:
 
     ``launch_ms`` is what Python takes to queue one step on an idle GPU; None where steps wait for the GPU in between.
     ``ratios`` are those to the step of a yardstick that was timed immediately before or after; empty where none was.
+    ``recompiled`` says that torch.compile was still at work in these steps, so that they are too slow.
     """
 
     median: float
@@ -62,6 +67,7 @@ class StepTime:
     memory: int | None = None
     launch_ms: float | None = None
     ratios: tuple[float, ...] = ()
+    recompiled: bool = False
 
     @property
     def launch_bound(self) -> bool:
@@ -129,7 +135,7 @@ def measure_step(
 
 def _warmed_up(run: Run, batches: Batches, limit: float) -> tuple[float, float | None]:
     """Milliseconds of a step once it is warm, and the seconds of compiling."""
-    warm = [_seconds(run, batches.train[i % len(batches.train)]) * 1e3 for i in range(WARMUP_STEPS)]
+    warm = _warm_steps(run, batches)
     # The first step sets up kernels and optimizer state, so it says nothing; the fastest of the others does.
     elapsed = min(warm[1:])
     compiling = (sum(warm) - len(warm) * elapsed) / 1e3 if run.bench.compilation else None
@@ -139,18 +145,45 @@ def _warmed_up(run: Run, batches: Batches, limit: float) -> tuple[float, float |
     return elapsed, compiling
 
 
+def _warm_steps(run: Run, batches: Batches) -> list[float]:
+    """Milliseconds of the first steps: three, and more until one compiles nothing.
+
+    Raises:
+        TuneError: each of them compiles something.
+    """
+    warm: list[float] = []
+    is_compiling = True
+    while len(warm) < WARMUP_STEPS or is_compiling:
+        batch, before = batches.train[len(warm) % len(batches.train)], num_compiled()
+        if len(warm) == ENDLESS:
+            raise endless(functools.partial(run.step, batch))
+        warm.append(_seconds(run, batch) * 1e3)
+        is_compiling = num_compiled() > before
+    return warm
+
+
 def _alone(run: Run, batches: Batches, elapsed: float, yardstick: Yardstick | None) -> StepTime:
     """Steps of a candidate that takes about ``elapsed`` milliseconds; few of them where pairs will follow."""
     device = run.bench.device
     count = min(MAX_STEPS, max(MIN_STEPS, int(SECONDS * 1e3 / max(elapsed, 1e-3))))
     device.reset_peak_memory()  # the compiler's own trials of kernels are not part of a step
     gc.collect(YOUNG)
-    step = timed_steps(run, batches, MIN_STEPS)
+    step = _compiled_steps(run, batches, MIN_STEPS)
     if device.is_cuda and not run.waits_for_device:
         step = dataclasses.replace(step, launch_ms=queueing_ms(run, batches))
     if count == MIN_STEPS or _is_paired(step, yardstick):
         return step
-    return joined([step, timed_steps(run, batches, count - MIN_STEPS)])
+    return joined([step, _compiled_steps(run, batches, count - MIN_STEPS)])
+
+
+def _compiled_steps(run: Run, batches: Batches, count: int) -> StepTime:
+    """Timed steps; again, a few times, where a branch that no step had taken was compiled within them."""
+    for _ in range(ATTEMPTS):
+        before = num_compiled()
+        step = timed_steps(run, batches, count)
+        if num_compiled() == before:
+            return step
+    return dataclasses.replace(step, recompiled=True)
 
 
 def _is_paired(step: StepTime, yardstick: Yardstick | None) -> bool:
@@ -185,7 +218,7 @@ def _block(bench: Workbench, candidate: Candidate, batches: Batches, count: int)
     with training(bench, candidate) as run:
         timed_steps(run, batches, PAIRED_WARMUP)
         gc.collect(YOUNG)
-        return timed_steps(run, batches, count)
+        return _compiled_steps(run, batches, count)
 
 
 def queueing_ms(run: Run, batches: Batches) -> float:
@@ -232,7 +265,7 @@ def measure_interleaved(
                 count = min(MAX_STEPS, max(5, int(BLOCK_MS / max(warm.repeats[-1], 1e-3))))
                 bench.device.reset_peak_memory()
                 gc.collect(YOUNG)
-                step = timed_steps(run, batches, count)
+                step = _compiled_steps(run, batches, count)
                 times.append(dataclasses.replace(step, memory=bench.device.peak_memory()))
         progress(index + 1)
     return repeats
@@ -240,13 +273,13 @@ def measure_interleaved(
 
 def pooled(rounds: Sequence[StepTime]) -> StepTime:
     """All repeats of all rounds as one sample."""
-    return StepTime.of([time for one in rounds for time in one.repeats])
+    found = StepTime.of([time for one in rounds for time in one.repeats])
+    return dataclasses.replace(found, recompiled=any(one.recompiled for one in rounds))
 
 
 def joined(blocks: Sequence[StepTime]) -> StepTime:
     """All repeats of all blocks, with what else the first one knows."""
-    found = pooled(blocks)
-    return dataclasses.replace(blocks[0], median=found.median, low=found.low, high=found.high, repeats=found.repeats)
+    return dataclasses.replace(pooled(blocks), memory=blocks[0].memory, launch_ms=blocks[0].launch_ms)
 
 
 def _seconds(run: Run, batch: Any) -> float:

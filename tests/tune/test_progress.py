@@ -16,3 +16,14 @@ def test_without_a_terminal_each_stage_and_each_note_is_one_line(capsys: pytest.
     assert capsys.readouterr().err.splitlines() == [
         "capturing the model ...", "measuring sites ...", "note: a", "note: b", "note: c",
     ]  # fmt: skip
+
+
+def test_a_stage_that_goes_on_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(5)
+    progress.still_at_work(15)
+    progress.stage("compiling and measuring fp32", has_line=True)
+    progress.still_at_work(15.2)
+    progress.still_at_work(30.4)
+    assert capsys.readouterr().err.splitlines() == [
+        "compiling and measuring fp32 ... 15 s", "compiling and measuring fp32 ... 30 s",
+    ]  # fmt: skip

@@ -17,6 +17,7 @@ from amptune.capture import TargetSpec
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.errors import TuneError, WorkError
+from amptune.tune import process
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess, must
 from amptune.tune.recipes import Candidate, plan_candidate
@@ -62,6 +63,21 @@ def test_a_crash_a_hang_and_an_exception_fail_one_trial_each(worker: WorkerProce
         worker.request("trial", LOWERED, None, timeout=15)
     measured = worker.request("trial", Candidate("fp32"), None, timeout=120)
     assert measured.quality.valid
+
+
+def test_a_long_silence_of_the_worker_is_told(
+    worker: WorkerProcess, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "net.how").write_text("hang")
+    worker.request("prepare", timeout=120)
+    told: list[float] = []
+    worker.on_silence = told.append
+    monkeypatch.setattr(process, "SILENCE_SECONDS", 1.0)
+    with pytest.raises(TrialError, match="no result within 5 s"):
+        worker.request("trial", LOWERED, None, timeout=5)
+    assert len(told) >= 3
+    assert told == sorted(told)
+    assert 0.9 < told[0] < told[-1] < 5
 
 
 def test_a_started_worker_takes_its_job_later(folder: Path) -> None:
