@@ -45,6 +45,8 @@ from amptune.core.roofline import Pass, Traffic
 
 _SCATTERS = ("index_add", "scatter_add", "scatter", "index_copy")
 """Ops whose first input is what is written to, and all others say what and where."""
+_KEEP_WHAT_THEY_OVERWRITE = ("hardtanh", "relu6", "silu", "hardswish", "mish", "leaky_relu")
+"""Ops whose backward reads their input, so that autograd copies it before it is overwritten."""
 _ONE_BLOCK_A_CHANNEL = (Traffic.BATCH_NORM, Traffic.BATCH_NORM_NATIVE)
 """Batch norms of contiguous tensors, cuDNN's (its kernels are called 1C11) and torch's own."""
 _LANES_ARE_CHANNELS, _FEW_LANES = (Traffic.BATCH_NORM_LAST, Traffic.BATCH_NORM_NATIVE_LAST), 32
@@ -140,6 +142,8 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
     if not backward and cost.traffic is Traffic.POINTWISE and (turned := mixed_bytes(site, dtypes, setting)):
         yield move(Traffic.TURNED, turned, _narrowest(dtypes))
         return
+    if not backward and site.op in _KEEP_WHAT_THEY_OVERWRITE and site.attrs.get("inplace") and needs_backward(site):
+        yield move(Traffic.JOINED, 2 * sum(reads), dtypes.compute)
     x_units, y_units, launches = cost.backward if backward else cost.forward
     moved = x_units * (sum(reads) + (table if not backward else 0)) + y_units * written
     if moved and launches:

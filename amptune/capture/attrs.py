@@ -15,7 +15,7 @@ from amptune.core.ops import OPS, Family
 
 _SCALAR_OPERANDS = {Family.POINTWISE, Family.SENSITIVE, Family.GEMM}
 _SKIPPED = {"self", "input", "weight", "bias", "running_mean", "running_var", "training", "inplace", "out", "generator"}
-_SKIPPED_SETTINGS = {"training", "inplace", "call_super_init", "dump_patches"}
+_SKIPPED_SETTINGS = {"training", "call_super_init", "dump_patches"}
 
 
 def named_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

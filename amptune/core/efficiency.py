@@ -119,7 +119,7 @@ _MEMORY: dict[Traffic, tuple[float, float]] = {
     Traffic.BATCH_NORM_NATIVE_LAST: (0.60, 0.39), Traffic.REDUCTION: (0.40, 0.23), Traffic.SOFTMAX: (0.60, 0.47),
     Traffic.GATHER: (0.20, 0.10), Traffic.POOL: (0.37, 0.18), Traffic.LAYOUT: (0.45, 0.25),
     Traffic.TURNED: (0.25, 0.14), Traffic.JOINED: (0.83, 0.83), Traffic.TRANSPOSE: (0.64, 0.43),
-    Traffic.OPTIMIZER: (0.80, 0.80), Traffic.FUSED: (0.62, 0.62),
+    Traffic.OPTIMIZER: (0.68, 0.68), Traffic.FUSED: (0.62, 0.62),
 }  # fmt: skip
 
 

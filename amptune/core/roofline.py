@@ -43,6 +43,9 @@ _LANES = 128
 """Output channels of a tile: a group of a convolution fills its share of one."""
 _FEW_CHANNELS = 0.35
 """Rate of convolutions for tensor cores whose input channels do not fill one load (three colours), H200."""
+_PATCH, _PATCH_SHARE = 100, 0.45
+"""Taps of a window over few input channels that are as many as those of a patch, and the rate of its forward against
+other windows of few channels (16 x 16 and 32 x 32 over three colours, H200)."""
 _FEW_OUTPUTS = 0.15
 """Rate of input gradients whose output channels fill no load (a last layer that makes three colours), H200."""
 _LARGE_WINDOW, _LARGE_WINDOW_SHARE = 25, {Format.FP32: 0.06, Format.TF32: 0.13}
@@ -253,6 +256,8 @@ def conv_seconds(
         rate *= _FEW_OUTPUTS if gemm.n * number_format.bytes < REQUIRED_BYTES else 1.0
     else:
         few = few_channels and number_format is not Format.FP32
+        if few_channels and direction is Pass.FORWARD and taps >= _PATCH:
+            rate *= _PATCH_SHARE
         rate *= shape_share(oriented(gemm, direction), number_format, gpu) * (_FEW_CHANNELS if few else 1.0)
     return max(gemm.flops / rate, streamed_seconds(bytes_moved, gpu)) + constants.kernel_us * 1e-6
 

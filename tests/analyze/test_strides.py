@@ -127,6 +127,13 @@ def test_the_gradient_of_what_is_taken_off_is_turned_round() -> None:
     assert _moves(op("rest", "sub", "x", "y", shape=SHAPE), Traffic.POINTWISE) == (3 * BYTES, 2 * BYTES)
 
 
+def test_what_is_overwritten_and_needed_again_is_copied_first() -> None:
+    for name, kept in (("hardtanh", 2 * BYTES), ("relu", 0)):  # a relu needs its result alone
+        plain, written = op("act", name, "x", shape=SHAPE), op("act", name, "x", shape=SHAPE, inplace=True)
+        assert _moves(plain, Traffic.JOINED) == (0, 0)
+        assert _moves(written, Traffic.JOINED) == (kept, 0)
+
+
 def test_a_copy_into_rows_of_what_lies_across_them_is_slower() -> None:
     pad = op("#pad.0", "pad", "x", shape=SHAPE)
     assert _moves(pad, Traffic.TURNED) == (0, 0)

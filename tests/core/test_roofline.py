@@ -156,3 +156,13 @@ def test_the_weight_gradient_of_one_tap_in_fp32_takes_its_operations_whatever_fe
     assert seconds(128, 64) == pytest.approx(2 * seconds(64, 64), rel=0.05)
     assert seconds(2048, 256) < 0.5 * 128 * seconds(64, 64)  # enough tiles for all multiprocessors
     assert seconds(64, 64, volume=True) > 3 * seconds(64, 64)
+
+
+def test_a_window_that_is_a_patch_of_few_channels_is_slow_forward() -> None:
+    gemm = Gemm(64 * 196, 768, 3 * 256)
+
+    def seconds(direction: Pass, *, few: bool) -> float:
+        return conv_seconds(gemm, Format.BF16, H100, direction, bytes_moved=0, taps=256, few_channels=few)
+
+    assert seconds(Pass.FORWARD, few=True) > 4 * seconds(Pass.FORWARD, few=False)
+    assert seconds(Pass.WEIGHT, few=True) < 4 * seconds(Pass.WEIGHT, few=False)
