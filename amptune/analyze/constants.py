@@ -71,6 +71,19 @@ class NodeBounds:
             axis for axis in axes if bool((~kept).any(axis).all())
         )
 
+    def pairs_with_itself(self, node: fx.Node) -> bool:
+        """Whether a mask says which numbers of a vector are equal, so that its diagonal holds whatever they are."""
+        test, seen = _root(node), _tensor(node)
+        if _op(test) != "eq" or len(test.all_input_nodes) != 2 or (made := _tensor(test)) is None or seen is None:
+            return False
+        left, right = test.all_input_nodes
+        shapes = [tuple(each.shape) for each in (_tensor(left), _tensor(right)) if each is not None]
+        size, square = made.shape[-1], made.dim() == 2 and made.shape[0] == made.shape[1]
+        ways = {(size, 1)} if (size, 1) in shapes else set()
+        other = {(1, size), (size,)}.intersection(shapes)
+        alone = _root(left) is _root(right) and _root(left) not in self._written
+        return bool(alone and square and ways and other and seen.shape == made.shape)
+
     def is_causal(self, node: fx.Node) -> bool:
         """Whether a constant mask of attention keeps what is on and below the diagonal, and nothing else."""
         value = self._folded.of(node)

@@ -3,8 +3,8 @@
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
 ``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``viewed``, ``copied``, ``rearranged``, ``channels_last``,
 ``integers``, ``fp32_limit``, ``exact``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random``, ``kept``,
-``one_hot``, ``called``, ``later_sources`` and, of nn.MultiheadAttention, ``fused`` that the class describes, and
-empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left as it is.
+``one_hot``, ``pairs``, ``called``, ``later_sources`` and, of nn.MultiheadAttention, ``fused`` that the class describes,
+and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left as it is.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def _origins(
     shares = [index for index, node in enumerate(outside) if str(root(node).meta.get("amptune_op")) == "one_hot"]
     if shares:
         yield "one_hot", shares
+    if pairs := [index for index, node in enumerate(outside) if bounds.pairs_with_itself(node)]:
+        yield "pairs", pairs
     if known:
         yield "bounds", {index: (found.low, found.high) for index, found in known.items()}
     batch = {index: str(base.target) for index, node in enumerate(outside) if (base := root(node)).op == "placeholder"}

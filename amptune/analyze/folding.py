@@ -10,7 +10,7 @@ from torch import fx
 
 from amptune.core.ops import Family, op_named
 
-LARGEST = 1 << 18
+LARGEST = 1 << 20
 """Elements up to which a constant is worked out: tables of numbers that someone wrote, not data."""
 _FAMILIES = (
     Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION, Family.VIEW, Family.CAST, Family.MEMORY, Family.CREATE,

@@ -58,21 +58,23 @@ def _shape(site: Site) -> _Shape | None:
     if len(products) != 6:
         return None
     query, key, value, scores, mixed, last = products
-    given = _operands(site)
+    given = [tensor.numel for tensor in _operands(site)]
+    if not given or (len(given) == 1 and query.m != key.m):
+        given.append(query.m * query.k)  # a parameter, which is no input of a site, as the queries of a decoder are
     merged: tuple[Gemm, ...] = query, key, value
     parts = 1
     if len(given) == 1:
         merged, parts = (dataclasses.replace(query, n=3 * query.n),), 3
     elif len(given) == 2 and site.attrs.get("kdim") == site.attrs.get("vdim"):
         merged, parts = (query, dataclasses.replace(key, n=2 * key.n)), 2
-    operands = sum(tensor.numel for tensor in given)
+    operands = sum(given)
     return _Shape(merged, parts, scores, mixed, last, operands, query.m * query.n, key.m * key.n)
 
 
 def _operands(site: Site) -> list[TensorMeta]:
     """Query, key and value as far as they are several tensors; masks have other widths or ranks."""
     widths = {site.attrs.get(name) for name in ("embed_dim", "kdim", "vdim")}
-    rank = len(site.inputs[0].shape)
+    rank = len(site.outputs[0].shape)
     return [t for t in site.inputs if t.is_floating and len(t.shape) == rank and t.shape[-1] in widths][:3]
 
 
@@ -165,4 +167,4 @@ def kept(site: Site, dtypes: SiteDtypes) -> Iterator[tuple[str, int]]:
 
 def copies_operands(site: Site) -> bool:
     """Whether the operands are copied into the order of sequences first."""
-    return bool(site.attrs.get("batch_first")) and len(site.inputs[0].shape) > 2
+    return bool(site.attrs.get("batch_first")) and len(site.outputs[0].shape) > 2

@@ -134,11 +134,14 @@ def _exceeds(ranges: Ranges, total: Site | None, least: Site | None) -> bool:
 
 
 def _total(ranges: Ranges, site: Site) -> Range | None:
-    """The sum of exp(x - max x) is at least 1; that of x * y of two unit vectors within 1."""
+    """The sum of exp(x - max x) is at least 1, as is that of who equals whom; that of x * y of two unit vectors is
+    within 1."""
     made = ranges.root(site)
+    count = float(max(site.inputs[0].numel, 1)) if site.inputs else 1.0
+    if site.op == "sum" and 0 in site.attrs.get("pairs", ()):
+        return Range(1.0, count)
     if made is None:
         return None
-    count = float(max(site.inputs[0].numel, 1))
     if site.op == "sum" and made.op == "topk" and (peaked := ranges.root(made)) and peaked.op in SHARES:
         return Range(1 / max(peaked.inputs[0].shape[-1] if peaked.inputs else 1, 1), 1.0)
     if made.op == "exp" and _reaches_zero(ranges, ranges.root(made)):
@@ -315,22 +318,26 @@ def is_unit_vector(ranges: Ranges, site: Site, index: int, depth: int = 0) -> bo
 
 
 def _matrix_product(ranges: Ranges, site: Site) -> Range | None:
-    """Products of unit vectors lie within 1, and a dot product with itself is not negative."""
+    """Products of unit vectors lie within 1; of what is not negative, or of a tensor with itself, they are not."""
     places = [0, 1] if len(site.inputs) == 2 else [0, 0] if len(site.inputs) == 1 and not site.params else []
     layout = site.attrs.get("operands")
     if layout is not None and site.op == "einsum":
         return _einsum(ranges, site, [place for place, index in enumerate(layout) if index is not None])
     if places and all(is_unit_vector(ranges, site, place) for place in places):
         return symmetric(1.0)
-    return None
+    return Range(0.0, math.inf) if _has_no_negative(ranges, site) else None
+
+
+def _has_no_negative(ranges: Ranges, site: Site) -> bool:
+    """Whether no number that a product reads is negative."""
+    weights = site.params or site.attrs.get("operand_params")
+    return not weights and all(ranges.input(site, position).low >= 0 for position in range(len(site.inputs)))
 
 
 def _einsum(ranges: Ranges, site: Site, places: list[int]) -> Range | None:
-    if len(places) != 2:
-        return None
-    if all(is_unit_vector(ranges, site, place) for place in places):
+    if len(places) == 2 and all(is_unit_vector(ranges, site, place) for place in places):
         return symmetric(1.0)
-    return Range(0.0, math.inf) if is_self_dot(ranges, site) else None
+    return Range(0.0, math.inf) if is_self_dot(ranges, site) or _has_no_negative(ranges, site) else None
 
 
 def is_self_dot(ranges: Ranges, site: Site) -> bool:

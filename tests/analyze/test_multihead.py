@@ -107,3 +107,12 @@ class Both(nn.Module):
         y = self.quiet(x, x, x, need_weights=False)[0]
         told: torch.Tensor = self.told(y, y, y)[0]
         return told
+
+
+def test_queries_that_are_a_parameter_are_no_input() -> None:
+    own, given = layer(operands=0, fused=True), layer(operands=1, fused=True)
+    assert kernels(own) == kernels(given)
+    assert kept(own, "autocast-bf16") > 0
+    query = Gemm(BATCH * 2, WIDTH, WIDTH)
+    crossed = dataclasses.replace(given, gemms=(query, *given.gemms[1:]))
+    assert {each.gemm.n for each in kernels(crossed) if isinstance(each, Product)} == {WIDTH, 2 * WIDTH}

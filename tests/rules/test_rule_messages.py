@@ -79,3 +79,39 @@ def test_counts_of_the_batch_keep_a_likelihood_off_the_end_of_its_domain(
     source = model_file("return self.fc(x).sum() + torch.lgamma(x + 1).sum()", batch=batch)
     judged = judge(Example("counts", source, options={"evidence": True}), tmp_path, RULES["G213"])
     assert len(judged.findings) == count
+
+
+@pytest.mark.parametrize(("exponent", "severity"), [("-torch.relu(h) * (x - x.mean())", "info"), ("h", "warning")])
+def test_a_density_times_a_distance_is_taken_for_a_decay(exponent: str, severity: str, tmp_path: Path) -> None:
+    forward = f"""
+    h = self.fc(x)
+    weights = 1 - torch.exp({exponent})
+    return weights * x / (weights.sum(-1, keepdim=True) + 1e-4)
+    """
+    judged = judge(Example("a ray", model_file(forward)), tmp_path, RULES["G203"])
+    assert [str(finding.severity) for finding in judged.findings] == [severity]
+
+
+@pytest.mark.parametrize(("root", "count"), [("x", 0), ("self.fc(x)", 1)])
+def test_a_root_that_no_gradient_passes_has_no_infinite_gradient(root: str, count: int, tmp_path: Path) -> None:
+    forward = (
+        f"return self.fc(x).sum() + ({root}.pow(2).sum(-1).sqrt() < 3).sum() + 0 * {root}.pow(2).sum(-1).sqrt().sum()"
+    )
+    assert len(messages("G206", model_file(forward), tmp_path)) == count * 2
+
+
+@pytest.mark.parametrize(("test", "count"), [("y[:, None] == y[None]", 0), ("y[:, None] == z[None]", 1)])
+def test_everything_equals_itself(test: str, count: int, tmp_path: Path) -> None:
+    forward = f"""
+    y, z = x.argmax(-1), x.argmin(-1)
+    same = ({test}).float()
+    return self.fc(x).sum() + (same / same.sum(1, keepdim=True)).sum()
+    """
+    assert len(messages("G205", model_file(forward), tmp_path)) == count
+
+
+@pytest.mark.parametrize(("factor", "count"), [("self.fc(x) ** 2", 1), ("self.fc(x)", 0)])
+def test_a_product_of_what_is_not_negative_is_not_negative(factor: str, count: int, tmp_path: Path) -> None:
+    forward = f"return torch.sqrt(F.linear(x ** 2, {factor}) + 1e-8)"
+    found = messages("G206", model_file(forward), tmp_path)
+    assert sum("the eps of 1e-08 under the root rounds to zero" in each for each in found) == count

@@ -80,7 +80,7 @@ class ExpOverflow(GraphRule):
             if not context.runs or not _is_exponential(site) or reads_weights_alone(context, site):
                 continue
             unbounded = _may_pass(context.runs[0], site, FP32_LIMIT)
-            harm = _harm(context, site) if unbounded else ""
+            harm = _harm(context, site) if unbounded and not _is_decay(context.runs[0], site) else ""
             runs = tuple(run for run in runs_in(half.get(site, ()), site, Format.FP16)
                          if _may_pass(run, site, FP16_LIMIT))  # fmt: skip
             if harm:
@@ -179,6 +179,21 @@ def _given(run: Run, site: Site) -> Range:
 def _may_pass(run: Run, site: Site, limit: float) -> bool:
     found = _given(run, site)
     return (found.magnitude if site.op in ("cosh", "sinh") else found.high) * _scale(site) > limit
+
+
+def _is_decay(run: Run, site: Site) -> bool:
+    """Whether the exponent is a product of which one factor has one sign and nothing is known of the other: a density
+    times a distance, which the user takes to be positive where the ops do not show it."""
+    root = run.ranges.root(site)
+    if root is not None and root.op == "neg":
+        root = run.ranges.root(root)
+    if root is None or root.op != "mul":
+        return False
+    first, second = (run.ranges.operand(root, side) for side in (0, 1))
+    return any(
+        one.is_known and math.isinf(one.magnitude) and (one.low >= 0 or one.high <= 0) and not other.is_known
+        for one, other in ((first, second), (second, first))
+    )
 
 
 def _harm(context: GraphContext, site: Site) -> str:

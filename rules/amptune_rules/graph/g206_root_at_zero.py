@@ -122,8 +122,10 @@ class RootAtZero(GraphRule):
     def _judged(self, context: GraphContext, site: Site) -> Iterable[Finding]:
         bad = tuple(run for run in context.runs if _touches_zero(run.ranges.operand(site, 0)))
         eps = eps_before(context.runs[0], site)
-        is_open = _exponent(site) is not None
-        if bad and eps is not None and is_open and not _is_signed_sum(context.runs[0], site):
+        exponent = _exponent(site)
+        is_open = exponent is not None
+        breaks = exponent is not None and (exponent < 0 or not context.train or site.inputs[0].requires_grad)
+        if bad and eps is not None and breaks and not _is_signed_sum(context.runs[0], site):
             yield context.finding(
                 self,
                 site,
@@ -147,7 +149,7 @@ class RootAtZero(GraphRule):
                 "zero, or use torch.cdist",
                 chain=chain(context, site),
             )
-        elif bad and len(bad) == len(context.runs) and is_open and not is_guarded_after(context, site):
+        elif bad and len(bad) == len(context.runs) and breaks and not is_guarded_after(context, site):
             yield context.finding(
                 self,
                 site,
