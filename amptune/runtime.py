@@ -1638,12 +1638,19 @@ def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwa
 def _run_own(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A forward in which the module's own tensors read as casts. Outside of it they are themselves: what initialises,
     loads or averages weights must meet the parameters."""
-    outer = module._amptune_reads
-    module._amptune_reads = True
+    if _is_compiling():  # which follows the attribute, and no write to the dict behind it
+        outer = module._amptune_reads
+        module._amptune_reads = True
+        try:
+            return inner(module, *args, **kwargs)
+        finally:
+            module._amptune_reads = outer
+    state = module.__dict__
+    outer, state["_amptune_reads"] = state["_amptune_reads"], True
     try:
         return inner(module, *args, **kwargs)
     finally:
-        module._amptune_reads = outer
+        state["_amptune_reads"] = outer
 
 
 def _read_own(name: str, module: Any) -> Any:
