@@ -900,20 +900,18 @@ def _raised(value: Any, dtype: torch.dtype | None) -> Any:
 
 def _in_fp32(function: Callable[..., Any], keep: bool, /, *args: Any, **kwargs: Any) -> Any:
     out = kwargs.pop("out", None)
-    casts = _Casts(_upcast)
-    raised_args, raised_kwargs = _map_arguments(casts, args, kwargs)
-    kept = [value for value in (*args, *kwargs.values()) if isinstance(value, _Kept)]
-    for value in kept:
-        casts.note(value.dtype)
-    if kept:
-        raised_args = tuple(map(_released, raised_args))
-        raised_kwargs = {name: _released(value) for name, value in raised_kwargs.items()}
+    if args and type(args[0]) is Tensor and _LEAVES.issuperset(map(type, (*args[1:], *kwargs.values()))):
+        first = args[0]
+        raised_args, raised_kwargs = (_upcast(first), *args[1:]), kwargs
+        back = first.dtype if first.is_floating_point() else None
+    else:
+        raised_args, raised_kwargs, back = _all_raised(args, kwargs)
     if _is_any_autocast_enabled():
         with _without_autocast((raised_args, raised_kwargs)):
             result = function(*raised_args, **raised_kwargs)
     else:
         result = function(*raised_args, **raised_kwargs)
-    kind, back = _kind_of(function), casts.promoted
+    kind = _kind_of(function)
     target = _released(args[0]) if kind == "in-place" else out
     if target is not None:
         return target if target is result else target.copy_(result)
@@ -924,6 +922,21 @@ def _in_fp32(function: Callable[..., Any], keep: bool, /, *args: Any, **kwargs: 
     if isinstance(result, Tensor):
         return _cast_back(result, back)
     return _map_tensors(functools.partial(_cast_back, dtype=back), result)
+
+
+def _all_raised(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], torch.dtype | None]:
+    """Arguments with 16-bit tensors cast up, wherever they are, and the dtype that the floating ones promote to."""
+    casts = _Casts(_upcast)
+    raised_args, raised_kwargs = _map_arguments(casts, args, kwargs)
+    kept = [value for value in (*args, *kwargs.values()) if isinstance(value, _Kept)]
+    for value in kept:
+        casts.note(value.dtype)
+    if kept:
+        raised_args = tuple(map(_released, raised_args))
+        raised_kwargs = {name: _released(value) for name, value in raised_kwargs.items()}
+    return raised_args, raised_kwargs, casts.promoted
 
 
 def _released(value: Any) -> Any:
@@ -1188,7 +1201,8 @@ class _PlannedStatistics(_Planned):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the norm's own forward, with the input cast."""
-        x = _cast(input, self._amptune.dtype)
+        dtype = self._amptune.dtype
+        x = input if input.dtype == dtype else _cast(input, dtype)
         if _is_any_autocast_enabled():
             with _without_autocast(x):
                 return super().forward(x)  # type: ignore[misc,no-any-return]
@@ -1604,14 +1618,23 @@ def _call_under_autocast(
 def _run_pinned(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A module without parameters: computes in its format, gives back the promoted dtype of its inputs."""
     dtype = module._amptune.dtype
-    casts = _Casts(functools.partial(_cast, dtype=dtype))
-    args, kwargs = _map_arguments(casts, args, kwargs)
-    with _without_autocast((args, kwargs)):
+    if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
+        (x,) = args
+        args, back = (_cast(x, dtype),), x.dtype if x.is_floating_point() else None
+    else:
+        casts = _Casts(functools.partial(_cast, dtype=dtype))
+        args, kwargs = _map_arguments(casts, args, kwargs)
+        back = casts.promoted
+    if _is_any_autocast_enabled():
+        with _without_autocast((args, kwargs)):
+            result = inner(module, *args, **kwargs)
+    else:
         result = inner(module, *args, **kwargs)
-    is_loss = isinstance(module, nn.modules.loss._Loss)
+    if isinstance(module, nn.modules.loss._Loss):
+        return result
     if isinstance(result, Tensor):
-        return result if is_loss else _cast_back(result, casts.promoted)
-    return result if is_loss else _map_tensors(functools.partial(_cast_back, dtype=casts.promoted), result)
+        return _cast_back(result, back)
+    return _map_tensors(functools.partial(_cast_back, dtype=back), result)
 
 
 def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

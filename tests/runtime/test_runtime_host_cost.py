@@ -37,17 +37,22 @@ def _calls(function: Callable[[], object]) -> int:
 @pytest.mark.parametrize(
     ("make", "plan", "most"),
     [
-        (lambda: nn.Linear(8, 8), {"*": "bf16"}, 25),
-        (lambda: nn.LayerNorm(8), {"*": "bf16"}, 25),
-        (lambda: nn.BatchNorm1d(8), {"*": "bf16"}, 6),
-        (lambda: nn.Softmax(-1), {str(index): "fp32" for index in range(NUM_LAYERS)}, 34),
-        (_Scale, {"*": "bf16"}, 70),
+        (lambda: nn.Linear(8, 8), {"*": "bf16"}, (25, 10)),
+        (lambda: nn.LayerNorm(8), {"*": "bf16"}, (25, 10)),
+        (lambda: nn.RMSNorm(8), {"*": "bf16"}, (22, 12)),
+        (lambda: nn.BatchNorm1d(8), {"*": "bf16"}, (5, 5)),
+        (lambda: nn.Softmax(-1), {str(index): "fp32" for index in range(NUM_LAYERS)}, (21, 21)),
+        (_Scale, {"*": "bf16"}, (70, 70)),
     ],
-    ids=["linear", "layer norm", "batch norm", "softmax", "region"],
+    ids=["linear", "layer norm", "rms norm", "batch norm", "softmax", "region"],
 )
 @pytest.mark.parametrize("together", [False, True], ids=["on a CPU", "as on a GPU"])
 def test_a_planned_module_adds_few_calls(
-    make: Callable[[], nn.Module], plan: dict[str, str], most: int, together: bool, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], nn.Module],
+    plan: dict[str, str],
+    most: tuple[int, int],
+    together: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(runtime, "_saves_launches", lambda weight: together)
     model = nn.Sequential(*[make() for _ in range(NUM_LAYERS)])
@@ -56,9 +61,9 @@ def test_a_planned_module_adds_few_calls(
     plain = _calls(lambda: low(x))
     apply_plan(model, plan)
     planned = _calls(lambda: model(x))
-    assert planned - plain <= most * NUM_LAYERS, "calls of each layer beyond those of a BF16 layer"
+    assert planned - plain <= most[together] * NUM_LAYERS, "calls of each layer beyond those of a BF16 layer"
 
 
 def test_a_pinned_function_adds_few_calls() -> None:
     x = torch.randn(4, 8, dtype=torch.bfloat16, requires_grad=True)
-    assert _calls(lambda: fp32(F.softmax)(x, -1)) <= 44
+    assert _calls(lambda: fp32(F.softmax)(x, -1)) <= 32

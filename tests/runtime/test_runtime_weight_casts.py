@@ -392,6 +392,56 @@ def test_what_is_frozen_thawed_written_or_cast_between_two_steps_is_seen() -> No
     assert layer.weight.grad.dtype == torch.float32
 
 
+class _Rewrites(_Blocks):
+    """Its forward changes a layer after a norm of the same block has run, as a teacher's running average may."""
+
+    def forward(self, x: torch.Tensor, skip: bool = False) -> torch.Tensor:
+        norm, first, second = self.blocks[0]
+        x = norm(x)
+        with torch.no_grad():
+            first.weight.mul_(2.0)
+            second.bias.add_(1.0)
+        return second(first(x))
+
+
+def test_a_weight_changed_after_its_group_was_cast_is_cast_again() -> None:
+    model, x = _Rewrites(), torch.randn(4, 8)
+    apply_plan(model, {"blocks.**": "bf16"})
+    norm, first, second = model.blocks[0]
+    output = model(x)
+    with torch.no_grad():
+        assert torch.equal(output, second(first(norm(x))))
+
+
+def test_norms_without_weights_and_layers_without_biases_share_a_group() -> None:
+    model = nn.Sequential(nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 8, bias=False), nn.Linear(8, 8))
+    apply_plan(model, {"0": "bf16", "1": "bf16", "2": "bf16"})
+    x = torch.randn(4, 8)
+    for _ in range(2):
+        model.zero_grad()
+        output = model(x)
+        output.float().sum().backward()
+        assert model[1].weight.grad is not None
+    first, second = model[1], model[2]
+    low = F.linear(F.layer_norm(x.bfloat16(), (8,)), first.weight.bfloat16())
+    assert torch.equal(output, F.linear(low, second.weight.bfloat16(), second.bias.bfloat16()))
+
+
+def test_a_layer_that_computes_its_weight_from_now_on_is_no_longer_cast_with_its_group() -> None:
+    model, x = _Blocks(), torch.randn(4, 8)
+    apply_plan(model, {"blocks.**": "bf16"})
+    before = model(x)
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(model.blocks[0][1])
+    torch.testing.assert_close(model(x), before, rtol=0.02, atol=0.02)
+    with torch.no_grad():
+        model.blocks[0][1].weight_g.mul_(2.0)
+    after = model(x)
+    assert not torch.allclose(after, before, rtol=0.02, atol=0.02)
+    after.float().sum().backward()
+    assert model.blocks[0][1].weight_g.grad is not None
+
+
 def test_a_large_block_is_cast_in_several_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_saves_launches", lambda weight: True)
     monkeypatch.setattr(runtime, "_FEW_MODULES", 0)
