@@ -21,6 +21,7 @@ from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.run import SETUP_TIMEOUT, job_of, started_worker
 from amptune.tune.speedup import Speedup
 from amptune.tune.timing import StepTime, pooled
+from amptune.tune.training import seed_everything
 from amptune.tune.worker import Measured, Prepared
 
 BENCH_VERSION = 1
@@ -71,6 +72,7 @@ def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: P
     target = load_target(options.target)
     progress.stage("capturing the model")
     with started_worker(progress) as worker:
+        seed_everything(options.seed)  # as the worker does, for a make_model that draws its structure
         captured = capture(target)
         progress.notes((*target.notes, *captured.notes))
         if plan is not None and plan_path is not None:

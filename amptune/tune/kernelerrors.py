@@ -7,8 +7,8 @@ import re
 _DTYPE = re.compile(r"(?:(?<![a-z])|(?<=got))(bfloat16|float16|float32|BFloat16|Half|Float|float)(?![a-z0-9]*\d)")
 _LABELS = {"bfloat16": "BF16", "half": "FP16", "float16": "FP16", "float": "FP32", "float32": "FP32"}
 _CLASH = re.compile(
-    r"same (?:d|scalar )?types?\b|dtypes? (?:match|must be)|expected scalar type|found dtype|equal to src\.dtype"
-    r"|type\b.* should be the same|but got dtype",
+    r"same (?:d|scalar )?types?\b|mixed dtype|dtypes? (?:match|must be)|expected scalar type|found dtype"
+    r"|equal to src\.dtype|type\b.* should be the same|but got dtype",
     re.IGNORECASE,
 )
 _MISSING = re.compile(

@@ -39,7 +39,9 @@ from amptune.tune.search import Search
 from amptune.tune.space import Space, is_pin_candidate
 from amptune.tune.splits import split_where_it_pays
 from amptune.tune.stockplan import parameters_note, plan_of_stock
+from amptune.tune.structure import parameter_names
 from amptune.tune.study import locked_folder, open_study
+from amptune.tune.training import seed_everything
 from amptune.tune.worker import Job, Prepared
 
 SETUP_TIMEOUT = 3600.0
@@ -68,6 +70,7 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
     with contextlib.ExitStack() as held:
         worker = held.enter_context(started_worker(progress))
         with progress.timed("capture"):
+            seed_everything(options.seed)  # as the worker does, for a make_model that draws its structure
             captured = capture(target)
         progress.notes((*target.notes, *captured.notes))
         held.enter_context(locked_folder(options.out, options.existing))
@@ -115,7 +118,8 @@ def job_of(options: TuneOptions, target: Target, captured: Capture) -> Job:
     """The job of a target's worker, which pins functional ops at their place in the user's source."""
     codes = {site.id: site.code for site in captured.graph if site.code and not site.is_module}
     source, pins = _trial_source(target, captured)
-    return Job(options, source, codes, pins, _threads(), takes_gradients(captured.graph))
+    parameters = parameter_names(captured.model) if captured.model is not None else None
+    return Job(options, source, codes, pins, _threads(), takes_gradients(captured.graph), parameters)
 
 
 def _threads() -> int:

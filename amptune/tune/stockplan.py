@@ -21,7 +21,9 @@ def plan_of_stock(candidate: Candidate, header: Mapping[str, Any], fp8_sites: It
         sites[""] = SitePlan(candidate.autocast, how="autocast", why=why)
     if candidate.float8 is not None:
         sites |= {site: SitePlan(Format.FP8_E4M3, candidate.float8) for site in sorted(fp8_sites)}
-    return Plan(sites=sites, tf32=candidate.tf32, loss_format=Format.FP32, scaler=candidate.scaler,
+    # A recipe that lowers nothing leaves the output as it is, which a model with 16-bit weights of its own has in 16.
+    loss_format = Format.FP32 if sites or candidate.params else None
+    return Plan(sites=sites, tf32=candidate.tf32, loss_format=loss_format, scaler=candidate.scaler,
                 params=candidate.params, **header)  # fmt: skip
 
 

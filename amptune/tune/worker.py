@@ -59,6 +59,7 @@ from amptune.tune.quality import NUM_ORDERS, Quality, Reference, judge, measure_
 from amptune.tune.recipes import Candidate, plan_candidate, stock_candidates
 from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.space import COMPILED_LOSS, Space, build_space
+from amptune.tune.structure import check_structure
 from amptune.tune.timing import StepTime, Yardstick, measure_interleaved, measure_step
 from amptune.tune.training import Workbench, eager, training, whole
 
@@ -77,6 +78,7 @@ class Job:
         pins: functional sites that a plan may pin there.
         threads: of torch on the CPU.
         takes_gradients: whether the forward or the loss takes gradients itself.
+        parameters: names of the parameters of the model that was captured; None where that is not known.
     """
 
     options: TuneOptions
@@ -85,6 +87,7 @@ class Job:
     pins: tuple[str, ...]
     threads: int
     takes_gradients: bool = False
+    parameters: frozenset[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +141,7 @@ class Worker:
         check_params(job.options.params, self.device)
         self.target: Target = load_target(job.options.target, source=job.trial_source)
         self.bench = Workbench.build(self.target, self.device, job.options.seed, job.codes, job.trial_source)
+        check_structure(self.target, self.bench.model, job.parameters)
         self.bench.takes_gradients = job.takes_gradients
         if job.options.compile_with:
             self.bench.compilation = Compilation(job.options.compile_with)

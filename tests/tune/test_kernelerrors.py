@@ -51,6 +51,9 @@ def test_formats_that_clash_are_named(call: Callable[[], object], op: str) -> No
 def test_formats_that_clash_and_are_not_named_by_torch() -> None:
     said = plain_reason(raised_by(lambda: torch.zeros(4, 8).scatter_add(0, ROWS[:, None], LOW)), "")
     assert said == "scatter takes tensors of one dtype: cast one to the other's there, as y.to(x.dtype) does"
+    low = torch.ones(8, dtype=torch.bfloat16)
+    said = plain_reason(raised_by(lambda: F.layer_norm(X, (8,), low, low)), "")
+    assert said.startswith("an operation takes tensors of one dtype")
 
 
 @pytest.mark.parametrize(
