@@ -53,3 +53,12 @@ def test_a_model_that_does_not_run(tmp_path: Path) -> None:
     result = amptune(tmp_path, "debug", "net.py", "--steps", "2")
     assert (result.returncode, result.stdout) == (3, "")
     assert f"net.py:{line_of(part('y = x @ torch.ones(3, 3)  # BAD'))}" in result.stderr
+
+
+def test_what_raises_in_the_format_alone_is_said(tmp_path: Path) -> None:
+    """Tensors that the model casts to BF16 itself, under autocast in FP16: no op's values are to blame."""
+    source = part("y = torch.cat([x.bfloat16()[:, :1], x[:, 1:].half()], 1).float()  # BAD")
+    (tmp_path / "net.py").write_text(source)
+    result = amptune(tmp_path, "debug", "net.py", "--dtype", "fp16", "--steps", "2")
+    assert "step 0: the model raises in fp16" in result.stderr
+    assert "though it runs in FP32" in result.stderr

@@ -193,7 +193,11 @@ class Session:
 
     def _add(self, culprit: Culprit | None, low: Pass, high: Pass, step: int, batch: Any, *, absorbed: bool) -> bool:
         if culprit is None:
-            self.result.notes.append(f"step {step}: not finite, but no op of its own stands out")
+            what = "not finite, but no op of its own stands out"
+            if low.error is not None:
+                where = f" at {low.error.place}" if low.error.place else ""
+                what = f"the model raises in {self.format}{where} though it runs in FP32: {low.error}"
+            self.result.notes.append(f"step {step}: {what}")
             self.result.unexplained = True
             return False
         cures: list[Cure] = []
