@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -17,11 +18,22 @@ from amptune.tune.study import TrialRecord
 from amptune.tune.timing import StepTime, pooled
 
 NUM_FINALISTS = 3
+CLOSE = 1.1
+"""A plan whose trial took more than this many times the best one's step is no finalist."""
+CLOSE_COMPILED = 1.02
+"""The same in compile mode, where a finalist costs the compiling of the whole model."""
 MAX_ROUNDS = 6
+NEAR_ROUNDS = 12
+"""Further rounds of all plans that may be the fastest, where the first rounds leave it open."""
+FORMATS_ROUNDS = 5
+FORMATS_MORE_ROUNDS = 20
+"""Rounds of the formats alone on a calm host, and on one where the first rounds were not enough."""
 MAX_PAIRED_ROUNDS = 40
 """Rounds of the leading plan and the best stock recipe, where the first rounds did not tell them apart."""
 TOLD_APART = 0.01
-"""Width of the interval of a speedup from which on more rounds would tell more."""
+"""Width of the interval of a speedup up to which more rounds would not tell who is faster."""
+VAGUE = 0.1
+"""Width of the interval up to which a speedup is worth telling."""
 TIME_SHARE = 0.2
 MEMORY_NOISE = 0.99
 WORTH = 1.003
@@ -55,36 +67,118 @@ class Verdict:
     repeated: bool = True
 
 
+@dataclasses.dataclass(frozen=True)
+class Finalist:
+    """A trial that is repeated, with the step times of its rounds so far."""
+
+    record: TrialRecord
+    candidate: Candidate
+    times: list[StepTime]
+
+    @property
+    def step(self) -> StepTime:
+        """All repeats of all rounds."""
+        return pooled(self.times)
+
+    def speedup_of(self, plan: Finalist) -> Speedup:
+        """How much faster a plan is than this one."""
+        return Speedup.of(self.times, plan.times)
+
+
 def decide(search: Search) -> Verdict:
     """Repeat the best plans and the best stock recipe in turns, and name the winner."""
-    stock = search.best_stock()
-    finalists = search.best_plans(NUM_FINALISTS)
-    if not finalists:
-        return _stock_verdict(stock, _recorded(stock), repeated=False)
-    candidates = [search.recipes[str(stock.outcome.recipe)]]
-    candidates += [plan_candidate(search.plan_of(record)) for record in finalists]
-    candidates.append(plan_candidate(_formats_only(search.plan_of(finalists[0]))))
-    began = time.monotonic()
-    allowed = TIME_SHARE * search.progress.seconds()
-    rounds = _repeat(search, candidates, _num_rounds(allowed, [stock, *finalists, finalists[0]]))
-    if rounds is None:
-        return _stock_verdict(stock, _recorded(stock), repeated=False)
-    stock_rounds, plan_rounds, bare_rounds = rounds[0], rounds[1:-1], rounds[-1]
-    bare = Speedup.of(stock_rounds, bare_rounds).ratio
+    record = search.best_stock()
+    stock = Finalist(record, search.recipes[str(record.outcome.recipe)], [])
+    plans = [Finalist(found, plan_candidate(search.plan_of(found)), []) for found in _finalists(search)]
+    if not plans:
+        return _stock_verdict(record, _recorded(record), repeated=False)
+    clock = _Clock(TIME_SHARE * search.progress.seconds())
+    search.progress.stage("repeating the finalists")
+    if failure := _repeat(search, [stock, *plans], _num_rounds(clock.allowed, [stock, *plans]), clock):
+        search.progress.line(f"the repeats failed ({failure}): the best stock recipe stands")
+        return _stock_verdict(record, _recorded(record), repeated=False)
     if search.options.objective == "memory":
-        index, speedup = 0, Speedup.of(stock_rounds, plan_rounds[0])
-        won = _saves_memory(finalists[0], stock)
+        leader = plans[0]
+        won = _saves_memory(leader.record, record)
     else:
-        index = max(range(len(finalists)), key=lambda i: Speedup.of(stock_rounds, plan_rounds[i]).ratio)
-        if more := _num_more(stock_rounds, plan_rounds[index], allowed, time.monotonic() - began, len(candidates)):
-            _go_on(search, (candidates[0], stock_rounds), (candidates[1 + index], plan_rounds[index]), more)
-        speedup = Speedup.of(stock_rounds, plan_rounds[index])
-        won = speedup.low > WORTH
+        leader = _leader(search, stock, plans, clock)
+        won = stock.speedup_of(leader).low > WORTH
     if not won:
-        return _stock_verdict(stock, pooled(stock_rounds))
-    winner, step = finalists[index], pooled(plan_rounds[index])
-    formats_only = bare if index == 0 else None
-    return Verdict("plan", stock, pooled(stock_rounds), winner, step, speedup.ratio, speedup.low, formats_only)
+        return _stock_verdict(record, stock.step)
+    speedup, step = stock.speedup_of(leader), stock.step
+    formats_only = _speedup_of_formats(search, stock, leader)
+    return Verdict("plan", record, step, leader.record, leader.step, speedup.ratio, speedup.low, formats_only)
+
+
+class _Clock:
+    """Seconds that repeats may take, and what a block of one candidate has taken."""
+
+    def __init__(self, allowed: float) -> None:
+        self.allowed = allowed
+        self.blocks = 0
+        self._began = time.monotonic()
+
+    def rounds_left(self, num_candidates: int) -> int:
+        """Rounds of so many candidates that still fit."""
+        spent = time.monotonic() - self._began
+        per_block = max(spent / max(1, self.blocks), 1e-6)
+        return int(max(0.0, self.allowed - spent) / (per_block * num_candidates))
+
+
+def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: _Clock) -> Finalist:
+    """The fastest plan; with more rounds, where those so far leave it open what is gained.
+
+    The plans that it might be go on first, then the fastest of them alone: a few rounds in slow moments make a leader
+    of any of them.
+    """
+
+    def fastest(among: Sequence[Finalist]) -> Finalist:
+        return max(among, key=lambda plan: stock.speedup_of(plan).ratio)
+
+    leader = fastest(plans)
+    if not _is_open(stock.speedup_of(leader)):
+        return leader
+    search.progress.line(f"{len(stock.times)} rounds beside {stock.candidate.name} leave it open what is gained: more")
+    near = [plan for plan in plans if stock.speedup_of(plan).high >= stock.speedup_of(leader).ratio]
+    if len(near) > 1:
+        _go_on(search, [stock, *near], min(NEAR_ROUNDS, clock.rounds_left(1 + len(near))), clock)
+        leader = fastest(near)
+    _go_on(search, [stock, leader], min(MAX_PAIRED_ROUNDS - len(stock.times), clock.rounds_left(2)), clock)
+    return leader
+
+
+def _is_open(so_far: Speedup) -> bool:
+    """Whether more rounds should tell more: who is faster, where there is a difference, or by how much."""
+    width = so_far.high - so_far.low
+    return width > VAGUE or (so_far.low <= WORTH <= so_far.high and width > TOLD_APART)
+
+
+def _go_on(search: Search, finalists: Sequence[Finalist], rounds: int, clock: _Clock) -> None:
+    """Add rounds; where they fail, those so far stand."""
+    if rounds > 0 and (failure := _repeat(search, finalists, rounds, clock)):
+        search.progress.line(f"they failed ({failure}): the rounds so far stand")
+
+
+def _repeat(search: Search, finalists: Sequence[Finalist], rounds: int, clock: _Clock) -> str:
+    """Add rounds of these in turns; why there are none, or nothing. After the first rounds compiled code is good."""
+    candidates = [finalist.candidate for finalist in finalists]
+    try:
+        found: list[list[StepTime]] = search.worker.request(
+            "repeat", candidates, rounds, clock.blocks > 0, timeout=search.options.trial_timeout
+        )
+    except TrialError as failure:
+        return failure.reason or "no reason given"
+    for finalist, times in zip(finalists, found, strict=True):
+        finalist.times.extend(times)
+    clock.blocks += rounds * len(finalists)
+    return ""
+
+
+def _finalists(search: Search) -> list[TrialRecord]:
+    """The best plans, without those that their trials show to be slower: each has to be compiled in compile mode."""
+    plans = search.best_plans(1 if search.options.objective == "memory" else NUM_FINALISTS)
+    close = CLOSE_COMPILED if search.options.compile_with else CLOSE
+    return [record for record in plans if record.outcome.median_ms <= close * plans[0].outcome.median_ms]
 
 
 def _saves_memory(plan: TrialRecord, stock: TrialRecord) -> bool:
@@ -93,61 +187,38 @@ def _saves_memory(plan: TrialRecord, stock: TrialRecord) -> bool:
     return mine is not None and theirs is not None and mine < MEMORY_NOISE * theirs
 
 
-def _num_rounds(allowed: float, records: Sequence[TrialRecord]) -> int:
-    """Rounds that fit in the seconds that repeats may take, at least two."""
-    per_round = sum(8 * record.outcome.measured_ms + 500 for record in records) / 1e3
+def _num_rounds(allowed: float, finalists: Sequence[Finalist]) -> int:
+    """First rounds that fit in the seconds that repeats may take, at least two."""
+    per_round = sum(8 * finalist.record.outcome.measured_ms + 500 for finalist in finalists) / 1e3
     return max(2, min(MAX_ROUNDS, int(allowed / per_round)))
 
 
-def _num_more(
-    stock: Sequence[StepTime], plan: Sequence[StepTime], allowed: float, spent: float, num_candidates: int
-) -> int:
-    """Rounds of these two alone that fit in the seconds left; none where the rounds so far have told them apart, or
-    agree that there is next to no difference.
-
-    ``spent``: seconds of the rounds so far, of ``num_candidates`` each.
-    """
-    so_far = Speedup.of(stock, plan)
-    if so_far.low > WORTH or so_far.high < WORTH or so_far.high - so_far.low < TOLD_APART:
-        return 0
-    per_round = 2 * spent / (len(stock) * num_candidates)
-    fitting = int(max(0.0, allowed - spent) / per_round) if per_round > 0 else MAX_PAIRED_ROUNDS
-    return min(MAX_PAIRED_ROUNDS - len(stock), fitting)
-
-
-Finalist = tuple[Candidate, list[StepTime]]
-
-
-def _go_on(search: Search, stock: Finalist, plan: Finalist, rounds: int) -> None:
-    """Add more rounds of these two; where they fail, the rounds so far stand."""
-    search.progress.line(f"the first rounds do not tell the best plan from {stock[0].name}: {rounds} more of these two")
-    try:
-        found: list[list[StepTime]] = search.worker.request(
-            "repeat", [stock[0], plan[0]], rounds, True, timeout=search.options.trial_timeout
-        )
-    except TrialError as failure:
-        search.progress.line(f"they failed ({failure.reason}): the first rounds stand")
-        return
-    stock[1].extend(found[0])
-    plan[1].extend(found[1])
-
-
-def _repeat(search: Search, candidates: list[Candidate], rounds: int) -> list[list[StepTime]] | None:
-    search.progress.stage("repeating the finalists")
-    try:
-        found: list[list[StepTime]] = search.worker.request(
-            "repeat", candidates, rounds, timeout=search.options.trial_timeout
-        )
-    except TrialError as failure:
-        search.progress.line(f"the repeats failed ({failure.reason}): the best stock recipe stands")
+def _speedup_of_formats(search: Search, stock: Finalist, winner: Finalist) -> float | None:
+    """Speedup of the winner without padding, layout and loss choices; None where it could not be measured well."""
+    whole = winner.candidate.plan
+    assert whole is not None
+    bare = plan_candidate(_formats_only(whole, is_compiled=search.options.compile_with is not None))
+    if bare.key == winner.candidate.key:
+        return stock.speedup_of(winner).ratio
+    search.progress.stage("repeating the formats alone")
+    pair = [dataclasses.replace(stock, times=[]), Finalist(winner.record, bare, [])]
+    clock = _Clock(math.inf)
+    clock.blocks = 1
+    rounds = FORMATS_ROUNDS if len(stock.times) <= MAX_ROUNDS else FORMATS_MORE_ROUNDS
+    if _repeat(search, pair, rounds, clock):
         return None
-    return found
+    found = pair[0].speedup_of(pair[1])
+    return found.ratio if found.high - found.low <= VAGUE else None
 
 
-def _formats_only(plan: Plan) -> Plan:
-    """The plan's formats with the loss in FP32, no padding and the user's memory format."""
+def _formats_only(plan: Plan, *, is_compiled: bool) -> Plan:
+    """The plan's formats with the loss in FP32, no padding and the user's memory format.
+
+    In compile mode the loss is left as it is: that of the stock recipes is compiled too.
+    """
     sites = {name: dataclasses.replace(site, pad=0, pad_in=0, strided=False) for name, site in plan.sites.items()}
-    return dataclasses.replace(plan, sites=sites, channels_last=False, loss_format=Format.FP32, loss_compile=False)
+    plan = dataclasses.replace(plan, sites=sites, channels_last=False)
+    return plan if is_compiled else dataclasses.replace(plan, loss_format=Format.FP32, loss_compile=False)
 
 
 def _stock_verdict(stock: TrialRecord, step: StepTime, repeated: bool = True) -> Verdict:
