@@ -15,7 +15,7 @@ from amptune.capture.parameters import tensor_meta
 from amptune.core.graph import Site
 from amptune.core.intervals import ANY, UNIT, Range, point
 from amptune.core.ops import Family, op_named
-from amptune.core.range_rules import RULES, uniform
+from amptune.core.range_rules import NORMAL, RULES, uniform
 from amptune.core.relations import COPIES_ONE
 
 _TRANSPARENT = (Family.VIEW, Family.CAST)
@@ -127,6 +127,8 @@ class NodeBounds:
         op = _op(node)
         if op in _RANDOM:
             return uniform(str(value.dtype).removeprefix("torch.")) if (value := _tensor(node)) is not None else UNIT
+        if op in ("randn", "randn_like"):
+            return NORMAL
         if op == "bernoulli":
             return UNIT
         created = _created(op, node)

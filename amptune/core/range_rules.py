@@ -274,6 +274,9 @@ def _random(site: Site, ranges: list[Range]) -> Range:
     return uniform(site.outputs[0].dtype if site.outputs else "float32")
 
 
+NORMAL = symmetric(10.0)
+"""Normal random numbers: torch makes them of uniform ones of at most 53 binary digits, so that none is over
+sqrt(2 * 54 * log 2) = 8.7."""
 _UNIFORM_DIGITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 
 
@@ -351,6 +354,7 @@ RULES: dict[str, RangeRule] = {
     **_rows("layer_norm rms_norm", _layer),
     **_rows("scatter_add index_add", _added_at),
     **_rows("rand rand_like", _random),
+    **_rows("randn randn_like", lambda site, ranges: NORMAL),
     "arange": _arange,
     "relu": _monotone(lambda x: max(x, 0.0)),
     "relu6": _monotone(lambda x: min(max(x, 0.0), 6.0)),

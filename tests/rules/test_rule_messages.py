@@ -115,3 +115,24 @@ def test_a_product_of_what_is_not_negative_is_not_negative(factor: str, count: i
     forward = f"return torch.sqrt(F.linear(x ** 2, {factor}) + 1e-8)"
     found = messages("G206", model_file(forward), tmp_path)
     assert sum("the eps of 1e-08 under the root rounds to zero" in each for each in found) == count
+
+
+@pytest.mark.parametrize(("op", "advice"), [("cumsum", "pass dtype=torch.float32"), ("logcumsumexp", ".float()")])
+def test_advice_for_cumulative_ops_is_an_argument_that_they_have(op: str, advice: str, tmp_path: Path) -> None:
+    source = model_file(f"return self.fc(x).{op}(0)", cast=".bfloat16()", batch="torch.randn(512, 64).bfloat16()")
+    (message,) = messages("G217", source, tmp_path)
+    assert advice in message
+
+
+@pytest.mark.parametrize(("drawn", "count"), [("torch.randn_like(x)", 0), ("self.fc(x)", 1)])
+def test_normal_random_numbers_are_bounded(drawn: str, count: int, tmp_path: Path) -> None:
+    source = model_file(f"return self.fc(x).sum() + (1 / torch.exp(1.2 * {drawn} - 1.2)).sum()")
+    assert len(messages("G203", source, tmp_path)) == count
+    assert len(messages("G205", source, tmp_path)) == count
+
+
+@pytest.mark.parametrize(("batch", "count"), [("torch.rand(32, 64) / 2", 0), ("torch.randn(32, 64)", 1)])
+def test_a_difference_that_the_batch_keeps_off_zero_is_no_finding(batch: str, count: int, tmp_path: Path) -> None:
+    source = model_file("return self.fc(x).sum() + (x / (1 - x)).sum()", batch=batch)
+    judged = judge(Example("odds", source, options={"evidence": True}), tmp_path, RULES["G205"])
+    assert len(judged.findings) == count

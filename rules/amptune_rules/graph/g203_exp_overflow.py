@@ -124,7 +124,7 @@ class ExpOverflow(GraphRule):
 
 _EXPONENTIALS = ("exp", "expm1", "exp2", "cosh", "sinh")
 _DIVIDED = "is divided by what is made of exponentials"
-_BELOW = "is divided by"
+_BELOW = "is a denominator"
 _LOGGED = "is logged"
 _NESTED = "is raised again"
 _INSTEAD = {

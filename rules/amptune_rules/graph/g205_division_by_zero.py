@@ -162,7 +162,11 @@ class DivisionByZero(GraphRule):
                 eps=lost,
                 chain=chain(context, site),
             )
-        elif (what := _of_both_signs(root)) and _may_vanish(context.runs[0].ranges.operand(site, place)):
+        elif (
+            (what := _of_both_signs(root))
+            and _may_vanish(context.runs[0].ranges.operand(site, place))
+            and not _is_off_zero_by_data(context, site, place)
+        ):
             yield context.finding(
                 self,
                 site,
@@ -227,6 +231,12 @@ def _of_both_signs(root: Site) -> str:
     if op_named(root.op).family in SIGNED_FAMILIES:
         return f"the output of {root.id}" if root.is_module else f"the result of {root.op}"
     return f"a {root.op} of what has both signs" if root.op in ("sum", "mean", "prod", "trace") else ""
+
+
+def _is_off_zero_by_data(context: GraphContext, site: Site, place: int) -> bool:
+    """Whether a denominator of both signs is off zero with the numbers of the batch: images in [0, 1] less 2."""
+    bounds = context.bounds(context.runs[0])
+    return bounds is not None and not _may_vanish(bounds.operand(site, place))
 
 
 def _quotient(run: Run, site: Site, place: int) -> str:

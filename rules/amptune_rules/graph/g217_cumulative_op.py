@@ -63,8 +63,7 @@ class CumulativeOp(GraphRule):
                 yield context.finding(
                     self,
                     site,
-                    f"{site.op} over {length} elements runs in {where_in(runs, site)}: each partial "
-                    "result is "
-                    "rounded; pass dtype=torch.float32",
+                    f"{site.op} over {length} elements runs in {where_in(runs, site)}: each partial result is rounded; "
+                    + ("cast its input with .float()" if site.op == "logcumsumexp" else "pass dtype=torch.float32"),
                     count=length,
                 )
