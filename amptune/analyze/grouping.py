@@ -14,6 +14,7 @@ from amptune.core.hardware import Gpu
 _SHOWN_SITES = 2
 _SHOWN_CALLS = 3
 _WORTH_MS = 0.005
+_OVERFLOWS = frozenset({"G201", "G203", "G207", "G208", "G214", "G215"})
 
 
 def group(findings: Iterable[Finding], step_ms: Mapping[tuple[str, str], float], gpus: Sequence[Gpu]) -> list[Finding]:
@@ -30,9 +31,23 @@ def group(findings: Iterable[Finding], step_ms: Mapping[tuple[str, str], float],
 
 
 def without_repeats(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings but for information about dimensions of a site that other findings name one by one, with their size."""
+    """Findings but for information about dimensions of a site that other findings name one by one, with their size, and
+    for what is said of an overflow of a site that a more severe finding is about."""
     named = {(each.site, dimension) for each in findings if isinstance(dimension := _dimension(each), str)}
-    return [each for each in findings if not _is_repeat(each, named)]
+    worst: dict[str | None, Severity] = {}
+    for each in findings:
+        if _is_overflow(each):
+            worst[each.site] = max(each.severity, worst.get(each.site, each.severity))
+    return [
+        each
+        for each in findings
+        if not _is_repeat(each, named) and not (_is_overflow(each) and each.severity < worst[each.site])
+    ]
+
+
+def _is_overflow(finding: Finding) -> bool:
+    """Whether a finding is about a result that passes the largest number of FP16."""
+    return finding.rule in _OVERFLOWS and finding.evidence.get("format") == "fp16"
 
 
 def _is_repeat(finding: Finding, named: Set[tuple[str | None, Any]]) -> bool:

@@ -219,6 +219,16 @@ def test_a_step_shows_an_overflow(tmp_path: Path) -> None:
     assert all("in a step on the batch" in each.message and each.evidence["chain"] for each in found)
 
 
+def test_an_overflow_is_said_once_where_it_begins(tmp_path: Path) -> None:
+    body = "h = self.fc(image) * 900\n        y = h * h\n        return h / torch.sqrt(y.mean(-1, keepdim=True) + 1e-5)"
+    target, captured = loaded(tmp_path, NET.format(body=body))
+    assert [each.rule for each in judged(target, captured).findings if each.evidence.get("format")] == ["G214"]
+    found = [each for each in judged(target, captured, observe=True).findings if each.evidence.get("format")]
+    (finding,) = [each for each in found if each.rule != "G202"]
+    assert (finding.rule, finding.site, finding.severity) == ("G201", "#mul.1", Severity.ERROR)
+    assert "and so are 2 of the results after it" in finding.message
+
+
 def test_a_fill_that_raises_is_said_once(tmp_path: Path) -> None:
     """The values that a step in FP32 shows there are those that FP16 never comes to."""
     body = "return self.fc(image).fill_diagonal_(-1e9).softmax(-1)"

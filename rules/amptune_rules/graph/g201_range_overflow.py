@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Set
+from collections.abc import Container, Iterable, Mapping, Set
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in, stopped
 from amptune.core.intervals import Range
+from amptune.core.observed import Stat
 from amptune.core.operands import input_of
 from amptune.core.relations import COPIES_ONE
 from amptune.core.rule import Example, GraphRule
@@ -130,8 +131,9 @@ class RangeOverflow(GraphRule):
                 )
         yield from self._narrowed(context)
         yield from self._certain(context)
-        yield from self._seen(context, told)
-        yield from self._possible(context, told)
+        over = _seen_outside(context)
+        yield from self._seen(context, told, over)
+        yield from self._possible(context, told | over.keys(), first=not over)
 
     def _number(self, context: GraphContext, site: Site, runs: tuple[Run, ...], number: float) -> Finding:
         raises = site.op in _FILLS and number in _literals(site)
@@ -179,28 +181,27 @@ class RangeOverflow(GraphRule):
                     chain=chain(context, site),
                 )
 
-    def _seen(self, context: GraphContext, told: Set[str]) -> Iterable[Finding]:
-        """Values that a recorded step showed to be outside."""
-        observed = context.evidence.observed
-        for site in context.graph if observed else ():
-            seen = observed.forward.get(site.id) if observed else None
-            runs = delivering(context, site, Format.FP16)
-            if site.id in told or seen is None or not runs or is_settled(context, site):
+    def _seen(self, context: GraphContext, told: Set[str], over: Mapping[str, Stat]) -> Iterable[Finding]:
+        """Values that a recorded step showed to be outside: where they first are, and how many results follow."""
+        for name, seen in over.items():
+            site = context.graph[name]
+            if name in told or any(before.id in over for before in context.graph.producers(name)):
                 continue
-            if seen.overflows(Format.FP16):
-                yield context.finding(
-                    self,
-                    site,
-                    f"this {called(site)} gave {seen.magnitude:.4g} in a step on the batch, over fp16's 65504: "
-                    f"infinity under {recipes_in(runs)}",
-                    format="fp16",
-                    observed=[seen.low, seen.high],
-                    chain=chain(context, site),
-                )
+            after = len(_reached(context, name, over)) - 1
+            more = f", and so {'are' if after > 1 else 'is'} {after} of the results after it" if after else ""
+            yield context.finding(
+                self,
+                site,
+                f"this {called(site)} gave {seen.magnitude:.4g} in a step on the batch, over fp16's 65504: infinity "
+                f"under {recipes_in(delivering(context, site, Format.FP16))}{more}; compute it in float32",
+                format="fp16",
+                observed=[seen.low, seen.high],
+                chain=chain(context, site),
+            )
 
-    def _possible(self, context: GraphContext, told: Set[str]) -> Iterable[Finding]:
-        """The first result whose bound under the assumptions lies outside, where ranges were asked for; or all that
-        lie outside for certain."""
+    def _possible(self, context: GraphContext, told: Set[str], *, first: bool) -> Iterable[Finding]:
+        """All results whose bounds under the assumptions lie outside for certain, where ranges were asked for, and the
+        ``first`` that may: where a step showed none."""
         run = next((run for run in context.runs if run.recipe.half is Format.FP16), None)
         bounds = context.bounds(run) if run and context.evidence.asked else None
         if run is None or bounds is None:
@@ -219,7 +220,7 @@ class RangeOverflow(GraphRule):
                 format="fp16",
                 chain=chain(context, site),
             )
-        if len(outside) > len(certain):
+        if first and len(outside) > len(certain):
             yield self._first(context, run, next(site for site in outside if site not in certain), len(outside))
 
     def _first(self, context: GraphContext, run: Run, site: Site, count: int) -> Finding:
@@ -238,6 +239,30 @@ class RangeOverflow(GraphRule):
             bound=[bound.low, bound.high],
             chain=chain(context, site),
         )
+
+
+def _seen_outside(context: GraphContext) -> dict[str, Stat]:
+    """Site -> values that a recorded step showed, for those that FP16 would not hold."""
+    observed = context.evidence.observed
+    return {
+        site.id: seen
+        for site in context.graph
+        if observed is not None
+        and (seen := observed.forward.get(site.id)) is not None
+        and seen.overflows(Format.FP16)
+        and delivering(context, site, Format.FP16)
+        and not is_settled(context, site)
+    }
+
+
+def _reached(context: GraphContext, name: str, among: Container[str]) -> set[str]:
+    """A site and what it reaches through others of the same kind."""
+    found, fresh = {name}, [name]
+    while fresh:
+        after = [site.id for each in fresh for site in context.graph.consumers(each)]
+        fresh = [each for each in dict.fromkeys(after) if each in among and each not in found]
+        found.update(fresh)
+    return found
 
 
 def _may_be_outside(found: Range) -> bool:

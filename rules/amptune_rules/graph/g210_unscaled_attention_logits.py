@@ -55,6 +55,11 @@ class UnscaledAttentionLogits(GraphRule):
             q = self.fc(x)
             return torch.softmax(q @ q.transpose(-2, -1) / 8.0, -1) @ q  # <- G210
             """, batch="torch.randn(2, 32, 64)")),
+        Example("made larger before it", model_file(
+            """
+            q = self.fc(x) * 10
+            return torch.softmax(q @ q.transpose(-2, -1), -1) @ q  # <- G210
+            """, batch="torch.randn(2, 32, 64)")),
     )  # fmt: skip
     VALID = (
         Example("scaled before the product", model_file(
@@ -105,8 +110,17 @@ def _is_scaled(run: Run, site: Site) -> bool:
         root = run.ranges.root(site, index)
         if root is None:
             continue
-        if root.op in ("mul", "div") and (root.attrs.get("scalars") or root.params or len(root.inputs) > 1):
+        if root.op in ("mul", "div") and _makes_smaller(root):
             return True
         if root.op in ("normalize", "layer_norm", "rms_norm", "softmax", "tanh", "sigmoid"):
             return True
     return False
+
+
+def _makes_smaller(site: Site) -> bool:
+    """Whether a factor is below 1, or no literal: a parameter or a tensor that holds the scale."""
+    scalars = site.attrs.get("scalars") or {}
+    if not scalars:
+        return bool(site.params) or len(site.inputs) > 1
+    ((place, value),) = list(scalars.items())[:1]
+    return 0 < abs(float(value)) < 1 if site.op == "mul" else place == 1 and abs(float(value)) > 1
