@@ -99,10 +99,11 @@ def launch_words(gpu: Gpu, mode: Mode) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class SiteTimes:
-    """Predicted milliseconds of one site in a step, by recipe (``+fixed`` included)."""
+    """Predicted milliseconds of one site in a step, by recipe (``+fixed`` included), and what goes wrong in 16 bits."""
 
     site: Site
     milliseconds: Mapping[str, float] = dataclasses.field(hash=False)
+    why: str = ""
 
     @property
     def gain(self) -> float:

@@ -20,6 +20,7 @@ from amptune.core.observed import Observed
 from amptune.core.op_support import lacks_kernel
 from amptune.core.ops import Family, op_named
 from amptune.core.ranges import Ranges
+from amptune.core.reasons import why_sensitive
 from amptune.core.recipes import RECIPES
 from amptune.report.analyze_data import PageData, PageSite, Risk, Spread
 
@@ -85,6 +86,7 @@ def _sites(analysis: Analysis, graph: PrecisionGraph, half: str, question: Quest
     bounds = _bounds(analysis.calls or graph, question)
     how = "assumed" if evidence.assumptions is not None else "bound"
     at = _by_site(analysis.findings)
+    known = Ranges(graph, realise(graph, RECIPES["fp32"]), evidence.facts)
     computed = dtypes[Format.FP16] if half == "autocast-fp16" else dtypes[Format.BF16]
     for site in graph:
         found = at.get(site.id, [])
@@ -100,7 +102,7 @@ def _sites(analysis: Analysis, graph: PrecisionGraph, half: str, question: Quest
             intensity=_intensity(site, compute),
             milliseconds=times.get(site.id, {}),
             compute=compute,
-            risks={str(each): _risk(site, each, dtypes[each][site.id], found) for each in FORMATS},
+            risks={str(each): _risk(site, each, dtypes[each][site.id], found, known) for each in FORMATS},
             spread=_observed(evidence.observed, site) or _bounded(site, bounds[site.id], how),
             rules=tuple(dict.fromkeys(finding.rule for finding in found)),
         )
@@ -142,7 +144,9 @@ def _intensity(site: Site, compute: str) -> float:
     return site.flops / (site.bytes_moved * width)
 
 
-def _risk(site: Site, number_format: Format, dtypes: SiteDtypes, findings: Sequence[Finding]) -> tuple[Risk, str]:
+def _risk(
+    site: Site, number_format: Format, dtypes: SiteDtypes, findings: Sequence[Finding], known: Ranges
+) -> tuple[Risk, str]:
     """The worst that is known of a site under the recipe that brings the format in."""
     named = [
         finding
@@ -158,7 +162,7 @@ def _risk(site: Site, number_format: Format, dtypes: SiteDtypes, findings: Seque
         return Risk.KEPT, f"runs in {dtypes.compute}" if dtypes.compute else "holds no floating numbers"
     if not number_format.is_fp8 and lacks_kernel(site.op, number_format.torch_name, "cuda"):
         return Risk.FAILS, f"{site.op} has no {number_format} kernel on CUDA"
-    why = op_named(site.op).why_sensitive
+    why = why_sensitive(known, site)
     if why and dtypes.in_half and not (number_format is Format.BF16 and "fp16" in why and "bf16" not in why):
         return Risk.SENSITIVE, why
     return Risk.FINE, f"{worst.rule}: {worst.message}" if worst else ""

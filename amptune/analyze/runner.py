@@ -20,6 +20,7 @@ from amptune.core.graph import PrecisionGraph
 from amptune.core.graph_context import NO_EVIDENCE, GraphContext, Mode
 from amptune.core.hardware import Gpu
 from amptune.core.ranges import Ranges
+from amptune.core.reasons import why_sensitive
 from amptune.core.recipes import RECIPES, STOCK, Recipe
 from amptune.core.registry import LoadedRule, load_rules, select_rules
 from amptune.core.rule import GraphRule
@@ -141,7 +142,11 @@ def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGra
     estimates = _with_stops(estimates, _stops([*found, *_unasked(rules, context)]))
     kept = _unsuppressed([each for each in without_repeats(found) if not _is_ignored(each, question.ignore_modules)])
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]
-    sites = site_times(graph, timed[0], question.recipes, **how) if timed else ()
+    bounds = Ranges(graph, realise(graph, RECIPES["fp32"]), question.evidence.facts)
+    sites = [
+        dataclasses.replace(each, why=why_sensitive(bounds, each.site))
+        for each in (site_times(graph, timed[0], question.recipes, **how) if timed else ())
+    ]
     ranges = _ranges(graph if calls is None else calls, question.evidence)
     return Analysis(tuple(group(kept, step_ms, question.gpus)), estimates, tuple(sites), ranges=ranges)
 

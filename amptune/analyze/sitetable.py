@@ -45,7 +45,7 @@ def _row(entries: Sequence[SiteTimes]) -> SiteRow:
         for recipe, value in entry.milliseconds.items():
             milliseconds[recipe] = milliseconds.get(recipe, 0.0) + value
     name = _pattern(site.id) if len(entries) > 1 else site.id
-    return SiteRow(name, site.op, shape_of(site), len(entries), milliseconds, _note(site, milliseconds))
+    return SiteRow(name, site.op, shape_of(site), len(entries), milliseconds, _note(entries[0], milliseconds))
 
 
 def shape_of(site: Site) -> str:
@@ -69,10 +69,9 @@ def _held_back_by(site: Site) -> str:
     return "misaligned and contiguous" if contiguous else "misaligned"
 
 
-def _note(site: Site, milliseconds: dict[str, float]) -> str:
+def _note(entry: SiteTimes, milliseconds: dict[str, float]) -> str:
     for recipe in ("autocast-bf16", "autocast-fp16"):
         plain, fixed = milliseconds.get(recipe), milliseconds.get(recipe + FIXED)
         if plain and fixed and fixed < 0.9 * plain:
-            return f"{_held_back_by(site)}: {fixed:.3f} when fixed"
-    why = op_named(site.op).why_sensitive
-    return f"keep fp32: {why}" if why else ""
+            return f"{_held_back_by(entry.site)}: {fixed:.3f} when fixed"
+    return f"keep fp32: {entry.why}" if entry.why else ""

@@ -1,0 +1,37 @@
+"""The notes beside the sites of the terminal's table: what is said of an op has to hold at the site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from amptune_rules.graph._examples import model_file
+
+from amptune.analyze.sitetable import site_rows
+from amptune.core.rule import Example
+from tests.rules.test_graph_rules import RULES, judge
+
+
+def note(body: str, op: str, folder: Path) -> str:
+    analysis = judge(Example("a model", model_file(body)), folder, RULES[0])
+    return next(row.note for row in site_rows(analysis.sites) if row.op == op)
+
+
+@pytest.mark.parametrize(
+    ("body", "op", "expected"),
+    [
+        ("return torch.exp(self.fc(x))", "exp", "exceeds 65504"),
+        ("return torch.exp(-self.fc(x).square())", "exp", "rounding its input"),
+        ("return self.fc(x).pow(2)", "pow", "from |x| > 255.9"),
+        ("return self.fc(x).pow(3)", "pow", "from |x| > 40.31"),
+        ("return self.fc(x).abs().pow(0.5)", "pow", "gradient at zero is infinite"),
+        ("return torch.tanh(self.fc(x)).pow(2)", "pow", ""),
+        ("return torch.log(self.fc(x).abs())", "log", "-inf"),
+        ("return torch.log(1 + self.fc(x).abs())", "log", ""),
+        ("return torch.tanh(self.fc(x)).var(-1)", "var", ""),
+        ("return self.fc(x).view(32, 16, 4).sum(-1)", "sum", ""),
+    ],
+)
+def test_the_note_is_about_the_site(body: str, op: str, expected: str, tmp_path: Path) -> None:
+    found = note(body, op, tmp_path)
+    assert expected in found if expected else not found
