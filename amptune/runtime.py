@@ -1273,8 +1273,9 @@ _TRIED = ("_amptune_epsilon", "_amptune_layout")
 """Classes that ask for their weights by ``_weight_and_bias``, and what those known by trying remember."""
 _GROUP_ELEMENTS = 1 << 25
 """Parameters of a group: beyond this a cast takes longer than its launch, and 16-bit gradients wait for their group."""
-_FEW_MODULES, _FEW_ELEMENTS = 8, 1 << 22
-"""Below both a group takes in the next block: gradients of 16 MB, fewer than DistributedDataParallel sends at once."""
+_FEW_MODULES, _FEW_ELEMENTS = 32, 1 << 23
+"""Below both a group takes in the next block: gradients of 32 MB, about what DistributedDataParallel sends at once.
+Beside its parameters, a group costs the processor what several layers do."""
 SWAPS: dict[type[nn.Module], type[nn.Module]] = {cls.__bases__[1]: cls for cls in _PLANNED}
 """Exact module class -> planned class. Subclasses (peft, quantised) compute in ways unknown here: not swapped."""
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ from amptune.runtime import apply_plan, fp32
 
 REPORT = Path(__file__).parent / "reports" / "host_overhead.md"
 WARM_UPS = 3
+GROUP_SIZES = ("_GROUP_ELEMENTS", "_FEW_ELEMENTS")
 LAUNCH = 4e-3
 """Milliseconds of the processor that queueing a kernel on a GPU takes, beside the dispatch of its op."""
 VOCAB, LENGTH, BATCH, WIDTH, HEADS = 64, 8, 2, 64, 8
@@ -180,23 +182,25 @@ class Case:
         make: the model; a planned one has pins in it where they differ.
         batch: keyword arguments of its forward, which returns the loss.
         norms: globs of its norms, for the plan that leaves these in FP32.
+        parameters: of the model that this one stands for, less its vocabulary: plans form groups of weights by size.
         planned: the model that the plans are applied to, where it is another.
     """
 
     make: Callable[[], nn.Module]
     batch: Callable[[], dict[str, Tensor]]
-    norms: Sequence[str] = ()
+    norms: Sequence[str]
+    parameters: float
     planned: Callable[[], nn.Module] | None = None
 
 
 CASES = {
-    "vit": Case(_vit, _images, ("**.layernorm*",)),
-    "bert": Case(_bert, _tokens, ("**.LayerNorm",)),
-    "llama": Case(_llama, _tokens, ("**.*norm",)),
-    "gpt2": Case(_gpt2, _tokens, ("**.ln_?", "**.ln_f")),
-    "resnet": Case(_resnet, _images, ("**.normalization",)),
-    "bottlenecks": Case(ResNet50, _small_images, ("**.bn*",)),
-    "pinned ops": Case(lambda: Pinned(pinned=False), _tokens, (), lambda: Pinned(pinned=True)),
+    "vit": Case(_vit, _images, ("**.layernorm*",), 86e6),
+    "bert": Case(_bert, _tokens, ("**.LayerNorm",), 86e6),
+    "llama": Case(_llama, _tokens, ("**.*norm",), 86e6),
+    "gpt2": Case(_gpt2, _tokens, ("**.ln_?", "**.ln_f"), 86e6),
+    "resnet": Case(_resnet, _images, ("**.normalization",), 26e6),
+    "bottlenecks": Case(ResNet50, _small_images, ("**.bn*",), 26e6),
+    "pinned ops": Case(lambda: Pinned(pinned=False), _tokens, (), 86e6, lambda: Pinned(pinned=True)),
 }
 
 
@@ -267,9 +271,11 @@ def ways(case: Case) -> dict[str, Step]:
         "parameters in bf16": Step(copy.deepcopy(model).bfloat16(), lowered),
         "autocast-bf16": Step(model, batch, autocast=True),
     }
+    shrunk = case.parameters / sum(parameter.numel() for parameter in model.parameters())
     for name, plan in plans.items():
         twin = copy.deepcopy(planned)
-        apply_plan(twin, plan)
+        with mock.patch.multiple(runtime, **{size: int(getattr(runtime, size) / shrunk) for size in GROUP_SIZES}):
+            apply_plan(twin, plan)
         steps[name] = Step(twin, batch)
         steps[f"{name}, as on a GPU"] = Step(copy.deepcopy(twin), batch, together=True)
     return steps
