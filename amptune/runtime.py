@@ -440,7 +440,7 @@ def _find_recipe(modules: Sequence[Any], number: int) -> _Recipe:
     for slot, parameter in enumerate(parameters):
         dtype = modules[slot // 2]._amptune.dtype
         if parameter is not None and parameter.dtype != dtype:
-            key = dtype, parameter.dtype, parameter.requires_grad, parameter.device
+            key = dtype, type(parameter), parameter.dtype, parameter.requires_grad, parameter.device
             alike.setdefault(key, {})[slot] = parameter
     present = [_NOTHING if parameter is None else parameter for parameter in parameters]
     batches = [_Batch(key[0], list(found), tuple(found.values())) for key, found in alike.items()]
@@ -450,7 +450,9 @@ def _find_recipe(modules: Sequence[Any], number: int) -> _Recipe:
 
 
 def _cast_alike(dtype: torch.dtype, parameters: tuple[Tensor, ...]) -> Sequence[Tensor]:
-    """Casts of parameters of one dtype on one device that all train, or none."""
+    """Casts of parameters of one type and dtype on one device that all train, or none."""
+    if type(parameters[0]) not in (nn.Parameter, Tensor):  # a DTensor has no op for many at once
+        return [_to(parameter, dtype) for parameter in parameters]
     if not parameters[0].requires_grad:
         with torch.no_grad():
             return _all_cast(parameters, dtype)

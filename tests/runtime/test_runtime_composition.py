@@ -163,6 +163,32 @@ def test_ddp_trains_a_planned_model_and_can_be_undone_through_it() -> None:
 
 
 @pytest.mark.usefixtures("_process_group")
+def test_blocks_may_be_sharded_each_and_the_rest_of_the_model_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    monkeypatch.setattr(runtime, "_saves_launches", lambda weight: True)
+    mesh = init_device_mesh("cpu", (1,))
+    sharded = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)), nn.Linear(8, 4))
+    alone = copy.deepcopy(sharded)
+    losses: list[list[float]] = []
+    for model in (sharded, alone):
+        apply_plan(model, {"**": "bf16"})
+        if model is sharded:
+            fully_shard(model[1], mesh=mesh)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        losses.append([])
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(torch.linspace(-1, 1, 32).view(4, 8)).float().pow(2).mean()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.usefixtures("_process_group")
 def test_a_planned_model_trains_under_fully_shard_and_is_refused_after_it() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
