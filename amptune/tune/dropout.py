@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 
 _DROPOUTS = frozenset({
@@ -51,6 +52,15 @@ class DropoutOff(TorchFunctionMode):
         if func in _WITH_PROBABILITY:
             args, kwargs = self._without_probability(_POSITION[func], args, kwargs)
         return func(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The backward of ``loss`` with dropout off in the layers that it runs once more, the checkpointed ones.
+
+        ``loss.backward()`` is itself a function that a mode handles, and the mode is off while it does.
+        """
+        with self:
+            _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (),
+                                 allow_unreachable=True, accumulate_grad=True)  # fmt: skip
 
     def _without_probability(
         self, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]

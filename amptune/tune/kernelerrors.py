@@ -12,8 +12,9 @@ _CLASH = re.compile(
     re.IGNORECASE,
 )
 _MISSING = re.compile(
-    r"not implemented for '|could not create a primitive|unsupported dtype|low precision dtypes|unsupported scalartype"
-    r"|status_not_supported|only supported for .*(?:float|double)|either float or double|of float, double",
+    r"not implemented for '(?:Half|BFloat16)'|could not create a primitive|unsupported dtype|low precision dtypes"
+    r"|unsupported scalartype|status_not_supported|only supported for .*(?:float|double)|either float or double"
+    r"|of float, double",
     re.IGNORECASE,
 )
 _TOO_LARGE = re.compile(r"value cannot be converted to type \S+ without overflow")

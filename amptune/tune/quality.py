@@ -222,7 +222,7 @@ def gradients_at(
             bench.restore(state)
             seed_everything(seed)
             loss = run.loss(batches.train[0])
-            (loss * scale).backward()
+            bench.backward(loss * scale)
             named = bench.model.named_parameters()
             gradients = {name: p.grad.float() / scale for name, p in named if p.grad is not None}
             if scale <= 1 or all(bool(torch.isfinite(g).all()) for g in gradients.values()):

@@ -83,6 +83,17 @@ class Workbench:
             self._targets[key] = dataclasses.replace(self.target, loss_fn=loss_fn)
         return self._targets[key]
 
+    def without_dropout(self) -> contextlib.AbstractContextManager[object]:
+        """Dropout off, where it is to be."""
+        return self.dropout_off or contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The backward of a loss, which runs checkpointed layers once more: as they ran in the forward."""
+        if self.dropout_off is None:
+            loss.backward()
+        else:
+            self.dropout_off.backward(loss)
+
     def no_gradients(self) -> contextlib.AbstractContextManager[object]:
         """For a forward without a backward: no graph is kept, unless the forward or the loss needs one itself."""
         return contextlib.nullcontext() if self.takes_gradients else torch.no_grad()
@@ -104,7 +115,7 @@ def seed_everything(seed: int) -> None:
 
 
 def make_optimizer(target: Target, model: nn.Module, device: Device) -> torch.optim.Optimizer:
-    """The user's optimizer, else AdamW with a learning rate of 3e-4, fused where the device has it.
+    """The user's optimizer, else AdamW with a learning rate of 3e-4, fused where the parameters are real.
 
     Raises:
         CaptureError: ``make_optimizer`` raises or returns something else than an optimizer, or one whose ``step`` takes
@@ -114,7 +125,8 @@ def make_optimizer(target: Target, model: nn.Module, device: Device) -> torch.op
     if not trainable:
         raise CaptureError("the model has no parameter that requires a gradient, so there is nothing to train")
     if target.make_optimizer is None:
-        return torch.optim.AdamW(trainable, lr=3e-4, fused=True)
+        fits = all(p.is_floating_point() for p in trainable)  # the fused kernel takes no complex numbers
+        return torch.optim.AdamW(trainable, lr=3e-4, fused=fits)
     try:
         optimizer = target.make_optimizer(trainable)
     except Exception as error:
@@ -140,7 +152,7 @@ def _check_step(optimizer: torch.optim.Optimizer) -> None:
 def loss_of(bench: Workbench, candidate: Candidate, batch: Any) -> torch.Tensor:
     """Forward and loss of one batch under the candidate, which must already be applied to the model."""
     with autocast_region(candidate, bench.device):
-        with bench.dropout_off or contextlib.nullcontext():
+        with bench.without_dropout():
             output = bench.target.call(bench.model, batch)
         return loss_of_output(bench, candidate, output, batch)
 
@@ -188,7 +200,7 @@ class Run:
         """One whole training step; the loss comes back on the device, so that nothing waits for it."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(batch)
-        self.scaler.scale(loss).backward()
+        self.bench.backward(self.scaler.scale(loss))
         self.update()
         return loss.detach()
 

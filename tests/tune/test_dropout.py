@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from amptune.tune.dropout import DropoutOff
 
@@ -74,3 +75,17 @@ def test_a_network_without_dropout_is_left_as_it_is() -> None:
         F.scaled_dot_product_attention(X, X, X)
     assert torch.equal(switched, model(X)[0])
     assert not off.used
+
+
+def test_nothing_is_dropped_where_a_backward_runs_a_layer_once_more() -> None:
+    layer = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8))
+    gradients = []
+    for run in (lambda x: checkpoint(layer, x, use_reentrant=False), lambda x: layer[2](layer[0](x))):
+        layer.zero_grad()
+        mode = DropoutOff()
+        with mode:
+            loss = run(X).square().sum()
+        mode.backward(loss)
+        gradients.append([parameter.grad.clone() for parameter in layer.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) == 4
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

@@ -97,6 +97,7 @@ def test_a_constant_that_is_too_large() -> None:
         raised_by(lambda: X.reshape(7)),
         raised_by(lambda: F.cross_entropy(X, ROWS.float())),
         raised_by(lambda: X[9]),
+        raised_by(lambda: X.long().softmax(-1)),
         ValueError("the same types of dtype"),
         RuntimeError("the loss is float, and I want it to be 3"),
     ],

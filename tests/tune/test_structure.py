@@ -1,7 +1,8 @@
-"""A make_model() whose structure is drawn or changes by itself, or whose weights have 16 bits already."""
+"""Models whose structure is drawn or changes, or that hold 16-bit or complex weights, or checkpoint layers."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,46 @@ def test_a_model_with_16_bit_weights_of_its_own_is_given_back_as_it_is(tmp_path:
     result = amptune(tmp_path, "tune", "net.py", "--budget", "1", "--steps", "2", "--device", "cpu")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "amptune-out/net/net_amptuned.py").exists()
+
+
+CHECKPOINTED = """
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Parameter(torch.randn(8, 8, dtype=torch.cfloat) / 8)
+        self.layer = nn.Sequential(nn.Linear(8, 32), nn.Dropout(0.5), nn.GELU(), nn.Linear(32, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = x + (x.to(torch.cfloat) @ self.mix).real
+        return self.head(x + checkpoint(self.layer, x, use_reentrant=False))
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    return x, x[:, :3].argmax(-1)
+
+
+def loss_fn(output, batch):
+    return nn.functional.cross_entropy(output, batch[1])
+"""
+
+
+def test_checkpointed_layers_with_dropout_and_complex_parameters_are_searched(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(CHECKPOINTED)
+    result = amptune(tmp_path, "tune", "net.py", "--budget", "4", "--steps", "3", "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    trials = json.loads((tmp_path / "amptune-out/net/result.json").read_text())["trials"]
+    # What torch's own GradScaler does not take: gradients of complex parameters.
+    assert all("ComplexFloat" in trial["reason"] for trial in trials if trial["state"] == "failed")
+    assert {trial["recipe"]: trial["state"] for trial in trials}["autocast-bf16"] == "valid"
+    assert any(trial["kind"] != "stock" for trial in trials)
