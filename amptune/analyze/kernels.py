@@ -48,8 +48,7 @@ _LIBRARY_LAUNCH = 0.25
 """The same for a kernel that a library launches in a loop of its own (a GRU's steps, H200)."""
 _IN_A_STEP = 1.1
 """Time of a kernel that is bound by memory within a step against the same kernel alone, run over and over: with it the
-mean error of the steps of all 37 models of steps_*_h200.json is least (1.075 to 1.125 whichever of them is left out;
-its speedups are then off by 8.1 % in the median, without it by 9.4 %)."""
+mean error of the steps of all 47 models of steps_*_h200.json is least (1.07 to 1.1 whichever of them is left out)."""
 _TAKEN_FROM_STEPS = (
     Traffic.CAST,
     Traffic.CAST_UP,

@@ -2,8 +2,9 @@
 
 Counted: parameters, gradients and AdamW's two moments; what each op saves for its backward (a tensor that several ops
 save counts once, a cast copy for each consumer); intermediate tensors until their last reader; gradients of
-activations until they are used; 16-bit copies of weights. Not counted: workspaces beyond a constant, fragmentation,
-buffers. The peak is that of ``torch.cuda.max_memory_allocated``.
+activations until they are used; 16-bit copies of weights; what cuDNN transposes. Not counted: other workspaces beyond a
+constant (those of Fourier transforms and of FP32's convolutions by them), fragmentation, buffers. The peak is that of
+``torch.cuda.max_memory_allocated``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from amptune.analyze.attention import FP32_BYTES, score_bytes, writes_scores
+from amptune.analyze.convolutions import workspace
 from amptune.analyze.fusion import Fusion, is_fused
 from amptune.analyze.kernels import (
     Setting,
@@ -166,7 +168,8 @@ class _Walk:
         if op_named(site.op).family is Family.ATTENTION and writes_scores(site, self.dtypes[site.id].compute):
             return sum(sizes[index] for index in casts) + 2 * score_bytes(site)
         saved = {key for key, _ in self._saved[site.id]}
-        return sum(sizes[index] for index in casts if _cast_key(site, index) not in saved)
+        copies = sum(sizes[index] for index in casts if _cast_key(site, index) not in saved)
+        return copies + self._workspace(site, backward=False)
 
     def backward(self) -> int:
         """Peak of the backward in bytes, gradients of parameters included."""
@@ -208,12 +211,32 @@ class _Walk:
             # The gradients of log_softmax's output and input are alive together; in 16 bits the loss's copy goes first.
             alive = 1 if softmax_in_half(site, self.dtypes[site.id]) else 2
             return alive * max(inputs, default=0) - sum(self._delivered.get(s, 0) for s in sources_of(self.graph, site))
+        if site.op in ("mul", "div"):
+            casts += self._unreduced(site)
         weights = sum(
             param.meta.numel * DTYPE_BYTES[dtype]
             for param, dtype in zip(site.params, self.dtypes[site.id].params, strict=True)
             if dtype != param.meta.dtype and dtype in DTYPE_BYTES
         )
-        return casts + weights
+        return casts + weights + self._workspace(site, backward=True)
+
+    def _workspace(self, site: Site, *, backward: bool) -> int:
+        if op_named(site.op).family is not Family.CONV:
+            return 0
+        return workspace(site, self.dtypes[site.id], self.setting, backward=backward)
+
+    def _unreduced(self, site: Site) -> int:
+        """Gradients of operands that were broadcast or widened, whole and wide until all of the op's are there."""
+        dtypes = self.dtypes[site.id]
+        item = DTYPE_BYTES.get(dtypes.outputs[0], 4) if dtypes.outputs else 4
+        numel = site.outputs[0].numel if site.outputs else 0
+        stored = [(param.meta, dtype) for param, dtype in zip(site.params, dtypes.params, strict=True)]
+        operands = [*zip(site.inputs, dtypes.inputs, strict=True), *stored]
+        return sum(
+            numel * item
+            for tensor, dtype in operands
+            if tensor.requires_grad and (tensor.numel < numel or DTYPE_BYTES.get(dtype, 4) < item)
+        )
 
     def _release(self, site: Site) -> int:
         freed = 0

@@ -88,7 +88,7 @@ _OPS: dict[str, Cost] = {
     **_rows("topk sort", Cost(Traffic.GATHER, (12, 4, 3), (1, 1, 2), "indices")),
     # Moments, then x a + b; the sums of the gradient, then the same with three tensors.
     "group_norm": Cost(Traffic.NORM, (2, 1, 2), (4, 1, 3)),
-    "batch_norm": Cost(Traffic.BATCH_NORM, (2, 1, 2), (3, 2, 2)),
+    **_rows("batch_norm instance_norm", Cost(Traffic.BATCH_NORM, (2, 1, 2), (3, 2, 2))),
     "logsumexp": Cost(Traffic.SOFTMAX, (4, 1, 4), (3, 1, 3), "both"),
     # log_softmax writes a second tensor of the logits' size; backward fills one with zeros and reads both.
     "cross_entropy": Cost(Traffic.SOFTMAX, (2, 1, 2), (4, 0, 2), "inputs"),

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from amptune.analyze.attention import attention_kernels
 from amptune.analyze.convolutions import convolution_kernels, in_channels_last
 from amptune.analyze.kernels import (
+    Convolution,
+    Depthwise,
     Kernel,
     Move,
     Product,
@@ -21,6 +23,7 @@ from amptune.analyze.kernels import (
     SiteKernels,
     Steps,
     Timed,
+    Waiting,
     call_share,
     cast,
     converts_to_fp8,
@@ -39,12 +42,14 @@ from amptune.analyze.transforms import transform_moves
 from amptune.analyze.waiting import waits
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.formats import Format
-from amptune.core.graph import DTYPE_BYTES, Site
+from amptune.core.graph import DTYPE_BYTES, Gemm, Site
 from amptune.core.ops import Family, op_named
 from amptune.core.roofline import Pass, Traffic
 
 _SCATTERS = ("index_add", "scatter_add", "scatter", "index_copy")
 """Ops whose first input is what is written to, and all others say what and where."""
+_SORTED_BACK = ("index", "index_select")
+"""Ops whose gradient is added to its places by whole rows, in the order of the sorted indices."""
 _KEEP_WHAT_THEY_OVERWRITE = ("hardtanh", "relu6", "silu", "hardswish", "mish", "leaky_relu")
 """Ops whose backward reads their input, so that autograd copies it before it is overwritten."""
 _ONE_BLOCK_A_CHANNEL = (Traffic.BATCH_NORM, Traffic.BATCH_NORM_NATIVE)
@@ -74,15 +79,36 @@ def kernels_of(site: Site, dtypes: SiteDtypes, setting: Setting) -> SiteKernels:
         forward += [*_moves(site, dtypes, setting, cost, backward=False), *waits(site, dtypes, setting, backward=False)]
         backward += [*_moves(site, dtypes, setting, cost, backward=True), *waits(site, dtypes, setting, backward=True)]
     trained = setting.train and needs_backward(site)
-    share = call_share(site) / site.calls
-    if share != 1:
-        forward, backward = ([_scaled(kernel, share) for kernel in kernels] for kernels in (forward, backward))
+    if site.calls > 1:
+        share, work = call_share(site) / site.calls, _work_share(site)
+        forward, backward = ([_scaled(kernel, share, work) for kernel in kernels] for kernels in (forward, backward))
     return SiteKernels(tuple(forward) * site.calls, tuple(backward) * site.calls if trained else ())
 
 
-def _scaled(kernel: Kernel, share: float) -> Kernel:
-    """A kernel with ``share`` times the bytes, where bytes are what it is about."""
-    return dataclasses.replace(kernel, bytes=kernel.bytes * share) if isinstance(kernel, Move) else kernel
+def _work_share(site: Site) -> float:
+    """Operations of a call in the mean against those of the first, whose shapes the site has."""
+    first = sum(gemm.flops for gemm in of_one_call(site))
+    return sum(gemm.flops for gemm in site.gemms) / (first * site.calls) if first else 1.0
+
+
+def _scaled(kernel: Kernel, share: float, work: float) -> Kernel:
+    """A kernel with ``share`` times the bytes and ``work`` times the operations, as far as it is about either."""
+    match kernel:
+        case Move():
+            return dataclasses.replace(kernel, bytes=kernel.bytes * share)
+        case Waiting():
+            return dataclasses.replace(kernel, alone=kernel.alone * share)
+        case Product():
+            return dataclasses.replace(kernel, gemm=_shortened(kernel.gemm, work))
+        case Convolution():
+            return dataclasses.replace(kernel, gemm=_shortened(kernel.gemm, work), bytes=round(kernel.bytes * share))
+        case Depthwise():
+            return dataclasses.replace(kernel, flops=round(kernel.flops * work), bytes=round(kernel.bytes * share))
+    return kernel
+
+
+def _shortened(gemm: Gemm, share: float) -> Gemm:
+    return dataclasses.replace(gemm, m=max(1, round(gemm.m * share)))
 
 
 def _input_casts(site: Site, dtypes: SiteDtypes, backward: bool = False) -> Iterator[Move]:
@@ -152,7 +178,8 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
         kind, narrowest = _traffic(site, dtypes, setting, cost, backward=backward), _narrowest(dtypes)
         kernels = move(kind, moved, narrowest, launches, each * elements)
         if kind in _ONE_BLOCK_A_CHANNEL:
-            kernels = dataclasses.replace(kernels, workers=site.inputs[0].shape[1])
+            samples = site.inputs[0].shape[0] if site.op == "instance_norm" else 1
+            kernels = dataclasses.replace(kernels, workers=samples * site.inputs[0].shape[1])
         elif kind in _LANES_ARE_CHANNELS and site.inputs[0].shape[1] <= _FEW_LANES:
             kernels = dataclasses.replace(kernels, bytes=2 * moved)
         yield kernels
@@ -234,11 +261,15 @@ def _traffic(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, ba
         return Traffic.UNROLLED
     if site.op in ("cat", "stack") and not site.attrs.get("strided"):
         return Traffic.JOINED
+    if backward and site.op in _SORTED_BACK:
+        return Traffic.LAYOUT
     if op_named(site.op).family is Family.MEMORY and not backward and turns(site):
         return Traffic.TURNED
     if cost.traffic is Traffic.GATHER and not backward:
         return Traffic.UNROLLED
     if cost.traffic is Traffic.BATCH_NORM:
+        if site.op == "instance_norm":  # a batch norm of one sample, whose channels are those of all, in rows
+            return Traffic.BATCH_NORM_NATIVE if dtypes.inputs[0] == "bfloat16" else Traffic.BATCH_NORM
         flat = len(site.inputs[0].shape) == 2
         last = flat or in_channels_last(site, setting)
         if flat or dtypes.inputs[0] == "bfloat16":

@@ -52,9 +52,9 @@ def _seconds(site: Site, dtypes: SiteDtypes, setting: Setting, backward: bool) -
         case "cross_entropy" | "nll_loss" if len(shape) == 2:
             return _LOSS_ROW * shape[0]
         case "embedding" | "index" | "index_select" if len(made) > 1 and not backward:
-            return _looked_up(site.outputs[0].numel, made[-1], dtypes)
+            return _looked_up(site, dtypes)
         case "embedding" | "embedding_bag" if backward:
-            return _SORTED + _looked_up(site.outputs[0].numel, made[-1], dtypes)
+            return _SORTED + _looked_up(site, dtypes)
     return 0.0
 
 
@@ -71,8 +71,11 @@ def _spread_back(shape: tuple[int, ...], made: tuple[int, ...], *, last: bool, h
     return 4 * made[0] * made[1] * made[2] * made[3] * each
 
 
-def _looked_up(elements: int, width: int, dtypes: SiteDtypes) -> float:
-    """Of rows that are too short to keep the memory busy."""
+def _looked_up(site: Site, dtypes: SiteDtypes) -> float:
+    """Of rows that are too short to keep the memory busy; all that one index names is a row."""
+    elements = site.outputs[0].numel
+    indices = max((tensor.numel for tensor in site.inputs if not tensor.is_floating), default=0)
+    width = elements / indices if 0 < indices <= elements else site.outputs[0].shape[-1]
     moved = width * (2 if dtypes.outputs and dtypes.outputs[0] in HALF else 4) * 2
     return elements / max(width, 1) * max(0.0, _LOOKUP_ROW - moved * _LOOKUP_BYTE)
 

@@ -2,10 +2,10 @@
 
 Where they come from: for a GPU that is present, amptune/analyze/calibrate.py measures some there and scales the others.
 The table below is for GPUs that are not. Hopper's are from an H200 (tests/benchmarks/reports): matrix products,
-convolutions and most memory traffic from single kernels (kernels_h200.json, read by kernel_constants.py); casts, the
-weights of norms, blocks of threads, FP32 attention and softmax from the kernels of profiled steps, which reach less
-than the same kernels do alone; the cost of a launch from steps. The others are scaled by public library benchmarks
-(unsure).
+convolutions and most memory traffic from single kernels (kernels_h200.json, read by kernel_constants.py, and
+kernels_further_h200.json); casts, the weights of norms, blocks of threads, attention, the optimizer and softmax from
+the kernels of profiled steps, which reach less than the same kernels do alone; the cost of a launch from steps. The
+others are scaled by public library benchmarks (unsure).
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class Efficiency:
         block_us: time that a multiprocessor takes to start a block of threads and let it end, in kernels with one block
             a row.
         launch_us: time of the processor for an op in eager mode, its launch included, forward and backward: where the
-            mean error of the steps of all 37 models of steps_*_h200.json is least (29.5 to 31 whichever of them is left
-            out; 26 to 38 for eight in ten that it bound). Hosts of H200s; it says nothing of another machine.
+            mean error of the steps of all 47 models of steps_*_h200.json is least, whichever of them is left out (24 to
+            40 for single models that it bound). Hosts of H200s; it says nothing of another machine.
     """
 
     gemm: Mapping[Format, float]

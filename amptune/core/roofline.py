@@ -54,7 +54,7 @@ _VECTOR = 1.3
 """Time of a product with a vector against that of reading and writing (4096 x 1024 times a vector, H200)."""
 _ENOUGH_WEIGHTS = 32 * 128**2
 """Weights of a convolution whose gradient in FP32 fills the GPU (256 x 2048, H200)."""
-_FEW_IN_VOLUMES = 0.2
+_FEW_IN_VOLUMES = 0.13
 """Rate of such gradients in volumes against images, where weights are few (3 x 3 x 3 on 32 to 128 channels, H200)."""
 _STREAMED = 0.82
 """Share of the bandwidth at which a product reads and writes its tensors: long contiguous rows, as in a copy."""

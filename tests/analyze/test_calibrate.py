@@ -60,6 +60,13 @@ def test_every_kind_of_kernel_is_probed_and_its_share_becomes_the_constant() -> 
     assert again.launch_us == pytest.approx(found.efficiency.launch_us)
 
 
+def test_a_processor_that_takes_twice_as_long_moves_the_cost_of_a_launch_half_way() -> None:
+    data = {"probes": {}, "kernel_us": 1.1, "layer_us": [80.0, 160.0]}
+    found, twice = (constants_from(H200, data | {"layer_us": [scale * each for each in data["layer_us"]]}).launch_us
+                    for scale in (1, 2))  # fmt: skip
+    assert twice == pytest.approx([2**0.5 * each for each in found])
+
+
 def test_measured_constants_replace_those_of_the_generation() -> None:
     slower = dataclasses.replace(
         EFFICIENCY["hopper"],

@@ -9,9 +9,9 @@ import pytest
 from amptune.analyze.kernels import Setting
 from amptune.analyze.memory import ADAM_MOMENTS, WORKSPACE, step_memory
 from amptune.core.autocast import realise
-from amptune.core.graph import INPUT
+from amptune.core.graph import INPUT, Gemm, Param, Site
 from amptune.core.recipes import RECIPES
-from tests.analyze.graphs import graph_of, linear, mlp, op
+from tests.analyze.graphs import graph_of, linear, mlp, op, tensor
 
 
 def test_parameters_gradients_and_moments() -> None:
@@ -129,3 +129,29 @@ def test_the_loss_of_half_logits_keeps_both_copies_of_their_softmax() -> None:
     }
     extra = kept["autocast-bf16"] - kept["fp32"]
     assert extra == pytest.approx(rows * vocab * 2, rel=0.05)
+
+
+def _peak(site: Site, recipe: str = "fp32") -> int:
+    graph = graph_of(op("first", "relu", INPUT, shape=site.inputs[0].shape), site)
+    return step_memory(graph, realise(graph, RECIPES[recipe]), Setting(RECIPES[recipe], holds_output=False)).peak
+
+
+def test_the_gradient_of_a_broadcast_operand_is_whole_until_it_is_summed() -> None:
+    shape = (4096, 256)
+    column = dataclasses.replace(op("scaled", "mul", "first", "first", shape=shape),
+                                 inputs=(tensor(*shape), tensor(4096, 1)))  # fmt: skip
+    fixed = dataclasses.replace(column, inputs=(tensor(*shape), tensor(4096, 1, grad=False)))
+    assert _peak(column) - _peak(fixed) == 4 * 4096 * 256
+
+
+@pytest.mark.parametrize(("channels", "copied"), [(64, True), (3, False)])
+def test_convolutions_for_tensor_cores_transpose_in_a_workspace(channels: int, copied: bool) -> None:
+    shape = (8, 64, 64, 64)
+    made = (8, channels, 64, 64)
+    layer = Site("conv", "conv2d", "module", "conv", inputs=(tensor(*shape),), outputs=(tensor(*made),),
+                 params=(Param("conv.weight", tensor(channels, 64, 3, 3), "w"),), sources=("first",),
+                 gemms=(Gemm(8 * 64 * 64, channels, 64 * 9),))  # fmt: skip
+    plain, last = (dataclasses.replace(layer, attrs={"channels_last": each}) for each in (False, True))
+    more = 4 * 8 * (64 + channels) * 64 * 64 if copied else 0
+    assert _peak(plain, "tf32") - _peak(last, "tf32") == more
+    assert _peak(plain) == _peak(last)  # in FP32 the kernels read contiguous tensors

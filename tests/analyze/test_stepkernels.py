@@ -11,9 +11,9 @@ from amptune.analyze.kernels import Setting
 from amptune.analyze.sitekernels import kernels_of
 from amptune.analyze.stepkernels import StepKernels, Times, counted
 from amptune.core.autocast import realise
-from amptune.core.graph import INPUT, TensorMeta
+from amptune.core.graph import INPUT, Gemm, TensorMeta
 from amptune.core.hardware import GPUS
-from amptune.core.recipes import STOCK, Recipe
+from amptune.core.recipes import RECIPES, STOCK, Recipe
 from tests.analyze.graphs import graph_of, linear, op
 
 IMAGE = TensorMeta((8, 64, 32, 32), "float32", requires_grad=True)
@@ -45,3 +45,19 @@ def test_equal_sites_share_one_object_and_are_counted() -> None:
     first, last = kernels["blocks.0.fc"], kernels["head"]
     single = [sum(times.of(kernel) for kernel in itertools.chain(e.forward, e.backward)) for e in (first, last)]
     assert [times.of_site(first), times.of_site(last), times.of_site(first)] == [*single, single[0]]
+
+
+def test_calls_of_a_shared_layer_take_what_their_own_sizes_take() -> None:
+    times = Times(GPUS["h100"])
+
+    def seconds(*rows: int) -> float:
+        first = linear("head", INPUT, rows[0], 1024, 1024)
+        moved = sum(4 * (2 * each * 1024 + 1024 * 1024) for each in rows)
+        gemms = tuple(Gemm(each, 1024, 1024) for each in rows)
+        site = dataclasses.replace(first, calls=len(rows), gemms=gemms, bytes_moved=moved)
+        setting = Setting(RECIPES["fp32"])
+        return times.of_site(kernels_of(site, realise(graph_of(site), setting.recipe)["head"], setting))
+
+    apart = sum(seconds(rows) for rows in (65536, 16384, 4096))
+    assert seconds(65536, 16384, 4096) == pytest.approx(apart, rel=0.05)
+    assert seconds(65536, 65536, 65536) == pytest.approx(3 * seconds(65536))

@@ -62,6 +62,28 @@ def test_a_loss_takes_its_rows_one_by_one() -> None:
     assert min(_waits(loss(1000))) > 0
 
 
+def test_an_instance_norm_is_a_batch_norm_of_its_samples_channels() -> None:
+    def seconds(shape: tuple[int, ...], name: str) -> float:
+        site = op("norm", name, "x", shape=shape)
+        setting = Setting(RECIPES["fp32"])
+        found = kernels_of(site, realise(graph_of(site), setting.recipe)["norm"], setting)
+        return sum(each.seconds(GPUS["h200"]) for each in (*found.forward, *found.backward))
+
+    few, many = (2, 32, 96, 96, 96), (64, 32, 24, 36, 32)
+    assert seconds(few, "instance_norm") == pytest.approx(seconds((1, 64, 96, 96, 96), "batch_norm"), rel=0.01)
+    assert seconds(few, "instance_norm") > 2 * seconds(many, "instance_norm")
+
+
+def test_all_that_one_index_names_is_a_row() -> None:
+    def lookup(*row: int) -> Site:
+        ids = tensor(4096, dtype="int64", grad=False)
+        return Site("e", "index", "function", "", inputs=(tensor(64, *row), ids), outputs=(tensor(4096, *row),),
+                    sources=("x", "ids"))  # fmt: skip
+
+    assert _waits(lookup(16))[0] > _waits(lookup(8, 16))[0] > 0
+    assert _waits(lookup(64, 64))[0] == 0
+
+
 def test_short_rows_are_looked_up_no_faster() -> None:
     narrow, wide = (op("e", "index_select", "x", shape=(4096, width)) for width in (16, 4096))
     assert _waits(narrow)[0] > 0

@@ -7,7 +7,8 @@ estimate_<gpu>.json and .md (the comparison). Without a GPU, or with --measured,
     PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py --out DIR [--models vit,t5] [--no-profile]
     PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py --out DIR --unseen 4 --measure-only --no-profile
     cd tests/benchmarks/reports; PYTHONPATH=../../..:../../../rules python ../estimate_check.py --measured \\
-        steps_h200.json steps_unseen_h200.json steps_unseen_2_h200.json steps_unseen_3_h200.json
+        steps_h200.json steps_unseen_h200.json steps_unseen_2_h200.json steps_unseen_3_h200.json \\
+        steps_unseen_4_h200.json
 
 Two sets of constants are compared: ``table`` (amptune/core/efficiency.py, what a machine without this GPU uses) and
 ``calibrated`` (measured on this GPU by the micro-benchmark, which looks at no model). Models that the structure of the

@@ -20,11 +20,13 @@ errors of today's code on models that it knows. Errors of predictions that were 
 the steps are in first_sight_h200.md; the second table has the medians.
 
 `calibrated`: constants measured on the GPU of each run by amptune's micro-benchmark, which looks at no model. `table`:
-the constants of amptune/core/efficiency.py, from single kernels (kernel_times.py, kernels_h200.json); casts, row norms
-and batch norms are from the profiled kernels of the `seen` models, whose structure was set first; `blind` models were
-first predicted and then measured. The cost of a launch is that with the least mean error of all steps; `leave one out`:
-set anew for each model on all the others. Steps that the processor bound differ by up to a third between two
-formats of one model and one run (whisper, moe and swin in BF16 and FP16), which no prediction can follow.
+the constants of amptune/core/efficiency.py, from single kernels (kernel_times.py, kernels_h200.json and
+kernels_further_h200.json); casts and row norms are from the profiled kernels of the `seen` models, whose structure was
+set first, attention from single kernels and profiled steps; `blind` models were first predicted and then measured. The
+cost of a launch is that with the least mean error of all steps, as is that kernels bound by memory take 1.1 times as
+long in a step as alone; `leave one out`: the first set anew for each model on all the others. Steps that the processor
+bound differ by up to a third between two formats of one model and one run (whisper, moe and swin in BF16 and FP16),
+which no prediction can follow.
 
 Gemma's steps are most likely those of fused attention, which transformers 5.17 takes for it without soft caps: no
 tanh or softmax of the scores is in the memory measured. Later versions, of which the predictions are, multiply by hand.
