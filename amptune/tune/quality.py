@@ -16,6 +16,7 @@ import torch
 from amptune.errors import CaptureError, TuneError
 from amptune.tune.batches import Batches
 from amptune.tune.gate import NUM_PERTURBED, Bar, GradientGate, bars_of, compare_gradients, perturb, rounding_of
+from amptune.tune.parting import Parting
 from amptune.tune.recipes import Candidate, backend_flags
 from amptune.tune.state import snapshot
 from amptune.tune.training import Run, Workbench, eager, loss_of, seed_everything, still, training
@@ -83,10 +84,12 @@ class Reference:
 
     def gap(self, order: int, loss: float) -> float:
         """Signed relative gap of ``loss`` to this order's reference."""
-        reference = self.losses[order]
-        # A loss near zero would make any rounding a large relative gap, hence the progress made as alternative scale.
-        scale = max(abs(reference), self.initial_loss - reference)
-        return (loss - reference) / scale if scale > 0 else math.inf
+        scale = self.scale(order)
+        return (loss - self.losses[order]) / scale if scale > 0 else math.inf
+
+    def scale(self, order: int) -> float:
+        """What gaps are relative to: a loss near zero would make any rounding a large one, hence the progress made."""
+        return max(abs(self.losses[order]), self.initial_loss - self.losses[order])
 
 
 def measure_reference(bench: Workbench, batches: Batches, tolerance: float, seed: int) -> Reference:
@@ -98,11 +101,16 @@ def measure_reference(bench: Workbench, batches: Batches, tolerance: float, seed
     fp32 = Candidate("fp32")
     with training(bench, fp32):
         initial = _initial_loss(bench, batches)
-    judged = _Judged(bench, MEMORISED * initial)
-    loss = _reference_loss(bench, batches, 0, seed, judged.after_step)
+    judged, losses = _Judged(bench, MEMORISED * initial), list[float]()
+
+    def after_step(loss: torch.Tensor) -> bool:
+        losses.append(loss.item())
+        return judged.after_step(loss)
+
+    loss = _reference_loss(bench, batches, 0, seed, after_step)
     state = judged.state(loss)
     draft = Reference([loss], initial, 0.0, state, {}, tolerance, user_evaluation(bench))
-    noise = _noise(bench, fp32, batches, draft, seed)
+    noise = _noise(bench, fp32, batches, draft, seed, losses)
     gradients, _ = gradients_at(bench, fp32, batches, state, seed)
     return dataclasses.replace(draft, noise=noise, gradients=gradients)
 
@@ -115,12 +123,13 @@ class _Judged:
         self._least = least_loss
         self._state: dict[str, torch.Tensor] = {}
 
-    def after_step(self, loss: torch.Tensor) -> None:
-        """Keep the weights after a step whose loss was not yet small."""
+    def after_step(self, loss: torch.Tensor) -> bool:
+        """Keep the weights after a step whose loss was not yet small; the run is to go on."""
         if loss.item() < self._least:
-            return
+            return False
         self._state = {}  # first, so that the device holds one copy; buffers may come, go and change their shape
         self._state = snapshot(self._bench.model)
+        return False
 
     def state(self, final_loss: float) -> dict[str, torch.Tensor]:
         """The weights to judge at, ``final_loss`` being that of the model's present ones."""
@@ -134,7 +143,7 @@ def _reference_loss(
     batches: Batches,
     order: int,
     seed: int,
-    after_step: Callable[[torch.Tensor], None] | None = None,
+    after_step: Callable[[torch.Tensor], bool] | None = None,
 ) -> float:
     """What FP32 reaches in one order.
 
@@ -295,18 +304,18 @@ def _train(
     order: int,
     seed: int,
     state: dict[str, torch.Tensor] | None = None,
-    after_step: Callable[[torch.Tensor], None] | None = None,
+    after_step: Callable[[torch.Tensor], bool] | None = None,
 ) -> tuple[float, Run]:
     """Held-back FP32 loss after training on the batches in one order, from ``state`` or the initial weights.
 
-    ``after_step`` is called with each step's loss once its weights are there.
+    ``after_step`` is called with each step's loss once its weights are there, and says whether that was enough.
     """
     with still(bench), training(bench, candidate, state) as run:
         seed_everything(seed + order)
         for batch in batches.order(order):
             loss = run.counted_step(batch)
-            if after_step is not None:
-                after_step(loss)
+            if after_step is not None and after_step(loss):
+                break
     return held_back_loss(bench, batches), run
 
 
@@ -326,20 +335,32 @@ def _bars(
     return reference.bars[rounding]
 
 
-def _noise(bench: Workbench, fp32: Candidate, batches: Batches, reference: Reference, seed: int) -> float:
+def _noise(
+    bench: Workbench, fp32: Candidate, batches: Batches, reference: Reference, seed: int, losses: Sequence[float]
+) -> float:
     """How far the reference gets from itself with another random seed and weights perturbed by less than FP16 rounds.
 
     Training that amplifies such a difference tells nothing about rounding: the same bound that candidates are held to
-    (the upper end of the mean gap's interval) is worked out for it.
+    (the upper end of the mean gap's interval) is worked out for it. ``losses`` are those of the reference's steps:
+    where half of the first run stays clearly close to them, the rest of it is left out.
     """
     names = [name for name, _ in bench.model.named_parameters()]
     state = perturb(bench.initial, names, PERTURBATION, seed)
 
+    parting = Parting(losses, reference.scale(0), CLEAR * CALM * reference.tolerance)
+
+    def is_clear(loss: torch.Tensor) -> bool:
+        parting.add(loss.item())
+        return parting.is_clear
+
     def gap(order: int) -> float:
         _know_order(bench, batches, reference, order, seed)
-        return reference.gap(order, _train(bench, fp32, batches, order, seed + 1000, state)[0])
+        loss, _ = _train(bench, fp32, batches, order, seed + 1000, state, None if order else is_clear)
+        return reference.gap(order, loss)
 
     first = gap(0)
+    if parting.is_clear:
+        return parting.foreseen
     if abs(first) < CALM * reference.tolerance:
         return abs(first)
     gaps = [first, *(gap(order) for order in range(1, NUM_ORDERS))]
