@@ -219,8 +219,16 @@ class _CastTogether(torch.autograd.Function):
         return None, *(None if gradient is None else next(each) for gradient in gradients)
 
 
-# Past what torch.autograd.Function.apply does for torch.func, which no cast that is kept takes part in.
-_cast_together: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, _CastTogether).apply
+def _apply_of_cast_together() -> Callable[..., tuple[Tensor, ...]]:
+    """Past what torch.autograd.Function.apply does for torch.func, which no cast that is kept takes part in.
+
+    In a function: where a module's own lines name ``super``, Python 3.12 makes code of every ``super()`` in it that
+    torch.compile does not follow.
+    """
+    return super(torch.autograd.Function, _CastTogether).apply
+
+
+_cast_together = _apply_of_cast_together()
 
 
 def _all_cast(tensors: list[Tensor] | tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
