@@ -27,14 +27,23 @@ def least_kept(ranges: Ranges, site: Site, made: Site) -> float:
     return 0.0
 
 
+def kept_by_mask(site: Site, made: Site) -> int | None:
+    """The operand of ``made`` of which a constant mask leaves at least one number in each row that ``site`` sums, zeros
+    beside it; ``None`` where there is no such mask."""
+    if made.op == "masked_fill" and made.attrs.get("value") == 0 and _keeps(site, made, 1, 1):
+        return 0
+    if made.op == "where" and (made.attrs.get("scalars") or {}).get(2) == 0 and _keeps(site, made, 0, 0):
+        return 1
+    return None
+
+
 def _keeps(site: Site, made: Site, mask: int, which: int) -> bool:
     """Whether along one of the axes that ``site`` sums, every line of a constant mask has a number that is not zero
     (``which`` 0), or a zero (1)."""
     position = input_of(made, mask)
     kept = (made.attrs.get("kept") or {}).get(position, ((), ()))[which]
-    rank = len(site.inputs[0].shape)
-    if not kept or len(made.inputs[position or 0].shape) != rank:
-        return False
-    dims = site.attrs.get("dim")
+    whole, own = site.inputs[0].shape, made.inputs[position or 0].shape
+    rank, dims = len(whole), site.attrs.get("dim")
     axes = dims if isinstance(dims, list | tuple) else range(rank) if dims is None else [dims]
-    return any(isinstance(axis, int) and axis % rank - rank in kept for axis in axes)
+    ends = [axis % rank - rank for axis in axes if isinstance(axis, int)]
+    return any(end in kept and end >= -len(own) and own[end] == whole[end] for end in ends)

@@ -11,7 +11,7 @@ from amptune.core.cumulative import rest_of_sum
 from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
 from amptune.core.graph import Site
 from amptune.core.intervals import UNIT, Range, point, square, symmetric
-from amptune.core.masked import least_kept
+from amptune.core.masked import kept_by_mask, least_kept
 from amptune.core.range_rules import axis_size, limits_of, norm_order, reduced_count
 from amptune.core.squares import is_square, squareplus
 
@@ -88,8 +88,14 @@ def is_positive_sum(ranges: Ranges, site: Site | None, depth: int = 0) -> bool:
     """Whether a site adds what is not negative to exponentials: above zero, until all of them underflow at once."""
     if site is None or depth > _DEPTH:
         return False
+    if site.op == "sqrt":
+        return is_positive_sum(ranges, ranges.root(site), depth + 1)
     if site.op in ("sum", "mean", "cumsum"):
-        return _is_exponential(ranges, ranges.root(site), depth)
+        made = ranges.root(site)
+        kept = kept_by_mask(site, made) if made is not None else None
+        return _is_exponential(
+            ranges, ranges.root(made, kept) if made is not None and kept is not None else made, depth
+        )
     if site.op != "add" or any(ranges.operand(site, side).low < 0 for side in (0, 1)):
         return False
     return any(_is_exponential(ranges, ranges.root(site, side), depth) for side in (0, 1))

@@ -136,3 +136,15 @@ def test_a_difference_that_the_batch_keeps_off_zero_is_no_finding(batch: str, co
     source = model_file("return self.fc(x).sum() + (x / (1 - x)).sum()", batch=batch)
     judged = judge(Example("odds", source, options={"evidence": True}), tmp_path, RULES["G205"])
     assert len(judged.findings) == count
+
+
+@pytest.mark.parametrize(("test", "count"), [("steps >= 0", 0), ("steps > 0", 1)])
+def test_decays_to_the_past_count_the_present(test: str, count: int, tmp_path: Path) -> None:
+    forward = f"""
+    places = torch.arange(32)
+    steps = (places[:, None] - places[None]).float()
+    decay = torch.where({test}, torch.exp(steps * self.rate[:, None, None]), 0.0)
+    return (decay / decay.sum(-1, keepdim=True).sqrt()) @ self.fc(x)
+    """
+    init = "self.fc = nn.Linear(64, 64)\nself.register_buffer('rate', torch.tensor([-0.1, -0.2]))"
+    assert len(messages("G205", model_file(forward, init=init), tmp_path)) == count
