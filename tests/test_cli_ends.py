@@ -55,3 +55,11 @@ def test_a_loss_that_ends_the_process_after_some_steps_is_told_so(tmp_path: Path
     assert (result.returncode, result.stdout) == (3, ""), result.stdout
     assert "exit" in result.stderr
     assert "code 5" in result.stderr
+
+
+def test_a_bench_whose_file_is_refused_shows_its_numbers_first(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MLP)
+    result = amptune(tmp_path, *COMMANDS["bench"], "--out", "/proc/bench.json")
+    assert result.returncode == 2
+    assert "cannot write /proc/bench.json" in result.stderr
+    assert "fp32" in result.stdout

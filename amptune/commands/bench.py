@@ -39,9 +39,9 @@ def _work(args: argparse.Namespace, finished: Finished) -> int:
         data = bench(options, args.plan, args.rounds, progress)
     finished()
     text = json.dumps(data, indent=2)
+    print(text if args.format == "json" else table(data), flush=True)  # first: a file may be refused
     if args.out:
         write_atomic(args.out, text + "\n")
-    print(text if args.format == "json" else table(data))
     return 0
 
 
