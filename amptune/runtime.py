@@ -1552,7 +1552,7 @@ def _make_class(original: Any, kind: str) -> Any:
     if kind == "root":
         body["_apply"] = lambda self, *args, **kwargs: _keep_channels_last(original._apply(self, *args, **kwargs))
     if kind_of_run == "own":
-        body |= {name: property(functools.partial(_read_own, name)) for name in names.split(",")}
+        body |= {name: _read_as_cast(name) for name in names.split(",")}
     bases: tuple[type, ...] = (_Made if kind_of_run in ("root", "own") else _MadeLeaf, original)
     if issubclass(original, _Made):
         bases = (original,)
@@ -1687,12 +1687,17 @@ def _run_own(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwar
         state["_amptune_reads"] = outer
 
 
-def _read_own(name: str, module: Any) -> Any:
-    """A parameter or buffer of ``module``, in the plan's format while the module's forward runs."""
-    tensor = module.__getattr__(name)
-    if tensor is None or not module._amptune_reads:
-        return tensor
-    return _weight(tensor, module._amptune_own[name], _reusable_casts())
+def _read_as_cast(name: str) -> property:
+    """For a class: its parameter or buffer ``name``, in the plan's format while the module's forward runs."""
+
+    def read(module: Any) -> Any:
+        own = module._parameters if name in module._parameters else module._buffers
+        tensor = own[name] if name in own else module.__getattr__(name)
+        if tensor is None or not module._amptune_reads:
+            return tensor
+        return _weight(tensor, module._amptune_own[name], _reusable_casts())
+
+    return property(read)
 
 
 def _raised_scalar(tensor: Tensor) -> Tensor:
