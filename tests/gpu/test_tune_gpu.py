@@ -48,9 +48,7 @@ def test_stock_recipes_and_plans_are_valid(model_file: Path) -> None:
     padded = Plan(sites={"fc2": SitePlan(Format.BF16, pad=64)}, loss_compile=True)
     for candidate in (*stock_candidates(device), plan_candidate(fp16), plan_candidate(padded)):
         quality = judge(bench, candidate, batches, reference, seed=0)
-        # The rounding of FP8 leaves gradients near the bar of 0.98 on either side of it: 0.976 was seen.
-        near = candidate.float8 and quality.gate and quality.gate.worst_cosine > 0.96
-        assert quality.valid or near, (candidate.name, quality.reason)
+        assert quality.valid, (candidate.name, quality.reason)
         step, memory, _ = measure_step(bench, candidate, batches)
         assert step is not None
         assert memory is not None
