@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from torch import Tensor, nn
 
 from amptune import runtime
+from amptune.apply.plan import LOSS
 from amptune.apply.ties import held_by, sources_of
 from amptune.core.graph import PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
@@ -18,7 +19,6 @@ from amptune.core.ops import Family, op_named
 _MOVES = (Family.MEMORY, Family.VIEW, Family.CAST)
 _MOVING = ("dropout", "interpolate")
 """Ops beside those of these families that keep the range and the digits of what they read."""
-LOSS = "loss_fn"
 
 
 def held_tensors(

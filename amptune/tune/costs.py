@@ -96,7 +96,7 @@ def measure_costs(
 
 def with_held(table: CostTable, model: nn.Module, space: Space) -> CostTable:
     """The table with the tensors that modules hold beside their layers: each is cast once a step, and back again."""
-    tensors = held_values(model)
+    tensors, names = held_values(model), space.held()
     held = {
         site: {
             choice: SiteCost(table.cast(Format.FP32, choice.output_format, tensors[site].numel()))
@@ -104,7 +104,7 @@ def with_held(table: CostTable, model: nn.Module, space: Space) -> CostTable:
         }
         for group in space.module_groups()
         for site in group.sites
-        if site in space.held()
+        if site in names
     }
     images = {**table.channels_last, **held} if table.channels_last else table.channels_last
     return dataclasses.replace(table, sites={**table.sites, **held}, channels_last=images)
