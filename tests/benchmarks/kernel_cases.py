@@ -54,7 +54,7 @@ BATCH_NORMS = (16, 64, 256, 1024)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal random numbers on the device."""
+    """Normal random numbers on the device; zeros draw less power."""
     return torch.randn(*shape, device=device_times.DEVICE).to(dtype)
 
 
@@ -71,7 +71,11 @@ def convolution(
     if channels_last:
         layout = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
         x, w = x.to(memory_format=layout), w.to(memory_format=layout)
-    numbers = ([stride] * dims, padding, [dilation] * dims, transposed, [0] * dims, groups)
+    return three_passes(x, w, [stride] * dims, padding, [dilation] * dims, transposed, [0] * dims, groups)
+
+
+def three_passes(x: Tensor, w: Tensor, *numbers: Any) -> Passes:
+    """Forward and both gradients of a convolution; ``numbers`` as torch's own convolution takes them after the bias."""
     g = torch.randn_like(aten.convolution(x, w, None, *numbers))
 
     def backward(*mask: bool) -> Callable[[], Any]:

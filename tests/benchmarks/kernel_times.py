@@ -24,12 +24,12 @@ from torch import Tensor
 
 from amptune.core.files import write_atomic
 from tests.benchmarks import device_times, kernel_cases
+from tests.benchmarks.kernel_cases import Passes, random
 from tests.benchmarks.step_times import tf32
 
 aten = torch.ops.aten
 FORMATS = {"fp32": (torch.float32, False), "tf32": (torch.float32, True), "bf16": (torch.bfloat16, False),
            "fp16": (torch.float16, False)}  # fmt: skip
-Passes = dict[str, Callable[[], Any]]
 Case = tuple[str, dict[str, Any], str, Callable[[], Passes]]
 
 GEMMS = (  # m, n, k, batch
@@ -61,11 +61,6 @@ SIZES = (2**18, 2**21, 2**24, 2**26)
 """Elements of the tensors that kernels bound by memory are timed on."""
 
 
-def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal random numbers on the device; zeros draw less power."""
-    return torch.randn(*shape, device=device_times.DEVICE).to(dtype)
-
-
 def gemm(dtype: torch.dtype, m: int, n: int, k: int, batch: int) -> Passes:
     """The three products of a linear layer, or of a batch of products."""
     lead = (batch,) if batch > 1 else ()
@@ -83,17 +78,7 @@ def convolution(
     padding = 0 if kernel == stride else kernel // 2
     x = random(batch, inputs, side, side, dtype=dtype).to(memory_format=layout)
     w = random(outputs, inputs // groups, kernel, kernel, dtype=dtype).to(memory_format=layout)
-    numbers = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups)
-    g = torch.randn_like(aten.convolution(x, w, None, *numbers))
-
-    def backward(*mask: bool) -> Callable[[], Any]:
-        return lambda: aten.convolution_backward(g, x, w, None, *numbers, [*mask, False])
-
-    return {
-        "forward": lambda: aten.convolution(x, w, None, *numbers),
-        "input": backward(True, False),
-        "weight": backward(False, True),
-    }
+    return kernel_cases.three_passes(x, w, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups)
 
 
 def attention(
