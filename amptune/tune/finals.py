@@ -197,7 +197,7 @@ def _speedup_of_formats(search: Search, stock: Finalist, winner: Finalist) -> fl
     """Speedup of the winner without padding, layout and loss choices; None where it could not be measured well."""
     whole = winner.candidate.plan
     assert whole is not None
-    bare = plan_candidate(_formats_only(whole, is_compiled=search.options.compile_with is not None))
+    bare = plan_candidate(_formats_only(whole))
     if bare.key == winner.candidate.key:
         return stock.speedup_of(winner).ratio
     search.progress.stage("repeating the formats alone")
@@ -211,14 +211,10 @@ def _speedup_of_formats(search: Search, stock: Finalist, winner: Finalist) -> fl
     return found.ratio if found.high - found.low <= VAGUE else None
 
 
-def _formats_only(plan: Plan, *, is_compiled: bool) -> Plan:
-    """The plan's formats with the loss in FP32, no padding and the user's memory format.
-
-    In compile mode the loss is left as it is: that of the stock recipes is compiled too.
-    """
+def _formats_only(plan: Plan) -> Plan:
+    """The plan's formats with an eager loss in FP32, no padding and the user's memory format."""
     sites = {name: dataclasses.replace(site, pad=0, pad_in=0, strided=False) for name, site in plan.sites.items()}
-    plan = dataclasses.replace(plan, sites=sites, channels_last=False)
-    return plan if is_compiled else dataclasses.replace(plan, loss_format=Format.FP32, loss_compile=False)
+    return dataclasses.replace(plan, sites=sites, channels_last=False, loss_format=Format.FP32, loss_compile=False)
 
 
 def _stock_verdict(stock: TrialRecord, step: StepTime, repeated: bool = True) -> Verdict:

@@ -160,13 +160,13 @@ def loss_of(bench: Workbench, candidate: Candidate, batch: Any) -> torch.Tensor:
 def loss_of_output(bench: Workbench, candidate: Candidate, output: Any, batch: Any) -> torch.Tensor:
     """The loss of an output in the candidate's loss format; an autocast recipe must be in force already.
 
-    In compile mode every loss is compiled, the stock recipes' too.
+    In compile mode the model is compiled, as ``model.compile()`` does it: a ``loss_fn`` of the user's is not part of
+    the model, so it is compiled only where the candidate says so, as in eager mode.
     """
     plan = candidate.plan
     loss_format = plan.loss_format if plan else Format.FP32 if candidate.params else None
-    backend = BACKEND if candidate.loss_compile or (plan and plan.loss_compile) else None
-    if bench.compilation is not None:
-        backend = bench.compilation.backend
+    is_compiled = candidate.loss_compile or (plan is not None and plan.loss_compile)
+    backend = (bench.compilation.backend if bench.compilation else BACKEND) if is_compiled else None
     if loss_format is None and backend is None:
         return bench.target.loss(output, batch)
     return bench.target_with_loss(loss_format, backend).loss(output, batch)

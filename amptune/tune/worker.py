@@ -293,15 +293,11 @@ class Worker:
             forget_compiled()
 
     def _losses(self) -> tuple[str, ...]:
-        """Choices for the loss. Compiling it alone is offered on a GPU only: elsewhere it needs a C++ compiler.
-
-        In compile mode it is compiled in any case, and its cast up costs nothing: there is no choice to make.
-        """
+        """Choices for the loss. Compiling it needs a C++ compiler on a CPU, so only compile mode offers it there."""
         if self.target.loss_fn is None:
             return ()
-        if self.bench.compilation is not None:
-            return (COMPILED_LOSS,)
-        return ("fp32", "follow", COMPILED_LOSS) if self.device.is_cuda else ("fp32", "follow")
+        can_compile = self.device.is_cuda or self.bench.compilation is not None
+        return ("fp32", "follow", COMPILED_LOSS) if can_compile else ("fp32", "follow")
 
     def _mismatches(self, candidate: Candidate) -> tuple[str, ...]:
         if candidate.plan is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -167,10 +168,26 @@ def test_a_candidate_is_compiled_once_for_all_its_blocks_and_runs(make_bench: Ma
         assert step is not None
         assert compiling is not None
         first = num_graphs()
-        assert first == 4, "a graph for the three blocks, one each for stem, head and loss"
+        assert first == 3, "a graph for the three blocks, one each for stem and head"
         with training(bench, candidate) as run:
             run.step(batches.train[0])
         assert num_graphs() == first
+
+
+def test_a_loss_function_is_compiled_only_where_the_candidate_says_so(make_bench: Make) -> None:
+    """``torch.compile(model)`` leaves it alone, so a stock recipe does; to compile it is a plan's choice."""
+    bench, batches = make_bench(COMPILED)
+    bench.compilation = Compilation("aot_eager")
+    stock = Candidate("autocast-bf16", autocast=Format.BF16)
+    graphs = {}
+    for candidate in (stock, dataclasses.replace(stock, name="with-loss", loss_compile=True),
+                      plan_candidate(Plan({})), plan_candidate(Plan({}, loss_compile=True))):  # fmt: skip
+        forget_compiled()
+        torch._dynamo.utils.counters.clear()
+        with training(bench, candidate) as run:
+            run.step(batches.train[0])
+        graphs[candidate.name, bool(candidate.plan and candidate.plan.loss_compile)] = num_graphs()
+    assert list(graphs.values()) == [3, 4, 3, 4]
 
 
 def test_eager_sets_compile_mode_aside(make_bench: Make) -> None:

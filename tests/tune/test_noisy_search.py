@@ -152,9 +152,8 @@ def test_a_finalist_that_its_trial_shows_to_be_slower_is_not_compiled_whole(tmp_
     search.run()
     first, second, third = (record.outcome.median_ms for record in search.best_plans(3))
     assert second < 1.02 * first < third < 1.1 * first
-    verdict = decide(search)
-    assert worker.rounds == [(3, 2)], "not the third plan, and not the formats alone: the loss is compiled in any case"
-    assert verdict.formats_only == verdict.speedup
+    decide(search)
+    assert worker.rounds == [(3, 2), (2, 5)], "not the third plan; the second time for the formats alone"
 
 
 def test_formats_that_cannot_be_told_well_are_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
