@@ -64,7 +64,7 @@ from amptune.tune.timing import StepTime, Yardstick, measure_interleaved, measur
 from amptune.tune.training import Workbench, eager, training, whole
 
 COULD_WIN = 1.1
-"""A plan whose step takes more than this many times the best valid one is judged on one order of the batches."""
+"""A candidate whose step takes more than this many times the best valid one is judged on one order of the batches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +255,7 @@ class Worker:
         if candidate == Candidate("fp32") and self.bench.compilation is None:
             return reference_itself(self.reference, self.batches)
         could_win = step_ms <= COULD_WIN * self._best_ms
-        orders = NUM_ORDERS if could_win or candidate.is_stock else 1
+        orders = NUM_ORDERS if could_win else 1
         return judge(self.bench, candidate, self.batches, self.reference, self.options.seed, orders)
 
     def repeat(self, candidates: list[Candidate], rounds: int, is_more: bool = False) -> list[list[StepTime]]:
