@@ -27,8 +27,9 @@ layers: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS)
 
+# Nothing may be left out: a test that is skipped, for want of a browser or of a library, has failed.
 test-full: $(VENV)/.dev $(VENV)/.exports
-	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu" --no-skips
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
