@@ -132,13 +132,26 @@ class _Finder(ast.NodeVisitor):
         self._enter(node)
 
     def visit_Call(self, node: ast.Call) -> None:
+        function = self._unpinned(node.func)
+        if isinstance(function, ast.Lambda):
+            self._visit_pinned_lambda(function, node)
+            return
         self.generic_visit(node)
-        path = self._names.path(self._unpinned(node.func))
+        path = self._names.path(function)
         if path is not None:
             op = op_of_function(path)
             self._add(node, op, path)
         elif isinstance(node.func, ast.Attribute) and self._may_be_method(node.func, node):
             self._add(node, op_of_name(node.func.attr), f".{node.func.attr}")
+
+    def _visit_pinned_lambda(self, function: ast.Lambda, call: ast.Call) -> None:
+        """``fp32(lambda x, n: ...)(x, y.ndim)``: a parameter is plain where what is passed for it is."""
+        self._visit_all([*call.args, *(keyword.value for keyword in call.keywords)])
+        parameters = [parameter.arg for parameter in function.args.args]
+        names = self._names
+        self._names = names.inside_lambda(dict(zip(parameters, call.args, strict=False)))
+        self.visit(function.body)
+        self._names = names
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
         """Nothing: an f-string is a message, and before Python 3.12 its parts have no true position."""

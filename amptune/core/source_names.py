@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeGuard
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
@@ -59,6 +59,13 @@ class Names:
     def name_of(self, path: str) -> str | None:
         """A name that stands for the dotted path, if this scope has one."""
         return next((name for name, found in self._paths.items() if found == path), None)
+
+    def inside_lambda(self, arguments: Mapping[str, ast.expr]) -> Names:
+        """The names in a lambda written here that is called with ``arguments``: name -> what is passed for it."""
+        inner = Names(ast.Module([], []), self)
+        inner._paths = dict.fromkeys(arguments)
+        inner._plain = {name for name, value in arguments.items() if self.is_plain(value)}
+        return inner
 
     def is_plain(self, node: ast.expr) -> bool:
         """Whether the value of an expression is certainly neither a tensor nor a container of them."""

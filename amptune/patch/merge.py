@@ -13,6 +13,7 @@ from typing import Any, cast
 import libcst as cst
 
 from amptune.core.opcodes import KEEP, FunctionalOp
+from amptune.core.ops import Family, op_named
 
 OpAt = Callable[[cst.CSTNode], FunctionalOp | None]
 _LITERALS = (cst.Integer, cst.Float)
@@ -42,7 +43,8 @@ def merged(node: cst.BaseExpression, op_at: OpAt, is_kept: Callable[[FunctionalO
     """The expression at ``node`` as one function, where it is two or more pinned ops that hand on FP32 results.
 
     None where it is not, or reads something else than names, attributes of names and constants: what else there is
-    might not mean the same inside of a function, or be a tensor that has to be cast up.
+    might not mean the same inside of a function, or be a tensor that has to be cast up. None for a cast too, whose
+    result the ops around it would take in its format instead of in FP32.
     """
     found = _Reader(op_at, is_kept)
     if not found.reads_op(node) or len(found.ops) < 2 or len(set(found.names.values())) < len(found.names):
@@ -107,7 +109,7 @@ class _Reader:
     def reads_op(self, node: cst.BaseExpression) -> bool:
         """Whether this is a pinned op all of whose parts can stand in the body."""
         op = self._op_at(node)
-        if op is None or op.spelling.endswith(_OWN_RESULT):
+        if op is None or op.spelling.endswith(_OWN_RESULT) or op_named(op.op).family is Family.CAST:
             return False
         if isinstance(node, cst.BinaryOperation):
             reads = self._reads(node.left) and self._reads(node.right)

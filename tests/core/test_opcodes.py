@@ -57,6 +57,14 @@ def test_an_op_keeps_its_code_once_it_is_pinned():
     assert in_forward(f"return {pinned}", header) == plain
 
 
+def test_what_a_pinned_function_is_given_stays_a_tensor_or_a_plain_value():
+    header = f"from amptune_runtime import fp32\n{HEADER}class Block(nn.Module):\n    def norm(self, y): ...\n"
+    plain = in_forward("eps = 2\nreturn torch.exp(x.norm(y.ndim) * self.eps)", header)
+    assert plain == ["norm.0", "mul.0", "exp.0"]
+    pinned = "fp32(lambda x, ndim, eps: torch.exp(x.norm(ndim) * eps))(x, y.ndim, self.eps)"
+    assert in_forward(f"eps = 2\nreturn {pinned}", header) == plain
+
+
 @pytest.mark.parametrize(
     "expression",
     [

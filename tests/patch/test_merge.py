@@ -64,6 +64,7 @@ def test_several_ops_are_one_function(expression: str, ops: tuple[str, ...], wri
         ("torch.rsqrt(x.eps ** 2 / y.eps ** 2)", ("pow.0", "pow.1", "div.0", "rsqrt.0")),  # two would have one name
         ("torch.nn.functional.mse_loss(x ** 2, y)", ("pow.0", "mse_loss.0")),  # a loss stays in FP32
         ("(x ** 2).exp_()", ("pow.0", "exp.0")),
+        ("y.dot(x.exp().to(y.dtype))", ("exp.0", "to.0", "dot.0")),  # a cast has a result of its own format
     ],
 )  # fmt: skip
 def test_what_would_mean_something_else_is_pinned_one_by_one(expression: str, ops: tuple[str, ...]) -> None:
