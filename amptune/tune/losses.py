@@ -23,11 +23,13 @@ PLAIN_LOSS = "fp32-output"
 """The loss of an output that is FP32 already."""
 
 
-def measure_losses(bench: Workbench, batch: Any, choices: Iterable[str], low: Format) -> dict[str, float]:
+def measure_losses(
+    bench: Workbench, batch: Any, choices: Iterable[str], low: Format, backend: str = BACKEND
+) -> dict[str, float]:
     """Milliseconds of forward and backward of the loss for each of ``choices`` on an output in ``low``, casts included.
 
     And ``PLAIN_LOSS`` on an FP32 output. A choice that does not run is left out; empty for a model that makes its loss
-    itself.
+    itself. ``backend`` is torch.compile's, for a loss that is compiled.
     """
     if bench.target.loss_fn is None:
         return {}
@@ -38,9 +40,9 @@ def measure_losses(bench: Workbench, batch: Any, choices: Iterable[str], low: Fo
     lowered = cast_all(output, getattr(torch, low.torch_name))
     for choice in choices:
         loss_format = None if choice == FOLLOW else Format.FP32
-        variants[choice] = (lowered, loss_format, BACKEND if choice == COMPILED_LOSS else None)
-    for name, (given, loss_format, backend) in variants.items():
-        target = bench.target_with_loss(loss_format, backend)
+        variants[choice] = (lowered, loss_format, backend if choice == COMPILED_LOSS else None)
+    for name, (given, loss_format, compiled_by) in variants.items():
+        target = bench.target_with_loss(loss_format, compiled_by)
         leaves = [tensor.requires_grad_() for tensor in tensors_in(given) if tensor.is_floating_point()]
 
         def once(target: Any = target, given: Any = given, leaves: list[torch.Tensor] = leaves) -> None:

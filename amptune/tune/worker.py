@@ -43,7 +43,7 @@ from amptune.tune.childprocess import (
     quieten_torch,
     start_children_as_usual,
 )
-from amptune.tune.compilation import Compilation, cause_in_compiler, compile_apart, forget_compiled
+from amptune.tune.compilation import BACKEND, Compilation, cause_in_compiler, compile_apart, forget_compiled
 from amptune.tune.costs import measure_costs, with_held
 from amptune.tune.device import Device
 from amptune.tune.emitted import compare_emitted
@@ -199,17 +199,18 @@ class Worker:
         def progress(done: int, total: int) -> None:
             self.report("measuring sites", done, total)
 
-        fused = self.options.compile_with is not None
+        fused, batch = self.options.compile_with is not None, self.batches.train[0]
         planned = {site for group in space.groups for site in group.sites}
         formats = {FP32, *(choice for offered in choices.values() for choice in offered)}
         with eager(self.bench):
             table = measure_costs(
-                self.bench, calls, self.batches.train[0], choices, progress,
+                self.bench, calls, batch, choices, progress,
                 fused=fused, layouts=space.channels_last, tf32=space.tf32,
             )  # fmt: skip
             table = with_held(table, self.bench.model, space)
             halves = sorted({c.output_format for c in formats} - {Format.FP32}, key=list(Format).index)
-            losses = measure_losses(self.bench, self.batches.train[0], space.losses, halves[0]) if halves else {}
+            backend = self.options.compile_with or BACKEND
+            losses = measure_losses(self.bench, batch, space.losses, halves[0], backend) if halves else {}
             update, scaling = measure_update(self.bench) or (None, 0.0)
         gpu = this_gpu(self.device.torch.type)
         prices = follower_prices(graph, planned, [Format.FP32, Format.TF32, *halves], gpu, fused=fused)
@@ -296,7 +297,7 @@ class Worker:
         """Choices for the loss. Compiling it needs a C++ compiler on a CPU, so only compile mode offers it there."""
         if self.target.loss_fn is None:
             return ()
-        can_compile = self.device.is_cuda or self.bench.compilation is not None
+        can_compile = self.device.is_cuda or self.options.compile_with is not None
         return ("fp32", "follow", COMPILED_LOSS) if can_compile else ("fp32", "follow")
 
     def _mismatches(self, candidate: Candidate) -> tuple[str, ...]:

@@ -25,8 +25,10 @@ from amptune.tune.compilation import (
     parts_to_compile,
     repeated_blocks,
 )
+from amptune.tune.losses import PLAIN_LOSS
 from amptune.tune.options import TuneOptions
 from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.space import COMPILED_LOSS
 from amptune.tune.timing import measure_step
 from amptune.tune.training import eager, training
 from amptune.tune.worker import Job, Worker
@@ -211,6 +213,18 @@ def test_rounding_errors_are_measured_without_compiling(tmp_path: Path) -> None:
     found = worker.sensitivity(worker.space(graph))
     assert found.sites
     assert num_graphs() == 0  # a hook at each site would be compiled anew for each, up to the limit of recompiles
+
+
+def test_a_compiled_loss_is_a_choice_with_the_price_of_the_backend_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(COMPILED)
+    spec = TargetSpec(str(path))
+    graph = capture(load_target(spec)).graph
+    options = TuneOptions(spec, tmp_path / "out", steps=2, compile_with="aot_eager")
+    worker = Worker(Job(options, None, {}, (), threads=1), lambda *_: None)
+    space = worker.space(graph)
+    assert space.losses == ("fp32", "follow", COMPILED_LOSS)
+    assert set(worker.costs(space, graph).losses) == {PLAIN_LOSS, *space.losses}  # aot_eager needs no C++ compiler
 
 
 def test_a_loss_is_compiled_for_each_kind_of_output_with_its_own_sizes() -> None:
