@@ -14,6 +14,41 @@ from .inprocess import amptune
 from .test_cli_apply import write_plan
 from .tune.conftest import MLP
 
+OWN_LOSS = '''
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    """Computes its own loss; an error of BF16 near 100 is larger than what is left to learn."""
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 1)
+        nn.init.constant_(self.fc.weight, 0.9)
+        nn.init.constant_(self.fc.bias, 100.0)
+
+    def forward(self, x, target):
+        output = self.fc(x).squeeze(-1)
+        return {"loss": ((output - target) ** 2).mean()}
+
+def make_model():
+    return Net()
+
+def make_batch():
+    return next(train_batches())
+
+def make_optimizer(parameters):
+    return torch.optim.SGD(parameters, lr=0.01)
+
+def train_batches():
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        x = torch.randn(256, 8, generator=generator)
+        yield {"x": x, "target": 100 + x.sum(-1) + 0.3 * torch.randn(256, generator=generator)}
+
+def loss_fn(output, batch):
+    return output["loss"]
+'''
+ROUNDED = OWN_LOSS.replace("self.fc(x)", "self.fc(x).bfloat16().float()")
 BF16 = Plan(sites={name: SitePlan(Format.BF16) for name in ("embed", "norm", "fc1", "fc2")})
 
 
@@ -41,12 +76,36 @@ def test_a_good_plan_is_as_good(folder: Path) -> None:
 
 
 def test_a_layer_that_does_not_train_is_worse_and_ends_the_run(folder: Path) -> None:
-    frozen = MLP.replace("return self.fc2(weights", "return self.fc2.weight.detach().sum() + self.fc2(0 * weights")
+    frozen = MLP.replace("self.norm(self.embed(ids))", "self.norm(self.embed(ids)).detach()")
     (folder / "patched.py").write_text(frozen)
     result = amptune(folder, "verify", "net.py", "patched.py", "--steps", "300")
     assert result.returncode == 1, result.stderr
     assert result.stdout.startswith("worse: patched.py against net.py")
     assert "twice in a row" in result.stdout
+
+
+def test_a_loss_that_the_model_rounds_itself_is_not_held_against_its_weights(folder: Path) -> None:
+    (folder / "net.py").write_text(OWN_LOSS)
+    (folder / "patched.py").write_text(ROUNDED)
+    result = amptune(folder, "verify", "net.py", "patched.py", "--steps", "200", "--format", "json")
+    data = json.loads(result.stdout)
+    assert (data["verdict"], data["steps"], result.returncode) == ("as good", 200, 0)
+    assert data["own_gap"]["low"] > data["own_gap"]["noise"]
+    assert data["judged_by"] == "loss of the weights in the original's FP32 forward"
+    assert data["losses"]["patched_in_fp32"][0] == data["losses"]["original"][0]
+    text = amptune(folder, "verify", "net.py", "patched.py", "--steps", "200").stdout
+    assert "original's FP32 forward" in text
+    assert "the loss that the patched model computes itself reads +" in text
+
+
+def test_weights_that_a_rounded_loss_trains_worse_are_worse(folder: Path) -> None:
+    """Rounding whose gradients are wrong: the output's part that is left out does not train."""
+    (folder / "net.py").write_text(OWN_LOSS)
+    (folder / "patched.py").write_text(ROUNDED.replace("bfloat16().float()", "bfloat16().detach() + 0 * self.fc(x)"))
+    result = amptune(folder, "verify", "net.py", "patched.py", "--steps", "200")
+    assert result.returncode == 1, result.stderr
+    assert result.stdout.startswith("worse: patched.py against net.py")
+    assert "computes itself" not in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def verify_page(data: dict[str, Any], text: str) -> str:
 def loss_chart(losses: dict[str, Sequence[float | None]]) -> Markup:
     """Both curves on the noise band; empty where there are fewer than two steps."""
     original, other = (_binned(losses[name]) for name in ("original", "other_seed"))
-    patched = _binned(losses["patched"])
+    patched = _binned(losses["patched_in_fp32"])
     if len(original) < 2:
         return Markup()
     # The band around the original is as wide as the other seed's distance, smoothed over its neighbours.
@@ -42,7 +42,8 @@ def loss_chart(losses: dict[str, Sequence[float | None]]) -> Markup:
     chart = plot.chart("Loss of the original and the patched model", words, [*band, *lines])
     legend = tag(
         "p",
-        "Grey: original in FP32. Coloured: patched. The band: FP32 with another seed, from the same weights.",
+        "Grey: original in FP32. Coloured: weights of the patched model, in the original's FP32 forward. "
+        "The band: FP32 with another seed, from the same weights.",
         class_="note",
     )
     return Markup(chart + legend)

@@ -43,6 +43,11 @@ class Gap:
         return self.low > self.noise
 
     @property
+    def is_beyond(self) -> bool:
+        """Whether the patched run is worse beyond the noise, with or without that confidence."""
+        return self.mean > self.noise
+
+    @property
     def is_settled(self) -> bool:
         """Whether it is within the noise, with 95 % confidence."""
         return self.high <= self.noise

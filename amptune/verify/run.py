@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ from amptune.apply.patching import apply_plan_file
 from amptune.capture import Target, TargetSpec, load_target
 from amptune.core.plan import ScalerConfig
 from amptune.core.planfile import read_plan
+from amptune.errors import WorkError
 from amptune.tune.device import Device
 from amptune.verify.result import Verification
-from amptune.verify.runs import scaler_beside, train_side_by_side
+from amptune.verify.runs import train_side_by_side
 
 SINGLE_BATCH = "one batch, used again and again (there is no train_batches()): a gap on it says little of training"
 
@@ -54,7 +56,7 @@ def verify(
             tolerance=options.tolerance, scaler=scaler, report=report,
         )  # fmt: skip
     notes = (*original.notes, *((SINGLE_BATCH,) if original.train_batches is None else ()))
-    return Verification(spec.text, name, runs, evaluations, device.describe(), options.tolerance, notes)
+    return Verification(spec.text, name, runs, evaluations, device.describe(), notes)
 
 
 @contextlib.contextmanager
@@ -63,7 +65,7 @@ def _subject(
 ) -> Iterator[tuple[Target, ScalerConfig | None, str]]:
     """The patched target, its scaler and what to call it."""
     if patched is not None:
-        yield load_target(_spec_of(spec, original, patched)), scaler_beside(patched), str(patched)
+        yield load_target(_spec_of(spec, original, patched)), _scaler_beside(patched), str(patched)
         return
     assert plan is not None
     home = original.path.parent if original.path is not None and os.access(original.path.parent, os.W_OK) else None
@@ -71,6 +73,17 @@ def _subject(
         files = apply_plan_file(plan, spec, Path(folder), say)
         path = next(path for name, path in files.items() if name.endswith("_amptuned.py"))
         yield load_target(_spec_of(spec, original, path)), read_plan(plan).scaler, f"{spec.text} under {plan}"
+
+
+def _scaler_beside(patched: Path) -> ScalerConfig | None:
+    """The loss scaler that tune wrote beside a patched file, if any."""
+    path = patched.parent / "scaler.json"
+    try:
+        return ScalerConfig(**json.loads(path.read_bytes())["gradscaler"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkError(f"cannot read {path}: {error}", hint="it is what amptune tune writes; or remove it") from error
 
 
 def _spec_of(spec: TargetSpec, original: Target, path: Path) -> TargetSpec:

@@ -1,0 +1,119 @@
+"""One model in training, and the loss of its weights in the original's FP32 forward."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from amptune.capture import Target
+from amptune.capture.prepare import run_lazy_layers
+from amptune.core.plan import ScalerConfig
+from amptune.errors import CaptureError, WorkError
+from amptune.tune.batches import to_device
+from amptune.tune.device import Device
+from amptune.tune.recipes import backend_flags
+from amptune.tune.state import tensors_of
+from amptune.tune.training import make_optimizer, seed_everything
+
+
+class Trainer:
+    """One model in training: a step gives its loss."""
+
+    def __init__(self, target: Target, model: nn.Module, device: Device, scaler: ScalerConfig | None = None) -> None:
+        self.target = target
+        self.model = model
+        self.optimizer = make_optimizer(target, model, device)
+        config = scaler or ScalerConfig()
+        self.scaler = torch.amp.GradScaler(device.torch.type, **config.to_json())
+        # A patched file carries the TF32 flags that were measured; they are process-wide, so each step sets them.
+        self._set_flags: Callable[[], object] | None = getattr(target.module, "set_backend_flags", None)
+
+    def step(self, batch: Any, seed: int) -> float:
+        """One training step; the loss is that of the weights before it.
+
+        Raises:
+            WorkError: the user's code raises.
+        """
+        with backend_flags(False), _raising(self.target):
+            if self._set_flags is not None:
+                self._set_flags()
+            self.optimizer.zero_grad(set_to_none=True)
+            seed_everything(seed)
+            loss = self.target.loss(self.target.call(self.model, batch), batch)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return float(loss.detach())
+
+    def evaluation(self) -> float | None:
+        """What the user's ``evaluate`` says of the model, where there is one."""
+        if self.target.evaluate is None:
+            return None
+        with backend_flags(False):
+            return float(self.target.evaluate(self.model))
+
+
+class Unpatched:
+    """The original's FP32 forward at the weights of a patched model.
+
+    A model that computes its own loss does so on the logits that it has: in 16 bits their rounding raises the loss of
+    weights that are as good as any.
+    """
+
+    def __init__(self, target: Target, model: nn.Module) -> None:
+        self._target = target
+        self._model = model
+
+    def loss(self, patched: nn.Module, batch: Any, seed: int) -> float:
+        """The loss of one batch in train mode; ``seed`` is of what a forward draws.
+
+        Raises:
+            WorkError: the user's code raises.
+        """
+        own = tensors_of(self._model)
+        with torch.no_grad():
+            for name, tensor in tensors_of(patched).items():
+                if name in own and own[name].shape == tensor.shape:  # a buffer may grow with what is seen
+                    own[name].copy_(tensor)
+        # With gradients, as in a step: a forward may take some itself.
+        with backend_flags(False), _raising(self._target):
+            seed_everything(seed)
+            return float(self._target.loss(self._target.call(self._model, batch), batch).detach())
+
+
+def built(target: Target, device: Device, seed: int) -> nn.Module:
+    """The target's model on the device, in train mode, with weights from ``seed``."""
+    seed_everything(seed)
+    model = target.make_model().to(device.torch).train()
+    run_lazy_layers(target, model, lambda: to_device(target.make_batch(), device.torch))
+    return model
+
+
+def copy_state(source: nn.Module, model: nn.Module) -> None:
+    """Give ``model`` the weights of ``source``.
+
+    Raises:
+        CaptureError: they are not one model.
+    """
+    try:
+        model.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        text = " ".join(str(error).split())[:300]
+        raise CaptureError(
+            f"the two files are not one model: {text}", hint="give the file that the patch was made of"
+        ) from error
+
+
+@contextlib.contextmanager
+def _raising(target: Target) -> Iterator[None]:
+    """What a user's step raises, as a WorkError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise WorkError("out of memory: verify holds four models", hint="use a smaller batch") from None
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise WorkError(f"{target.spec.text}: a training step raised {error}") from error
