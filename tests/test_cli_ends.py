@@ -57,9 +57,43 @@ def test_a_loss_that_ends_the_process_after_some_steps_is_told_so(tmp_path: Path
     assert "code 5" in result.stderr
 
 
-def test_a_bench_whose_file_is_refused_shows_its_numbers_first(tmp_path: Path) -> None:
+OUTPUTS = {
+    "tune": ("--out", "cannot make the folder"),
+    "bench": ("--out", "cannot write"),
+    "apply": ("--out", "cannot make the folder"),
+    "verify": ("--out", "cannot make the folder"),
+    "analyze": ("--html", "cannot write"),
+}
+
+
+@pytest.mark.parametrize("place", ["file/out", "/proc/out"])
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_an_output_that_cannot_be_written_is_said_before_the_work(tmp_path: Path, command: str, place: str) -> None:
+    """A file is in the way, or the folder takes no files; the model, which cannot be loaded, is not looked at."""
+    (tmp_path / "net.py").write_text("raise SystemExit('loaded')")
+    (tmp_path / "file").write_text("")
+    write_plan(tmp_path)
+    option, words = OUTPUTS[command]
+    arguments = COMMANDS.get(command, (command, "net.py"))
+    result = amptune(tmp_path, *arguments, option, place)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"{words} {place}" in result.stderr
+    assert "loaded" not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "net.py", "plan.json"]
+
+
+@pytest.mark.parametrize("command", ["bench", "analyze"])
+def test_a_folder_in_place_of_a_file_is_said_before_the_work(tmp_path: Path, command: str) -> None:
+    (tmp_path / "net.py").write_text("raise SystemExit('loaded')")
+    (tmp_path / "out").mkdir()
+    result = amptune(tmp_path, *COMMANDS.get(command, (command, "net.py")), OUTPUTS[command][0], "out")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "cannot write out: it is a folder" in result.stderr
+    assert "loaded" not in result.stderr
+
+
+def test_an_output_folder_may_be_made_with_those_above_it(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(MLP)
-    result = amptune(tmp_path, *COMMANDS["bench"], "--out", "/proc/bench.json")
-    assert result.returncode == 2
-    assert "cannot write /proc/bench.json" in result.stderr
-    assert "fp32" in result.stdout
+    write_plan(tmp_path)
+    result = amptune(tmp_path, *COMMANDS["verify"], "--out", "new/folder")
+    assert (result.returncode, (tmp_path / "new/folder/verify.html").exists()) == (1, True)  # too short for a verdict

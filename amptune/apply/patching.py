@@ -11,10 +11,9 @@ from amptune.apply.handoff import patch_spec
 from amptune.apply.trial import check_runs
 from amptune.capture import Target, capture, load_target
 from amptune.capture.target import TargetSpec
-from amptune.core.files import write_all_atomic
+from amptune.core.files import make_folder, write_all_atomic
 from amptune.core.plan import Plan
 from amptune.core.planfile import read_plan
-from amptune.errors import InputError
 from amptune.patch.output import patched_files
 from amptune.patch.rewrite import plain_source
 from amptune.patch.spec import PatchSpec
@@ -42,12 +41,7 @@ def apply_plan_file(
         say(note)
     files = _files(target, plan, patch_spec(target, model, graph))
     check_runs(target, plan, graph)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make the folder {out}: {error.strerror or error}", hint="choose another --out"
-        ) from None
+    make_folder(out)
     write_all_atomic({out / name: content for name, content in files.items()})
     return {name: out / name for name in files}
 

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 from amptune.commands.guard import Finished, guarded
 from amptune.commands.targets import add_state_and_batch, source_lines
 from amptune.config import FAIL_ON, Config, load_config
-from amptune.core.files import write_atomic
+from amptune.core.files import check_file, write_atomic
 from amptune.core.finding import Severity
 from amptune.core.recipes import RECIPES, STOCK, recipe_named
 from amptune.core.registry import LoadedRule, load_rules, select_rules
 from amptune.core.rule import GraphRule
-from amptune.errors import InputError
 
 if TYPE_CHECKING:
     from amptune.analyze.runner import Analysis, Question
@@ -71,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
         if hasattr(stream, "reconfigure"):  # a name that a terminal cannot show must not end a run
             stream.reconfigure(errors="backslashreplace")
     config = load_config()
-    if args.html and not args.html.parent.is_dir():
-        raise InputError(f"--html {args.html}: the folder {args.html.parent} does not exist", hint="make it first")
+    if args.html:
+        check_file(args.html)
     with _rare_collections():
         return guarded(args.timeout, lambda finished: _work(args, config, finished))
 

@@ -27,9 +27,11 @@ def run(args: argparse.Namespace) -> int:
 def _work(args: argparse.Namespace, finished: Finished) -> int:
     from amptune.apply.patching import apply_plan_file
     from amptune.config import default_model
+    from amptune.core.files import check_folder
 
     text = args.model or default_model()
     out = args.out or Path("amptune-out") / stem_of(text)
+    check_folder(out)
     files = apply_plan_file(args.plan, target_spec(text, args.arg, args.input), out, say)
     finished()
     for path in files.values():

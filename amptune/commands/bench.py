@@ -29,8 +29,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _work(args: argparse.Namespace, finished: Finished) -> int:
+    from amptune.core.files import check_file, write_atomic
+
+    if args.out:
+        check_file(args.out)
     options = options_of(args)
-    from amptune.core.files import write_atomic
     from amptune.tune.bench import bench
     from amptune.tune.progress import Progress
 
@@ -39,7 +42,7 @@ def _work(args: argparse.Namespace, finished: Finished) -> int:
         data = bench(options, args.plan, args.rounds, progress)
     finished()
     text = json.dumps(data, indent=2)
-    print(text if args.format == "json" else table(data), flush=True)  # first: a file may be refused
+    print(text if args.format == "json" else table(data), flush=True)  # first: the disk may be full
     if args.out:
         write_atomic(args.out, text + "\n")
     return 0

@@ -66,6 +66,10 @@ def run(args: argparse.Namespace) -> int:
 def _check_usage(args: argparse.Namespace) -> None:
     if args.write_baseline and args.baseline is None:
         raise UsageError("--write-baseline needs --baseline FILE")
+    if args.write_baseline:
+        from amptune.core.files import check_file
+
+        check_file(args.baseline)
     if args.jobs < 0:
         raise UsageError(f"--jobs {args.jobs} is negative", hint="use 0 for one process a core")
     if args.paths == ["-"] or not args.stdin_filename:

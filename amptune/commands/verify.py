@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 def _work(args: argparse.Namespace, finished: Finished) -> int:
     from amptune import __version__
     from amptune.config import default_model
-    from amptune.core.files import write_all_atomic
+    from amptune.core.files import check_folder, make_folder, write_all_atomic
     from amptune.core.planfile import read_plan
     from amptune.report.verify_html import verify_page
     from amptune.tune.device import find_device
@@ -50,6 +50,8 @@ def _work(args: argparse.Namespace, finished: Finished) -> int:
     spec = target_spec(text, args.arg, args.input, state=args.state, batch=args.batch)
     if args.plan is not None:
         read_plan(args.plan)  # a plan that cannot be read is said before anything is loaded
+    out = args.out or Path("amptune-out") / stem_of(text)
+    check_folder(out)
     options = VerifyOptions(args.steps, args.minutes, args.seed, args.tolerance)
     found = verify(spec, args.patched, args.plan, find_device(args.device), options, say, _progress)
     finished()
@@ -58,26 +60,11 @@ def _work(args: argparse.Namespace, finished: Finished) -> int:
     for note in found.notes:
         say(note)
     data = found.to_json(f"amptune {__version__}")
-    out = args.out or Path("amptune-out") / stem_of(text)
     make_folder(out)
     page = out / "verify.html"
     write_all_atomic({page: verify_page(data, found.text()), out / "verify.json": json.dumps(data, indent=2) + "\n"})
     print(json.dumps(data, indent=2) if args.format == "json" else f"{found.text()}\nplot: {page}")
     return 0 if found.passed else 1
-
-
-def make_folder(path: Path) -> None:
-    """Make an output folder.
-
-    Raises:
-        UsageError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot make the folder {path}: {error.strerror or error}", hint="choose another --out"
-        ) from None
 
 
 def _progress(step: int) -> None:

@@ -10,12 +10,57 @@ from pathlib import Path
 
 from amptune.errors import InputError
 
+_ELSEWHERE = "choose another place for the output"
+
 
 def cache_folder() -> Path:
     """The user's folder for what can be worked out again; it need not exist."""
     from platformdirs import user_cache_path  # lint starts without it where the cache is off
 
     return user_cache_path("amptune", appauthor=False)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold.
+
+    Raises:
+        InputError: it is a folder, or its own folder is missing or read-only.
+    """
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder", hint="name a file in it")
+    _check_holds_files(path.parent, f"cannot write {path}")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse an output folder that ``make_folder`` could not make or that cannot be written to. Makes nothing.
+
+    Raises:
+        InputError: a file or a read-only folder is in the way.
+    """
+    # What is there already, a link to nothing too, decides whether the rest can be made.
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path) or path.parent == path)
+    _check_holds_files(nearest, f"cannot {'write to' if nearest == folder else 'make'} the folder {folder}")
+
+
+def make_folder(folder: Path) -> None:
+    """Make an output folder and those above it, unless they are there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror or error}", hint=_ELSEWHERE) from None
+
+
+def _check_holds_files(folder: Path, refused: str) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = f"{folder}: {error.strerror or error}" if folder.is_dir() else f"{folder} is no folder"
+        raise InputError(f"{refused}: {why}", hint=_ELSEWHERE) from None
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

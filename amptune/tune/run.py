@@ -40,7 +40,7 @@ from amptune.tune.space import Space, is_pin_candidate
 from amptune.tune.splits import split_where_it_pays
 from amptune.tune.stockplan import parameters_note, plan_of_stock
 from amptune.tune.structure import parameter_names
-from amptune.tune.study import locked_folder, open_study
+from amptune.tune.study import check_study, locked_folder, open_study
 from amptune.tune.training import seed_everything
 from amptune.tune.worker import Job, Prepared
 
@@ -64,6 +64,7 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
         AmptuneError: see the error tree; what was in the folder before is left as it was unless the search started.
     """
     started = time.monotonic()
+    check_study(options.out, options.existing)
     target = load_target(options.target)
     _refuse_patched(target)
     progress.stage("capturing the model")

@@ -17,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from amptune.core.files import check_folder, make_folder
 from amptune.errors import InputError, UsageError
 
 NAME = "amptune"
@@ -217,6 +218,19 @@ class _HeldLock(BaseJournalFileLock):
         return None
 
 
+def check_study(folder: Path, existing: str) -> None:
+    """Refuse an output folder before any work, and touch nothing in it.
+
+    Raises:
+        UsageError: a study is there and ``existing`` is ``refuse``.
+        InputError: the folder cannot be made or written to.
+    """
+    check_folder(folder)
+    if existing == "refuse" and _holds_study(folder / JOURNAL):
+        hint = "continue it with --resume, or start anew with --overwrite"
+        raise UsageError(f"{folder / JOURNAL} already holds a study", hint=hint)
+
+
 @contextlib.contextmanager
 def locked_folder(folder: Path, existing: str) -> Iterator[None]:
     """Hold ``folder`` (made when missing) for this process, after checking that its study may be touched.
@@ -225,10 +239,8 @@ def locked_folder(folder: Path, existing: str) -> Iterator[None]:
         UsageError: a study is there and ``existing`` is ``refuse``, or another process works on it.
         InputError: the folder cannot be written.
     """
-    _make_folder(folder)
-    if existing == "refuse" and _holds_study(folder / JOURNAL):
-        hint = "continue it with --resume, or start anew with --overwrite"
-        raise UsageError(f"{folder / JOURNAL} already holds a study", hint=hint)
+    check_study(folder, existing)
+    make_folder(folder)
     lock = filelock.FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -272,12 +284,3 @@ def _cut_torn_line(path: Path) -> None:
         if end != len(content):
             stream.truncate(end)
             os.fsync(stream.fileno())
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make the folder {folder}: {error.strerror or error}", hint="choose another --out"
-        ) from None
