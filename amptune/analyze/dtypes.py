@@ -65,10 +65,15 @@ class FollowedDtypes:
         if like:
             yield "like", like
 
+    def of_stored(self, node: fx.Node) -> str | None:
+        """The dtype that a parameter is cast to on the way; ``None`` where it stays what it is stored in."""
+        dtype, followed = self._of(node)
+        return None if followed == INPUT else UNKNOWN if followed is not None else dtype
+
     def _of(self, node: fx.Node, depth: int = 0) -> tuple[str | None, str | None]:
         """The dtype that a tensor is cast to, and the site or INPUT whose dtype it follows; ``None`` for each."""
         dtype = explicit_cast(node)
-        step = next((each for each in walk(node) if _follows(each)), None) if dtype == UNKNOWN else None
+        step = next((each for each in _walk(node) if _follows(each)), None) if dtype == UNKNOWN else None
         if step is not None and step.meta.get("amptune_op") == "type_as" and depth <= _DEPTH:
             return self._like(step.all_input_nodes[-1], depth)
         number = step.meta["amptune_call"].dtype_of if step is not None else None
@@ -121,6 +126,28 @@ def root(node: fx.Node) -> fx.Node:
     return last
 
 
+def _walk(node: fx.Node) -> Iterator[fx.Node]:
+    """As :func:`walk`, and through ``y.exponential_()``, which keeps the dtype of y."""
+    for step in walk(node):
+        yield step
+    if _fills(step):
+        yield from _walk(step.all_input_nodes[0])
+
+
+def _fills(node: fx.Node) -> bool:
+    """Whether a node writes random numbers over a tensor."""
+    return family(node) is Family.RANDOM and is_in_place(node) and bool(node.all_input_nodes)
+
+
+def is_in_place(node: fx.Node) -> bool:
+    """Whether the call writes its first argument: ``x += y``, ``x.add_(y)``, ``x[i] = y``."""
+    call = node.meta.get("amptune_call")
+    name = str(getattr(call.function, "__name__", "")) if call else ""
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
+    return name.endswith("_")
+
+
 def _made_or_cast(node: fx.Node) -> bool:
     """Whether the user's call makes or casts a tensor; export shows ``torch.tensor([])`` as a view of a constant."""
     call = node.meta.get("amptune_call")
@@ -142,7 +169,7 @@ def explicit_cast(node: fx.Node) -> str | None:
     ``x.to(y.dtype)`` follows ``y`` under autocast, and shows here as a cast to what ``y`` was in the capture: its dtype
     is unknown, an empty string. So is that of ``torch.zeros(n, dtype=y.dtype)``.
     """
-    for step in walk(node):
+    for step in _walk(node):
         op = str(step.meta.get("amptune_op"))
         if op in _NAMED_CASTS:
             return _NAMED_CASTS[op]
@@ -170,7 +197,7 @@ def _names_dtype(node: fx.Node) -> bool:
 
 def template(node: fx.Node) -> fx.Node | None:
     """The node that ``zeros_like(y)`` and its kin take their dtype from."""
-    base = root(node)
+    *_, base = _walk(node)
     op = str(base.meta.get("amptune_op"))
     follows = op.endswith("_like") or op.startswith("new_")
     if follows and base.all_input_nodes and not any(isinstance(v, torch.dtype) for v in base.kwargs.values()):

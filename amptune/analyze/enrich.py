@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from amptune.analyze.constants import NodeBounds
-from amptune.analyze.dtypes import LITERAL, FollowedDtypes, explicit_cast, family, root, source, walk
+from amptune.analyze.dtypes import LITERAL, FollowedDtypes, family, is_in_place, root, source, walk
 from amptune.analyze.einsums import copied
 from amptune.analyze.layouts import is_channels_last, order_in_memory
 from amptune.analyze.views import counted_views
@@ -52,7 +52,7 @@ def enrich(graph: PrecisionGraph, module: fx.GraphModule) -> None:
         added = dict(_facts(site, covered, outside, owners, dtypes)) | dict(
             _origins(site, calls, outside, owners, bounds)
         )
-        if casts := _param_casts(site, read):
+        if casts := _param_casts(site, read, dtypes):
             added["param_casts"] = casts
         viewed, elements = counted_views((step for node in outside for step in walk(node)), seen)
         if viewed:
@@ -156,13 +156,13 @@ def _read(covered: Sequence[fx.Node]) -> list[fx.Node]:
     return list(dict.fromkeys(argument for node in covered for argument in node.all_input_nodes if argument not in own))
 
 
-def _param_casts(site: Site, read: Sequence[fx.Node]) -> dict[str, str]:
+def _param_casts(site: Site, read: Sequence[fx.Node], dtypes: FollowedDtypes) -> dict[str, str]:
     """Name -> dtype of the parameters that the user's code casts before the op reads them."""
     names = {param.name for param in site.params}
     found = {}
     for node in read:
         stored = root(node).meta.get("amptune_stored")
-        if stored in names and (dtype := explicit_cast(node)) is not None:
+        if stored in names and (dtype := dtypes.of_stored(node)) is not None:
             found[str(stored)] = dtype
     return found
 
@@ -183,7 +183,7 @@ def _facts(
     positions = {node: index for index, node in enumerate(outside)}
     if not site.is_module and (op_named(site.op).family in _ORDERED or site.op in _ORDERED_OPS):
         yield from _operands(site, covered, positions)
-    if not site.is_module and _is_in_place(covered[0]):
+    if not site.is_module and is_in_place(covered[0]):
         yield "in_place", True
     if not site.is_module and (called := _called(covered[0])) != site.op:
         yield "called", called
@@ -255,15 +255,6 @@ def _one_by_one(arguments: Sequence[Any]) -> Iterator[Any]:
             yield from argument
         else:
             yield argument
-
-
-def _is_in_place(node: fx.Node) -> bool:
-    """Whether the call writes its first argument: ``x += y``, ``x.add_(y)``, ``x[i] = y``."""
-    call = node.meta.get("amptune_call")
-    name = str(getattr(call.function, "__name__", "")) if call else ""
-    if name.startswith("__"):
-        return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
-    return name.endswith("_")
 
 
 def _called(node: fx.Node) -> str:

@@ -140,7 +140,7 @@ def _stored(tensor: TensorMeta, recipe: Recipe) -> str:
 def _site_dtypes(site: Site, given: tuple[str, ...], recipe: Recipe, device: DeviceType) -> SiteDtypes:
     op = op_named(site.op)
     half = _region(site, recipe)
-    policy = (op.cuda if device == "cuda" else op.cpu) if half else Autocast.FOLLOW
+    policy = _policy(site, op, device) if half else Autocast.FOLLOW
     named = site.attrs.get("param_casts") or {}
     params = tuple(named.get(param.name, _stored(param.meta, recipe)) for param in site.params)
     target = _cast_target(policy, half, given + params)
@@ -150,10 +150,21 @@ def _site_dtypes(site: Site, given: tuple[str, ...], recipe: Recipe, device: Dev
         params = tuple(_cast(dtype, target) for dtype in params)
     if policy is Autocast.ERROR and any(dtype in HALF for dtype in given):
         raises = f"{site.op} raises under CUDA autocast"
-    elif op.same_dtype and (mixed := _mixed(site, inputs, params)):
+    elif op.same_dtype and not _only_multiplies(site) and (mixed := _mixed(site, inputs, params)):
         raises = f"{site.op} raises on operands of different dtypes ({' and '.join(mixed)})"
     outputs = tuple(_output(site, op, policy, half, tensor, inputs, params) for tensor in site.outputs)
     return SiteDtypes(given, inputs, params, outputs, raises)
+
+
+def _policy(site: Site, op: Op, device: DeviceType) -> Autocast:
+    if device == "cuda":
+        return op.cuda
+    return Autocast.FOLLOW if _only_multiplies(site) else op.cpu
+
+
+def _only_multiplies(site: Site) -> bool:
+    """Whether an einsum sums nothing: it ends in mul or in a view instead of bmm, which is what the CPU casts."""
+    return site.op == "einsum" and "equation" in site.attrs and all(gemm.k == 1 for gemm in site.gemms)
 
 
 def _region(site: Site, recipe: Recipe) -> str:
@@ -173,7 +184,7 @@ def _cast_target(policy: Autocast, half: str, dtypes: Sequence[str]) -> str:
     if policy in (Autocast.FP32, Autocast.FP32_OUT):
         return "float32"
     if policy is Autocast.PROMOTE:
-        return promoted(dtypes)
+        return _joined(dtypes)
     return ""
 
 
@@ -239,7 +250,7 @@ def _followed(site: Site, op: Op, tensor: TensorMeta, inputs: Sequence[str], par
         return promoted(params) or tensor.dtype
     if site.attrs.get("in_place") or not _takes_all(op):
         return floating[0]
-    return _joined((*floating, *(params if op.family is Family.POINTWISE else ())))
+    return _joined((*floating, *(params if op.family is Family.POINTWISE or op.name in _FOLLOW_ALL_OPS else ())))
 
 
 def _may_float(meta: TensorMeta, dtype: str) -> bool:

@@ -100,6 +100,7 @@ class GraphContext:
         self.step_ms = dict(step_ms or {})
         self.evidence = evidence
         self._bounds: dict[str, Ranges] = {}
+        self._dtypes: dict[tuple[Recipe, DeviceType], Mapping[str, SiteDtypes]] = {}
 
     @functools.cached_property
     def by_calls(self) -> GraphContext:
@@ -120,6 +121,7 @@ class GraphContext:
             evidence=self.evidence.of_calls(self._calls),
         )
         found._whole = self._whole
+        found._dtypes = self._dtypes
         return found
 
     @functools.cached_property
@@ -140,7 +142,7 @@ class GraphContext:
         return tuple(self._run(recipe, device) for device in devices for recipe in recipes)
 
     def _run(self, recipe: Recipe, device: DeviceType) -> Run:
-        return Run(recipe, device, realise(self.graph, recipe, device), self.graph, self.evidence.facts)
+        return Run(recipe, device, self.realised(recipe, device), self.graph, self.evidence.facts)
 
     def bounds(self, run: Run) -> Ranges | None:
         """Bounds under the assumed inputs and weights; ``None`` where nothing is assumed."""
@@ -151,11 +153,11 @@ class GraphContext:
         return self._bounds[run.label]
 
     def realised(self, recipe: Recipe, device: DeviceType = "cuda") -> Mapping[str, SiteDtypes]:
-        """Site id -> dtypes under a recipe."""
-        for run in self.runs:
-            if run.recipe == recipe and run.device == device:
-                return run.dtypes
-        return realise(self.graph, recipe, device)
+        """Site id -> dtypes under a recipe, of each call apart: what reads a later call reads that call's dtype."""
+        key = recipe, device
+        if key not in self._dtypes:
+            self._dtypes[key] = realise(self._calls, recipe, device)
+        return self._dtypes[key]
 
     def sites_in_half(self, *ops: str) -> Iterator[tuple[Site, tuple[Run, ...]]]:
         """Sites of the named ops whose arithmetic and result are in 16 bits, with the runs in which they are."""

@@ -113,6 +113,13 @@ def test_zeros_like_names_its_template(frontend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
+def test_random_numbers_written_over_an_empty_tensor_have_its_dtype(frontend: str, tmp_path: Path) -> None:
+    graph = graph_of("return (h - torch.empty_like(h).exponential_().log()).var(-1)", tmp_path, frontend)
+    assert graph["#log.0"].attrs["like"] == {0: "fc"}
+    assert realise(graph, RECIPES["autocast-bf16"], "cpu")["#log.0"].outputs == ("bfloat16",)
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
 def test_ones_like_a_tensor_of_ones_are_in_its_dtype(frontend: str, tmp_path: Path) -> None:
     body = "mask = torch.ones(4, 8, device=x.device); return h + torch.cumsum(torch.ones_like(mask) / 2, 1)"
     graph = graph_of(body, tmp_path, frontend)
@@ -179,6 +186,14 @@ def test_a_parameter_may_be_cast_too(frontend: str, tmp_path: Path) -> None:
     )
     graph = graph_of(body, tmp_path, frontend)
     assert graph["#mul.0"].attrs["param_casts"] == {"fc.bias": ""}
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_a_parameter_that_is_cast_to_the_dtype_of_another_stays_what_it_is(frontend: str, tmp_path: Path) -> None:
+    body = "kept = self.fc.weight.dtype; return torch.cat([self.fc.bias.expand(4, 8).to(kept), h]).var(-1)"
+    graph = graph_of(body, tmp_path, frontend)
+    assert "param_casts" not in graph["#cat.0"].attrs
+    assert realise(graph, RECIPES["autocast-bf16"])["#cat.0"].outputs == ("float32",)
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.autocast_check [NAME ...]
 
 Each small architecture is captured from a real forward in FP32, its dtypes under BF16 autocast are predicted, and the
-same forward is then recorded inside ``torch.autocast("cpu")``. Compared are the floating outputs of all sites; those
+same forward is then recorded inside ``torch.autocast("cpu")``. Compared are the floating outputs of all calls; those
 whose dtype the prediction calls unknown are counted apart.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amptune.analyze.enrich import enrich
+from amptune.analyze.runner import enriched
 from amptune.capture import Capture, capture
 from amptune.core.autocast import UNKNOWN, realise
 from amptune.core.recipes import RECIPES
@@ -49,10 +49,10 @@ def compare(architecture: Architecture) -> Agreement:
     except AmptuneError as error:
         result.error = error.message
         return result
-    enrich(plain.graph, plain.graph_module)
-    predicted = realise(plain.graph, RECIPES["autocast-bf16"], "cpu")
-    for site in real.graph:
-        if site.id in plain.graph:
+    calls = enriched(plain)
+    predicted = realise(calls, RECIPES["autocast-bf16"], "cpu")
+    for site in real.by_calls():
+        if site.id in calls:
             for expected, tensor in zip(predicted[site.id].outputs, site.outputs, strict=False):
                 if tensor.is_floating:
                     _count(result, f"{site.id} ({site.op})", expected, tensor.dtype)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from amptune.capture.cost import einsum_products
 from amptune.core.autocast import promoted, realise
 from amptune.core.graph import Param, PrecisionGraph, Site, TensorMeta
 from amptune.core.recipes import RECIPES, Recipe
@@ -211,6 +212,35 @@ def test_an_explicit_cast_keeps_its_target() -> None:
 def test_an_unknown_cast_is_not_in_half() -> None:
     graph = chain(op("a", "linear", "<input>"), op("b", "var", "a", attrs={"casts": {0: ""}}))
     assert not realise(graph, RECIPES["autocast-fp16"])["b"].in_half
+
+
+def test_a_parameter_takes_part_in_a_concatenation_and_one_of_unknown_dtype_makes_it_unknown() -> None:
+    token = Param("token", FLOAT)
+    graph = chain(op("a", "linear", "<input>"), op("b", "cat", "a", params=(token,)),
+                  op("c", "cat", "a", params=(token,), attrs={"param_casts": {"token": ""}}))  # fmt: skip
+    for device in ("cuda", "cpu"):
+        dtypes = realise(graph, RECIPES["autocast-bf16"], device)
+        assert dtypes["b"].outputs == ("float32",)
+        assert dtypes["c"].outputs == ("",)
+
+
+@pytest.mark.parametrize(
+    ("equation", "sizes"),
+    [("ij->ji", [(3, 4)]), ("i,j->ij", [(3,), (4,)]), ("bi,bi->bi", [(2, 3), (2, 3)]), ("bi,bi->b", [(2, 3), (2, 3)])],
+)  # fmt: skip
+def test_an_einsum_that_sums_nothing_is_cast_on_cuda_alone(equation: str, sizes: list[tuple[int, ...]]) -> None:
+    tensors = [torch.ones(size) for size in sizes]
+    inputs = tuple(TensorMeta(size, "float32") for size in sizes)
+    graph = PrecisionGraph()
+    site = Site("#op", "einsum", "function", "", inputs=inputs, outputs=(FLOAT,), attrs={"equation": equation},
+                gemms=einsum_products(equation, sizes))  # fmt: skip
+    graph.add_site(site)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = str(torch.einsum(equation, *tensors).dtype)
+    assert f"torch.{realise(graph, RECIPES['autocast-bf16'], 'cpu')['#op'].outputs[0]}" == actual
+    with fake_cuda(torch.bfloat16):
+        actual = str(torch.einsum(equation, *(torch.empty(size, device="cuda") for size in sizes)).dtype)
+    assert f"torch.{realise(graph, RECIPES['autocast-bf16'])['#op'].outputs[0]}" == actual
 
 
 def test_a_region_with_autocast_off_follows_its_inputs() -> None:

@@ -81,3 +81,13 @@ def test_unknown_recipe() -> None:
     with pytest.raises(UsageError) as caught:
         recipe_named("fp8-tensorwize")
     assert "did you mean fp8-tensorwise?" in (caught.value.hint or "")
+
+
+def test_what_reads_a_later_call_has_the_dtype_of_that_call() -> None:
+    """A dropout that is called on a 16-bit and then on an FP32 tensor gives both."""
+    shared = [linear("fc", INPUT, 8, 16, 16), op("drop", "dropout", "fc"), op("sum", "add", "drop", INPUT)]
+    sites = graph_of(*shared, op("norm", "tanh", "drop"))
+    calls = graph_of(*shared, op("drop@2", "dropout", "sum"), op("norm", "tanh", "drop@2"))
+    found = GraphContext(sites, (GPUS["h100"],), recipes=(RECIPES["autocast-bf16"],), calls=calls)
+    assert found.runs[0].dtypes["norm"].outputs == ("float32",)
+    assert found.realised(RECIPES["autocast-bf16"])["drop"].outputs == ("bfloat16",)
