@@ -58,6 +58,10 @@ class Device:
         """Bytes to write between measurements to empty a GPU's cache; 0 on a CPU, where that would take too long."""
         return 2 * int(torch.cuda.get_device_properties(self.torch).L2_cache_size) if self.is_cuda else 0
 
+    def memory_bytes(self) -> int | None:
+        """All memory of a GPU; None on a CPU, which has none of its own."""
+        return int(torch.cuda.get_device_properties(self.torch).total_memory) if self.is_cuda else None
+
     def describe(self) -> dict[str, Any]:
         """Name, compute capability, torch, driver: what a measurement is valid for."""
         facts: dict[str, Any] = {"type": self.torch.type, "torch": torch.__version__}
@@ -66,7 +70,7 @@ class Device:
             facts |= {
                 "gpu": properties.name,
                 "capability": f"{properties.major}.{properties.minor}",
-                "memory_bytes": properties.total_memory,
+                "memory_bytes": self.memory_bytes(),
                 "cuda": torch.version.cuda,
                 "driver": _driver_version(),
             }

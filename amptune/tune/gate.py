@@ -99,13 +99,13 @@ def compare_gradients(reference: Gradients, found: Gradients, bars: Mapping[str,
     return GradientGate(worst_cosine, cosine_of, worst_ratio, ratio_of, sentences, failing)
 
 
-def bars_of(reference: Gradients, perturbed: Sequence[Gradients]) -> dict[str, Bar]:
+def bars_of(reference: Gradients, perturbed: Iterable[Gradients]) -> dict[str, Bar]:
     """The bar of each parameter, by the reference's gradients at weights and at several perturbed copies of them."""
-    return {
-        name: _bar([_compare(expected, gradients[name]) for gradients in perturbed if name in gradients])
-        for name, expected in reference.items()
-        if expected.any()
-    }
+    found: dict[str, list[tuple[float, float, float]]] = {n: [] for n, expected in reference.items() if expected.any()}
+    for gradients in perturbed:  # one set at a time is in memory
+        for name in found.keys() & gradients.keys():
+            found[name].append(_compare(reference[name], gradients[name]))
+    return {name: _bar(compared) for name, compared in found.items()}
 
 
 def _bar(found: Sequence[tuple[float, float, float]]) -> Bar:
@@ -134,21 +134,24 @@ def rounding_of(candidate: Candidate) -> float:
 
 
 def perturb(
-    state: Mapping[str, torch.Tensor], names: Iterable[str], relative: float, seed: int
+    state: Mapping[str, torch.Tensor], names: Iterable[str], relative: float, seed: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """A copy of a state with normal noise of the given relative size on the parameters ``names``."""
+    """A copy of a state with normal noise of the given relative size on the parameters ``names``.
+
+    ``device``: where the noise is made, whatever device the state is kept on.
+    """
     found = dict(state)
     for index, name in enumerate(names):
         value = found[name]
         if value.is_floating_point():
-            generator = torch.Generator(value.device).manual_seed(seed + index)
-            noise = torch.randn(value.shape, generator=generator, device=value.device, dtype=value.dtype)
-            found[name] = value * (1 + relative * noise)
+            generator = torch.Generator(device).manual_seed(seed + index)
+            noise = torch.randn(value.shape, generator=generator, device=device, dtype=value.dtype)
+            found[name] = (value.to(device) * (1 + relative * noise)).to(value.device)
     return found
 
 
 def _compare(expected: torch.Tensor, actual: torch.Tensor) -> tuple[float, float, float]:
-    a, b = expected.double().flatten(), actual.double().flatten()
+    a, b = expected.to(actual.device).double().flatten(), actual.double().flatten()
     norm_a, norm_b = a.norm().item(), b.norm().item()
     cosine = (a @ b).item() / (norm_a * norm_b) if norm_a * norm_b > 0 else 0.0
     # What is a true zero up to FP32's rounding may well come out as an exact one.

@@ -21,6 +21,7 @@ from amptune.tune.worker import Job, serve
 GRACE_SECONDS = 5.0
 SILENCE_SECONDS = 15.0
 """After so long without a word from the worker it is said that the request is still at work."""
+OUT_OF_MEMORY = "the search trains in FP32 too, for comparison: give make_batch and train_batches smaller batches"
 _PATH = tuple(sys.path)
 """Where modules were looked for before any target was loaded, which puts its folder first."""
 
@@ -193,7 +194,8 @@ def must(request: Callable[[], Any], what: str) -> Any:
     try:
         return request()
     except TrialError as failure:
-        raise WorkError(f"{what}: {failure.reason}", hint=_where_in_ours(failure)) from failure
+        hint = OUT_OF_MEMORY if "out of memory" in failure.reason else _where_in_ours(failure)
+        raise WorkError(f"{what}: {failure.reason}", hint=hint) from failure
 
 
 def _where_in_ours(failure: TrialError) -> str | None:

@@ -18,7 +18,7 @@ from amptune.tune.batches import Batches
 from amptune.tune.gate import NUM_PERTURBED, Bar, GradientGate, bars_of, compare_gradients, perturb, rounding_of
 from amptune.tune.parting import Parting
 from amptune.tune.recipes import Candidate, backend_flags
-from amptune.tune.state import snapshot
+from amptune.tune.state import tensors_of
 from amptune.tune.training import Run, Workbench, eager, loss_of, seed_everything, still, training
 
 NUM_ORDERS = 3
@@ -112,7 +112,7 @@ def measure_reference(bench: Workbench, batches: Batches, tolerance: float, seed
     draft = Reference([loss], initial, 0.0, state, {}, tolerance, user_evaluation(bench))
     noise = _noise(bench, fp32, batches, draft, seed, losses)
     gradients, _ = gradients_at(bench, fp32, batches, state, seed)
-    return dataclasses.replace(draft, noise=noise, gradients=gradients)
+    return dataclasses.replace(draft, noise=noise, gradients=bench.keep("gradients", gradients))
 
 
 class _Judged:
@@ -128,14 +128,18 @@ class _Judged:
         if loss.item() < self._least:
             return False
         self._state = {}  # first, so that the device holds one copy; buffers may come, go and change their shape
-        self._state = snapshot(self._bench.model)
+        self._state = self._snapshot()
         return False
 
     def state(self, final_loss: float) -> dict[str, torch.Tensor]:
         """The weights to judge at, ``final_loss`` being that of the model's present ones."""
         if final_loss >= self._least or not self._state:
-            return snapshot(self._bench.model)
+            self._state = {}
+            self._state = self._snapshot()
         return self._state
+
+    def _snapshot(self) -> dict[str, torch.Tensor]:
+        return self._bench.keep("judged at", tensors_of(self._bench.model))
 
 
 def _reference_loss(
@@ -328,10 +332,13 @@ def _bars(
         return None
     if rounding not in reference.bars:
         names = [name for name, _ in bench.model.named_parameters()]
-        states = (perturb(reference.state, names, rounding, seed + 1000 * copy) for copy in range(NUM_PERTURBED))
+        states = (
+            perturb(reference.state, names, rounding, seed + 1000 * copy, bench.device.torch)
+            for copy in range(NUM_PERTURBED)
+        )
         with eager(bench):
-            found = [gradients_at(bench, Candidate("fp32"), batches, state, seed)[0] for state in states]
-        reference.bars[rounding] = bars_of(reference.gradients, found)
+            found = (gradients_at(bench, Candidate("fp32"), batches, state, seed)[0] for state in states)
+            reference.bars[rounding] = bars_of(reference.gradients, found)
     return reference.bars[rounding]
 
 
@@ -345,7 +352,7 @@ def _noise(
     where half of the first run stays clearly close to them, the rest of it is left out.
     """
     names = [name for name, _ in bench.model.named_parameters()]
-    state = perturb(bench.initial, names, PERTURBATION, seed)
+    state = perturb(bench.initial, names, PERTURBATION, seed, bench.device.torch)
 
     parting = Parting(losses, reference.scale(0), CLEAR * CALM * reference.tolerance)
 

@@ -21,23 +21,19 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in named if not nn.parameter.is_lazy(tensor)}
 
 
-def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of ``tensors_of`` the model."""
-    return {name: tensor.clone() for name, tensor in tensors_of(model).items()}
-
-
 def set_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Set parameters and buffers to those of a snapshot, in place where they still have its shape.
+    """Set parameters and buffers to copies of ``tensors_of`` the model, in place where they still have their shape.
 
     Buffers that it lacks were None.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    device = next((parameter.device for parameter in parameters.values()), None)
     for path, module in model.named_modules():
         for name, buffer in module._buffers.items():
             key = f"{path}.{name}" if path else name
             value = state.get(key)
             if value is None or buffer is None or buffer.shape != value.shape:
-                module._buffers[name] = None if value is None else value.clone()
+                module._buffers[name] = None if value is None else value.to(device or value.device, copy=True)
     buffers = dict(model.named_buffers(remove_duplicate=False))
     with torch.no_grad():
         for name, value in state.items():

@@ -122,7 +122,7 @@ def measure_step(
     with training(bench, candidate) as run:
         elapsed, compiling = _warmed_up(run, batches, limit)
         step = _alone(run, batches, elapsed, yardstick) if elapsed <= limit else None
-        memory = bench.device.peak_memory()
+        memory = bench.peak_memory(batches)
     if step is None:
         if yardstick is None or elapsed > limit * _slower_now(bench, yardstick, batches):
             return None, None, compiling
@@ -266,7 +266,7 @@ def measure_interleaved(
                 bench.device.reset_peak_memory()
                 gc.collect(YOUNG)
                 step = _compiled_steps(run, batches, count)
-                times.append(dataclasses.replace(step, memory=bench.device.peak_memory()))
+                times.append(dataclasses.replace(step, memory=bench.peak_memory(batches)))
         progress(index + 1)
     return repeats
 

@@ -18,14 +18,15 @@ from amptune.capture.target import Target
 from amptune.core.formats import Format
 from amptune.errors import CaptureError
 from amptune.runtime import loss_in
-from amptune.tune.batches import to_device
+from amptune.tune.batches import Batches, to_device
 from amptune.tune.compilation import BACKEND, Compilation, compiled, own_code_of_autocast
 from amptune.tune.device import Device
 from amptune.tune.dropout import DropoutOff
 from amptune.tune.float8 import float8_linears
+from amptune.tune.keeping import bytes_beside, fits_beside, on_host
 from amptune.tune.lowparams import Lowered, parameters_in
 from amptune.tune.recipes import Candidate, autocast_region, backend_flags
-from amptune.tune.state import Attributes, set_state, snapshot
+from amptune.tune.state import Attributes, set_state, tensors_of
 
 
 @dataclasses.dataclass
@@ -35,6 +36,7 @@ class Workbench:
     There is a single model: a candidate is applied to it, trained, and undone, so that memory holds one model only.
     ``compilation`` says how torch.compile runs it; None is eager mode. ``has_dropout`` is None until a run has shown
     it, and ``dropout_off`` is set while dropout is switched off. ``takes_gradients``: the forward or the loss does.
+    ``kept``: what is held on the device beside the model, by name, the initial weights among it.
     """
 
     target: Target
@@ -48,6 +50,7 @@ class Workbench:
     has_dropout: bool | None = None
     dropout_off: DropoutOff | None = None
     takes_gradients: bool = False
+    kept: dict[str, Mapping[str, torch.Tensor]] = dataclasses.field(default_factory=dict)
     _targets: dict[tuple[Format | None, str | None], Target] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -67,7 +70,29 @@ class Workbench:
         model = target.make_model().to(device.torch)
         model.train()
         run_lazy_layers(target, model, lambda: to_device(target.make_batch(), device.torch))
-        return cls(target, device, model, snapshot(model), Attributes(model), codes or {}, source)
+        bench = cls(target, device, model, {}, Attributes(model), codes or {}, source)
+        bench.initial = bench.keep("initial", tensors_of(model))
+        return bench
+
+    def keep(self, name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Copies of tensors like the model's, in place of those kept under this name before.
+
+        On the device, or on the host where such copies are a good part of the device's memory.
+        """
+        self.kept.pop(name, None)  # first, so that the device holds one copy
+        size = sum(tensor.nbytes for tensor in tensors_of(self.model).values())
+        copy = torch.clone if fits_beside(size, self.device.memory_bytes()) else on_host
+        found = {key: copy(tensor) for key, tensor in tensors.items()}
+        self.kept[name] = found
+        return found
+
+    def peak_memory(self, batches: Batches) -> int | None:
+        """Highest number of bytes that training held since the last reset, without what is kept for judging.
+
+        None on a CPU, where torch does not count.
+        """
+        peak = self.device.peak_memory()
+        return None if peak is None else max(0, peak - bytes_beside(self.kept.values(), batches))
 
     def target_with_loss(self, loss_format: Format | None, backend: str | None) -> Target:
         """The target with its ``loss_fn`` decorated as the patched file decorates it; kept, so compiled once.

@@ -63,6 +63,57 @@ def test_a_whole_search(model_file: Path, tmp_path: Path) -> None:
     assert result["device"]["gpu"] == torch.cuda.get_device_name()
 
 
+WIDE = """
+import torch
+from torch import nn
+
+
+def make_model():
+    return nn.Sequential(nn.Linear(2048, 8192), nn.ReLU(), nn.Linear(8192, 2048))
+
+
+def train_batches():
+    while True:
+        yield torch.randn(512, 2048), torch.randn(512, 2048)
+
+
+def make_batch():
+    return next(train_batches())
+
+
+def loss_fn(output, batch):
+    return (output.float() - batch[1]).square().mean()
+"""
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0], ids=["kept on the device", "kept on the host"])
+def test_memory_is_that_of_the_users_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Not that of the weights, gradients and batches that the worker keeps for its judgement, 0.5 GiB here."""
+    monkeypatch.setattr("amptune.tune.keeping.DEVICE_SHARE", share)
+    path = tmp_path / "wide.py"
+    path.write_text(WIDE)
+    target = load_target(TargetSpec(str(path)))
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    model = target.make_model().cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
+    batch = tuple(tensor.cuda() for tensor in target.make_batch())
+    for _ in range(3):
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = target.loss(model(batch[0]), batch)
+        loss.backward()
+        optimizer.step()
+    expected = torch.cuda.max_memory_allocated() - before
+    del model, optimizer, batch, loss
+    bench = Workbench.build(target, Device("cuda"), seed=0)
+    batches = load_batches(target, 10, torch.device("cuda"))
+    measure_reference(bench, batches, tolerance=0.02, seed=0)
+    _, memory, _ = measure_step(bench, Candidate("autocast-bf16", autocast=Format.BF16), batches)
+    assert memory == pytest.approx(expected, rel=0.02)
+
+
 def test_tf32_is_off_in_the_reference() -> None:
     x = torch.randn(512, 512, device="cuda")
     exact = x.double() @ x.double()

@@ -9,6 +9,7 @@ import torch
 from amptune.capture import TargetSpec, load_target
 from amptune.tune.batches import Batches, load_batches
 from amptune.tune.device import Device
+from amptune.tune.state import tensors_of
 from amptune.tune.training import Workbench
 
 MLP = """
@@ -53,6 +54,11 @@ def loss_fn(output, batch):
 def make_optimizer(params):
     return torch.optim.AdamW(params, lr=3e-3, fused=True)
 """
+
+
+def copied(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a model's parameters and buffers are now."""
+    return {name: tensor.clone() for name, tensor in tensors_of(model).items()}
 
 
 @pytest.fixture(autouse=True)

@@ -26,14 +26,14 @@ from amptune.tune.options import TuneOptions
 from amptune.tune.quality import judge, measure_reference
 from amptune.tune.recipes import Candidate, params_candidate, plan_candidate, stock_candidates
 from amptune.tune.search import Search
-from amptune.tune.state import snapshot, tensors_of
+from amptune.tune.state import tensors_of
 from amptune.tune.stockplan import parameters_note, plan_of_stock
 from amptune.tune.timing import StepTime
 from amptune.tune.training import Workbench, training
 from amptune.tune.worker import Job, Worker
 from tests.inprocess import amptune
 
-from .conftest import MLP, Make
+from .conftest import MLP, Make, copied
 
 SMALL_STEPS = MLP.replace("torch.optim.AdamW(params, lr=3e-3, fused=True)", "torch.optim.SGD(params, lr=1e-6)")
 """Steps that bfloat16 cannot see."""
@@ -92,7 +92,7 @@ def test_the_recipes_are_there_only_when_asked_for() -> None:
 @pytest.mark.parametrize("source", [BUFFERS, TIED_RNN], ids=["buffers", "tied and rnn"])
 def test_the_model_is_lowered_while_the_run_lasts_and_given_back(make_bench: Make, source: str, params: str) -> None:
     bench, batches = make_bench(source, steps=3)
-    before, initial = identities(bench), snapshot(bench.model)
+    before, initial = identities(bench), copied(bench.model)
     constants = {name: value.clone() for name, value in bench.model.named_buffers()}
     with training(bench, recipe(params)) as trained:
         trained.step(batches.train[0])

@@ -256,7 +256,7 @@ def test_bars_stay_where_the_reference_is_calm() -> None:
 
 def test_perturbed_weights_differ_by_their_share_and_buffers_not_at_all() -> None:
     state = {"w": torch.full((10_000,), 2.0), "steps": torch.tensor(3), "running": torch.ones(3)}
-    found = perturb(state, ["w"], 1e-3, seed=0)
+    found = perturb(state, ["w"], 1e-3, 0, torch.device("cpu"))
     assert (found["w"] - 2).std().item() == pytest.approx(2e-3, rel=0.05)
     assert torch.equal(found["running"], state["running"])
-    assert torch.equal(perturb(state, ["w"], 1e-3, seed=0)["w"], found["w"])
+    assert torch.equal(perturb(state, ["w"], 1e-3, 0, torch.device("cpu"))["w"], found["w"])

@@ -8,10 +8,10 @@ from torch import nn
 
 from amptune.tune.quality import judge, measure_reference
 from amptune.tune.recipes import Candidate
-from amptune.tune.state import Attributes, set_state, snapshot
+from amptune.tune.state import Attributes, set_state
 from amptune.tune.training import training
 
-from .conftest import MLP, Make
+from .conftest import MLP, Make, copied
 
 KEEPS_MORE = MLP.replace(
     "        self.fc2 = nn.Linear(32, 13)\n",
@@ -58,7 +58,7 @@ def test_fp32_has_no_gap_to_itself_with_buffers_that_are_no_part_of_the_state(ma
 def test_tied_weights_are_set_to_what_the_state_says() -> None:
     model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
     model["b"].weight = model["a"].weight
-    state = snapshot(model)
+    state = copied(model)
     set_state(model, state | {"a.weight": torch.full((3, 3), 2.0)})
     assert model["b"].weight.tolist() == [[2.0] * 3] * 3
     assert model["b"].weight is model["a"].weight
@@ -67,7 +67,7 @@ def test_tied_weights_are_set_to_what_the_state_says() -> None:
 def test_a_buffer_that_grew_has_its_first_shape_again() -> None:
     model = nn.Module()
     model.register_buffer("cache", torch.zeros(2))
-    state = snapshot(model)
+    state = copied(model)
     model.cache = torch.ones(5)
     set_state(model, state)
     assert model.cache.tolist() == [0.0, 0.0]

@@ -112,8 +112,9 @@ def test_a_request_that_must_not_fail_says_what_was_being_done() -> None:
     def fails() -> None:
         raise TrialError("out of memory")
 
-    with pytest.raises(WorkError, match="the reference failed: out of memory"):
+    with pytest.raises(WorkError, match="the reference failed: out of memory") as caught:
         must(fails, "the reference failed")
+    assert "smaller batches" in str(caught.value.hint)
 
 
 def test_batches_may_come_from_a_loader_with_processes_of_its_own(worker: WorkerProcess, folder: Path) -> None:
