@@ -29,13 +29,12 @@ from amptune.analyze.kernels import (
 from amptune.analyze.moves import cost_of
 from amptune.analyze.multihead import copies_operands, kept
 from amptune.core.autocast import SiteDtypes, sources_of
-from amptune.core.graph import DTYPE_BYTES, OUTPUT, Param, PrecisionGraph, Site
+from amptune.core.graph import DTYPE_BYTES, LOSS, OUTPUT, Param, PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
 
 WORKSPACE = 40 * 2**20
 """cuBLAS keeps 32 MiB on Hopper and 8 MiB before; cuDNN and the batch take some more."""
 ADAM_MOMENTS = 2
-LOSS = "loss_fn"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,8 @@ from collections.abc import Callable, Collection, Mapping
 from torch import Tensor, nn
 
 from amptune import runtime
-from amptune.apply.plan import LOSS
 from amptune.apply.ties import held_by, sources_of
-from amptune.core.graph import PrecisionGraph, Site
+from amptune.core.graph import LOSS, PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
 
 _MOVES = (Family.MEMORY, Family.VIEW, Family.CAST)

@@ -11,12 +11,10 @@ from torch import nn
 from amptune import runtime
 from amptune.core.chains import find_chains
 from amptune.core.formats import Format
+from amptune.core.graph import LOSS
 from amptune.core.opcodes import KEEP
 from amptune.core.plan import Plan, SitePlan
 from amptune.errors import ApplyError
-
-LOSS = "loss_fn"
-"""Module path of the sites of the loss, which is a function and not part of the model."""
 
 
 class AppliedPlan(runtime.AppliedPlan):

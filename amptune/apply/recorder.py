@@ -15,12 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from amptune import runtime
 from amptune.capture.names import op_name
+from amptune.core.graph import LOSS
 
 Phase = Literal["forward", "backward"]
 TOGETHER = "cast together"
 """Who reads the weights of a block when the runtime casts them at once, whether their modules are called or not."""
-OUTSIDE = "loss_fn"
-"""Where an op runs that no module's forward makes: the loss."""
 
 _GEMMS = frozenset({
     "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution", "convolution_backward",
@@ -230,7 +229,7 @@ class _Ops(TorchDispatchMode):
         planned = next((path for path in reversed(paths) if path in self._planned), None)
         if paths and "parametrizations" in paths[-1].split("."):
             planned = None  # how a weight is made (spectral_norm) is no part of what the module computes
-        owner = (paths[-1] if paths else OUTSIDE, planned)
+        owner = (paths[-1] if paths else LOSS, planned)
         # The node of the op that is running has just taken the number before the next. An op without a node, as in a
         # cast outside of the graph, sees the number of the node before it, which has its owner.
         self._owner_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, owner)
@@ -248,7 +247,7 @@ class _Functions(TorchFunctionMode):
         result = func(*args, **kwargs)
         inputs, outputs = _floating(runtime.tensors_in((args, kwargs))), _floating(runtime.tensors_in(result))
         if outputs:
-            path = self._stack.running[-1] if self._stack.running else OUTSIDE
+            path = self._stack.running[-1] if self._stack.running else LOSS
             self._record.functions.append(FunctionRun(path, op_name(func, args), inputs, outputs))
         return result
 

@@ -19,9 +19,8 @@ from amptune.capture.functions import FunctionCall, FunctionCalls
 from amptune.capture.modulestack import ModuleCall, ModuleStack
 from amptune.capture.names import op_name, spelling_of
 from amptune.capture.where import Place, Trail, current_place, current_trail
-from amptune.core.graph import Gemm
+from amptune.core.graph import LOSS, Gemm
 
-LOSS = "loss_fn"
 _DROPOUTS = {"dropout", "alpha_dropout"}
 
 

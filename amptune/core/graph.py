@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 INPUT = "<input>"
 OUTPUT = "<output>"
 """Ids of the two pseudo-nodes of the graph: what the batch feeds and what the model (or its loss) returns."""
+LOSS = "loss_fn"
+"""Module path of the sites of the loss, which is a function and not part of the model."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,12 +18,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from amptune import runtime
-from amptune.capture.calls import LOSS, CallRecorder
+from amptune.capture.calls import CallRecorder
 from amptune.capture.functions import FunctionCall
 from amptune.capture.modulestack import ModuleStack
 from amptune.capture.names import op_name, written_by
 from amptune.capture.where import Place, current_place
 from amptune.core.formats import Format
+from amptune.core.graph import LOSS
 from amptune.core.ops import Family, op_named
 from amptune.debug.magnitude import Magnitude, measure
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from amptune.core.choice import Choice
 from amptune.core.formats import Format
-from amptune.core.graph import INPUT
+from amptune.core.graph import INPUT, LOSS
 from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable, Edge
 from amptune.tune.allocate import Problem, Values, problem_of
 from amptune.tune.losses import PLAIN_LOSS
-from amptune.tune.space import COMPILED_LOSS, FOLLOW, HIGH, LOSS, Space
+from amptune.tune.space import COMPILED_LOSS, FOLLOW, HIGH, Space
 
 LAYOUT, TF32 = ":channels_last", ":tf32"
 Point = Mapping[str, str]

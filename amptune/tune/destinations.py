@@ -11,9 +11,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 
 from amptune import runtime
-from amptune.apply.plan import LOSS
 from amptune.core.formats import Format
-from amptune.core.graph import Site
+from amptune.core.graph import LOSS, Site
 from amptune.core.ops import Family, op_named
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from amptune.apply import held_by, sources_of, takes_part
-from amptune.core.graph import INPUT, PrecisionGraph, Site
+from amptune.core.graph import INPUT, LOSS, PrecisionGraph, Site
 from amptune.core.tables import Edge
-from amptune.tune.space import LOSS, Space
+from amptune.tune.space import Space
 
 _ONE_WAY = 0.5
 """Share of the price of a cast without a way back: of the batch, or of a gradient alone."""

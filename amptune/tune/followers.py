@@ -18,11 +18,10 @@ from amptune.apply import held_by
 from amptune.core.autocast import SiteDtypes
 from amptune.core.choice import TF32, Choice
 from amptune.core.formats import Format
-from amptune.core.graph import PrecisionGraph, Site, TensorMeta
+from amptune.core.graph import LOSS, PrecisionGraph, Site, TensorMeta
 from amptune.core.hardware import Gpu
 from amptune.core.recipes import RECIPES
 from amptune.core.tables import CostTable, SiteCost
-from amptune.tune.space import LOSS
 
 Prices = Mapping[str, Mapping[Format, float]]
 """Site -> format of its output, or TF32 -> milliseconds of what follows it."""

@@ -24,6 +24,7 @@ from amptune.patch.instrument import instrument_source, pinnable_sites
 from amptune.patch.rewrite import unpatch_source
 from amptune.patch.spec import PatchSpec
 from amptune.patch.text import read_source
+from amptune.tune.buildspace import is_pin_candidate
 from amptune.tune.costmodel import CostModel
 from amptune.tune.destinations import is_destination
 from amptune.tune.edges import edges_of
@@ -36,7 +37,7 @@ from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate
 from amptune.tune.result import result_json
 from amptune.tune.search import Search
-from amptune.tune.space import Space, is_pin_candidate
+from amptune.tune.space import Space
 from amptune.tune.splits import split_where_it_pays
 from amptune.tune.stockplan import parameters_note, plan_of_stock
 from amptune.tune.structure import parameter_names

@@ -36,6 +36,7 @@ from amptune.core.tables import CostTable
 from amptune.errors import AmptuneError
 from amptune.patch.spec import PatchSpec
 from amptune.tune.batches import Batches, load_batches
+from amptune.tune.buildspace import build_space
 from amptune.tune.childprocess import (
     end_with_parent,
     import_ahead,
@@ -58,7 +59,7 @@ from amptune.tune.options import TuneOptions
 from amptune.tune.quality import NUM_ORDERS, Quality, Reference, judge, measure_reference, reference_itself
 from amptune.tune.recipes import Candidate, plan_candidate, stock_candidates
 from amptune.tune.sensitivity import measure_sensitivity
-from amptune.tune.space import COMPILED_LOSS, Space, build_space
+from amptune.tune.space import COMPILED_LOSS, Space
 from amptune.tune.structure import check_structure
 from amptune.tune.timing import StepTime, Yardstick, measure_interleaved, measure_step
 from amptune.tune.training import Workbench, eager, training, whole

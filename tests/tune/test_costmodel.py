@@ -6,13 +6,14 @@ import pytest
 
 from amptune.core.choice import BF16, FP16, FP32, TF32, Choice
 from amptune.core.formats import Format
+from amptune.core.graph import LOSS
 from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
 from amptune.tune.allocate import allocate
 from amptune.tune.base import SUM_ERROR, UNPRICED, base_ms
 from amptune.tune.costmodel import CostModel
 from amptune.tune.front import front_points
 from amptune.tune.losses import PLAIN_LOSS
-from amptune.tune.space import COMPILED_LOSS, LOSS, Group, Space
+from amptune.tune.space import COMPILED_LOSS, Group, Space
 
 LOSSES = {PLAIN_LOSS: 2.0, "fp32": 5.0, "follow": 1.5, COMPILED_LOSS: 3.0}
 CASTS = {

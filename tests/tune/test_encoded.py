@@ -9,12 +9,13 @@ import pytest
 
 from amptune.core.choice import BF16, FP8, FP16, FP32, TF32
 from amptune.core.formats import Format
+from amptune.core.graph import LOSS
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
 from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding
 from amptune.tune.losses import PLAIN_LOSS
-from amptune.tune.space import COMPILED_LOSS, LOSS, Group, Space
+from amptune.tune.space import COMPILED_LOSS, Group, Space
 
 NAMES = ("a", "b", "c", "d")
 

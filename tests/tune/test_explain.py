@@ -14,9 +14,10 @@ from amptune.core.graph import INPUT, Gemm, Site
 from amptune.core.plan import SitePlan
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
+from amptune.tune.buildspace import why_no_fp8
 from amptune.tune.costmodel import CostModel
 from amptune.tune.explain import counterfactuals, with_reasons
-from amptune.tune.space import Group, Space, why_no_fp8
+from amptune.tune.space import Group, Space
 
 ROWWISE = FP8[1]
 CHOICES = (FP32, BF16, FP16, ROWWISE)

@@ -15,6 +15,7 @@ import pytest
 from amptune.capture import TargetSpec
 from amptune.core.choice import BF16, FP16, FP32, Choice
 from amptune.core.formats import Format
+from amptune.core.graph import LOSS
 from amptune.core.plan import PARAMS
 from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import EDGE_FORMATS, CastPrice, CostTable, Edge, SiteCost
@@ -28,7 +29,7 @@ from amptune.tune.progress import Progress
 from amptune.tune.quality import Quality
 from amptune.tune.recipes import Candidate, params_candidate
 from amptune.tune.search import Search
-from amptune.tune.space import LOSS, Group, Space
+from amptune.tune.space import Group, Space
 from amptune.tune.steering import Steering
 from amptune.tune.stockplan import plan_of_stock
 from amptune.tune.study import locked_folder, open_study

@@ -10,11 +10,12 @@ from amptune.core.choice import BF16, FP8, FP16, FP32
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, Gemm, PrecisionGraph, Site
 from amptune.core.tables import CostTable, Edge, SiteCost
+from amptune.tune.buildspace import build_space, fp8_fits, is_pin_candidate, role_of
 from amptune.tune.costmodel import CostModel
 from amptune.tune.edges import edges_of
 from amptune.tune.explain import why_all_fp32
 from amptune.tune.front import front_points
-from amptune.tune.space import Group, Space, build_space, fp8_fits, is_pin_candidate, role_of
+from amptune.tune.space import Group, Space
 
 from .conftest import Make
 

@@ -1,0 +1,264 @@
+"""Builds the search space: what of a live model can be planned, what must decide together, and what has no choice."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from amptune.apply import (
+    held_tensors,
+    held_values,
+    how_to_apply,
+    meet_in_one_op,
+    multiplies,
+    plannable_modules,
+    strided_where_safe,
+    tied_by_run,
+)
+from amptune.core.choice import BF16, FP32, Choice
+from amptune.core.formats import Format
+from amptune.core.graph import INPUT, LOSS, PrecisionGraph, Site
+from amptune.core.hardware import FP8_MULTIPLE
+from amptune.core.ops import Family, op_named
+from amptune.tune.destinations import Destination, find_destinations, is_destination, pinned
+from amptune.tune.recipes import Candidate
+from amptune.tune.space import FOLLOW, Group, How, Space
+from amptune.tune.training import Workbench, loss_of, seed_everything, training
+
+PINNED_FAMILIES = frozenset({Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX, Family.NORM})
+"""Functional ops of these families may be pinned in FP32 at their source line; the others follow their inputs."""
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)")
+
+
+def build_space(
+    bench: Workbench,
+    graph: PrecisionGraph,
+    batch: Any,
+    *,
+    pins: Collection[str] = (),
+    losses: tuple[str, ...] = (),
+) -> Space:
+    """The space of a model on a device.
+
+    Args:
+        bench: the live model, which is run to see what can be planned and what must agree.
+        graph: its sites.
+        batch: what to run it on.
+        pins: functional sites that can be pinned in the user's source.
+        losses: choices of the loss; empty when it is not a function of the user's.
+    """
+    choices = tuple(Choice(number_format) for number_format in bench.device.formats())
+    if BF16 in choices:
+        choices += bench.device.fp8_choices()
+    can_pin = [graph[site] for site in pins]
+    groups = _module_groups(bench, graph, batch, choices, filter(is_destination, can_pin)) if choices else []
+    if any(group.kind == "module" for group in groups):
+        groups += _leaf_pins(bench.model, graph) + _source_pins(filter(is_pin_candidate, can_pin))
+    else:  # all is FP32: to pin an op in it, or to cast the loss up to it, changes nothing
+        losses = tuple(loss for loss in losses if loss != FOLLOW)
+    has_convolutions = any(op_named(site.op).family is Family.CONV and "2d" in site.op for site in graph)
+    meets = _meeting(graph, [group for group in groups if group.kind == "module"])
+    reasons = _no_fp8(bench.model, graph, groups) if any(choice.format.is_fp8 for choice in choices) else {}
+    strided = _strided(bench, batch, groups)
+    return Space(tuple(groups), bench.device.has_tf32(), has_convolutions, losses, meets, reasons, strided)
+
+
+def _strided(bench: Workbench, batch: Any, groups: Iterable[Group]) -> frozenset[str]:
+    """Sites whose padded output may stay uncopied, by running the FP32 model and its loss."""
+    fp32 = Candidate("fp32")
+    swapped = [
+        site
+        for group in groups
+        if group.kind == "module"
+        for site, how in zip(group.sites, group.how, strict=True)
+        if how == "swap"
+    ]
+    with training(bench, fp32):
+
+        def run() -> torch.Tensor:
+            seed_everything(0)
+            return loss_of(bench, fp32, batch)
+
+        found = strided_where_safe(bench.model, run, swapped)
+    bench.restore()
+    return found
+
+
+def _no_fp8(model: nn.Module, graph: PrecisionGraph, groups: Iterable[Group]) -> dict[str, str]:
+    """Which dimensions keep a Linear from FP8."""
+    sites = (site for group in groups if group.kind == "module" for site in group.sites if site not in group.fp8)
+    linears = (site for site in sites if site in graph and type(model.get_submodule(site)) is nn.Linear)
+    return {site: why for site in linears if (why := why_no_fp8(graph[site]))}
+
+
+def why_no_fp8(site: Site) -> str:
+    """The dimensions of a product that are no multiples of 16: K=100 is no multiple of 16; empty where all are."""
+    sizes = {f"{name.upper()}={getattr(gemm, name)}": getattr(gemm, name) for gemm in site.gemms for name in "mnk"}
+    wrong = [text for text, size in sizes.items() if size % FP8_MULTIPLE]
+    return f"{', '.join(wrong)} is no multiple of {FP8_MULTIPLE}" if wrong else ""
+
+
+def _meeting(graph: PrecisionGraph, groups: Sequence[Group]) -> tuple[frozenset[str], ...]:
+    """The largest sets of groups whose outputs meet in an op that promotes."""
+    group_of = {site: group.name for group in groups for site in group.sites}
+    sets = {frozenset(group_of[site] for site in sites if site in group_of) for sites in meet_in_one_op(graph)}
+    return tuple(sorted((s for s in sets if len(s) > 1 and not any(s < other for other in sets)), key=sorted))
+
+
+def role_of(path: str) -> str:
+    """The path with every block number replaced by ``*``: what repeated blocks have in common."""
+    return _INDEX.sub("*", path)
+
+
+def _module_groups(
+    bench: Workbench, graph: PrecisionGraph, batch: Any, choices: tuple[Choice, ...], destinations: Iterable[Site]
+) -> list[Group]:
+    """Modules with weights, and tensors that a module holds beside its layers: same role and class decide together,
+    and so does what meets in an op of one dtype. After them, which of ``destinations`` have to be pinned for that."""
+    how, roles, ties, opened = _found_by_running(bench, graph, batch, choices[0].format, destinations)
+    tie_of = {name: index for index, tie in enumerate(ties) for name in tie - {INPUT}}
+    joined: dict[str, list[str]] = {}
+    for name in roles:
+        joined.setdefault(f"tie {tie_of[name]}" if name in tie_of else name, []).append(name)
+    fixed = [any(INPUT in tie and names[0] in tie for tie in ties) for names in joined.values()]
+    fp8 = frozenset(path for path in how if path in graph and fp8_fits(bench.model.get_submodule(path), graph[path]))
+    modules = [path for path, by in how.items() if by != "own"]
+    multiply = frozenset(path for path in modules if multiplies(bench.model.get_submodule(path)))
+    groups = [
+        _joined(names, roles, how, () if is_fixed else choices, fp8, multiply)
+        for names, is_fixed in zip(joined.values(), fixed, strict=True)
+    ]
+    return groups + _destination_groups(opened, roles, [site for g in groups if g.kind == "fixed" for site in g.sites])
+
+
+class _Found(NamedTuple):
+    """What runs of a model show.
+
+    Attributes:
+        how: path of what takes a format -> how that is put in force.
+        roles: name of a group -> its paths.
+        ties: sets of groups that must agree; with INPUT in it, in FP32.
+        opened: where layers write into tensors that the model makes in FP32, once these places are pinned.
+    """
+
+    how: dict[str, How]
+    roles: dict[str, list[str]]
+    ties: list[set[str]]
+    opened: list[Destination]
+
+
+def _found_by_running(
+    bench: Workbench, graph: PrecisionGraph, batch: Any, low: Format, destinations: Iterable[Site]
+) -> _Found:
+    """What can be planned, and what must agree where each group in turn is in FP32 and the others are ``low``."""
+    fp32 = Candidate("fp32")
+    with training(bench, fp32):
+
+        def run() -> None:
+            with bench.no_gradients():
+                loss_of(bench, fp32, batch)
+
+        how: dict[str, How] = dict(plannable_modules(bench.model, run))
+        own: How = "own"
+        how |= dict.fromkeys(held_tensors(bench.model, graph, how, run), own)
+        roles = _by_role(bench.model, how)
+        ties = tied_by_run(bench.model, run, roles, low=low, how=how)
+        opened = find_destinations(destinations, ties.met)
+        if opened:
+            with pinned(opened):
+                ties = tied_by_run(bench.model, run, roles, low=low, how=how)
+    bench.restore()
+    return _Found(how, roles, ties.groups, opened)
+
+
+def _destination_groups(
+    opened: Iterable[Destination], roles: Mapping[str, list[str]], fixed: Collection[str]
+) -> list[Group]:
+    """The destinations that something in 16 bits can reach."""
+    found = []
+    for one in opened:
+        feeds = frozenset(site for name in one.feeds for site in roles[name]).difference(fixed)
+        if feeds:
+            source: How = "source"
+            found.append(Group(one.place, one.sites, "destination", (source,) * len(one.sites), feeds=feeds))
+    return found
+
+
+def fp8_fits(module: nn.Module, site: Site) -> bool:
+    """Whether FP8 can run this site: a Linear, all three dimensions of its products multiples of 16."""
+    return type(module) is nn.Linear and bool(site.gemms) and not why_no_fp8(site)
+
+
+def _by_role(model: nn.Module, paths: Iterable[str]) -> dict[str, list[str]]:
+    """Name of a group -> paths with the same role, class and shapes of parameters: what costs and fails alike."""
+    roles: dict[tuple[str, str, tuple[torch.Size, ...]], list[str]] = {}
+    held = held_values(model)
+    shapes: tuple[torch.Size, ...]
+    for path in paths:
+        if path in held:
+            kind, shapes = "Tensor", (held[path].shape,)
+        else:
+            module = model.get_submodule(path)
+            kind, shapes = type(module).__name__, tuple(parameter.shape for parameter in module.parameters())
+        roles.setdefault((role_of(path), kind, shapes), []).append(path)
+    count = Counter(role for role, _, _ in roles)
+    return {role if count[role] == 1 else _told_apart(role, found): found for (role, _, _), found in roles.items()}
+
+
+def _told_apart(role: str, paths: list[str]) -> str:
+    """A name for one of several groups of a role: its path, or the role with its first member."""
+    return paths[0] if len(paths) == 1 else f"{role} as {paths[0]}"
+
+
+def _joined(
+    names: list[str],
+    roles: Mapping[str, list[str]],
+    how: Mapping[str, How],
+    choices: tuple[Choice, ...],
+    fp8: frozenset[str],
+    multiply: frozenset[str],
+) -> Group:
+    """One group of these roles; without ``choices`` it is fixed in FP32."""
+    sites = tuple(path for name in names for path in roles[name])
+    label = "+".join(names) if len(names) <= 4 else f"{names[0]}+{len(names) - 1} more"
+    fitting = fp8.intersection(site for site in sites if how[site] == "swap")
+    legal = tuple(choice for choice in choices if fitting or not choice.format.is_fp8)
+    methods = tuple(how[site] for site in sites)
+    if not choices:
+        return Group(label, sites, "fixed", methods)
+    return Group(label, sites, "module", methods, (FP32, *legal), fitting, not multiply.isdisjoint(sites))
+
+
+def _leaf_pins(model: nn.Module, graph: PrecisionGraph) -> list[Group]:
+    """Leaf modules without weights that are sensitive (Softmax, Softplus ...): FP32, or the format of their input."""
+    by_role: dict[str, list[str]] = {}
+    for site in graph:
+        is_leaf = site.is_module and not site.params and site.module != LOSS
+        if is_leaf and _is_sensitive(site) and how_to_apply(model.get_submodule(site.module)) == "swap":
+            by_role.setdefault(role_of(site.id), []).append(site.id)
+    swap: How = "swap"
+    return [Group(role, tuple(sites), "pin", (swap,) * len(sites)) for role, sites in by_role.items()]
+
+
+def is_pin_candidate(site: Site) -> bool:
+    """Whether a functional site may need FP32 by itself. The loss is left out: its format is a choice of its own."""
+    return not site.is_module and site.module != LOSS and _is_sensitive(site)
+
+
+def _is_sensitive(site: Site) -> bool:
+    op = op_named(site.op)
+    return bool(op.why_sensitive) and op.family in PINNED_FAMILIES
+
+
+def _source_pins(sites: Iterable[Site]) -> list[Group]:
+    """One group for all calls of an op in one function: the formats that ran can be told apart by op, not by call."""
+    by_place: dict[str, list[str]] = {}
+    for site in sites:
+        by_place.setdefault(site.code.rpartition(".")[0], []).append(site.id)
+    source: How = "source"
+    return [Group(place, tuple(ids), "pin", (source,) * len(ids)) for place, ids in by_place.items()]
