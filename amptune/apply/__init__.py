@@ -2,7 +2,7 @@
 
 from amptune.apply.held import held_tensors, held_values
 from amptune.apply.plan import AppliedPlan, apply
-from amptune.apply.probe import Ties, plannable_modules, tied_by_run
+from amptune.apply.probe import Fixing, Ties, plannable_modules, tied_by_run
 from amptune.apply.realised import Mismatch, check_realised, stale_weight_casts
 from amptune.apply.strided import strided_where_safe
 from amptune.apply.support import can_pad, how_to_apply, legal_formats, multiplies, paddings
@@ -10,6 +10,7 @@ from amptune.apply.ties import held_by, meet_in_one_op, sources_of, takes_part
 
 __all__ = [
     "AppliedPlan",
+    "Fixing",
     "Mismatch",
     "Ties",
     "apply",

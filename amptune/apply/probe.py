@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from amptune.apply.recorder import ModulePaths, Record
 from amptune.apply.support import how_to_apply
 from amptune.apply.ties import merged
 from amptune.capture.names import is_in_place, op_name, spelling_of
+from amptune.capture.where import current_place
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT
 from amptune.core.ops import op_named
@@ -57,11 +59,32 @@ class _Run:
         operands: dtypes of the floating operands of each call.
         one_dtype: calls of ops that raise on mixed dtypes.
         fp32_only: calls that raised in 16 bits and not in FP32.
+        lines: the user's line that makes a call of these two kinds, as ``model.py:12``; empty where none does.
     """
 
     operands: dict[Place, list[torch.dtype]] = dataclasses.field(default_factory=dict)
     one_dtype: set[Place] = dataclasses.field(default_factory=set)
     fp32_only: set[Place] = dataclasses.field(default_factory=set)
+    lines: dict[Place, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixing:
+    """A call that keeps groups in FP32.
+
+    Attributes:
+        path: of the module whose forward makes it.
+        op: its name in the op table.
+        line: the user's line that makes it, as ``model.py:12``; empty where none does.
+        groups: what arrives there is decided by these.
+        has_kernel: it takes 16 bits, but one dtype only, and meets a tensor which no group decides.
+    """
+
+    path: str
+    op: str
+    line: str
+    groups: frozenset[str]
+    has_kernel: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +93,20 @@ class Ties:
 
     Attributes:
         groups: disjoint sets of groups that must have one format each.
-        met: (module path, op) -> groups that meet a tensor there which no group decides.
+        fixing: the calls that keep groups in FP32.
     """
 
     groups: list[set[str]]
-    met: Mapping[tuple[str, str], frozenset[str]]
+    fixing: tuple[Fixing, ...]
+
+    @property
+    def met(self) -> dict[tuple[str, str], frozenset[str]]:
+        """(module path, op) -> groups that meet a tensor there which no group decides."""
+        met: dict[tuple[str, str], frozenset[str]] = {}
+        for call in self.fixing:
+            if call.has_kernel:
+                met[call.path, call.op] = met.get((call.path, call.op), frozenset()) | call.groups
+        return met
 
 
 def tied_by_run(
@@ -116,11 +148,14 @@ def tied_by_run(
     ties = {
         place: set[str]().union(*found) for place, found in sources.items() if any(found[0] != other for other in found)
     }
-    met: dict[tuple[str, str], frozenset[str]] = {}
-    for (path, op, _), names in ties.items():
-        if INPUT in names:
-            met[path, op] = met.get((path, op), frozenset()) | names - {INPUT}
-    return Ties(merged([*ties.values(), *({INPUT}.union(*sources[place]) for place in lowered.fp32_only)]), met)
+    meeting = {place: names for place, names in ties.items() if INPUT in names}
+    without_kernel = {place: {INPUT}.union(*sources[place]) for place in sources if place in lowered.fp32_only}
+    fixing = tuple(
+        Fixing(path, op, lowered.lines[path, op, number], frozenset(names - {INPUT}), has_kernel)
+        for found, has_kernel in ((meeting, True), (without_kernel, False))
+        for (path, op, number), names in found.items()
+    )
+    return Ties(merged([*ties.values(), *without_kernel.values()]), fixing)
 
 
 def _run(
@@ -170,6 +205,7 @@ class _Tolerant(TorchFunctionMode):
         self.seen.operands[place] = dtypes
         if op_named(op).same_dtype:
             self.seen.one_dtype.add(place)
+            self.seen.lines[place] = _line()
             args, kwargs = _with_one_dtype(func, args, kwargs, dtypes)
         try:
             return func(*args, **kwargs)
@@ -178,12 +214,19 @@ class _Tolerant(TorchFunctionMode):
                 raise
             result = func(*runtime.cast_all(args, torch.float32), **runtime.cast_all(kwargs, torch.float32))
         self.seen.fp32_only.add(place)
+        self.seen.lines[place] = _line()
         return result
 
     def _place(self, op: str) -> Place:
         path = self._paths.running[-1] if self._paths.running else ""
         self._count[path, op] += 1
         return path, op, self._count[path, op]
+
+
+def _line() -> str:
+    """The user's line that makes the running call, with the name of its file alone: a plan is read elsewhere too."""
+    reader = current_place(2).reader
+    return f"{Path(reader.filename).name}:{reader.line}" if reader else ""
 
 
 def _with_one_dtype(func: Callable[..., Any], args: Any, kwargs: Any, dtypes: list[torch.dtype]) -> Any:

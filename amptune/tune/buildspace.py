@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from amptune.apply import (
+    Ties,
     held_tensors,
     held_values,
     how_to_apply,
@@ -26,6 +27,7 @@ from amptune.core.graph import INPUT, LOSS, PrecisionGraph, Site
 from amptune.core.hardware import FP8_MULTIPLE
 from amptune.core.ops import Family, op_named
 from amptune.tune.destinations import Destination, find_destinations, is_destination, pinned
+from amptune.tune.fixed import why_fixed
 from amptune.tune.recipes import Candidate
 from amptune.tune.space import FOLLOW, Group, How, Space
 from amptune.tune.training import Workbench, loss_of, seed_everything, training
@@ -56,16 +58,19 @@ def build_space(
     if BF16 in choices:
         choices += bench.device.fp8_choices()
     can_pin = [graph[site] for site in pins]
-    groups = _module_groups(bench, graph, batch, choices, filter(is_destination, can_pin)) if choices else []
+    groups, fixed = (
+        _module_groups(bench, graph, batch, choices, filter(is_destination, can_pin)) if choices else ([], {})
+    )
     if any(group.kind == "module" for group in groups):
         groups += _leaf_pins(bench.model, graph) + _source_pins(filter(is_pin_candidate, can_pin))
     else:  # all is FP32: to pin an op in it, or to cast the loss up to it, changes nothing
         losses = tuple(loss for loss in losses if loss != FOLLOW)
     has_convolutions = any(op_named(site.op).family is Family.CONV and "2d" in site.op for site in graph)
     meets = _meeting(graph, [group for group in groups if group.kind == "module"])
-    reasons = _no_fp8(bench.model, graph, groups) if any(choice.format.is_fp8 for choice in choices) else {}
+    no_fp8 = _no_fp8(bench.model, graph, groups) if any(choice.format.is_fp8 for choice in choices) else {}
     strided = _strided(bench, batch, groups)
-    return Space(tuple(groups), bench.device.has_tf32(), has_convolutions, losses, meets, reasons, strided)
+    tf32 = bench.device.has_tf32()
+    return Space(tuple(groups), tf32, has_convolutions, losses, meets, no_fp8, fixed, strided)
 
 
 def _strided(bench: Workbench, batch: Any, groups: Iterable[Group]) -> frozenset[str]:
@@ -117,15 +122,18 @@ def role_of(path: str) -> str:
 
 def _module_groups(
     bench: Workbench, graph: PrecisionGraph, batch: Any, choices: tuple[Choice, ...], destinations: Iterable[Site]
-) -> list[Group]:
+) -> tuple[list[Group], dict[str, str]]:
     """Modules with weights, and tensors that a module holds beside its layers: same role and class decide together,
-    and so does what meets in an op of one dtype. After them, which of ``destinations`` have to be pinned for that."""
+    and so does what meets in an op of one dtype. After them, which of ``destinations`` have to be pinned for that.
+
+    And why those stay in FP32 that have to.
+    """
     how, roles, ties, opened = _found_by_running(bench, graph, batch, choices[0].format, destinations)
-    tie_of = {name: index for index, tie in enumerate(ties) for name in tie - {INPUT}}
+    tie_of = {name: index for index, tie in enumerate(ties.groups) for name in tie - {INPUT}}
     joined: dict[str, list[str]] = {}
     for name in roles:
         joined.setdefault(f"tie {tie_of[name]}" if name in tie_of else name, []).append(name)
-    fixed = [any(INPUT in tie and names[0] in tie for tie in ties) for names in joined.values()]
+    fixed = [any(INPUT in tie and names[0] in tie for tie in ties.groups) for names in joined.values()]
     fp8 = frozenset(path for path in how if path in graph and fp8_fits(bench.model.get_submodule(path), graph[path]))
     modules = [path for path, by in how.items() if by != "own"]
     multiply = frozenset(path for path in modules if multiplies(bench.model.get_submodule(path)))
@@ -133,7 +141,8 @@ def _module_groups(
         _joined(names, roles, how, () if is_fixed else choices, fp8, multiply)
         for names, is_fixed in zip(joined.values(), fixed, strict=True)
     ]
-    return groups + _destination_groups(opened, roles, [site for g in groups if g.kind == "fixed" for site in g.sites])
+    groups += _destination_groups(opened, roles, [site for g in groups if g.kind == "fixed" for site in g.sites])
+    return groups, why_fixed(ties, roles)
 
 
 class _Found(NamedTuple):
@@ -142,13 +151,13 @@ class _Found(NamedTuple):
     Attributes:
         how: path of what takes a format -> how that is put in force.
         roles: name of a group -> its paths.
-        ties: sets of groups that must agree; with INPUT in it, in FP32.
+        ties: what must agree, and what of it in FP32.
         opened: where layers write into tensors that the model makes in FP32, once these places are pinned.
     """
 
     how: dict[str, How]
     roles: dict[str, list[str]]
-    ties: list[set[str]]
+    ties: Ties
     opened: list[Destination]
 
 
@@ -173,7 +182,7 @@ def _found_by_running(
             with pinned(opened):
                 ties = tied_by_run(bench.model, run, roles, low=low, how=how)
     bench.restore()
-    return _Found(how, roles, ties.groups, opened)
+    return _Found(how, roles, ties, opened)
 
 
 def _destination_groups(

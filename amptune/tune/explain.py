@@ -88,7 +88,7 @@ def _why(
     if group.kind == "destination":
         return "computed in fp32 at its source line: it writes into a tensor that the model makes in fp32"
     if group.kind == "fixed":
-        return "fp32: its output meets a tensor that no plan casts, in an op that takes one dtype only"
+        return f"fp32: {model.space.why_fixed.get(name, 'an operation that it feeds takes nothing else')}"
     others = counterfactuals(model, point, name)
     uses_tf32 = point.get(TF32_FLAG) == "on" and TF32 in model.table.sites.get(name, {})
     parts = [_gain(name, site, others, model, total, "fp32 (as tf32)" if uses_tf32 else "fp32")]
@@ -159,8 +159,14 @@ def why_all_fp32(space: Space) -> str:
     sites = [site for group in space.groups if group.kind == "fixed" for site in group.sites]
     if not sites:
         return "no layer with weights could run in 16 bits here"
-    shown = ", ".join(sites[:3]) + (f" and {len(sites) - 3} more" if len(sites) > 3 else "")
+    by_reason: dict[str, list[str]] = {}
+    for site in sites:
+        by_reason.setdefault(space.why_fixed[site], []).append(site)
+    told = [
+        f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}: {reason}"
+        for reason, found in by_reason.items()
+    ]
     return (
-        f"no layer can run in 16 bits: what comes out of {shown} goes into an operation that has no 16-bit kernel, or "
-        "that takes one dtype only and meets a tensor that the model makes in FP32 (torch.zeros without dtype=x.dtype)"
+        f"no layer can run in 16 bits. {'; '.join(told[:3])}. Make such a tensor with dtype=x.dtype, or cast with "
+        ".float() what goes into an operation without a 16-bit kernel"
     )

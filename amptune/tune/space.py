@@ -84,6 +84,7 @@ class Space:
         meets: sets of module groups whose outputs meet in an op that promotes: FP16 and BF16 in one of them would give
             FP32 without a word, so that is no legal point.
         no_fp8: Linear site -> why FP8 does not fit it, where the device has FP8.
+        why_fixed: site of a fixed group -> why it stays in FP32.
         strided: sites whose padded output need not be copied, as a run has shown.
     """
 
@@ -93,6 +94,7 @@ class Space:
     losses: tuple[str, ...] = ()
     meets: tuple[frozenset[str], ...] = ()
     no_fp8: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    why_fixed: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     strided: frozenset[str] = frozenset()
 
     def module_groups(self) -> list[Group]:

@@ -116,7 +116,8 @@ def test_where_nothing_can_be_lowered_nothing_is_left_to_choose(make_bench: Make
     space = build_space(bench, graph, batches.train[0], pins=pins, losses=("fp32", "follow"))
     assert [(group.name, group.kind) for group in space.groups] == [("before", "fixed")]
     assert space.choices() == {":loss": ("fp32",)}
-    assert "what comes out of before goes into" in why_all_fp32(space)
+    line = 1 + source[: source.index("@ (2 * self.scale)")].count("\n")
+    assert f"before: its output meets a tensor that no plan casts in matmul (model.py:{line})" in why_all_fp32(space)
 
 
 def test_functional_ops_can_be_pinned_but_the_loss_has_its_own_choice(
