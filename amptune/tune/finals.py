@@ -1,9 +1,15 @@
-"""The finalists: measured again in turns, so that the winner is decided by paired rounds and not by one lucky trial."""
+"""The finalists: measured again in turns, so that the winner is decided by paired rounds and not by one lucky trial.
+
+First the plans alone say which of them is judged. Then it and the best stock recipe are measured in rounds that had no
+part in that choice. They are looked at twice at most, each time with half of the error, so that a plan whose steps take
+as long as the recipe's is said to be faster in at most 5 % of searches, and the lower end of the speedup lies above the
+true one in at most 5 %: whatever the noise is like, where it treats both alike and rounds are independent. Where time
+is so short that only two to four rounds fit, noise has to be normal for that.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -13,7 +19,7 @@ from amptune.core.plan import Plan
 from amptune.tune.process import TrialError
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.search import Search
-from amptune.tune.speedup import Speedup
+from amptune.tune.speedup import ERROR, Speedup
 from amptune.tune.study import TrialRecord
 from amptune.tune.timing import StepTime, pooled
 
@@ -22,9 +28,17 @@ CLOSE = 1.1
 """A plan whose trial took more than this many times the best one's step is no finalist."""
 CLOSE_COMPILED = 1.02
 """The same in compile mode, where a finalist costs the compiling of the whole model."""
-MAX_ROUNDS = 6
+CHOICE_ROUNDS = 3
 NEAR_ROUNDS = 12
-"""Further rounds of all plans that may be the fastest, where the first rounds leave it open."""
+"""Rounds of the plans alone, and further ones of those that may be the fastest, where the first leave it open."""
+CHOICE_SHARE = 3
+"""One part in so many of the time left may go to these further rounds: judging the chosen plan takes the rest."""
+CHOSEN = 0.03
+"""Width of the interval of a plan's speedup over another up to which it does not matter which is chosen."""
+MAX_ROUNDS = 6
+"""First rounds of the chosen plan and the best stock recipe: as many as half of the error needs, see ``LOOKS``."""
+LOOKS = 2
+"""Rounds are looked at when the first are there, and when all are. Each look may err with a part of ``ERROR``."""
 FORMATS_ROUNDS = 5
 FORMATS_MORE_ROUNDS = 20
 """Rounds of the formats alone on a calm host, and on one where the first rounds were not enough."""
@@ -80,9 +94,9 @@ class Finalist:
         """All repeats of all rounds."""
         return pooled(self.times)
 
-    def speedup_of(self, plan: Finalist) -> Speedup:
+    def speedup_of(self, plan: Finalist, error: float = ERROR) -> Speedup:
         """How much faster a plan is than this one."""
-        return Speedup.of(self.times, plan.times)
+        return Speedup.of(self.times, plan.times, error)
 
 
 def decide(search: Search) -> Verdict:
@@ -92,64 +106,99 @@ def decide(search: Search) -> Verdict:
     plans = [Finalist(found, plan_candidate(search.plan_of(found)), []) for found in _finalists(search)]
     if not plans:
         return _stock_verdict(record, _recorded(record), repeated=False)
-    clock = _Clock(TIME_SHARE * search.progress.seconds())
+    clock = _Clock(TIME_SHARE * search.progress.seconds(), is_compiled=search.options.compile_with is not None)
     search.progress.stage("repeating the finalists")
-    if failure := _repeat(search, [stock, *plans], _num_rounds(clock.allowed, [stock, *plans]), clock):
+    leader = _leader(search, stock, plans, clock)
+    pair = [stock, leader]
+    rounds = max(2, min(MAX_ROUNDS, int(clock.left() / _estimated(pair))))
+    if failure := _repeat(search, pair, rounds, clock):
         search.progress.line(f"the repeats failed ({failure}): the best stock recipe stands")
         return _stock_verdict(record, _recorded(record), repeated=False)
     if search.options.objective == "memory":
-        leader = plans[0]
+        found = stock.speedup_of(leader)
         won = _saves_memory(leader.record, record)
     else:
-        leader = _leader(search, stock, plans, clock)
-        won = stock.speedup_of(leader).low > WORTH
+        found = _judged(search, stock, leader, clock)
+        won = found.low > WORTH
     if not won:
         return _stock_verdict(record, stock.step)
-    speedup, step = stock.speedup_of(leader), stock.step
-    formats_only = _speedup_of_formats(search, stock, leader)
-    return Verdict("plan", record, step, leader.record, leader.step, speedup.ratio, speedup.low, formats_only)
+    step = stock.step
+    formats_only = _speedup_of_formats(search, stock, leader, clock)
+    return Verdict("plan", record, step, leader.record, leader.step, found.ratio, found.low, formats_only)
 
 
 class _Clock:
     """Seconds that repeats may take, and what a block of one candidate has taken."""
 
-    def __init__(self, allowed: float) -> None:
+    def __init__(self, allowed: float, *, is_compiled: bool) -> None:
         self.allowed = allowed
+        self.is_compiled = is_compiled
         self.blocks = 0
+        self.longest = 0.0
+        """Seconds of one candidate in the request that took longest for each: what compiling one and its rounds take"""
         self._began = time.monotonic()
+
+    def spent(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self._began
+
+    def left(self) -> float:
+        """Seconds that repeats may still take."""
+        return max(0.0, self.allowed - self.spent())
 
     def rounds_left(self, num_candidates: int) -> int:
         """Rounds of so many candidates that still fit."""
-        spent = time.monotonic() - self._began
-        per_block = max(spent / max(1, self.blocks), 1e-6)
-        return int(max(0.0, self.allowed - spent) / (per_block * num_candidates))
+        per_block = max(self.spent() / max(1, self.blocks), 1e-6)
+        return int(self.left() / (per_block * num_candidates))
 
 
 def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: _Clock) -> Finalist:
-    """The fastest plan; with more rounds, where those so far leave it open what is gained.
+    """The plan that is judged: the fastest in rounds of the plans alone, or in its trial, where there is no time.
 
-    The plans that it might be go on first, then the fastest of them alone: a few rounds in slow moments make a leader
-    of any of them.
+    A few rounds in slow moments make a leader of any of them, so those that may be the fastest go on.
     """
+    first = plans[0]
+    if len(plans) == 1:
+        return first
+    if clock.is_compiled and _repeat(search, [first], 1, clock):  # which tells what compiling one model whole takes
+        return first
+    others = clock.longest * len(plans) if clock.is_compiled else 0.0  # the stock recipe is one of them
+    rounds = CHOICE_ROUNDS * _estimated(plans) + MAX_ROUNDS * _estimated([stock, first])
+    first.times.clear()
+    if others + rounds > clock.left() or _repeat(search, plans, CHOICE_ROUNDS, clock):
+        return first
 
     def fastest(among: Sequence[Finalist]) -> Finalist:
-        return max(among, key=lambda plan: stock.speedup_of(plan).ratio)
+        return max(among, key=lambda plan: among[0].speedup_of(plan).ratio)
 
     leader = fastest(plans)
-    if not _is_open(stock.speedup_of(leader)):
-        return leader
-    search.progress.line(f"{len(stock.times)} rounds beside {stock.candidate.name} leave it open what is gained: more")
-    near = [plan for plan in plans if stock.speedup_of(plan).high >= stock.speedup_of(leader).ratio]
-    if len(near) > 1:
-        _go_on(search, [stock, *near], min(NEAR_ROUNDS, clock.rounds_left(1 + len(near))), clock)
+    near = [plan for plan in plans if plan is leader or leader.speedup_of(plan).high > 1]
+    if any(_width(leader.speedup_of(plan)) > CHOSEN for plan in near):
+        search.progress.line(f"{CHOICE_ROUNDS} rounds leave open which plan is the fastest: more")
+        _go_on(search, near, min(NEAR_ROUNDS, clock.rounds_left(len(near)) // CHOICE_SHARE), clock)
         leader = fastest(near)
+    return dataclasses.replace(leader, times=[])
+
+
+def _judged(search: Search, stock: Finalist, leader: Finalist, clock: _Clock) -> Speedup:
+    """The leader's gain in rounds that did not choose it, with more of them where the first leave it open."""
+    if len(stock.times) < MAX_ROUNDS:  # there is no time for a second look
+        return stock.speedup_of(leader)
+    found = stock.speedup_of(leader, ERROR / LOOKS)
+    if not _is_open(found):
+        return found
+    search.progress.line(f"{len(stock.times)} rounds beside {stock.candidate.name} leave it open what is gained: more")
     _go_on(search, [stock, leader], min(MAX_PAIRED_ROUNDS - len(stock.times), clock.rounds_left(2)), clock)
-    return leader
+    return stock.speedup_of(leader, ERROR / LOOKS)
+
+
+def _width(speedup: Speedup) -> float:
+    return speedup.high - speedup.low
 
 
 def _is_open(so_far: Speedup) -> bool:
     """Whether more rounds should tell more: who is faster, where there is a difference, or by how much."""
-    width = so_far.high - so_far.low
+    width = _width(so_far)
     return width > VAGUE or (so_far.low <= WORTH <= so_far.high and width > TOLD_APART)
 
 
@@ -162,6 +211,7 @@ def _go_on(search: Search, finalists: Sequence[Finalist], rounds: int, clock: _C
 def _repeat(search: Search, finalists: Sequence[Finalist], rounds: int, clock: _Clock) -> str:
     """Add rounds of these in turns; why there are none, or nothing. After the first rounds compiled code is good."""
     candidates = [finalist.candidate for finalist in finalists]
+    before = clock.spent()
     try:
         found: list[list[StepTime]] = search.worker.request(
             "repeat", candidates, rounds, clock.blocks > 0, timeout=search.options.trial_timeout
@@ -171,6 +221,7 @@ def _repeat(search: Search, finalists: Sequence[Finalist], rounds: int, clock: _
     for finalist, times in zip(finalists, found, strict=True):
         finalist.times.extend(times)
     clock.blocks += rounds * len(finalists)
+    clock.longest = max(clock.longest, (clock.spent() - before) / len(finalists))
     return ""
 
 
@@ -187,28 +238,28 @@ def _saves_memory(plan: TrialRecord, stock: TrialRecord) -> bool:
     return mine is not None and theirs is not None and mine < MEMORY_NOISE * theirs
 
 
-def _num_rounds(allowed: float, finalists: Sequence[Finalist]) -> int:
-    """First rounds that fit in the seconds that repeats may take, at least two."""
-    per_round = sum(8 * finalist.record.outcome.measured_ms + 500 for finalist in finalists) / 1e3
-    return max(2, min(MAX_ROUNDS, int(allowed / per_round)))
+def _estimated(finalists: Sequence[Finalist]) -> float:
+    """Seconds of a round, by what the trials took."""
+    return sum(8 * finalist.record.outcome.measured_ms + 500 for finalist in finalists) / 1e3
 
 
-def _speedup_of_formats(search: Search, stock: Finalist, winner: Finalist) -> float | None:
-    """Speedup of the winner without padding, layout and loss choices; None where it could not be measured well."""
+def _speedup_of_formats(search: Search, stock: Finalist, winner: Finalist, clock: _Clock) -> float | None:
+    """Speedup of the winner without padding, layout and loss choices; None where it could not be measured well, or
+    where compiling one more whole model takes longer than repeats may."""
     whole = winner.candidate.plan
     assert whole is not None
     bare = plan_candidate(_formats_only(whole))
     if bare.key == winner.candidate.key:
         return stock.speedup_of(winner).ratio
+    if clock.is_compiled and clock.longest > clock.left():
+        return None
     search.progress.stage("repeating the formats alone")
     pair = [dataclasses.replace(stock, times=[]), Finalist(winner.record, bare, [])]
-    clock = _Clock(math.inf)
-    clock.blocks = 1
     rounds = FORMATS_ROUNDS if len(stock.times) <= MAX_ROUNDS else FORMATS_MORE_ROUNDS
     if _repeat(search, pair, rounds, clock):
         return None
     found = pair[0].speedup_of(pair[1])
-    return found.ratio if found.high - found.low <= VAGUE else None
+    return found.ratio if _width(found) <= VAGUE else None
 
 
 def _formats_only(plan: Plan) -> Plan:

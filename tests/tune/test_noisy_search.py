@@ -124,15 +124,17 @@ def test_no_pairs_where_they_do_not_pay(tmp_path: Path, setting: dict[str, Any])
 def test_the_leader_and_the_stock_recipe_are_repeated_more_where_rounds_do_not_tell_them_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, worker, verdict = searched(tmp_path / "out", Host(1, 1.5), budget=6)
-    assert worker.rounds[:3] == [(4, 6), (4, 12), (2, 22)]
+    _, worker, verdict = searched(tmp_path / "out", Host(0, 1.5), budget=6)
+    assert worker.rounds[:4] == [(3, 3), (3, 12), (2, 6), (2, 34)], "the plans alone, then one beside the recipe"
     assert len(verdict.stock_step.repeats) == 40 * 8
-    assert "leave it open what is gained" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "leave open which plan is the fastest" in said
+    assert "leave it open what is gained" in said
 
 
 def test_clear_rounds_are_not_repeated(tmp_path: Path) -> None:
-    _, worker, verdict = searched(tmp_path / "out", Host(0, calm=True))
-    assert worker.rounds == [(4, 6), (2, 5)], "the second time for the formats alone"
+    _, worker, verdict = searched(tmp_path / "out", Host(1, calm=True))
+    assert worker.rounds == [(3, 3), (2, 6), (2, 5)], "the last time for the formats alone"
     assert verdict.formats_only == pytest.approx(GAIN, rel=0.005)
     assert verdict.kind == "plan"
     assert verdict.speedup == pytest.approx(GAIN, rel=0.005)
@@ -152,8 +154,9 @@ def test_a_finalist_that_its_trial_shows_to_be_slower_is_not_compiled_whole(tmp_
     search.run()
     first, second, third = (record.outcome.median_ms for record in search.best_plans(3))
     assert second < 1.02 * first < third < 1.1 * first
+    search.progress.started -= 300
     decide(search)
-    assert worker.rounds == [(3, 2), (2, 5)], "not the third plan; the second time for the formats alone"
+    assert worker.rounds == [(1, 1), (2, 3), (2, 6), (2, 5)], "not the third plan; the last time for the formats alone"
 
 
 def test_formats_that_cannot_be_told_well_are_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,12 +165,12 @@ def test_formats_that_cannot_be_told_well_are_not_told(tmp_path: Path, monkeypat
 
     def block(self: LaunchBoundWorker, candidate: Candidate) -> StepTime:
         step = honest(self, candidate)
-        if len(self.rounds) < 2 or candidate.plan is None:
+        if len(self.rounds) < 3 or candidate.plan is None:
             return step
         return StepTime.of([ms * (1 + next(count) % 2) for ms in step.repeats[:1]])
 
     monkeypatch.setattr(LaunchBoundWorker, "block", block)
-    _, worker, verdict = searched(tmp_path / "out", Host(0, calm=True))
-    assert worker.rounds == [(4, 6), (2, 5)]
+    _, worker, verdict = searched(tmp_path / "out", Host(1, calm=True))
+    assert worker.rounds == [(3, 3), (2, 6), (2, 5)]
     assert verdict.kind == "plan"
     assert verdict.formats_only is None

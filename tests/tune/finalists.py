@@ -1,0 +1,122 @@
+"""Repeats of finalists on simulated hosts: what the procedure says beside what is true, without a search before it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, SitePlan
+from amptune.tune import finals
+from amptune.tune.finals import Verdict, decide
+from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.study import Outcome
+from amptune.tune.timing import StepTime
+
+from .hosts import Host
+
+STEP_MS = 27.0
+"""Of the stock recipe."""
+SHORT, LONG = 30.0, 3000.0
+"""Seconds of searches that leave time for a few rounds, and for all of them."""
+HOSTS: dict[str, dict[str, Any]] = {
+    "calm": {"calm": True},
+    "noise of 1 %": {"calm": True, "noise": 0.01},
+    "noise of 3 %": {"calm": True, "noise": 0.03},
+    "noise of 10 %": {"calm": True, "noise": 0.1},
+    "drift of 5 % in a second": {"calm": True, "drift": 0.05},
+    "a third slower for 0.3 s": {"dwell": 0.3},
+    "a third slower for 1.5 s": {"dwell": 1.5},
+    "a third slower for 6 s": {"dwell": 6.0},
+    "a third slower for 30 s": {"dwell": 30.0},
+    "a tenth slower for 1.5 s, noise of 2 %": {"dwell": 1.5, "slow": 1.1, "noise": 0.02},
+    "a third slower for 1.5 s, drift of 2 %": {"dwell": 1.5, "drift": 0.02},
+}
+"""What each host is like; times are means."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What the repeats said of plans that are so many times as fast as the stock recipe.
+
+    Attributes:
+        verdict: as it was said.
+        truth: the speedup of the plan that won; 1 where the recipe did.
+        blocks: how often a candidate was timed.
+    """
+
+    verdict: Verdict
+    truth: float
+    blocks: int
+
+    @property
+    def is_too_much(self) -> bool:
+        """Whether the lower end of the speedup is above the true one."""
+        return self.verdict.speedup_low > self.truth
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """As far as a TrialRecord is asked for."""
+
+    number: int
+    outcome: Outcome
+
+
+class _Simulated:
+    """A search that has ended and its worker, as far as the repeats ask for them."""
+
+    def __init__(self, host: Host, speedups: Sequence[float], seconds: float, *, is_compiled: bool) -> None:
+        self.host, self.worker, self.blocks = host, self, 0
+        compile_with = "inductor" if is_compiled else None
+        self.options = SimpleNamespace(objective="time", trial_timeout=1.0, compile_with=compile_with)
+        self.progress = SimpleNamespace(seconds=lambda: seconds, stage=lambda *_: None, line=lambda *_: None)
+        self.recipes = {"fp32": Candidate("fp32")}
+        self.records = [_record(index, STEP_MS / speedup) for index, speedup in enumerate(speedups)]
+        self.milliseconds = {
+            plan_candidate(self.plan_of(record)).key: record.outcome.median_ms for record in self.records
+        }
+
+    def best_stock(self) -> _Record:
+        return _record(len(self.records), STEP_MS, "fp32")
+
+    def best_plans(self, count: int) -> list[_Record]:
+        return self.records[:count]
+
+    def plan_of(self, record: _Record) -> Plan:
+        return Plan({f"layer.{record.number}": SitePlan(Format.BF16)}, loss_format=Format.FP32)
+
+    def request(self, _name: str, candidates: Sequence[Candidate], rounds: int, *_: Any, timeout: float) -> Any:
+        times: list[list[StepTime]] = [[] for _ in candidates]
+        for index in range(rounds):
+            order = list(zip(candidates, times, strict=True))
+            for candidate, found in reversed(order) if index % 2 else order:
+                found.append(self.host.block(self.milliseconds.get(candidate.key, STEP_MS)))
+                self.blocks += 1
+        return times
+
+
+def _record(number: int, milliseconds: float, recipe: str | None = None) -> _Record:
+    step = StepTime.of([milliseconds]).to_json()
+    return _Record(number, Outcome("stock" if recipe else "search", "valid", recipe=recipe, step_ms=step))
+
+
+def repeated(host: Host, speedups: Sequence[float], seconds: float = LONG, *, is_compiled: bool = False) -> Said:
+    """Repeats after a search of so many seconds, on the host's own clock, of plans with these true speedups."""
+    search = _Simulated(host, speedups, seconds, is_compiled=is_compiled)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(finals, "time", SimpleNamespace(monotonic=lambda: host.now))
+        verdict = decide(search)  # type: ignore[arg-type]
+    truth = speedups[verdict.record.number] if verdict.kind == "plan" else 1.0
+    return Said(verdict, truth, search.blocks)
+
+
+def chance_of_more(wrong: int, count: int, error: float = 0.05) -> float:
+    """Chance of so many or more errors in so many cases, each with a chance of ``error``."""
+    fewer = sum(math.comb(count, k) * error**k * (1 - error) ** (count - k) for k in range(wrong))
+    return max(0.0, 1.0 - fewer)
