@@ -71,6 +71,15 @@ class NodeBounds:
             axis for axis in axes if bool((~kept).any(axis).all())
         )
 
+    def triangles(self, node: fx.Node) -> tuple[bool, bool]:
+        """Whether a constant mask holds nowhere above the diagonal, and whether it holds everywhere above it."""
+        value = self._folded.of(node)
+        if value is None or value.dim() < 2 or value.shape[-1] != value.shape[-2] or value.is_complex():
+            return False, False
+        holds = value != 0
+        above = torch.ones_like(holds).triu(1)
+        return not bool((holds & above).any()), bool((holds | ~above).all())
+
     def pairs_with_itself(self, node: fx.Node) -> bool:
         """Whether a mask says which numbers of a vector are equal, so that its diagonal holds whatever they are."""
         test, seen = _root(node), _tensor(node)

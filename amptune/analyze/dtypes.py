@@ -93,20 +93,22 @@ class FollowedDtypes:
             return inner, followed
         return None, self._owners.get(root(node).name, INPUT)
 
-    def _of_template(self, base: fx.Node) -> str | Like:
+    def _of_template(self, node: fx.Node) -> str | Like:
         """What ``zeros_like`` and its kin take their dtype from: a site, INPUT, or a tensor whose dtype is known."""
+        dtype, followed = self._of(node)
+        if followed is not None:
+            return Like(followed)
+        if dtype is not None:
+            return dtype
+        base = root(node)
         if base.name in self._owners:
             return Like(self._owners[base.name])
         if base.op == "placeholder" or base.meta.get("amptune_stored") is not None:
             return Like(INPUT)
         if (inner := template(base)) is not None:
             return self._of_template(inner)
-        dtype, followed = self._of(base)
-        if followed is not None:
-            return Like(followed)
         value = base.meta.get("val")
-        own = str(value.dtype).removeprefix("torch.") if isinstance(value, torch.Tensor) else UNKNOWN
-        return own if dtype is None else dtype
+        return str(value.dtype).removeprefix("torch.") if isinstance(value, torch.Tensor) else UNKNOWN
 
 
 _DEPTH = 8
@@ -201,7 +203,7 @@ def template(node: fx.Node) -> fx.Node | None:
     op = str(base.meta.get("amptune_op"))
     follows = op.endswith("_like") or op.startswith("new_")
     if follows and base.all_input_nodes and not any(isinstance(v, torch.dtype) for v in base.kwargs.values()):
-        return root(base.all_input_nodes[0])
+        return base.all_input_nodes[0]
     return None
 
 

@@ -3,8 +3,9 @@
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
 ``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``viewed``, ``copied``, ``rearranged``, ``channels_last``,
 ``integers``, ``fp32_limit``, ``exact``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random``, ``kept``,
-``one_hot``, ``pairs``, ``called``, ``later_sources`` and, of nn.MultiheadAttention, ``fused`` that the class describes,
-and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left as it is.
+``triangles``, ``one_hot``, ``pairs``, ``called``, ``later_sources`` and, of nn.MultiheadAttention, ``fused`` that the
+class describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is
+left as it is.
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ def _origins(
     kept = {index: axes for index, node in enumerate(outside) if any(axes := bounds.axes_kept(node))}
     if kept:
         yield "kept", kept
+    if site.op in ("masked_fill", "where"):
+        triangles = {index: found for index, node in enumerate(outside) if any(found := bounds.triangles(node))}
+        if triangles:
+            yield "triangles", triangles
     shares = [index for index, node in enumerate(outside) if str(root(node).meta.get("amptune_op")) == "one_hot"]
     if shares:
         yield "one_hot", shares

@@ -140,7 +140,8 @@ class Site:
             ``exact``: (low, high, number of zeros) of a result that is worked out from constants alone.
             ``views``: {index of an input: (views that pick some of its numbers, all views)}, as text.
             ``kept``: {index of an input: (axes, axes)}, for constant masks: along which, from -1 for the last, every
-            line has a number that is not zero, and a zero. ``one_hot``: indices of inputs that one_hot made;
+            line has a number that is not zero, and a zero. ``triangles``: {index of an input: (whether a constant mask
+            holds nowhere above the diagonal, everywhere above it)}. ``one_hot``: indices of inputs that one_hot made;
             ``pairs``: of masks that say which numbers of a vector are equal.
             ``narrowed``: {index of an input: 8-bit dtype that it is cast to on the way, even if it is cast back}.
             ``random``: an input is drawn in the forward. ``later_sources``: ``sources`` of the calls after the first.

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from amptune.core.blends import blended
 from amptune.core.cosines import is_cosine
-from amptune.core.cumulative import rest_of_sum
+from amptune.core.cumulative import between_steps, rest_of_sum
 from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
 from amptune.core.graph import Site
 from amptune.core.intervals import UNIT, Range, point, square, symmetric
 from amptune.core.masked import kept_by_mask, least_kept
 from amptune.core.range_rules import axis_size, limits_of, norm_order, reduced_count
-from amptune.core.squares import is_square, squareplus
+from amptune.core.squares import is_square, scaled_square, squareplus
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
@@ -194,6 +194,8 @@ def _product(ranges: Ranges, site: Site) -> Range | None:
         return None
     if ranges.same(site, 0, site, 1):
         return square(ranges.operand(site, 0))
+    if (found := scaled_square(ranges, site)) is not None:
+        return found
     for side, other in ((0, 1), (1, 0)):
         factor = ranges.root(site, side)
         if factor is None:
@@ -358,7 +360,10 @@ def _chosen(ranges: Ranges, site: Site) -> Range | None:
     """where(x > c, x, y): the condition bounds the branch that it is about."""
     branches = []
     for branch, holds in ((1, True), (2, False)):
-        branches.append(_under(ranges, site, 0, branch, holds))
+        found = _under(ranges, site, 0, branch, holds)
+        if (later := between_steps(ranges, site, branch, 0, kept=holds)) is not None:
+            found = found.within(later)
+        branches.append(found)
     return branches[0].union(branches[1])
 
 
@@ -366,7 +371,10 @@ def _filled(ranges: Ranges, site: Site) -> Range | None:
     """x.masked_fill(x == 0, y): what is left of x is what the mask does not hold for."""
     value = site.attrs.get("value")
     filled = point(float(value)) if isinstance(value, (int, float)) else ranges.operand(site, 2)
-    return _under(ranges, site, 1, 0, holds=False).union(filled)
+    found = _under(ranges, site, 1, 0, holds=False)
+    if (later := between_steps(ranges, site, 0, 1, kept=False)) is not None:
+        found = found.within(later)
+    return found.union(filled)
 
 
 def _selected(ranges: Ranges, site: Site) -> Range | None:

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from amptune.core.graph import Site
-from amptune.core.intervals import Range
+from amptune.core.intervals import Range, scaled, square
+from amptune.core.operands import input_of
 from amptune.core.range_rules import exponent_of
 
 if TYPE_CHECKING:
@@ -18,6 +19,38 @@ def is_square(ranges: Ranges, site: Site) -> bool:
     if site.op == "pow":
         return exponent_of(site) == 2
     return site.op == "square" or (site.op == "mul" and ranges.same(site, 0, site, 1))
+
+
+def scaled_square(ranges: Ranges, site: Site) -> Range | None:
+    """Bounds of ``-0.5 * x * x``, ``x * -x`` and the like: a product of x and of a number times x."""
+    for side in (0, 1):
+        factor, number = ranges.root(site, side), 1.0
+        if any((site.attrs.get("views") or {}).get(input_of(site, side), ("", ""))):
+            continue
+        for _ in range(_DEPTH):
+            if factor is None or (times := _number_times(factor)) is None:
+                break
+            place, own = times
+            number *= own
+            if ranges.same(factor, place, site, 1 - side):
+                return scaled(square(ranges.operand(site, 1 - side)), number)
+            factor = ranges.root(factor, place)
+    return None
+
+
+_DEPTH = 4
+
+
+def _number_times(site: Site) -> tuple[int, float] | None:
+    """The operand that a site multiplies with a literal, and the literal."""
+    scalars = site.attrs.get("scalars") or {}
+    if site.op == "neg":
+        return 0, -1.0
+    if site.op == "mul" and len(scalars) == 1:
+        ((place, value),) = scalars.items()
+        return 1 - place, float(value)
+    divided = site.op == "div" and set(scalars) == {1} and scalars[1] and not site.attrs.get("rounding_mode")
+    return (0, 1 / float(scalars[1])) if divided else None
 
 
 def squareplus(ranges: Ranges, site: Site) -> Range | None:

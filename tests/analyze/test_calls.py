@@ -78,6 +78,22 @@ def test_what_all_calls_share_is_one_finding_without_a_call(tmp_path: Path) -> N
     assert "calls" not in found.evidence
 
 
+def test_the_steps_of_a_loop_over_running_sums_have_one_reason(tmp_path: Path) -> None:
+    body = (
+        "over, under = torch.zeros_like(h[0]), torch.zeros_like(h[0])\n"
+        "out = []\n"
+        "for t in range(4):\n"
+        "    e = torch.exp(h[t])\n"
+        "    over, under = 0.9 * over + e * x[t], 0.9 * under + e\n"
+        "    out.append(over / under)\n"
+        "return torch.stack(out)"
+    )
+    found = [each for each in analysed(body, tmp_path).findings if each.rule == "G203"]
+    assert len(found) == 1
+    assert "is divided by what is made of exponentials" in found[0].message
+    assert "call" not in found[0].message
+
+
 def test_stable_calls_beside_each_other_are_not_blamed(tmp_path: Path) -> None:
     body = "t = torch.tanh(h)\nreturn shares(h - h.amax(-1, keepdim=True)) + shares(t)"
     assert not analysed(body, tmp_path, select="G203").findings

@@ -113,6 +113,13 @@ def test_zeros_like_names_its_template(frontend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize("make", ["h.float().new_zeros(4, 8)", "torch.zeros_like(h.float()[:, :8])"])
+def test_a_template_may_be_cast_first(make: str, frontend: str, tmp_path: Path) -> None:
+    graph = graph_of(f"return (self.fc.weight[:4] @ {make}.T).var(-1)", tmp_path, frontend)
+    assert graph["#matmul.0"].attrs["casts"] == {0: "float32"}
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
 def test_random_numbers_written_over_an_empty_tensor_have_its_dtype(frontend: str, tmp_path: Path) -> None:
     graph = graph_of("return (h - torch.empty_like(h).exponential_().log()).var(-1)", tmp_path, frontend)
     assert graph["#log.0"].attrs["like"] == {0: "fc"}

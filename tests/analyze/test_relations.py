@@ -25,6 +25,19 @@ EXPONENTIALS = {
         "        return torch.exp(-(p * torch.log(p + 1e-10)).sum())",
     "what is left of a decay":
         "c = torch.cumsum(-F.softplus(self.fc(x)), -1)\n        return torch.exp(c[:, -1:] - c)",
+    "half a square written from the left":
+        "z = self.fc(x)\n        return torch.exp(-0.5 * z * z)",
+    "a square times its own negative":
+        "z = self.fc(x)\n        return torch.exp(z * -(z / 2))",
+    "decays from each step to each later one":
+        "c = torch.cumsum(-F.softplus(self.fc(x)[:, :32]), -1)\n"
+        "        causal = torch.ones(32, 32, dtype=torch.bool, device=x.device).tril()\n"
+        "        d = (c[..., :, None] - c[..., None, :]).masked_fill(~causal, float('-inf'))\n"
+        "        return torch.exp(d)",
+    "decays to each step from each earlier one":
+        "c = torch.cumsum(F.softplus(self.fc(x)[:, :32]), -1)\n"
+        "        causal = torch.ones(32, 32, device=x.device).tril() > 0\n"
+        "        d = c.unsqueeze(-2) - c.unsqueeze(-1)\n        return torch.exp(torch.where(causal, d, -1e9))",
     "distances of unit vectors":
         "z = F.normalize(self.fc(x), dim=-1)\n        return torch.exp(8 * torch.pdist(z))",
 }  # fmt: skip
@@ -47,6 +60,23 @@ SHARES_OF_NOTHING = {
         "p = torch.zeros(x.shape[0], 4096, device=x.device)\n"
         "        p.scatter_(1, self.fc(x).topk(9)[1], 1)\n        p = p.mean(0)\n"
         "        return self.fc(x).sum() + torch.exp(-4096 * (p * torch.log(p + 1e-10)).sum())",
+    "half a product":
+        "z = self.fc(x)\n        return torch.exp(-0.5 * z * z.flip(-1))",
+    "a matrix times its own transpose, number by number":
+        "z = self.fc(x)[:, :8]\n        return torch.exp((-0.5 * z).T * z)",
+    "decays to each earlier step":
+        "c = torch.cumsum(-F.softplus(self.fc(x)[:, :32]), -1)\n"
+        "        later = torch.ones(32, 32, dtype=torch.bool, device=x.device).triu()\n"
+        "        d = c[..., :, None] - c[..., None, :]\n        return torch.exp(d.masked_fill(~later, float('-inf')))",
+    "decays whose mask comes after the exponential":
+        "c = torch.cumsum(-F.softplus(self.fc(x)[:, :32]), -1)\n"
+        "        causal = torch.ones(32, 32, dtype=torch.bool, device=x.device).tril()\n"
+        "        d = c[..., :, None] - c[..., None, :]\n        return torch.exp(d).masked_fill(~causal, 0)",
+    "decays of another sequence":
+        "c = torch.cumsum(-F.softplus(self.fc(x)[:, :32]), -1)\n"
+        "        causal = torch.ones(32, 32, dtype=torch.bool, device=x.device).tril()\n"
+        "        d = c[..., :, None] - c.flip(-1)[..., None, :]\n"
+        "        return torch.exp(d.masked_fill(~causal, float('-inf')))",
     "a growth from its start":
         "c = torch.cumsum(-F.softplus(self.fc(x)), -1)\n        return torch.exp(c[:, :1] - c)",
 }  # fmt: skip

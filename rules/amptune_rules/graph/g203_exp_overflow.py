@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
@@ -199,7 +199,7 @@ def _is_decay(run: Run, site: Site) -> bool:
 def _harm(context: GraphContext, site: Site) -> str:
     """What an infinite result leads to, beyond being infinite; empty where there is no more to it."""
     reached = _reached(context, site)
-    for after in list(reached):
+    for after in reached:
         for consumer in context.graph.consumers(after):
             if consumer.op in _LOGARITHMS:
                 return _LOGGED
@@ -215,9 +215,9 @@ def _harm(context: GraphContext, site: Site) -> str:
     return ""
 
 
-def _reached(context: GraphContext, site: Site) -> frozenset[str]:
-    """Sites that an infinity in ``site`` reaches as an infinity."""
-    reached, fresh = {site.id}, [site.id]
+def _reached(context: GraphContext, site: Site) -> Mapping[str, None]:
+    """Sites that an infinity in ``site`` reaches as an infinity, the nearest first."""
+    reached, fresh = {site.id: None}, [site.id]
     for _ in range(_STEPS):
         fresh = [
             consumer.id
@@ -225,11 +225,11 @@ def _reached(context: GraphContext, site: Site) -> frozenset[str]:
             for consumer in context.graph.consumers(name)
             if consumer.op in _CARRIES and consumer.id not in reached
         ]
-        reached.update(fresh)
-    return frozenset(reached)
+        reached.update(dict.fromkeys(fresh))
+    return reached
 
 
-def _sides(context: GraphContext, site: Site, reached: frozenset[str]) -> list[bool]:
+def _sides(context: GraphContext, site: Site, reached: Mapping[str, None]) -> list[bool]:
     """Whether numerator and denominator of a division are infinite."""
     roots = [context.runs[0].ranges.root(site, place) for place in (0, 1)]
     return [root is not None and root.id in reached for root in roots]

@@ -13,7 +13,7 @@ from amptune.core.range_rules import exponent_of
 from amptune.core.relations import is_self_dot
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import runs_in, where_in
+from amptune_rules.graph._numeric import reads_weights_alone, runs_in, where_in
 
 LIMIT = Format.FP16.max**0.5
 
@@ -67,6 +67,12 @@ class SquareOverflow(GraphRule):
             h = self.fc(x).float()
             return h * torch.rsqrt((h * h).mean(-1, keepdim=True) + 1e-5)
             """)),
+        Example("a square of weights alone", model_file(
+            """
+            spread = self.root @ self.root.T
+            return self.fc(x) / (1 + spread * spread).float()
+            """,
+            init="self.fc = nn.Linear(64, 64)\nself.root = nn.Parameter(torch.randn(64, 8) * 0.05)")),
         Example("a bounded square", model_file(
             """
             h = torch.sigmoid(self.fc(x))
@@ -77,7 +83,7 @@ class SquareOverflow(GraphRule):
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each square."""
         for site, half in context.sites_in_half("mul", "square", "pow", "einsum"):
-            if not _is_square(half[0], site):
+            if not _is_square(half[0], site) or reads_weights_alone(context, site):
                 continue
             runs = tuple(
                 run for run in runs_in(half, site, Format.FP16) if run.ranges.operand(site, 0).magnitude > LIMIT
