@@ -86,7 +86,7 @@ def _origins(
     if kept:
         yield "kept", kept
     if site.op in ("masked_fill", "where"):
-        triangles = {index: found for index, node in enumerate(outside) if any(found := bounds.triangles(node))}
+        triangles = {index: held for index, node in enumerate(outside) if any(held := bounds.triangles(node))}
         if triangles:
             yield "triangles", triangles
     shares = [index for index, node in enumerate(outside) if str(root(node).meta.get("amptune_op")) == "one_hot"]

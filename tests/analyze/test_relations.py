@@ -125,6 +125,18 @@ def test_the_largest_sum_of_shares_is_not_zero(tmp_path: Path) -> None:
     assert "G205" in {each.rule for each in judged(*loaded(tmp_path, WIDE.format(body=whole))).findings}
 
 
+def test_a_sum_of_a_mask_is_not_said_to_have_both_signs(tmp_path: Path) -> None:
+    text, batch = NET.format(body="return self.fc(image).sum() / image.sum()"), "torch.eye(16)[:8], None"
+    found = judged(*loaded(tmp_path, text, batch)).findings
+    (message,) = (each.message for each in found if each.rule == "G205")
+    assert "division by a sum, which is zero where all its terms are" in message
+
+
+def test_an_exponential_as_denominator_is_one_finding(tmp_path: Path) -> None:
+    found = judged(*loaded(tmp_path, NET.format(body="return image / torch.exp(self.fc(image))"))).findings
+    assert [each.rule for each in found] == ["G203"]
+
+
 def test_a_bounded_difference_may_be_zero(tmp_path: Path) -> None:
     body = "h = torch.tanh(self.fc(x).float())\n        return x / (h{} - 0.5)"
     (found,) = [

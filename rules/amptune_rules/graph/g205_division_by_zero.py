@@ -163,14 +163,14 @@ class DivisionByZero(GraphRule):
                 chain=chain(context, site),
             )
         elif (
-            (what := _of_both_signs(root))
+            (what := _what_may_vanish(context, root))
             and _may_vanish(context.runs[0].ranges.operand(site, place))
             and not _is_off_zero_by_data(context, site, place)
         ):
             yield context.finding(
                 self,
                 site,
-                f"division by {what}, which can be zero: add an eps, or clamp it",
+                f"division by {what}: add an eps, or clamp it",
                 severity=Severity.INFO,
                 chain=chain(context, site),
             )
@@ -194,6 +194,8 @@ class DivisionByZero(GraphRule):
             return
         if is_positive_sum(run.ranges, root) or (root is not None and _is_root_with_eps(context, root)):
             return
+        if root is not None and root.op in ("exp", "exp2") and not math.isfinite(run.ranges.operand(root, 0).high):
+            return  # G203 says of such an exponential what else it does below
         if root is None and (position is None or position not in (site.attrs.get("bounds") or {})):
             return
         if found == Range(0.0, 0.0):
@@ -224,13 +226,19 @@ def _constant_zeros(context: GraphContext, site: Site, place: int) -> int:
     return int(root.attrs.get("exact", (0, 0, 0))[2])
 
 
-def _of_both_signs(root: Site) -> str:
-    """What a denominator is, where it is a kind of value that has both signs unless something says otherwise."""
+def _what_may_vanish(context: GraphContext, root: Site) -> str:
+    """What a denominator is, where it is a kind of value that has both signs unless something says otherwise, or adds
+    up what the batch has no negative numbers of, as masks."""
     if root.op == "sub":
-        return "a difference"
+        return "a difference, which can be zero"
     if op_named(root.op).family in SIGNED_FAMILIES:
-        return f"the output of {root.id}" if root.is_module else f"the result of {root.op}"
-    return f"a {root.op} of what has both signs" if root.op in ("sum", "mean", "prod", "trace") else ""
+        return f"{f'the output of {root.id}' if root.is_module else f'the result of {root.op}'}, which can be zero"
+    if root.op not in ("sum", "mean", "prod", "trace"):
+        return ""
+    bounds = context.bounds(context.runs[0])
+    if root.op in ("sum", "mean") and bounds is not None and bounds.operand(root, 0).low >= 0:
+        return f"a {root.op}, which is zero where all its terms are"
+    return f"a {root.op} of what has both signs, which can be zero"
 
 
 def _is_off_zero_by_data(context: GraphContext, site: Site, place: int) -> bool:
