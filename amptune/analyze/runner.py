@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from amptune.analyze.confirm import confirmed
 from amptune.analyze.enrich import enrich
 from amptune.analyze.estimate import FIXED, Estimate, SiteTimes, estimate_all, site_times
 from amptune.analyze.grouping import group, of_sites, without_repeats
@@ -139,6 +140,7 @@ def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGra
         calls=calls,
     )
     found = [finding for rule in rules for finding in _findings(cast("GraphRule", rule.cls()), context)]
+    found = confirmed(found, graph, question.evidence.observed)
     estimates = _with_stops(estimates, _stops([*found, *_unasked(rules, context)]))
     kept = _unsuppressed([each for each in without_repeats(found) if not _is_ignored(each, question.ignore_modules)])
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]

@@ -95,6 +95,7 @@ def _work(args: argparse.Namespace, config: Config, finished: Finished) -> int:
     target, captured = _capture(args, config)
     question = dataclasses.replace(question, evidence=_evidence(args, target, captured))
     analysis = analyze(captured, question)
+    _say_beginning(analysis, question)
     text, page = _render(args.format, analysis, question), _page(analysis, question) if args.html else ""
     finished()
     if args.html:
@@ -157,6 +158,19 @@ def _evidence(args: argparse.Namespace, target: Target, captured: Capture) -> Ev
     if args.calibrate:
         _say("running one step in FP32")
     return gather(target, captured, stated=args.range, observe=args.calibrate, train=not args.no_loss, say=_say)
+
+
+def _say_beginning(analysis: Analysis, question: Question) -> None:
+    """Where the recorded step broke, if no finding says so."""
+    from amptune.analyze.confirm import beginnings
+
+    observed = question.evidence.observed
+    if observed is None or analysis.capture is None or any("broke" in each.evidence for each in analysis.findings):
+        return
+    for site, words in beginnings(analysis.capture.graph, observed):
+        at = f"{site.location.path}:{site.location.line}" if site.location else question.path
+        _say(f"note: the step on the batch broke in FP32 already, first at {at} ({site.op} of {site.id}): {words}")
+        return
 
 
 def _model(args: argparse.Namespace, config: Config) -> str:

@@ -70,7 +70,7 @@ class SquareOverflow(GraphRule):
         Example("a square of weights alone", model_file(
             """
             spread = self.root @ self.root.T
-            return self.fc(x) / (1 + spread * spread).float()
+            return self.fc(x) / (1 + (spread * spread).float().sum(0))
             """,
             init="self.fc = nn.Linear(64, 64)\nself.root = nn.Parameter(torch.randn(64, 8) * 0.05)")),
         Example("a bounded square", model_file(
