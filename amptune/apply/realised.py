@@ -44,7 +44,12 @@ class Mismatch:
 
 
 def check_realised(
-    model: nn.Module, run: Callable[[], None], plan: Plan, *, takes_gradients: bool = False
+    model: nn.Module,
+    run: Callable[[], None],
+    plan: Plan,
+    *,
+    takes_gradients: bool = False,
+    region: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> list[Mismatch]:
     """Run a forward and backward, then a forward in eval mode, and compare what ran with the plan.
 
@@ -57,6 +62,7 @@ def check_realised(
         run: runs ``model`` and the backward of its loss once; what it leaves in ``.grad`` stays.
         plan: what should be in force.
         takes_gradients: the forward takes gradients itself, so that it cannot run without them in eval mode either.
+        region: entered around the forward in eval mode: the autocast region that ``run`` enters around its own.
 
     Returns:
         What differs; empty when the plan is in force.
@@ -70,7 +76,7 @@ def check_realised(
     found += _check_functions(functions, trained)
     if trained.root_call is not None:
         args, kwargs = trained.root_call
-        with _evaluating(model, takes_gradients), recording(model, set(sites)) as evaluated:
+        with _evaluating(model, takes_gradients), region(), recording(model, set(sites)) as evaluated:
             model(*args, **kwargs)
         found += _check_modules(model, sites, evaluated, "eval")
     return list(dict.fromkeys(found))

@@ -57,7 +57,7 @@ from amptune.tune.losses import measure_losses, measure_update
 from amptune.tune.lowparams import check_params
 from amptune.tune.options import TuneOptions
 from amptune.tune.quality import NUM_ORDERS, Quality, Reference, judge, measure_reference, reference_itself
-from amptune.tune.recipes import Candidate, plan_candidate, stock_candidates
+from amptune.tune.recipes import Candidate, autocast_region, stock_candidates
 from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.space import COMPILED_LOSS, Space
 from amptune.tune.structure import check_structure
@@ -306,7 +306,8 @@ class Worker:
             return ()
         # What a compiled loss runs inside is not recorded; its uncompiled twin has the same formats.
         plan = dataclasses.replace(candidate.plan, loss_compile=False)
-        with training(self.bench, plan_candidate(plan)) as run:
+        candidate = dataclasses.replace(candidate, plan=plan, loss_compile=False)
+        with training(self.bench, candidate) as run:
             batch = self.batches.train[0]
 
             def forward_and_backward() -> None:
@@ -319,8 +320,9 @@ class Worker:
                 run.step(batch)
 
             found = check_realised(
-                self.bench.model, forward_and_backward, plan, takes_gradients=self.bench.takes_gradients
-            )
+                self.bench.model, forward_and_backward, plan, takes_gradients=self.bench.takes_gradients,
+                region=lambda: autocast_region(candidate, self.bench.device),
+            )  # fmt: skip
             found += stale_weight_casts(self.bench.model, step, forward, plan)
             return tuple(map(str, found))
 

@@ -10,9 +10,13 @@ from amptune.cli import run
 from amptune.core.formats import Format
 from amptune.tune.bench import extras, far_off
 from amptune.tune.kernels import uses_tensor_cores
+from amptune.tune.options import TuneOptions
+from amptune.tune.process import WorkerProcess
 from amptune.tune.recipes import Candidate
 from amptune.tune.timing import StepTime
-from amptune.tune.worker import Measured
+from amptune.tune.worker import Job, Measured
+
+from .conftest import MLP
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,22 @@ def test_extras_add_the_loss_and_the_layout_to_autocast(model_file: Path) -> Non
     assert dict(aligned.plan.sites) == {"fc2": aligned.plan.sites["fc2"]}, "13 outputs are off, 32 are not"
     assert not found["autocast-bf16+compiled-loss"].plan
     assert [c.name for c in extras(recipes, graph, compile_loss=False)] == ["autocast-bf16+aligned"]
+
+
+def test_a_layer_that_is_aligned_by_itself_takes_what_a_padded_one_gives_under_autocast(tmp_path: Path) -> None:
+    model = tmp_path / "net.py"
+    model.write_text(MLP.replace("nn.Linear(16, 32)", "nn.Linear(16, 30)").replace("(32, 13)", "(30, 16)"))
+    spec = TargetSpec(str(model))
+    (aligned,) = extras(
+        [Candidate("autocast-bf16", autocast=Format.BF16)], capture(load_target(spec)).graph, compile_loss=False
+    )
+    assert aligned.plan is not None
+    assert set(aligned.plan.sites) == {"fc1"}
+    job = Job(TuneOptions(spec, tmp_path / "out", steps=2, tolerance=0.5), None, {}, (), threads=1)
+    with WorkerProcess(job, lambda *_: None) as worker:
+        measured = worker.request("trial", aligned, None, timeout=120)
+    assert measured.mismatches == ()
+    assert measured.step is not None
 
 
 def test_the_command_measures_every_recipe_and_the_plan(
