@@ -120,7 +120,8 @@ class CostTable:
     ``channels_last`` has the costs of the sites that images pass through, in that memory format; in both, a site's cost
     as TF32 is that of its FP32 where TF32 is allowed. ``losses`` is what the loss takes in each of its choices, on a
     16-bit output. ``update`` is what the optimizer's step takes, None where more than sites, loss and optimizer of a
-    step is without a price; ``scaling`` is what a loss scaler adds to it.
+    step is without a price; ``scaling`` is what a loss scaler adds to it. ``launching`` is what Python takes to queue a
+    cast with its gradient's way back, 0 where that is not known or costs nothing.
     """
 
     sites: Mapping[str, Mapping[Choice, SiteCost]]
@@ -129,6 +130,7 @@ class CostTable:
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
     update: float | None = None
     scaling: float = 0.0
+    launching: float = 0.0
 
     def in_channels_last(self) -> CostTable:
         """The table of a model whose images are in channels_last format."""
@@ -139,6 +141,15 @@ class CostTable:
         sites = {name: {**costs, FP32: costs[TF32]} if TF32 in costs else costs for name, costs in self.sites.items()}
         return dataclasses.replace(self, sites=sites)
 
+    def on_the_host(self) -> CostTable:
+        """What Python takes beside what all plans have in common: to queue the casts."""
+        return CostTable({}, {pair: CastPrice(self.launching, 0.0) for pair in self.casts})
+
+    def with_launches(self) -> CostTable:
+        """The table of a step in which the GPU waits for Python: a cast also costs what it takes to queue it."""
+        casts = {pair: CastPrice(price.fixed + self.launching, price.per_byte) for pair, price in self.casts.items()}
+        return dataclasses.replace(self, casts=casts)
+
     def to_json(self) -> dict[str, Any]:
         """A form that JSON holds: choices by their labels."""
         return {
@@ -147,6 +158,7 @@ class CostTable:
             "losses": dict(self.losses),
             "update": self.update,
             "scaling": self.scaling,
+            "launching": self.launching,
             "casts": [
                 [*sorted(f.label for f in pair), price.fixed, price.per_byte] for pair, price in self.casts.items()
             ],
@@ -160,7 +172,7 @@ class CostTable:
             for a, b, fixed, per_byte in data["casts"]
         }
         images = _costs_from_json(data.get("channels_last", {}))
-        beside = data.get("losses", {}), data.get("update"), data.get("scaling", 0.0)
+        beside = data.get("losses", {}), data.get("update"), data.get("scaling", 0.0), data.get("launching", 0.0)
         return cls(_costs_from_json(data["sites"]), casts, images, *beside)
 
     def site(self, site_id: str, choice: Choice) -> SiteCost:

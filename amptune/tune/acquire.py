@@ -2,6 +2,8 @@
 
 Candidates are the plans that are best in worlds drawn from what is known (Thompson sampling), found by descents from
 the plans so far, and the neighbours of the best one; the best candidates then climb on the acquisition itself.
+
+Where it is known what the host takes, a step is the longer of that and of the GPU's time.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from amptune.tune.encoded import Encoding, Row, Rows
+from amptune.tune.host import Host
 from amptune.tune.stepmodel import StepModel
 from amptune.tune.validity import Validity
 
@@ -42,6 +45,8 @@ class Acquisition:
         best: the row of the best plan.
         max_bytes: what a plan may keep.
         of_memory: whether bytes are to be saved, and not milliseconds.
+        base_ms: what the GPU takes beside what the encoding adds up; of use with ``host`` alone.
+        host: what the host takes; None where only the GPU counts.
     """
 
     encoding: Encoding
@@ -50,6 +55,8 @@ class Acquisition:
     best: Row
     max_bytes: float = math.inf
     of_memory: bool = False
+    base_ms: float = 0.0
+    host: Host | None = None
 
     def gains(self, rows: Rows) -> np.ndarray:
         """What each row is expected to save where it is better, times the chance that it trains."""
@@ -66,8 +73,16 @@ class Acquisition:
             fewer: np.ndarray = np.maximum(0.0, self.encoding.bytes(best) - self.encoding.bytes(rows))
             return fewer
         more, spread = self.step.differences(rows, self.best)
-        saved = self.encoding.milliseconds(best) - self.encoding.milliseconds(rows) - more
-        return expected_improvement(saved, spread)
+        on_gpu = self.encoding.milliseconds(best)
+        saved = on_gpu - self.encoding.milliseconds(rows) - more
+        if self.host is None:
+            return expected_improvement(saved, spread)
+        on_gpu = self.base_ms + on_gpu + self.step.corrections(best)
+        on_host = self.host.milliseconds(best)
+        longer = np.maximum(on_gpu, on_host)
+        saved_on_host, host_spread = self.host.saved(rows, self.best)
+        both = smaller_of(saved + longer - on_gpu, spread, saved_on_host + longer - on_host, host_spread)
+        return expected_improvement(*both)
 
     def candidates(self, rng: np.random.Generator, starts: Rows) -> tuple[Rows, np.ndarray]:
         """Candidates and what they may gain, best first."""
@@ -113,17 +128,13 @@ class Worlds:
     def __init__(self, known: Acquisition, rng: np.random.Generator, draws: int) -> None:
         self.known = known
         self.rng = rng
-        step, validity = known.step, known.validity
-        weights = [step.sample(rng) for _ in range(draws)]
-        drawn = [validity.sample(rng) for _ in range(draws)]
-        self.scaling = np.array([step.features.of_scaling(w) for w in weights])
-        self.links = [step.features.link_matrices(w) for w in weights]
+        self.bounds = [DrawnTimes(known.encoding, known.step, rng, draws, known.base_ms)]
+        if known.host:
+            self.bounds.append(DrawnTimes(known.host.encoding, known.host.step, rng, draws, known.host.fixed_ms))
+        drawn = [known.validity.sample(rng) for _ in range(draws)]
         self.limits = np.array([limit for _, limit, _ in drawn])
-        self.by_value = [
-            np.stack([step.features.of_values(w), errors, forbidden], axis=1)
-            for w, (errors, _, forbidden) in zip(weights, drawn, strict=True)
-        ]
-        """For each world and value of a choice: milliseconds, error, and whether it is forbidden."""
+        self.by_value = [np.stack([errors, forbidden], axis=1) for errors, _, forbidden in drawn]
+        """For each world and value of a choice: error, and whether it is forbidden."""
         self.unit = max(float(known.encoding.milliseconds(known.best[None])[0]), 1e-9)
 
     def descended(self, rows: Rows, owners: np.ndarray) -> tuple[Rows, np.ndarray]:
@@ -160,24 +171,61 @@ class Worlds:
         """Milliseconds, or bytes, for rows x changes x choices; the first axis is that of the owners."""
         known, encoding = self.known, self.known.encoding
         flat, shape = _flat(rows), rows.shape[:2]
-        found = encoding.milliseconds(flat).reshape(shape)
         one_hot = encoding.one_hot(flat).reshape(*shape, -1)
-        indicators = [i.reshape(*shape, -1) for i in known.step.features.indicators(flat)]
+        found = np.max([bound.milliseconds(rows, one_hot, owners) for bound in self.bounds], axis=0)
         sums = np.stack([one_hot[i] @ self.by_value[owner] for i, owner in enumerate(owners)])
-        for i, owner in enumerate(owners):
-            for each, matrix in zip(indicators, self.links[owner], strict=True):
-                found[i] += ((each[i] @ matrix) * each[i]).sum(axis=1)
-        found += sums[:, :, 0] + self.scaling[owners, None] * encoding.is_scaled(flat).reshape(shape)
         if known.of_memory or math.isfinite(known.max_bytes):
             kept = encoding.bytes(flat).reshape(shape)
         if known.of_memory:
             found = 1e-3 * found + self.unit * kept / max(float(encoding.bytes(known.best[None])[0]), 1.0)
-        excess = np.maximum(0.0, np.log(np.maximum(sums[:, :, 1], 1e-300) / self.limits[owners, None]))
+        excess = np.maximum(0.0, np.log(np.maximum(sums[:, :, 0], 1e-300) / self.limits[owners, None]))
         if math.isfinite(known.max_bytes):
             excess = excess + np.maximum(0.0, kept / known.max_bytes - 1)
-        broken = sums[:, :, 2] + ~encoding.is_legal(flat).reshape(shape)
+        broken = sums[:, :, 1] + ~encoding.is_legal(flat).reshape(shape)
         total: np.ndarray = found + PENALTY * self.unit * (broken + excess)
         return np.where(np.isfinite(total), total, 1e300)
+
+
+class DrawnTimes:
+    """Milliseconds of plans by weights that were drawn for each world."""
+
+    def __init__(
+        self, encoding: Encoding, step: StepModel, rng: np.random.Generator, draws: int, base_ms: float
+    ) -> None:
+        self.encoding, self.step = encoding, step
+        weights = [step.sample(rng) for _ in range(draws)]
+        self.fixed = base_ms + np.array([step.features.of_all(w) for w in weights])
+        self.scaling = np.array([step.features.of_scaling(w) for w in weights])
+        self.links = [step.features.link_matrices(w) for w in weights]
+        self.by_value = [step.features.of_values(w) for w in weights]
+
+    def milliseconds(self, rows: np.ndarray, one_hot: np.ndarray, owners: np.ndarray) -> np.ndarray:
+        """For rows x changes x choices, and their columns; the first axis is that of the owners."""
+        flat, shape = _flat(rows), rows.shape[:2]
+        found = self.encoding.milliseconds(flat).reshape(shape)
+        indicators = [i.reshape(*shape, -1) for i in self.step.features.indicators(flat)]
+        for i, owner in enumerate(owners):
+            found[i] += one_hot[i] @ self.by_value[owner]
+            for each, matrix in zip(indicators, self.links[owner], strict=True):
+                found[i] += ((each[i] @ matrix) * each[i]).sum(axis=1)
+        found += self.fixed[owners, None] + self.scaling[owners, None] * self.encoding.is_scaled(flat).reshape(shape)
+        return found
+
+
+def smaller_of(
+    a: np.ndarray, a_spread: np.ndarray, b: np.ndarray, b_spread: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the smaller of two independent normal variables (Clark, 1961)."""
+    apart = np.hypot(a_spread, b_spread)
+    z = np.divide(b - a, apart, out=np.where(b >= a, 40.0, -40.0), where=apart > 0)
+    z = np.clip(np.nan_to_num(z, nan=-40.0, posinf=40.0, neginf=-40.0), -40.0, 40.0)
+    share = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z])
+    density = apart * np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    known = np.isfinite(a) & np.isfinite(b)
+    a, b = np.where(known, a, 0.0), np.where(known, b, 0.0)
+    mean = a * share + b * (1 - share) - density
+    square = (a**2 + a_spread**2) * share + (b**2 + b_spread**2) * (1 - share) - (a + b) * density
+    return np.where(known, mean, -np.inf), np.sqrt(np.maximum(square - mean**2, 0.0))
 
 
 def _flat(rows: np.ndarray) -> Rows:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from amptune.core.choice import FP32, Choice
 from amptune.tune.acquire import Acquisition
-from amptune.tune.base import base_ms
+from amptune.tune.base import AUTOCAST, base_ms
 from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding, Rows
+from amptune.tune.host import Host
 from amptune.tune.space import HIGH, Group, Space
-from amptune.tune.stepmodel import Feature, Features, Observation, Point, StepModel, fit_model
+from amptune.tune.stepmodel import Point, StepModel
+from amptune.tune.steptimes import learn_times, noise_of
 from amptune.tune.study import TrialRecord
 from amptune.tune.validity import Validity, learn_validity
 
@@ -24,29 +26,23 @@ IsTried = Callable[[dict[str, str]], bool]
 NUM_STARTS = 12
 """Plans that descents may begin at."""
 MOST_BLAMED = 2
-NOISE_FLOOR = 0.003
-"""Smallest share of a step that counts as a gain: clocks and temperature alone change as much."""
-GLOBAL_COST = 0.25
-"""What a choice of the whole plan (TF32, layout, loss) may cost, as a share of the step, before it is measured."""
-FAR = 0.15
-"""How far the costs of a slow plan may fail to add up, as a share of what it takes beyond the best: it pays for casts
-and casts back that no plan near the best has, so what it teaches about those counts less."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Knowledge:
-    """What a search knows at one moment.
+    """What a search knows at one moment. A step is the longer of what the GPU and what the host takes.
 
     Attributes:
         encoding: the rows of the space, with the measured costs.
         records: plans that were measured or failed, without stock recipes.
         step: posterior of the cost model's residuals.
         validity: what is known of which plans train.
-        base_ms: what a step takes beside the sites that the cost model adds up.
+        base_ms: what the GPU takes in a step beside the sites that the cost model adds up.
         noise_ms: standard deviation of a measured step.
         banned: group -> choices whose gradients were wrong and that no valid plan has.
         max_bytes: what the choices may keep.
         objective: ``time`` or ``memory``.
+        host: what Python takes to queue a step; None where that is not known.
     """
 
     encoding: Encoding
@@ -58,16 +54,22 @@ class Knowledge:
     banned: Mapping[str, set[Choice]]
     max_bytes: float = math.inf
     objective: str = "time"
+    host: Host | None = None
 
     @property
     def model(self) -> CostModel:
         """The measured costs."""
         return self.encoding.model
 
-    def predicted(self, point: Point, weights: np.ndarray | None = None) -> float:
+    def predicted(self, point: Point) -> float:
         """Milliseconds of a step, corrected by what was measured."""
+        return max(self.predicted_by_part(point))
+
+    def predicted_by_part(self, point: Point) -> tuple[float, float]:
+        """Milliseconds of a step on the GPU, and what the host takes to queue it; 0 where that is not known."""
         row = self.encoding.encode(point)[None]
-        return self.base_ms + self.model.predicted(point) + float(self.step.corrections(row, weights)[0])
+        on_gpu = self.base_ms + self.model.predicted(point) + float(self.step.corrections(row)[0])
+        return on_gpu, float(self.host.milliseconds(row)[0]) if self.host else 0.0
 
     def chance(self, point: Point) -> float:
         """The chance that a plan trains."""
@@ -87,7 +89,10 @@ class Knowledge:
 
     def _acquisition(self, best: Point) -> Acquisition:
         row = self.encoding.encode(best)
-        return Acquisition(self.encoding, self.step, self.validity, row, self.max_bytes, self.objective == "memory")
+        of_memory = self.objective == "memory"
+        return Acquisition(
+            self.encoding, self.step, self.validity, row, self.max_bytes, of_memory, self.base_ms, self.host
+        )
 
     def _starts(self) -> Rows:
         """Where descents may begin: the plans so far, fastest first, FP32, and each choice everywhere."""
@@ -95,7 +100,7 @@ class Knowledge:
         measured = sorted((r for r in self.records if r.outcome.step_ms), key=lambda r: r.outcome.median_ms)
         points = [record.point for record in measured[:NUM_STARTS]]
         points += [space.point({}), *(space.uniform(choice) for choice in space.offered())]
-        return _rows(self.encoding, points)
+        return self.encoding.rows(points)
 
     def hopeless(self) -> dict[str, set[str]]:
         """Group -> labels of choices that are vetoed, did not train, or have no kernel."""
@@ -105,36 +110,25 @@ class Knowledge:
 def learn(
     encoding: Encoding,
     records: Sequence[TrialRecord],
-    stock: Mapping[str, float],
-    autocast: Sequence[TrialRecord] = (),
+    stock: Sequence[TrialRecord],
     *,
     objective: str = "time",
     max_memory: float = math.inf,
     compiled: bool = False,
 ) -> Knowledge:
-    """What the plans measured so far teach; ``stock``: recipe -> milliseconds of its step, ``fp32`` among them.
-
-    ``autocast``: trials of its recipes, which tell whether the products alone train in a format.
-    """
+    """What the plans measured so far teach; ``stock``: trials of the stock recipes, that of ``fp32`` with a step."""
     model = encoding.model
-    base = base_ms(model, stock, compiled=compiled)
+    recipes = {r.outcome.recipe: r.outcome.median_ms for r in stock if r.outcome.recipe and r.outcome.step_ms}
+    base = base_ms(model, recipes, compiled=compiled)
     measured = [r for r in records if r.outcome.step_ms and math.isfinite(model.predicted(r.point))]
-    step_ms = min((r.outcome.median_ms for r in measured), default=stock["fp32"])
-    noise = _noise(measured, step_ms)
-    costs: dict[Feature, float] = model.costs()
-    for name, values in model.space.choices().items():
-        if name.startswith(":"):
-            costs |= {(name, value): GLOBAL_COST * step_ms for value in values}
-    seen = [
-        Observation(r.point, ms - base - model.predicted(r.point), math.hypot(_noise([r], ms), FAR * (ms - step_ms)))
-        for r in measured
-        if (ms := r.outcome.median_ms)
-    ]
-    step = fit_model(Features(encoding), costs, step_ms, seen, noise)
+    step_ms = min((r.outcome.median_ms for r in measured), default=recipes["fp32"])
+    step, host = learn_times(encoding, measured, [r.outcome for r in stock], base, step_ms)
+    noise = noise_of(measured, step_ms)
     banned = _banned(model.space, records)
     limit = _max_bytes(model, measured, max_memory)
+    autocast = [r for r in stock if r.outcome.recipe in AUTOCAST]
     validity = _validity(encoding, [*autocast, *records], banned)
-    return Knowledge(encoding, records, step, validity, base, noise, banned, limit, objective)
+    return Knowledge(encoding, records, step, validity, base, noise, banned, limit, objective, host)
 
 
 def repaired(space: Space, record: TrialRecord) -> dict[str, str]:
@@ -154,11 +148,6 @@ def owns(site: str, parameter: str) -> bool:
 
 def _has_wrong_gradient(group: Group, record: TrialRecord) -> bool:
     return any(owns(site, name) for site in group.sites for name in record.outcome.failing)
-
-
-def _noise(measured: Sequence[TrialRecord], step_ms: float) -> float:
-    spreads = [r.outcome.spread_ms for r in measured if r.outcome.step_ms]
-    return max(statistics.median(spreads) if spreads else 0.0, NOISE_FLOOR * step_ms)
 
 
 def _banned(space: Space, records: Sequence[TrialRecord]) -> dict[str, set[Choice]]:
@@ -187,17 +176,12 @@ def _validity(encoding: Encoding, records: Sequence[TrialRecord], banned: Mappin
     uniform = (encoding.model.error(space.uniform(c)) for c in space.offered() if not c.format.is_fp8)
     unit = max(uniform, default=0.0)
     forbidden = encoding.columns_of(_hopeless(encoding.model, banned))
-    return learn_validity(encoding, _rows(encoding, valid), _rows(encoding, unexplained), forbidden, unit)
+    return learn_validity(encoding, encoding.rows(valid), encoding.rows(unexplained), forbidden, unit)
 
 
 def _hopeless(model: CostModel, banned: Mapping[str, set[Choice]]) -> dict[str, set[Choice]]:
     times = model.problem(banned=banned).times
     return {name: {choice for choice, ms in values.items() if math.isinf(ms)} for name, values in times.items()}
-
-
-def _rows(encoding: Encoding, points: Iterable[Point]) -> Rows:
-    rows = [encoding.encode(point) for point in points]
-    return np.array(rows, dtype=np.int16).reshape(len(rows), len(encoding.names))
 
 
 def _is_explained(space: Space, record: TrialRecord, banned: Mapping[str, set[Choice]]) -> bool:

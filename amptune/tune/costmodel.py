@@ -61,6 +61,14 @@ class CostModel:
         table, edges = self.costs_at(point)
         return problem_of(self.space, table, edges, self._errors, None, self._memory)
 
+    def on_the_host(self) -> CostModel:
+        """What Python takes to queue a point's casts."""
+        return dataclasses.replace(self, table=self.table.on_the_host())
+
+    def with_launches(self) -> CostModel:
+        """The costs where the GPU waits for Python."""
+        return dataclasses.replace(self, table=self.table.with_launches())
+
     def loss_ms(self, loss: str, arriving: Format) -> float:
         """Milliseconds that the table gives a choice of the loss, for model outputs in one format."""
         plain = arriving is Format.FP32 and loss != COMPILED_LOSS

@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,8 @@ HOPELESS_MS = 5.0
 CAST_SIZES = (1 << 12, 1 << 20)
 CAST_SIZES_GPU = (1 << 16, 1 << 25)
 CAST_REPEATS = 9
+CAST_LAUNCHES = 100
+"""Casts that are queued at once: fewer than a GPU's queue holds."""
 FUSED_PASSES = 5
 """Times that a fused pointwise or norm module moves its tensor: forward reads and writes, backward reads the gradient
 and the input and writes the input's gradient."""
@@ -91,7 +94,9 @@ def measure_costs(
     measure.cache.save()
     formats = {Format.FP32} | {choice.output_format for offered in choices.values() for choice in offered}
     casts = measure_casts(sorted(formats, key=list(Format).index), bench.device)
-    return CostTable(sites, dict.fromkeys(casts, CastPrice(0.0, 0.0)) if fused else casts, images)
+    if fused:
+        return CostTable(sites, dict.fromkeys(casts, CastPrice(0.0, 0.0)), images)
+    return CostTable(sites, casts, images, launching=launching_ms(bench.device))
 
 
 def with_held(table: CostTable, model: nn.Module, space: Space) -> CostTable:
@@ -214,6 +219,25 @@ def measure_casts(formats: Sequence[Format], device: Device) -> dict[frozenset[F
         fixed = max(0.0, times[0] - per_element * sizes[0])
         prices[frozenset((a, b))] = CastPrice(fixed, per_element / 4)
     return prices
+
+
+def launching_ms(device: Device) -> float:
+    """Milliseconds that Python takes to queue a cast of a small tensor and its gradient's way back.
+
+    0 on a CPU, where a cast takes no other time than its own.
+    """
+    return statistics.median(_queueing_ms(device) for _ in range(CAST_REPEATS)) if device.is_cuda else 0.0
+
+
+def _queueing_ms(device: Device) -> float:
+    x = torch.zeros(16, device=device.torch, requires_grad=True)
+    device.synchronize()
+    begin = time.perf_counter()
+    y = x
+    for _ in range(CAST_LAUNCHES // 2):
+        y = y.to(torch.bfloat16).to(torch.float32)
+    y.backward(torch.ones_like(y))
+    return (time.perf_counter() - begin) * 1e3 / CAST_LAUNCHES
 
 
 def bandwidth(device: Device) -> float:

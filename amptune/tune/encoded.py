@@ -62,6 +62,11 @@ class Encoding:
         """The row of a point."""
         return np.array([self._position[i][point[name]] for i, name in enumerate(self.names)], dtype=np.int16)
 
+    def rows(self, points: Iterable[Mapping[str, str]]) -> Rows:
+        """The rows of some points."""
+        rows = [self.encode(point) for point in points]
+        return np.array(rows, dtype=np.int16).reshape(len(rows), len(self.names))
+
     def decode(self, row: Row) -> dict[str, str]:
         """The point of a row."""
         return {name: self.values[i][int(row[i])] for i, name in enumerate(self.names)}
@@ -86,6 +91,11 @@ class Encoding:
             chosen = (keys == key).all(axis=1)
             found[chosen] = self._mode(key).milliseconds(rows[chosen])
         return found + self.model.table.scaling * self.is_scaled(rows)
+
+    @functools.cached_property
+    def on_the_host(self) -> Encoding:
+        """The same rows, priced by what Python takes to queue their casts."""
+        return Encoding(self.model.on_the_host())
 
     def is_scaled(self, rows: Rows) -> np.ndarray:
         """Whether something is in FP16 in each row, so that its loss is scaled."""

@@ -22,7 +22,6 @@ from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
 from amptune.tune.adapt import Knowledge, learn
-from amptune.tune.base import AUTOCAST
 from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding
 from amptune.tune.explain import why_all_fp32
@@ -179,14 +178,13 @@ class Search:
         return self._learnt[1]
 
     def _learn(self, records: Sequence[TrialRecord]) -> Knowledge | None:
-        stock = {r.outcome.recipe: r.outcome.median_ms for r in records if r.outcome.recipe and r.outcome.step_ms}
-        if "fp32" not in stock:
+        stock = [record for record in records if record.outcome.recipe]
+        if not any(record.outcome.recipe == "fp32" and record.outcome.step_ms for record in stock):
             return None
         limit = self.options.max_memory or math.inf
         plans = [record for record in records if not record.outcome.recipe]
-        autocast = [record for record in records if record.outcome.recipe in AUTOCAST]
         objective, compiled = self.options.objective, self.options.compile_with is not None
-        return learn(self.encoding, plans, stock, autocast, objective=objective, max_memory=limit, compiled=compiled)
+        return learn(self.encoding, plans, stock, objective=objective, max_memory=limit, compiled=compiled)
 
     def _enqueue_start(self) -> None:
         for name, candidate in self.recipes.items():

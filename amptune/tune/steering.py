@@ -121,20 +121,27 @@ class Steering:
         if not self.search.space.offered() or done >= share:
             return None
         banned = tuple(sorted((name, tuple(sorted(choices))) for name, choices in known.banned.items() if choices))
-        if banned not in self._fronts:
-            self._fronts[banned] = front_points(self.search.costs, self.search.options.objective, known.banned)
         best = self.search.best_plans(1)
+        space = self.search.space
+        on_gpu, on_host = known.predicted_by_part(best[0].point if best else space.uniform(space.offered()[0]))
+        key = banned, on_host > on_gpu
+        if key not in self._fronts:
+            costs = self.search.costs.with_launches() if on_host > on_gpu else self.search.costs
+            self._fronts[key] = front_points(costs, self.search.options.objective, known.banned)
         # Plans of the front are much alike: when some of them do not train, the others tell little.
         if not best and done >= FRONT_IN_VAIN and len(self._searched()) < done:
             return None
         limit = FRONT_SLOW * best[0].outcome.median_ms if best and self.search.options.objective == "time" else math.inf
-        new = [point for point in self._fronts[banned] if not self.search.is_tried(point)]
+        new = [point for point in self._fronts[key] if not self.search.is_tried(point)]
         likely = [point for point in new if known.chance(point) >= FRONT_LIKELY]
         point = min(likely or new, key=self._rank(known), default=None)
         return point if point is not None and known.predicted(point) <= limit else None
 
-    def _rank(self, known: Knowledge) -> Callable[[dict[str, str]], float]:
-        return known.predicted if self.search.options.objective == "time" else known.model.bytes
+    def _rank(self, known: Knowledge) -> Callable[[dict[str, str]], tuple[float, float]]:
+        """Among plans that the host takes as long for, the one of less work for the GPU: another host may be faster."""
+        if self.search.options.objective == "time":
+            return lambda point: (known.predicted(point), known.predicted_by_part(point)[0])
+        return lambda point: (known.model.bytes(point), 0.0)
 
     def _repair(self, known: Knowledge) -> bool:
         """A plan with wrong gradients, with the groups that they belong to in more bits, where that may be the best."""

@@ -73,6 +73,10 @@ class Features:
         """The weights of the values of the choices, without the constant."""
         return weights[1 : 1 + self.num_values]
 
+    def of_all(self, weights: np.ndarray) -> float:
+        """The weight of what all plans have in common."""
+        return float(weights[0])
+
     def of_scaling(self, weights: np.ndarray) -> float:
         """The weight of the loss scaler."""
         return float(weights[-1])
@@ -91,13 +95,13 @@ class Features:
         of_equal[self.left, self.right] = -differ
         return [of_equal, of_equal, of_equal, of_both]
 
-    def spreads(self, costs: Mapping[Feature, float], step_ms: float) -> tuple[np.ndarray, np.ndarray]:
+    def spreads(self, costs: Mapping[Feature, float], step_ms: float, offset: float) -> tuple[np.ndarray, np.ndarray]:
         """Prior spreads of the weights of choices, and of links; each zero where the other is not."""
         choices, links = np.zeros(self.count), np.zeros(self.count)
         floor = FLOOR * step_ms / math.sqrt(max(1, self.num_values))
         names = zip(self.encoding.names, self.encoding.values, strict=True)
         known = [costs.get((name, value), 0.0) for name, values in names for value in values]
-        choices[0] = OFFSET * step_ms
+        choices[0] = offset * step_ms
         choices[1 : 1 + self.num_values] = [math.hypot(TABLE_ERROR * _finite(ms), floor) for ms in known]
         choices[-1] = SCALING * step_ms
         links[1 + self.num_values : -1] = LINKED * step_ms / math.sqrt(max(1, 2 * len(self.left)))
@@ -157,6 +161,8 @@ def fit_model(
     step_ms: float,
     measured: Sequence[Observation],
     noise_ms: float,
+    offset: float = OFFSET,
+    scales: Sequence[float] = WIDER,
 ) -> StepModel:
     """The posterior after the measured residuals.
 
@@ -166,24 +172,25 @@ def fit_model(
         step_ms: a typical step.
         measured: the plans so far.
         noise_ms: standard deviation of a measured step.
+        offset: prior spread of what all plans have in common, as a share of the step.
+        scales: factors that the prior spread of choices may have.
     """
     encoding = features.encoding
-    rows = [encoding.encode(seen.point) for seen in measured]
-    design = features.of(np.array(rows, dtype=np.int16).reshape(len(rows), len(encoding.names)))
+    design = features.of(encoding.rows(seen.point for seen in measured))
     residuals = np.array([seen.residual_ms for seen in measured])
     noises = np.array([seen.noise_ms for seen in measured])
-    choices, links = features.spreads(costs, step_ms)
-    wider, linked, noisier = _calibrated(design * choices, design * links, residuals, noises)
+    choices, links = features.spreads(costs, step_ms, offset)
+    wider, linked, noisier = _calibrated(design * choices, design * links, residuals, noises, scales)
     prior = wider * choices + linked * links
     scaled = design * prior
     total = scaled @ scaled.T + np.diag((noisier * noises) ** 2)
-    root = np.linalg.inv(np.linalg.cholesky(total)) if len(rows) else np.zeros((0, 0))
+    root = np.linalg.inv(np.linalg.cholesky(total)) if len(measured) else np.zeros((0, 0))
     mean = carried(prior, design, root, residuals)
     return StepModel(features, prior, design, residuals, noisier * noises, noisier * noise_ms, mean, root)
 
 
 def _calibrated(
-    choices: np.ndarray, links: np.ndarray, residuals: np.ndarray, noises: np.ndarray
+    choices: np.ndarray, links: np.ndarray, residuals: np.ndarray, noises: np.ndarray, scales: Sequence[float]
 ) -> tuple[float, float, float]:
     """Factors on the prior's spreads and on the noises under which the residuals are likeliest.
 
@@ -194,7 +201,7 @@ def _calibrated(
         return 1.0, 1.0, 1.0
     best, found = -math.inf, (1.0, 1.0, 1.0)
     of_choices, of_links = choices @ choices.T, links @ links.T
-    for wider, linked, noisier in itertools.product(WIDER, LINKED_WIDER, NOISIER):
+    for wider, linked, noisier in itertools.product(scales, LINKED_WIDER, NOISIER):
         total = wider**2 * of_choices + linked**2 * of_links + noisier**2 * np.diag(noises**2)
         _, logarithm = np.linalg.slogdet(total)
         likelihood = -0.5 * (residuals @ np.linalg.solve(total, residuals) + logarithm)

@@ -92,6 +92,11 @@ class Outcome:
         return float(self.step_ms["median"]) if self.step_ms else math.inf
 
     @property
+    def least_ms(self) -> float:
+        """What a step takes at most on the GPU alone: most steps took longer; infinite when there is none."""
+        return float(self.step_ms["low"]) if self.step_ms else math.inf
+
+    @property
     def spread_ms(self) -> float:
         """Standard deviation of the step time, from quartiles; of the middle of its ratios where it is paired."""
         if self.paired and self.paired_ms is not None:

@@ -13,7 +13,7 @@ import pytest
 from amptune.core.choice import BF16, FP32
 from amptune.core.formats import Format
 from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
-from amptune.tune.acquire import Acquisition, expected_improvement
+from amptune.tune.acquire import Acquisition, expected_improvement, smaller_of
 from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding
 from amptune.tune.space import Group, Space
@@ -118,6 +118,19 @@ def test_no_candidate_keeps_more_bytes_than_allowed(encoding: Encoding) -> None:
     bound = dataclasses.replace(known, max_bytes=limit)
     rows, gains = bound.candidates(np.random.default_rng(0), known.best[None])
     assert (encoding.bytes(rows[gains > 0]) <= limit).all()
+
+
+def test_the_smaller_of_two_is_what_draws_show() -> None:
+    rng = np.random.default_rng(0)
+    means, spreads = np.array([[1.0, 0.5], [2.0, 2.0], [-1.0, 3.0]]).T, np.array([[0.5, 1.0], [0.1, 0.7], [1.0, 0.2]]).T
+    drawn = means[:, :, None] + spreads[:, :, None] * rng.standard_normal((2, 3, 200_000))
+    smaller = drawn.min(axis=0)
+    mean, spread = smaller_of(means[0], spreads[0], means[1], spreads[1])
+    assert mean == pytest.approx(smaller.mean(axis=1), abs=0.01)
+    assert spread == pytest.approx(smaller.std(axis=1), abs=0.01)
+    mean, spread = smaller_of(np.array([1.0, -np.inf]), np.zeros(2), np.array([2.0, 1.0]), np.zeros(2))
+    assert mean.tolist() == [1.0, -np.inf]
+    assert spread.tolist() == [0.0, 0.0]
 
 
 def test_the_expected_improvement_is_the_mean_above_zero() -> None:
