@@ -14,6 +14,7 @@ from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan, SitePlan
 from amptune.core.planfile import read_plan
 from amptune.errors import TuneError
+from amptune.tune.job import Measured, Prepared
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess, must
 from amptune.tune.progress import Progress
@@ -22,7 +23,6 @@ from amptune.tune.run import SETUP_TIMEOUT, job_of, started_worker
 from amptune.tune.speedup import Speedup
 from amptune.tune.timing import StepTime, pooled
 from amptune.tune.training import seed_everything
-from amptune.tune.worker import Measured, Prepared
 
 BENCH_VERSION = 1
 ALIGNED = 64

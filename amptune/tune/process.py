@@ -16,7 +16,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from amptune.errors import AmptuneError, WorkError
-from amptune.tune.worker import Job, serve
+from amptune.tune.job import Job
+from amptune.tune.serve import serve
 
 GRACE_SECONDS = 5.0
 SILENCE_SECONDS = 15.0

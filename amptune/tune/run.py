@@ -31,6 +31,7 @@ from amptune.tune.edges import edges_of
 from amptune.tune.emit import Emission, emit, plan_text
 from amptune.tune.explain import with_reasons
 from amptune.tune.finals import Verdict, decide
+from amptune.tune.job import Job, Prepared
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import WorkerProcess, must
 from amptune.tune.progress import Progress
@@ -43,7 +44,6 @@ from amptune.tune.stockplan import parameters_note, plan_of_stock
 from amptune.tune.structure import parameter_names
 from amptune.tune.study import check_study, locked_folder, open_study
 from amptune.tune.training import seed_everything
-from amptune.tune.worker import Job, Prepared
 
 SETUP_TIMEOUT = 3600.0
 

@@ -25,6 +25,7 @@ from amptune.tune.adapt import Knowledge, learn
 from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding
 from amptune.tune.explain import why_all_fp32
+from amptune.tune.job import Measured, Prepared
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess
 from amptune.tune.progress import Progress
@@ -33,7 +34,6 @@ from amptune.tune.space import FOLLOW, Space
 from amptune.tune.steering import Steering
 from amptune.tune.study import Outcome, StudyFile, TrialRecord
 from amptune.tune.timing import Yardstick
-from amptune.tune.worker import Measured, Prepared
 
 GIVE_UP_FACTOR = 3.0
 """A candidate whose first steps take this many times the best step so far is not worth measuring."""

@@ -1,4 +1,4 @@
-"""The child process that owns the device: it builds the model once and measures what the parent asks for.
+"""What the child process that owns the device does: it builds the model once and measures what the parent asks for.
 
 A candidate that crashes the process, hangs or exhausts the memory takes this process with it and nothing else: the
 parent starts a new one and goes on.
@@ -8,24 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import io
 import math
-import os
-import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from amptune.apply import check_realised, stale_weight_casts
 from amptune.apply.handoff import patch_spec
 from amptune.capture import Target, load_target
-from amptune.capture.usercode import place_of
 from amptune.core.choice import FP32
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph
@@ -33,31 +23,23 @@ from amptune.core.plan import Plan
 from amptune.core.scaler import GradientRecord
 from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable
-from amptune.errors import AmptuneError
 from amptune.patch.spec import PatchSpec
 from amptune.tune.batches import Batches, load_batches
 from amptune.tune.buildspace import build_space
-from amptune.tune.childprocess import (
-    end_with_parent,
-    import_ahead,
-    is_fatal,
-    quieten_torch,
-    start_children_as_usual,
-)
-from amptune.tune.compilation import BACKEND, Compilation, cause_in_compiler, compile_apart, forget_compiled
+from amptune.tune.compilation import BACKEND, Compilation, compile_apart, forget_compiled
 from amptune.tune.costs import measure_costs, with_held
 from amptune.tune.device import Device
 from amptune.tune.emitted import compare_emitted
 from amptune.tune.float8 import missing_note
 from amptune.tune.followers import follower_prices, this_gpu, with_followers
 from amptune.tune.gradients import record_gradients
-from amptune.tune.kernelerrors import plain_reason
+from amptune.tune.job import Job, Measured, Prepared
 from amptune.tune.kernels import tensor_core_share
 from amptune.tune.losses import measure_losses, measure_update
 from amptune.tune.lowparams import check_params
-from amptune.tune.options import TuneOptions
-from amptune.tune.quality import NUM_ORDERS, Quality, Reference, judge, measure_reference, reference_itself
+from amptune.tune.quality import Quality, judge, reference_itself
 from amptune.tune.recipes import Candidate, autocast_region, stock_candidates
+from amptune.tune.reference import NUM_ORDERS, Reference, measure_reference
 from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.space import COMPILED_LOSS, Space
 from amptune.tune.structure import check_structure
@@ -66,53 +48,6 @@ from amptune.tune.training import Workbench, eager, training, whole
 
 COULD_WIN = 1.1
 """A candidate whose step takes more than this many times the best valid one is judged on one order of the batches."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What the child needs to start.
-
-    Attributes:
-        options: settings.
-        trial_source: the user's source with lookups at its functional ops; None for a model from a package.
-        codes: site id of each functional op -> its place in that source.
-        pins: functional sites that a plan may pin there.
-        threads: of torch on the CPU.
-        takes_gradients: whether the forward or the loss takes gradients itself.
-        parameters: names of the parameters of the model that was captured; None where that is not known.
-    """
-
-    options: TuneOptions
-    trial_source: str | None
-    codes: dict[str, str]
-    pins: tuple[str, ...]
-    threads: int
-    takes_gradients: bool = False
-    parameters: frozenset[str] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What the parent learns once the reference has run."""
-
-    device: dict[str, Any]
-    noise: float
-    initial_loss: float
-    reference_loss: float
-    quality_data: str
-    notes: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """One candidate, measured: ``step`` is None when it was given up as too slow, ``seconds`` what took how long."""
-
-    step: StepTime | None
-    memory: int | None
-    quality: Quality | None
-    mismatches: tuple[str, ...] = ()
-    compile_seconds: float | None = None
-    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Clock:
@@ -325,42 +260,3 @@ class Worker:
             )  # fmt: skip
             found += stale_weight_casts(self.bench.model, step, forward, plan)
             return tuple(map(str, found))
-
-
-def serve(connection: Connection) -> None:
-    """Entry point of the child: take a job, build a Worker, answer requests until the pipe closes."""
-    # What the user's code prints must not mix with what the command was asked for on stdout.
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # it is seen when it is printed, not when the process ends
-    quieten_torch()
-    end_with_parent()
-    start_children_as_usual()
-
-    def report(text: str, done: int, total: int) -> None:
-        connection.send(("progress", (text, done, total)))
-
-    worker: Worker | None = None
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        import_ahead()
-        job: Job = connection.recv()
-    except (EOFError, KeyboardInterrupt):
-        return
-    torch.set_num_threads(job.threads)
-    while True:
-        try:
-            name, arguments = connection.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            worker = worker or Worker(job, report)
-            connection.send(("result", getattr(worker, name)(*arguments)))
-        except KeyboardInterrupt:
-            return
-        except AmptuneError as error:
-            connection.send(("error", error))
-        except Exception as error:
-            place = place_of(error)
-            reason = cause_in_compiler(error) or plain_reason(error, place)
-            connection.send(("failure", (reason, traceback.format_exc(), is_fatal(error), bool(place))))

@@ -14,9 +14,10 @@ from pathlib import Path
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.tune.device import find_device
 from amptune.tune.edges import edges_of
+from amptune.tune.job import Job
 from amptune.tune.options import TuneOptions
 from amptune.tune.recipes import Candidate
-from amptune.tune.worker import Job, Worker
+from amptune.tune.worker import Worker
 
 DATA = Path(__file__).parent / "data"
 

@@ -35,13 +35,13 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan
 from amptune.tune.front import front_points
 from amptune.tune.gate import GradientGate
+from amptune.tune.job import Measured, Prepared
 from amptune.tune.options import TuneOptions
 from amptune.tune.quality import Quality
 from amptune.tune.recipes import Candidate
 from amptune.tune.search import Search
 from amptune.tune.study import open_study
 from amptune.tune.timing import StepTime
-from amptune.tune.worker import Measured, Prepared
 
 BUDGET = 50
 AFTER = (10, 20, 50)

@@ -16,8 +16,9 @@ from amptune.tune.batches import load_batches
 from amptune.tune.device import Device
 from amptune.tune.options import TuneOptions
 from amptune.tune.progress import Progress
-from amptune.tune.quality import judge, measure_reference
+from amptune.tune.quality import judge
 from amptune.tune.recipes import Candidate, plan_candidate, stock_candidates
+from amptune.tune.reference import measure_reference
 from amptune.tune.run import tune
 from amptune.tune.timing import measure_step
 from amptune.tune.training import Workbench

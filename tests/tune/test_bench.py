@@ -9,12 +9,12 @@ from amptune.capture import TargetSpec, capture, load_target
 from amptune.cli import run
 from amptune.core.formats import Format
 from amptune.tune.bench import extras, far_off
+from amptune.tune.job import Job, Measured
 from amptune.tune.kernels import uses_tensor_cores
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import WorkerProcess
 from amptune.tune.recipes import Candidate
 from amptune.tune.timing import StepTime
-from amptune.tune.worker import Job, Measured
 
 from .conftest import MLP
 

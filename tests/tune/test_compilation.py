@@ -25,13 +25,14 @@ from amptune.tune.compilation import (
     parts_to_compile,
     repeated_blocks,
 )
+from amptune.tune.job import Job
 from amptune.tune.losses import PLAIN_LOSS
 from amptune.tune.options import TuneOptions
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.space import COMPILED_LOSS
 from amptune.tune.timing import measure_step
 from amptune.tune.training import eager, training
-from amptune.tune.worker import Job, Worker
+from amptune.tune.worker import Worker
 
 from .conftest import Make
 

@@ -14,10 +14,11 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
 from amptune.patch.instrument import instrument_source
 from amptune.patch.output import patched_files
+from amptune.tune.job import Job
 from amptune.tune.options import TuneOptions
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.stockplan import plan_of_stock
-from amptune.tune.worker import Job, Worker
+from amptune.tune.worker import Worker
 
 from .conftest import MLP
 

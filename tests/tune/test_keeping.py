@@ -6,8 +6,9 @@ import torch
 from amptune.core.formats import Format
 from amptune.tune.device import Device
 from amptune.tune.keeping import bytes_beside, fits_beside
-from amptune.tune.quality import judge, measure_reference
+from amptune.tune.quality import judge
 from amptune.tune.recipes import Candidate
+from amptune.tune.reference import measure_reference
 
 from .conftest import MLP, Make
 

@@ -21,16 +21,18 @@ from amptune.runtime import masters_of
 from amptune.tune import run
 from amptune.tune.device import Device
 from amptune.tune.finals import Verdict
+from amptune.tune.job import Job
 from amptune.tune.lowparams import check_params
 from amptune.tune.options import TuneOptions
-from amptune.tune.quality import judge, measure_reference
+from amptune.tune.quality import judge
 from amptune.tune.recipes import Candidate, params_candidate, plan_candidate, stock_candidates
+from amptune.tune.reference import measure_reference
 from amptune.tune.search import Search
 from amptune.tune.state import tensors_of
 from amptune.tune.stockplan import parameters_note, plan_of_stock
 from amptune.tune.timing import StepTime
 from amptune.tune.training import Workbench, training
-from amptune.tune.worker import Job, Worker
+from amptune.tune.worker import Worker
 from tests.inprocess import amptune
 
 from .conftest import MLP, Make, copied

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from amptune.tune.parting import Parting
-from amptune.tune.quality import measure_reference
+from amptune.tune.reference import measure_reference
 from amptune.tune.training import Run
 
 from .conftest import MLP, Make

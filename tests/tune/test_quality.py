@@ -14,8 +14,9 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
 from amptune.errors import CaptureError, TuneError
 from amptune.tune.gate import bars_of, compare_gradients, perturb
-from amptune.tune.quality import judge, measure_reference, upper_bound
+from amptune.tune.quality import judge
 from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.reference import measure_reference, upper_bound
 from amptune.tune.training import Workbench, training
 
 from .conftest import MLP, Make

@@ -22,6 +22,7 @@ from amptune.core.tables import EDGE_FORMATS, CastPrice, CostTable, Edge, SiteCo
 from amptune.tune.acquire import Acquisition
 from amptune.tune.finals import decide
 from amptune.tune.gate import GradientGate
+from amptune.tune.job import Measured, Prepared
 from amptune.tune.options import TuneOptions
 from amptune.tune.pareto import pareto_numbers, prediction_json
 from amptune.tune.process import TrialError
@@ -34,7 +35,6 @@ from amptune.tune.steering import Steering
 from amptune.tune.stockplan import plan_of_stock
 from amptune.tune.study import locked_folder, open_study
 from amptune.tune.timing import StepTime
-from amptune.tune.worker import Measured, Prepared
 
 Capsys = pytest.CaptureFixture[str]
 SITES = [f"block.{i}.fc" for i in range(8)]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from amptune.tune.quality import judge, measure_reference
+from amptune.tune.quality import judge
 from amptune.tune.recipes import Candidate
+from amptune.tune.reference import measure_reference
 from amptune.tune.state import Attributes, set_state
 from amptune.tune.training import training
 

@@ -18,10 +18,10 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.errors import TuneError, WorkError
 from amptune.tune import process
+from amptune.tune.job import Job
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess, must
 from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.worker import Job
 
 from .conftest import MLP
 
@@ -146,7 +146,7 @@ from pathlib import Path
 from amptune.capture import TargetSpec
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import WorkerProcess
-from amptune.tune.worker import Job
+from amptune.tune.job import Job
 
 if __name__ == "__main__":
     options = TuneOptions(TargetSpec("net.py"), Path("out"), steps=2)

@@ -1,0 +1,65 @@
+"""The worker process itself: it takes a job, and answers one request after the other until the parent is done."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+
+import torch
+
+from amptune.capture.usercode import place_of
+from amptune.errors import AmptuneError
+from amptune.tune.childprocess import (
+    end_with_parent,
+    import_ahead,
+    is_fatal,
+    quieten_torch,
+    start_children_as_usual,
+)
+from amptune.tune.compilation import cause_in_compiler
+from amptune.tune.job import Job
+from amptune.tune.kernelerrors import plain_reason
+from amptune.tune.worker import Worker
+
+
+def serve(connection: Connection) -> None:
+    """Entry point of the child: take a job, build a Worker, answer requests until the pipe closes."""
+    # What the user's code prints must not mix with what the command was asked for on stdout.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # it is seen when it is printed, not when the process ends
+    quieten_torch()
+    end_with_parent()
+    start_children_as_usual()
+
+    def report(text: str, done: int, total: int) -> None:
+        connection.send(("progress", (text, done, total)))
+
+    worker: Worker | None = None
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        import_ahead()
+        job: Job = connection.recv()
+    except (EOFError, KeyboardInterrupt):
+        return
+    torch.set_num_threads(job.threads)
+    while True:
+        try:
+            name, arguments = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            worker = worker or Worker(job, report)
+            connection.send(("result", getattr(worker, name)(*arguments)))
+        except KeyboardInterrupt:
+            return
+        except AmptuneError as error:
+            connection.send(("error", error))
+        except Exception as error:
+            place = place_of(error)
+            reason = cause_in_compiler(error) or plain_reason(error, place)
+            connection.send(("failure", (reason, traceback.format_exc(), is_fatal(error), bool(place))))

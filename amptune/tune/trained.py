@@ -1,0 +1,91 @@
+"""Runs that are judged: K training steps and the loss of what they give, and the gradients at given weights."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from amptune.errors import CaptureError
+from amptune.tune.batches import Batches
+from amptune.tune.recipes import Candidate, backend_flags
+from amptune.tune.training import Run, Workbench, eager, loss_of, seed_everything, still, training
+
+
+def loss_after_training(
+    bench: Workbench,
+    candidate: Candidate,
+    batches: Batches,
+    order: int,
+    seed: int,
+    state: dict[str, torch.Tensor] | None = None,
+    after_step: Callable[[torch.Tensor], bool] | None = None,
+) -> tuple[float, Run]:
+    """Held-back FP32 loss after training on the batches in one order, from ``state`` or the initial weights.
+
+    ``after_step`` is called with each step's loss once its weights are there, and says whether that was enough.
+    """
+    with still(bench), training(bench, candidate, state) as run:
+        seed_everything(seed + order)
+        for batch in batches.order(order):
+            loss = run.counted_step(batch)
+            if after_step is not None and after_step(loss):
+                break
+    return held_back_loss(bench, batches), run
+
+
+def held_back_loss(bench: Workbench, batches: Batches, *, train_mode: bool = False) -> float:
+    """Mean loss of the FP32 parameters, evaluated in FP32, on the held-back batches.
+
+    The model must not be under a plan or autocast here, so that a loss that is merely rounded neither hides nor fakes
+    a gap.
+    """
+    fp32 = Candidate("fp32")
+    was_training = bench.model.training
+    bench.model.train(train_mode)
+    try:
+        with bench.no_gradients(), backend_flags(False), eager(bench):
+            losses = [loss_of(bench, fp32, batch).float().item() for batch in batches.held_back]
+    finally:
+        bench.model.train(was_training)
+    return statistics.fmean(losses)
+
+
+def gradients_at(
+    bench: Workbench, candidate: Candidate, batches: Batches, state: dict[str, torch.Tensor], seed: int
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Unscaled gradients of the first training batch at the weights ``state``, under ``candidate``.
+
+    One step is trained first and the weights are set back, so that a cast kept from older weights shows.
+    """
+    scale = candidate.scaler.init_scale if candidate.scaler.enabled else 1.0
+    with still(bench), training(bench, candidate) as run:
+        seed_everything(seed)
+        run.step(batches.train[0])
+        while True:
+            bench.restore(state)
+            seed_everything(seed)
+            loss = run.loss(batches.train[0])
+            bench.backward(loss * scale)
+            named = bench.model.named_parameters()
+            gradients = {name: p.grad.float() / scale for name, p in named if p.grad is not None}
+            if scale <= 1 or all(bool(torch.isfinite(g).all()) for g in gradients.values()):
+                return gradients, loss.item()
+            # What the scaler does after an overflow: back off and try again.
+            scale *= candidate.scaler.backoff_factor
+
+
+def user_evaluation(bench: Workbench) -> float | None:
+    """The user's ``evaluate`` on the current weights in FP32, when the target has one.
+
+    Raises:
+        CaptureError: it raises, or returns something that is not a number.
+    """
+    if bench.target.evaluate is None:
+        return None
+    try:
+        with backend_flags(False):
+            return float(bench.target.evaluate(bench.model))
+    except Exception as error:
+        raise CaptureError(f"evaluate(model) raised {type(error).__name__}: {error}") from error
