@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from torch import nn
 
@@ -13,7 +12,8 @@ from amptune.core.chains import find_chains
 from amptune.core.formats import Format
 from amptune.core.graph import LOSS
 from amptune.core.opcodes import KEEP
-from amptune.core.plan import Plan, SitePlan
+from amptune.core.plan import Plan
+from amptune.core.runtimetable import runtime_table
 from amptune.errors import ApplyError
 
 
@@ -66,23 +66,6 @@ def apply(
     return AppliedPlan(applied, pins)
 
 
-def runtime_table(plan: Plan) -> dict[str, dict[str, Any]]:
-    """The plan's sites as ``runtime.apply_plan`` takes them, by module path.
-
-    A functional op with ``how="autocast"`` puts the module that holds it in an autocast region, of the 16-bit format
-    that one of these ops asks for. Ops that follow their inputs or are pinned in the source need nothing here.
-    """
-    regions: dict[str, dict[str, Any]] = {}
-    table: dict[str, dict[str, Any]] = {}
-    for name, site in plan.sites.items():
-        path, is_function, _ = name.partition("#")
-        if not is_function and site.how in ("swap", "autocast", "own"):
-            table[path] = _entry(site)
-        elif is_function and site.how == "autocast" and (path not in regions or site.format is not Format.FP32):
-            regions[path] = {"format": site.format.label, "how": "autocast"}
-    return {**regions, **table}
-
-
 def pins_of(model: nn.Module, plan: Plan, codes: Mapping[str, str]) -> dict[str, str]:
     """Source places that the plan computes in FP32: ``Class.forward#op.n`` -> "fp32".
 
@@ -109,21 +92,6 @@ def _with_chains(pins: Mapping[str, str], plan: Plan, codes: Mapping[str, str], 
     chains = find_chains(source, pins, follow)
     chained = {**pins, **dict.fromkeys(chains.between, Format.FP32.label)}
     return {**chained, **dict.fromkeys(chains.kept, KEEP)}
-
-
-def _entry(site: SitePlan) -> dict[str, Any]:
-    entry: dict[str, Any] = {"format": site.format.label}
-    if site.how in ("autocast", "own"):
-        entry["how"] = site.how
-    if site.pad:
-        entry["pad"] = site.pad
-    if site.pad_in:
-        entry["pad_in"] = site.pad_in
-    if site.strided:
-        entry["strided"] = True
-    if site.scaling:
-        entry["scaling"] = site.scaling
-    return entry
 
 
 def _code(model: nn.Module, name: str) -> str:

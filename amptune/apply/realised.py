@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from amptune.apply.held import held_values
-from amptune.apply.plan import runtime_table
 from amptune.apply.recorder import TOGETHER, FunctionRun, OpRun, Record, recording
 from amptune.apply.support import how_to_apply
 from amptune.core.formats import Format
 from amptune.core.ops import Family, op_named
 from amptune.core.plan import Plan, SitePlan
+from amptune.core.runtimetable import decided_paths
 
 _BY_INPUT = (Family.GEMM, Family.CONV, Family.ATTENTION, Family.RNN)
 
@@ -103,13 +103,8 @@ def stale_weight_casts(
 def _module_sites(model: nn.Module, plan: Plan) -> dict[str, SitePlan]:
     """The modules that the plan puts in force, by the path that ``named_modules`` gives them first."""
     first = {id(module): path for path, module in model.named_modules()}
-    return {
-        first[id(model.get_submodule(path))]: SitePlan(
-            Format.parse(entry["format"]), entry.get("scaling"), how=entry.get("how", "swap")
-        )
-        for path, entry in runtime_table(plan).items()
-        if entry.get("how") != "own"
-    }
+    modules = {path: site for path, site in decided_paths(plan).items() if site.how != "own"}
+    return {first[id(model.get_submodule(path))]: site for path, site in modules.items()}
 
 
 def _function_sites(plan: Plan) -> dict[tuple[str, str], list[SitePlan]]:

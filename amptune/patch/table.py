@@ -9,8 +9,8 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from amptune.core.formats import Format
-from amptune.core.plan import Plan, SitePlan
+from amptune.core.plan import Plan
+from amptune.core.runtimetable import TableEntry, runtime_table
 from amptune.errors import PlanError
 from amptune.patch.spec import PatchSpec
 
@@ -41,7 +41,7 @@ def table_of(plan: Plan, spec: PatchSpec) -> list[Entry]:
     A glob stands only where every module that it matches is planned and most agree; those that do not agree follow it
     by their full path, which beats the glob.
     """
-    values = _with_shared(site_values(plan), spec)
+    values = _with_shared(_values(plan), spec)
     whys = {name.partition("#")[0]: site.why for name, site in plan.sites.items()}
     known = [*spec.modules, *spec.tensors] or list(values)
     entries: list[Entry] = []
@@ -54,25 +54,6 @@ def table_of(plan: Plan, spec: PatchSpec) -> list[Entry]:
         for member in group.members:
             del left[member]
     return [entry for entry in entries if entry.key not in spec.shared or _in_a_glob(entry.key, entries)]
-
-
-def site_values(plan: Plan) -> dict[str, Value]:
-    """Module path -> what the table says of it, for every site that the table has to name.
-
-    A functional op with ``how="autocast"`` puts the module that holds it in a region, of the 16-bit format that one
-    of its ops asks for; ops that follow their inputs or are pinned in the source need no line.
-    """
-    regions: dict[str, Value] = {}
-    values: dict[str, Value] = {}
-    for name, site in plan.sites.items():
-        path, is_function, _ = name.partition("#")
-        if not is_function and site.how in ("swap", "autocast", "own"):
-            values[path] = _value(site)
-        elif is_function and site.how == "autocast" and (path not in regions or site.format is not Format.FP32):
-            regions[path] = _value(site)
-    decided = {**regions, **values}
-    in_order = dict.fromkeys(name.partition("#")[0] for name in plan.sites)
-    return {path: decided[path] for path in in_order if path in decided}
 
 
 def resolve(entries: Iterable[Entry], paths: Iterable[str]) -> dict[str, Value]:
@@ -92,7 +73,7 @@ def check_table(entries: Sequence[Entry], plan: Plan, spec: PatchSpec) -> None:
         PlanError: a site of the plan that the model does not have.
         AssertionError: the table and the plan differ, which is a defect of ours.
     """
-    values = site_values(plan)
+    values = _values(plan)
     known = {*spec.modules, *spec.tensors} or set(values)
     gone = [path for path in values if path not in known]
     if gone:
@@ -113,22 +94,11 @@ class _Group:
     value: Value | None
 
 
-def _value(site: SitePlan) -> Value:
-    items: dict[str, str | int] = {"format": site.format.label}
-    if site.scaling:
-        items["scaling"] = site.scaling
-    if site.pad:
-        items["pad"] = site.pad
-    if site.pad_in:
-        items["pad_in"] = site.pad_in
-    if site.strided:
-        items["strided"] = True
-    if site.how == "autocast":
-        items["how"] = "autocast"
-    return tuple(items.items())
+def _values(plan: Plan) -> dict[str, Value]:
+    return {path: tuple(entry.items()) for path, entry in runtime_table(plan).items()}
 
 
-def spelled(value: Value) -> str | dict[str, str | int]:
+def spelled(value: Value) -> str | TableEntry:
     """A value as the file shows it: "bf16", "fp8_e4m3:rowwise", or a dict where it says more."""
     items = dict(value)
     if list(items) == ["format"]:

@@ -10,7 +10,6 @@ from torch import nn
 
 from amptune import runtime
 from amptune.apply import apply, can_pad, how_to_apply, legal_formats, paddings
-from amptune.apply.plan import runtime_table
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.errors import ApplyError
@@ -112,18 +111,6 @@ def test_sites_that_are_gone_are_named_with_the_nearest() -> None:
 def test_what_does_not_fit_is_an_apply_error(sites: dict[str, SitePlan], message: str) -> None:
     with pytest.raises(ApplyError, match=message):
         apply(Net(), Plan(sites))
-
-
-def test_a_function_in_a_package_puts_its_module_in_a_region() -> None:
-    plan = Plan(
-        {
-            "attn#softmax.0": SitePlan(FP32, how="autocast"),
-            "attn#matmul.0": SitePlan(BF16, how="autocast"),
-            "attn.qkv": SitePlan(FP16),
-            "attn#add.0": SitePlan(BF16, how="follow"),
-        }
-    )
-    assert runtime_table(plan) == {"attn": {"format": "bf16", "how": "autocast"}, "attn.qkv": {"format": "fp16"}}
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from amptune.core.formats import Format
 from amptune.core.plan import Plan
+from amptune.core.runtimetable import runtime_table
 from amptune.export.code import dict_literal, python_file
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
 from amptune.export.view import fp8_modules, functions, listed
-from amptune.patch.table import site_values
 
 RECIPES = {"tensorwise": "tensorwise", "rowwise": "rowwise", "rowwise_gw_hp": "rowwise_with_gw_hp"}
 """Our names of scalings -> torchao's names of recipes."""
@@ -78,7 +78,7 @@ def export(plan: Plan, model: ModelFile) -> Export:
 def rest_table(plan: Plan) -> dict[str, object]:
     """The table that ``amptune_runtime.apply_plan`` takes, for the sites that are not FP8."""
     planned = fp8_modules(plan)
-    entries = {path: dict(value) for path, value in site_values(plan).items() if path not in planned}
+    entries = {path: entry for path, entry in runtime_table(plan).items() if path not in planned}
     return {path: entry if len(entry) > 1 else entry["format"] for path, entry in entries.items()}
 
 
