@@ -6,15 +6,15 @@ import argparse
 import contextlib
 import dataclasses
 import gc
-import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amptune.commands.guard import Finished, guarded
-from amptune.commands.targets import add_state_and_batch, source_lines
+from amptune.commands.streams import show_any_name, takes_color
+from amptune.commands.targets import add_state_and_batch, add_target, source_lines
+from amptune.commands.values import codes, seconds
 from amptune.config import FAIL_ON, Config, load_config
 from amptune.core.files import check_file, write_atomic
 from amptune.core.finding import Severity
@@ -33,11 +33,7 @@ DEFAULT_TIMEOUT = 600.0
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``analyze``."""
-    parser.add_argument("model", nargs="?", help="model.py, model.py:Name or package.module:callable "
-                        "(default: [tool.amptune] model, else model.py)")  # fmt: skip
-    parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
-    parser.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE[:HIGH]]",
-                        help="model input, such as 16x1024:int64:50257")  # fmt: skip
+    add_target(parser)
     add_state_and_batch(parser)
     asked = parser.add_argument_group("what to report on")
     asked.add_argument("--gpu", action="append", default=[], metavar="NAME",
@@ -60,15 +56,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--format", choices=FORMATS, default="text", help="form of the report (default: text)")
     output.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page that works offline")
     output.add_argument("--fail-on", choices=FAIL_ON, help="lowest severity that exits 1 (default: error)")
-    output.add_argument("--timeout", type=_seconds, default=DEFAULT_TIMEOUT, metavar="SECONDS",
+    output.add_argument("--timeout", type=seconds, default=DEFAULT_TIMEOUT, metavar="SECONDS",
                         help=f"give up after this time (default {DEFAULT_TIMEOUT:.0f})")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Analyze and report; the exit code is 0, or 1 for findings at or above ``--fail-on``."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name that a terminal cannot show must not end a run
-            stream.reconfigure(errors="backslashreplace")
+    show_any_name()
     config = load_config()
     if args.html:
         check_file(args.html)
@@ -120,13 +114,13 @@ def _question(args: argparse.Namespace, config: Config) -> Question:
         if note:
             _say(note)
     rules = load_rules(GraphRule)
-    select = _codes(args.select) or _of_graph_rules(config.select, rules)
-    ignore = (*_of_graph_rules(config.ignore, rules), *_codes(args.ignore))
+    select = codes(args.select) or _of_graph_rules(config.select, rules)
+    ignore = (*_of_graph_rules(config.ignore, rules), *codes(args.ignore))
     select_rules(rules, select, ignore)  # a wrong selector is said before the model is captured
     return Question(
         gpus=gpus,
         gpus_named=named,
-        recipes=tuple(recipe_named(name) for name in _codes(args.recipe)) or STOCK,
+        recipes=tuple(recipe_named(name) for name in codes(args.recipe)) or STOCK,
         recipes_named=bool(args.recipe),
         mode="compile" if args.compile else "eager",
         train=not args.no_loss,
@@ -182,10 +176,6 @@ def _of_graph_rules(selectors: Sequence[str], rules: Sequence[LoadedRule]) -> tu
     return tuple(code for code in selectors if any(rule.code.startswith(code) for rule in rules))
 
 
-def _codes(items: Sequence[str]) -> tuple[str, ...]:
-    return tuple(code.strip() for item in items for code in item.split(",") if code.strip())
-
-
 def _render(form: str, analysis: Analysis, question: Question) -> str:
     match form:
         case "json":
@@ -218,7 +208,7 @@ def _text(analysis: Analysis, question: Question) -> str:
 
     placed = [finding for finding in analysis.findings if finding.site is not None]
     general = [finding for finding in analysis.findings if finding.site is None]
-    found = text.render(placed, lines=source_lines, color=_color()) + text.render(general, color=_color())
+    found = text.render(placed, lines=source_lines, color=takes_color()) + text.render(general, color=takes_color())
     launches = {gpu.key: launch_words(gpu, question.mode) for gpu in question.gpus if gpu.is_cuda}
     estimate = analysis.to_json()["estimate"]
     estimates = table.render_estimates(estimate, question.mode, launches)
@@ -244,16 +234,5 @@ def _exit_code(fail_on: str, analysis: Analysis) -> int:
     return 1 if any(finding.severity >= lowest for finding in analysis.findings) else 0
 
 
-def _color() -> bool:
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-
-
 def _say(text: str) -> None:
     print(f"amptune: {text}", file=sys.stderr, flush=True)
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not value > 0 or math.isinf(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
-    return value

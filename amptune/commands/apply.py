@@ -6,16 +6,14 @@ import argparse
 from pathlib import Path
 
 from amptune.commands.guard import Finished
-from amptune.commands.targets import say, say_if_elsewhere, stem_of, surviving, target_spec
+from amptune.commands.targets import add_target, say, say_if_elsewhere, stem_of, surviving, target_spec
 from amptune.core.planfile import read_plan
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("plan", type=Path, help="plan.json of an earlier tune, possibly edited")
-    parser.add_argument("model", nargs="?", help="the model that it is for (default: as for tune)")
-    parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
-    parser.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE[:HIGH]]", help="model input")
+    add_target(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default amptune-out/<model>)")
 
 

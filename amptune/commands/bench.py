@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from amptune.commands.guard import Finished
-from amptune.commands.measuring import add_measurement, add_model, options_of, positive_int
-from amptune.commands.targets import surviving
+from amptune.commands.measuring import add_measurement, options_of
+from amptune.commands.targets import add_state_and_batch, add_target, surviving
+from amptune.commands.values import positive_int
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    add_model(parser)
+    add_target(parser)
+    add_state_and_batch(parser)
     add_measurement(parser)
     parser.add_argument("--plan", type=Path, help="plan.json to measure beside the stock recipes")
     parser.add_argument("--rounds", type=positive_int, default=5, metavar="N",

@@ -7,19 +7,16 @@ import json
 import sys
 
 from amptune.commands.guard import Finished
-from amptune.commands.targets import add_state_and_batch, say, source_lines, surviving, target_spec
+from amptune.commands.targets import add_state_and_batch, add_target, say, source_lines, surviving, target_spec
+from amptune.commands.values import positive_int
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("model", nargs="?", help="model.py, model.py:Name or package.module:callable "
-                        "(default: [tool.amptune] model, else model.py)")  # fmt: skip
-    parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
-    parser.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE[:HIGH]]",
-                        help="model input, such as 16x1024:int64:50257")  # fmt: skip
+    add_target(parser)
     parser.add_argument("--dtype", choices=("fp16", "bf16", "fp8"), default="fp16", help="format to train in")
     parser.add_argument("--scaler", choices=("on", "off"), help="loss scaling (default: on for fp16 alone)")
-    parser.add_argument("--steps", type=_positive_int, default=20, metavar="N", help="training steps (default 20)")
+    parser.add_argument("--steps", type=positive_int, default=20, metavar="N", help="training steps (default 20)")
     add_state_and_batch(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and of what a step draws (default 0)")
@@ -52,10 +49,3 @@ def _work(args: argparse.Namespace, finished: Finished) -> int:
     else:
         sys.stdout.write(render(result, source_lines))
     return 0 if result.verdict == "clean" else 1
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amptune.commands.guard import Finished
-from amptune.commands.targets import surviving
+from amptune.commands.targets import add_construction, surviving, target_spec
 from amptune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("model", help="model.py, model.py:Name or package.module:Class")
-    parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
-    parser.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE[:HIGH]]",
-                        help="model input, such as 16x1024:int64:50257")  # fmt: skip
+    add_construction(parser)
     parser.add_argument("--write", action="store_true", help="append to the file (default: print)")
 
 
@@ -30,11 +28,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _work(args: argparse.Namespace, finished: Finished) -> int:
-    from amptune.capture import TargetSpec, load_target
+    from amptune.capture import load_target
     from amptune.capture.skeleton import functions_source
 
-    arguments = dict(_pair(text) for text in args.arg)
-    target = load_target(TargetSpec(args.model, arguments, tuple(args.input)))
+    target = load_target(target_spec(args.model, args.arg, args.input))
     source = target.path.read_text() if target.path else ""
     text = functions_source(target, source)
     for note in target.notes:
@@ -46,13 +43,6 @@ def _work(args: argparse.Namespace, finished: Finished) -> int:
         finished()
         sys.stdout.write(text.lstrip("\n"))
     return 0
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise UsageError(f"--arg {text}: expected NAME=VALUE", hint="for example --arg d_model=512")
-    return name, value
 
 
 def _append(target: Target, source: str, text: str) -> None:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from amptune.commands.streams import show_any_name, takes_color
+from amptune.commands.values import codes
 from amptune.config import FAIL_ON, Config, load_config
 from amptune.core.finding import FileError, Finding, Severity
 from amptune.errors import UsageError
@@ -43,9 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Lint and report; the exit code is 0, 1 for findings, 2 for files that could not be linted."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name that a terminal cannot show must not end a run
-            stream.reconfigure(errors="backslashreplace")
+    show_any_name()
     _check_usage(args)
     config = load_config(args.config)
     session = LintSession(_options(args, config))
@@ -84,8 +84,8 @@ def _options(args: argparse.Namespace, config: Config) -> LintOptions:
     return LintOptions(
         paths=tuple(args.paths or ["."]),
         config=config,
-        select=_codes(args.select) or config.select,
-        ignore=(*config.ignore, *_codes(args.ignore)),
+        select=codes(args.select) or config.select,
+        ignore=(*config.ignore, *codes(args.ignore)),
         stdin=sys.stdin.buffer.read() if from_stdin else None,
         stdin_name=args.stdin_filename or "stdin.py",
         fix=args.fix or args.unsafe_fixes or args.diff,
@@ -96,10 +96,6 @@ def _options(args: argparse.Namespace, config: Config) -> LintOptions:
         cache=not args.no_cache,
         jobs=args.jobs,
     )
-
-
-def _codes(items: Sequence[str]) -> tuple[str, ...]:
-    return tuple(code.strip() for item in items for code in item.split(",") if code.strip())
 
 
 def _render(args: argparse.Namespace, session: LintSession, outcome: Outcome) -> str:
@@ -121,13 +117,7 @@ def _render(args: argparse.Namespace, session: LintSession, outcome: Outcome) ->
 
     if args.statistics:
         return text.render_statistics(findings) + text.render((), errors)
-    return text.render(findings, errors, lines=session.lines, color=_color(), files=outcome.files)
-
-
-def _color() -> bool:
-    import os
-
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    return text.render(findings, errors, lines=session.lines, color=takes_color(), files=outcome.files)
 
 
 def _say_errors(errors: Sequence[FileError]) -> None:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amptune.commands.targets import add_state_and_batch
+from amptune.commands.values import positive_int, seconds, share
 
 if TYPE_CHECKING:
     from amptune.tune.options import TuneOptions
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """What to measure."""
-    parser.add_argument("model", nargs="?", help="model.py, model.py:Name or package.module:callable "
-                        "(default: [tool.amptune] model, else model.py)")  # fmt: skip
-    parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
-    parser.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE[:HIGH]]",
-                        help="model input, such as 16x1024:int64:50257")  # fmt: skip
-    add_state_and_batch(parser)
 
 
 def add_measurement(parser: argparse.ArgumentParser) -> None:
@@ -86,37 +74,3 @@ def _backend(name: str | None) -> str | None:
         hint = f"did you mean {near!r}?" if (near := nearest(name, known)) else f"known: {', '.join(known)}"
         raise UsageError(f"--compile {name!r}: torch.compile has no such backend", hint=hint)
     return name
-
-
-def positive_int(text: str) -> int:
-    """An argument that counts something."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def seconds(text: str) -> float:
-    """An argument that is a time."""
-    value = float(text)
-    if not value > 0 or math.isinf(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
-    return value
-
-
-def share(text: str) -> float:
-    """An argument between 0 and 1."""
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1, such as 0.005 for 0.5 %")
-    return value
-
-
-def size(text: str) -> int:
-    """Bytes of a size such as 40GiB, 500MB or 1e9."""
-    units = {"": 1, "b": 1} | {f"{p}b": 10 ** (3 * i) for i, p in enumerate("kmgt", 1)}
-    units |= {f"{p}ib": 2 ** (10 * i) for i, p in enumerate("kmgt", 1)}
-    found = re.fullmatch(r"([\d.]+(?:e\d+)?)\s*([a-z]*)", text.strip().lower())
-    if found is None or found[2] not in units or found[1].count(".") > 1 or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"{text} is not a size such as 40GiB or 500MB")
-    return int(float(found[1]) * units[found[2]])

@@ -31,6 +31,20 @@ def surviving(work: Callable[[Finished], int]) -> int:
     return guarded(None, work, patience=PATIENCE_SECONDS)
 
 
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a model, which may be left out, and say how to build and feed it."""
+    parser.add_argument("model", nargs="?", help="model.py, model.py:Name or package.module:callable "
+                        "(default: [tool.amptune] model, else model.py)")  # fmt: skip
+    add_construction(parser)
+
+
+def add_construction(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say how to build and feed a model."""
+    parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
+    parser.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE[:HIGH]]",
+                        help="model input, such as 16x1024:int64:50257")  # fmt: skip
+
+
 def add_state_and_batch(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that start a run from a moment of the user's own training."""
     parser.add_argument(
@@ -84,7 +98,7 @@ def target_spec(
     from amptune.capture import TargetSpec
 
     for pair in arguments:
-        if "=" not in pair:
+        if not pair.partition("=")[0].isidentifier() or "=" not in pair:
             raise UsageError(f"--arg {pair!r} is not NAME=VALUE", hint="write it as --arg d_model=512")
     return TargetSpec(model, dict(pair.split("=", 1) for pair in arguments), tuple(inputs), state, batch)
 

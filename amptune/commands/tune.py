@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amptune.commands.guard import Finished
-from amptune.commands.measuring import add_measurement, add_model, options_of, positive_int, seconds, size
-from amptune.commands.targets import surviving
+from amptune.commands.measuring import add_measurement, options_of
+from amptune.commands.targets import add_state_and_batch, add_target, surviving
+from amptune.commands.values import positive_int, seconds, size
 
 if TYPE_CHECKING:
     from amptune.tune.options import TuneOptions
@@ -28,7 +29,8 @@ LABELS = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    add_model(parser)
+    add_target(parser)
+    add_state_and_batch(parser)
     add_measurement(parser)
     parser.add_argument("--budget", type=positive_int, default=50, metavar="N", help="trials (default 50)")
     parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop starting trials after this time")

@@ -8,14 +8,23 @@ import sys
 from pathlib import Path
 
 from amptune.commands.guard import Finished
-from amptune.commands.measuring import add_model, positive_int, seconds, share
-from amptune.commands.targets import say, say_if_elsewhere, stem_of, surviving, target_spec
+from amptune.commands.targets import (
+    add_state_and_batch,
+    add_target,
+    say,
+    say_if_elsewhere,
+    stem_of,
+    surviving,
+    target_spec,
+)
+from amptune.commands.values import positive_int, seconds, share
 from amptune.errors import UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    add_model(parser)
+    add_target(parser)
+    add_state_and_batch(parser)
     parser.add_argument("patched", nargs="?", type=Path, help="the patched file")
     parser.add_argument("--plan", type=Path, metavar="PLAN.json", help="a plan, in place of a patched file")
     parser.add_argument("--steps", type=positive_int, default=200, metavar="N", help="training steps (default 200)")

@@ -41,6 +41,19 @@ def functions(plan: Plan) -> dict[str, SitePlan]:
     return {name: site for name, site in plan.sites.items() if "#" in name and site.how != "follow"}
 
 
+def unpinned(plan: Plan) -> list[Lost]:
+    """What is lost where a target takes the model as it is: the ops that the plan pins in the source."""
+    pinned = [name for name, site in functions(plan).items() if site.how == "source"]
+    if not pinned:
+        return []
+    return [
+        Lost(
+            f"{len(pinned)} functional ops that the plan pins in the source are not pinned: {listed(pinned)}",
+            "Apply the plan's patch to the model's file (`amptune apply`) and keep those lines.",
+        )
+    ]
+
+
 def fp8_modules(plan: Plan) -> dict[str, SitePlan]:
     """Modules that multiply in FP8."""
     return {path: site for path, site in modules(plan).items() if site.format.is_fp8}

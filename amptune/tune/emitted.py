@@ -14,6 +14,7 @@ from torch import nn
 from amptune.capture import load_target
 from amptune.capture.flow import has_channels_last
 from amptune.capture.prepare import run_lazy_layers
+from amptune.capture.target import tensors_in
 from amptune.tune.options import TuneOptions
 from amptune.tune.recipes import Candidate, backend_flags
 from amptune.tune.state import set_state
@@ -93,7 +94,7 @@ def _run(model: nn.Module, seed: int, forward: Callable[[], Any], loss_of: Calla
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, arguments: Any, output: Any) -> None:
-            given, made = (", ".join(map(_layout, _tensors(each))) for each in (arguments, output))
+            given, made = (", ".join(map(_layout, tensors_in(each))) for each in (arguments, output))
             calls.append((name, f"{given} -> {made}"))
 
         return hook
@@ -103,7 +104,7 @@ def _run(model: nn.Module, seed: int, forward: Callable[[], Any], loss_of: Calla
     try:
         seed_everything(seed)
         output = forward()
-        return _Run([*_tensors(output), loss_of(output)], calls)
+        return _Run([*tensors_in(output), loss_of(output)], calls)
     finally:
         for handle in handles:
             handle.remove()
@@ -142,17 +143,3 @@ def _state_differences(
 
 def _describe(tensor: torch.Tensor | None) -> str:
     return "missing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _tensors(getattr(value, field.name))

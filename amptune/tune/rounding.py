@@ -6,7 +6,7 @@ That is what tensor cores do: products of rounded operands, accumulated in FP32,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from torch.func import functional_call
 
 from amptune.capture.fakes import map_tensors
+from amptune.capture.target import tensors_in
 from amptune.core.choice import Choice
 from amptune.core.formats import Format
 
@@ -80,7 +81,7 @@ class SiteCall:
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         trained = [weight for weight in weights.values() if weight.requires_grad]
         with torch.enable_grad():
-            outputs = list(floats_in(functional_call(self.module, weights | buffers, args, kwargs)))
+            outputs = floats_in(functional_call(self.module, weights | buffers, args, kwargs))
         grads = _gradients(outputs, [*inputs, *trained], self.grad_outputs, gradient)
         return Result([value(out.detach()) for out in outputs], grads[: len(inputs)], grads[len(inputs) :])
 
@@ -101,17 +102,9 @@ def to_fp8(tensor: torch.Tensor, number_format: Format, over: int | None) -> tor
     return rounded
 
 
-def floats_in(value: Any) -> Iterator[torch.Tensor]:
-    """Floating tensors in nested tuples, lists and dicts."""
-    if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from floats_in(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from floats_in(item)
+def floats_in(value: Any) -> list[torch.Tensor]:
+    """Floating tensors in nested tuples, lists, dicts and dataclasses."""
+    return [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]
 
 
 def map_floats(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -144,7 +137,7 @@ def _fp8_linear(call: SiteCall, choice: Choice) -> Result:
     """A Linear in FP8: each of the three products rounds its two operands along the dimension that it sums over."""
     if not isinstance(call.module, nn.Linear):
         raise RuntimeError("only a Linear has an FP8 form")
-    arriving = next(floats_in((call.args, dict(call.kwargs))))
+    arriving = floats_in((call.args, dict(call.kwargs)))[0]
     weight, bias = call.module.weight, call.module.bias
     x, w = arriving.detach(), weight.detach()
     rows, rowwise = x.reshape(-1, x.shape[-1]), choice.scaling != "tensorwise"

@@ -112,7 +112,7 @@ class _Watch:
 
     def hook(self, path: str) -> Callable[..., None]:
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            outputs = list(floats_in(output))
+            outputs = floats_in(output)
             # A site that is computed again runs its own hooks; checkpointing calls it without gradients first.
             if self._busy or path in self._done or not outputs or not torch.is_grad_enabled():
                 return
@@ -172,7 +172,7 @@ def _magnitudes(call: SiteCall) -> tuple[GradientStep, GradientStep, GradientSte
         return joined(GradientStep(amax, counts) for amax, counts in histograms)
 
     return (
-        of(list(floats_in((call.args, dict(call.kwargs))))),
+        of(floats_in((call.args, dict(call.kwargs)))),
         of(list(call.module.parameters())),
         of([g for g in call.grad_outputs if g is not None]),
     )

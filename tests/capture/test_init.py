@@ -63,7 +63,7 @@ def test_init_writes_once(write: Callable[..., Path]) -> None:
     ("args", "code", "message"),
     [
         (("init", "missing.py"), 2, "missing.py does not exist"),
-        (("init", "model.py", "--arg", "classes"), 2, "expected NAME=VALUE"),
+        (("init", "model.py", "--arg", "classes"), 2, "--arg 'classes' is not NAME=VALUE"),
         (
             ("init", "torch.nn:Linear", "--arg", "in_features=4", "--arg", "out_features=4", "--write"),
             2,
