@@ -1,8 +1,11 @@
-"""An option for runs that have to leave nothing out."""
+"""An option for runs that have to leave nothing out, and fixtures for several packages of tests.
+
+Torch is imported where a fixture is used: many tests run without it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -22,3 +25,25 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.outcome = "failed"
         report.longrepr = f"{reason} ({NO_SKIPS}: a skip is a failure)"
     return report
+
+
+@pytest.fixture
+def process_group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of this process alone; its backend is gloo, or the fixture's parameter."""
+    import torch.distributed as dist
+
+    store = tmp_path_factory.mktemp("group") / "store"
+    backend = getattr(request, "param", "gloo")
+    dist.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """torch.compile knows nothing of other tests, and they nothing of this one."""
+    import torch
+
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

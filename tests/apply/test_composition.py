@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from amptune.apply import apply, check_realised
@@ -45,21 +43,6 @@ def reference(steps: int = 8) -> list[float]:
     return train(LanguageModel(), DATA, steps)
 
 
-@pytest.fixture
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture
-def _process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = tmp_path_factory.mktemp("gloo") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # reentrant checkpointing without gradients
 @pytest.mark.parametrize("reentrant", [None, True, False])
 def test_it_trains_as_fp32_does_with_tied_weights_sdpa_and_checkpointing(reentrant: bool | None) -> None:
@@ -71,7 +54,7 @@ def test_it_trains_as_fp32_does_with_tied_weights_sdpa_and_checkpointing(reentra
     assert model.head.weight.dtype == torch.float32
 
 
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_it_trains_under_compile_with_checkpointing() -> None:
     model = torch.compile(planned(reentrant=False), backend="aot_eager", fullgraph=True)
     assert train(model, DATA) == pytest.approx(reference(), rel=0.02)
@@ -216,7 +199,7 @@ def test_a_pickled_model_trains_on_as_the_original() -> None:
     assert train(twin, DATA, 3) == train(model, DATA, 3)
 
 
-@pytest.mark.usefixtures("_process_group")
+@pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("reentrant", [None, False])
 def test_data_parallel_with_accumulation_trains_tied_weights(reentrant: bool | None) -> None:
     model = planned(reentrant=reentrant)
@@ -231,7 +214,7 @@ def test_data_parallel_with_accumulation_trains_tied_weights(reentrant: bool | N
     assert train(wrapped, DATA, 4) == pytest.approx(train(alone, DATA, 4), rel=1e-3)
 
 
-@pytest.mark.usefixtures("_process_group")
+@pytest.mark.usefixtures("process_group")
 def test_fully_sharded_blocks_train_with_clipping() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

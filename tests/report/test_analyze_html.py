@@ -17,20 +17,6 @@ def read(data):
     return Page(analyze_report(data))
 
 
-def rows_of(page, caption):
-    """Texts of the body cells of one table, row by row."""
-    start = next(i for i, e in enumerate(page.elements) if e.tag == "caption" and e.text.startswith(caption))
-    rows = []
-    for element in page.elements[start:]:
-        if element.tag == "tr":
-            rows.append([])
-        elif element.tag == "td":
-            rows[-1].append(" ".join(element.text.split()))
-        elif element.tag == "section":
-            break
-    return [row for row in rows if row]
-
-
 def test_the_headline_names_the_best_recipe_that_fits_and_counts_the_findings():
     words = read(sample()).one("h1").text
     assert words == "Autocast-bf16+fixed is predicted 5.00 times as fast as fp32 on h100; 1 error, 1 warning, 1 info"
@@ -49,14 +35,14 @@ def test_a_recipe_that_does_not_run_has_its_reason_and_is_never_the_best():
         name: none if name.startswith("autocast-bf16") else entry for name, entry in sample().estimate["h100"].items()
     }
     page = read(sample(estimate={"h100": table}))
-    rows = {row[1]: row for row in rows_of(page, "Recipes on each GPU")}
+    rows = {row[1]: row for row in page.rows("Recipes on each GPU")}
     assert rows["autocast-bf16"][2:] == ["–", "–", "–", "does not run: G403 at model.py:7: no"]
     assert "autocast-bf16+fixed" not in rows
     assert "bf16" not in page.one("h1").text
 
 
 def test_every_recipe_of_every_gpu_has_a_row_but_idle_fixes():
-    rows = rows_of(read(sample()), "Recipes on each GPU")
+    rows = read(sample()).rows("Recipes on each GPU")
     assert [row[:2] for row in rows] == [
         ["h100", "fp32"], ["h100", "autocast-bf16"], ["h100", "autocast-bf16+fixed"], ["h100", "fp8-tensorwise"],
         ["t4", "fp32"], ["t4", "autocast-fp16"],
@@ -67,7 +53,7 @@ def test_every_recipe_of_every_gpu_has_a_row_but_idle_fixes():
 
 
 def test_findings_come_worst_first_with_their_sites():
-    rows = rows_of(read(sample()), "Findings")
+    rows = read(sample()).rows("Findings")
     assert [row[0] for row in rows] == ["error", "warning", "info"]
     assert rows[0][3] == "model.py:8 2 sites layers.3#exp.0, layers.4#exp.0".replace(" 2 sites ", "2 sites")
 
@@ -91,7 +77,7 @@ def test_the_worst_site_decides_the_cell_of_its_part():
 
 
 def test_the_table_of_sites_starts_with_the_largest_gain():
-    rows = rows_of(read(sample()), "Sites")
+    rows = read(sample()).rows("Sites")
     assert rows[0][0].startswith("layers.5.fc")
     gains = [float(row[6]) for row in rows]
     assert gains == sorted(gains, reverse=True)
@@ -141,7 +127,7 @@ def test_a_thousand_sites_make_a_page_of_bearable_size_in_bearable_time():
     assert time.process_time() - start < 6
     assert len(text) < 2_500_000
     page = Page(text)
-    assert len(rows_of(page, "Sites")) == 1200
+    assert len(page.rows("Sites")) == 1200
     assert len(page.all("span", "row")) < 60, "alike blocks are one line"
 
 

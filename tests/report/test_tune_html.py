@@ -28,20 +28,6 @@ def read(data, the_plan=None, graph=None, **more):
     return Page(tune_report(data, the_plan or plan(), graph, **more))
 
 
-def rows_of(page, caption):
-    """Texts of the body cells of one table, row by row."""
-    start = next(i for i, e in enumerate(page.elements) if e.tag == "caption" and e.text.startswith(caption))
-    rows = []
-    for element in page.elements[start:]:
-        if element.tag == "tr":
-            rows.append([])
-        elif element.tag == "td":
-            rows[-1].append(" ".join(element.text.split()))
-        elif element.tag in ("section", "details", "table"):
-            break
-    return [row for row in rows if row]
-
-
 # What it says
 
 
@@ -86,7 +72,7 @@ def test_without_a_valid_run_nothing_is_claimed():
     page = read(data, Plan())
     assert page.one("h1").text == "No valid plan was found"
     assert "×" not in page.one("header").text
-    assert rows_of(page, "Trials by number") == [["fp32", "failed", "the loss is nan"], ["1", "failed", "it crashed"]]
+    assert page.rows("Trials by number") == [["fp32", "failed", "the loss is nan"], ["1", "failed", "it crashed"]]
 
 
 def test_a_speedup_over_fp32_is_not_shown_twice():
@@ -109,7 +95,7 @@ def test_a_single_batch_is_warned_about_at_the_top():
 
 
 def test_failed_and_invalid_runs_are_listed_by_reason():
-    assert rows_of(read(won()), "Trials by number") == [
+    assert read(won()).rows("Trials by number") == [
         ["autocast-fp16", "invalid", "the scaler skipped 14 of 60 steps"],
         ["fp8-tensorwise", "failed", "OutOfMemoryError: CUDA out of memory"],
         ["4", "slow", "a step takes over 3x the best so far"],
@@ -118,7 +104,7 @@ def test_failed_and_invalid_runs_are_listed_by_reason():
 
 
 def test_all_trials_are_in_a_table():
-    rows = rows_of(read(won()), "All trials")
+    rows = read(won()).rows("All trials")
     assert [row[0] for row in rows] == [str(number) for number in range(20)]
     assert rows[0] == ["0", "fp32", "312.4 ms", "–", "+0.000%", "22.00 GiB", "valid"]
     assert rows[3][2:] == ["–", "–", "–", "–", "failed: OutOfMemoryError: CUDA out of memory"]
@@ -199,7 +185,7 @@ def test_the_prediction_error_is_told():
 def test_memory_is_left_out_where_it_is_not_known():
     page = read(result(trials(memory=False), (19, 85.5), (1, 118.9)))
     assert "Step time against peak memory" not in page.charts()
-    assert "GiB" not in " ".join(itertools.chain(*rows_of(page, "All trials")))
+    assert "GiB" not in " ".join(itertools.chain(*page.rows("All trials")))
     assert "Peak memory" not in page.text
 
 
@@ -214,7 +200,7 @@ def graph_of(*ids):
 
 
 def test_every_site_is_in_the_table_with_format_and_reason():
-    rows = rows_of(read(won()), "Sites")
+    rows = read(won()).rows("Sites")
     assert len(rows) == 8
     assert ["blocks.1.fc", "bf16", "reason of fc 1"] in rows
     assert ["blocks.2.fc", "fp32", "reason of fc 2"] in rows
@@ -223,13 +209,13 @@ def test_every_site_is_in_the_table_with_format_and_reason():
 
 def test_sites_follow_the_order_of_the_graph_which_adds_what_it_knows():
     names = list(plan().sites)
-    rows = rows_of(read(won(), graph=graph_of(*reversed(names), "unplanned")), "Sites")
+    rows = read(won(), graph=graph_of(*reversed(names), "unplanned")).rows("Sites")
     assert [row[0].split()[0] for row in rows] == names[::-1]
     assert all("linear" in row[0] for row in rows)
 
 
 def test_sites_that_the_graph_does_not_know_are_kept():
-    rows = rows_of(read(won(), graph=graph_of("head")), "Sites")
+    rows = read(won(), graph=graph_of("head")).rows("Sites")
     assert len(rows) == 8
     assert rows[0][0].startswith("head")
 
@@ -252,7 +238,7 @@ def test_saved_time_is_against_fp32_and_may_be_negative():
         {},
     )
     page = read(won(), costs=costs)
-    saved = {row[0].split()[0]: row[2] for row in rows_of(page, "Sites")}
+    saved = {row[0].split()[0]: row[2] for row in page.rows("Sites")}
     assert saved["blocks.0.fc"] == "3.75 ms"
     assert saved["blocks.1.fc"] == "-0.500 ms"
     assert saved["head"] == saved["embed"] == "–"
@@ -279,7 +265,7 @@ def test_hundreds_of_sites_start_folded():
         f"a.b{i}.c{j}": SitePlan(Format.BF16 if (i + j) % 2 else Format.FP32) for i in range(20) for j in range(20)
     }
     page = read(won(), Plan(sites))
-    assert len(rows_of(page, "Sites")) == 400
+    assert len(page.rows("Sites")) == 400
     inner = page.elements[page.elements.index(page.all("ul", "tree")[0]) :]
     folded = [e for e in inner if e.tag == "details" and "open" not in e.attributes]
     assert len(folded) == 20
@@ -320,7 +306,7 @@ def test_a_scaler_is_shown_with_its_simulation_against_the_defaults():
     the_plan = scaled_plan(RECORD)
     scaler = scaler_json(the_plan.scaler, RECORD)
     page = read(won(), the_plan, scaler=scaler, record=RECORD)
-    rows = {row[0]: row[1:] for row in rows_of(page, "Simulated on the gradients of 8 recorded steps")}
+    rows = {row[0]: row[1:] for row in page.rows("Simulated on the gradients of 8 recorded steps")}
     assert rows["steps skipped for an overflow"] == ["0", str(scaler["simulation"]["default"]["skipped_steps"])]
     assert "init_scale=0.0009765625, growth_factor=2," in page.text
     assert the_plan.scaler.init_scale == 0.0009765625

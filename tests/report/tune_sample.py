@@ -136,6 +136,19 @@ class Page(HTMLParser):
     def text(self):
         return " ".join(self.one("main").text.split())
 
+    def rows(self, caption):
+        """Texts of the body cells of one table, row by row; the caption is known by how it begins."""
+        start = next(i for i, e in enumerate(self.elements) if e.tag == "caption" and e.text.startswith(caption))
+        rows = []
+        for element in self.elements[start:]:
+            if element.tag == "tr":
+                rows.append([])
+            elif element.tag == "td":
+                rows[-1].append(" ".join(element.text.split()))
+            elif element.tag in ("section", "table"):
+                break
+        return [row for row in rows if row]
+
     def charts(self):
         return {e.attributes["aria-label"].split(".")[0]: e for e in self.all("svg") if e.attributes.get("role")}
 

@@ -5,12 +5,10 @@ import subprocess
 import symtable
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -67,14 +65,7 @@ def _train(model: nn.Module, steps: int = 6) -> list[float]:
     return losses
 
 
-@pytest.fixture
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_a_planned_model_compiles_in_one_graph_and_trains_the_same() -> None:
     model = Attends()
     apply_plan(model, PLAN, output_format="fp32")
@@ -84,7 +75,7 @@ def test_a_planned_model_compiles_in_one_graph_and_trains_the_same() -> None:
     assert compiled(TOKENS)["logits"].dtype == torch.float32
 
 
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_convolutions_compile_in_one_graph() -> None:
     model = Convolves()
     apply_plan(model, {"**": "bf16", "bn": "fp32", "up": "fp16"}, channels_last=True)
@@ -96,7 +87,7 @@ def test_convolutions_compile_in_one_graph() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch.compile looks at it after a graph break
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_rnns_and_unknown_leaves_compile() -> None:
     class Leaf(nn.Module):
         def __init__(self) -> None:
@@ -113,7 +104,7 @@ def test_rnns_and_unknown_leaves_compile() -> None:
     torch.testing.assert_close(compiled(x)[0], model(x)[0], rtol=0.05, atol=0.02)
 
 
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_applying_another_plan_to_a_compiled_model_takes_effect() -> None:
     compiled = torch.compile(Attends(), backend="aot_eager")
     assert compiled(TOKENS)["logits"].dtype == torch.float32
@@ -123,7 +114,7 @@ def test_applying_another_plan_to_a_compiled_model_takes_effect() -> None:
     assert compiled(TOKENS)["logits"].dtype == torch.float32
 
 
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_a_planned_model_exports() -> None:
     model = Attends()
     apply_plan(model, PLAN)
@@ -142,15 +133,7 @@ def test_no_weight_cast_is_kept_while_compiling(monkeypatch: pytest.MonkeyPatch)
     assert kept == []
 
 
-@pytest.fixture
-def _process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = tmp_path_factory.mktemp("gloo") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("_process_group")
+@pytest.mark.usefixtures("process_group")
 def test_ddp_trains_a_planned_model_and_can_be_undone_through_it() -> None:
     model = Attends()
     alone = copy.deepcopy(model)
@@ -164,7 +147,7 @@ def test_ddp_trains_a_planned_model_and_can_be_undone_through_it() -> None:
     assert type(model) is Attends
 
 
-@pytest.mark.usefixtures("_process_group")
+@pytest.mark.usefixtures("process_group")
 def test_blocks_may_be_sharded_each_and_the_rest_of_the_model_not(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -190,7 +173,7 @@ def test_blocks_may_be_sharded_each_and_the_rest_of_the_model_not(monkeypatch: p
     assert losses[0][-1] < losses[0][0]
 
 
-@pytest.mark.usefixtures("_process_group")
+@pytest.mark.usefixtures("process_group")
 def test_a_planned_model_trains_under_fully_shard_and_is_refused_after_it() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

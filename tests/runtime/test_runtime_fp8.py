@@ -2,19 +2,19 @@
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 from amptune import runtime
 from amptune.runtime import apply_plan, undo_plan
+
+from .shared import Shared
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 MANTISSA_BITS = {E4M3: 3, E5M2: 2}
@@ -194,24 +194,6 @@ def test_what_is_not_finite_stays_so_and_zeros_stay_zero(scaling: str) -> None:
     assert not any(value.any() for value in run(linear, torch.zeros(16, 64), torch.zeros(16, 48)))
 
 
-class Shared(nn.Module):
-    """A layer that is called three times in one forward."""
-
-    def __init__(self, use_reentrant: bool | None = None) -> None:
-        super().__init__()
-        self.layer = nn.Linear(16, 16)
-        self.head = nn.Linear(16, 3)
-        self.use_reentrant = use_reentrant
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for _ in range(3):
-            if self.use_reentrant is None:
-                x = torch.tanh(self.layer(x))
-            else:
-                x = checkpoint(lambda y: torch.tanh(self.layer(y)), x, use_reentrant=self.use_reentrant)
-        return self.head(x)
-
-
 def losses(model: nn.Module, steps: int = 12) -> list[float]:
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(16, 16, generator=generator), torch.randint(0, 3, (16,), generator=generator)
@@ -232,7 +214,7 @@ PLAN = {"layer": "fp8_e4m3:tensorwise", "head": {"format": "fp8_e4m3", "scaling"
 
 @pytest.mark.parametrize("use_reentrant", [None, False, True])
 def test_it_trains_as_float32_does_with_casts_reused_within_a_forward(use_reentrant: bool | None) -> None:
-    model = Shared(use_reentrant)
+    model = Shared(use_reentrant, width=16)
     exact = losses(copy.deepcopy(model))
     apply_plan(model, PLAN)
     found = losses(model)
@@ -243,7 +225,7 @@ def test_it_trains_as_float32_does_with_casts_reused_within_a_forward(use_reentr
 def test_a_shared_weight_is_cast_twice_at_most_in_a_forward_and_anew_in_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = Shared()
+    model = Shared(width=16)
     apply_plan(model, {"layer": "fp8_e4m3:tensorwise", "head": "bf16"})
     x = torch.randn(16, 16)
     with Products() as products:
@@ -269,15 +251,8 @@ def _plain(model: nn.Module) -> nn.Module:
     return plain
 
 
-@pytest.fixture
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # which is what the tracer does
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("scaling", runtime.SCALINGS)
 def test_it_compiles_in_one_graph_and_computes_the_same(scaling: str) -> None:
     model = nn.Sequential(nn.Linear(64, 48), nn.GELU(), nn.Linear(48, 37))
@@ -290,7 +265,7 @@ def test_it_compiles_in_one_graph_and_computes_the_same(scaling: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("scaling", runtime.SCALINGS)
 def test_fused_casts_compute_the_same(scaling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
@@ -324,20 +299,12 @@ def test_where_torch_compile_fails_the_casts_run_unfused(monkeypatch: pytest.Mon
     run(linear, x, gradient)  # is not tried again, nor said again
 
 
-@pytest.fixture
-def _process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = tmp_path_factory.mktemp("gloo") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("_process_group")
+@pytest.mark.usefixtures("process_group")
 def test_ddp_and_fully_shard_train_it() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    alone = Shared()
+    alone = Shared(width=16)
     apply_plan(alone, PLAN)
     parallel, sharded = copy.deepcopy(alone), copy.deepcopy(alone)
     fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
@@ -348,7 +315,7 @@ def test_ddp_and_fully_shard_train_it() -> None:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_state_and_undo(copied: Callable[[nn.Module], nn.Module]) -> None:
-    model = Shared()
+    model = Shared(width=16)
     before = copy.deepcopy(model.state_dict())
     apply_plan(model, PLAN)
     twin = copied(model)

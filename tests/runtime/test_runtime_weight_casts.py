@@ -14,23 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from amptune import runtime
 from amptune.runtime import apply_plan
 
-
-class _Shared(nn.Module):
-    """A layer that is called three times in one forward."""
-
-    def __init__(self, use_reentrant: bool | None = None) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 8)
-        self.head = nn.Linear(8, 3)
-        self.use_reentrant = use_reentrant
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for _ in range(3):
-            if self.use_reentrant is None:
-                x = torch.tanh(self.layer(x))
-            else:
-                x = checkpoint(lambda y: torch.tanh(self.layer(y)), x, use_reentrant=self.use_reentrant)
-        return self.head(x)
+from .shared import Shared
 
 
 @pytest.fixture(autouse=True, params=["on a CPU", "as on a GPU"])
@@ -79,7 +63,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_loss_falls_as_it_does_without_reuse(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _Shared()
+    model = Shared()
     twin = copy.deepcopy(model)
     apply_plan(model, {"*": "bf16"})
     apply_plan(twin, {"*": "bf16"})
@@ -91,7 +75,7 @@ def test_the_loss_falls_as_it_does_without_reuse(name: str, monkeypatch: pytest.
 
 
 def test_a_layer_called_three_times_is_cast_once_in_a_forward_and_again_in_the_next(where: str) -> None:
-    model = _Shared()
+    model = Shared()
     apply_plan(model, {"*": "bf16"})
     counts = []
     for _ in range(3):
@@ -103,7 +87,7 @@ def test_a_layer_called_three_times_is_cast_once_in_a_forward_and_again_in_the_n
 
 
 def test_reuse_adds_the_gradients_of_all_calls() -> None:
-    model = _Shared()
+    model = Shared()
     plain = copy.deepcopy(model)
     apply_plan(model, {"*": "bf16"})
     x = torch.randn(4, 8)
@@ -114,7 +98,7 @@ def test_reuse_adds_the_gradients_of_all_calls() -> None:
 
 
 def test_a_cast_made_under_no_grad_does_not_stop_gradients() -> None:
-    class Peeks(_Shared):
+    class Peeks(Shared):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             with torch.no_grad():
                 self.layer(x)
@@ -128,7 +112,7 @@ def test_a_cast_made_under_no_grad_does_not_stop_gradients() -> None:
 
 
 def test_no_cast_outlives_the_forward_even_when_it_raises() -> None:
-    class Raises(_Shared):
+    class Raises(Shared):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             super().forward(x)
             raise KeyboardInterrupt
@@ -143,7 +127,7 @@ def test_no_cast_outlives_the_forward_even_when_it_raises() -> None:
 
 
 def test_a_call_outside_the_models_forward_sees_new_weights() -> None:
-    model = _Shared()
+    model = Shared()
     apply_plan(model, {"*": "bf16"})
     model.layer(torch.ones(1, 8))
     model.layer.weight.data.zero_()
@@ -152,7 +136,7 @@ def test_a_call_outside_the_models_forward_sees_new_weights() -> None:
 
 
 def test_a_weight_changed_inside_the_forward_is_cast_again() -> None:
-    class Normalises(_Shared):
+    class Normalises(Shared):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             first = self.layer(x)
             with torch.no_grad():
@@ -170,8 +154,8 @@ def test_a_weight_changed_inside_the_forward_is_cast_again() -> None:
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointing_gives_the_same_gradients(use_reentrant: bool) -> None:
-    plain = _Shared()
-    checkpointed = _Shared(use_reentrant)
+    plain = Shared()
+    checkpointed = Shared(use_reentrant)
     checkpointed.load_state_dict(plain.state_dict())
     gradients = []
     for model in (plain, checkpointed):
@@ -185,7 +169,7 @@ def test_checkpointing_gives_the_same_gradients(use_reentrant: bool) -> None:
 
 
 def test_the_whole_model_under_reentrant_checkpointing_trains() -> None:
-    model = _Shared()
+    model = Shared()
     apply_plan(model, {"*": "bf16"})
     x = torch.ones(4, 8, requires_grad=True)
     checkpoint(model, x, use_reentrant=True).float().sum().backward()
@@ -193,7 +177,7 @@ def test_the_whole_model_under_reentrant_checkpointing_trains() -> None:
 
 
 def test_gradient_accumulation_adds_up() -> None:
-    model = _Shared()
+    model = Shared()
     apply_plan(model, {"*": "bf16"})
     a, b = torch.randn(4, 8), torch.randn(4, 8)
     separately = []
@@ -210,7 +194,7 @@ def test_gradient_accumulation_adds_up() -> None:
 def test_two_threads_keep_their_casts_apart() -> None:
     import threading
 
-    model = _Shared()
+    model = Shared()
     apply_plan(model, {"*": "bf16"})
     x = torch.randn(4, 8)
     expected = model(x)
@@ -225,7 +209,7 @@ def test_two_threads_keep_their_casts_apart() -> None:
 
 
 def test_inference_mode_works_before_and_after_training() -> None:
-    model = _Shared()
+    model = Shared()
     apply_plan(model, {"*": "bf16"})
     with torch.inference_mode():
         model(torch.randn(2, 8))
@@ -234,14 +218,14 @@ def test_inference_mode_works_before_and_after_training() -> None:
 
 
 def test_functional_call_with_other_parameters_uses_them() -> None:
-    model = _Shared()
+    model = Shared()
     apply_plan(model, {"*": "bf16"})
     zeros = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     assert torch.func.functional_call(model, zeros, (torch.ones(1, 8),)).abs().sum() == 0
 
 
 def test_per_sample_gradients_of_torch_func() -> None:
-    model = _Shared()
+    model = Shared()
     apply_plan(model, {"*": "bf16"})
     parameters = dict(model.named_parameters())
     x = torch.randn(3, 8)

@@ -13,6 +13,7 @@ from torch import nn
 
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.formats import Format
+from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan, SitePlan
 from amptune.runtime import loss_in
 from amptune.tune.compilation import (
@@ -203,13 +204,17 @@ def test_eager_sets_compile_mode_aside(make_bench: Make) -> None:
     assert bench.compilation == Compilation("aot_eager")
 
 
-def test_rounding_errors_are_measured_without_compiling(tmp_path: Path) -> None:
+def _worker(tmp_path: Path) -> tuple[Worker, PrecisionGraph]:
+    """The worker of a search in compile mode, and what it searches."""
     path = tmp_path / "net.py"
     path.write_text(COMPILED)
     spec = TargetSpec(str(path))
-    graph = capture(load_target(spec)).graph
     options = TuneOptions(spec, tmp_path / "out", steps=2, compile_with="aot_eager")
-    worker = Worker(Job(options, None, {}, (), threads=1), lambda *_: None)
+    return Worker(Job(options, None, {}, (), threads=1), lambda *_: None), capture(load_target(spec)).graph
+
+
+def test_rounding_errors_are_measured_without_compiling(tmp_path: Path) -> None:
+    worker, graph = _worker(tmp_path)
     torch._dynamo.utils.counters.clear()
     found = worker.sensitivity(worker.space(graph))
     assert found.sites
@@ -217,12 +222,7 @@ def test_rounding_errors_are_measured_without_compiling(tmp_path: Path) -> None:
 
 
 def test_a_compiled_loss_is_a_choice_with_the_price_of_the_backend_that_is_asked_for(tmp_path: Path) -> None:
-    path = tmp_path / "net.py"
-    path.write_text(COMPILED)
-    spec = TargetSpec(str(path))
-    graph = capture(load_target(spec)).graph
-    options = TuneOptions(spec, tmp_path / "out", steps=2, compile_with="aot_eager")
-    worker = Worker(Job(options, None, {}, (), threads=1), lambda *_: None)
+    worker, graph = _worker(tmp_path)
     space = worker.space(graph)
     assert space.losses == ("fp32", "follow", COMPILED_LOSS)
     assert set(worker.costs(space, graph).losses) == {PLAIN_LOSS, *space.losses}  # aot_eager needs no C++ compiler
