@@ -52,6 +52,7 @@ class NodeBounds:
             if isinstance(written := node.meta.get("amptune_writes"), fx.Node):
                 self._first_writers.setdefault(_root(written), node)
         self._folded = Folded(self._tensor, lambda node: node not in self._written)
+        self._axes: dict[fx.Node, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def exact(self, node: fx.Node) -> tuple[float, float, int] | None:
         """Extremes and number of zeros of a node that is worked out from constants; ``None`` for others."""
@@ -62,14 +63,9 @@ class NodeBounds:
     def axes_kept(self, node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Axes of a constant mask, counted from the last as -1, along which every line has a number that is not zero,
         and those along which every line has a zero."""
-        value = self._folded.of(node)
-        if value is None or value.dim() == 0 or value.is_complex():
-            return (), ()
-        kept = value != 0
-        axes = range(-value.dim(), 0)
-        return tuple(axis for axis in axes if bool(kept.any(axis).all())), tuple(
-            axis for axis in axes if bool((~kept).any(axis).all())
-        )
+        if node not in self._axes:
+            self._axes[node] = _axes_kept(self._folded.of(node))
+        return self._axes[node]
 
     def triangles(self, node: fx.Node) -> tuple[bool, bool]:
         """Whether a constant mask holds nowhere above the diagonal, and whether it holds everywhere above it."""
@@ -186,6 +182,18 @@ class NodeBounds:
             found = self.of(argument)
             return _of_type(_root(argument)) if found is None else found
         return point(float(argument)) if isinstance(argument, int | float) else ANY
+
+
+def _axes_kept(value: torch.Tensor | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if value is None or value.dim() == 0 or value.is_complex():
+        return (), ()
+    kept = value != 0
+    if value.numel() and bool(kept.all()):
+        return tuple(range(-value.dim(), 0)), ()
+    axes = range(-value.dim(), 0)
+    return tuple(axis for axis in axes if bool(kept.any(axis).all())), tuple(
+        axis for axis in axes if not bool(kept.all(axis).any())
+    )
 
 
 def _is_index_from_one(node: fx.Node) -> bool:

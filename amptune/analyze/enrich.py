@@ -36,14 +36,28 @@ _LAID_OUT = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d
              "group_norm", "interpolate")  # fmt: skip
 
 
-def enrich(graph: PrecisionGraph, module: fx.GraphModule) -> None:
-    """Add the keys to all sites of ``graph``, in place, from the nodes that they cover."""
+_NAMING = frozenset({"like", "later_sources"})
+"""Keys whose values are ids of sites, which are other ones in a graph of calls."""
+
+
+def enrich(graph: PrecisionGraph, module: fx.GraphModule, known: PrecisionGraph | None = None) -> None:
+    """Add the keys to all sites of ``graph``, in place, from the nodes that they cover.
+
+    Args:
+        graph: the sites, or the calls of each.
+        module: the captured graph.
+        known: another graph of the same capture that has the keys: sites that are alike in both take theirs from it.
+    """
     nodes = {node.name: node for node in module.graph.nodes}
     owners = {name: site.id for site in graph for name in site.nodes}
     dtypes = FollowedDtypes(module.graph.nodes, owners)
     bounds = NodeBounds(module, owners)
     seen: set[str] = set()
     for site in list(graph):
+        twin = known[site.id] if known is not None and site.id in known else None
+        if twin is not None and twin.nodes == site.nodes and not _NAMING.intersection(twin.attrs):
+            graph.replace_site(dataclasses.replace(site, attrs=twin.attrs))
+            continue
         calls = _calls([nodes[name] for name in site.nodes if name in nodes])
         covered = calls[0] if calls else []
         read = _read(covered)

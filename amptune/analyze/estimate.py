@@ -22,8 +22,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from amptune.analyze.gradients import accumulations
-from amptune.analyze.kernels import Kernel, Move, Setting, SiteKernels, converts_to_fp8
+from amptune.analyze.kernels import Kernel, Move, Setting, converts_to_fp8
 from amptune.analyze.memory import Memory, step_memory
 from amptune.analyze.stepkernels import StepKernels, Times, counted
 from amptune.core.autocast import HALF, SiteDtypes, realise
@@ -145,7 +144,7 @@ def estimate_all(
         memory = step_memory(graph, dtypes, setting)
         for fixed in (False, True):
             exact = dataclasses.replace(setting, fixed=fixed)
-            work = _Work(kernels.of(dtypes, _timed(exact)), graph, exact, dtypes, memory)
+            work = _Work(kernels, graph, exact, dtypes, memory)
             for gpu in able:
                 tables[gpu.key][recipe.name + (FIXED if fixed else "")] = work.on(gpu, tables[gpu.key])
     asked = {recipe.name for recipe in recipes} | {"fp32"}
@@ -193,14 +192,14 @@ class _Work:
     """All kernels of one step under one setting, ready to be timed on any GPU."""
 
     def __init__(
-        self, kernels: Mapping[str, SiteKernels], graph: PrecisionGraph, setting: Setting,
+        self, kernels: StepKernels, graph: PrecisionGraph, setting: Setting,
         dtypes: Mapping[str, SiteDtypes], memory: Memory,
     ) -> None:  # fmt: skip
         self.setting = setting
-        self.kernels = counted(kernels.values())
+        self.kernels = counted(kernels.of(dtypes, _timed(setting)).values())
         self.memory = memory
         self.own = {} if setting.recipe.half else own_halves(graph, dtypes)
-        self.extra = [*accumulations(graph, dtypes, setting), *_optimizer(self.memory, setting)]
+        self.extra = [*kernels.accumulations.under(dtypes, setting), *_optimizer(self.memory, setting)]
         self.views = sum(int(site.attrs.get("viewed", 0)) * site.calls for site in graph)
         self.modules = _modules(graph)
         self.trained = _trained_params(graph) if setting.train else 0

@@ -26,31 +26,39 @@ class _Readers:
     expanded: list[int] = dataclasses.field(default_factory=list)
 
 
-def accumulations(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setting: Setting) -> Iterator[Kernel]:
-    """Kernels beside those of the sites: parts into wholes, and one sum for each further gradient of a tensor.
+class Accumulations:
+    """The kernels beside those of the sites: parts into wholes, and one sum for each further gradient of a tensor.
 
     A shared module makes one tensor a call, so as many gradients as it has calls need no sum.
     """
-    if not setting.train or setting.fused:
-        return
-    readers: dict[str, _Readers] = collections.defaultdict(_Readers)
-    for site in graph:
-        _count(graph, site, readers)
-    for site in graph:
-        found = readers.get(site.id)
-        elements = max((tensor.numel for tensor in site.outputs), default=0) * call_share(site) / site.calls
-        if found is None or not elements:
-            continue
-        whole = elements * DTYPE_BYTES.get(dtypes[site.id].outputs[0], 4)
-        if found.split:
-            yield Move(Traffic.JOINED, 2 * whole)
-        for part in found.cut:
-            yield Move(Traffic.LAYOUT, whole + 2 * whole * part / elements, 2)
-        for read in found.expanded:
-            yield Move(Traffic.REDUCTION, whole + whole * read / elements)
-        extra = found.whole + found.split + len(found.cut) - site.calls
-        for _ in range(extra):
-            yield Move(Traffic.POINTWISE, 3 * whole)
+
+    def __init__(self, graph: PrecisionGraph) -> None:
+        self._graph = graph
+        self._readers: dict[str, _Readers] = collections.defaultdict(_Readers)
+        for site in graph:
+            _count(graph, site, self._readers)
+
+    def under(self, dtypes: Mapping[str, SiteDtypes], setting: Setting) -> Iterator[Kernel]:
+        """Those of a step under the dtypes of a setting's recipe."""
+        if not setting.train or setting.fused:
+            return
+        for name, found in self._readers.items():
+            site = self._graph[name]
+            elements = max((tensor.numel for tensor in site.outputs), default=0) * call_share(site) / site.calls
+            if elements:
+                yield from _put_together(found, site, elements, DTYPE_BYTES.get(dtypes[name].outputs[0], 4))
+
+
+def _put_together(found: _Readers, site: Site, elements: float, item: int) -> Iterator[Kernel]:
+    whole = elements * item
+    if found.split:
+        yield Move(Traffic.JOINED, 2 * whole)
+    for part in found.cut:
+        yield Move(Traffic.LAYOUT, whole + 2 * whole * part / elements, 2)
+    for read in found.expanded:
+        yield Move(Traffic.REDUCTION, whole + whole * read / elements)
+    for _ in range(found.whole + found.split + len(found.cut) - site.calls):
+        yield Move(Traffic.POINTWISE, 3 * whole)
 
 
 def _count(graph: PrecisionGraph, site: Site, readers: dict[str, _Readers]) -> None:

@@ -14,7 +14,6 @@ from amptune.analyze.estimate import FIXED, Estimate, SiteTimes, estimate_all, s
 from amptune.analyze.grouping import group, of_sites, without_repeats
 from amptune.analyze.stepkernels import StepKernels
 from amptune.capture import Capture
-from amptune.core.autocast import realise
 from amptune.core.evidence import Evidence, ranges_section
 from amptune.core.finding import Finding
 from amptune.core.graph import PrecisionGraph
@@ -113,7 +112,7 @@ def enriched(capture: Capture) -> PrecisionGraph:
     enrich(capture.graph, capture.graph_module)
     calls = capture.by_calls()
     if calls is not capture.graph:
-        enrich(calls, capture.graph_module)
+        enrich(calls, capture.graph_module, known=capture.graph)
     return calls
 
 
@@ -144,12 +143,12 @@ def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGra
     estimates = _with_stops(estimates, _stops([*found, *_unasked(rules, context)]))
     kept = _unsuppressed([each for each in without_repeats(found) if not _is_ignored(each, question.ignore_modules)])
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]
-    bounds = Ranges(graph, realise(graph, RECIPES["fp32"]), question.evidence.facts)
+    bounds = Ranges(graph, context.realised(RECIPES["fp32"]), question.evidence.facts)
     sites = [
         dataclasses.replace(each, why=why_sensitive(bounds, each.site))
         for each in (site_times(graph, timed[0], question.recipes, **how) if timed else ())
     ]
-    ranges = _ranges(graph if calls is None else calls, question.evidence)
+    ranges = _ranges(context.by_calls, question.evidence)
     return Analysis(tuple(group(kept, step_ms, question.gpus)), estimates, tuple(sites), ranges=ranges)
 
 
@@ -190,11 +189,12 @@ def _findings(rule: GraphRule, context: GraphContext) -> list[Finding]:
     return of_sites(rule.check(context.by_calls)) if rule.by_calls else list(rule.check(context))
 
 
-def _ranges(graph: PrecisionGraph, evidence: Evidence) -> dict[str, Any]:
+def _ranges(context: GraphContext, evidence: Evidence) -> dict[str, Any]:
     """Bounds, what was seen, and a verdict for each site and format; empty where nothing was assumed."""
     if evidence.assumptions is None:
         return {}
-    return ranges_section(Ranges(graph, realise(graph, RECIPES["fp32"]), evidence.assumptions), evidence)
+    bounds = Ranges(context.graph, context.realised(RECIPES["fp32"]), evidence.assumptions)
+    return ranges_section(bounds, evidence)
 
 
 def _is_ignored(finding: Finding, modules: Iterable[str]) -> bool:

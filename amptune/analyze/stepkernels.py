@@ -6,6 +6,7 @@ import collections
 from collections.abc import Hashable, Iterable, Mapping
 
 from amptune.analyze.fusion import Fusion, is_fused
+from amptune.analyze.gradients import Accumulations
 from amptune.analyze.kernels import ATTRS_READ, Kernel, Setting, SiteKernels
 from amptune.analyze.sitekernels import kernels_of
 from amptune.core.autocast import SiteDtypes
@@ -16,6 +17,9 @@ from amptune.core.hardware import Gpu
 class StepKernels:
     """What a step of one graph runs, under any setting.
 
+    Attributes:
+        accumulations: the kernels between the sites, on the way back.
+
     Two sites with the same op, tensors, products, calls and dtypes run the same kernels, so they share one
     :class:`SiteKernels`.
     """
@@ -25,6 +29,7 @@ class StepKernels:
         numbers: dict[Hashable, int] = {}
         self._kind = {site.id: numbers.setdefault(_kind(site), len(numbers)) for site in graph}
         self._known: dict[Setting, dict[str, SiteKernels]] = {}
+        self.accumulations = Accumulations(graph)
 
     def of(self, dtypes: Mapping[str, SiteDtypes], setting: Setting) -> Mapping[str, SiteKernels]:
         """Site id -> its kernels, fused with its neighbours' where the model is compiled.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from amptune.analyze.gradients import accumulations
+from amptune.analyze.gradients import Accumulations
 from amptune.analyze.kernels import Move, Setting
 from amptune.core.autocast import realise
 from amptune.core.graph import INPUT, PrecisionGraph, Site
@@ -17,7 +17,7 @@ BYTES = 4 * 8 * 16
 
 def moves(graph: PrecisionGraph) -> list[tuple[Traffic, float]]:
     setting = Setting(RECIPES["fp32"])
-    found = list(accumulations(graph, realise(graph, setting.recipe), setting))
+    found = list(Accumulations(graph).under(realise(graph, setting.recipe), setting))
     assert all(isinstance(kernel, Move) for kernel in found)
     return [(kernel.traffic, kernel.bytes) for kernel in found if isinstance(kernel, Move)]
 
