@@ -14,6 +14,7 @@ from amptune.tune.acquire import Acquisition
 from amptune.tune.base import AUTOCAST, base_ms
 from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding, Rows
+from amptune.tune.float8 import STOCK_SCALINGS
 from amptune.tune.host import Host
 from amptune.tune.space import HIGH, Group, Space
 from amptune.tune.stepmodel import Point, StepModel
@@ -26,6 +27,8 @@ IsTried = Callable[[dict[str, str]], bool]
 NUM_STARTS = 12
 """Plans that descents may begin at."""
 MOST_BLAMED = 2
+SHOWING = {*AUTOCAST, *(f"fp8-{scaling}" for scaling in STOCK_SCALINGS)}
+"""Stock recipes that show whether layers train in a format: each is much like one point of the space."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +129,8 @@ def learn(
     noise = noise_of(measured, step_ms)
     banned = _banned(model.space, records)
     limit = _max_bytes(model, measured, max_memory)
-    autocast = [r for r in stock if r.outcome.recipe in AUTOCAST]
-    validity = _validity(encoding, [*autocast, *records], banned)
+    lowered = [r for r in stock if r.outcome.recipe in SHOWING]
+    validity = _validity(encoding, [*lowered, *records], banned)
     return Knowledge(encoding, records, step, validity, base, noise, banned, limit, objective, host)
 
 

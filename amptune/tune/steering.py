@@ -137,11 +137,21 @@ class Steering:
         point = min(likely or new, key=self._rank(known), default=None)
         return point if point is not None and known.predicted(point) <= limit else None
 
-    def _rank(self, known: Knowledge) -> Callable[[dict[str, str]], tuple[float, float]]:
-        """Among plans that the host takes as long for, the one of less work for the GPU: another host may be faster."""
-        if self.search.options.objective == "time":
-            return lambda point: (known.predicted(point), known.predicted_by_part(point)[0])
-        return lambda point: (known.model.bytes(point), 0.0)
+    def _rank(self, known: Knowledge) -> Callable[[dict[str, str]], tuple[float, ...]]:
+        """First what is expected to save most over the best so far, by its chance to train; then the fastest.
+
+        Among plans that the host takes as long for, the one of less work for the GPU: another host may be faster.
+        """
+        if self.search.options.objective != "time":
+            return lambda point: (known.model.bytes(point),)
+        best_ms = min(r.outcome.median_ms for r in (self.search.best_stock(), *self.search.best_plans(1)))
+
+        def rank(point: dict[str, str]) -> tuple[float, ...]:
+            on_gpu, on_host = known.predicted_by_part(point)
+            step = max(on_gpu, on_host)
+            return -known.chance(point) * max(0.0, best_ms - step), step, on_gpu
+
+        return rank
 
     def _repair(self, known: Knowledge) -> bool:
         """A plan with wrong gradients, with the groups that they belong to in more bits, where that may be the best."""

@@ -17,7 +17,7 @@ from amptune.core.choice import BF16, FP16, FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.graph import LOSS
 from amptune.core.plan import PARAMS
-from amptune.core.sensitivity import Sensitivity
+from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import EDGE_FORMATS, CastPrice, CostTable, Edge, SiteCost
 from amptune.tune.acquire import Acquisition
 from amptune.tune.finals import decide
@@ -426,3 +426,51 @@ def test_the_error_of_predictions_is_reported(tmp_path: Path, worker: FormulaWor
     report = prediction_json(search.records())
     assert report["trials"] == len(search.plans())
     assert 0 <= report["median_error"] < 0.2
+
+
+class Float8Worker(FormulaWorker):
+    """FP8 is the fastest everywhere, and ``trains`` says whether the recipe does; plans with it never do."""
+
+    def __init__(self, trains: bool) -> None:
+        super().__init__()
+        self.trains = trains
+
+    def milliseconds(self, candidate: Candidate) -> float:
+        if candidate.plan is None:
+            return 60.0 if candidate.float8 else 30.0 if candidate.autocast else 42.0
+        return 10 + sum(FLOAT8_MS[candidate.plan.sites[name].choice] for name in SITES)
+
+    def trial(self, candidate: Candidate) -> Measured:
+        self.measured.append(candidate)
+        is_wrong = bool(candidate.float8) and not self.trains
+        failing = tuple(f"{name}.weight" for name in SITES) if is_wrong else ()
+        gate = GradientGate(0.8 if is_wrong else 1.0, SITES[0], 1.0, "", failing, failing)
+        quality = Quality(0.0, 0.0, 0.005, gate, 0, 60, "the gradient points elsewhere" if is_wrong else "")
+        return Measured(step(self.milliseconds(candidate)), None, quality)
+
+
+FP8_TENSORWISE = Choice(Format.FP8_E4M3, "tensorwise")
+FLOAT8_MS = {FP32: 4.0, BF16: 1.0, FP8_TENSORWISE: 0.9}
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_the_fp8_recipe_showed_decides_whether_fp8_is_tried_first(tmp_path: Path, trains: bool) -> None:
+    """It is slow in eager mode, where nothing fuses its casts, but a plan may do better."""
+    worker = Float8Worker(trains)
+    search = make_search(tmp_path, worker, budget=4)
+    fp8 = Candidate("fp8-tensorwise", autocast=Format.BF16, float8="tensorwise")
+    search.recipes[fp8.name] = fp8
+    groups = tuple(
+        dataclasses.replace(g, choices=tuple(FLOAT8_MS), fp8=frozenset(g.sites), multiplies=True)
+        for g in search.space.groups
+    )
+    search.space = dataclasses.replace(search.space, groups=groups)
+    search.table = dataclasses.replace(
+        search.table, sites={name: {c: SiteCost(ms) for c, ms in FLOAT8_MS.items()} for name in SITES}
+    )
+    errors = {BF16: RoundingError(2e-3), FP8_TENSORWISE: RoundingError(3e-2)}
+    search.sensitivity = Sensitivity({name: SiteSensitivity(errors) for name in SITES})
+    search.run()
+    first = worker.measured[3].plan
+    assert first is not None
+    assert any(first.sites[name].format.is_fp8 for name in SITES) is trains
