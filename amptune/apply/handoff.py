@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 from torch import nn
 
 from amptune.apply.held import held_values
-from amptune.capture import Target
+from amptune.capture import Target, TargetSpec
 from amptune.core.graph import PrecisionGraph
 from amptune.patch.spec import PatchSpec
 
@@ -24,3 +27,12 @@ def patch_spec(target: Target, model: nn.Module, graph: PrecisionGraph) -> Patch
         loss="loss_fn" if hasattr(module, "loss_fn") else None,
         optimizer="make_optimizer" if hasattr(module, "make_optimizer") else None,
     )
+
+
+def patched_spec(target: Target, path: Path) -> TargetSpec:
+    """How the patched file at ``path`` is loaded, which was made of ``target``.
+
+    A package's callable is wrapped in a file with make_model(); a class of the user's file keeps its name.
+    """
+    name = target.spec.text.partition(":")[2] if target.path is not None else ""
+    return dataclasses.replace(target.spec, text=f"{path}:{name}" if name else str(path))

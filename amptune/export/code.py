@@ -9,8 +9,7 @@ from amptune import __version__
 from amptune.core.plan import Plan, ScalerConfig
 from amptune.export.export import Export, Lost, comment_block
 from amptune.export.model import ModelFile
-from amptune.export.view import by_format
-from amptune.patch.scaler import scale_literal
+from amptune.export.view import by_format, scale_literal
 
 FEED = '''\
 def feed(model, batch):

@@ -77,6 +77,12 @@ def dtype(number_format: Format) -> str:
     return number_format.torch_name
 
 
+def scale_literal(scale: float) -> str:
+    """A power of two as one: ``2.0**13``."""
+    mantissa, exponent = float(scale).hex().split("p")
+    return f"2.0**{int(exponent)}" if mantissa == "0x1.0000000000000" else repr(scale)
+
+
 def blocks(plan: Plan) -> dict[str, set[Format]]:
     """Repeated blocks (``blocks.0``, ``layer1.1``, ``model.layers.3``) that hold several parts -> their formats."""
     found: dict[str, set[Format]] = {}

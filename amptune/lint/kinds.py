@@ -68,10 +68,6 @@ class Kinds:
             self._memo[node] = self._classify(node)
         return self._memo[node]
 
-    def is_scaler(self, node: ast.expr) -> bool:
-        """Whether the expression is a torch gradient scaler (not a wrapper class, not a feature scaler)."""
-        return self.of(node) == "scaler"
-
     def scaler_constructors(self) -> list[ast.Call]:
         """Calls that make a torch gradient scaler, in source order."""
         return self._constructors

@@ -74,10 +74,6 @@ class Scopes:
             return owner
         return self.scope_of(binding.node)
 
-    def bound_in(self, scope: ast.AST) -> dict[str, list[Binding]]:
-        """Names bound directly in a scope."""
-        return self._bindings.get(scope, {})
-
     def attribute(self, cls: ast.ClassDef, name: str) -> list[Binding]:
         """Bindings of ``self.name`` and of the class attribute, in this class."""
         return [*self._attributes.get(cls, {}).get(name, ()), *self._bindings.get(cls, {}).get(name, ())]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from amptune.core.files import write_all_atomic
 from amptune.core.plan import Plan
 from amptune.errors import InputError
 from amptune.patch.block import RUNTIME
@@ -44,18 +42,6 @@ def patched_files(path: Path, plan: Plan, spec: PatchSpec) -> dict[str, bytes]:
 def runtime_text() -> str:
     """The runtime that stands beside a patched file, exactly as amptune has it."""
     return _RUNTIME_FILE.read_text(encoding="utf-8")
-
-
-def write_patched(folder: Path, path: Path, plan: Plan, spec: PatchSpec) -> Mapping[str, Path]:
-    """Write ``patched_files`` into ``folder``, all or none; returns file name -> path.
-
-    Raises:
-        InputError: the file cannot be read or patched, or the folder cannot be written.
-        PlanError: the plan is for another model.
-    """
-    files = {folder / name: content for name, content in patched_files(path, plan, spec).items()}
-    write_all_atomic(files)
-    return {written.name: written for written in files}
 
 
 def _runtime_diff(beside: Path, runtime: str) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from amptune.apply.handoff import patched_spec
 from amptune.capture import load_target
 from amptune.capture.flow import has_channels_last
 from amptune.capture.prepare import run_lazy_layers
 from amptune.capture.target import tensors_in
-from amptune.tune.options import TuneOptions
 from amptune.tune.recipes import Candidate, backend_flags
 from amptune.tune.state import set_state
 from amptune.tune.training import Workbench, loss_of_output, seed_everything, training
@@ -34,40 +34,41 @@ class _Run:
     calls: list[tuple[str, str]]
 
 
-def compare_emitted(bench: Workbench, path: Path, candidate: Candidate, batch: Any, options: TuneOptions) -> list[str]:
+def compare_emitted(bench: Workbench, path: Path, candidate: Candidate, batch: Any, seed: int) -> list[str]:
     """Differences between the emitted model and the applied plan; empty when they agree.
 
     Compared are names, shapes and dtypes of the state, and the output and loss of one forward in train mode from equal
     weights and random state: bit for bit, or, where the plan's own kernels do not give the same twice, as closely as
     the plan repeats itself, with every layer's formats and memory formats the same.
     """
-    # A package's callable is wrapped in a file with make_model(); a class of the user's file keeps its name.
-    suffix = options.target.text.partition(":")[2] if bench.target.path is not None else ""
-    spec = dataclasses.replace(options.target, text=f"{path}:{suffix}" if suffix else str(path))
-    emitted = load_target(spec)
+    emitted = load_target(patched_spec(bench.target, path))
     model = emitted.make_model().to(bench.device.torch)
     run_lazy_layers(emitted, model, lambda: batch)
     with training(bench, candidate):
-        measured = bench.model.state_dict()
         differences = [
             f"state_dict entry {name}: {theirs}, was {ours}"
-            for name, ours, theirs in _state_differences(measured, model.state_dict())
+            for name, ours, theirs in _state_differences(bench.model.state_dict(), model.state_dict())
         ]
     if differences:
         return differences
     set_state(model, bench.initial)
     model.train()
     with backend_flags(candidate.tf32):
-        found = _run(model, options.seed, lambda: emitted.call(model, batch), lambda out: emitted.loss(out, batch))
+        found = _run(model, seed, lambda: emitted.call(model, batch), lambda out: emitted.loss(out, batch))
 
     def plan() -> _Run:
         def loss(output: Any) -> torch.Tensor:
             return loss_of_output(bench, candidate, output, batch)
 
         with training(bench, candidate):
-            return _run(bench.model, options.seed, lambda: bench.target.call(bench.model, batch), loss)
+            return _run(bench.model, seed, lambda: bench.target.call(bench.model, batch), loss)
 
     expected = plan()
+    return _differences(found, expected) or _distances(found, expected, plan)
+
+
+def _differences(found: _Run, expected: _Run) -> list[str]:
+    """Results of another dtype or shape; else the first layer that ran in other formats."""
     names = [*(f"output {index}" for index in range(len(found.tensors) - 1)), "loss"]
     changed = [
         f"{name}: {_describe(a)}, the plan gave {_describe(b)}"
@@ -76,9 +77,12 @@ def compare_emitted(bench: Workbench, path: Path, candidate: Candidate, batch: A
     ]
     if changed:
         return changed
-    for (name, was), (_, should) in zip(found.calls, expected.calls, strict=False):
-        if was != should:
-            return [f"{name}: {was}, in the plan {should}"]
+    calls = zip(found.calls, expected.calls, strict=False)
+    return next(([f"{name}: {was}, in the plan {should}"] for (name, was), (_, should) in calls if was != should), [])
+
+
+def _distances(found: _Run, expected: _Run, plan: Callable[[], _Run]) -> list[str]:
+    """How far the results are off, where that is more than the plan differs from itself."""
     distance = _distance(found, expected)
     if distance == 0.0:
         return []

@@ -42,7 +42,7 @@ from amptune.tune.space import Space
 from amptune.tune.splits import split_where_it_pays
 from amptune.tune.stockplan import parameters_note, plan_of_stock
 from amptune.tune.structure import parameter_names
-from amptune.tune.study import check_study, locked_folder, open_study
+from amptune.tune.study import StudyFile, check_study, locked_folder, open_study
 from amptune.tune.training import seed_everything
 
 SETUP_TIMEOUT = 3600.0
@@ -176,10 +176,7 @@ def _start(
     plan_header = _plan_header(target, captured, prepared, options.mode)
     if study.resumed and header:
         _check_same(header["identity"], identity)
-        requeued, lost = study.requeue_interrupted(), study.requeue_lost()
-        progress.line(f"continuing after {len(study.records())} trials; in flight, and measured again: {requeued}")
-        if lost:
-            progress.line(f"tried again, since the worker was lost: {', '.join(lost)}")
+        _announce_resumed(study, progress)
         table = CostTable.from_json(header["costs"])
         sensitivity = Sensitivity.from_json(header["sensitivity"])
     else:
@@ -197,6 +194,14 @@ def _start(
         progress=progress, sensitivity=sensitivity,
         on_best=lambda plan: write_atomic(options.out / "plan.json", plan_text(plan)),
     )  # fmt: skip
+
+
+def _announce_resumed(study: StudyFile, progress: Progress) -> None:
+    """Put trials that have no result in line again, and say so."""
+    requeued, lost = study.requeue_interrupted(), study.requeue_lost()
+    progress.line(f"continuing after {len(study.records())} trials; in flight, and measured again: {requeued}")
+    if lost:
+        progress.line(f"tried again, since the worker was lost: {', '.join(lost)}")
 
 
 def _plan_header(target: Target, captured: Capture, prepared: Prepared, mode: str) -> dict[str, Any]:

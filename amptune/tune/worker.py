@@ -222,7 +222,7 @@ class Worker:
     def check_emitted(self, path: Path, candidate: Candidate) -> list[str]:
         """Differences between the emitted file's model and the applied plan; empty when they agree bit for bit."""
         with eager(self.bench):
-            return compare_emitted(self.bench, path, candidate, self.batches.train[0], self.options)
+            return compare_emitted(self.bench, path, candidate, self.batches.train[0], self.options.seed)
 
     def _forget_compiled(self) -> None:
         """In compile mode each trial starts anew; in eager mode compiled losses and FP8 casts are kept."""

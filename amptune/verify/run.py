@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from amptune.apply.handoff import patched_spec
 from amptune.apply.patching import apply_plan_file
 from amptune.capture import Target, TargetSpec, load_target
 from amptune.core.plan import ScalerConfig
@@ -65,14 +66,14 @@ def _subject(
 ) -> Iterator[tuple[Target, ScalerConfig | None, str]]:
     """The patched target, its scaler and what to call it."""
     if patched is not None:
-        yield load_target(_spec_of(spec, original, patched)), _scaler_beside(patched), str(patched)
+        yield load_target(patched_spec(original, patched)), _scaler_beside(patched), str(patched)
         return
     assert plan is not None
     home = original.path.parent if original.path is not None and os.access(original.path.parent, os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=home, prefix=".amptune-verify-") as folder:
         files = apply_plan_file(plan, spec, Path(folder), say)
         path = next(path for name, path in files.items() if name.endswith("_amptuned.py"))
-        yield load_target(_spec_of(spec, original, path)), read_plan(plan).scaler, f"{spec.text} under {plan}"
+        yield load_target(patched_spec(original, path)), read_plan(plan).scaler, f"{spec.text} under {plan}"
 
 
 def _scaler_beside(patched: Path) -> ScalerConfig | None:
@@ -84,9 +85,3 @@ def _scaler_beside(patched: Path) -> ScalerConfig | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkError(f"cannot read {path}: {error}", hint="it is what amptune tune writes; or remove it") from error
-
-
-def _spec_of(spec: TargetSpec, original: Target, path: Path) -> TargetSpec:
-    # A package's callable is wrapped in a file with make_model(); a class of the user's file keeps its name.
-    name = spec.text.partition(":")[2] if original.path is not None else ""
-    return dataclasses.replace(spec, text=f"{path}:{name}" if name else str(path))

@@ -15,7 +15,7 @@ from amptune.core.formats import Format
 from amptune.core.ops import op_named
 from amptune.core.plan import Plan, SitePlan
 from amptune.patch.instrument import instrument_source
-from amptune.patch.output import write_patched
+from amptune.patch.output import patched_files
 from amptune.patch.spec import PatchSpec
 
 MODEL = '''
@@ -115,7 +115,8 @@ def folder(tmp_path_factory) -> Path:
     codes = {site.id: site.code for site in captured.graph if site.code}
     trial = load_target(TargetSpec(str(path)), source=instrument_source(MODEL, set(codes.values())))
     torch.save(what_the_plan_computes(trial, plan, codes), folder / "case.pt")
-    write_patched(folder, path, plan, spec_of_target(target, captured))
+    for name, content in patched_files(path, plan, spec_of_target(target, captured)).items():
+        (folder / name).write_bytes(content)
     return folder
 
 

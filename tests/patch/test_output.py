@@ -9,7 +9,7 @@ import pytest
 from amptune import runtime
 from amptune.errors import InputError
 from amptune.patch.diff import unified_diff
-from amptune.patch.output import patched_files, write_patched
+from amptune.patch.output import patched_files
 from amptune.patch.text import read_source
 from tests.patch.cases import plan_of, spec_of
 
@@ -91,23 +91,6 @@ def test_a_patched_file_that_is_patched_again_has_an_empty_diff_of_its_own(proje
     path.write_bytes(patched_files(path, PLAN, SPEC)["model_amptuned.py"])
     shutil.copy(str(runtime.__file__), project / "src" / "amptune_runtime.py")
     assert patched_files(path, PLAN, SPEC)["model.patch"] == b""
-
-
-def test_all_or_nothing_is_written(project, monkeypatch):
-    out = project / "out"
-    out.mkdir()
-    path = write_model(project, SOURCE)
-    write_patched(out, path, PLAN, SPEC)
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
-    assert set(before) == {"model_amptuned.py", "amptune_runtime.py", "model.patch"}
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match="No space left on device"):
-        write_patched(out, path, plan_of({"fc": "fp16"}), SPEC)
-    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ from amptune.core.plan import Plan
 from amptune.export.code import dict_literal, python_file
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
-from amptune.export.view import execution_lost, functions, listed, modules, scaler_lost, stock_autocast
-from amptune.patch.scaler import scale_literal
+from amptune.export.view import execution_lost, functions, listed, modules, scale_literal, scaler_lost, stock_autocast
 
 _FILE = """\
 import jax.numpy as jnp
