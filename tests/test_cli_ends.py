@@ -82,13 +82,14 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "net.py", "plan.json"]
 
 
+@pytest.mark.parametrize(("place", "why"), [("out", "it is a folder"), ("no/out.html", "no does not exist")])
 @pytest.mark.parametrize("command", ["bench", "analyze"])
-def test_a_folder_in_place_of_a_file_is_said_before_the_work(tmp_path: Path, command: str) -> None:
+def test_a_file_that_cannot_be_one_is_said_before_the_work(tmp_path: Path, command: str, place: str, why: str) -> None:
     (tmp_path / "net.py").write_text("raise SystemExit('loaded')")
     (tmp_path / "out").mkdir()
-    result = amptune(tmp_path, *COMMANDS.get(command, (command, "net.py")), OUTPUTS[command][0], "out")
+    result = amptune(tmp_path, *COMMANDS.get(command, (command, "net.py")), OUTPUTS[command][0], place)
     assert (result.returncode, result.stdout) == (2, "")
-    assert "cannot write out: it is a folder" in result.stderr
+    assert f"cannot write {place}: {why}" in result.stderr
     assert "loaded" not in result.stderr
 
 

@@ -59,7 +59,10 @@ def _check_holds_files(folder: Path, refused: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        why = f"{folder}: {error.strerror or error}" if folder.is_dir() else f"{folder} is no folder"
+        if folder.is_dir():
+            why = f"{folder}: {error.strerror or error}"
+        else:
+            why = f"{folder} {'is no folder' if os.path.lexists(folder) else 'does not exist'}"
         raise InputError(f"{refused}: {why}", hint=_ELSEWHERE) from None
 
 

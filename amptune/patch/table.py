@@ -15,7 +15,7 @@ from amptune.errors import PlanError
 from amptune.patch.spec import PatchSpec
 
 Value = tuple[tuple[str, str | int], ...]
-"""What the table says of a site, as sorted items: hashable, and equal where two sites are treated alike."""
+"""What the table says of a site, as items in one order: hashable, and equal where two sites are treated alike."""
 _MAX_INDICES = 4
 _NUMBER = re.compile(r"\d+$")
 
