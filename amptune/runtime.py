@@ -1852,8 +1852,11 @@ def _block_of(path: str) -> str:
 
 
 def _all_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every path of every module: a shared one has several."""
-    return dict(model.named_modules(remove_duplicate=False))
+    """Every path of every module: a shared one has several. One under torch.compile has the path of its wrapper."""
+    return {
+        ".".join(part for part in path.split(".") if part != "_orig_mod"): module
+        for path, module in model.named_modules(remove_duplicate=False)
+    }
 
 
 def undo_plan(model: nn.Module) -> None:

@@ -23,6 +23,9 @@ STAND_IN = (
     "so what is said about quality and gradients means little"
 )
 COMPILED = "the model comes under torch.compile, and is looked at without it; --compile measures under it"
+PARTS_COMPILED = (
+    "parts of the model come under torch.compile, and are looked at without it; --compile measures under it"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +102,10 @@ class Target:
                 f"{self.name}() returned {_kind_of(model)}, not a torch.nn.Module", hint="return the model itself"
             )
         plain = without_compilation(model)
-        if plain is not model and COMPILED not in self.notes:
-            self.notes.append(COMPILED)
+        has_compiled_parts = _take_compilation_off(plain)
+        note = COMPILED if plain is not model else PARTS_COMPILED if has_compiled_parts else ""
+        if note and note not in self.notes:
+            self.notes.append(note)
         return plain
 
     def make_batch(self) -> Any:
@@ -151,6 +156,21 @@ def without_compilation(model: nn.Module) -> nn.Module:
     # By name: to import the class takes seconds.
     inner = model._modules.get("_orig_mod") if type(model).__name__ == "OptimizedModule" else None
     return model if inner is None else inner
+
+
+def _take_compilation_off(model: nn.Module) -> bool:
+    """Take torch.compile off the parts of a model, in place; whether there was one under it.
+
+    Code that was compiled hears no hooks that come later, and a search would compile it anew for each plan, up to a
+    limit beyond which torch runs it without compilation.
+    """
+    found = False
+    for module in list(model.modules()):
+        found = module.__dict__.pop("_compiled_call_impl", None) is not None or found
+        for name, child in module._modules.items():
+            if child is not None and (plain := without_compilation(child)) is not child:
+                module._modules[name], found = plain, True
+    return found
 
 
 def call_arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

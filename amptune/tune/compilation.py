@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -135,6 +136,16 @@ def compiled(model: nn.Module, compilation: Compilation | None) -> Iterator[None
     finally:
         for part in parts:
             part.__dict__.pop("_compiled_call_impl", None)
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """Run code that the user's own code compiles as it is written: compiled code hears no hooks that come later."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and to import it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _caller(module: nn.Module) -> Callable[..., Any]:

@@ -24,6 +24,7 @@ from amptune.capture.fakes import map_tensors
 from amptune.core.choice import FP32, TF32, Choice
 from amptune.core.formats import Format
 from amptune.core.tables import CastPrice, CostTable, SiteCost
+from amptune.tune.compilation import as_written
 from amptune.tune.costcache import CostCache
 from amptune.tune.device import Device
 from amptune.tune.recipes import Candidate, backend_flags
@@ -197,7 +198,7 @@ def record_calls(bench: Workbench, paths: Sequence[str], batch: Any) -> dict[str
 
         return hook
 
-    with training(bench, Candidate("fp32")):
+    with as_written(), training(bench, Candidate("fp32")):
         handles = [
             bench.model.get_submodule(path).register_forward_pre_hook(keep(path), with_kwargs=True) for path in paths
         ]

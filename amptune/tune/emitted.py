@@ -103,7 +103,7 @@ def _run(model: nn.Module, seed: int, forward: Callable[[], Any], loss_of: Calla
 
         return hook
 
-    leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
+    leaves = [(name, module) for name, module in model.named_modules() if next(module.children(), None) is None]
     handles = [module.register_forward_hook(keep(name)) for name, module in leaves]
     try:
         seed_everything(seed)

@@ -57,6 +57,13 @@ class Candidate:
         """Whether this is a recipe that needs no amptune."""
         return self.plan is None
 
+    @property
+    def compiles(self) -> bool:
+        """Whether something is compiled for it in eager mode too: its loss, or casts to FP8."""
+        plan = self.plan
+        has_compiled = plan is not None and (plan.loss_compile or any(site.scaling for site in plan.sites.values()))
+        return self.loss_compile or self.float8 is not None or has_compiled
+
 
 def plan_candidate(plan: Plan) -> Candidate:
     """The candidate that trains with ``plan``."""

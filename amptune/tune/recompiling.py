@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,8 @@ _FUNCTION = re.compile(r"Recompiling function \S+ in (.+):(\d+)")
 
 def num_compiled() -> int:
     """How many pieces of code torch.compile has looked at in this process."""
+    if "torch._dynamo" not in sys.modules:  # none, and to import it takes seconds
+        return 0
     return int(torch._dynamo.utils.counters["frames"]["total"])
 
 

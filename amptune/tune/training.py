@@ -19,7 +19,7 @@ from amptune.core.formats import Format
 from amptune.errors import CaptureError
 from amptune.runtime import loss_in
 from amptune.tune.batches import Batches, to_device
-from amptune.tune.compilation import BACKEND, Compilation, compiled, own_code_of_autocast
+from amptune.tune.compilation import BACKEND, Compilation, as_written, compiled, own_code_of_autocast
 from amptune.tune.device import Device
 from amptune.tune.dropout import DropoutOff
 from amptune.tune.float8 import float8_linears
@@ -249,9 +249,13 @@ class Run:
 
 
 @contextlib.contextmanager
-def eager(bench: Workbench) -> Iterator[None]:
-    """Set compile mode aside: for the FP32 reference and for recordings, which a compiler would hide things from."""
-    with _compiled_as(bench, None):
+def eager(bench: Workbench, *, keeps_own: bool = False) -> Iterator[None]:
+    """Set compile mode aside: for the FP32 reference and for recordings, which a compiler would hide things from.
+
+    Nor is anything else compiled, unless ``keeps_own``: losses and casts to FP8 are compiled by themselves, and so are
+    functions of the user's.
+    """
+    with _compiled_as(bench, None), contextlib.nullcontext() if keeps_own else as_written():
         yield
 
 

@@ -39,6 +39,7 @@ from amptune.tune.losses import measure_losses, measure_update
 from amptune.tune.lowparams import check_params
 from amptune.tune.quality import Quality, judge, reference_itself
 from amptune.tune.recipes import Candidate, autocast_region, stock_candidates
+from amptune.tune.recompiling import num_compiled
 from amptune.tune.reference import NUM_ORDERS, Reference, measure_reference
 from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.space import COMPILED_LOSS, Space
@@ -86,6 +87,7 @@ class Worker:
         self.batches: Batches = load_batches(self.target, job.options.steps, self.device.torch)
         self._reference: Reference | None = None
         self._best_ms = math.inf
+        self._compiles_itself = False
 
     @property
     def reference(self) -> Reference:
@@ -138,7 +140,7 @@ class Worker:
         fused, batch = self.options.compile_with is not None, self.batches.train[0]
         planned = {site for group in space.groups for site in group.sites}
         formats = {FP32, *(choice for offered in choices.values() for choice in offered)}
-        with eager(self.bench):
+        with eager(self.bench, keeps_own=True):
             table = measure_costs(
                 self.bench, calls, batch, choices, progress,
                 fused=fused, layouts=space.channels_last, tf32=space.tf32,
@@ -177,7 +179,10 @@ class Worker:
         if mismatches:
             return Measured(None, None, None, mismatches)
         clock.lap("formats")
+        before = num_compiled()
         step, memory, compile_seconds = measure_step(self.bench, candidate, self.batches, limit_ms, yardstick)
+        if not candidate.compiles:
+            self._compiles_itself = self._compiles_itself or num_compiled() > before
         clock.lap("step")
         if step is None:
             return Measured(None, None, None, compile_seconds=compile_seconds, seconds=clock.laps)
@@ -225,8 +230,9 @@ class Worker:
             return compare_emitted(self.bench, path, candidate, self.batches.train[0], self.options.seed)
 
     def _forget_compiled(self) -> None:
-        """In compile mode each trial starts anew; in eager mode compiled losses and FP8 casts are kept."""
-        if self.bench.compilation is not None:
+        """In compile mode each trial starts anew, and where the user's own code compiles something: torch would give up
+        after a few plans. Otherwise compiled losses and FP8 casts are kept."""
+        if self.bench.compilation is not None or self._compiles_itself:
             forget_compiled()
 
     def _losses(self) -> tuple[str, ...]:

@@ -1,0 +1,103 @@
+"""Models whose own code compiles something: they are looked at as they are written, and compiled for each trial."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from amptune.capture import TargetSpec, capture, load_target
+from amptune.capture.target import PARTS_COMPILED
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, SitePlan
+from amptune.tune.compilation import forget_compiled
+from amptune.tune.emitted import compare_emitted
+from amptune.tune.options import TuneOptions
+from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.recompiling import num_compiled
+from amptune.tune.run import job_of
+from amptune.tune.training import training
+from amptune.tune.worker import Worker
+
+from .conftest import MLP, Make
+
+DECORATED = MLP.replace("    def forward", '    @torch.compile(backend="aot_eager")\n    def forward')
+PARTS = MLP.replace(
+    "    return Net()",
+    """    net = Net()
+    net.fc1 = torch.compile(net.fc1, backend="aot_eager")
+    net.fc2.compile(backend="aot_eager")
+    return net""",
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    forget_compiled()
+    yield
+    forget_compiled()
+
+
+def make_worker(folder: Path, source: str) -> tuple[Worker, TuneOptions]:
+    path = folder / "net.py"
+    path.write_text(source)
+    spec = TargetSpec(str(path))
+    target = load_target(spec)
+    options = TuneOptions(spec, folder / "out", steps=2)
+    worker = Worker(job_of(options, target, captured := capture(target)), lambda *_: None)
+    worker.graph = captured.graph  # type: ignore[attr-defined]
+    return worker, options
+
+
+@pytest.mark.parametrize("source", [DECORATED, PARTS])
+def test_every_site_is_looked_at_though_the_model_was_compiled_before(tmp_path: Path, source: str) -> None:
+    """A hook that comes later is not heard by compiled code: formats that overflow would pass."""
+    worker, _ = make_worker(tmp_path, source)
+    with training(worker.bench, Candidate("fp32")) as run:
+        run.step(worker.batches.train[0])
+    graph = worker.graph  # type: ignore[attr-defined]
+    space = worker.space(graph)
+    assert set(worker.sensitivity(space).sites) == {"embed", "norm", "fc1", "fc2"}
+    assert set(worker.costs(space, graph).sites) == {"embed", "norm", "fc1", "fc2"}
+
+
+def test_what_the_users_code_compiles_is_compiled_for_each_trial(tmp_path: Path) -> None:
+    """Kept from trial to trial, torch would run the code of the ninth plan in eager mode, without a word."""
+    worker, _ = make_worker(tmp_path, DECORATED)
+    worker.trial(Candidate("fp32"), None)
+    for pad in range(1, 11):
+        before = num_compiled()
+        plan = Plan({"fc1": SitePlan(Format.BF16, pad=8 * pad), "fc2": SitePlan(Format.BF16)})
+        assert worker.trial(plan_candidate(plan), None).step is not None
+        assert num_compiled() > before
+
+
+def test_parts_are_taken_out_of_their_compilation(make_bench: Make) -> None:
+    bench, _ = make_bench(PARTS)
+    assert bench.target.notes == [PARTS_COMPILED]
+    assert list(dict(bench.model.named_modules())) == ["", "embed", "norm", "fc1", "fc2"]
+    before = num_compiled()
+    bench.target.call(bench.model, bench.target.make_batch())
+    assert num_compiled() == before
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_a_patched_model_with_compiled_parts_does_what_the_plan_does(tmp_path: Path, within: bool) -> None:
+    """Parts that are compiled when the plan comes into force, and parts that are compiled afterwards."""
+    wrapped = "        self.fc1 = torch.compile(self.fc1, backend='aot_eager')\n        self.fc2 ="
+    source = MLP.replace("        self.fc2 =", wrapped) if within else PARTS
+    worker, options = make_worker(tmp_path, source)
+    candidate = plan_candidate(Plan({"fc1": SitePlan(Format.BF16), "fc2": SitePlan(Format.BF16)}, loss_format=None))
+    emitted = tmp_path / "net_amptuned.py"
+    apply = "apply_plan(self, {'fc1': 'bf16', 'fc2': 'bf16'})"
+    at = "        self.fc2 = nn.Linear(32, 13)\n"
+    emitted.write_text(source.replace(at, f"{at}        from amptune.runtime import apply_plan\n        {apply}\n"))
+    assert compare_emitted(worker.bench, emitted, candidate, worker.batches.train[0], options) == []
+
+
+def test_nothing_is_imported_to_know_that_nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch._dynamo")
+    assert num_compiled() == 0
+    assert "torch._dynamo" not in sys.modules
