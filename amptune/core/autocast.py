@@ -33,6 +33,7 @@ class SiteDtypes:
         params: its parameters as the arithmetic sees them.
         outputs: what it delivers, in the order of ``Site.outputs``.
         raises: why torch would refuse to run it; empty when it runs.
+        wide: the widest floating dtype of the operands that have dimensions; empty where none has.
     """
 
     given: tuple[str, ...] = ()
@@ -40,11 +41,12 @@ class SiteDtypes:
     params: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     raises: str = ""
+    wide: str = ""
 
     @property
     def compute(self) -> str:
         """The dtype of the arithmetic: the widest floating operand, or the result's where there is none."""
-        return promoted(self.inputs + self.params) or promoted(self.outputs)
+        return self.wide or promoted(self.inputs + self.params) or promoted(self.outputs)
 
     @property
     def in_half(self) -> bool:
@@ -153,7 +155,9 @@ def _site_dtypes(site: Site, given: tuple[str, ...], recipe: Recipe, device: Dev
     elif op.same_dtype and not _only_multiplies(site) and (mixed := _mixed(site, inputs, params)):
         raises = f"{site.op} raises on operands of different dtypes ({' and '.join(mixed)})"
     outputs = tuple(_output(site, op, policy, half, tensor, inputs, params) for tensor in site.outputs)
-    return SiteDtypes(given, inputs, params, outputs, raises)
+    tensors = [*site.inputs, *(param.meta for param in site.params)]
+    wide = promoted([each for meta, each in zip(tensors, (*inputs, *params), strict=True) if meta.shape])
+    return SiteDtypes(given, inputs, params, outputs, raises, wide)
 
 
 def _policy(site: Site, op: Op, device: DeviceType) -> Autocast:
@@ -245,6 +249,7 @@ def _followed(site: Site, op: Op, tensor: TensorMeta, inputs: Sequence[str], par
         return tensor.dtype
     inputs = tuple(_REAL.get(dtype, dtype) for dtype in inputs)
     wide = [dtype for meta, dtype in zip(site.inputs, inputs, strict=True) if meta.shape and _may_float(meta, dtype)]
+    params = [dtype for param, dtype in zip(site.params, params, strict=True) if param.meta.shape or not wide]
     floating = wide or [dtype for meta, dtype in zip(site.inputs, inputs, strict=True) if _may_float(meta, dtype)]
     if not floating:
         return promoted(params) or tensor.dtype

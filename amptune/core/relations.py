@@ -12,6 +12,7 @@ from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
 from amptune.core.graph import Site
 from amptune.core.intervals import UNIT, Range, point, square, symmetric
 from amptune.core.masked import kept_by_mask, least_kept
+from amptune.core.operands import input_of
 from amptune.core.range_rules import axis_size, limits_of, norm_order, reduced_count
 from amptune.core.squares import is_square, scaled_square, squareplus
 
@@ -108,6 +109,23 @@ def _is_exponential(ranges: Ranges, site: Site | None, depth: int) -> bool:
     if site.op == "mul":
         return all(_is_exponential(ranges, ranges.root(site, side), depth + 1) for side in (0, 1))
     return site.op in ("exp", "exp2") or is_positive_sum(ranges, site, depth + 1)
+
+
+def reads_back_sum(ranges: Ranges, site: Site, place: int) -> bool:
+    """Whether an operand is what exponentials add up to by segment, read back by the index that they were added by: the
+    softmax of a graph's edges, in which each edge is part of its own sum."""
+    position = input_of(site, place)
+    if position is None or (source := ranges.sources(site)[position]) not in ranges.graph:
+        return False
+    picked = ranges.graph[source]
+    total = ranges.root(picked) if picked.op in ("index", "index_select", "gather") else None
+    if total is None or total.op not in ("index_add", "scatter_add", "scatter_reduce"):
+        return False
+    parts = range(1, len(total.inputs) + 1)
+    by_index = any(
+        ranges.covers(picked, own, total, part) for own in range(1, len(picked.inputs) + 1) for part in parts
+    )
+    return by_index and any(_is_exponential(ranges, ranges.root(total, part), 0) for part in parts)
 
 
 def _reaches_zero(ranges: Ranges, site: Site | None) -> bool:

@@ -132,6 +132,17 @@ def test_a_sum_of_a_mask_is_not_said_to_have_both_signs(tmp_path: Path) -> None:
     assert "division by a sum, which is zero where all its terms are" in message
 
 
+@pytest.mark.parametrize(("read", "reported"), [("target", False), ("source", True)])
+def test_a_sum_by_segment_is_not_zero_where_it_is_read_back(read: str, reported: bool, tmp_path: Path) -> None:
+    body = (
+        "h = self.fc(image)\n        source, target = h[:, :4].argmax(1), h[:, 4:8].argmax(1)\n"
+        "        e = torch.exp(torch.tanh(h))\n        total = torch.zeros(4, 16).index_add(0, target, e)\n"
+        f"        return e / total[{read}]"
+    )
+    found = judged(*loaded(tmp_path, NET.format(body=body))).findings
+    assert any(each.rule == "G205" for each in found) is reported
+
+
 def test_an_exponential_as_denominator_is_one_finding(tmp_path: Path) -> None:
     found = judged(*loaded(tmp_path, NET.format(body="return image / torch.exp(self.fc(image))"))).findings
     assert [each.rule for each in found] == ["G203"]

@@ -214,6 +214,15 @@ def test_an_unknown_cast_is_not_in_half() -> None:
     assert not realise(graph, RECIPES["autocast-fp16"])["b"].in_half
 
 
+def test_a_parameter_without_dimensions_promotes_nothing() -> None:
+    scale = (Param("scale", TensorMeta((), "float32", True)),)
+    graph = chain(op("a", "linear", "<input>"), op("b", "mul", "a", params=scale), op("c", "exp", "b"),
+                  op("d", "mul", "c", params=scale))  # fmt: skip
+    dtypes = realise(graph, RECIPES["autocast-bf16"])
+    assert dtypes["b"].outputs == (dtypes["b"].compute,) == ("bfloat16",)
+    assert dtypes["d"].outputs == (dtypes["d"].compute,) == ("float32",)
+
+
 def test_a_parameter_takes_part_in_a_concatenation_and_one_of_unknown_dtype_makes_it_unknown() -> None:
     token = Param("token", FLOAT)
     graph = chain(op("a", "linear", "<input>"), op("b", "cat", "a", params=(token,)),

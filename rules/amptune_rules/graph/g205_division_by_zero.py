@@ -12,7 +12,7 @@ from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
 from amptune.core.operands import input_of
 from amptune.core.ops import op_named
-from amptune.core.relations import is_positive_sum
+from amptune.core.relations import is_positive_sum, reads_back_sum
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import (
@@ -191,6 +191,8 @@ class DivisionByZero(GraphRule):
         root, found = run.ranges.root(site, place), run.ranges.operand(site, place)
         position = input_of(site, place)
         if root is not None and (root.op in _CHOSEN or run.ranges.is_constant(root)):
+            return
+        if reads_back_sum(run.ranges, site, place):
             return
         if is_positive_sum(run.ranges, root) or (root is not None and _is_root_with_eps(context, root)):
             return
