@@ -174,6 +174,16 @@ Four pairs counted `.square()` or `std` in FP16 as a defect, which neither is: a
 FP32, and std takes its root before it rounds. They are changed, so the figures of the first
 runs above hold up to four hits that were none.
 
+Whole models, read as their authors would: 33 of kinds that no test here has (neural ODE, flow, RWKV, state spaces in
+chunks, experts with capacity, attention over points and edges, splats, diffusion, policies, CTC, mixture densities,
+filters, physics, segmentation, distillation, speech, forecasts, transport, hyperbolic places, angular margins, learned
+step sizes), 18 of them with one planted defect and a stable twin. At first reading all defects were reported at their
+lines (17: one was none, its infinity ended in a clamp), and every model was captured. Of 104 findings beside those
+about the GPUs 8 were false, by 6 causes: as errors a product beside a tensor that was made like one that had been cast;
+as a warning a square of weights alone; as information -0.5 * x * x as an exponent without a bound, decays under a
+causal mask, a parameter without dimensions that was said to promote, a sum by segment that was read back by its index.
+One exponential in a loop was reported twice, for two reasons. All are mended.
+
 Found means that one of the pair's rules reports the marked line, at any severity; a false positive is a warning or an
 error of any numerical rule (G2xx, G4xx), or of the pair's own rule, on the twin, in a format in which the pair is
 defined.
