@@ -12,9 +12,10 @@ from amptune.core.chains import find_chains
 from amptune.core.formats import Format
 from amptune.core.graph import LOSS
 from amptune.core.opcodes import KEEP
+from amptune.core.pins import following_codes, pinned_codes
 from amptune.core.plan import Plan
 from amptune.core.runtimetable import runtime_table
-from amptune.errors import ApplyError
+from amptune.errors import ApplyError, PlanError
 
 
 class AppliedPlan(runtime.AppliedPlan):
@@ -72,24 +73,14 @@ def pins_of(model: nn.Module, plan: Plan, codes: Mapping[str, str]) -> dict[str,
     Raises:
         ApplyError: instances of one class disagree about one line, which can be pinned for all of them only.
     """
-    decided: dict[str, tuple[str, bool]] = {}
-    for name, site in plan.sites.items():
-        if "#" not in name or site.how not in ("source", "follow"):
-            continue
-        code = codes.get(name) or _code(model, name)
-        pinned = site.how == "source" and site.format is Format.FP32
-        other, other_pinned = decided.setdefault(code, (name, pinned))
-        if pinned != other_pinned:
-            raise ApplyError(
-                f"sites {other!r} and {name!r} are one source line, {code}, and only one of them is pinned",
-                hint="pin both or neither in the plan",
-            )
-    return {code: Format.FP32.label for code, (_, pinned) in decided.items() if pinned}
+    try:
+        return dict.fromkeys(pinned_codes(plan, lambda name: codes.get(name) or _code(model, name)), Format.FP32.label)
+    except PlanError as error:
+        raise ApplyError(error.message, hint=error.hint) from error
 
 
 def _with_chains(pins: Mapping[str, str], plan: Plan, codes: Mapping[str, str], source: str) -> dict[str, str]:
-    follow = {codes.get(name, name) for name, site in plan.sites.items() if site.how == "follow"}
-    chains = find_chains(source, pins, follow)
+    chains = find_chains(source, pins, following_codes(plan, codes))
     chained = {**pins, **dict.fromkeys(chains.between, Format.FP32.label)}
     return {**chained, **dict.fromkeys(chains.kept, KEEP)}
 

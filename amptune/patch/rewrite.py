@@ -13,6 +13,7 @@ from amptune.core.chains import Chains, find_chains
 from amptune.core.formats import Format
 from amptune.core.opcodes import KEEP, FunctionalOp, find_functional_ops
 from amptune.core.ops import op_named
+from amptune.core.pins import following_codes, pinned_codes
 from amptune.core.plan import BF16_MASTER, Plan
 from amptune.core.source_names import Names
 from amptune.core.spellings import OPERATOR_FUNCTIONS
@@ -54,7 +55,7 @@ def patch_source(source: str, plan: Plan, spec: PatchSpec) -> str:
     check_table(entries, plan, spec)
     names = LocalNames.free_in(text)
     pins = pins_of(plan, spec)
-    chains = find_chains(text, pins, _followers(plan, spec))
+    chains = find_chains(text, pins, following_codes(plan, _codes(spec)))
     modules = _modules_for(tree, text, chains.between.union(pins))
     placement = _placement(tree, plan, spec, names)
     decorating = {decorator.partition("(")[0] for decorator in placement.decorators.values()}
@@ -96,30 +97,17 @@ def pins_of(plan: Plan, spec: PatchSpec) -> dict[str, str]:
     Raises:
         PlanError: instances of one class disagree about a line, which can be pinned for all of them only.
     """
-    code_of = {site.id: site.code for site in spec.sites}
-    decided: dict[str, tuple[str, bool]] = {}
-    reasons: dict[str, str] = {}
-    for name, site in plan.sites.items():
-        if "#" not in name or site.how not in ("source", "follow"):
-            continue
-        code = code_of.get(name) or name
-        pinned = site.how == "source" and site.format is Format.FP32
-        other, other_pinned = decided.setdefault(code, (name, pinned))
-        if pinned != other_pinned:
-            raise PlanError(
-                f"sites {other!r} and {name!r} are one source line, {code}, and only one of them is pinned",
-                hint="pin both or neither in the plan",
-            )
-        if pinned:
-            op = code.rpartition("#")[2].rpartition(".")[0]
-            reasons.setdefault(code, comment_of(site.why) or comment_of(op_named(op).why_sensitive))
-    return reasons
+    codes = _codes(spec)
+    pinned = pinned_codes(plan, lambda name: codes.get(name) or name)
+    return {code: comment_of(site.why) or comment_of(_why_sensitive(code)) for code, site in pinned.items()}
 
 
-def _followers(plan: Plan, spec: PatchSpec) -> set[str]:
-    """Codes of the ops that follow their inputs because the plan says so."""
-    code_of = {site.id: site.code for site in spec.sites}
-    return {code_of.get(name) or name for name, site in plan.sites.items() if site.how == "follow"}
+def _why_sensitive(code: str) -> str:
+    return op_named(code.rpartition("#")[2].rpartition(".")[0]).why_sensitive
+
+
+def _codes(spec: PatchSpec) -> dict[str, str]:
+    return {site.id: site.code for site in spec.sites}
 
 
 def loss_decorator(plan: Plan, names: LocalNames) -> str:
