@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
 
 from amptune import __version__
 from amptune.errors import AmptuneError, MissingExtraError, UsageError
@@ -48,9 +48,17 @@ class Command(Protocol):
 class _Parser(argparse.ArgumentParser):
     """argparse with our exit code and one clear message."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def refuse(self, arguments: Sequence[str]) -> NoReturn:
+        """The error for what the command does not take, with the flag that was probably meant."""
+        from amptune.core.nearest import nearest
+
+        flag = arguments[0].partition("=")[0]
+        near = nearest(flag, self._option_string_actions) if flag.startswith("-") else None
+        self.error(f"unrecognized arguments: {' '.join(arguments)}{f' (did you mean {near}?)' if near else ''}")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -92,15 +100,18 @@ def _dispatch(argv: list[str]) -> int:
     chosen = argv[0] if argv and argv[0] in COMMANDS else None
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     module: Command | None = None
+    chosen_parser = parser
     for name, text in COMMANDS.items():
         if chosen not in (None, name):
             continue  # the others would only be made: their names are in COMMANDS
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == chosen:
-            module = _load(name)
+            module, chosen_parser = _load(name), sub
             module.configure(sub)
     try:
-        args = parser.parse_args(argv)
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            chosen_parser.refuse(unknown)
     except SystemExit as stop:  # argparse has printed its message
         return int(stop.code or 0)
     assert module is not None

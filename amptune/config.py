@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from amptune.core.nearest import nearest
-from amptune.errors import ConfigError
+from amptune.errors import ConfigError, UsageError
 
+DEFAULT_MODEL = "model.py"
 FILE_NAME = "pyproject.toml"
 FAIL_ON = ("error", "warning", "info", "never")
 
@@ -71,7 +72,21 @@ def load_config(path: Path | None = None, start: Path | None = None) -> Config:
 
 def default_model() -> str:
     """The model that analyze and tune work on when none is named: ``model`` of [tool.amptune], else model.py."""
-    return load_config().model or "model.py"
+    return model_of(load_config())
+
+
+def model_of(config: Config) -> str:
+    """The model of the settings, else model.py.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    if config.model is None and not Path(DEFAULT_MODEL).exists():
+        raise UsageError(
+            f"no model is named, and there is no {DEFAULT_MODEL} here",
+            hint="name its file, such as `amptune tune net.py`, or set model in [tool.amptune] of pyproject.toml",
+        )
+    return config.model or DEFAULT_MODEL
 
 
 def _table(path: Path) -> Mapping[str, Any] | None:

@@ -60,6 +60,7 @@ def test_found_upwards_past_projects_without_the_table(tmp_path: Path, monkeypat
 def test_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_config() == Config(root=tmp_path)
+    (tmp_path / "model.py").touch()
     assert default_model() == "model.py"
 
 

@@ -28,7 +28,11 @@ def read_source(path: Path) -> str:
     if path.is_dir():
         raise TargetError(f"{shown} is a folder", hint=f"name the file that holds the model, such as {shown}/model.py")
     if not path.exists():
-        raise TargetError(f"{shown} does not exist", hint="check the path; it is taken from the working directory")
+        meant = path.with_name(f"{path.name}.py")
+        near = (
+            f"did you mean {shown}.py?" if meant.is_file() else "check the path; it is taken from the working directory"
+        )
+        raise TargetError(f"{shown} does not exist", hint=near)
     if path.suffix != ".py":
         raise TargetError(f"{shown} is not a Python file (.py)", hint="name a .py file or package.module:callable")
     try:
@@ -68,7 +72,9 @@ def execute_file(path: Path, source: str) -> ModuleType:
     except UserCodeError as error:
         sys.modules.pop(module.__name__, None)
         where = f"{error.place}: " if error.place else ""
-        raise TargetError(f"{where}{shown_path(str(path))} failed while it was imported: {error}") from error
+        exited = isinstance(error.cause, SystemExit)
+        hint = 'what reads the command line or exits belongs under `if __name__ == "__main__":`' if exited else None
+        raise TargetError(f"{where}{shown_path(str(path))} failed while it was imported: {error}", hint=hint) from error
     return module
 
 

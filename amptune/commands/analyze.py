@@ -15,7 +15,7 @@ from amptune.commands.guard import Finished, guarded
 from amptune.commands.streams import show_any_name, takes_color
 from amptune.commands.targets import add_state_and_batch, add_target, source_lines
 from amptune.commands.values import codes, seconds
-from amptune.config import FAIL_ON, Config, load_config
+from amptune.config import FAIL_ON, Config, load_config, model_of
 from amptune.core.files import check_file, write_atomic
 from amptune.core.finding import Severity
 from amptune.core.recipes import RECIPES, STOCK, recipe_named
@@ -83,9 +83,12 @@ def _rare_collections() -> Iterator[None]:
 
 def _work(args: argparse.Namespace, config: Config, finished: Finished) -> int:
     _say("importing torch")
+    from amptune.analyze.assume import parse_range
     from amptune.analyze.runner import analyze
 
     question = _question(args, config)
+    for stated in args.range:
+        parse_range(stated)  # one that does not read is said before the model is captured
     target, captured = _capture(args, config)
     question = dataclasses.replace(question, evidence=_evidence(args, target, captured))
     analysis = analyze(captured, question)
@@ -168,7 +171,7 @@ def _say_beginning(analysis: Analysis, question: Question) -> None:
 
 
 def _model(args: argparse.Namespace, config: Config) -> str:
-    return args.model or config.model or "model.py"
+    return args.model or model_of(config)
 
 
 def _of_graph_rules(selectors: Sequence[str], rules: Sequence[LoadedRule]) -> tuple[str, ...]:

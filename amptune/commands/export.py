@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from amptune.commands.targets import say_if_elsewhere
-from amptune.core.files import write_atomic
+from amptune.core.files import check_file, write_atomic
 from amptune.core.planfile import read_plan
 from amptune.errors import UsageError
 from amptune.export.model import model_file
@@ -30,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
     if args.plan is None or args.to is None:
         raise UsageError("export needs a plan and --to NAME", hint="amptune export plan.json --to pytorch -o train.py")
     target = target_named(args.to)
+    if args.output is not None:
+        check_file(args.output)
     plan = read_plan(args.plan)
     if plan.params:
         raise UsageError(

@@ -6,11 +6,14 @@ import argparse
 import math
 import re
 from collections.abc import Sequence
+from typing import TypeVar
+
+_Number = TypeVar("_Number", int, float)
 
 
 def positive_int(text: str) -> int:
     """An argument that counts something."""
-    value = int(text)
+    value = _number(text, int)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
@@ -18,7 +21,7 @@ def positive_int(text: str) -> int:
 
 def seconds(text: str) -> float:
     """An argument that is a time."""
-    value = float(text)
+    value = _number(text, float)
     if not value > 0 or math.isinf(value):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
     return value
@@ -26,7 +29,7 @@ def seconds(text: str) -> float:
 
 def share(text: str) -> float:
     """An argument between 0 and 1."""
-    value = float(text)
+    value = _number(text, float)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1, such as 0.005 for 0.5 %")
     return value
@@ -45,3 +48,10 @@ def size(text: str) -> int:
 def codes(items: Sequence[str]) -> tuple[str, ...]:
     """The codes of an argument that may be repeated and takes several, as in ``--select G101 --select G2,G3``."""
     return tuple(code.strip() for item in items for code in item.split(",") if code.strip())
+
+
+def _number(text: str, kind: type[_Number]) -> _Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a {'whole ' if kind is int else ''}number") from None

@@ -85,7 +85,8 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _summary(result: DebugResult) -> Iterator[str]:
-    steps = f"{result.steps} of {result.asked} steps" if result.steps != result.asked else f"{result.steps} steps"
+    of = f" of {result.asked}" if result.steps != result.asked else ""
+    steps = f"{result.steps}{of} {_steps(result.asked)}"
     if result.verdict == "clean":
         yield f"clean: {steps} in {result.dtype} without overflow, NaN or starved gradients"
     else:
@@ -95,10 +96,14 @@ def _summary(result: DebugResult) -> Iterator[str]:
             yield _margin(kind, result.margins[kind], result)
     scaler = result.scaler
     if scaler.get("enabled"):
-        skipped = f", {scaler['skipped']} steps skipped" if scaler["skipped"] else ""
+        skipped = f", {scaler['skipped']} {_steps(scaler['skipped'])} skipped" if scaler["skipped"] else ""
         yield f"loss scale {number(scaler['final_scale'])} at the end{skipped}"
         if scaler["skipped"] == result.steps > 0:
             yield "every step was skipped: the scale has not settled yet, so raise --steps"
+
+
+def _steps(number: int) -> str:
+    return "step" if number == 1 else "steps"
 
 
 def _margin(kind: str, extreme: Extreme, result: DebugResult) -> str:

@@ -80,7 +80,8 @@ def _package(target: str, name: str, plan_path: Path) -> ModelFile:
 
 
 def _missing(file: str, plan_path: Path, target: str) -> str:
-    return f"{file} is not beside the plan: write it there with `amptune apply {plan_path.name} {target}`."
+    command = f"amptune apply {plan_path} {target} --out {plan_path.parent}"
+    return f"{file} is not beside the plan: write it there with `{command}`."
 
 
 def _read(path: Path, stem: str, named: str, notes: tuple[str, ...]) -> ModelFile:

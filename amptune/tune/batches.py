@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from amptune.capture.target import Target
+from amptune.capture.usercode import UserCodeError, user_code
 from amptune.errors import CaptureError
 
 HELD_BACK = 4
@@ -53,9 +54,11 @@ def load_batches(target: Target, steps: int, device: torch.device, *, held_back:
         return Batches((batch,) * steps, (batch,), "single-batch")
     needed = steps + held_back
     try:
-        found = [to_device(batch, device) for batch in itertools.islice(iter(target.train_batches()), needed)]
-    except Exception as error:
-        raise CaptureError(f"train_batches() raised {type(error).__name__}: {error}") from error
+        with user_code():
+            found = [to_device(batch, device) for batch in itertools.islice(iter(target.train_batches()), needed)]
+    except UserCodeError as error:
+        where = f"{error.place}: " if error.place else ""
+        raise CaptureError(f"{where}train_batches() raised {error}") from error
     if len(found) < needed:
         raise CaptureError(
             f"train_batches() yielded {len(found)} batches, but {needed} are needed "

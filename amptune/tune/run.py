@@ -180,6 +180,8 @@ def _start(
         table = CostTable.from_json(header["costs"])
         sensitivity = Sensitivity.from_json(header["sensitivity"])
     else:
+        if options.existing == "resume":
+            progress.line(f"nothing to resume in {options.out}: a new study begins")
         with progress.timed("costs"):
             table = _ask(worker, "costs", space, graph, what="the cost table cannot be measured")
         with progress.timed("sensitivity"):
