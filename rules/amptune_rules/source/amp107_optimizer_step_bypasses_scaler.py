@@ -10,17 +10,9 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.events import Event
 from amptune.lint.flow import Flow
-from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
-from amptune_rules.source._protocol import (
-    asks_finiteness,
-    is_alternative,
-    is_gradient_scaler,
-    same_optimizer,
-    varies,
-)
-
-_OWN_SCALING = ("fp16", "mixedprecision", "scal", "bf16")
+from amptune_rules.source._plain_steps import handles_scale, is_guarded, is_of_other_gradients, reaches
+from amptune_rules.source._protocol import is_alternative, is_gradient_scaler, same_optimizer
 
 
 class OptimizerStepBypassesScaler(SourceRule):
@@ -314,11 +306,7 @@ def simulate(scaler, image, optimizer):
         """Plain steps on gradients of a scaled loss."""
         for flow in source.flows:
             for step in flow.of("optimizer_step"):
-                if (
-                    _handles_scale(source, step)
-                    or _is_guarded(source, step)
-                    or is_alternative(source, step.node, "step")
-                ):
+                if handles_scale(source, step) or is_guarded(source, step) or is_alternative(source, step.node, "step"):
                     continue
                 found = self._twice(source, flow, step) or self._scaled(source, flow, step)
                 if found is not None:
@@ -341,9 +329,9 @@ def simulate(scaler, image, optimizer):
 
     def _scaled(self, source: SourceFile, flow: Flow, step: Event) -> tuple[str, Fix | None] | None:
         for backward in flow.of("backward"):
-            if not backward.scaled or not self._reaches(source, flow, backward, step):
+            if not backward.scaled or not reaches(source, flow, backward, step):
                 continue
-            if _is_of_other_gradients(flow, backward, step):
+            if is_of_other_gradients(flow, backward, step):
                 continue
             unscale = [item for item in flow.of("unscale") if same_optimizer(item.optimizer, step.optimizer)]
             done = any(flow.path(item, step, same_iteration=True) for item in unscale)
@@ -351,20 +339,6 @@ def simulate(scaler, image, optimizer):
             message = f"{step.optimizer_name}.step() {what}: call {backward.scaler_name}.step({step.optimizer_name})"
             return message, self._replacement(source, backward, step)
         return None
-
-    def _reaches(self, source: SourceFile, flow: Flow, backward: Event, step: Event) -> bool:
-        scales = flow.of("scale", scaler=backward.scaler)
-        if scales and not is_gradient_scaler(source, flow, backward.scaler, scales[0]):
-            return False
-
-        def other(event: Event) -> bool:
-            if event.kind in ("grad_write", "get_scale", "wrapper", "autograd_grad"):
-                return True
-            if event.kind == "backward":
-                return not event.scaled
-            return event.kind in ("zero_grad", "step", "optimizer_step") and event.optimizer in ("", step.optimizer)
-
-        return flow.path(backward, step, without=other, same_iteration=True) is not None
 
     def _replacement(self, source: SourceFile, backward: Event, step: Event) -> Fix | None:
         call = step.node
@@ -380,31 +354,3 @@ def simulate(scaler, image, optimizer):
         if not isinstance(statement, ast.Expr) or statement.value is not step.node or step.calls:
             return None
         return Fix("delete the plain step", (edits.delete_statement(source, statement),), safety=Safety.UNSAFE)
-
-
-def _handles_scale(source: SourceFile, step: Event) -> bool:
-    """Whether the optimizer is one that unscales by itself, or is told the scaler, or may be any of several."""
-    call = step.node
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
-        return True
-    told = [*call.args, *(item.value for item in call.keywords)]
-    if any("scaler" in last_name(item).lower() for item in told):
-        return True
-    makers = [last_name(made.func).lower() for made in source.kinds.constructors_of(call.func.value)]
-    names = [*makers, last_name(call.func.value).lower()]
-    return any(word in name for name in names for word in _OWN_SCALING) or varies(source, call.func.value, step.calls)
-
-
-def _is_of_other_gradients(flow: Flow, backward: Event, step: Event) -> bool:
-    """Whether the scaler steps another optimizer with these gradients, and only that one is ever cleared.
-
-    An optimizer whose gradients nobody clears is not trained by the loss: it moves averages or target networks.
-    """
-    cleared = [event.optimizer for event in flow.of("zero_grad")]
-    taken = {event.optimizer for event in flow.of("step", scaler=backward.scaler)} - {step.optimizer}
-    return bool(cleared) and set(cleared) <= taken
-
-
-def _is_guarded(source: SourceFile, step: Event) -> bool:
-    """Whether a condition around the step asks if the gradients are finite."""
-    return any(isinstance(node, ast.If) and asks_finiteness(source, node.test) for node in source.ancestors(step.node))
