@@ -26,9 +26,11 @@ from amptune.core.formats import Format
 from amptune.core.graph import INPUT, LOSS, PrecisionGraph, Site
 from amptune.core.hardware import FP8_MULTIPLE
 from amptune.core.ops import Family, op_named
+from amptune.core.plan import Plan
+from amptune.runtime import cast_all
 from amptune.tune.destinations import Destination, find_destinations, is_destination, pinned
 from amptune.tune.fixed import why_fixed
-from amptune.tune.recipes import Candidate
+from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.space import FOLLOW, Group, How, Space
 from amptune.tune.training import Workbench, loss_of, seed_everything, training
 
@@ -58,8 +60,12 @@ def build_space(
     if BF16 in choices:
         choices += bench.device.fp8_choices()
     can_pin = [graph[site] for site in pins]
+    if choices and FOLLOW in losses and not _loss_takes(bench, batch, choices[0].format):
+        losses = tuple(loss for loss in losses if loss != FOLLOW)
+    # A loss that is always computed in FP32 keeps nothing before it there.
+    as_run = plan_candidate(Plan({})) if losses and FOLLOW not in losses else Candidate("fp32")
     groups, fixed = (
-        _module_groups(bench, graph, batch, choices, filter(is_destination, can_pin)) if choices else ([], {})
+        _module_groups(bench, graph, batch, choices, filter(is_destination, can_pin), as_run) if choices else ([], {})
     )
     if any(group.kind == "module" for group in groups):
         groups += _leaf_pins(bench.model, graph) + _source_pins(filter(is_pin_candidate, can_pin))
@@ -71,6 +77,20 @@ def build_space(
     strided = _strided(bench, batch, groups)
     tf32 = bench.device.has_tf32()
     return Space(tuple(groups), tf32, has_convolutions, losses, meets, no_fp8, fixed, strided)
+
+
+def _loss_takes(bench: Workbench, batch: Any, low: Format) -> bool:
+    """Whether the loss can be computed on outputs in a format: one with weights of its own in FP32 may raise."""
+    with training(bench, Candidate("fp32")), bench.no_gradients():
+        output = bench.target.call(bench.model, batch)
+        try:
+            bench.target.loss(cast_all(output, getattr(torch, low.torch_name)), batch)
+        except Exception:  # the loss is the user's code
+            takes = False
+        else:
+            takes = True
+    bench.restore()
+    return takes
 
 
 def _strided(bench: Workbench, batch: Any, groups: Iterable[Group]) -> frozenset[str]:
@@ -121,14 +141,15 @@ def role_of(path: str) -> str:
 
 
 def _module_groups(
-    bench: Workbench, graph: PrecisionGraph, batch: Any, choices: tuple[Choice, ...], destinations: Iterable[Site]
-) -> tuple[list[Group], dict[str, str]]:
+    bench: Workbench, graph: PrecisionGraph, batch: Any, choices: tuple[Choice, ...], destinations: Iterable[Site],
+    as_run: Candidate,
+) -> tuple[list[Group], dict[str, str]]:  # fmt: skip
     """Modules with weights, and tensors that a module holds beside its layers: same role and class decide together,
     and so does what meets in an op of one dtype. After them, which of ``destinations`` have to be pinned for that.
 
     And why those stay in FP32 that have to.
     """
-    how, roles, ties, opened = _found_by_running(bench, graph, batch, choices[0].format, destinations)
+    how, roles, ties, opened = _found_by_running(bench, graph, batch, choices[0].format, destinations, as_run)
     tie_of = {name: index for index, tie in enumerate(ties.groups) for name in tie - {INPUT}}
     joined: dict[str, list[str]] = {}
     for name in roles:
@@ -162,15 +183,18 @@ class _Found(NamedTuple):
 
 
 def _found_by_running(
-    bench: Workbench, graph: PrecisionGraph, batch: Any, low: Format, destinations: Iterable[Site]
+    bench: Workbench, graph: PrecisionGraph, batch: Any, low: Format, destinations: Iterable[Site], as_run: Candidate
 ) -> _Found:
-    """What can be planned, and what must agree where each group in turn is in FP32 and the others are ``low``."""
+    """What can be planned, and what must agree where each group in turn is in FP32 and the others are ``low``.
+
+    ``as_run`` says how the loss is computed meanwhile.
+    """
     fp32 = Candidate("fp32")
     with training(bench, fp32):
 
         def run() -> None:
             with bench.no_gradients():
-                loss_of(bench, fp32, batch)
+                loss_of(bench, as_run, batch)
 
         how: dict[str, How] = dict(plannable_modules(bench.model, run))
         own: How = "own"

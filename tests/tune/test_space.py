@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from torch import nn
@@ -15,7 +16,9 @@ from amptune.tune.costmodel import CostModel
 from amptune.tune.edges import edges_of
 from amptune.tune.explain import why_all_fp32
 from amptune.tune.front import front_points
+from amptune.tune.recipes import plan_candidate
 from amptune.tune.space import Group, Space
+from amptune.tune.training import training
 
 from .conftest import Make
 
@@ -236,3 +239,43 @@ def test_another_space_has_another_fingerprint(graph_and_space: tuple[PrecisionG
     other = Space(space.groups[1:], space.tf32, space.channels_last, space.losses)
     assert space.fingerprint() == Space(space.groups, False, space.channels_last, space.losses).fingerprint()
     assert space.fingerprint() != other.fingerprint()
+
+
+WEIGHTED = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def make_model():
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def make_batch():
+    return torch.randn(4, 8), torch.tensor([0, 1, 2, 1])
+
+
+def loss_fn(output, batch):
+    return F.cross_entropy(output, batch[1], weight=torch.tensor([1.0, 2.0, 0.5]))
+"""
+
+
+def test_a_loss_that_takes_fp32_alone_is_given_that_and_keeps_no_layer_there(make_bench: Make) -> None:
+    """With weights of the classes in FP32 cross_entropy raises on a 16-bit output."""
+    bench, batches = make_bench(WEIGHTED)
+    graph = capture(bench.target).graph
+    space = build_space(bench, graph, batches.train[0], losses=("fp32", "follow"))
+    assert space.losses == ("fp32",)
+    assert {group.kind for group in space.groups} == {"module"}
+    plan = space.decode(space.uniform(BF16), CostTable({}, {}), {})
+    with training(bench, plan_candidate(plan)) as run:
+        run.step(batches.train[0])
+    plain = build_space(
+        *remade(make_bench, WEIGHTED.replace(", weight=torch.tensor([1.0, 2.0, 0.5])", "")), losses=("fp32", "follow")
+    )
+    assert plain.losses == ("fp32", "follow")
+
+
+def remade(make_bench: Make, source: str) -> tuple[Any, ...]:
+    bench, batches = make_bench(source)
+    return bench, capture(bench.target).graph, batches.train[0]
