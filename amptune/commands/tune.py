@@ -87,9 +87,10 @@ def summary(result: TuneResult) -> str:
             f"loss gap to FP32 {data['best']['loss_gap']:+.3%}."
         )
     elif all(trial["kind"] == "stock" for trial in data["trials"]):
+        tried = f"stock recipes ({len(data['trials'])})" if len(data["trials"]) > 1 else "one stock recipe"
         lines.append(
-            f"No plan was tried, only {len(data['trials'])} stock recipes: the best of them, {stock_text}, is what was "
-            "written. A larger --budget or --timeout leaves room for plans."
+            f"No plan was tried, only {tried}: the best, {stock_text}, is what was written. "
+            "A larger --budget or --timeout leaves room for plans."
         )
     else:
         lines.append(f"Nothing beat the best stock recipe, {stock_text}, beyond the noise. It is what was written.")
