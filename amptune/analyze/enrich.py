@@ -28,6 +28,7 @@ from amptune.core.graph import INPUT, PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
 
 _REVERSED = frozenset({"rsub", "rtruediv", "rdiv", "rpow", "rfloordiv", "rmod", "rmatmul"})
+_MASKING = ("mul", "masked_fill", "where")
 _ORDERED_OPS = ("masked_select", "index")
 _ORDERED = (Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX, Family.GEMM)
 _FP32_LIMIT = re.compile(r"finfo\(torch\.float(32)?\)")
@@ -96,9 +97,10 @@ def _origins(
         known[0] = filled
     if site.op == "scaled_dot_product_attention" and (mask := _mask(calls[0][0])) and bounds.is_causal(mask):
         yield "mask_causal", True
-    kept = {index: axes for index, node in enumerate(outside) if any(axes := bounds.axes_kept(node))}
-    if kept:
-        yield "kept", kept
+    if site.op in _MASKING:
+        kept = {index: axes for index, node in enumerate(outside) if any(axes := bounds.axes_kept(node))}
+        if kept:
+            yield "kept", kept
     if site.op in ("masked_fill", "where"):
         triangles = {index: held for index, node in enumerate(outside) if any(held := bounds.triangles(node))}
         if triangles:
