@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 from torch import nn
@@ -270,12 +269,6 @@ def test_a_loss_that_takes_fp32_alone_is_given_that_and_keeps_no_layer_there(mak
     plan = space.decode(space.uniform(BF16), CostTable({}, {}), {})
     with training(bench, plan_candidate(plan)) as run:
         run.step(batches.train[0])
-    plain = build_space(
-        *remade(make_bench, WEIGHTED.replace(", weight=torch.tensor([1.0, 2.0, 0.5])", "")), losses=("fp32", "follow")
-    )
+    bench, batches = make_bench(WEIGHTED.replace(", weight=torch.tensor([1.0, 2.0, 0.5])", ""))
+    plain = build_space(bench, graph, batches.train[0], losses=("fp32", "follow"))
     assert plain.losses == ("fp32", "follow")
-
-
-def remade(make_bench: Make, source: str) -> tuple[Any, ...]:
-    bench, batches = make_bench(source)
-    return bench, capture(bench.target).graph, batches.train[0]
