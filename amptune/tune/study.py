@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ NAME = "amptune"
 JOURNAL = "study.journal"
 LOCK = ".study.lock"
 HEADER = "header"
+_ANEW = "start anew with --overwrite, or choose another --out"
 NUM_STARTUP_TRIALS = 8
 NORMAL_QUARTILES = 1.35
 """Standard deviations between the quartiles of a normal distribution."""
@@ -228,12 +230,14 @@ def check_study(folder: Path, existing: str) -> None:
 
     Raises:
         UsageError: a study is there and ``existing`` is ``refuse``.
-        InputError: the folder cannot be made or written to.
+        InputError: the folder cannot be made or written to, or the study to continue is damaged.
     """
     check_folder(folder)
     if existing == "refuse" and _holds_study(folder / JOURNAL):
         hint = "continue it with --resume, or start anew with --overwrite"
         raise UsageError(f"{folder / JOURNAL} already holds a study", hint=hint)
+    if existing == "resume" and (folder / JOURNAL).exists():
+        _check_journal(folder / JOURNAL)
 
 
 @contextlib.contextmanager
@@ -279,6 +283,21 @@ def open_study(folder: Path, existing: str, seed: int) -> StudyFile:
 
 def _holds_study(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
+
+
+def _check_journal(path: Path) -> None:
+    """Each whole line of a journal is an object in JSON; what follows the last newline was cut short."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}", hint=_ANEW) from None
+    for number, line in enumerate(lines, 1):
+        try:
+            is_entry = isinstance(json.loads(line), dict)
+        except ValueError:
+            is_entry = False
+        if not is_entry:
+            raise InputError(f"{path}:{number}: the study is damaged", hint=_ANEW)
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -119,3 +119,24 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         locked_folder(tmp_path / "file" / "out", "refuse"),
     ):
         pass
+
+
+@pytest.mark.parametrize("damage", [b"garbage\n", b"[1]\n", b"\x00\xff\n"])
+def test_a_damaged_study_is_not_continued(tmp_path: Path, damage: bytes) -> None:
+    journal = tmp_path / JOURNAL
+    with locked_folder(tmp_path, "refuse"):
+        open_study(tmp_path, "refuse", 0)
+    journal.write_bytes(journal.read_bytes() + damage + b'{"cut')
+    with (
+        pytest.raises(InputError, match=r":\d+: the study is damaged\n.*--overwrite"),
+        locked_folder(tmp_path, "resume"),
+    ):
+        pass
+    with locked_folder(tmp_path, "overwrite"):
+        assert not open_study(tmp_path, "overwrite", 0).resumed
+
+
+def test_a_study_that_is_a_folder_is_not_continued(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL).mkdir()
+    with pytest.raises(InputError, match="cannot read"), locked_folder(tmp_path, "resume"):
+        pass
