@@ -128,7 +128,7 @@ def test_advice_for_cumulative_ops_is_an_argument_that_they_have(op: str, advice
 def test_normal_random_numbers_are_bounded(drawn: str, count: int, tmp_path: Path) -> None:
     source = model_file(f"return self.fc(x).sum() + (1 / torch.exp(1.2 * {drawn} - 1.2)).sum()")
     assert len(messages("G203", source, tmp_path)) == count
-    assert len(messages("G205", source, tmp_path)) == count
+    assert messages("G205", source, tmp_path) == [], "an exponential as denominator is G203's finding alone"
 
 
 @pytest.mark.parametrize(("batch", "count"), [("torch.rand(32, 64) / 2", 0), ("torch.randn(32, 64)", 1)])
