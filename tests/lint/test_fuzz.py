@@ -129,6 +129,10 @@ def test_mutated_sources() -> None:
         check(path, text)
 
 
+def test_a_name_whose_only_value_is_made_of_itself() -> None:
+    check("net.py", "import torch.nn.functional as F\ny = F.softmax(x, -1).log()\nx = x.half()\n")
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_ten_thousand_mutated_sources(seed: int) -> None:

@@ -246,8 +246,9 @@ def _eps(source: SourceFile, argument: ast.expr) -> tuple[ast.expr, float] | Non
 
 def _is_of_picked(source: SourceFile, argument: ast.expr) -> bool:
     """Whether the probabilities are those of sampled or best items, which cannot be 0."""
-    node = resolved(source, argument)
-    while isinstance(node, ast.Subscript | ast.Call):
+    node, seen = resolved(source, argument), set[ast.expr]()
+    while isinstance(node, ast.Subscript | ast.Call) and node not in seen:
+        seen.add(node)  # `x = x.half()` leads back to itself
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "gather":
             index = source.argument(node, "index", 2 if source.qualified(node.func) else 1)
             made = [part for leaf in (source.values(index) if index else ()) for part in ast.walk(leaf)]
