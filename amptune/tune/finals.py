@@ -1,10 +1,11 @@
 """The finalists: measured again in turns, so that the winner is decided by paired rounds and not by one lucky trial.
 
-First the plans alone say which of them is judged. Then it and the best stock recipe are measured in rounds that had no
-part in that choice. They are looked at twice at most, each time with half of the error, so that a plan whose steps take
-as long as the recipe's is said to be faster in at most 5 % of searches, and the lower end of the speedup lies above the
-true one in at most 5 %: whatever the noise is like, where it treats both alike and rounds are independent. Where time
-is so short that only two to four rounds fit, noise has to be normal for that.
+First the plans alone say which of them is judged, and two close stock recipes which of them it is judged beside. Then
+these two are measured in rounds that had no part in that choice. They are looked at twice at most, each time with half
+of the error, so that a plan whose steps take as long as the recipe's is said to be faster in at most 5 % of searches,
+and the lower end of the speedup lies above the true one in at most 5 %: whatever the noise is like, where it treats
+both alike and rounds are independent. Where time is so short that only two to four rounds fit, noise has to be normal
+for that.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from amptune.tune.study import TrialRecord
 from amptune.tune.timing import StepTime, pooled
 
 NUM_FINALISTS = 3
+NUM_STOCK = 2
 CLOSE = 1.1
 """A plan whose trial took more than this many times the best one's step is no finalist."""
 CLOSE_COMPILED = 1.02
@@ -102,12 +104,13 @@ class Finalist:
 def decide(search: Search) -> Verdict:
     """Repeat the best plans and the best stock recipe in turns, and name the winner."""
     record = search.best_stock()
-    stock = Finalist(record, search.recipes[str(record.outcome.recipe)], [])
     plans = [Finalist(found, plan_candidate(search.plan_of(found)), []) for found in _finalists(search)]
     if not plans:
         return _stock_verdict(record, _recorded(record), repeated=False)
     clock = _Clock(TIME_SHARE * search.progress.seconds(), is_compiled=search.options.compile_with is not None)
     search.progress.stage("repeating the finalists")
+    stock = _stock(search, clock)
+    record = stock.record
     leader = _leader(search, stock, plans, clock)
     pair = [stock, leader]
     rounds = max(2, min(MAX_ROUNDS, int(clock.left() / _estimated(pair))))
@@ -150,6 +153,27 @@ class _Clock:
         """Rounds of so many candidates that still fit."""
         per_block = max(self.spent() / max(1, self.blocks), 1e-6)
         return int(self.left() / (per_block * num_candidates))
+
+
+def _stock(search: Search, clock: _Clock) -> Finalist:
+    """The stock recipe that the plan is judged beside.
+
+    Of two with trials near each other the faster one in rounds of their own, where there is time: the other's trial may
+    have had the better moment, and a plan would gain by that.
+    """
+    records = search.best_stocks(NUM_STOCK)
+    near = [
+        Finalist(record, search.recipes[str(record.outcome.recipe)], [])
+        for record in records
+        if record.outcome.median_ms <= CLOSE * records[0].outcome.median_ms
+    ]
+    first, *others = near
+    takes = CHOICE_ROUNDS * _estimated(near)
+    is_wanted = others and search.options.objective == "time" and not clock.is_compiled
+    if not is_wanted or takes > clock.left() / CHOICE_SHARE or _repeat(search, near, CHOICE_ROUNDS, clock):
+        return first
+    fastest = max(near, key=lambda stock: first.speedup_of(stock).ratio)
+    return dataclasses.replace(fastest, times=[])
 
 
 def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: _Clock) -> Finalist:

@@ -119,12 +119,20 @@ class Search:
         Raises:
             TuneError: none could be measured; FP32 is its own reference, so that is never for its quality.
         """
+        return self.best_stocks(1)[0]
+
+    def best_stocks(self, count: int) -> list[TrialRecord]:
+        """The best valid stock recipes, best first; where none keeps the memory limit, of those that train.
+
+        Raises:
+            TuneError: none could be measured.
+        """
         recipes = [r for r in self.records() if r.outcome.recipe]
         stock = [r for r in recipes if r.outcome.valid] or [r for r in recipes if r.outcome.state == "too_large"]
         if not stock:
             reasons = [f"{r.outcome.recipe}: {r.outcome.reason}" for r in recipes]
             raise TuneError("no stock recipe could be measured", hint="; ".join(reasons) or "raise --timeout")
-        return min(stock, key=lambda r: self._score(r.outcome))
+        return sorted(stock, key=lambda r: self._score(r.outcome))[:count]
 
     def best_plans(self, count: int) -> list[TrialRecord]:
         """The best valid plans, best first."""

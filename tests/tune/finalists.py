@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,19 +71,31 @@ class _Record:
 class _Simulated:
     """A search that has ended and its worker, as far as the repeats ask for them."""
 
-    def __init__(self, host: Host, speedups: Sequence[float], seconds: float, *, is_compiled: bool) -> None:
+    def __init__(
+        self,
+        host: Host,
+        speedups: Sequence[float],
+        seconds: float,
+        *,
+        is_compiled: bool,
+        stock: Mapping[str, tuple[float, float]],
+    ) -> None:
         self.host, self.worker, self.blocks = host, self, 0
         compile_with = "inductor" if is_compiled else None
         self.options = SimpleNamespace(objective="time", trial_timeout=1.0, compile_with=compile_with)
         self.progress = SimpleNamespace(seconds=lambda: seconds, stage=lambda *_: None, line=lambda *_: None)
-        self.recipes = {"fp32": Candidate("fp32")}
+        self.recipes = {name: Candidate(name) for name in stock}
+        self.stock = [_record(len(speedups), trial, name) for name, (trial, _) in stock.items()]
         self.records = [_record(index, STEP_MS / speedup) for index, speedup in enumerate(speedups)]
         self.milliseconds = {
             plan_candidate(self.plan_of(record)).key: record.outcome.median_ms for record in self.records
-        }
+        } | {Candidate(name).key: truth for name, (_, truth) in stock.items()}
 
     def best_stock(self) -> _Record:
-        return _record(len(self.records), STEP_MS, "fp32")
+        return self.stock[0]
+
+    def best_stocks(self, count: int) -> list[_Record]:
+        return self.stock[:count]
 
     def best_plans(self, count: int) -> list[_Record]:
         return self.records[:count]
@@ -96,7 +108,7 @@ class _Simulated:
         for index in range(rounds):
             order = list(zip(candidates, times, strict=True))
             for candidate, found in reversed(order) if index % 2 else order:
-                found.append(self.host.block(self.milliseconds.get(candidate.key, STEP_MS)))
+                found.append(self.host.block(self.milliseconds[candidate.key]))
                 self.blocks += 1
         return times
 
@@ -106,9 +118,22 @@ def _record(number: int, milliseconds: float, recipe: str | None = None) -> _Rec
     return _Record(number, Outcome("stock" if recipe else "search", "valid", recipe=recipe, step_ms=step))
 
 
-def repeated(host: Host, speedups: Sequence[float], seconds: float = LONG, *, is_compiled: bool = False) -> Said:
-    """Repeats after a search of so many seconds, on the host's own clock, of plans with these true speedups."""
-    search = _Simulated(host, speedups, seconds, is_compiled=is_compiled)
+STOCK = {"fp32": (STEP_MS, STEP_MS)}
+
+
+def repeated(
+    host: Host,
+    speedups: Sequence[float],
+    seconds: float = LONG,
+    *,
+    is_compiled: bool = False,
+    stock: Mapping[str, tuple[float, float]] = STOCK,
+) -> Said:
+    """Repeats after a search of so many seconds, on the host's own clock, of plans with these true speedups.
+
+    ``stock``: stock recipes, best trial first -> milliseconds of its trial, and what its step really takes.
+    """
+    search = _Simulated(host, speedups, seconds, is_compiled=is_compiled, stock=stock)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(finals, "time", SimpleNamespace(monotonic=lambda: host.now))
         verdict = decide(search)  # type: ignore[arg-type]

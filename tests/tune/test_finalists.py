@@ -41,6 +41,17 @@ def test_rounds_that_chose_the_plan_do_not_judge_it() -> None:
     assert len(said.verdict.step.repeats) == 6 * 8
 
 
+def test_of_two_stock_recipes_the_really_faster_one_is_what_a_plan_has_to_beat() -> None:
+    """The first one's trial had a fast moment."""
+    stock = {"autocast-bf16": (27.0, 30.0), "autocast-fp16": (28.0, 28.0), "fp32": (80.0, 80.0)}
+    said = repeated(Host(0, calm=True), [27.0 / 27.5], stock=stock)
+    assert said.verdict.stock.outcome.recipe == "autocast-fp16"
+    assert said.verdict.speedup == pytest.approx(28.0 / 27.5, rel=0.005)
+    assert said.blocks == 2 * 3 + 2 * 6
+    far = repeated(Host(0, calm=True), [1.05], stock={**stock, "autocast-fp16": (30.0, 20.0)})
+    assert far.verdict.stock.outcome.recipe == "autocast-bf16", "a trial that is a tenth slower says enough"
+
+
 def test_where_time_is_short_the_best_trial_is_judged_alone() -> None:
     said = repeated(Host(0, calm=True), [1.2, 1.1, 1.0], seconds=TINY)
     assert said.truth == 1.2
