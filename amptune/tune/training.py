@@ -36,6 +36,7 @@ class Workbench:
     There is a single model: a candidate is applied to it, trained, and undone, so that memory holds one model only.
     ``compilation`` says how torch.compile runs it; None is eager mode. ``has_dropout`` is None until a run has shown
     it, and ``dropout_off`` is set while dropout is switched off. ``takes_gradients``: the forward or the loss does.
+    ``compiles_itself``: the user's own code puts something under torch.compile when it runs.
     ``kept``: what is held on the device beside the model, by name, the initial weights among it.
     """
 
@@ -50,6 +51,7 @@ class Workbench:
     has_dropout: bool | None = None
     dropout_off: DropoutOff | None = None
     takes_gradients: bool = False
+    compiles_itself: bool = False
     kept: dict[str, Mapping[str, torch.Tensor]] = dataclasses.field(default_factory=dict)
     _targets: dict[tuple[Format | None, str | None], Target] = dataclasses.field(default_factory=dict)
 
@@ -263,12 +265,13 @@ def eager(bench: Workbench, *, keeps_own: bool = False) -> Iterator[None]:
 def still(bench: Workbench) -> Iterator[None]:
     """Dropout off, so that candidates are compared on the same network; a model without any is left alone.
 
-    In eager mode: a compiled model draws its masks in its own way, and would be compiled again for this.
+    In eager mode: a compiled model draws its masks in its own way, and would be compiled again for this. A loss or
+    casts that a candidate has compiled stay so: it is judged as it ships.
     """
     if bench.has_dropout is False or bench.dropout_off is not None:
         yield
         return
-    with eager(bench):
+    with eager(bench, keeps_own=not bench.compiles_itself):
         bench.dropout_off = DropoutOff()
         try:
             yield

@@ -87,13 +87,13 @@ class Worker:
         self.batches: Batches = load_batches(self.target, job.options.steps, self.device.torch)
         self._reference: Reference | None = None
         self._best_ms = math.inf
-        self._compiles_itself = False
 
     @property
     def reference(self) -> Reference:
         """The FP32 run, done at the first use."""
         if self._reference is None:
             self.report("training the FP32 reference", 0, 0)
+            self.bench.compiles_itself = self._compiles_something()
             with eager(self.bench):
                 self._reference = measure_reference(self.bench, self.batches, self.options.tolerance, self.options.seed)
             # What is there now stays, and is more than the user's own process holds: its garbage collector would look
@@ -182,7 +182,7 @@ class Worker:
         before = num_compiled()
         step, memory, compile_seconds = measure_step(self.bench, candidate, self.batches, limit_ms, yardstick)
         if not candidate.compiles:
-            self._compiles_itself = self._compiles_itself or num_compiled() > before
+            self.bench.compiles_itself = self.bench.compiles_itself or num_compiled() > before
         clock.lap("step")
         if step is None:
             return Measured(None, None, None, compile_seconds=compile_seconds, seconds=clock.laps)
@@ -232,8 +232,15 @@ class Worker:
     def _forget_compiled(self) -> None:
         """In compile mode each trial starts anew, and where the user's own code compiles something: torch would give up
         after a few plans. Otherwise compiled losses and FP8 casts are kept."""
-        if self.bench.compilation is not None or self._compiles_itself:
+        if self.bench.compilation is not None or self.bench.compiles_itself:
             forget_compiled()
+
+    def _compiles_something(self) -> bool:
+        """Whether the user's model or loss compiles anything when it runs."""
+        before = num_compiled()
+        with eager(self.bench, keeps_own=True), training(self.bench, Candidate("fp32")) as run:
+            run.loss(self.batches.train[0])
+        return num_compiled() > before
 
     def _losses(self) -> tuple[str, ...]:
         """Choices for the loss. Compiling it needs a C++ compiler on a CPU, so only compile mode offers it there."""

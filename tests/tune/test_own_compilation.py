@@ -15,6 +15,7 @@ from amptune.core.plan import Plan, SitePlan
 from amptune.tune.compilation import forget_compiled
 from amptune.tune.emitted import compare_emitted
 from amptune.tune.options import TuneOptions
+from amptune.tune.quality import judge
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.recompiling import num_compiled
 from amptune.tune.run import job_of
@@ -74,6 +75,22 @@ def test_what_the_users_code_compiles_is_compiled_for_each_trial(tmp_path: Path)
         assert num_compiled() > before
 
 
+@pytest.mark.parametrize("source", [MLP, DECORATED])
+def test_a_loss_is_judged_as_compiled_as_it_ships_where_dropout_is_off(tmp_path: Path, source: str) -> None:
+    """Only a model whose own code is compiled is judged as written: its compiled dropout cannot be switched off."""
+    dropping = source.replace("self.fc2(weights", "self.fc2(F.dropout(weights, 0.1, self.training)")
+    worker, _ = make_worker(tmp_path, dropping)
+    worker.prepare()
+    assert worker.bench.compiles_itself is (source == DECORATED)
+    assert worker.bench.has_dropout
+    plan = plan_candidate(Plan({name: SitePlan(Format.BF16) for name in ("fc1", "fc2")}, loss_compile=True))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("amptune.tune.training.BACKEND", "aot_eager")
+        before = num_compiled()
+        assert judge(worker.bench, plan, worker.batches, worker.reference, seed=0).gate is not None
+    assert (num_compiled() > before) is (source == MLP)
+
+
 def test_parts_are_taken_out_of_their_compilation(make_bench: Make) -> None:
     bench, _ = make_bench(PARTS)
     assert bench.target.notes == [PARTS_COMPILED]
@@ -94,7 +111,7 @@ def test_a_patched_model_with_compiled_parts_does_what_the_plan_does(tmp_path: P
     apply = "apply_plan(self, {'fc1': 'bf16', 'fc2': 'bf16'})"
     at = "        self.fc2 = nn.Linear(32, 13)\n"
     emitted.write_text(source.replace(at, f"{at}        from amptune.runtime import apply_plan\n        {apply}\n"))
-    assert compare_emitted(worker.bench, emitted, candidate, worker.batches.train[0], options) == []
+    assert compare_emitted(worker.bench, emitted, candidate, worker.batches.train[0], options.seed) == []
 
 
 def test_nothing_is_imported_to_know_that_nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
