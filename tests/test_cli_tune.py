@@ -61,6 +61,14 @@ def test_every_file_is_there_and_named_on_stdout(tuned: Path) -> None:
     assert all(f"amptune-out/net/{name}" in stdout for name in ("net_amptuned.py", "scaler.json", "report.html"))
 
 
+def test_the_row_of_the_best_says_that_its_time_is_that_of_the_repeats(tuned: Path) -> None:
+    result = json.loads((tuned / "amptune-out/net/result.json").read_text())
+    label = "best, repeated" if result["repeated"] else "best"
+    row = next(line for line in (tuned / "stdout.txt").read_text().splitlines() if line.startswith("best"))
+    assert row.startswith(f"{label}: {result['best']['recipe']}")
+    assert f"{result['best']['step_ms']['median']:.2f}" in row
+
+
 def test_the_result_holds_what_the_contract_names(tuned: Path) -> None:
     result = json.loads((tuned / "amptune-out/net/result.json").read_text())
     assert result["version"] == 1

@@ -107,7 +107,9 @@ def summary(result: TuneResult) -> str:
 
 def _table(data: dict[str, Any]) -> str:
     stock = data["stock"]
-    names = [entry["recipe"] for entry in stock] + ["best: " + data["best"]["recipe"]]
+    # In the repeats a step may take longer than in its trial, on a host that changes its speed.
+    label = "best, repeated" if data["repeated"] else "best"
+    names = [*(entry["recipe"] for entry in stock), f"{label}: {data['best']['recipe']}"]
     width = max(map(len, names))
     lines = [f"{'recipe':{width}s} {'ms/step':>9s} {'quartiles':>19s} {'loss gap':>10s}  valid"]
     for name, entry in zip(names, [*stock, data["best"]], strict=True):
