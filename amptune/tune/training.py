@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -82,11 +83,14 @@ class Workbench:
         On the device, or on the host where such copies are a good part of the device's memory.
         """
         self.kept.pop(name, None)  # first, so that the device holds one copy
-        size = sum(tensor.nbytes for tensor in tensors_of(self.model).values())
-        copy = torch.clone if fits_beside(size, self.device.memory_bytes()) else on_host
-        found = {key: copy(tensor) for key, tensor in tensors.items()}
+        found = {key: self._copy(tensor) for key, tensor in tensors.items()}
         self.kept[name] = found
         return found
+
+    @functools.cached_property
+    def _copy(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        size = sum(tensor.nbytes for tensor in tensors_of(self.model).values())
+        return torch.clone if fits_beside(size, self.device.memory_bytes()) else on_host
 
     def peak_memory(self, batches: Batches) -> int | None:
         """Highest number of bytes that training held since the last reset, without what is kept for judging.
