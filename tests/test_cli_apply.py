@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -39,6 +40,14 @@ def test_the_patched_model_is_written(folder: Path) -> None:
         "amptune-out/net/net_amptuned.py", "amptune-out/net/amptune_runtime.py", "amptune-out/net/net.patch",
     }  # fmt: skip
     assert '"fc1": "bf16"' in (folder / "amptune-out/net/net_amptuned.py").read_text()
+
+
+def test_without_a_model_it_is_the_plans(folder: Path) -> None:
+    (folder / "model.py").write_text("raise RuntimeError('the wrong file')")
+    write_plan(folder, dataclasses.replace(PLAN, target="net.py"))
+    result = amptune_here(folder, "apply", "plan.json")
+    assert result.returncode == 0, result.stderr
+    assert (folder / "amptune-out/net/net_amptuned.py").is_file()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from amptune.commands.guard import Finished
 from amptune.commands.measuring import add_measurement, options_of
 from amptune.commands.targets import add_state_and_batch, add_target, surviving
 from amptune.commands.values import positive_int
+from amptune.core.sizes import size_text
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +58,7 @@ def table(data: dict[str, Any]) -> str:
     times = f"{'ms/step':>9s} {'quartiles':>19s} {'speedup':>8s}"
     lines = [
         f"{data['target']} on {where}",
-        f"{'recipe':36s} {times} {'memory':>9s} {'tensor cores':>12s} {'loss gap':>9s}  valid",
+        f"{'recipe':36s} {times} {'memory':>10s} {'tensor cores':>12s} {'loss gap':>9s}  valid",
     ]
     rows = sorted(data["rows"], key=lambda row: row["step_ms"]["median"] if row["step_ms"] else float("inf"))
     lines += [_line(row, is_best=row["recipe"] == data["best_stock"]) for row in rows]
@@ -69,9 +70,9 @@ def _line(row: dict[str, Any], *, is_best: bool) -> str:
     step = row["step_ms"]
     times = f"{step['median']:9.2f} {step['low']:9.2f}-{step['high']:<9.2f}" if step else f"{'-':>9s} {'':19s}"
     speedup = f"{row['speedup_over_best_stock']:.3f}" if row["speedup_over_best_stock"] else "-"
-    memory = f"{row['memory_bytes'] / 2**30:.2f}GiB" if row["memory_bytes"] else "-"
+    memory = size_text(row["memory_bytes"]) if row["memory_bytes"] else "-"
     share = f"{row['tensor_core_share']:.0%}" if row["tensor_core_share"] is not None else "-"
     gap = f"{row['loss_gap']:+.3%}" if row["loss_gap"] is not None else "-"
     name = row["recipe"] + (" *" if is_best else "")
     valid = "yes" if row["valid"] else f"no: {row['reason']}"
-    return f"{name:36s} {times} {speedup:>8s} {memory:>9s} {share:>12s} {gap:>9s}  {valid}"
+    return f"{name:36s} {times} {speedup:>8s} {memory:>10s} {share:>12s} {gap:>9s}  {valid}"

@@ -31,10 +31,14 @@ def surviving(work: Callable[[Finished], int]) -> int:
     return guarded(None, work, patience=PATIENCE_SECONDS)
 
 
-def add_target(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name a model, which may be left out, and say how to build and feed it."""
-    parser.add_argument("model", nargs="?", help="model.py, model.py:Name or package.module:callable "
-                        "(default: [tool.amptune] model, else model.py)")  # fmt: skip
+def add_target(parser: argparse.ArgumentParser, default: str = "[tool.amptune] model, else model.py") -> None:
+    """Add the arguments that name a model, which may be left out, and say how to build and feed it.
+
+    ``default``: which one it is then, in words.
+    """
+    parser.add_argument(
+        "model", nargs="?", help=f"model.py, model.py:Name or package.module:callable (default: {default})"
+    )
     add_construction(parser)
 
 

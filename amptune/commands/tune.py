@@ -11,6 +11,7 @@ from amptune.commands.guard import Finished
 from amptune.commands.measuring import add_measurement, options_of
 from amptune.commands.targets import add_state_and_batch, add_target, surviving
 from amptune.commands.values import positive_int, seconds, size
+from amptune.core.sizes import size_text
 
 if TYPE_CHECKING:
     from amptune.tune.options import TuneOptions
@@ -75,9 +76,9 @@ def summary(result: TuneResult) -> str:
     stock_text = f"{stock['recipe']} at {stock['step_ms']['median']:.2f} ms a step"
     lines = [_table(data), ""]
     if verdict.kind == "plan" and data["objective"] == "memory":
-        taken, theirs = data["best"]["memory_bytes"] / 2**30, stock["memory_bytes"] / 2**30
+        taken, theirs = size_text(data["best"]["memory_bytes"]), size_text(stock["memory_bytes"])
         lines.append(
-            f"The plan takes {taken:.2f} GiB at its peak, the best stock recipe {theirs:.2f} GiB ({stock_text}); "
+            f"The plan takes {taken} at its peak, the best stock recipe {theirs} ({stock_text}); "
             f"it takes {step['median']:.2f} ms a step; loss gap to FP32 {data['best']['loss_gap']:+.3%}."
         )
     elif verdict.kind == "plan":
@@ -97,9 +98,9 @@ def summary(result: TuneResult) -> str:
     if result.plan.params:
         lines.append(f"Take care: {data['notes'][-1]}.")
     if data["launch_bound"]:
+        remedy = "a larger batch or CUDA graphs" if data["mode"] == "compile" else "--compile or a larger batch"
         lines.append(
-            "The step is bound by Python launching kernels, not by the GPU: --compile or a larger batch will gain more "
-            "than any format."
+            f"The step is bound by Python launching kernels, not by the GPU: {remedy} will gain more than any format."
         )
     lines += [f"{LABELS[key] + ':':15s} {path}" for key, path in result.files.items() if key in LABELS]
     return "\n".join(lines)

@@ -7,13 +7,14 @@ from typing import Any
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.recipes import RECIPES
+from amptune.core.sizes import size_text
 from amptune.report.analyze_charts import number_lines, roofline
 from amptune.report.analyze_data import PageData, PageSite, Risk
 from amptune.report.analyze_tree import model_tree, risk_class
 from amptune.report.page import Markup, folded, join, number_cell, page, section, table, tag
 from amptune.report.svg import symbols
 from amptune.report.table import row_names
-from amptune.report.tune_data import ms, size
+from amptune.report.tune_data import ms
 
 FIXED = "+fixed"
 MOST_ROWS = 4000
@@ -101,7 +102,7 @@ def _figures(data: PageData) -> Iterator[tuple[str, str]]:
         yield f"fp32 step on {data.gpu.key}", ms(base["step_ms"])
     if best:
         yield f"{best[0]} step", ms(best[1]["step_ms"])
-        yield "Peak memory", size(best[1]["memory_bytes"])
+        yield "Peak memory", size_text(best[1]["memory_bytes"])
     yield "Sites", f"{len(data.sites):,}"
     if "Parameters" in data.facts:
         yield "Parameters", data.facts["Parameters"]
@@ -158,7 +159,7 @@ def _recipe_row(gpu: str, name: str, entry: Mapping[str, Any], top: float) -> li
         name,
         number_cell(ms(entry["step_ms"]), entry["step_ms"]),
         speedup,
-        number_cell(size(entry["memory_bytes"]), entry["memory_bytes"]),
+        number_cell(size_text(entry["memory_bytes"]), entry["memory_bytes"]),
         ", ".join(remarks) or "–",
     ]
 

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from amptune.core.recipes import RECIPES
+from amptune.core.sizes import size_text
 
 FIXED = "+fixed"
-GIB = 2**30
 _SITE_WIDTH = 40
 _MOSTLY = 0.5
 _SHORT = {"bfloat16": "bf16", "float16": "fp16"}
@@ -126,7 +126,7 @@ def _stopped(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], recipes: S
 
 def _memory(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], recipe: str) -> str:
     found = next((table[recipe]["memory_bytes"] for table in estimate.values() if recipe in table), 0)
-    return "-" if found is None else f"{found / GIB:.1f} GiB"
+    return "-" if found is None else size_text(found, digits=1)
 
 
 def _ordered(recipes: Collection[str]) -> list[str]:

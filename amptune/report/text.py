@@ -93,6 +93,8 @@ def _summary(findings: Sequence[Finding], errors: Sequence[FileError], files: in
         said.append(f"{_count(len(errors), 'file')} not linted")
     fixable = sum(1 for finding in findings if finding.fix and finding.fix.safety is Safety.SAFE)
     tail = f"; {fixable} fixable with --fix" if fixable else ""
+    if not files and errors:  # no file could be linted, so nothing is said about any
+        return ", ".join(said)
     return f"{', '.join(said) or 'no findings'} in {_count(files, 'file')}{tail}"
 
 

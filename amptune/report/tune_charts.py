@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
+from amptune.core.sizes import size_text
 from amptune.report.page import Markup, join, tag
 from amptune.report.svg import Axis, Plot, Point, figure, key, legend
-from amptune.report.tune_data import Run, Spread, TuneData, fastest, ms, pareto, percent, size
+from amptune.report.tune_data import Run, Spread, TuneData, fastest, ms, pareto, percent
 
 SHAPES = {"stock": "square", "front": "diamond", "search": "circle"}
 """Mark of each kind of trial; any other kind is a triangle."""
@@ -77,7 +78,7 @@ def memory(data: TuneData) -> Markup:
     plot = Plot(_time_axis(runs, data), y)
     front = pareto((run.median, run.memory / factor) for run in runs if run.valid and run.memory is not None)
     marks = _marks(plot, runs, lambda run: None if run.memory is None else run.memory / factor, data)
-    words = f"{len(runs)} trials, from {size(min(peaks))} to {size(max(peaks))}"
+    words = f"{len(runs)} trials, from {size_text(min(peaks))} to {size_text(max(peaks))}"
     chart = plot.chart("Step time against peak memory", words, [*plot.steps(front, "front"), *marks])
     note = "Down and to the left is better; the dashed line is the Pareto front of the valid trials."
     return join([chart, tag("p", note, class_="note")])
@@ -198,7 +199,7 @@ def _shape(kind: str) -> str:
 def _words(run: Run) -> str:
     parts = [ms(run.median), f"loss gap {percent(run.gap)}"]
     parts += [f"predicted {ms(run.predicted)}"] if run.predicted is not None else []
-    parts += [size(run.memory)] if run.memory is not None else []
+    parts += [size_text(run.memory)] if run.memory is not None else []
     parts += [] if run.valid else [f"not valid: {run.reason}"]
     return f"{run.title}: {', '.join(parts)}"
 

@@ -203,13 +203,3 @@ def percent(value: float | None, *, signed: bool = True) -> str:
     if value is None:
         return "–"
     return f"{value:+.3%}" if signed else f"{value:.3%}"
-
-
-def size(value: float | None) -> str:
-    """Bytes in the unit that fits."""
-    if value is None:
-        return "–"
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= factor:
-            return f"{value / factor:.2f} {unit}"
-    return f"{value:.0f} B"

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from amptune.core.plan import Plan
 from amptune.core.scaler import GradientRecord
+from amptune.core.sizes import size_text
 from amptune.core.tables import CostTable
 from amptune.report.page import Markup, folded, join, number_cell, page, section, table, tag
 from amptune.report.svg import symbols
 from amptune.report.tune_charts import bars, history, memory, predicted, trade_off, trial_legend
-from amptune.report.tune_data import Run, TuneData, ms, percent, size
+from amptune.report.tune_data import Run, TuneData, ms, percent
 from amptune.report.tune_scaler import scaler_report
 from amptune.report.tune_sites import SiteRow, badge, format_counts, site_rows, site_table, site_tree
 
@@ -131,7 +132,7 @@ def _figures(data: TuneData) -> Iterator[tuple[str, str]]:
         yield "Against fp32", f"{fp32.median / best.median:.2f}×"
     yield "Loss gap to FP32", percent(best.gap)
     if best.memory is not None:
-        yield "Peak memory", size(best.memory)
+        yield "Peak memory", size_text(best.memory)
     if best.evaluation is not None:
         yield "evaluate(model)", f"{best.evaluation:.5g}"
 
@@ -164,7 +165,7 @@ def _trial_row(run: Run, with_memory: bool) -> list[str]:
         number_cell(ms(run.median), run.median),
         number_cell(ms(run.predicted), run.predicted),
         number_cell(percent(run.gap), run.gap),
-        *([number_cell(size(run.memory), run.memory)] if with_memory else []),
+        *([number_cell(size_text(run.memory), run.memory)] if with_memory else []),
         run.state if run.valid or not run.reason else f"{run.state}: {run.reason}",
     ]
 
@@ -235,7 +236,7 @@ def _device(device: Mapping[str, Any]) -> str:
     if device.get("capability"):
         parts.append(f"capability {device['capability']}")
     if device.get("memory_bytes"):
-        parts.append(size(device["memory_bytes"]))
+        parts.append(size_text(device["memory_bytes"]))
     if device.get("threads"):
         parts.append(f"{device['threads']} threads")
     return ", ".join(parts)

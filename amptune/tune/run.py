@@ -223,7 +223,7 @@ def _check_same(then: dict[str, Any], now: dict[str, Any]) -> None:
     for key, value in now.items():
         if then.get(key) != value:
             raise UsageError(
-                f"the study was started with another {key.replace('_', ' ')} (then {then.get(key)}, now {value})",
+                f"the study cannot be continued: {key.replace('_', ' ')} then {then.get(key)}, now {value}",
                 hint="start anew with --overwrite, or choose another --out",
             )
 

@@ -19,6 +19,7 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan
 from amptune.core.scaler import FP16_LOSS_SCALE
 from amptune.core.sensitivity import Sensitivity
+from amptune.core.sizes import size_text
 from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
 from amptune.tune.adapt import Knowledge, learn
@@ -333,7 +334,7 @@ def _limited(outcome: Outcome, max_memory: int | None) -> Outcome:
     outcome = dataclasses.replace(outcome, memory_excess=excess)
     if excess <= 0 or not outcome.valid:
         return outcome
-    reason = f"takes {taken / 2**30:.2f} GiB, --max-memory allows {max_memory / 2**30:.2f} GiB"
+    reason = f"takes {size_text(taken)}, --max-memory allows {size_text(max_memory)}"
     return dataclasses.replace(outcome, state="too_large", reason=reason)
 
 

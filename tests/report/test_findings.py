@@ -82,6 +82,8 @@ def test_text_names_errors_sites_and_unsafe_fixes() -> None:
     assert "= fix (--unsafe-fixes): drop it" in shown
     assert "x.py:3: cannot be linted: does not parse\n" in shown
     assert shown.endswith("1 error, 1 file not linted in 2 files\n")
+    shown = text.render([], [FileError("x.py", "does not parse", 3)], files=0)
+    assert shown.endswith("\n1 file not linted\n"), "nothing is said of files that were not read"
 
 
 def test_text_in_colour() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amptune.report.tune_data import TuneData, fastest, ms, pareto, percent, size
+from amptune.report.tune_data import TuneData, fastest, ms, pareto, percent
 from tests.report.tune_sample import won
 
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=30)
@@ -42,10 +42,6 @@ def test_the_threshold_is_the_larger_of_tolerance_and_noise():
         (percent(-0.00012), "-0.012%"),
         (percent(0.005, signed=False), "0.500%"),
         (percent(None), "–"),
-        (size(22.1 * 2**30), "22.10 GiB"),
-        (size(1536), "1.50 KiB"),
-        (size(0), "0 B"),
-        (size(None), "–"),
     ],
 )
 def test_numbers_are_written_for_people(text, expected):
