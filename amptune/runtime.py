@@ -31,6 +31,7 @@ import fnmatch
 import functools
 import inspect
 import operator
+import sys
 import threading
 import types
 import warnings
@@ -125,6 +126,8 @@ _UNCHANGED = contextlib.nullcontext()
 # Asked at each call: a name of this file is found sooner than one in a package of torch.
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
+_is_within_compiled: Callable[[], Any] = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: None)
+"""Something where torch.compile is at work around what runs here, though it left this to Python."""
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _are_transforms_active = torch._C._are_functorch_transforms_active
@@ -892,8 +895,9 @@ def loss_in(
         def loss(output: Any, *args: Any, **kwargs: Any) -> Any:
             return function(_raised(output, dtype), *args, **kwargs)
 
+        own = _with_own_code(loss)
         # A loss may be a module, whose attributes are not the wrapper's to take.
-        return functools.update_wrapper(torch.compile(loss, backend=backend) if compile else loss, function, updated=())
+        return functools.update_wrapper(torch.compile(own, backend=backend) if compile else own, function, updated=())
 
     return decorate
 
@@ -1536,18 +1540,25 @@ def _make_class(original: Any, kind: str) -> Any:
     run = _RUN[kind_of_run]
     inner = original.forward
 
-    @functools.wraps(inner)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return run(self, inner, args, kwargs)
+        try:
+            return run(self, inner, args, kwargs)
+        finally:
+            # Keeps a graph break out of here: torch.compile resumes in no try, and leaves this frame to Python from
+            # then on. The user's forward then is a frame as it is without a plan; without a break all is one graph.
+            pass
 
     base, kinds = original.__dict__.get("_amptune_made", (original, ()))
+    is_layer = kind == "pinned" or (kind == "autocast" and issubclass(base, _LOWERED_BY_AUTOCAST))
+    if not is_layer or not base.__module__.startswith("torch."):  # without a plan torch's layers are no frames either
+        forward = _with_own_code(forward)
     body: dict[str, Any] = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
         "_amptune_made": (base, (*kinds, kind)),
         "_amptune_original": original,
-        "forward": forward,
+        "forward": functools.wraps(inner)(forward),
     }
     if kind == "root":
         body["_apply"] = lambda self, *args, **kwargs: _keep_channels_last(original._apply(self, *args, **kwargs))
@@ -1660,7 +1671,9 @@ def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwa
     if not opens:
         result = inner(module, *args, **kwargs)
     else:
-        _state.casts, _state.unused, _state.groups = {}, {}, module._amptune_root.groups
+        # What torch.compile left to Python calls some of a group alone: the casts of the others would be for nothing.
+        groups = () if _is_within_compiled() else module._amptune_root.groups
+        _state.casts, _state.unused, _state.groups = {}, {}, groups
         try:
             result = inner(module, *args, **kwargs)
         finally:
@@ -2332,3 +2345,38 @@ def require(version: str) -> None:
             f"this file was patched for amptune runtime {version}, but {__file__} is {__version__}: "
             "put the amptune_runtime.py that was written with it beside it, or patch it again"
         )
+
+
+# --- torch.compile ---------------------------------------------------------------------------------------------------
+
+
+def _with_own_code(function: Any) -> Any:
+    """``function``, whose code torch.compile knows from no other: it may be a frame of its own, and what was compiled
+    or given up for one closure says nothing of the next."""
+    function.__code__ = function.__code__.replace()
+    return function
+
+
+def _run_as_they_are(codes: Iterable[types.CodeType]) -> None:
+    """Have torch.compile follow these functions from the code that calls them, and compile none by itself.
+
+    After a graph break Python calls them, and each would be a graph of a few ops whose guards take longer than they.
+    """
+    compiler: Any = torch._C._dynamo.eval_frame
+    try:
+        strategy = compiler._FrameExecStrategy(compiler._FrameAction.SKIP, compiler._FrameAction.DEFAULT)
+        for code in codes:
+            compiler.set_code_exec_strategy(code, strategy)
+    except AttributeError:  # in no torch that is known; the numbers are the same
+        return
+
+
+def _functions_in(code: types.CodeType) -> Iterable[types.CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from _functions_in(constant)
+
+
+_compiled_by_us = {function.__code__ for function in _LOWER.values()}
+_run_as_they_are(code for code in _functions_in(sys._getframe().f_code) if code not in _compiled_by_us)
