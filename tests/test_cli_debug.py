@@ -55,6 +55,15 @@ def test_a_model_that_does_not_run(tmp_path: Path) -> None:
     assert f"net.py:{line_of(part('y = x @ torch.ones(3, 3)  # BAD'))}" in result.stderr
 
 
+def test_a_loss_that_does_not_run_is_said_as_in_the_other_commands(tmp_path: Path) -> None:
+    text = part("y = torch.tanh(x)") + "\n\ndef loss_fn(output):\n    return output.sum()\n"
+    (tmp_path / "net.py").write_text(text)
+    result = amptune(tmp_path, "debug", "net.py", "--steps", "1")
+    assert result.returncode == 3, result.stdout
+    assert "loss_fn(output, batch) failed: TypeError" in result.stderr
+    assert "the whole batch" in result.stderr
+
+
 def test_what_raises_in_the_format_alone_is_said(tmp_path: Path) -> None:
     """Tensors that the model casts to BF16 itself, under autocast in FP16: no op's values are to blame."""
     source = part("y = torch.cat([x.bfloat16()[:, :1], x[:, 1:].half()], 1).float()  # BAD")

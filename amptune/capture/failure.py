@@ -28,6 +28,7 @@ _FAKE_LIMITS = (
     UnknownValueError,
 )
 _INDEX_WORDS = ("out of range in self", "out of bounds", "is out of range")
+LOSS_HINT = "loss_fn gets what the model returned, and the whole batch"
 _SHAPE_WORDS = ("shape", "size", "dimension", "broadcast", "channels", "elements", "expected input")
 
 
@@ -97,5 +98,5 @@ def _hint(attempt: Attempt) -> str:
                     "make_batch() or --input")  # fmt: skip
         return "make the batch fit the model: change make_batch(), or give --input SHAPE"
     if attempt.in_loss:
-        return "loss_fn gets what the model returned, and the whole batch"
+        return LOSS_HINT
     return "the model must run by itself first: model(inputs) with the batch of make_batch() or --input"

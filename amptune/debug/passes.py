@@ -34,6 +34,7 @@ class Pass:
         loss: unscaled; NaN where the forward raised.
         scale: what the loss was multiplied by before the backward.
         error: what the user's code raised, and at which op.
+        in_loss: whether it was the loss that raised it.
         gradients_finite: whether every ``.grad`` is.
     """
 
@@ -42,6 +43,7 @@ class Pass:
     scale: float
     error: UserCodeError | None = None
     error_op: Op | None = None
+    in_loss: bool = False
     gradients_finite: bool = True
 
     @property
@@ -109,7 +111,7 @@ class Stage:
                 self._forward_and_backward(recorder, chosen, batch, scale, made)
                 made.gradients_finite = _gradients_finite(bench.model)
         except UserCodeError as error:
-            made.error, made.error_op = error, recorder.raised
+            made.error, made.error_op, made.in_loss = error, recorder.raised, recorder.in_loss
             if recorder.raised is not None:
                 recorder.raised.index = recorder.raised.call = len(recorder.ops)
                 recorder.ops.append(recorder.raised)

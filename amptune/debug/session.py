@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from amptune.capture.failure import LOSS_HINT
 from amptune.core.formats import Format
 from amptune.core.ops import Autocast, op_named
 from amptune.core.plan import ScalerConfig
@@ -118,6 +119,8 @@ class Session:
         high = self._pass(self.batches.train[0], 0, twin=True)
         if high.error is not None:
             place = f"{high.error.place}: " if high.error.place else ""
+            if high.in_loss:
+                raise CaptureError(f"{place}loss_fn(output, batch) failed: {high.error}", hint=LOSS_HINT)
             raise CaptureError(f"{place}the model does not run in FP32: {high.error}")
 
     @property
