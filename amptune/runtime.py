@@ -1563,7 +1563,7 @@ def _make_class(original: Any, kind: str) -> Any:
     if kind == "root":
         body["_apply"] = lambda self, *args, **kwargs: _keep_channels_last(original._apply(self, *args, **kwargs))
     if kind_of_run == "own":
-        body |= {name: _read_as_cast(name) for name in names.split(",")}
+        body |= {name: _read_as_cast(name) for name in names.split(".") if name}
     bases: tuple[type, ...] = (_Made if kind_of_run in ("root", "own") else _MadeLeaf, original)
     if issubclass(original, _Made):
         bases = (original,)
@@ -1685,19 +1685,23 @@ def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwa
 def _run_own(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A forward in which the module's own tensors read as casts. Outside of it they are themselves: what initialises,
     loads or averages weights must meet the parameters."""
-    if _is_compiling():  # which follows the attribute, and no write to the dict behind it
-        outer = module._amptune_reads
-        module._amptune_reads = True
-        try:
-            return inner(module, *args, **kwargs)
-        finally:
-            module._amptune_reads = outer
-    state = module.__dict__
-    outer, state["_amptune_reads"] = state["_amptune_reads"], True
+    readers = module._amptune_readers
+    outer = readers[0]._amptune_reads
+    _let_read(readers, True)
     try:
         return inner(module, *args, **kwargs)
     finally:
-        state["_amptune_reads"] = outer
+        _let_read(readers, outer)
+
+
+def _let_read(readers: Sequence[Any], casts: bool) -> None:
+    """Whether the tensors of these modules read as casts from now on."""
+    if _is_compiling():  # which follows the attribute, and no write to the dict behind it
+        for reader in readers:
+            reader._amptune_reads = casts
+    else:
+        for reader in readers:
+            reader.__dict__["_amptune_reads"] = casts
 
 
 def _read_as_cast(name: str) -> property:
@@ -1817,7 +1821,7 @@ def _apply_now(
         if site.scaling:
             _refuse_fp8_on(next(module.parameters()).device)
         _change_class(module, site)
-    _change_holders(own_tensors(model), resolved)
+    _change_holders(model, resolved)
     _turn_off_fast_paths(model)
     if channels_last:
         _to_channels_last(model)
@@ -1932,28 +1936,50 @@ def _change_class(module: nn.Module, site: Site) -> None:
 
 
 def own_tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """``state_dict`` name of each floating parameter and buffer that a class of the user's holds -> its module and name
-    there."""
+    """``state_dict`` name of each floating parameter and buffer that a class of the user's holds, in a ParameterList or
+    ParameterDict too -> the module that has it, and its name there."""
+    modules = _all_modules(model)
     return {
         f"{path}.{name}" if path else name: (module, name)
-        for path, module in _all_modules(model).items()
-        if not base_class(type(module)).__module__.startswith("torch.")
-        and not isinstance(module, torch.jit.ScriptModule)
+        for path, module in modules.items()
+        if _reader_of(path, modules) is not None
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None and tensor.is_floating_point()
     }
 
 
-def _change_holders(tensors: Mapping[str, tuple[nn.Module, str]], sites: Mapping[str, Site]) -> None:
+_LISTS = (nn.ParameterList, nn.ParameterDict, nn.ModuleList, nn.ModuleDict)
+
+
+def _reader_of(path: str, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The module of the user's whose forward reads the tensors that the module at ``path`` has; None where torch's own
+    does. Lists of parameters have no forward: what holds them reads them."""
+    module = modules[path]
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
+    if not base_class(type(module)).__module__.startswith("torch."):
+        return module
+    is_list = path and base_class(type(module)) in _LISTS
+    return _reader_of(path.rpartition(".")[0], modules) if is_list else None
+
+
+def _change_holders(model: nn.Module, sites: Mapping[str, Site]) -> None:
     """Make the modules read the planned ones of their own tensors as casts."""
-    held: dict[int, tuple[nn.Module, dict[str, torch.dtype]]] = {}
+    modules, tensors = _all_modules(model), own_tensors(model)
+    held: dict[int, tuple[Any, dict[str, torch.dtype]]] = {}
+    readers: dict[int, list[Any]] = {}
     for path, site in sites.items():
-        if site.how == "own":
-            module, name = tensors[path]
-            held.setdefault(id(module), (module, {}))[1][name] = site.dtype
+        if site.how != "own":
+            continue
+        module, name = tensors[path]
+        reader: Any = _reader_of(path.rpartition(".")[0], modules)
+        held.setdefault(id(reader), (reader, {}))
+        held.setdefault(id(module), (module, {}))[1][name] = site.dtype
+        if all(each is not module for each in readers.setdefault(id(reader), [reader])):
+            readers[id(reader)].append(module)
     for module, dtypes in held.values():
-        module.__class__ = _made_class(type(module), f"own:{','.join(sorted(dtypes))}")
-        module.__dict__.update(_amptune_own=dtypes, _amptune_reads=False)
+        module.__class__ = _made_class(type(module), f"own:{'.'.join(sorted(dtypes))}")
+        module.__dict__.update(_amptune_own=dtypes, _amptune_reads=False, _amptune_readers=readers.get(id(module), []))
 
 
 def _no_fast_path(module: nn.Module, args: Any) -> None:

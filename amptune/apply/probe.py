@@ -24,7 +24,7 @@ from amptune.capture.names import is_in_place, op_name, spelling_of
 from amptune.capture.where import current_place
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT
-from amptune.core.ops import op_named
+from amptune.core.ops import Family, op_named
 
 Place = tuple[str, str, int]
 """One call of a torch function: path of the running module, op, and how many calls of it came before there."""
@@ -57,12 +57,14 @@ class _Run:
 
     Attributes:
         operands: dtypes of the floating operands of each call.
+        computed: calls that compute floating tensors: no casts, no views, no questions such as ``x.shape``.
         one_dtype: calls of ops that raise on mixed dtypes.
         fp32_only: calls that raised in 16 bits and not in FP32.
         lines: the user's line that makes a call of these two kinds, as ``model.py:12``; empty where none does.
     """
 
     operands: dict[Place, list[torch.dtype]] = dataclasses.field(default_factory=dict)
+    computed: set[Place] = dataclasses.field(default_factory=set)
     one_dtype: set[Place] = dataclasses.field(default_factory=set)
     fp32_only: set[Place] = dataclasses.field(default_factory=set)
     lines: dict[Place, str] = dataclasses.field(default_factory=dict)
@@ -94,10 +96,12 @@ class Ties:
     Attributes:
         groups: disjoint sets of groups that must have one format each.
         fixing: the calls that keep groups in FP32.
+        idle: groups whose format reaches nothing but casts, as in ``self.p.to(x.dtype)``.
     """
 
     groups: list[set[str]]
     fixing: tuple[Fixing, ...]
+    idle: frozenset[str] = frozenset()
 
     @property
     def met(self) -> dict[tuple[str, str], frozenset[str]]:
@@ -139,10 +143,13 @@ def tied_by_run(
         for place, dtypes in lowered.operands.items()
         if place in lowered.one_dtype | lowered.fp32_only
     }
+    idle: set[str] = set()
     for name in groups:
-        raised = _run(model, run, groups, low, how or {}, high=name).operands
+        raised = _run(model, run, groups, low, how or {}, high=name)
+        if not _differ(lowered, raised):
+            idle.add(name)
         for place, operands in sources.items():
-            for found, dtype in zip(operands, raised.get(place, ()), strict=False):
+            for found, dtype in zip(operands, raised.operands.get(place, ()), strict=False):
                 if dtype != low_dtype and INPUT not in found:
                     found.add(name)
     ties = {
@@ -155,7 +162,12 @@ def tied_by_run(
         for found, has_kernel in ((meeting, True), (without_kernel, False))
         for (path, op, number), names in found.items()
     )
-    return Ties(merged([*ties.values(), *without_kernel.values()]), fixing)
+    return Ties(merged([*ties.values(), *without_kernel.values()]), fixing, frozenset(idle))
+
+
+def _differ(one: _Run, other: _Run) -> bool:
+    """Whether something else arrives at what computes."""
+    return any(one.operands.get(place) != other.operands.get(place) for place in one.computed | other.computed)
 
 
 def _run(
@@ -208,19 +220,25 @@ class _Tolerant(TorchFunctionMode):
             self.seen.lines[place] = _line()
             args, kwargs = _with_one_dtype(func, args, kwargs, dtypes)
         try:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
         except (RuntimeError, NotImplementedError):
             if torch.float32 in dtypes and len(set(dtypes)) == 1:
                 raise
             result = func(*runtime.cast_all(args, torch.float32), **runtime.cast_all(kwargs, torch.float32))
-        self.seen.fp32_only.add(place)
-        self.seen.lines[place] = _line()
+            self.seen.fp32_only.add(place)
+            self.seen.lines[place] = _line()
+        if op_named(op).family not in (Family.CAST, Family.VIEW) and _gives_floating(result):
+            self.seen.computed.add(place)
         return result
 
     def _place(self, op: str) -> Place:
         path = self._paths.running[-1] if self._paths.running else ""
         self._count[path, op] += 1
         return path, op, self._count[path, op]
+
+
+def _gives_floating(result: Any) -> bool:
+    return any(tensor.is_floating_point() for tensor in runtime.tensors_in(result))
 
 
 def _line() -> str:

@@ -201,6 +201,10 @@ def _found_by_running(
         how |= dict.fromkeys(held_tensors(bench.model, graph, how, run), own)
         roles = _by_role(bench.model, how)
         ties = tied_by_run(bench.model, run, roles, low=low, how=how)
+        # Tensors that the user's code casts to what they meet.
+        following = {path for name in ties.idle for path in roles[name] if how[path] == own}
+        how = {path: by for path, by in how.items() if path not in following}
+        roles = {name: paths for name, paths in roles.items() if following.isdisjoint(paths)}
         opened = find_destinations(destinations, ties.met)
         if opened:
             with pinned(opened):

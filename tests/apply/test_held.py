@@ -91,6 +91,17 @@ def test_what_meets_a_planned_layer(find: Find, init: str, forward: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("init", "forward", "names"),
+    [
+        ("self.p = nn.ParameterList(torch.randn(8) for _ in range(2))", "x = (x + self.p[0]) * self.p[1]", "p.0 p.1"),
+        ("self.p = nn.ParameterDict({'a': torch.randn(8)})", "x = x + self.p['a']", "p.a"),
+    ],
+)
+def test_entries_of_lists_of_parameters(find: Find, init: str, forward: str, names: str) -> None:
+    assert find(init, forward) == names.split()
+
+
+@pytest.mark.parametrize(
     ("init", "forward"),
     [
         (P, "x = x * torch.exp(self.p)"),  # its own arithmetic comes first

@@ -1,5 +1,7 @@
 """tied_by_run: modules whose outputs meet in an op that takes one dtype, found by running."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,38 @@ def test_ties_follow_casts_to_the_dtype_of_another_tensor() -> None:
     model = Attends()
     ties = tied_by_run(model, lambda: model(TOKENS), _each(model)).groups
     assert sorted(map(sorted, ties)) == [[INPUT, "final"], ["embed", "k", "q", "v"]]
+
+
+class Shifts(nn.Module):
+    def __init__(self, shift: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.p = nn.Parameter(torch.randn(8))
+        self.out = nn.Linear(8, 8)
+        self.shift = shift
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.shift(self.layer(x), self.p)).relu()
+
+
+@pytest.mark.parametrize(
+    ("shift", "is_idle"),
+    [
+        (lambda x, p: x + p.to(x.dtype), True),
+        (lambda x, p: x + p[: p.shape[0]].view(1, -1).to(x), True),
+        (lambda x, p: x + p.type_as(x), True),
+        (lambda x, p: x + p.float(), True),
+        (lambda x, p: x + p, False),
+        (lambda x, p: x.to(p.dtype) + p, False),
+        (lambda x, p: x + p.to(x.dtype) + p, False),
+    ],
+)
+def test_tensors_that_are_cast_to_what_they_meet(
+    shift: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], is_idle: bool
+) -> None:
+    model = Shifts(shift)
+    each = {path: [path] for path in ("layer", "p", "out")}
+    assert ("p" in tied_by_run(model, lambda: model(torch.randn(2, 8)), each).idle) is is_idle
 
 
 def test_it_leaves_the_model_as_it_was() -> None:

@@ -198,6 +198,59 @@ def test_what_cannot_be_is_said(sites: dict[str, Any], words: str) -> None:
     assert type(model) is Net
 
 
+class Listed(nn.Module):
+    """Parameters in lists, one of them within a dict of lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.gains = nn.ParameterList(torch.randn(8) for _ in range(3))
+        self.shifts = nn.ModuleDict({"in": nn.ParameterDict({"a,b": torch.randn(8), "c": torch.randn(8)})})
+        self.tail = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.fc(x)
+        for gain in self.gains:
+            x = x * gain
+        for _, shift in self.shifts["in"].items():  # type: ignore[operator]
+            x = x + shift
+        return x * self.gains[-1] + self.tail
+
+
+LISTED: dict[str, Any] = {"fc": "bf16", "gains.*": "bf16", "shifts.in.a,b": "bf16", "shifts.in.c": "bf16",
+                          "tail": "bf16"}  # fmt: skip
+
+
+def test_lists_of_parameters_read_as_casts() -> None:
+    model = Listed()
+    before = copy.deepcopy(model.state_dict())
+    applied = runtime.apply_plan(model, LISTED)
+    assert len(applied.sites) == 7
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        out = other(X)
+        assert out.dtype == torch.bfloat16
+        assert other.gains[0] is other._modules["gains"]._parameters["0"]
+        assert all(gain.dtype == torch.float32 for gain in other.gains)
+        assert list(other.state_dict()) == list(before)
+    model(X).float().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert torch.equal(torch.compile(model, backend="aot_eager", fullgraph=True)(X), model(X))
+    applied.undo()
+    assert type(model.gains) is nn.ParameterList
+    assert type(model.shifts["in"]) is nn.ParameterDict
+    assert not [name for module in model.modules() for name in vars(module) if name.startswith("_amptune")]
+    assert model(X).dtype == torch.float32
+
+
+def test_a_list_alone_decides_nothing_of_what_holds_it() -> None:
+    model = Listed()
+    runtime.apply_plan(model, {"fc": "bf16", "gains.0": "bf16"})
+    assert model(X).dtype == torch.float32
+    with pytest.raises(RuntimeError):
+        model(torch.randn(2, 7))
+    assert model.gains[0].dtype == torch.float32
+
+
 class Gate(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -109,6 +109,12 @@ def test_a_parameter_in_a_product_decides_with_what_it_meets(make_bench: Make) -
     assert (plan.sites["scale"].format, plan.sites["scale"].how) == (Format.BF16, "own")
 
 
+def test_a_parameter_that_the_code_casts_to_what_it_meets_is_no_choice(make_bench: Make) -> None:
+    bench, batches = make_bench(BLOCKS.replace("self.before(x) @ (2 * self.scale)", "x @ self.scale.to(x.dtype)"))
+    space = build_space(bench, capture(bench.target).graph, batches.train[0])
+    assert space.held() == set()
+
+
 def test_where_nothing_can_be_lowered_nothing_is_left_to_choose(make_bench: Make) -> None:
     source = BLOCKS.replace("x = x + self.drop(block(x))", "x = torch.exp(x - 9)")
     bench, batches = make_bench(source)
