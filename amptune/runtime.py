@@ -1536,8 +1536,32 @@ def _made_class(original: Any, kind: str) -> Any:
 
 
 def _make_class(original: Any, kind: str) -> Any:
+    base, kinds = original.__dict__.get("_amptune_made", (original, ()))
+    body: dict[str, Any] = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "_amptune_made": (base, (*kinds, kind)),
+        "_amptune_original": original,
+    }
     kind_of_run, _, names = kind.partition(":")
-    run = _RUN[kind_of_run]
+    if kind_of_run == "loss":
+        body[_KEPT_LOSS] = _read_as_compiled(getattr(original, _KEPT_LOSS))
+    else:
+        body["forward"] = _made_forward(original, base, kind)
+    if kind == "root":
+        body["_apply"] = lambda self, *args, **kwargs: _keep_channels_last(original._apply(self, *args, **kwargs))
+    if kind_of_run == "own":
+        body |= {name: _read_as_cast(name) for name in names.split(".") if name}
+    bases: tuple[type, ...] = (_Made if kind_of_run in ("root", "own", "loss") else _MadeLeaf, original)
+    if issubclass(original, _Made):
+        bases = (original,)
+    return types.new_class(original.__name__, bases, exec_body=lambda space: space.update(body))
+
+
+def _made_forward(original: Any, base: type, kind: str) -> Any:
+    """The ``forward`` of a made class: that of ``original``, through ``_RUN``."""
+    run = _RUN[kind.partition(":")[0]]
     inner = original.forward
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -1548,26 +1572,10 @@ def _make_class(original: Any, kind: str) -> Any:
             # then on. The user's forward then is a frame as it is without a plan; without a break all is one graph.
             pass
 
-    base, kinds = original.__dict__.get("_amptune_made", (original, ()))
     is_layer = kind == "pinned" or (kind == "autocast" and issubclass(base, _LOWERED_BY_AUTOCAST))
     if not is_layer or not base.__module__.startswith("torch."):  # without a plan torch's layers are no frames either
         forward = _with_own_code(forward)
-    body: dict[str, Any] = {
-        "__module__": original.__module__,
-        "__qualname__": original.__qualname__,
-        "__doc__": original.__doc__,
-        "_amptune_made": (base, (*kinds, kind)),
-        "_amptune_original": original,
-        "forward": functools.wraps(inner)(forward),
-    }
-    if kind == "root":
-        body["_apply"] = lambda self, *args, **kwargs: _keep_channels_last(original._apply(self, *args, **kwargs))
-    if kind_of_run == "own":
-        body |= {name: _read_as_cast(name) for name in names.split(".") if name}
-    bases: tuple[type, ...] = (_Made if kind_of_run in ("root", "own") else _MadeLeaf, original)
-    if issubclass(original, _Made):
-        bases = (original,)
-    return types.new_class(original.__name__, bases, exec_body=lambda space: space.update(body))
+    return functools.wraps(inner)(forward)
 
 
 def _original_class(cls: type) -> type | None:
@@ -1755,6 +1763,7 @@ def apply_plan(
     channels_last: bool = False,
     output_format: str | None = None,
     parameters: str | None = None,
+    compile_loss: bool = False,
 ) -> AppliedPlan:
     """Put a precision plan in force on ``model``, in place; one that is in force already is undone first.
 
@@ -1772,21 +1781,24 @@ def apply_plan(
         output_format: format of the model's floating outputs.
         parameters: "bf16" casts the model's parameters and buffers to bfloat16, and floating inputs on their way in.
             Undoing the plan leaves them in bfloat16. See ``master_weights`` for the optimizer.
+        compile_loss: run the loss that the model makes by its ``loss_function``, as models of transformers do, under
+            torch.compile. For another loss see ``loss_in``.
 
     Where lazy layers (``LazyLinear``) lack their parameters, the plan comes into force after the first forward, which
     gives them: that one runs as the user wrote the model.
 
     Raises:
-        ValueError: a path or glob that matches nothing, a format or key that is unknown or does not fit the module.
+        ValueError: a path or glob that matches nothing, a format or key that is unknown or does not fit the module;
+            ``compile_loss`` for a model without ``loss_function``.
         RuntimeError: the model is sharded already, or its FP8 sites are on a GPU without FP8 products.
     """
     model = _unwrap(model)
     _refuse_sharded(model)
     if any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
         undo_plan(model)
-        model.register_forward_hook(_ApplyLater(sites, channels_last, output_format, parameters))
+        model.register_forward_hook(_ApplyLater(sites, channels_last, output_format, parameters, compile_loss))
         return AppliedPlan(model, {})
-    return _apply_now(model, sites, channels_last, output_format, parameters)
+    return _apply_now(model, sites, channels_last, output_format, parameters, compile_loss)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1797,9 +1809,10 @@ class _ApplyLater:
     channels_last: bool
     output_format: str | None
     parameters: str | None
+    compile_loss: bool
 
     def __call__(self, model: nn.Module, _args: Any, _output: Any) -> None:
-        _apply_now(model, self.sites, self.channels_last, self.output_format, self.parameters)
+        _apply_now(model, self.sites, self.channels_last, self.output_format, self.parameters, self.compile_loss)
 
 
 def _apply_now(
@@ -1808,11 +1821,14 @@ def _apply_now(
     channels_last: bool,
     output_format: str | None,
     parameters: str | None,
+    compile_loss: bool,
 ) -> AppliedPlan:
     output_dtype = None if output_format is None else FORMATS[_known("output format", output_format, FORMATS)]
     resolved = _resolve(model, sites)
     if parameters is not None:
         _known("format of parameters", parameters, ("bf16",))
+    if compile_loss and not keep_loss(model):
+        raise ValueError(f"compile_loss: {type(model).__name__} has no {_KEPT_LOSS}; decorate its loss with loss_in")
     undo_plan(model)
     if parameters is not None:
         _lower_parameters(model)
@@ -1825,6 +1841,8 @@ def _apply_now(
     _turn_off_fast_paths(model)
     if channels_last:
         _to_channels_last(model)
+    for module in keep_loss(model) if compile_loss else ():
+        compile_kept_loss(module)
     model.__class__ = _made_class(type(model), "root")
     paths = {path: module for path, module in _all_modules(model).items() if id(module) in modules}
     model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths))
@@ -1881,7 +1899,7 @@ def undo_plan(model: nn.Module) -> None:
     model = _unwrap(model)
     for module in model.modules():
         state = module.__dict__
-        if not state.keys().isdisjoint(("_amptune", "_amptune_own", "_amptune_root")):
+        if not state.keys().isdisjoint(("_amptune", "_amptune_own", "_amptune_loss", "_amptune_root")):
             base = base_class(type(module))
             if base is type(module):
                 raise RuntimeError(f"undo the plan before {type(module).__name__} replaces the module's class")
@@ -1980,6 +1998,51 @@ def _change_holders(model: nn.Module, sites: Mapping[str, Site]) -> None:
     for module, dtypes in held.values():
         module.__class__ = _made_class(type(module), f"own:{'.'.join(sorted(dtypes))}")
         module.__dict__.update(_amptune_own=dtypes, _amptune_reads=False, _amptune_readers=readers.get(id(module), []))
+
+
+# --- the loss that a model makes -------------------------------------------------------------------------------------
+
+_KEPT_LOSS = "loss_function"
+"""The property of transformers' models that says, and sets, what makes their loss of logits and labels."""
+
+
+def keep_loss(model: nn.Module) -> list[nn.Module]:
+    """The outermost modules that make their loss by a ``loss_function`` that can be set."""
+    kept = getattr(type(model), _KEPT_LOSS, None)
+    if isinstance(kept, property) and kept.fset is not None:
+        return [model]
+    return [found for child in model.children() for found in keep_loss(child)]
+
+
+def compile_kept_loss(module: nn.Module, backend: Any = "inductor") -> None:
+    """Have ``module`` read its ``loss_function`` as a compiled one. ``undo_plan`` takes it back."""
+    if "_amptune_loss" not in module.__dict__:
+        module.__class__ = _made_class(type(module), "loss")
+    module.__dict__["_amptune_loss"] = backend
+
+
+def _read_as_compiled(kept: property) -> property:
+    def read(module: Any) -> Any:
+        function = kept.fget(module)  # type: ignore[misc]
+        return function if _is_compiling() else _compiled_loss(function, module._amptune_loss)
+
+    return property(read, kept.fset, kept.fdel, kept.__doc__)
+
+
+_compiled_losses: dict[tuple[Any, Any], Callable[..., Any]] = {}
+
+
+def _compiled_loss(function: Any, backend: Any) -> Callable[..., Any]:
+    """``function`` under torch.compile, the same each time: what it makes of the logits, such as a copy of them in
+    FP32, then is never in memory as a whole."""
+    if (function, backend) not in _compiled_losses:
+
+        def loss(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        compiled = torch.compile(_with_own_code(loss), backend=backend)
+        _compiled_losses[function, backend] = functools.update_wrapper(compiled, function, updated=())
+    return _compiled_losses[function, backend]
 
 
 def _no_fast_path(module: nn.Module, args: Any) -> None:

@@ -58,7 +58,8 @@ def _planned(target: Target, plan: Plan, codes: dict[str, str]) -> Target:
 
     def built() -> nn.Module:
         model: nn.Module = build()
-        return apply(model, plan, codes=codes, source=text).model
+        # A compiled loss would hide its ops; it has the same formats.
+        return apply(model, dataclasses.replace(plan, loss_compile=False), codes=codes, source=text).model
 
     planned.build = built
     if loss is not None and plan.loss_format is Format.FP32:

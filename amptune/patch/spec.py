@@ -42,6 +42,7 @@ class PatchSpec:
         make_model: the function of this file that builds the model. Where there is no ``top_class``, as for a model
             from a package, what it returns is what the plan is applied to.
         loss: the loss function of this file.
+        keeps_loss: whether the model makes its loss by a ``loss_function`` that the runtime can compile.
         optimizer: the function of this file that makes the optimizer.
     """
 
@@ -54,6 +55,7 @@ class PatchSpec:
     make_model: str | None = None
     loss: str | None = None
     optimizer: str | None = None
+    keeps_loss: bool = False
 
     @classmethod
     def from_sites(
@@ -67,6 +69,7 @@ class PatchSpec:
         make_model: str | None = None,
         loss: str | None = None,
         optimizer: str | None = None,
+        keeps_loss: bool = False,
     ) -> PatchSpec:
         """A spec from a captured graph.
 
@@ -75,7 +78,7 @@ class PatchSpec:
             sites: sites of the graph.
             module_paths: (path, identity) of every module, duplicates included:
                 ``((n, id(m)) for n, m in model.named_modules(remove_duplicate=False))``.
-            tensors, top_class, make_model, loss, optimizer: as the attributes.
+            tensors, top_class, make_model, loss, optimizer, keeps_loss: as the attributes.
         """
         paths = list(module_paths)
         first: dict[int, str] = {}
@@ -84,4 +87,4 @@ class PatchSpec:
             SiteRef(site.id, site.code, site.module_type, site.location.path if site.location else "") for site in sites
         )
         names = tuple(name for name, _ in paths)
-        return cls(path, refs, names, shared, tuple(tensors), top_class, make_model, loss, optimizer)
+        return cls(path, refs, names, shared, tuple(tensors), top_class, make_model, loss, optimizer, keeps_loss)

@@ -85,9 +85,7 @@ def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: P
             lambda: worker.request("recipes", timeout=SETUP_TIMEOUT), "the device cannot be asked for its formats"
         )
         candidates = {candidate.name: ("stock", candidate) for candidate in recipes}
-        # Compiling the loss needs a C++ compiler on a CPU, so only compile mode offers it there.
-        has_compiler = prepared.device["type"] == "cuda" or options.compile_with is not None
-        can_compile = target.loss_fn is not None and has_compiler
+        can_compile: bool = must(lambda: worker.request("can_compile_loss", timeout=SETUP_TIMEOUT), "the loss failed")
         candidates |= {c.name: ("extra", c) for c in extras(recipes, captured.graph, compile_loss=can_compile)}
         if plan is not None:
             candidates["plan"] = ("plan", plan_candidate(plan))

@@ -73,8 +73,8 @@ class Space:
 
     A point is a dict: name of a module group -> label of a ``Choice``, name of a pin -> ``fp32`` or ``follow``;
     ``:tf32`` and ``:channels_last`` where the device and the model have them, and ``:loss`` where the loss is the
-    user's function: ``fp32``, ``follow`` (the format that the output has) or ``fp32-compiled`` (torch.compile of the
-    loss alone: the cast up then costs no memory).
+    user's function, or one that the model keeps: ``fp32`` (of a kept one: as it is), ``follow`` (the format that the
+    output has) or ``fp32-compiled`` (torch.compile of the loss alone: the cast up then costs no memory).
 
     Attributes:
         groups: what decides together.
@@ -86,6 +86,7 @@ class Space:
         no_fp8: Linear site -> why FP8 does not fit it, where the device has FP8.
         why_fixed: site of a fixed group -> why it stays in FP32.
         strided: sites whose padded output need not be copied, as a run has shown.
+        keeps_loss: whether ``losses`` are of a loss that the model makes itself.
     """
 
     groups: tuple[Group, ...]
@@ -96,6 +97,7 @@ class Space:
     no_fp8: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     why_fixed: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     strided: frozenset[str] = frozenset()
+    keeps_loss: bool = False
 
     def module_groups(self) -> list[Group]:
         """Groups that choose a format."""

@@ -18,7 +18,7 @@ from amptune.capture.prepare import run_lazy_layers
 from amptune.capture.target import Target
 from amptune.core.formats import Format
 from amptune.errors import CaptureError
-from amptune.runtime import loss_in
+from amptune.runtime import compile_kept_loss, keep_loss, loss_in, undo_plan
 from amptune.tune.batches import Batches, to_device
 from amptune.tune.compilation import BACKEND, Compilation, as_written, compiled, own_code_of_autocast
 from amptune.tune.device import Device
@@ -309,6 +309,7 @@ def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tens
     with backend_flags(candidate.tf32), swapped, parameters_in(bench.model, candidate.params) as lowered:
         plan = candidate.plan
         applied = apply(bench.model, plan, codes=bench.codes, source=bench.source) if plan else None
+        compiling = _compile_kept_loss(bench, candidate)
         try:
             within = bench.compilation is not None and candidate.autocast is not None
             with own_code_of_autocast(within), compiled(bench.model, bench.compilation):
@@ -316,4 +317,18 @@ def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tens
         finally:
             if applied is not None:
                 applied.undo()
+            elif compiling:
+                undo_plan(bench.model)
             bench.model.zero_grad(set_to_none=True)
+
+
+def _compile_kept_loss(bench: Workbench, candidate: Candidate) -> bool:
+    """Compile the loss that the model makes itself where the candidate says so, and beside compiled blocks: the user's
+    own torch.compile has it in the model's graph. Whether there is one to compile."""
+    is_beside_blocks = bench.compilation is not None and bench.compilation.scope == "blocks"
+    if bench.target.loss_fn is not None or not (candidate.loss_compile or is_beside_blocks):
+        return False
+    modules = keep_loss(bench.model)
+    for module in modules:
+        compile_kept_loss(module, bench.compilation.backend if bench.compilation else BACKEND)
+    return bool(modules)

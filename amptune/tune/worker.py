@@ -34,6 +34,7 @@ from amptune.tune.float8 import missing_note
 from amptune.tune.followers import follower_prices, this_gpu, with_followers
 from amptune.tune.gradients import record_gradients
 from amptune.tune.job import Job, Measured, Prepared
+from amptune.tune.keptloss import makes_kept_loss, measure_kept_loss
 from amptune.tune.kernels import tensor_core_share
 from amptune.tune.losses import measure_losses, measure_update
 from amptune.tune.lowparams import check_params
@@ -117,7 +118,10 @@ class Worker:
     def space(self, graph: PrecisionGraph) -> Space:
         """The search space, which depends on the live modules."""
         with eager(self.bench):
-            return build_space(self.bench, graph, self.batches.train[0], pins=self.pins, losses=self._losses())
+            space = build_space(self.bench, graph, self.batches.train[0], pins=self.pins, losses=self._losses())
+            if not self._can_compile_kept_loss():
+                return space
+            return dataclasses.replace(space, losses=("fp32", COMPILED_LOSS), keeps_loss=True)
 
     def patch_spec(self, graph: PrecisionGraph) -> PatchSpec:
         """Where the plan goes in the user's file, or in a file of its own for a model from a package."""
@@ -126,6 +130,11 @@ class Worker:
     def recipes(self) -> list[Candidate]:
         """The stock recipes that this device can run."""
         return stock_candidates(self.device, self.options.params)
+
+    def can_compile_loss(self) -> bool:
+        """Whether a recipe can have its loss under torch.compile beside a model that is not."""
+        with eager(self.bench):
+            return COMPILED_LOSS in self._losses() or self._can_compile_kept_loss()
 
     def costs(self, space: Space, graph: PrecisionGraph) -> CostTable:
         """Measure the cost table of the sites of ``space``; ``graph`` says how often each is called."""
@@ -148,7 +157,8 @@ class Worker:
             table = with_held(table, self.bench.model, space)
             halves = sorted({c.output_format for c in formats} - {Format.FP32}, key=list(Format).index)
             backend = self.options.compile_with or BACKEND
-            losses = measure_losses(self.bench, batch, space.losses, halves[0], backend) if halves else {}
+            measure = measure_kept_loss if space.keeps_loss else measure_losses
+            losses = measure(self.bench, batch, space.losses, halves[0], backend) if halves else {}
             update, scaling = measure_update(self.bench) or (None, 0.0)
         gpu = this_gpu(self.device.torch.type)
         prices = follower_prices(graph, planned, [Format.FP32, Format.TF32, *halves], gpu, fused=fused)
@@ -248,6 +258,11 @@ class Worker:
             return ()
         can_compile = self.device.is_cuda or self.options.compile_with is not None
         return ("fp32", "follow", COMPILED_LOSS) if can_compile else ("fp32", "follow")
+
+    def _can_compile_kept_loss(self) -> bool:
+        """Whether compiling the loss that the model makes itself is a choice: compile mode compiles it in any case."""
+        is_choice = self.target.loss_fn is None and self.device.is_cuda and self.options.compile_with is None
+        return is_choice and makes_kept_loss(self.bench, self.batches.train[0])
 
     def _mismatches(self, candidate: Candidate) -> tuple[str, ...]:
         if candidate.plan is None:

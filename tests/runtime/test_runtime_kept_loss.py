@@ -1,0 +1,126 @@
+"""The loss that a model makes by its ``loss_function`` runs under torch.compile, and as it was when that is undone."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amptune import runtime
+
+
+def mean_of_squares(logits: Tensor, labels: Tensor, **_: Any) -> Tensor:
+    return (logits.float() - labels).square().mean()
+
+
+class Keeps(nn.Module):
+    """As models of transformers do: a property that can be set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+        self.made = 0
+
+    @property
+    def loss_function(self) -> Callable[..., Tensor]:
+        return self.__dict__.get("_loss_function", mean_of_squares)
+
+    @loss_function.setter
+    def loss_function(self, value: Callable[..., Tensor]) -> None:
+        self._loss_function = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.loss_function(logits=self.head(x), labels=x)
+
+
+class Holder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm = Keeps()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lm(x)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Backends that a loss was compiled with, each time that it ran; the compiler itself is not there."""
+    ran: list[str] = []
+
+    def stand_in(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            ran.append(backend)
+            return function(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    monkeypatch.setattr(runtime, "_compiled_losses", {})
+    return ran
+
+
+X = torch.randn(3, 4)
+
+
+@pytest.mark.parametrize(("make", "head"), [(Keeps, "head"), (Holder, "lm.head")])
+def test_the_loss_that_the_model_keeps_is_compiled_until_the_plan_is_undone(
+    make: Callable[[], nn.Module], head: str, compiled: list[str]
+) -> None:
+    model = make()
+    expected = model(X)
+    before = [dict(vars(module)) for module in model.modules()]
+    applied = runtime.apply_plan(model, {head: "fp32"}, compile_loss=True)
+    assert torch.equal(model(X), expected)
+    assert torch.equal(model(X), expected)
+    assert compiled == ["inductor", "inductor"]
+    applied.undo()
+    assert [dict(vars(module)) for module in model.modules()] == before
+    assert torch.equal(model(X), expected)
+    assert len(compiled) == 2
+
+
+def test_a_loss_that_the_user_sets_is_the_one_that_is_compiled(compiled: list[str]) -> None:
+    model = Keeps()
+    runtime.apply_plan(model, {"head": "fp32"}, compile_loss=True)
+    model.loss_function = lambda logits, labels: logits.sum() * 0 + 7
+    assert model(X).item() == 7
+    assert compiled == ["inductor"]
+
+
+def test_without_compile_loss_it_stays_as_it_is(compiled: list[str]) -> None:
+    model = Keeps()
+    runtime.apply_plan(model, {"head": "bf16"})
+    model(X)
+    assert compiled == []
+
+
+def test_copies_and_pickles_compile_their_own(compiled: list[str]) -> None:
+    model = Keeps()
+    runtime.apply_plan(model, {"head": "fp32"}, compile_loss=True)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        compiled.clear()
+        assert torch.equal(other(X), model(X))
+        assert len(compiled) == 2
+        runtime.undo_plan(other)
+        assert type(other) is Keeps
+
+
+def test_in_a_compiled_model_it_is_part_of_the_graph() -> None:
+    model = Keeps()
+    expected = model(X)
+    runtime.apply_plan(model, {"head": "fp32"}, compile_loss=True)
+    found = torch.compile(model, backend="eager", fullgraph=True)(X)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_model_that_keeps_no_loss_is_told_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"Linear has no loss_function; decorate its loss with loss_in"):
+        runtime.apply_plan(nn.Linear(2, 2), {"": "bf16"}, compile_loss=True)
