@@ -20,7 +20,7 @@ from amptune.tune.space import HIGH, Group, Space
 from amptune.tune.stepmodel import Point, StepModel
 from amptune.tune.steptimes import learn_times, noise_of
 from amptune.tune.study import TrialRecord
-from amptune.tune.validity import Validity, learn_validity
+from amptune.tune.validity import Tried, Validity, learn_validity
 
 IsTried = Callable[[dict[str, str]], bool]
 
@@ -144,6 +144,11 @@ def repaired(space: Space, record: TrialRecord) -> dict[str, str]:
     return space.made_legal(point)
 
 
+def adds_up(record: TrialRecord) -> bool:
+    """Whether a plan was refused because rounding errors add up, so that no layer is to blame by itself."""
+    return record.outcome.noise is not None and record.outcome.noise.adds_up
+
+
 def owns(site: str, parameter: str) -> bool:
     """Whether a parameter belongs to a module site: ``blocks.0.fc1`` owns ``blocks.0.fc1.weight``."""
     return "#" not in site and parameter.rpartition(".")[0] == site
@@ -156,7 +161,8 @@ def _has_wrong_gradient(group: Group, record: TrialRecord) -> bool:
 def _banned(space: Space, records: Sequence[TrialRecord]) -> dict[str, set[Choice]]:
     """Choices of groups that own wrong gradients; what some valid plan has is not to blame.
 
-    Where the gradients of many groups are wrong, what broke lies downstream of them, and nothing is blamed.
+    Where the gradients of many groups are wrong, what broke lies downstream of them, and nothing is blamed; nor where
+    all gradients are off and these happen to be the most.
     """
     most = max(MOST_BLAMED, len(space.module_groups()) // 3)
     blamed: dict[str, set[Choice]] = {}
@@ -167,19 +173,23 @@ def _banned(space: Space, records: Sequence[TrialRecord]) -> dict[str, set[Choic
             choice = Choice.parse(record.point[group.name])
             if record.outcome.valid:
                 cleared.setdefault(group.name, set()).add(choice)
-            elif group.name in wrong and len(wrong) <= most:
+            elif group.name in wrong and len(wrong) <= most and not adds_up(record):
                 blamed.setdefault(group.name, set()).add(choice)
     return {name: found - cleared.get(name, set()) - {FP32} for name, found in blamed.items()}
 
 
 def _validity(encoding: Encoding, records: Sequence[TrialRecord], banned: Mapping[str, set[Choice]]) -> Validity:
     space = encoding.model.space
-    valid = [r.point for r in records if r.outcome.valid or r.outcome.state == "too_large"]
-    unexplained = [r.point for r in records if r.outcome.state == "invalid" and not _is_explained(space, r, banned)]
+    valid = [r for r in records if r.outcome.valid or r.outcome.state == "too_large"]
+    unexplained = [r for r in records if r.outcome.state == "invalid" and not _is_explained(space, r, banned)]
     uniform = (encoding.model.error(space.uniform(c)) for c in space.offered() if not c.format.is_fp8)
     unit = max(uniform, default=0.0)
     forbidden = encoding.columns_of(_hopeless(encoding.model, banned))
-    return learn_validity(encoding, encoding.rows(valid), encoding.rows(unexplained), forbidden, unit)
+    return learn_validity(encoding, _tried(encoding, valid), _tried(encoding, unexplained), forbidden, unit)
+
+
+def _tried(encoding: Encoding, records: Sequence[TrialRecord]) -> Tried:
+    return Tried(encoding.rows(r.point for r in records), [r.outcome.noise for r in records])
 
 
 def _hopeless(model: CostModel, banned: Mapping[str, set[Choice]]) -> dict[str, set[Choice]]:

@@ -120,6 +120,12 @@ class Encoding:
         found |= np.array([v == FOLLOW or (name, v) == (TF32, "on") for name, values in columns for v in values], bool)
         return found
 
+    @functools.cached_property
+    def of_fp8(self) -> np.ndarray:
+        """By column of ``one_hot``, whether it is a group's choice of FP8."""
+        groups = self.model.space.module_groups()
+        return self.columns_of({group.name: {c for c in group.choices if c.format.is_fp8} for group in groups})
+
     def bytes(self, rows: Rows) -> np.ndarray:
         """What ``CostModel.bytes`` says of each row."""
         found: np.ndarray = self.one_hot(rows) @ self._bytes

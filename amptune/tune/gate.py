@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from amptune.core.formats import Format
+from amptune.tune.noise import Noise
 from amptune.tune.recipes import Candidate
 
 MIN_COSINE = 0.98
@@ -34,6 +36,9 @@ ROUNDINGS = 4
 cosine lacks to 1 grows with their number, a deviation of the norm with its root."""
 LEAST_COSINE = 0.1
 """Below it a direction says nothing, and a norm may be ten times another."""
+LINEAR_COSINE = math.sqrt(0.5)
+"""A bar below it allows more noise than there is signal. What a gradient has of it then no longer grows with what a
+plan rounds, so it says nothing of how far from its bar it is."""
 
 Gradients = Mapping[str, torch.Tensor]
 
@@ -53,7 +58,8 @@ PLAIN_BAR = Bar()
 class GradientGate:
     """How the gradients at the same weights compare: the worst parameter of each kind, and what failed.
 
-    ``failures`` are sentences, ``failing`` the names of the parameters they are about.
+    ``failures`` are sentences, ``failing`` the names of the parameters they are about. ``noise`` is that of all
+    directions; None where no gradient can be compared, or one is missing or not finite.
     """
 
     worst_cosine: float
@@ -62,6 +68,7 @@ class GradientGate:
     worst_norm_ratio_of: str
     failures: tuple[str, ...]
     failing: tuple[str, ...] = ()
+    noise: Noise | None = None
 
     @property
     def passed(self) -> bool:
@@ -77,26 +84,34 @@ def compare_gradients(reference: Gradients, found: Gradients, bars: Mapping[str,
     failures: dict[str, list[str]] = {}
     cosines: list[tuple[float, str]] = [(1.0, "")]
     ratios: list[tuple[float, str]] = [(1.0, "")]
+    shares: list[float] = []
+    is_whole = True
     floor = NEGLIGIBLE * _root_mean_square(reference.values())
     for name, expected in reference.items():
         actual = found.get(name)
         if actual is None:
             failures[name] = [f"{name} gets no gradient"]
+            is_whole = False
             continue
         if not bool(torch.isfinite(actual).all()):
             failures[name] = [f"the gradient of {name} is not finite"]
+            is_whole = False
             continue
         if _root_mean_square([expected]) <= floor:
             continue
         cosine, ratio, zero_rise = _compare(expected, actual)
         cosines.append((cosine, name))
         ratios.append((ratio, name))
-        failures[name] = _gradient_failures(name, cosine, ratio, zero_rise, (bars or {}).get(name, PLAIN_BAR))
+        bar = (bars or {}).get(name, PLAIN_BAR)
+        if bar.cosine >= LINEAR_COSINE:
+            shares.append((_tangent(max(cosine, LEAST_COSINE)) / _tangent(bar.cosine)) ** 2)
+        failures[name] = _gradient_failures(name, cosine, ratio, zero_rise, bar)
     worst_cosine, cosine_of = min(cosines)
     worst_ratio, ratio_of = max(ratios, key=lambda item: abs(math.log(max(item[0], 1e-30))))
     sentences = tuple(sentence for found in failures.values() for sentence in found)
     failing = tuple(name for name, found in failures.items() if found)
-    return GradientGate(worst_cosine, cosine_of, worst_ratio, ratio_of, sentences, failing)
+    noise = Noise(max(shares), statistics.median(shares)) if shares and is_whole else None
+    return GradientGate(worst_cosine, cosine_of, worst_ratio, ratio_of, sentences, failing, noise)
 
 
 def bars_of(reference: Gradients, perturbed: Iterable[Gradients]) -> dict[str, Bar]:
@@ -122,7 +137,7 @@ def _bar(found: Sequence[tuple[float, float, float]]) -> Bar:
 
 
 def _tangent(cosine: float) -> float:
-    return math.sqrt(1 / cosine**2 - 1)
+    return math.sqrt(max(0.0, 1 / cosine**2 - 1))
 
 
 def rounding_of(candidate: Candidate) -> float:

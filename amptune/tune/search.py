@@ -305,6 +305,7 @@ def _outcome(base: Outcome, measured: Measured) -> Outcome:
         loss_gap=quality.loss_gap if finite else None,
         loss_gap_upper=quality.upper if finite else None,
         worst_cosine=quality.gate.worst_cosine if quality.gate else None,
+        gradient_noise=dataclasses.asdict(noise) if quality.gate and (noise := quality.gate.noise) else None,
         skipped_steps=quality.skipped,
         failing=quality.gate.failing if quality.gate else (),
         evaluation=quality.evaluation,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from amptune.tune.adapt import Knowledge, repaired
+from amptune.tune.adapt import Knowledge, adds_up, repaired
 from amptune.tune.front import front_points
 
 if TYPE_CHECKING:
@@ -157,7 +157,8 @@ class Steering:
         """A plan with wrong gradients, with the groups that they belong to in more bits, where that may be the best."""
         best = self.search.best_plans(1)
         limit = best[0].outcome.median_ms if best else math.inf
-        points = [repaired(self.search.space, record) for record in self.search.plans() if record.outcome.failing]
+        wrong = [record for record in self.search.plans() if record.outcome.failing and not adds_up(record)]
+        points = [repaired(self.search.space, record) for record in wrong]
         points = [point for point in points if not self.search.is_tried(point) and known.predicted(point) < limit]
         if points:
             self.search.study.enqueue(min(points, key=known.predicted), "search")

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from amptune.core.files import check_folder, make_folder
 from amptune.errors import InputError, UsageError
+from amptune.tune.noise import Noise
 
 NAME = "amptune"
 JOURNAL = "study.journal"
@@ -36,7 +37,8 @@ class Outcome:
     """What one trial gave, as it is kept in the journal and told in result.json.
 
     ``state`` is valid, invalid (measured, but does not train as well), too_large (trains, but takes more memory than
-    is allowed), slow (given up) or failed; ``failing`` names the parameters whose gradients are wrong.
+    is allowed), slow (given up) or failed; ``failing`` names the parameters whose gradients are wrong, and
+    ``gradient_noise`` has the fields of ``noise.Noise``.
     ``worker_lost`` says that the worker died or hung or lost the device, which may have had another cause.
     ``memory_excess`` is the memory minus the allowed one, where there is a limit. ``predicted_ms`` was predicted before
     the measurement, ``table_ms`` by the cost table alone, without what earlier trials taught. ``launch_ms`` is what
@@ -60,6 +62,7 @@ class Outcome:
     loss_gap: float | None = None
     loss_gap_upper: float | None = None
     worst_cosine: float | None = None
+    gradient_noise: Mapping[str, float] | None = None
     skipped_steps: int | None = None
     evaluation: float | None = None
     compile_seconds: float | None = None
@@ -77,6 +80,11 @@ class Outcome:
     def valid(self) -> bool:
         """Whether the trial was measured and trains as well as the reference."""
         return self.state == "valid"
+
+    @property
+    def noise(self) -> Noise | None:
+        """What rounding adds to the direction of the gradients, where that is known."""
+        return Noise(**self.gradient_noise) if self.gradient_noise else None
 
     @property
     def retriable(self) -> bool:

@@ -1,7 +1,8 @@
 """How likely a plan is to train, by the plans that did and did not.
 
 Two causes are told apart. Rounding errors add up, and beyond some limit a plan does not train: neither the limit nor
-what each choice really adds is known, so both are drawn many times, and draws that contradict a trial count for little.
+what each choice really adds is known, so both are drawn many times, and draws that contradict a trial count for little:
+whether its plan trained, and by how much the direction of its gradients kept or missed what the gate asks for.
 And single choices may be fragile whatever the sum: those of a plan that failed are suspects, the more the fewer there
 are and the more failed plans have them, until a valid plan has them.
 """
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from amptune.tune.encoded import Encoding, Rows
+from amptune.tune.noise import INDEPENDENT, Noise, Shown, shown_by
 
 NUM_DRAWS = 400
 ERROR_SPREAD = 0.5
@@ -29,6 +32,14 @@ UNKNOWN = 1e-3
 """Prior chance that a plan fails for another cause."""
 SWEEPS = 20
 """Of belief propagation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """Plans that trained, or plans that did not, each with the noise of its gradients where that is known."""
+
+    rows: Rows
+    noise: Sequence[Noise | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +84,9 @@ class Validity:
         return self.errors[draw], float(np.exp(self.limits[index])), (self.forbidden > 0) | fragile
 
 
-def learn_validity(encoding: Encoding, valid: Rows, unexplained: Rows, forbidden: np.ndarray, unit: float) -> Validity:
+def learn_validity(
+    encoding: Encoding, valid: Tried, unexplained: Tried, forbidden: np.ndarray, unit: float
+) -> Validity:
     """What the trials teach.
 
     Args:
@@ -87,7 +100,7 @@ def learn_validity(encoding: Encoding, valid: Rows, unexplained: Rows, forbidden
     rng = np.random.default_rng(0)
     errors = table * np.exp(ERROR_SPREAD * rng.standard_normal((NUM_DRAWS, len(table))))
     center = math.log(unit) + LIMIT_AT if unit > 0 else 0.0
-    valid_hot, failed_hot = encoding.one_hot(valid), encoding.one_hot(unexplained)
+    valid_hot, failed_hot = encoding.one_hot(valid.rows), encoding.one_hot(unexplained.rows)
     largest = _log(valid_hot @ errors.T).max(initial=center)
     limits = np.linspace(center - 4 * LIMIT_SPREAD, max(center + 4 * LIMIT_SPREAD, largest + 1), LIMITS)
     weights = np.exp(-0.5 * ((limits - center) / LIMIT_SPREAD) ** 2)[None].repeat(NUM_DRAWS, axis=0)
@@ -98,6 +111,7 @@ def learn_validity(encoding: Encoding, valid: Rows, unexplained: Rows, forbidden
     over = np.array([limits[None] < _log(sums)[:, None] for sums in failed_hot @ errors.T], dtype=bool)
     if len(over):
         weights = weights * _chances_without(over, suspects)
+    weights = weights * _likelihood_of_noise(encoding, valid, unexplained, errors, limits)
     total = weights.sum()
     weights = weights / total if total > 0 else np.full_like(weights, 1 / weights.size)
     by_limit = np.array([float((weights * is_over).sum()) for is_over in over])
@@ -106,6 +120,28 @@ def learn_validity(encoding: Encoding, valid: Rows, unexplained: Rows, forbidden
     shares = shares * ((1 - by_limit) / np.maximum(shares.sum(axis=1), 1e-300))[:, None]
     above = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1]
     return Validity(encoding, forbidden, np.minimum(suspicion, 0.99), shares, errors, limits, above)
+
+
+def _likelihood_of_noise(
+    encoding: Encoding, valid: Tried, unexplained: Tried, errors: np.ndarray, limits: np.ndarray
+) -> np.ndarray:
+    """For each draw and limit, how well they explain how noisy the gradients of the plans were. A plan within the limit
+    that did not train was broken by a single choice, which may make any noise."""
+    of_fp8 = encoding.of_fp8
+    table = encoding.errors()
+    seen: list[tuple[Shown, np.ndarray, bool]] = []
+    for tried, trains in ((valid, True), (unexplained, False)):
+        for one_hot, noise in zip(encoding.one_hot(tried.rows), tried.noise, strict=True):
+            has_fp8 = bool(2 * (one_hot * of_fp8) @ table >= one_hot @ table > 0)
+            if shown := shown_by(noise, valid=trains, has_fp8=has_fp8):
+                seen.append((shown, _log(errors @ one_hot)[:, None] - limits[None], trains))
+    found = np.zeros((len(errors), len(limits)))
+    for shown, log_ratio, trains in seen:
+        log_density = np.log(shown.density(log_ratio))
+        found += log_density if trains else np.where(log_ratio > 0, log_density, 0.0)
+    # What plans that are much alike are off by is alike too: many of them count for less each.
+    likelihood: np.ndarray = np.exp((found - found.max()) * min(1.0, INDEPENDENT / max(1, len(seen))))
+    return likelihood
 
 
 def _chances_without(over: np.ndarray, suspects: np.ndarray) -> np.ndarray:

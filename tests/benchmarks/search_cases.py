@@ -13,6 +13,7 @@ import functools
 import itertools
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
 from amptune.tune.allocate import Problem, problem_of
 from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding, Rows
+from amptune.tune.noise import Noise
 from amptune.tune.space import Group, Space
 
 DATA = Path(__file__).parent / "data"
@@ -38,6 +40,11 @@ NOISE = 0.004
 """Standard deviation of a measured step: the reports of this repository show 0.2 to 1 %."""
 ERROR_SPREAD = 0.5
 NUM_FRAGILE = 2
+
+SHARE_SPREAD, SHARE_SPREAD_16 = 0.5, 1.5
+"""Standard deviation of the logarithm of the noise in gradients over what the true error says, with FP8 and without."""
+WORST_TO_TYPICAL = (0.8, 0.4)
+"""Mean and standard deviation of the logarithm of the worst gradient's noise over the median one's."""
 
 Point = Mapping[str, str]
 
@@ -158,6 +165,17 @@ class Truth:
     def trains(self, point: Point) -> bool:
         """Whether a plan is valid."""
         return not self.failing(point) and self.error(point) <= self.limit
+
+    def noise(self, point: Point) -> Noise:
+        """What is seen of its gradients: the error roughly, on the right side of the bar; of what is fragile anything
+        beyond it. The same each time."""
+        rng = np.random.default_rng(zlib.crc32(repr(sorted(point.items())).encode()))
+        has_fp8 = any(Choice.parse(point[group.name]).format.is_fp8 for group in self.model.space.module_groups())
+        share = self.error(point) / self.limit
+        seen = share * math.exp(rng.normal(0, SHARE_SPREAD if has_fp8 else SHARE_SPREAD_16))
+        seen = min(seen, 0.99) if share <= 1 else max(seen, 1.01)
+        typical = seen / math.exp(abs(rng.normal(*WORST_TO_TYPICAL)))
+        return Noise(max(seen, math.exp(rng.uniform(0.05, 8))) if self.failing(point) else seen, typical)
 
     def optimum(self, seed: int, starts: int = 40) -> float:
         """The least step of a valid plan that descents from many starts, by one and two changes, find."""

@@ -36,6 +36,7 @@ from amptune.core.plan import Plan
 from amptune.tune.front import front_points
 from amptune.tune.gate import GradientGate
 from amptune.tune.job import Measured, Prepared
+from amptune.tune.noise import Noise
 from amptune.tune.options import TuneOptions
 from amptune.tune.quality import Quality
 from amptune.tune.recipes import Candidate
@@ -180,16 +181,17 @@ class TruthWorker:
         truth = self.trials.truth
         failing = [f"{site}.weight" for name in truth.failing(point) if truth.nature.is_named
                    for group in space.module_groups() if group.name == name for site in group.sites]  # fmt: skip
-        return Measured(_step(ms), None, _quality(failing, trains))
+        return Measured(_step(ms), None, _quality(failing, trains, truth.noise(point)))
 
 
 def _step(ms: float) -> StepTime:
     return StepTime(ms, ms * 0.997, ms * 1.003, (ms,) * 5)
 
 
-def _quality(failing: list[str], trains: bool = True) -> Quality:
+def _quality(failing: list[str], trains: bool = True, noise: Noise | None = None) -> Quality:
     reason = "" if trains else (f"the gradient of {failing[0]} is wrong" if failing else "loss gap")
-    return Quality(0.0, 0.0, 0.005, GradientGate(1.0, "", 1.0, "", tuple(failing), tuple(failing)), 0, 60, reason)
+    gate = GradientGate(1.0, "", 1.0, "", tuple(failing), tuple(failing), noise)
+    return Quality(0.0, 0.0, 0.005, gate, 0, 60, reason)
 
 
 def run_amptune(trials: Trials) -> None:

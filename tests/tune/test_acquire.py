@@ -18,7 +18,7 @@ from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding
 from amptune.tune.space import Group, Space
 from amptune.tune.stepmodel import Features, Observation, StepModel, fit_model
-from amptune.tune.validity import learn_validity
+from amptune.tune.validity import Tried, learn_validity
 
 NAMES = tuple("abcdef")
 NOISE = 0.01
@@ -55,7 +55,7 @@ def coupled(p: Mapping[str, str]) -> float:
 
 
 def acquisition(encoding: Encoding, step: StepModel, best: str) -> Acquisition:
-    nothing = np.zeros((0, len(NAMES)), dtype=np.int16)
+    nothing = Tried(np.zeros((0, len(NAMES)), dtype=np.int16), [])
     validity = learn_validity(encoding, nothing, nothing, np.zeros(2 * len(NAMES), dtype=bool), 0.0)
     return Acquisition(encoding, step, validity, encoding.encode(point(encoding, best)))
 

@@ -13,7 +13,7 @@ import torch
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
 from amptune.errors import CaptureError, TuneError
-from amptune.tune.gate import bars_of, compare_gradients, perturb
+from amptune.tune.gate import Bar, bars_of, compare_gradients, perturb
 from amptune.tune.quality import judge
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.reference import measure_reference, upper_bound
@@ -187,6 +187,33 @@ def test_worst_values_are_reported() -> None:
     assert result.worst_norm_ratio == pytest.approx(1.05, rel=1e-3)
     assert result.worst_norm_ratio_of == "w"
     assert math.isclose(result.worst_cosine, 1.0, abs_tol=1e-6)
+
+
+def test_noise_is_the_share_of_what_each_bar_allows() -> None:
+    g, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    reference = dict.fromkeys("abc", g)
+    found = {"a": g + 0.1 * other, "b": g + 0.05 * other, "c": g + 0.4 * other}
+    noise = compare_gradients(reference, found, {"c": Bar(cosine=0.9)}).noise
+    assert noise is not None
+    allowed, by_c = 1 / 0.98**2 - 1, 0.4**2 / (1 / 0.9**2 - 1)
+    assert noise.worst == pytest.approx(by_c)
+    assert noise.typical == pytest.approx(0.1**2 / allowed)
+
+
+def test_a_gradient_that_has_no_direction_in_fp32_either_gives_no_noise() -> None:
+    g, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    found = {"a": g + 0.1 * other, "b": -g}
+    noise = compare_gradients({"a": g, "b": g}, found, {"b": Bar(cosine=-0.5)}).noise
+    assert noise is not None
+    assert noise.worst == pytest.approx(0.1**2 / (1 / 0.98**2 - 1))
+    assert compare_gradients({"b": g}, {"b": -g}, {"b": Bar(cosine=-0.5)}).noise is None
+
+
+@pytest.mark.parametrize("broken", [None, torch.tensor([math.nan, 0.0])])
+def test_what_is_missing_or_not_finite_has_no_noise(broken: torch.Tensor | None) -> None:
+    g = torch.tensor([1.0, 0.0])
+    found = {"a": g} if broken is None else {"a": g, "b": broken}
+    assert compare_gradients({"a": g, "b": g}, found).noise is None
 
 
 DEEP = """

@@ -13,8 +13,9 @@ from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import CostTable, SiteCost
 from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding
+from amptune.tune.noise import Noise
 from amptune.tune.space import Group, Space
-from amptune.tune.validity import Validity, learn_validity
+from amptune.tune.validity import Tried, Validity, learn_validity
 
 NAMES = tuple("abcdefghijkl")
 UNIT = len(NAMES) * BF16.format.epsilon**2
@@ -37,7 +38,12 @@ def rows(encoding: Encoding, plans: Sequence[str]) -> np.ndarray:
 
 def learnt(encoding: Encoding, valid: Sequence[str], failed: Sequence[str], banned: str = "") -> Validity:
     forbidden = encoding.columns_of({name: {BF16} for name in banned})
-    return learn_validity(encoding, rows(encoding, valid), rows(encoding, failed), forbidden, UNIT)
+    return learn_validity(encoding, tried(rows(encoding, valid)), tried(rows(encoding, failed)), forbidden, UNIT)
+
+
+def tried(plans: np.ndarray, *noise: Noise) -> Tried:
+    """Plans with what is known of their gradients' noise."""
+    return Tried(plans, [*noise, *[None] * (len(plans) - len(noise))])
 
 
 def chances(encoding: Encoding, known: Validity, *plans: str) -> list[float]:
@@ -66,8 +72,8 @@ def test_tf32_is_a_suspect_like_a_format(encoding: Encoding) -> None:
     failed = [space.point({":tf32": "on", **dict.fromkeys(plan, "bf16")}) for plan in ("abcd", "efgh", "ijkl", "")]
     known = learn_validity(
         other,
-        np.zeros((0, len(other.names)), dtype=np.int16),
-        np.array([other.encode(point) for point in failed]),
+        tried(np.zeros((0, len(other.names)), dtype=np.int16)),
+        tried(np.array([other.encode(point) for point in failed])),
         np.zeros(other.starts[-1], dtype=bool),
         UNIT,
     )
