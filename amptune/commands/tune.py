@@ -95,6 +95,12 @@ def summary(result: TuneResult) -> str:
         )
     else:
         lines.append(f"Nothing beat the best stock recipe, {stock_text}, beyond the noise. It is what was written.")
+    if data["not_measured"]:
+        spent = "time" if data["stopped"] == "timeout" else "budget"
+        lines.append(
+            f"Not measured before the {spent} was used up: {', '.join(data['not_measured'])}. "
+            "The best stock recipe is the best of the others."
+        )
     if result.plan.params:
         lines.append(f"Take care: {data['notes'][-1]}.")
     if data["launch_bound"]:

@@ -13,6 +13,7 @@ from amptune import __version__
 from amptune.tune.finals import Verdict
 from amptune.tune.pareto import pareto_numbers, prediction_json
 from amptune.tune.search import Search
+from amptune.tune.stockorder import unmeasured_note
 from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime
 
@@ -43,7 +44,7 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         "tolerance": options.tolerance,
         "steps": options.steps,
         "quality_data": prepared.quality_data,
-        "notes": list(prepared.notes),
+        "notes": [*prepared.notes, *filter(None, [unmeasured_note(search)])],
         "stock": [_entry(record) for record in search.records() if record.outcome.recipe],
         "best": _entry(verdict.record, verdict.step) | {"plan": plan_file},
         "speedup_over_best_stock": round(verdict.speedup, 4),
@@ -54,6 +55,7 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         "objective": options.objective,
         "max_memory": options.max_memory,
         "stopped": search.stopped,
+        "not_measured": search.unmeasured(),
         "launch_bound": verdict.record.outcome.launch_bound,
         "prediction": prediction_json(search.records()),
         "pareto": pareto_numbers(search.records()),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -19,25 +18,24 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan
 from amptune.core.scaler import FP16_LOSS_SCALE
 from amptune.core.sensitivity import Sensitivity
-from amptune.core.sizes import size_text
 from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
 from amptune.tune.adapt import Knowledge, learn
 from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding
 from amptune.tune.explain import why_all_fp32
-from amptune.tune.job import Measured, Prepared
+from amptune.tune.job import Prepared
 from amptune.tune.options import TuneOptions
+from amptune.tune.outcomes import GIVE_UP_FACTOR, describe, limited, outcome_of, paired
 from amptune.tune.process import TrialError, WorkerProcess
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.space import FOLLOW, Space
 from amptune.tune.steering import Steering
+from amptune.tune.stockorder import recipes_in_front
 from amptune.tune.study import Outcome, StudyFile, TrialRecord
 from amptune.tune.timing import Yardstick
 
-GIVE_UP_FACTOR = 3.0
-"""A candidate whose first steps take this many times the best step so far is not worth measuring."""
 GIVE_UP_MS = 20.0
 """And is this much slower, so that a hiccup in a step of a millisecond does not count."""
 MAX_DUPLICATES = 20
@@ -196,13 +194,23 @@ class Search:
         return learn(self.encoding, plans, stock, objective=objective, max_memory=limit, compiled=compiled)
 
     def _enqueue_start(self) -> None:
-        for name, candidate in self.recipes.items():
-            self.study.enqueue(self._stock_point(candidate), "stock", name)
+        for name in recipes_in_front(self):
+            self.enqueue_recipe(name)
         if why := why_all_fp32(self.space):
             self.progress.line(why)
 
-    def _stock_point(self, candidate: Candidate) -> dict[str, str]:
+    def enqueue_recipe(self, name: str) -> None:
+        """Line up a stock recipe."""
+        self.study.enqueue(self.stock_point(name), "stock", name)
+
+    def unmeasured(self) -> list[str]:
+        """Stock recipes without a trial."""
+        tried = {record.outcome.recipe for record in self.records()}
+        return [name for name in self.recipes if name not in tried]
+
+    def stock_point(self, name: str) -> dict[str, str]:
         """The point that is most like a recipe, which itself is not in the space."""
+        candidate = self.recipes[name]
         if candidate.low is None:
             return self.space.point({})
         if candidate.autocast is not None and not candidate.float8:
@@ -251,8 +259,8 @@ class Search:
             measured = self.worker.request("trial", candidate, limit_ms, yardstick, timeout=self.options.trial_timeout)
         except TrialError as failure:
             return dataclasses.replace(base, reason=failure.reason, worker_lost=failure.worker_lost)
-        outcome = _limited(_outcome(base, measured), self.options.max_memory)
-        return _paired(outcome, measured, beside.number, yardstick) if beside and yardstick else outcome
+        outcome = limited(outcome_of(base, measured), self.options.max_memory)
+        return paired(outcome, measured, beside.number, yardstick) if beside and yardstick else outcome
 
     def _beside(self) -> TrialRecord | None:
         """The trial that unsteady steps are compared with: the first unsteady one that is not far slower than the best.
@@ -285,69 +293,3 @@ class Search:
             return ""
         best = min(records, key=lambda r: self._score(r.outcome))
         return f"{best.outcome.recipe or 'plan'} {best.outcome.median_ms:.2f} ms"
-
-
-def _outcome(base: Outcome, measured: Measured) -> Outcome:
-    if measured.mismatches:
-        shown = "; ".join(measured.mismatches[:3])
-        return dataclasses.replace(base, reason=f"formats in the run differ from the plan: {shown}")
-    base = dataclasses.replace(base, compile_seconds=measured.compile_seconds, seconds=measured.seconds)
-    if measured.step is None or measured.quality is None:
-        return dataclasses.replace(base, state="slow", reason=f"a step takes over {GIVE_UP_FACTOR:g}x the best so far")
-    quality = measured.quality
-    finite = math.isfinite(quality.loss_gap)
-    return dataclasses.replace(
-        base,
-        state="valid" if quality.valid else "invalid",
-        reason=quality.reason,
-        step_ms=measured.step.to_json(),
-        memory_bytes=measured.memory,
-        loss_gap=quality.loss_gap if finite else None,
-        loss_gap_upper=quality.upper if finite else None,
-        worst_cosine=quality.gate.worst_cosine if quality.gate else None,
-        gradient_noise=dataclasses.asdict(noise) if quality.gate and (noise := quality.gate.noise) else None,
-        skipped_steps=quality.skipped,
-        failing=quality.gate.failing if quality.gate else (),
-        evaluation=quality.evaluation,
-        launch_bound=measured.step.launch_bound,
-        launch_ms=measured.step.launch_ms,
-        unsteady=measured.step.unsteady,
-        recompiled=measured.step.recompiled,
-    )
-
-
-def _paired(outcome: Outcome, measured: Measured, number: int, yardstick: Yardstick) -> Outcome:
-    """The outcome with how its step compares with the yardstick's of trial ``number``, where it was timed beside it."""
-    if measured.step is None or not measured.step.ratios:
-        return outcome
-    ratios = measured.step.ratios
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    paired = {"trial": number, "ratio": round(middle, 4), "low": round(low, 4), "high": round(high, 4),
-              "count": len(ratios)}  # fmt: skip
-    return dataclasses.replace(outcome, paired=paired, paired_ms=yardstick.milliseconds_of(measured.step))
-
-
-def _limited(outcome: Outcome, max_memory: int | None) -> Outcome:
-    """The outcome with how far it is from the memory limit; over it, it is not valid."""
-    if max_memory is None or outcome.memory_bytes is None:
-        return outcome
-    taken, excess = outcome.memory_bytes, outcome.memory_bytes - max_memory
-    outcome = dataclasses.replace(outcome, memory_excess=excess)
-    if excess <= 0 or not outcome.valid:
-        return outcome
-    reason = f"takes {size_text(taken)}, --max-memory allows {size_text(max_memory)}"
-    return dataclasses.replace(outcome, state="too_large", reason=reason)
-
-
-def describe(number: int, outcome: Outcome) -> str:
-    """One line about a trial."""
-    name = outcome.recipe or f"{outcome.kind} plan"
-    if outcome.step_ms is None:
-        return f"trial {number}: {name}: {outcome.state}: {outcome.reason}"
-    gap = f", loss gap {outcome.loss_gap:+.3%}" if outcome.loss_gap is not None else ""
-    tail = "" if outcome.valid else f", not valid: {outcome.reason}"
-    beside = ""
-    if outcome.paired:
-        beside = f", {outcome.paired['ratio']:.3f} of trial {outcome.paired['trial']}'s beside it"
-    compiling = ", compiling still within them" if outcome.recompiled else ""
-    return f"trial {number}: {name}: {outcome.measured_ms:.2f} ms a step{compiling}{beside}{gap}{tail}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from amptune.tune.adapt import Knowledge, adds_up, repaired
 from amptune.tune.front import front_points
+from amptune.tune.stockorder import recipes_due
 
 if TYPE_CHECKING:
     from amptune.tune.search import Search
@@ -41,12 +42,14 @@ class Steering:
         self._found: tuple[int, tuple[dict[str, str] | None, float]] | None = None
 
     def enqueue_next(self) -> None:
-        """The front, then the plans that are expected to save most; repairs where they pay.
+        """The front, with the stock recipes that are left, then the plans that are expected to save most; repairs where
+        they pay.
 
         Where nothing new is expected to save anything, the sampler is asked for a point.
         """
         known = self.search.knowledge()
-        if known is None or self._front(known) or self._repair(known):
+        is_done = self._enqueue_recipes(recipes_due(self.search, known))
+        if is_done or known is None or self._front(known) or self._repair(known):
             return
         seed, best = self.search.options.seed + len(self.search.study.records()), self.search.best_plans(1)
         if not best:
@@ -55,6 +58,8 @@ class Steering:
             point, _ = self._promising(known, best[0])
         if point is not None:
             self.search.study.enqueue(point, "search")
+        else:  # what the sampler finds may be no new plan, which ends the search
+            self._enqueue_recipes(self.search.unmeasured())
 
     def without_hopeless(self, point: dict[str, str]) -> dict[str, str]:
         """A point of the sampler, with the incumbent's choices where it asks for what does not train or run, or for
@@ -107,6 +112,11 @@ class Steering:
             seed = self.search.options.seed + count
             self._found = count, known.promising(seed, best.point, self.search.is_tried)
         return self._found[1]
+
+    def _enqueue_recipes(self, names: Sequence[str]) -> bool:
+        for name in names:
+            self.search.enqueue_recipe(name)
+        return bool(names)
 
     def _front(self, known: Knowledge) -> bool:
         point = self._front_point(known)

@@ -51,8 +51,8 @@ class SummingWorker(FormulaWorker):
         return Measured(step(self.milliseconds(candidate)), None, quality)
 
 
-def summing_search(folder: Path, worker: FormulaWorker, budget: int) -> Search:
-    search = make_search(folder, worker, budget=budget)
+def summing_search(folder: Path, worker: FormulaWorker, budget: int, existing: str = "refuse") -> Search:
+    search = make_search(folder, worker, budget, existing)
     search.recipes["fp8-tensorwise"] = Candidate("fp8-tensorwise", autocast=Format.BF16, float8="tensorwise")
     groups = [dataclasses.replace(g, choices=tuple(MS), fp8=frozenset(g.sites), multiplies=True)
               for g in search.space.groups]  # fmt: skip

@@ -10,9 +10,9 @@ import pytest
 from amptune.errors import TuneError
 from amptune.tune import timing
 from amptune.tune.compilation import Compilation, forget_compiled
+from amptune.tune.outcomes import describe
 from amptune.tune.recipes import Candidate
 from amptune.tune.recompiling import num_compiled
-from amptune.tune.search import describe
 from amptune.tune.study import Outcome
 from amptune.tune.timing import StepTime, joined, measure_interleaved, measure_step, pooled
 
