@@ -158,7 +158,7 @@ def test_a_changed_model_is_not_resumed(tuned: Path) -> None:
     before = (folder / "amptune-out/net/result.json").read_bytes()
     result = amptune(folder, "tune", "net.py", "--budget", "7", "--resume", *FAST)
     assert result.returncode == 2
-    assert "another model" in result.stderr
+    assert "cannot be continued: model then " in result.stderr
     assert (folder / "amptune-out/net/result.json").read_bytes() == before
 
 

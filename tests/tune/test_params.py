@@ -233,7 +233,7 @@ def test_tune_lists_them_and_a_study_is_not_resumed_without(tmp_path: Path) -> N
     assert stock == ["fp32", "autocast-bf16", "autocast-fp16", "params-bf16", "params-bf16-master"]
     result = amptune(tmp_path, *fast, "--resume")
     assert result.returncode == 2
-    assert "another params (then bf16, now None)" in result.stderr
+    assert "cannot be continued: params then bf16, now None" in result.stderr
 
 
 def test_what_wins_is_written_and_what_is_left_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
