@@ -20,7 +20,7 @@ from amptune.core.relations import COPIES_ONE
 
 _TRANSPARENT = (Family.VIEW, Family.CAST)
 _LARGE = 1 << 22
-"""Elements from which a constant is not read: it is a table, not a number that someone wrote."""
+"""Elements from which nothing is copied to read it."""
 _MASKED = -1e3
 """What is added to a score that is masked is below this."""
 _RANDOM = ("rand", "rand_like")
@@ -170,9 +170,10 @@ class NodeBounds:
         if call is None or rule is None:
             return _of_type(node)
         metas = [tensor_meta(value) for argument in node.all_input_nodes if (value := _tensor(argument)) is not None]
-        own = _tensor(node)
+        own, called = _tensor(node), str(getattr(call.function, "__name__", ""))
         site = Site(node.name, op, "function", "", inputs=tuple(metas),
-                    outputs=(tensor_meta(own),) if own is not None else (), attrs=call.attrs)  # fmt: skip
+                    outputs=(tensor_meta(own),) if own is not None else (),
+                    attrs={**call.attrs, "called": called})  # fmt: skip
         operands = [self._operand(argument) for argument in node.args]
         found = rule(site, operands)
         return found.within(_of_type(node)) if found.is_known else _of_type(node)
@@ -214,12 +215,19 @@ def _uses(node: fx.Node) -> list[fx.Node]:
 
 
 def range_of(value: torch.Tensor) -> Range | None:
-    """The extremes of a real tensor, infinities left out; ``None`` for one that cannot or need not be read."""
-    if isinstance(value, FakeTensor) or value.device.type == "meta" or not 0 < value.numel() <= _LARGE:
+    """The extremes of a real tensor, infinities left out; ``None`` for one that cannot be read, and for a large one of
+    bytes or with infinities."""
+    if isinstance(value, FakeTensor) or value.device.type == "meta" or not value.numel():
         return None
     if value.is_complex() or value.layout is not torch.strided or value.is_quantized:
         return None
+    large = value.numel() > _LARGE
+    if large and value.itemsize == 1:
+        return None
     with torch._C.DisableTorchFunction(), torch.no_grad():
+        if large:
+            low, high = (float(end) for end in torch.aminmax(value.detach()))
+            return Range(low, high) if math.isfinite(low) and math.isfinite(high) else None
         numbers = value.detach().double()
         finite = numbers[numbers.isfinite()]
         return Range(float(finite.min()), float(finite.max())) if finite.numel() else None

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from amptune.analyze.images import in_channels_last
 from amptune.analyze.kernels import (
     Convolution,
     Depthwise,
@@ -133,12 +134,6 @@ def _library_takes_depthwise(site: Site) -> bool:
     if steps != {2} or window[0] == 1:
         return False
     return samples == 1 or channels >= 512 or (channels >= 256 and sides[1] >= 28)
-
-
-def in_channels_last(site: Site, setting: Setting) -> bool:
-    """Whether the kernels find their tensors in channels_last: as they come, or in the fixed model, which has that
-    layout for images and volumes."""
-    return bool(site.attrs.get("channels_last")) or (setting.fixed and len(site.inputs[0].shape) in (4, 5))
 
 
 def _is_backwards(site: Site) -> bool:

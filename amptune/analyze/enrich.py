@@ -3,9 +3,9 @@
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
 ``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``viewed``, ``copied``, ``rearranged``, ``channels_last``,
 ``integers``, ``fp32_limit``, ``exact``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random``, ``kept``,
-``triangles``, ``one_hot``, ``pairs``, ``called``, ``later_sources`` and, of nn.MultiheadAttention, ``fused`` that the
-class describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is
-left as it is.
+``triangles``, ``one_hot``, ``pairs``, ``called``, ``later_sources``, ``image`` and, of nn.MultiheadAttention,
+``fused`` that the class describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up
+with its inputs is left as it is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import fx
 from amptune.analyze.constants import NodeBounds
 from amptune.analyze.dtypes import LITERAL, FollowedDtypes, family, is_in_place, root, source, walk
 from amptune.analyze.einsums import copied
+from amptune.analyze.images import mark_images
 from amptune.analyze.layouts import is_channels_last, order_in_memory
 from amptune.analyze.views import counted_views
 from amptune.core.autocast import UNKNOWN
@@ -77,6 +78,7 @@ def enrich(graph: PrecisionGraph, module: fx.GraphModule, known: PrecisionGraph 
             added["copied"] = elements
         if added:
             graph.replace_site(dataclasses.replace(site, attrs={**site.attrs, **added}))
+    mark_images(graph)
 
 
 def _calls(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:

@@ -26,7 +26,7 @@ from amptune.core.roofline import (
 
 ATTRS_READ = ("channels_last", "is_causal", "masked", "mask_strided", "dropout_p", "copied", "rearranged", "stride",
               "dilation", "in_place", "strided", "fused", "batch_first", "embed_dim", "kdim", "vdim", "dropout",
-              "called", "dim", "mode", "inplace", "s")  # fmt: skip
+              "called", "dim", "mode", "inplace", "s", "image")  # fmt: skip
 """The arguments of ops that kernels depend on."""
 
 

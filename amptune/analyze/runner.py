@@ -123,7 +123,13 @@ def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGra
     how: dict[str, Any] = {"mode": question.mode, "train": question.train, "kernels": kernels}
     estimates = estimate_all(graph, question.gpus, question.recipes, **how)
     every = {(gpu, name): each for gpu, table in estimates.items() for name, each in table.items()}
-    step_ms = {key: each.step_ms for key, each in every.items() if each.bound == "gpu"}
+    emulated = {
+        (gpu.key, recipe.name)
+        for gpu in question.gpus
+        for recipe in question.recipes
+        if recipe.half is not None and not gpu.is_native(recipe.half)
+    }
+    step_ms = {key: each.step_ms for key, each in every.items() if each.bound == "gpu" and key not in emulated}
     context = GraphContext(
         graph,
         question.gpus,

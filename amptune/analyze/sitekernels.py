@@ -12,7 +12,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from amptune.analyze.attention import attention_kernels
-from amptune.analyze.convolutions import convolution_kernels, in_channels_last
+from amptune.analyze.convolutions import convolution_kernels
+from amptune.analyze.images import in_channels_last
 from amptune.analyze.kernels import (
     Convolution,
     Depthwise,
@@ -161,10 +162,9 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
     if backward and site.op in ("mul", "div", "add", "sub"):
         yield from _arithmetic_backward(site, reads, written, dtypes)
         return
-    if site.op == "group_norm" and len(site.inputs[0].shape) == 4:
-        last = site.attrs.get("channels_last") or setting.fixed
-        if last:  # its kernels take contiguous tensors alone; the convolution behind it wants channels last again
-            yield move(Traffic.LAYOUT, 2 * (sum(reads) + written), dtypes.compute, 2)
+    if site.op == "group_norm" and len(site.inputs[0].shape) == 4 and in_channels_last(site, setting):
+        # Its kernels take contiguous tensors alone; the convolution behind it wants channels last again.
+        yield move(Traffic.LAYOUT, 2 * (sum(reads) + written), dtypes.compute, 2)
     if not backward and cost.traffic is Traffic.POINTWISE and (turned := mixed_bytes(site, dtypes, setting)):
         yield move(Traffic.TURNED, turned, _narrowest(dtypes))
         return

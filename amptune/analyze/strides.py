@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from amptune.analyze.images import in_channels_last
 from amptune.analyze.kernels import Move, Setting, has_bias, input_bytes, move, output_bytes
 from amptune.core.autocast import SiteDtypes
 from amptune.core.graph import DTYPE_BYTES, Site
@@ -17,7 +18,6 @@ from amptune.core.ops import Family, op_named
 from amptune.core.roofline import Traffic
 
 ROW_NORMS = ("layer_norm", "rms_norm")
-_IMAGES = (4, 5)
 
 
 def copies(site: Site, dtypes: SiteDtypes, *, backward: bool) -> Iterator[Move]:
@@ -40,7 +40,7 @@ def copies(site: Site, dtypes: SiteDtypes, *, backward: bool) -> Iterator[Move]:
 def mixed_bytes(site: Site, dtypes: SiteDtypes, setting: Setting) -> float:
     """Bytes that a pointwise op reads and writes across rows, since operands of its full size lie differently."""
     numel = site.outputs[0].numel if site.outputs else 0
-    if setting.fixed and site.outputs and len(site.outputs[0].shape) in _IMAGES:
+    if setting.fixed and site.inputs and in_channels_last(site, setting):
         return 0.0  # then all images are in channels_last
     orders = dict(_strided(site))
     sizes = input_bytes(site, dtypes.inputs)

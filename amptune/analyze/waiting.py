@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from amptune.analyze.images import in_channels_last
 from amptune.analyze.kernels import Setting, Waiting
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.graph import Site
@@ -44,7 +45,7 @@ def _seconds(site: Site, dtypes: SiteDtypes, setting: Setting, backward: bool) -
     made = site.outputs[0].shape if site.outputs else ()
     match site.op:
         case "interpolate" | "upsample" if site.attrs.get("mode") == "bilinear" and len(shape) == len(made) == 4:
-            last = bool(site.attrs.get("channels_last")) or setting.fixed
+            last = in_channels_last(site, setting)
             half = dtypes.compute in HALF
             return _spread_back(shape, made, last=last, half=half) if backward else _spread(shape, made, last=last)
         case "cumsum" | "softmax" | "log_softmax" if (length := _across(site, shape)) > 1:

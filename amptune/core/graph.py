@@ -152,6 +152,7 @@ class Site:
             calls scaled_dot_product_attention, being asked for no weights; ``masked`` and ``is_causal`` are then known.
             ``viewed``: views between the producers and this site; ``copied``: elements that they copy, being no views.
             ``dtype``: torch's name, for an op whose call names one. ``channels_last``: its input is laid out so.
+            ``image``: False where it would not be laid out so in a model in channels_last either.
             ``autocast``: False inside a region that switches autocast off.
         nodes: names of the torch.fx nodes that it covers.
         opaque: leaf whose inside is not visible or not ours to change (RNN, quantised, custom autograd function).

@@ -66,7 +66,8 @@ class GraphContext:
         path: the model's file, for findings whose site has no source line.
         evidence: what is assumed and what was seen of the values.
         step_ms: predicted step time by (GPU key, recipe name), where one was made and the GPU sets it: in a step that
-            is bound by launches on the processor, faster kernels save nothing.
+            is bound by launches on the processor, faster kernels save nothing. Without recipes whose format the GPU
+            emulates, which nobody is to use there.
         calls: the graph with each call of a site apart, for the rules that judge those; by default ``graph``.
     """
 
@@ -158,6 +159,17 @@ class GraphContext:
         if key not in self._dtypes:
             self._dtypes[key] = realise(self._calls, recipe, device)
         return self._dtypes[key]
+
+    @functools.cached_property
+    def weighted(self) -> frozenset[str]:
+        """Ids of the sites that a parameter has a part in: all but those that are worked out from the batch alone."""
+        fresh = [site.id for site in self.graph if site.params or site.opaque or site.attrs.get("operand_params")]
+        found = set(fresh)
+        while fresh:
+            new = set(self.graph.graph.successors(fresh.pop())) - found
+            found |= new
+            fresh += new
+        return frozenset(found)
 
     def sites_in_half(self, *ops: str) -> Iterator[tuple[Site, tuple[Run, ...]]]:
         """Sites of the named ops whose arithmetic and result are in 16 bits, with the runs in which they are."""

@@ -69,12 +69,24 @@ def _product(ranges: Ranges, site: Site) -> Range | None:
     """A product of two tensors: sums of k products."""
     if len(site.inputs) + len(site.params) != 2 and not _is_square(site):
         return ANY
+    if site.op == "einsum" and "," not in str(site.attrs.get("equation", ",")):
+        return _rearranged(ranges, site)
     first, second = _operands(ranges, site)
     terms = multiply(first, second)
     count = _terms(site)
     if not count:
         return Range(0.0 if terms.low >= 0 else -math.inf, 0.0 if terms.high <= 0 else math.inf)
     return scaled(terms, count)
+
+
+def _rearranged(ranges: Ranges, site: Site) -> Range:
+    """An einsum of one operand: its numbers in another order, or sums of them."""
+    before, _, after = str(site.attrs["equation"]).replace(" ", "").partition("->")
+    shape = site.inputs[0].shape if site.inputs else ()
+    if not before.isalpha() or len(before) != len(shape):
+        return ANY
+    summed = {letter: size for letter, size in zip(before, shape, strict=True) if letter not in after}
+    return scaled(ranges.input(site, 0), math.prod(summed.values()))
 
 
 def _is_square(site: Site) -> bool:

@@ -87,7 +87,8 @@ _FAMILIES: dict[Family, str] = {
     "leaky_relu elu selu celu prelu logsigmoid erf clamp where masked_fill lerp addcmul addcdiv square sign floor "
     "ceil round sin cos atan atan2 maximum minimum remainder fmod dropout glu threshold softsign hypot "
     "eq ne lt le gt ge logical_and logical_or logical_not bitwise isnan isinf nan_to_num copysign floor_divide "
-    "triu tril alpha_dropout fused_rms_norm_scale hardshrink softshrink tanhshrink polar complex view_as_complex",
+    "triu tril alpha_dropout fused_rms_norm_scale hardshrink softshrink tanhshrink polar complex view_as_complex "
+    "cross diff",
     Family.POOL: "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
     "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool "
     "interpolate grid_sample pixel_shuffle",
@@ -96,14 +97,14 @@ _FAMILIES: dict[Family, str] = {
     "multi_margin_loss multilabel_margin_loss soft_margin_loss triplet_margin_loss poisson_nll_loss gaussian_nll_loss",
     Family.MEMORY: "cat stack gather scatter scatter_add scatter_reduce index index_put index_add index_select "
     "index_copy masked_select masked_scatter pad roll flip repeat tile repeat_interleave clone contiguous copy one_hot "
-    "unfold fold take_along_dim rot90 bincount nonzero unique searchsorted",
+    "unfold fold take_along_dim rot90 bincount nonzero unique searchsorted diag",
     Family.VIEW: "view reshape permute transpose squeeze unsqueeze expand flatten unflatten split chunk select slice "
     "narrow unbind detach movedim diagonal as_strided alias view_as_real t broadcast_tensors meshgrid",
     Family.CAST: "to type_as float half bfloat16",
     Family.LINALG: "cholesky qr svd solve inverse det slogdet eig eigh lstsq matrix_exp pinv lu",
     Family.FFT: "fft stft istft",
-    Family.CREATE: "zeros ones full arange empty zeros_like ones_like full_like empty_like eye linspace scalar_tensor "
-    "tensor new_zeros new_ones new_full new_empty",
+    Family.CREATE: "zeros ones full arange empty zeros_like ones_like full_like empty_like eye linspace window "
+    "scalar_tensor tensor new_zeros new_ones new_full new_empty",
     Family.RANDOM: "rand randn randint rand_like randn_like bernoulli multinomial normal uniform randperm",
 }
 _CUDA: dict[Autocast, str] = {
@@ -118,7 +119,7 @@ _CUDA: dict[Autocast, str] = {
     "soft_margin_loss triplet_margin_loss poisson_nll_loss gaussian_nll_loss interpolate",
     Autocast.FP32_OUT: "prod softmax log_softmax cumprod cumsum sum norm linalg_vector_norm linalg_matrix_norm "
     "normalize softmin",
-    Autocast.PROMOTE: "addcdiv addcmul atan2 bilinear dot vdot grid_sample index_put tensordot scatter_add",
+    Autocast.PROMOTE: "addcdiv addcmul atan2 bilinear cross dot vdot grid_sample index_put tensordot scatter_add",
     Autocast.ERROR: "binary_cross_entropy",
 }
 _CPU: dict[Autocast, str] = {

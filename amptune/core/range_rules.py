@@ -25,6 +25,7 @@ from amptune.core.intervals import (
     subtract,
     symmetric,
 )
+from amptune.core.places import in_order, on_diagonal, places
 
 RangeRule = Callable[[Site, list[Range]], Range]
 """Bounds of an op's result from the op's arguments and the bounds of its positional operands."""
@@ -339,7 +340,13 @@ RULES: dict[str, RangeRule] = {
     **_rows("cdist pdist dist count_nonzero bincount", _NOT_NEGATIVE),
     **_rows("mse_loss l1_loss smooth_l1_loss huber_loss cross_entropy binary_cross_entropy_with_logits", _NOT_NEGATIVE),
     **_rows("log_softmax logsigmoid", _NOT_POSITIVE),
-    **_rows("amax amin mean median quantile cummax cummin sort topk", _mean),
+    **_rows("amax amin mean median quantile cummax cummin topk", _mean),
+    "sort": in_order,
+    **_rows("argmax argmin nonzero searchsorted", places),
+    "diag": on_diagonal,
+    "cross": _both(lambda a, b: symmetric(2 * product(a.magnitude, b.magnitude))),
+    "diff": _first(lambda value: subtract(value, value)),
+    "window": _fixed(0.0, 1.0),
     "max": _extreme(max),
     "min": _extreme(min),
     "floor": _integral(math.floor),

@@ -21,6 +21,7 @@ from amptune.core.intervals import ANY, UNIT, Range, point
 from amptune.core.layer_ranges import LAYERS, Weight
 from amptune.core.operands import arity, input_of
 from amptune.core.ops import Family, op_named
+from amptune.core.places import beside
 from amptune.core.range_rules import RULES
 from amptune.core.relations import COPIES_ALL, COPIES_ONE, related
 
@@ -126,7 +127,8 @@ class Ranges:
         if bounds is not None:
             return Range(*bounds)
         if source in self._known:
-            return self._known[source] if _same_kind(self.graph[source], tensor) else _of_type(tensor)
+            producer = self.graph[source]
+            return self._known[source] if _same_kind(producer, tensor) else beside(producer, tensor) or _of_type(tensor)
         if source == INPUT:
             name = (site.attrs.get("batch") or {}).get(position, "")
             return self.assumed.inputs.get(name, _of_type(tensor))

@@ -15,12 +15,13 @@ from tests.analyze.numeric_defects import PAIRS, Pair
 from tests.analyze.numeric_defects_calls import CALLS
 from tests.analyze.numeric_defects_held import HELD
 from tests.analyze.numeric_defects_more import MORE
+from tests.analyze.numeric_defects_read import READ
 from tests.analyze.numeric_defects_second import SECOND
 from tests.analyze.numeric_defects_unseen import UNSEEN
 from tests.analyze.stable_models import BATCHES
 from tests.benchmarks.numeric_defects import Outcome, file_text, findings, graphs_of, judge, table
 
-EVERY = (*PAIRS, *MORE, *HELD, *UNSEEN, *SECOND, *CALLS)
+EVERY = (*PAIRS, *MORE, *HELD, *UNSEEN, *SECOND, *CALLS, *READ)
 
 
 @pytest.mark.parametrize("pair", EVERY, ids=lambda pair: pair.name)

@@ -242,3 +242,17 @@ def make_batch():
 def loss_fn(output, batch):
     return output.float().square().mean()
 """
+
+
+def test_what_a_gpu_emulates_is_no_measure_of_a_gain(tmp_path: Path) -> None:
+    """A V100 has no BF16: under FP16 alone a promoted product of activations counts there, and is said so."""
+    text = MODEL.replace("x + self.down(h){second}", "x + self.down(h * self.scale)").replace(
+        "        self.down", "        self.scale = nn.Parameter(torch.ones(1003))\n        self.down"
+    )
+    file = tmp_path / "model.py"
+    file.write_text(text.format(first=""))
+    captured = capture(load_target(TargetSpec(str(file))))
+    question = dataclasses.replace(QUESTION, gpus=gpus_named(("v100",)), path=str(file))
+    found = [each for each in analyze(captured, question).findings if each.rule == "G306"]
+    assert found
+    assert all("autocast-fp16" in each.message and "bf16" not in each.message for each in found)

@@ -28,6 +28,7 @@ from tests.analyze.numeric_defects import PAIRS, Pair
 from tests.analyze.numeric_defects_calls import CALLS
 from tests.analyze.numeric_defects_held import HELD
 from tests.analyze.numeric_defects_more import MORE
+from tests.analyze.numeric_defects_read import READ
 from tests.analyze.numeric_defects_second import SECOND
 from tests.analyze.numeric_defects_unseen import UNSEEN
 
@@ -36,6 +37,7 @@ RECIPES = {"fp32": "fp32", "fp16": "autocast-fp16", "bf16": "autocast-bf16"}
 GROUPS = {
     "kinds of the published benchmark": PAIRS, "other styles": MORE, "held back": HELD, "inside other models": UNSEEN,
     "formats and dimensions too": SECOND, "calls of one helper": CALLS,
+    "missed in whole models": READ,
 }  # fmt: skip
 HEADER = """\
 import torch
@@ -184,6 +186,18 @@ about the GPUs 8 were false, by 6 causes: as errors a product beside a tensor th
 as a warning a square of weights alone; as information -0.5 * x * x as an exponent without a bound, decays under a
 causal mask, a parameter without dimensions that was said to promote, a sum by segment that was read back by its index.
 One exponential in a loop was reported twice, for two reasons. All are mended.
+
+28 more, again of other kinds (masked autoencoders, detection by matching, exponential gates with a stabiliser, sigmoid
+contrast, world models, sparsemax, equivariant graphs, spikes, signed distances, vocoders, adapters, random fields,
+self-distillation, survival, quantised codes, insurance, focal loss, redundancy reduction, ranking, drafts, evidence,
+Gaussian processes, norms by hand, routes, squashed policies, enhancement, embeddings in two dimensions, pure BF16): 13
+sound, and 15 with 25 planted lines. At first reading 23 of the 25 were reported, one of them two lines below, 8 as
+information alone. Two were missed: a division by the logarithm of a rank that starts at zero, and the eps of a variance
+by two means that is below its rounding. Every model was captured, in 14 s of processor time at most. Of 96 findings
+beside those about the GPUs 8 were false or misleading, by 7 causes: as a warning the variance of images of the batch
+that an einsum had moved; as information labels of the batch as exponents, the gradient of a root at the zeros of relu,
+sums and a maximum that conditions keep above zero (3), "add an eps" where one stood, and a promotion priced where the
+GPU emulates the format. All but the maximum are mended; what was missed stands in the table as pairs.
 
 Found means that one of the pair's rules reports the marked line, at any severity; a false positive is a warning or an
 error of any numerical rule (G2xx, G4xx), or of the pair's own rule, on the twin, in a format in which the pair is

@@ -91,3 +91,9 @@ def test_what_reads_a_later_call_has_the_dtype_of_that_call() -> None:
     found = GraphContext(sites, (GPUS["h100"],), recipes=(RECIPES["autocast-bf16"],), calls=calls)
     assert found.runs[0].dtypes["norm"].outputs == ("float32",)
     assert found.realised(RECIPES["autocast-bf16"])["drop"].outputs == ("bfloat16",)
+
+
+def test_what_weights_have_a_part_in() -> None:
+    sites = [op("scaled", "mul", INPUT), linear("fc", "scaled", 8, 16, 16), op("next", "add", "fc", "scaled"),
+             op("target", "exp", INPUT), op("loss", "sub", "next", "target")]  # fmt: skip
+    assert GraphContext(graph_of(*sites), (GPUS["h100"],)).weighted - {"<output>"} == {"fc", "next", "loss"}

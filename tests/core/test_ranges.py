@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -157,6 +158,41 @@ def test_a_diagonal_that_is_written_over_keeps_the_other_bounds() -> None:
     """``fill_diagonal_``: the numbers that were there, or the one written."""
     found = ranges(site("a", "tanh", ""), site("b", "index_put", "a", fill_value=-1e9, in_place=True))
     assert found["b"] == Range(-1e9, 1.0)
+
+
+def test_places_are_not_negative_and_within_their_operand() -> None:
+    """argsort and argmax give places, sort the numbers, and topk both."""
+    places = TensorMeta((4, 8), "int64")
+    found = ranges(
+        site("a", "tanh", ""),
+        dataclasses.replace(site("b", "sort", "a", called="argsort"), outputs=(places,)),
+        site("c", "sort", "a"),
+        dataclasses.replace(site("d", "argmax", "a"), outputs=(places,)),
+        dataclasses.replace(site("e", "topk", "a"), outputs=(FLOAT, places)),
+        dataclasses.replace(site("f", "add", "e", scalars={1: 1}), inputs=(places,)),
+    )
+    assert [found[name] for name in "bd"] == [Range(0.0, 32.0)] * 2
+    assert [found[name] for name in "ce"] == [Range(-1.0, 1.0)] * 2
+    assert found["f"] == Range(1.0, 33.0)
+
+
+def test_a_diagonal_is_picked_or_set_between_zeros() -> None:
+    vector = TensorMeta((4,), "float32", True)
+    matrix = TensorMeta((4, 4), "float32", True)
+    ones = {"scalars": {1: 2.0}}
+    picked = Site("p", "diag", "function", "", inputs=(matrix,), outputs=(vector,), sources=("a",))
+    made = Site("m", "diag", "function", "", inputs=(vector,), outputs=(matrix,), sources=("a",))
+    found = ranges(site("s", "sigmoid", ""), site("a", "add", "s", **ones), picked, made)
+    assert found["p"] == Range(2.0, 3.0)
+    assert found["m"] == Range(0.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("equation", "expected"), [("ab->ba", 1.0), ("ab->a", 8.0), ("ab->", 32.0), ("...b->b", math.inf)]
+)
+def test_an_einsum_of_one_operand_moves_or_sums_its_numbers(equation: str, expected: float) -> None:
+    found = ranges(site("a", "tanh", ""), site("e", "einsum", "a", equation=equation))
+    assert found["e"].magnitude == expected
 
 
 def test_a_write_of_unknown_numbers_has_no_bounds() -> None:

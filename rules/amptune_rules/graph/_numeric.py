@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, Site
 from amptune.core.graph_context import GraphContext, Run, formats_in, recipes_in
+from amptune.core.intervals import ANY, Range
 from amptune.core.ops import Family, op_named
+from amptune.core.range_rules import limits_of
 from amptune.core.squares import is_square
 
 _DEPTH = 12
@@ -83,6 +85,31 @@ def reads_weights_alone(context: GraphContext, site: Site, depth: int = 0) -> bo
         elif source == INPUT or index in (site.attrs.get("batch") or {}) or site.attrs.get("random"):
             return False
     return True
+
+
+def of_batch(context: GraphContext, site: Site, index: int = 0) -> Range:
+    """Bounds of an operand with the numbers of the batch, where no weight has a part in it: data is what it is, where
+    an activation goes where training takes it. Everything elsewhere."""
+    bounds = context.bounds(context.runs[0]) if context.runs else None
+    if bounds is None or site.id in context.weighted:
+        return ANY
+    return bounds.operand(site, index)
+
+
+BATCH_MARGIN = 4
+"""How much larger than in the batch at hand the numbers of a data set are taken to be."""
+CLOSED_AT_ZERO = frozenset({"relu", "relu6", "threshold", "hardsigmoid"})
+"""Activations that give zero for whole ranges of what they read, and let no gradient through where they do."""
+
+
+def gives_zeros(run: Run, site: Site, index: int = 0) -> bool:
+    """Whether an operand comes straight from an op that gives zero for much of what it reads."""
+    root = run.ranges.root(site, index)
+    if root is None or root.op in CLOSED_AT_ZERO:
+        return root is not None
+    if root.op == "clamp":
+        return limits_of(root)[0] == 0
+    return root.op == "maximum" and any(run.ranges.operand(root, side) == Range(0.0, 0.0) for side in (0, 1))
 
 
 def is_merged(context: GraphContext, site: Site) -> bool:

@@ -12,7 +12,16 @@ from amptune.core.graph_context import GraphContext, Run
 from amptune.core.intervals import Range
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import chain, floating_sites, is_merged, reads_weights_alone, runs_in, where_in
+from amptune_rules.graph._numeric import (
+    BATCH_MARGIN,
+    chain,
+    floating_sites,
+    is_merged,
+    of_batch,
+    reads_weights_alone,
+    runs_in,
+    where_in,
+)
 
 FP16_LIMIT = math.log(Format.FP16.max)
 FP32_LIMIT = math.log(Format.FP32.max)
@@ -70,6 +79,8 @@ class ExpOverflow(GraphRule):
             """)),
         Example("a bounded input", model_file("return torch.exp(torch.tanh(self.fc(x)))", cast=".half()",
                                               batch="torch.randn(32, 64).half()")),
+        Example("labels of the batch as exponents", model_file(
+            "gains = torch.pow(2.0, x.abs().floor()) - 1\nreturn self.fc(x) * gains"), options={"evidence": True}),
         Example("exp in a denominator alone", model_file("return 1 / (1 + torch.exp(-self.fc(x).clamp(min=-80)))")),
     )  # fmt: skip
 
@@ -79,10 +90,11 @@ class ExpOverflow(GraphRule):
         for site in floating_sites(context, *_EXPONENTIALS, "pow"):
             if not context.runs or not _is_exponential(site) or reads_weights_alone(context, site):
                 continue
-            unbounded = _may_pass(context.runs[0], site, FP32_LIMIT)
+            data = _data(context, site)
+            unbounded = _may_pass(context.runs[0], site, FP32_LIMIT) and data > FP32_LIMIT
             harm = _harm(context, site) if unbounded and not _is_decay(context.runs[0], site) else ""
             runs = tuple(run for run in runs_in(half.get(site, ()), site, Format.FP16)
-                         if _may_pass(run, site, FP16_LIMIT))  # fmt: skip
+                         if _may_pass(run, site, FP16_LIMIT) and data > FP16_LIMIT)  # fmt: skip
             if harm:
                 yield self._harmful(context, site, harm)
             elif runs:
@@ -130,7 +142,7 @@ _NESTED = "is raised again"
 _INSTEAD = {
     _DIVIDED: ", and inf / inf is NaN; use softmax, sigmoid or tanh, or subtract the maximum first",
     _BELOW: ", and the gradient of 1 / inf is 0 * inf = NaN; use sigmoid, or clamp the input",
-    _LOGGED: ", where the logarithm would be small; use logsumexp, softplus or log_softmax",
+    _LOGGED: ", where the logarithm would be small; use logsumexp, logcumsumexp, softplus or log_softmax",
     _NESTED: "; the exponential of an exponential does from 4.48",
 }
 _LOGARITHMS = frozenset({"log", "log2", "log10", "log1p", "logsumexp"})
@@ -179,6 +191,13 @@ def _given(run: Run, site: Site) -> Range:
 def _may_pass(run: Run, site: Site, limit: float) -> bool:
     found = _given(run, site)
     return (found.magnitude if site.op in ("cosh", "sinh") else found.high) * _scale(site) > limit
+
+
+def _data(context: GraphContext, site: Site) -> float:
+    """How far what is raised goes where it is data, such as labels; infinity for anything else."""
+    found = of_batch(context, site, 1 if site.op == "pow" else 0)
+    far = found.magnitude if site.op in ("cosh", "sinh") else found.high
+    return BATCH_MARGIN * far * _scale(site)
 
 
 def _is_decay(run: Run, site: Site) -> bool:

@@ -20,6 +20,7 @@ from amptune_rules.graph._numeric import (
     chain,
     eps_before,
     floating_sites,
+    gives_zeros,
     is_guarded_after,
     is_settled,
     source_dtype,
@@ -33,8 +34,9 @@ class DivisionByZero(GraphRule):
     Follows the ops and literals that lead to each denominator and rounds them as each recipe would. Where an eps was
     written and vanishes, it is a warning; so is a buffer of zeros, a denominator that is worked out from constants and
     is zero somewhere, and a normalisation with eps=0. Where no eps was written and the denominator is a norm, a sum, a
-    count, an absolute value, the output of a layer or a parameter, it is information. Sums of exponentials are above
-    zero, and not reported.
+    count, an absolute value, the output of a layer or a parameter, it is information, and a warning where it is the
+    output of relu or the like, which is zero for half of what it reads. Sums of exponentials are above zero, and not
+    reported.
 
     ## Why is this bad
     0 / 0 is NaN, and one NaN in a forward makes every gradient NaN. The usual eps of 1e-8 is zero in FP16, whose
@@ -67,6 +69,11 @@ class DivisionByZero(GraphRule):
             h = self.fc(x)
             return h / (h.abs().mean(-1, keepdim=True) + 1e-8)  # <- G205
             """)),
+        Example("ranks that start at zero", model_file(
+            """
+            h = self.fc(x)
+            return h / torch.log2(torch.argsort(h, 1).float() + 1)  # <- G205
+            """)),
         Example("a norm without eps", model_file(
             """
             h = self.fc(x)
@@ -74,6 +81,13 @@ class DivisionByZero(GraphRule):
             """)),
     )  # fmt: skip
     VALID = (
+        Example("distances of which conditions say that one is not zero", model_file(
+            """
+            same = x < 0.5
+            left = torch.where(same, 1, (self.fc(x) - 1).abs())
+            right = torch.where(same, 1, (self.fc(x) + 1).abs())
+            return left / (left + right)
+            """)),
         Example("norm is FP32 under autocast", model_file(
             """
             h = self.fc(x)
@@ -190,7 +204,7 @@ class DivisionByZero(GraphRule):
     def _unguarded(self, context: GraphContext, site: Site, run: Run, place: int) -> Iterable[Finding]:
         root, found = run.ranges.root(site, place), run.ranges.operand(site, place)
         position = input_of(site, place)
-        if root is not None and (root.op in _CHOSEN or run.ranges.is_constant(root)):
+        if root is not None and (_is_chosen(run, root) or run.ranges.is_constant(root)):
             return
         if reads_back_sum(run.ranges, site, place):
             return
@@ -204,19 +218,27 @@ class DivisionByZero(GraphRule):
             text = "the denominator is a buffer of zeros, as it stands: x / 0 is infinite or NaN until it is written"
             yield context.finding(self, site, text)
             return
+        if _has_lost_eps(run, root):
+            return  # G206 says so of the root
         what = f"the result of {root.op}" if root else "a count"
         yield context.finding(
             self,
             site,
             f"the denominator is {what}, which can be zero as far as its terms show: {_quotient(run, site, place)} in "
             "every format; add an eps",
-            severity=Severity.INFO,
+            severity=None if gives_zeros(run, site, place) else Severity.INFO,
             chain=chain(context, site),
         )
 
 
 _CHOSEN = ("where", "masked_fill", "dropout", "one_hot", "eq", "ne", "gt", "lt", "ge", "le")
 """Denominators that a condition of the user's makes."""
+
+
+def _is_chosen(run: Run, root: Site) -> bool:
+    """Whether a condition of the user's makes a denominator, or a term that it adds up."""
+    terms = [run.ranges.root(root, side) for side in (0, 1)] if root.op == "add" else [root]
+    return any(term is not None and term.op in _CHOSEN for term in terms)
 
 
 def _constant_zeros(context: GraphContext, site: Site, place: int) -> int:
@@ -259,6 +281,11 @@ def _is_root_with_eps(context: GraphContext, root: Site) -> bool:
     """Whether a site is sqrt(x + eps) of an x of which nothing is known: the root says that the user has x above zero,
     as a running variance is, and the eps is there and is kept in every format."""
     return root.op == "sqrt" and all(_keeps_offset(run, run.ranges.root(root)) for run in context.runs)
+
+
+def _has_lost_eps(run: Run, root: Site | None) -> bool:
+    """Whether a denominator is a root over an eps that some format does not hold."""
+    return root is not None and root.op == "sqrt" and eps_before(run, root) is not None
 
 
 def _keeps_offset(run: Run, total: Site | None) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
+from amptune.core.autocast import HALF
 from amptune.core.distances import product_of_distance
 from amptune.core.finding import Finding, Severity
+from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
@@ -14,9 +17,11 @@ from amptune.core.range_rules import exponent_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import (
+    CLOSED_AT_ZERO,
     chain,
     eps_before,
     floating_sites,
+    gives_zeros,
     is_difference_of_means,
     is_guarded_after,
     is_signed,
@@ -29,7 +34,8 @@ class RootAtZero(GraphRule):
 
     ## What it does
     Follows the ops and literals that lead to each sqrt, rsqrt and power below 1, rounded as each recipe would, and to
-    powers such as 1.5, which are NaN below zero. Norm layers with eps=0 are reported too.
+    powers such as 1.5, which are NaN below zero. A variance as E[x^2] - E[x]^2 is rounded below zero, and below an eps
+    that is small against the rounding. Norm layers with eps=0 are reported too.
 
     ## Why is this bad
     The gradient of sqrt at zero is infinite, and rsqrt(0) is infinite itself; times a zero gradient that is NaN. An
@@ -67,6 +73,15 @@ class RootAtZero(GraphRule):
             h = self.fc(x)
             return torch.sqrt((h * h).sum(-1))  # <- G206
             """)),
+        Example("a variance by two means, whose eps is below their rounding", model_file(
+            """
+            h = self.fc(x)
+            mean = h.mean(-1, keepdim=True)
+            var = (h * h).mean(-1, keepdim=True) - mean * mean
+            return (h - mean) / torch.sqrt(var + 1e-5)  # <- G206
+            """)),
+        Example("an inverse root of relu", model_file(
+            "return torch.rsqrt(F.relu(self.fc(x)))  # <- G206")),
         Example("a distance by its three terms", model_file(
             """
             h = self.fc(x)
@@ -75,6 +90,8 @@ class RootAtZero(GraphRule):
             """)),
     )  # fmt: skip
     VALID = (
+        Example("a root of relu, which lets no gradient through at zero", model_file(
+            "return torch.sqrt(F.relu(self.fc(x)))")),
         Example("a distance by its three terms, clamped", model_file(
             """
             h = self.fc(x)
@@ -141,6 +158,17 @@ class RootAtZero(GraphRule):
                 f"{site.op} of a difference that rounding can make negative (E[x^2] - E[x]^2): NaN; use var or std",
                 chain=chain(context, site),
             )
+        elif is_open and eps is not None and (below := _runs_below_zero(context, site, eps)):
+            largest = min(mean for _, mean in below)
+            yield context.finding(
+                self,
+                site,
+                f"{site.op} of E[x^2] - E[x]^2 + {eps:g}: rounding takes the difference below -{eps:g} from means over "
+                f"{largest:.1g} on (under {recipes_in(tuple(each for each, _ in below))}), and the result is NaN; use "
+                "var, or subtract the mean first",
+                eps=eps,
+                chain=chain(context, site),
+            )
         elif is_open and _is_of_distance(context.runs[0], site):
             yield context.finding(
                 self,
@@ -149,13 +177,13 @@ class RootAtZero(GraphRule):
                 "zero, or use torch.cdist",
                 chain=chain(context, site),
             )
-        elif bad and len(bad) == len(context.runs) and breaks and not is_guarded_after(context, site):
+        elif bad and len(bad) == len(context.runs) and breaks and not _is_undone(context, site):
             yield context.finding(
                 self,
                 site,
                 f"{_named(site)} of what can be exactly zero, without an eps: "
                 f"{'it' if (_exponent(site) or 0) < 0 else 'its gradient'} is infinite there",
-                severity=Severity.INFO,
+                severity=None if (_exponent(site) or 0) < 0 and gives_zeros(bad[0], site) else Severity.INFO,
                 chain=chain(context, site),
             )
         elif is_signed(context.runs[0], site):
@@ -209,6 +237,35 @@ def _is_signed_sum(run: Run, site: Site) -> bool:
 def _cancels(run: Run, site: Site) -> bool:
     root = run.ranges.root(site)
     return root is not None and root.op == "sub" and is_difference_of_means(run, root)
+
+
+def _runs_below_zero(context: GraphContext, site: Site, eps: float) -> list[tuple[Run, float]]:
+    """The runs in which E[x^2] - E[x]^2 + eps goes below zero for numbers of ordinary size, with the mean from which it
+    does: each mean is off by half an ulp of the narrowest format that it was rounded to."""
+    found = []
+    for run in context.runs:
+        total = run.ranges.root(site)
+        difference = run.ranges.root(total) if total is not None and total.op == "add" else None
+        if difference is None or difference.op != "sub" or not is_difference_of_means(run, difference):
+            continue
+        squared = run.ranges.root(difference, 1)
+        parts = [difference, run.ranges.root(difference, 0), squared and run.ranges.root(squared, 0)]
+        dtypes = [dtype for part in parts if part is not None for dtype in run.dtypes[part.id].outputs[:1]]
+        coarsest = max(Format.parse(dtype).epsilon for dtype in dtypes if dtype in ("float32", *HALF))
+        largest = math.sqrt(2 * eps / coarsest)
+        if largest < 1:
+            found.append((run, largest))
+    return found
+
+
+def _is_undone(context: GraphContext, site: Site) -> bool:
+    """Whether an infinity at zero goes no further: replaced behind the site, or, of a gradient alone, in the relu of a
+    layer's output, which lets no gradient through where it gives zero."""
+    if is_guarded_after(context, site):
+        return True
+    run, rises = context.runs[0], (_exponent(site) or 0) > 0
+    root = run.ranges.root(site)
+    return rises and root is not None and root.op in CLOSED_AT_ZERO and is_signed(run, root)
 
 
 def _is_of_distance(run: Run, site: Site) -> bool:

@@ -9,7 +9,7 @@ from amptune.core.formats import Format
 from amptune.core.graph_context import GraphContext
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import runs_in, where_in
+from amptune_rules.graph._numeric import BATCH_MARGIN, of_batch, runs_in, where_in
 
 FP16_DEVIATION = 255.9
 
@@ -60,6 +60,9 @@ class VarianceInHalf(GraphRule):
         Example("layer norm", model_file("return F.layer_norm(self.fc(x), (64,))")),
         Example("a bounded input", model_file("return torch.tanh(torch.tanh(self.fc(x))).var(-1)")),
         Example("std, which squares in FP32", model_file("return self.fc(x).std(-1)")),
+        Example("images of the batch, in FP16 by an einsum", model_file(
+            "pixels = torch.einsum('nc->cn', x)\nreturn pixels.var(0) * self.fc(x).mean(-1)"),
+            options={"evidence": True}),
         Example("BF16 alone", model_file("return self.fc(x).var(-1)"), options={"recipes": ("autocast-bf16",)}),
     )  # fmt: skip
 
@@ -71,7 +74,7 @@ class VarianceInHalf(GraphRule):
                 for run in runs_in(half, site, Format.FP16)
                 if run.ranges.operand(site, 0).magnitude > FP16_DEVIATION
             )
-            if runs:
+            if runs and of_batch(context, site).magnitude * BATCH_MARGIN > FP16_DEVIATION:
                 yield context.finding(
                     self,
                     site,

@@ -13,7 +13,7 @@ from amptune.core.range_rules import exponent_of
 from amptune.core.relations import is_self_dot
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import reads_weights_alone, runs_in, where_in
+from amptune_rules.graph._numeric import BATCH_MARGIN, of_batch, reads_weights_alone, runs_in, where_in
 
 LIMIT = Format.FP16.max**0.5
 
@@ -73,6 +73,8 @@ class SquareOverflow(GraphRule):
             return self.fc(x) / (1 + (spread * spread).float().sum(0))
             """,
             init="self.fc = nn.Linear(64, 64)\nself.root = nn.Parameter(torch.randn(64, 8) * 0.05)")),
+        Example("a square of numbers of the batch", model_file(
+            "return self.fc(x * x)", cast=".half()", batch="torch.randn(32, 64).half()"), options={"evidence": True}),
         Example("a bounded square", model_file(
             """
             h = torch.sigmoid(self.fc(x))
@@ -88,7 +90,8 @@ class SquareOverflow(GraphRule):
             runs = tuple(
                 run for run in runs_in(half, site, Format.FP16) if run.ranges.operand(site, 0).magnitude > LIMIT
             )
-            if runs and not _is_normalised(runs[0], site):
+            is_small = of_batch(context, site).magnitude * BATCH_MARGIN <= LIMIT
+            if runs and not is_small and not _is_normalised(runs[0], site):
                 yield context.finding(
                     self,
                     site,

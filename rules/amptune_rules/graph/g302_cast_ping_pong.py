@@ -93,7 +93,9 @@ class CastPingPong(GraphRule):
         repeats = context.repeats(site)
         for gpu in context.tensor_core_gpus():
             milliseconds = traffic_seconds(moved, Traffic.CAST, gpu) * 1e3 * repeats
-            share = context.step_share(gpu, run.recipe.name, milliseconds)
+            native = run.recipe.half is None or gpu.is_native(run.recipe.half)
+            recipe = run.recipe.name if native else f"autocast-{gpu.best_16bit}"
+            share = context.step_share(gpu, recipe, milliseconds)
             if share is not None and share >= WORTH:
                 return True
         return False
