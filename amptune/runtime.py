@@ -13,7 +13,8 @@ What a plan does to a model:
 * A module without parameters (Softmax, GELU, pooling) that the plan names computes in the planned format and gives its
   result back in the dtype of its input; one that the plan does not name follows its input.
 * A parameter or buffer that a module holds beside its layers (position embeddings, layer scale, experts' weights)
-  reads as a cast of itself in that module's ``forward``. In FP32 it would raise all that it is added to.
+  reads as a cast of itself in that module's ``forward``. In FP32 it would raise all that it is added to. With
+  ``how="late"`` what the forward makes of it (``self.log_scale.exp()``) is in FP32, and is cast where it meets 16 bits.
 * ``fp32(F.softmax)(x, -1)`` does the same to a function that is called in a ``forward``.
 
 Apply the plan before ``torch.compile``, ``DistributedDataParallel``, ``fully_shard`` and before the optimizer takes its
@@ -71,7 +72,9 @@ FP8 = "fp8_e4m3"
 SCALINGS = ("tensorwise", "rowwise", "rowwise_gw_hp")
 FP8_MULTIPLE = 16
 """Rows and columns of FP8 operands must be multiples of this many elements (torch.nn.functional.scaled_mm on CUDA)."""
-HOW = ("swap", "autocast", "follow", "source", "own")
+HOW = ("swap", "autocast", "follow", "source", "own", "late")
+_HELD = ("own", "late")
+"""Of tensors that a module holds beside its layers."""
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -1686,8 +1689,10 @@ def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwa
             result = inner(module, *args, **kwargs)
         finally:
             _state.casts, _state.unused, _state.groups = None, None, ()
-    dtype = module._amptune_root.output_dtype
-    return _map_tensors(_raised_scalar, result) if dtype is None else cast_all(result, dtype)
+    root: _Root = module._amptune_root
+    if root.has_late:
+        result = _map_tensors(_plain, result)
+    return _map_tensors(_raised_scalar, result) if root.output_dtype is None else cast_all(result, root.output_dtype)
 
 
 def _run_own(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -1712,6 +1717,98 @@ def _let_read(readers: Sequence[Any], casts: bool) -> None:
             reader.__dict__["_amptune_reads"] = casts
 
 
+class _Late(Tensor):
+    """A float32 tensor that a module holds, or that its forward makes of such alone: cast where it meets 16 bits.
+
+    What it is in an operation with, if that is not 16-bit, decides what comes out: another such tensor or numbers leave
+    one, a float32 tensor leaves a plain one, and so does every cast.
+    """
+
+    _low: torch.dtype
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            others = [tensor for tensor in tensors_in((*args, *kwargs.values())) if not isinstance(tensor, _Late)]
+            if others and any(tensor.dtype in _HALF for tensor in others):
+                args, kwargs = _map_arguments(cls._joined, args, kwargs)
+                return function(*args, **kwargs)
+            if _is_compiling():
+                args, kwargs = _map_arguments(_plain, args, kwargs)
+            result = function(*args, **kwargs)
+            if others and any(map(_takes_part, others)):
+                return result
+        if isinstance(result, Tensor):
+            return cls._again(result)
+        # torch.compile gets some methods first, and calls them afterwards.
+        return cls._made_by(result) if callable(result) else _map_tensors(cls._again, result)
+
+    @classmethod
+    def _made_by(cls, method: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: _map_tensors(cls._again, method(*args, **kwargs))
+
+    @classmethod
+    def _again(cls, tensor: Tensor) -> Tensor:
+        return tensor if isinstance(tensor, _Late) or tensor.dtype != torch.float32 else tensor.as_subclass(cls)
+
+    @classmethod
+    def _joined(cls, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, _Late):
+            return tensor
+        return _to(tensor, cls._low) if tensor.dim() else _plain(tensor)  # a scalar raises nothing
+
+
+class _LateInBf16(_Late):
+    _low = torch.bfloat16
+
+
+class _LateInFp16(_Late):
+    _low = torch.float16
+
+
+_HALF = (torch.bfloat16, torch.float16)
+_LATE: dict[torch.dtype, type[_Late]] = {cls._low: cls for cls in (_LateInBf16, _LateInFp16)}
+_alias = torch.ops.aten.alias.default
+
+
+def _takes_part(tensor: Tensor) -> bool:
+    """Whether promotion asks for the tensor's dtype: floating, and no scalar."""
+    return tensor.is_floating_point() and tensor.dim() > 0
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, _Late):
+        return tensor
+    with torch._C.DisableTorchFunctionSubclass():
+        return _alias(tensor)  # type: ignore[no-any-return]  # torch.compile knows no ``as_subclass(Tensor)``
+
+
+def as_met(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments as a function computes with them: ``how="late"`` tensors cast where they meet 16 bits in it."""
+    tensors = tensors_in((args, kwargs))
+    late = [tensor for tensor in tensors if isinstance(tensor, _Late)]
+    if not late or all(tensor.dtype not in _HALF for tensor in tensors):
+        return args, kwargs
+    return _map_arguments(late[0]._joined, args, kwargs)
+
+
+def source_of(tensor: Tensor) -> Tensor:
+    """The tensor of a module's that a ``how="late"`` one was read from; any other is its own."""
+    if not isinstance(tensor, _Late):
+        return tensor
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor if tensor._base is None else tensor._base
+
+
+def _read_late(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of a module's, cast where it meets 16 bits; one of another kind (a DTensor, a fake one) at once."""
+    if type(tensor) not in (nn.Parameter, Tensor):
+        return _weight(tensor, dtype, None)  # type: ignore[no-any-return]
+    late = _LATE.get(dtype) if tensor.dtype == torch.float32 else None
+    return tensor if late is None else tensor.as_subclass(late)
+
+
 def _read_as_cast(name: str) -> property:
     """For a class: its parameter or buffer ``name``, in the plan's format while the module's forward runs."""
 
@@ -1720,7 +1817,10 @@ def _read_as_cast(name: str) -> property:
         tensor = own[name] if name in own else module.__getattr__(name)
         if tensor is None or not module._amptune_reads:
             return tensor
-        return _weight(tensor, module._amptune_own[name], _reusable_casts())
+        site: Site = module._amptune_own[name]
+        if site.how == "late":
+            return _read_late(tensor, site.dtype)
+        return _weight(tensor, site.dtype, _reusable_casts())
 
     return property(read)
 
@@ -1742,6 +1842,7 @@ class _Root:
 
     output_dtype: torch.dtype | None
     groups: Sequence[_Group] = ()
+    has_late: bool = False
 
 
 class AppliedPlan:
@@ -1774,7 +1875,8 @@ def apply_plan(
             features or a convolution's channels are padded while computing; ``pad_in``, the same for input features;
             ``strided``, to leave the padded output uncopied; ``how``,
             "autocast" to run the module (a container too) in an autocast region. A path may also be that of a parameter
-            or buffer that a class of the user's holds, which its forward then reads as a cast. In a glob ``*`` stands
+            or buffer that a class of the user's holds, which its forward then reads as a cast; with ``how="late"`` what
+            it makes of it is cast where it meets 16 bits. In a glob ``*`` stands
             for one part of a path and ``**`` for any number; one that matches no module matches such tensors, and one
             that ends in a wildcard means modules with parameters. An exact path beats a glob, a longer glob a shorter.
         channels_last: keep the weights of convolutions in channels_last memory format, also through a later ``to``.
@@ -1845,7 +1947,8 @@ def _apply_now(
         compile_kept_loss(module)
     model.__class__ = _made_class(type(model), "root")
     paths = {path: module for path, module in _all_modules(model).items() if id(module) in modules}
-    model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths))
+    has_late = any(site.how == "late" for site in resolved.values())
+    model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths), has_late)
     return AppliedPlan(model, resolved)
 
 
@@ -1984,20 +2087,20 @@ def _reader_of(path: str, modules: Mapping[str, nn.Module]) -> nn.Module | None:
 def _change_holders(model: nn.Module, sites: Mapping[str, Site]) -> None:
     """Make the modules read the planned ones of their own tensors as casts."""
     modules, tensors = _all_modules(model), own_tensors(model)
-    held: dict[int, tuple[Any, dict[str, torch.dtype]]] = {}
+    held: dict[int, tuple[Any, dict[str, Site]]] = {}
     readers: dict[int, list[Any]] = {}
     for path, site in sites.items():
-        if site.how != "own":
+        if site.how not in _HELD:
             continue
         module, name = tensors[path]
         reader: Any = _reader_of(path.rpartition(".")[0], modules)
         held.setdefault(id(reader), (reader, {}))
-        held.setdefault(id(module), (module, {}))[1][name] = site.dtype
+        held.setdefault(id(module), (module, {}))[1][name] = site
         if all(each is not module for each in readers.setdefault(id(reader), [reader])):
             readers[id(reader)].append(module)
-    for module, dtypes in held.values():
-        module.__class__ = _made_class(type(module), f"own:{'.'.join(sorted(dtypes))}")
-        module.__dict__.update(_amptune_own=dtypes, _amptune_reads=False, _amptune_readers=readers.get(id(module), []))
+    for module, own in held.values():
+        module.__class__ = _made_class(type(module), f"own:{'.'.join(sorted(own))}")
+        module.__dict__.update(_amptune_own=own, _amptune_reads=False, _amptune_readers=readers.get(id(module), []))
 
 
 # --- the loss that a model makes -------------------------------------------------------------------------------------
@@ -2128,7 +2231,7 @@ def _resolve(model: nn.Module, sites: Mapping[str, str | Mapping[str, Any]]) -> 
             )
     _check_shared({path: site for path, site in found.items() if path in modules}, modules)
     _check_held(found)
-    return {path: site for path, site in found.items() if site.how in ("swap", "autocast", "own")}
+    return {path: site for path, site in found.items() if site.how in ("swap", "autocast", *_HELD)}
 
 
 def _paths_of_glob(
@@ -2136,7 +2239,9 @@ def _paths_of_glob(
 ) -> list[str]:
     """Modules that a glob matches; where there is none, their own tensors."""
     paths = [path for path in match_paths(key, modules) if path and _PARAMETRIZED not in path.split(".")]
-    if entry.get("how") != "autocast":
+    if entry.get("how") in _HELD:
+        paths = []
+    elif entry.get("how") != "autocast":
         paths = [path for path in paths if how_to_apply(modules[path])]
         if _is_glob(key.rpartition(".")[2]):  # "blocks.*" means layers, and hardly the dropout among them
             paths = [path for path in paths if next(modules[path].parameters(), None) is not None]
@@ -2226,6 +2331,8 @@ def _site(path: str, module: nn.Module, entry: Mapping[str, Any], *, exact: bool
     if "forward" in module.__dict__:
         raise ValueError(f"{where}: its forward was replaced on the instance; apply the plan before that is done")
     possible = how_to_apply(module)
+    if how in _HELD:
+        raise ValueError(f"{where} is a module, and how={how!r} is for a tensor that a module holds")
     if possible is None and how != "autocast":
         raise ValueError(f"{where} takes no format itself; name its children, or give it how='autocast'")
     if how == "swap" and possible != "swap":
@@ -2243,11 +2350,11 @@ def _site(path: str, module: nn.Module, entry: Mapping[str, Any], *, exact: bool
 
 
 def _tensor_site(path: str, entry: Mapping[str, Any]) -> Site:
-    if entry.get("how") not in (None, "own"):
-        raise ValueError(f"site {path!r} is a tensor of a module: leave out 'how'")
+    if entry.get("how") not in (None, *_HELD):
+        raise ValueError(f"site {path!r} is a tensor of a module: leave out 'how', or give it how='late'")
     if entry["format"] == FP8 or entry.get("pad") or entry.get("pad_in"):
         raise ValueError(f"site {path!r} is a tensor of a module: it is cast to fp32, bf16 or fp16, and not padded")
-    return Site(entry["format"], FORMATS[entry["format"]], "own")
+    return Site(entry["format"], FORMATS[entry["format"]], entry.get("how") or "own")
 
 
 def _check_held(found: Mapping[str, Site]) -> None:
@@ -2255,7 +2362,7 @@ def _check_held(found: Mapping[str, Site]) -> None:
     for path, site in found.items():
         holder = path.rpartition(".")[0]
         if (
-            site.how == "own"
+            site.how in _HELD
             and holder in found
             and found[holder].is_leaf
             and found[holder].how in ("swap", "autocast")

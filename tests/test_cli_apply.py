@@ -6,11 +6,15 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from amptune.apply import apply
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
@@ -377,6 +381,37 @@ def make_batch():
 def loss_fn(output, batch):
     return (output.float() - batch[1]).square().mean()
 """
+
+
+def test_what_is_computed_from_a_tensor_of_the_model_is_cast_in_the_patched_file(tmp_path: Path) -> None:
+    """The product takes one dtype, so that the file would not run without; it trains as the model with the plan."""
+    source = ADDED.replace("return self.fc(x) + self.shift", "return self.fc(x) @ torch.diag(self.shift).exp()")
+    (tmp_path / "net.py").write_text(source)
+    plan = Plan(sites={"fc": SitePlan(Format.BF16), "shift": SitePlan(Format.BF16, how="late")})
+    write_plan(tmp_path, plan)
+    result = amptune(tmp_path, "apply", "plan.json", "net.py")
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "amptune-out/net"
+    assert '"shift": {"format": "bf16", "how": "late"}' in (out / "net_amptuned.py").read_text()
+    target = load_target(TargetSpec(str(tmp_path / "net.py")))
+
+    def losses(make_model: Callable[[], nn.Module], loss_fn: Callable[..., torch.Tensor]) -> list[float]:
+        torch.manual_seed(0)
+        model, found = make_model(), []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            batch = target.make_batch()
+            loss = loss_fn(model(batch[0]), batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    patched = load_target(TargetSpec(str(out / "net_amptuned.py")))
+    expected = losses(lambda: apply(target.make_model(), plan).model, target.loss)
+    assert losses(patched.make_model, patched.loss) == expected
+    assert len(set(expected)) == 3
 
 
 def test_a_tensor_that_the_model_holds_is_cast_in_the_patched_file(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ what they are added to, and a residual stream is FP32 from there on; a product w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
+from typing import Literal
 
 from torch import Tensor, nn
 
 from amptune import runtime
-from amptune.apply.ties import held_by, sources_of
+from amptune.apply.ties import arriving_at, held_by, sources_of, takes_part
 from amptune.core.graph import LOSS, PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
 
@@ -22,12 +23,13 @@ _MOVING = ("dropout", "interpolate")
 
 def held_tensors(
     model: nn.Module, graph: PrecisionGraph, planned: Collection[str], run: Callable[[], object]
-) -> list[str]:
-    """``state_dict`` names of the tensors that may be cast: each of their readers either is a planned module or joins
-    them with what a planned module gives, and no forward writes to them.
+) -> dict[str, Literal["own", "late"]]:
+    """``state_dict`` name of each tensor that may be cast -> how: each of its readers either is a planned module or
+    joins it with what a planned module gives, and no forward writes to it.
 
-    A tensor with arithmetic of its own before that (``exp(self.log_scale)``, the frequencies of rotary embeddings) is
-    left out: the range and the digits of that arithmetic are the user's choice.
+    One that the forward computes with first, alone or with others of them (``exp(self.log_scale)``, a weight divided
+    by its norm), is cast "late": the range and the digits of that arithmetic are the user's choice. What is joined with
+    the batch, or with results of it that no plan decides, is left out.
 
     Args:
         model: the model, in train mode.
@@ -45,11 +47,12 @@ def held_tensors(
         for name in held_by(graph, site):
             readers.setdefault(name, []).append(site)
     sources = sources_of(graph)
-    found = [path for path in readers if path in tensors and _joins(readers[path], graph, planned, sources)]
+    joined = {path: _joined(readers[path], graph, planned, sources, tensors) for path in readers if path in tensors}
+    found = {path: how for path, how in joined.items() if how is not None}
     before = _states(model, found)
     run()
     after = _states(model, found)
-    return [path for path in found if after[path] == before[path]]
+    return {path: how for path, how in found.items() if after[path] == before[path]}
 
 
 def held_values(model: nn.Module) -> dict[str, Tensor]:
@@ -57,30 +60,43 @@ def held_values(model: nn.Module) -> dict[str, Tensor]:
     return {path: _tensor(module, name) for path, (module, name) in runtime.own_tensors(model).items()}
 
 
-def _joins(
+def _joined(
     readers: list[Site],
     graph: PrecisionGraph,
     planned: Collection[str],
-    sources: Mapping[str, frozenset[str]],
-) -> bool:
-    """Whether all that becomes of a tensor, moved about at most, meets what planned modules give."""
+    sources: dict[str, frozenset[str]],
+    tensors: Collection[str],
+) -> Literal["own", "late"] | None:
+    """How a tensor is cast of which all that becomes meets what planned modules give; None where something does not.
+
+    "late" where it is not only moved about before.
+    """
     meets = False
+    how: Literal["own", "late"] = "own"
     pending, seen = list(readers), {site.id for site in readers}
     while pending:
         site = pending.pop()
         if site.module == LOSS:
-            return False
+            return None
         if site.id in planned:
             continue  # it casts for itself
         if any(sources.get(producer.id, frozenset()) & set(planned) for producer in graph.producers(site.id)):
             meets = True
-        elif site.op in _MOVING or op_named(site.op).family in _MOVES:
-            following = [graph[after] for after in graph.graph.successors(site.id) if after not in seen]
+        else:
+            if site.op not in _MOVING and op_named(site.op).family not in _MOVES:
+                how = "late"
+                if not frozenset().union(*arriving_at(graph, site, sources)) <= frozenset(tensors):
+                    return None
+            following = [after for after in _reading(graph, site) if after.id not in seen]
             seen.update(after.id for after in following)
             pending += following
-        else:
-            return False
-    return meets
+    return how if meets else None
+
+
+def _reading(graph: PrecisionGraph, site: Site) -> list[Site]:
+    """The sites that read what a site gives, and whose result its dtype has a part in."""
+    after = [graph[name] for name in graph.graph.successors(site.id)]
+    return [each for each in after if any(takes_part(tensor, each) for tensor in graph.tensors(site.id, each.id))]
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:

@@ -205,7 +205,7 @@ class _Tolerant(TorchFunctionMode):
         self._count: collections.Counter[tuple[str, str]] = collections.Counter()
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = runtime.as_met(args, kwargs or {})
         # A planned module casts for itself.
         if any(path in self._planned for path in self._paths.running):
             return func(*args, **kwargs)

@@ -17,7 +17,7 @@ from amptune.apply.recorder import TOGETHER, FunctionRun, OpRun, Record, recordi
 from amptune.apply.support import how_to_apply
 from amptune.core.formats import Format
 from amptune.core.ops import Family, op_named
-from amptune.core.plan import Plan, SitePlan
+from amptune.core.plan import HELD, Plan, SitePlan
 from amptune.core.runtimetable import decided_paths
 
 _BY_INPUT = (Family.GEMM, Family.CONV, Family.ATTENTION, Family.RNN)
@@ -103,7 +103,7 @@ def stale_weight_casts(
 def _module_sites(model: nn.Module, plan: Plan) -> dict[str, SitePlan]:
     """The modules that the plan puts in force, by the path that ``named_modules`` gives them first."""
     first = {id(module): path for path, module in model.named_modules()}
-    modules = {path: site for path, site in decided_paths(plan).items() if site.how != "own"}
+    modules = {path: site for path, site in decided_paths(plan).items() if site.how not in HELD}
     return {first[id(model.get_submodule(path))]: site for path, site in modules.items()}
 
 
@@ -206,13 +206,13 @@ def _check_reads(model: nn.Module, path: str, site: SitePlan, record: Record, fo
 
 
 def _check_held(model: nn.Module, plan: Plan, record: Record) -> Iterator[Mismatch]:
-    """A tensor that reads as a cast of itself is read where the plan puts it in 16 bits, and gets its gradient.
+    """A tensor that a module holds is read where the plan puts it in 16 bits, and gets its gradient.
 
     That what it meets has the format is the other sites' affair.
     """
     held = held_values(model)
     for path, site in plan.sites.items():
-        if site.how != "own" or site.format is Format.FP32 or not record.called:
+        if site.how not in HELD or site.format is Format.FP32 or not record.called:
             continue
         tensor = held[path]
         if id(tensor) not in record.read:

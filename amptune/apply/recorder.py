@@ -215,7 +215,7 @@ class _Ops(TorchDispatchMode):
         tensors = runtime.tensors_in((args, kwargs))
         counted = tensors[: _operands(name)]
         self._record.ops.append(OpRun(name, phase, *owner, _floating(counted), _floating(runtime.tensors_in(result))))
-        for tensor in tensors:
+        for tensor in map(runtime.source_of, tensors):
             if id(tensor) in self._tensors and phase == "forward":
                 reader = TOGETHER if name in ("_foreach_copy_", "empty_like") else owner[0]
                 self._record.read.setdefault(id(tensor), set()).add(reader)
@@ -243,7 +243,7 @@ class _Functions(TorchFunctionMode):
         self._stack = stack
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = runtime.as_met(args, kwargs or {})
         result = func(*args, **kwargs)
         inputs, outputs = _floating(runtime.tensors_in((args, kwargs))), _floating(runtime.tensors_in(result))
         if outputs:

@@ -14,7 +14,9 @@ from amptune.core.nearest import nearest
 from amptune.errors import PlanError
 
 PLAN_VERSION = 1
-HOW = ("swap", "follow", "source", "autocast", "own")
+HOW = ("swap", "follow", "source", "autocast", "own", "late")
+HELD = ("own", "late")
+"""Of parameters and buffers that a module holds beside its layers."""
 BF16_MASTER = "bf16-master"
 PARAMS = ("bf16", BF16_MASTER)
 """Parameters in BF16 that are stepped themselves, or by way of FP32 master copies in the optimizer."""
@@ -32,14 +34,16 @@ class SitePlan:
         strided: leave the padded output uncopied, because the code that follows takes it.
         how: how it is put in force: ``swap`` (module class swapped), ``follow`` (a functional op that runs in the
             format of its inputs), ``source`` (the source line pins it), ``autocast`` (a local autocast region),
-            ``own`` (a parameter or buffer that a module holds beside its layers, which reads as a cast of itself).
+            ``own`` (a parameter or buffer that a module holds beside its layers, which reads as a cast of itself),
+            ``late`` (the same, where the forward computes with it first: in FP32, and what comes of it is cast where
+            it meets 16 bits).
         why: one sentence for the user.
     """
 
     format: Format
     scaling: str | None = None
     pad: int = 0
-    how: Literal["swap", "follow", "source", "autocast", "own"] = "swap"
+    how: Literal["swap", "follow", "source", "autocast", "own", "late"] = "swap"
     why: str = ""
     pad_in: int = 0
     strided: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amptune.core.formats import Format
-from amptune.core.plan import Plan, SitePlan
+from amptune.core.plan import HELD, Plan, SitePlan
 
 TableEntry = dict[str, str | int]
 """What the table says of one module or tensor, by the runtime's keys; what is as usual is left out."""
@@ -24,7 +24,7 @@ def decided_paths(plan: Plan) -> dict[str, SitePlan]:
     own: dict[str, SitePlan] = {}
     for name, site in plan.sites.items():
         path, is_function, _ = name.partition("#")
-        if not is_function and site.how in ("swap", "autocast", "own"):
+        if not is_function and site.how in ("swap", "autocast", *HELD):
             own[path] = site
         elif is_function and site.how == "autocast" and (path not in regions or site.format is not Format.FP32):
             regions[path] = site
@@ -43,6 +43,6 @@ def _entry(site: SitePlan) -> TableEntry:
         entry["pad_in"] = site.pad_in
     if site.strided:
         entry["strided"] = True
-    if site.how == "autocast":  # that a site is a tensor the runtime sees for itself
-        entry["how"] = "autocast"
+    if site.how in ("autocast", "late"):  # that a site is a tensor the runtime sees for itself
+        entry["how"] = site.how
     return entry

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from amptune.core.formats import Format
-from amptune.core.plan import Plan, ScalerConfig, SitePlan
+from amptune.core.plan import HELD, Plan, ScalerConfig, SitePlan
 from amptune.export.export import Lost
 
 HALF = (Format.BF16, Format.FP16)
@@ -28,12 +28,12 @@ def half_autocast(plan: Plan) -> Format | None:
 
 def modules(plan: Plan) -> dict[str, SitePlan]:
     """Sites that are modules: path -> decision. The root, "", is left out."""
-    return {path: site for path, site in plan.sites.items() if path and "#" not in path and site.how != "own"}
+    return {path: site for path, site in plan.sites.items() if path and "#" not in path and site.how not in HELD}
 
 
 def held(plan: Plan) -> dict[str, SitePlan]:
     """Parameters and buffers that the plan casts where a module reads them beside its layers."""
-    return {name: site for name, site in plan.sites.items() if site.how == "own" and site.format is not Format.FP32}
+    return {name: site for name, site in plan.sites.items() if site.how in HELD and site.format is not Format.FP32}
 
 
 def functions(plan: Plan) -> dict[str, SitePlan]:

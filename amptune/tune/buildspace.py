@@ -26,7 +26,7 @@ from amptune.core.formats import Format
 from amptune.core.graph import INPUT, LOSS, PrecisionGraph, Site
 from amptune.core.hardware import FP8_MULTIPLE
 from amptune.core.ops import Family, op_named
-from amptune.core.plan import Plan
+from amptune.core.plan import HELD, Plan
 from amptune.runtime import cast_all
 from amptune.tune.destinations import Destination, find_destinations, is_destination, pinned
 from amptune.tune.fixed import why_fixed
@@ -156,7 +156,7 @@ def _module_groups(
         joined.setdefault(f"tie {tie_of[name]}" if name in tie_of else name, []).append(name)
     fixed = [any(INPUT in tie and names[0] in tie for tie in ties.groups) for names in joined.values()]
     fp8 = frozenset(path for path in how if path in graph and fp8_fits(bench.model.get_submodule(path), graph[path]))
-    modules = [path for path, by in how.items() if by != "own"]
+    modules = [path for path, by in how.items() if by not in HELD]
     multiply = frozenset(path for path in modules if multiplies(bench.model.get_submodule(path)))
     groups = [
         _joined(names, roles, how, () if is_fixed else choices, fp8, multiply)
@@ -197,12 +197,11 @@ def _found_by_running(
                 loss_of(bench, as_run, batch)
 
         how: dict[str, How] = dict(plannable_modules(bench.model, run))
-        own: How = "own"
-        how |= dict.fromkeys(held_tensors(bench.model, graph, how, run), own)
+        how |= held_tensors(bench.model, graph, how, run)
         roles = _by_role(bench.model, how)
         ties = tied_by_run(bench.model, run, roles, low=low, how=how)
         # Tensors that the user's code casts to what they meet.
-        following = {path for name in ties.idle for path in roles[name] if how[path] == own}
+        following = {path for name in ties.idle for path in roles[name] if how[path] in HELD}
         how = {path: by for path, by in how.items() if path not in following}
         roles = {name: paths for name, paths in roles.items() if following.isdisjoint(paths)}
         opened = find_destinations(destinations, ties.met)

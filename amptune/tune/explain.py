@@ -94,6 +94,8 @@ def _why(
     parts = [_gain(name, site, others, model, total, "fp32 (as tf32)" if uses_tf32 else "fp32")]
     parts += [f"not {other.choice}: {_against(other, group, evidence)}" for other in others if other.choice != FP32]
     parts += _no_fp8(name, group, model)
+    if site.how == "late" and site.format is not Format.FP32:
+        parts.append("what is computed from it stays fp32 up to the operation where it meets 16 bits")
     return "; ".join(part for part in parts if part)
 
 

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from amptune.core.choice import BF16, FP32, Choice
 from amptune.core.formats import Format
-from amptune.core.plan import Plan, ScalerConfig, SitePlan
+from amptune.core.plan import HELD, Plan, ScalerConfig, SitePlan
 from amptune.core.tables import CostTable
 
 HIGH, FOLLOW = "fp32", "follow"
 """Values of a pin: computed in FP32, or in the format of what arrives."""
 COMPILED_LOSS = "fp32-compiled"
 """A value of the loss: in FP32, under torch.compile by itself."""
-How = Literal["swap", "follow", "source", "autocast", "own"]
+How = Literal["swap", "follow", "source", "autocast", "own", "late"]
 """How a site's format is put in force, as ``core.plan.SitePlan.how``."""
 
 
@@ -104,9 +104,9 @@ class Space:
         return [group for group in self.groups if group.kind == "module"]
 
     def held(self) -> frozenset[str]:
-        """Sites that are no modules: parameters and buffers that read as casts of themselves."""
+        """Sites that are no modules: parameters and buffers that modules hold beside their layers."""
         pairs = (pair for group in self.groups for pair in zip(group.sites, group.how, strict=True))
-        return frozenset(site for site, how in pairs if how == "own")
+        return frozenset(site for site, how in pairs if how in HELD)
 
     def offered(self) -> tuple[Choice, ...]:
         """Every choice beside FP32 that some group has, in order."""

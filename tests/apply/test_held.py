@@ -46,12 +46,12 @@ def loss_fn(output, batch):
     return F.cross_entropy(output.flatten(0, 1), batch[1].flatten()){loss}
 """
 
-Find = Callable[..., list[str]]
+Find = Callable[..., dict[str, str]]
 
 
 @pytest.fixture
 def find(tmp_path: Path) -> Find:
-    def found(init: str, forward: str, loss: str = "") -> list[str]:
+    def found(init: str, forward: str, loss: str = "") -> dict[str, str]:
         indent = "        "
         text = HEAD.format(
             init="\n".join(indent + line for line in init.split("; ")),
@@ -68,7 +68,7 @@ def find(tmp_path: Path) -> Find:
             with torch.no_grad():
                 model(x)
 
-        return held_tensors(model, capture(target).graph, plannable_modules(model, run), run)
+        return dict(held_tensors(model, capture(target).graph, plannable_modules(model, run), run))
 
     return found
 
@@ -87,7 +87,24 @@ P = "self.p = nn.Parameter(torch.randn(8))"
     ],
 )
 def test_what_meets_a_planned_layer(find: Find, init: str, forward: str) -> None:
-    assert find(init, forward) == ["p"]
+    assert find(init, forward) == {"p": "own"}
+
+
+PAIR = "self.v = nn.Parameter(torch.randn(8, 8)); self.g = nn.Parameter(torch.rand(8, 1))"
+
+
+@pytest.mark.parametrize(
+    ("init", "forward", "names"),
+    [
+        (P, "x = x * torch.exp(self.p)", "p"),
+        (P, "x = x + self.p; x = x + torch.sigmoid(self.p)", "p"),
+        (PAIR, "x = F.linear(x, self.g * self.v / self.v.norm(dim=1, keepdim=True))", "v g"),
+        ("self.register_buffer('p', torch.rand(8, 8))", "x = x @ torch.softmax(self.p / 2, -1)", "p"),
+        (P, "x = x * nn.Softplus()(self.p)", "p"),
+    ],
+)
+def test_what_the_forward_computes_with_before(find: Find, init: str, forward: str, names: str) -> None:
+    assert find(init, forward) == dict.fromkeys(names.split(), "late")
 
 
 @pytest.mark.parametrize(
@@ -98,14 +115,12 @@ def test_what_meets_a_planned_layer(find: Find, init: str, forward: str) -> None
     ],
 )
 def test_entries_of_lists_of_parameters(find: Find, init: str, forward: str, names: str) -> None:
-    assert find(init, forward) == names.split()
+    assert find(init, forward) == dict.fromkeys(names.split(), "own")
 
 
 @pytest.mark.parametrize(
     ("init", "forward"),
     [
-        (P, "x = x * torch.exp(self.p)"),  # its own arithmetic comes first
-        (P, "x = x + self.p; x = x + torch.sigmoid(self.p)"),
         ("self.p = nn.Parameter(torch.tensor(2.0))", "x = x * self.p"),  # a scalar raises nothing
         (P, "x = x + self.p.sum()"),
         ("self.register_buffer('p', torch.zeros(8))", "self.p.add_(x.mean((0, 1)).detach()); x = x + self.p"),
@@ -115,7 +130,7 @@ def test_entries_of_lists_of_parameters(find: Find, init: str, forward: str, nam
     ],
 )
 def test_what_does_not(find: Find, init: str, forward: str) -> None:
-    assert find(init, forward) == []
+    assert find(init, forward) == {}
 
 
 class Scaled(nn.Module):

@@ -141,6 +141,17 @@ def test_a_pin_says_what_it_is(model: CostModel) -> None:
     assert reasons(model)["x#softmax.0"] == "numerically sensitive: computed in fp32 at its source line"
 
 
+def test_what_is_computed_from_a_tensor_is_said_to_stay_in_fp32(model: CostModel) -> None:
+    group = Group("tau", ("tau",), "module", ("late",), (FP32, BF16))
+    table = dataclasses.replace(model.table, sites={**model.table.sites, "tau": {FP32: SiteCost(0), BF16: SiteCost(0)}})
+    space = dataclasses.replace(model.space, groups=(*model.space.groups, group))
+    wider = CostModel(space, table, model.edges, model.sensitivity)
+    for choice, said in ((BF16, True), (FP32, False)):
+        where = point(wider) | {"tau": choice.label}
+        why = with_reasons(wider.space.decode(where, table, {}), wider, where).sites["tau"].why
+        assert ("stays fp32 up to the operation where it meets 16 bits" in why) is said
+
+
 def test_which_dimension_keeps_a_linear_from_fp8(model: CostModel) -> None:
     site = Site("fc", "linear", "module", "fc", gemms=(Gemm(32, 100, 64),))
     assert why_no_fp8(site) == "N=100 is no multiple of 16"

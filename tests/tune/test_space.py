@@ -51,7 +51,7 @@ class Net(nn.Module):
     def forward(self, x):
         for block in self.blocks:
             x = x + self.drop(block(x))
-        return self.before(x) @ (2 * self.scale)
+        return self.before(x) @ (self.scale + torch.eye(16))
 
 
 def make_model():
@@ -94,11 +94,12 @@ def test_what_meets_in_a_matmul_decides_together(graph_and_space: tuple[Precisio
     attention = groups["blocks.0.q"]
     assert {"blocks.0.k", "blocks.0.v", "blocks.2.q", "blocks.2.v"} <= set(attention.sites)
     assert groups["before"].kind == "fixed", "it meets a result that no plan casts"
+    assert "scale" not in groups, "with a constant it makes such a result"
     assert "drop" not in groups
 
 
 def test_a_parameter_in_a_product_decides_with_what_it_meets(make_bench: Make) -> None:
-    bench, batches = make_bench(BLOCKS.replace("(2 * self.scale)", "self.scale"))
+    bench, batches = make_bench(BLOCKS.replace("(self.scale + torch.eye(16))", "self.scale"))
     space = build_space(bench, capture(bench.target).graph, batches.train[0])
     group = next(group for group in space.groups if "scale" in group.sites)
     assert "before" in group.sites
@@ -109,8 +110,23 @@ def test_a_parameter_in_a_product_decides_with_what_it_meets(make_bench: Make) -
     assert (plan.sites["scale"].format, plan.sites["scale"].how) == (Format.BF16, "own")
 
 
+def test_what_is_computed_from_parameters_alone_decides_with_what_it_meets(make_bench: Make) -> None:
+    """And nothing that a plan does not decide keeps the layers before it in FP32."""
+    bench, batches = make_bench(BLOCKS.replace("(self.scale + torch.eye(16))", "(2 * self.scale).exp()"))
+    space = build_space(bench, capture(bench.target).graph, batches.train[0])
+    group = next(group for group in space.groups if "scale" in group.sites)
+    assert "before" in group.sites
+    assert group.how[group.sites.index("scale")] == "late"
+    assert space.held() == {"scale"}
+    point = space.uniform(BF16)
+    plan = space.decode(point, CostTable({}, {}), {})
+    assert (plan.sites["scale"].format, plan.sites["scale"].how) == (Format.BF16, "late")
+
+
 def test_a_parameter_that_the_code_casts_to_what_it_meets_is_no_choice(make_bench: Make) -> None:
-    bench, batches = make_bench(BLOCKS.replace("self.before(x) @ (2 * self.scale)", "x @ self.scale.to(x.dtype)"))
+    bench, batches = make_bench(
+        BLOCKS.replace("self.before(x) @ (self.scale + torch.eye(16))", "x @ self.scale.to(x.dtype)")
+    )
     space = build_space(bench, capture(bench.target).graph, batches.train[0])
     assert space.held() == set()
 
@@ -124,7 +140,7 @@ def test_where_nothing_can_be_lowered_nothing_is_left_to_choose(make_bench: Make
     space = build_space(bench, graph, batches.train[0], pins=pins, losses=("fp32", "follow"))
     assert [(group.name, group.kind) for group in space.groups] == [("before", "fixed")]
     assert space.choices() == {":loss": ("fp32",)}
-    line = 1 + source[: source.index("@ (2 * self.scale)")].count("\n")
+    line = 1 + source[: source.index("@ (self.scale + torch.eye(16))")].count("\n")
     assert f"before: its output meets a tensor that no plan casts in matmul (model.py:{line})" in why_all_fp32(space)
 
 
