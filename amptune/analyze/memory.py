@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from amptune.analyze.attention import FP32_BYTES, score_bytes, writes_scores
 from amptune.analyze.convolutions import workspace
@@ -30,6 +30,7 @@ from amptune.analyze.moves import cost_of
 from amptune.analyze.multihead import copies_operands, kept
 from amptune.core.autocast import SiteDtypes, sources_of
 from amptune.core.graph import DTYPE_BYTES, LOSS, OUTPUT, Param, PrecisionGraph, Site
+from amptune.core.operands import input_of
 from amptune.core.ops import Family, op_named
 
 WORKSPACE = 40 * 2**20
@@ -266,7 +267,7 @@ class _Walk:
                 yield from self._inputs(site)
             return
         if family in (Family.GEMM, Family.CONV, Family.ATTENTION, Family.RNN):
-            yield from self._inputs(site)
+            yield from self._inputs(site, _factors(site) if family is Family.GEMM else None)
             if family in (Family.ATTENTION, Family.RNN):
                 yield site.id, 0
             if family is Family.RNN:
@@ -284,12 +285,18 @@ class _Walk:
         numel = sum(tensor.numel for tensor in site.outputs)
         if site.op in ("mul", "div"):
             if len(site.inputs) + len(site.params) > 1 or not site.attrs.get("scalars"):
-                yield from self._inputs(site)
+                yield from self._inputs(site, _factors(site))
         elif site.op == "cross_entropy":
             logits = max(input_bytes(site, dtypes.inputs), default=0)
             yield f"log_softmax:{site.id}", logits
             if softmax_in_half(site, dtypes):
                 yield f"log_softmax16:{site.id}", logits // 2
+        elif site.op in _BY_PLACE and site.attrs.get("dim") is not None:
+            yield f"indices:{site.id}", 8 * numel
+        elif site.op == "pad" and site.attrs.get("mode", "constant") in _PADDED_BY_ITSELF:
+            yield from self._inputs(site)
+        elif cost.saves == "source":
+            yield from self._inputs(site, [place for place in _last_floating(site) if site.inputs[place].requires_grad])
         elif cost.saves in ("inputs", "both"):
             yield from self._inputs(site)
         if cost.saves in ("output", "both"):
@@ -308,12 +315,15 @@ class _Walk:
         if site.attrs.get("dropout_p"):
             yield f"dropped:{site.id}", scores + scores // FP32_BYTES
 
-    def _inputs(self, site: Site) -> Iterator[tuple[str, int]]:
+    def _inputs(self, site: Site, places: Collection[int] | None = None) -> Iterator[tuple[str, int]]:
+        """The floating operands at the given places, or all of them."""
         dtypes = self.dtypes[site.id]
         cast = {index for index, _, _ in dtypes.casts}
         sizes = input_bytes(site, dtypes.inputs)
         for index, source in enumerate(sources_of(self.graph, site)):
             if not site.inputs[index].is_floating:
+                continue
+            if places is not None and index not in places:
                 continue
             if index in cast:
                 yield _cast_key(site, index), sizes[index]
@@ -325,6 +335,36 @@ def _reserve_bytes(site: Site, dtypes: SiteDtypes) -> int:
     """What cuDNN keeps of every step of a recurrent layer: its gates before and after their functions."""
     gates = sum(gemm.batch * gemm.m * gemm.n for gemm in of_one_call(site) if gemm.batch > 1)
     return 2 * gates * DTYPE_BYTES.get(dtypes.compute, 4)
+
+
+def _last_floating(site: Site) -> list[int]:
+    return [index for index, tensor in enumerate(site.inputs) if tensor.is_floating][-1:]
+
+
+_SUMS_WITH = ("addmm", "baddbmm", "addbmm", "addmv", "addr")
+"""Products that add a first operand, which nothing is multiplied with."""
+
+
+def _factors(site: Site) -> list[int]:
+    """Operands of a product that its backward asks for: each one that is multiplied with what has a gradient, as frozen
+    weights have none; and what is divided by."""
+    added = site.op in _SUMS_WITH and len(site.inputs) == 3
+    factors = [index for index in range(len(site.inputs)) if not (added and index == 0)]
+    trained = any(param.meta.requires_grad and (site.op in ("mul", "div") or len(param.meta.shape) > 1)
+                  for param in site.params)  # fmt: skip
+    if len(factors) + len(site.params) < 2:
+        return factors
+    below = input_of(site, 1) if site.op == "div" else None
+    return [
+        index for index in factors
+        if trained or index == below or any(site.inputs[each].requires_grad for each in factors if each != index)
+    ]  # fmt: skip
+
+
+_BY_PLACE = ("max", "min", "median")
+"""Ops that keep where the numbers were that they picked along an axis, and not what they picked from."""
+_PADDED_BY_ITSELF = ("reflect", "replicate")
+"""Ways of padding whose backward asks for the operand."""
 
 
 def _cast_key(site: Site, index: int) -> str:

@@ -13,13 +13,14 @@ from typing import Literal
 from amptune.core.ops import Family, op_named
 from amptune.core.roofline import Traffic
 
-Saves = Literal["inputs", "output", "both", "mask", "indices", "nothing"]
+Saves = Literal["inputs", "output", "both", "mask", "indices", "source", "nothing"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """Units of X, units of Y and kernels, forward and backward.
 
+    ``saves``: what autograd keeps, as torch's saved_tensors_hooks shows it; ``source`` is the last operand.
     ``instructions``: of the vector units for each element, where they take longer than the bytes do in 16 bits.
     """
 
@@ -63,7 +64,12 @@ _OPS: dict[str, Cost] = {
     **_rows("gelu", dataclasses.replace(_UNARY, instructions=(46, 61))),
     **_rows("silu mish softplus elu", dataclasses.replace(_UNARY, instructions=(33, 46))),
     **_rows("neg", _LINEAR),
-    **_rows("relu relu6 sigmoid tanh hardsigmoid exp expm1 exp2 softsign", _KEEPS_OUTPUT),
+    **_rows("relu sigmoid tanh exp expm1 exp2", _KEEPS_OUTPUT),
+    **_rows("relu6 hardsigmoid", dataclasses.replace(_KEEPS_OUTPUT, saves="inputs")),
+    **_rows("softsign", dataclasses.replace(_KEEPS_OUTPUT, saves="both")),  # x, and the 1 + |x| that divides it
+    **_rows("tan", Cost(_P, (1, 1, 1), (4, 1, 2), "output")),
+    **_rows("hypot copysign", dataclasses.replace(_UNARY, saves="both")),
+    **_rows("cross diff lerp remainder fmod", dataclasses.replace(_UNARY, saves="nothing")),
     **_rows("log log2 log10 log1p", _UNARY),
     **_rows("abs", Cost(_P, (1, 1, 1), (3, 2, 2))),
     **_rows("clamp", Cost(_P, (1, 1, 1), (3.5, 2, 4))),  # both limits compared, both masks joined, then chosen by
@@ -73,7 +79,8 @@ _OPS: dict[str, Cost] = {
     **_rows("sin cos", Cost(_P, (1, 1, 1), (4, 1, 2))),
     **_rows("pow square", Cost(_P, (1, 1, 1), (6, 1, 3))),
     **_rows("where", Cost(_P, (1, 1, 1), (1, 1, 2), "mask")),
-    **_rows("masked_fill triu tril", Cost(_P, (1, 1, 1), (1, 1, 1), "mask")),
+    **_rows("masked_fill", Cost(_P, (1, 1, 1), (1, 1, 1), "mask")),
+    **_rows("triu tril", Cost(_P, (1, 1, 1), (1, 1, 1), "nothing")),
     **_rows("dropout alpha_dropout", Cost(_P, (1, 1.4, 1), (1, 1.4, 1), "mask", (60, 0))),
     **_rows("eq ne lt le gt ge logical_and logical_or logical_not bitwise isnan isinf sign floor ceil round "
             "floor_divide argmax argmin any all count_nonzero", Cost(_P, (1, 1, 1), (0, 0, 0), "nothing")),
@@ -85,6 +92,7 @@ _OPS: dict[str, Cost] = {
     **_rows("normalize", Cost(Traffic.UNROLLED, (2, 1, 3), (13, 8, 9))),  # torch's own is a norm and a division
     **_rows("cumsum", Cost(Traffic.REDUCTION, (1, 1, 1), (3, 3, 3), "nothing")),  # turned, summed, turned back
     **_rows("max min amax amin", Cost(Traffic.REDUCTION, (1, 1, 1), (2, 1, 2))),
+    **_rows("prod cumprod logcumsumexp cdist", Cost(Traffic.REDUCTION, (1, 1, 1), (3, 1, 2), "both")),
     **_rows("topk sort", Cost(Traffic.GATHER, (12, 4, 3), (1, 1, 2), "indices")),
     # Moments, then x a + b; the sums of the gradient, then the same with three tensors.
     "group_norm": Cost(Traffic.NORM, (2, 1, 2), (4, 1, 3)),
@@ -97,12 +105,16 @@ _OPS: dict[str, Cost] = {
     "kl_div": Cost(_P, (5, 1, 4), (2, 0, 2)),
     "binary_cross_entropy_with_logits": Cost(_P, (6, 1, 6), (6, 0, 6)),
     **_rows("max_pool1d max_pool2d max_pool3d", Cost(Traffic.POOL, (1, 3, 1), (3, 9, 1), "indices")),
-    **_rows("avg_pool1d avg_pool2d avg_pool3d", Cost(Traffic.POOL, (1, 1, 1), (5, 5, 1), "nothing")),
+    **_rows("avg_pool1d avg_pool2d avg_pool3d", Cost(Traffic.POOL, (1, 1, 1), (5, 5, 1))),
+    **_rows("pixel_shuffle", Cost(Traffic.POOL, (1, 1, 1), (1, 1, 1), "nothing")),
     **_rows("grid_sample", Cost(Traffic.POOL, (1, 1, 1), (11, 11, 1))),
     **_rows("interpolate upsample", Cost(Traffic.POOL, (1, 1, 1), (1, 1, 1), "nothing")),
     **_rows("cat stack", Cost(Traffic.LAYOUT, (1, 1, 1), (0, 0, 0), "nothing")),
     # The gradient of gather is added in place by atomics, that of an index is sorted first.
-    **_rows("gather take_along_dim", Cost(Traffic.UNROLLED, (0, 4, 1), (1, 4, 2), "indices")),
+    **_rows("gather take_along_dim", Cost(Traffic.UNROLLED, (0, 4, 1), (1, 4, 2))),
+    **_rows("masked_select scatter_reduce", dataclasses.replace(_COPY, saves="inputs")),
+    **_rows("index_add index_copy", dataclasses.replace(_COPY, saves="source")),
+    "fft": Cost(Traffic.LAYOUT, (2, 2, 2), (2, 2, 2)),  # a real operand; complex ones are not kept
     **_rows("index index_select", Cost(Traffic.GATHER, (0, 2, 1), (0, 3, 12), "indices")),
     **_rows("embedding_bag", Cost(Traffic.GATHER, (0, 2, 1), (0, 3, 3), "nothing")),
 }  # fmt: skip
