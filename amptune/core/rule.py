@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from amptune.lint.settings_file import SettingsFile
     from amptune.lint.source import SourceFile
 
-API_VERSION = 1
-
 
 @dataclasses.dataclass(frozen=True)
 class Example:
