@@ -4,11 +4,11 @@ Rounding errors that are independent add up in squares, so a gradient whose cosi
 1 / c^2 - 1 of noise to 1 of signal, about proportional to the summed squared errors of the plan. As a share of what the
 gate allows, 1 is the bar: a plan of error E that shows the share s puts the limit near E / s.
 
-How near was fitted on 196 plans of five small networks (GPT, Llama, BERT, ViT, an MLP with skips; FP8 products computed
-in FP32 from rounded operands) and holds for what is recorded of GPT-2 and BERT on an H200. Within one network the
-logarithm of s / E has a standard deviation of 0.4 to 0.7 over plans with FP8. Over plans in 16 bits alone it has 0.2 to
-2.7: what rounds there is mostly the stream between the sites, which no site's error knows. And a network's 16-bit plans
-may show 30 times more for their error than its FP8 plans do, so those in 16 bits that train say nothing of FP8.
+How near was measured on 200 plans of five small networks (tests/benchmarks/reports/gradient_noise.md), and what trials
+of GPT-2 and BERT on an H200 recorded is alike. Within one network the logarithm of s / E has a standard deviation of
+0.4 to 1.0 over plans with FP8. Over plans in 16 bits alone it has 0.1 to 2.7: what rounds there is mostly the stream
+between the sites, which no site's error knows. And a network's 16-bit plans may show 30 times more for their error than
+its FP8 plans do, so those in 16 bits that train say nothing of FP8.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SATURATED = 24.0
 """From here on noise exceeds the signal and no longer grows with the error: the plan is that far beyond the bar or
 more."""
 WORST_TO_TYPICAL, WORST_SPREAD = 0.8, 0.7
-"""Logarithm of the worst parameter's share over the median one's where errors add up: 0.5 to 1.1 in the mean of a
-network, 2.3 at most."""
+"""Logarithm of the worst parameter's share over the median one's where errors add up: 0.5 to 1.3 in the mean of a
+network's plans with FP8, 3.3 at most."""
 BY_ITSELF = 1 / 8
 """Density of either logarithm where a single choice breaks a plan: anything from 1 to 3000."""
 OTHERWISE = 0.01
