@@ -487,7 +487,7 @@ def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return _mapped(function, value, [])[0]
 
 
-_LEAVES = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+_LEAVES = frozenset({int, float, bool, str, type(None), slice, type(...), torch.dtype, torch.device})
 """Most of what is passed beside tensors, known at a glance to hold none."""
 
 
@@ -564,6 +564,8 @@ def tensors_in(value: Any) -> list[Tensor]:
     """The tensors in nested tuples, lists, dicts and dataclasses."""
     if isinstance(value, Tensor):
         return [value]
+    if type(value) in _LEAVES:  # torch.compile asks these for no attribute of their class
+        return []
     return [tensor for part in _parts(value) for tensor in tensors_in(part)]
 
 
@@ -928,7 +930,8 @@ def _in_fp32(function: Callable[..., Any], keep: bool, /, *args: Any, **kwargs: 
             result = function(*raised_args, **raised_kwargs)
     else:
         result = function(*raised_args, **raised_kwargs)
-    kind = _kind_of(function)
+    # A module has no such name, and is no constant for torch.compile.
+    kind = "" if isinstance(function, nn.Module) else _kind_of(function)
     target = _released(args[0]) if kind == "in-place" else out
     if target is not None:
         return target if target is result else target.copy_(result)
@@ -1768,6 +1771,8 @@ class _LateInFp16(_Late):
 
 
 _HALF = (torch.bfloat16, torch.float16)
+LATE_COMPILES = torch.__version__ >= "2.13"
+"""Whether torch.compile follows such tensors; 2.11 ends with an error of its own at the first method of one."""
 _LATE: dict[torch.dtype, type[_Late]] = {cls._low: cls for cls in (_LateInBf16, _LateInFp16)}
 _alias = torch.ops.aten.alias.default
 
@@ -1802,8 +1807,9 @@ def source_of(tensor: Tensor) -> Tensor:
 
 
 def _read_late(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor of a module's, cast where it meets 16 bits; one of another kind (a DTensor, a fake one) at once."""
-    if type(tensor) not in (nn.Parameter, Tensor):
+    """A tensor of a module's, cast where it meets 16 bits; at once where it is of another kind (a DTensor, a fake one),
+    and in what a torch.compile makes that cannot follow it."""
+    if type(tensor) not in (nn.Parameter, Tensor) or (_is_compiling() and not LATE_COMPILES):
         return _weight(tensor, dtype, None)  # type: ignore[no-any-return]
     late = _LATE.get(dtype) if tensor.dtype == torch.float32 else None
     return tensor if late is None else tensor.as_subclass(late)
