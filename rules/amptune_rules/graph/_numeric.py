@@ -64,6 +64,12 @@ def eps_before(run: Run, site: Site, index: int = 0) -> float | None:
     return next((float(v) for v in literals if isinstance(v, (int, float)) and 0 < v < 1), None)
 
 
+def is_signed_sum(run: Run, site: Site) -> bool:
+    """Whether a root's eps is added to what has both signs, so that it protects nothing in any format."""
+    root = run.ranges.root(site)
+    return root is not None and root.op == "add" and run.ranges.operand(root, 0).low < 0
+
+
 def floating_sites(context: GraphContext, *ops: str) -> Iterator[Site]:
     """Sites of the named ops, but for those that are worked out from constants: they are what the user wants."""
     return (site for site in context.graph if site.op in ops and not is_settled(context, site))

@@ -23,6 +23,7 @@ from amptune_rules.graph._numeric import (
     gives_zeros,
     is_guarded_after,
     is_settled,
+    is_signed_sum,
     source_dtype,
 )
 
@@ -218,14 +219,16 @@ class DivisionByZero(GraphRule):
             text = "the denominator is a buffer of zeros, as it stands: x / 0 is infinite or NaN until it is written"
             yield context.finding(self, site, text)
             return
-        if _has_lost_eps(run, root):
+        is_lost = root is not None and root.op == "sqrt" and eps_before(run, root) is not None
+        if is_lost and root is not None and not is_signed_sum(run, root):
             return  # G206 says so of the root
         what = f"the result of {root.op}" if root else "a count"
+        where = "where a format rounds its eps to zero; make it larger" if is_lost else "in every format; add an eps"
         yield context.finding(
             self,
             site,
-            f"the denominator is {what}, which can be zero as far as its terms show: {_quotient(run, site, place)} in "
-            "every format; add an eps",
+            f"the denominator is {what}, which can be zero as far as its terms show: "
+            f"{_quotient(run, site, place)} {where}",
             severity=None if gives_zeros(run, site, place) else Severity.INFO,
             chain=chain(context, site),
         )
@@ -281,11 +284,6 @@ def _is_root_with_eps(context: GraphContext, root: Site) -> bool:
     """Whether a site is sqrt(x + eps) of an x of which nothing is known: the root says that the user has x above zero,
     as a running variance is, and the eps is there and is kept in every format."""
     return root.op == "sqrt" and all(_keeps_offset(run, run.ranges.root(root)) for run in context.runs)
-
-
-def _has_lost_eps(run: Run, root: Site | None) -> bool:
-    """Whether a denominator is a root over an eps that some format does not hold."""
-    return root is not None and root.op == "sqrt" and eps_before(run, root) is not None
 
 
 def _keeps_offset(run: Run, total: Site | None) -> bool:

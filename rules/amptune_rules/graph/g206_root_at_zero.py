@@ -25,6 +25,7 @@ from amptune_rules.graph._numeric import (
     is_difference_of_means,
     is_guarded_after,
     is_signed,
+    is_signed_sum,
     reads_weights_alone,
 )
 
@@ -142,7 +143,7 @@ class RootAtZero(GraphRule):
         exponent = _exponent(site)
         is_open = exponent is not None
         breaks = exponent is not None and (exponent < 0 or not context.train or site.inputs[0].requires_grad)
-        if bad and eps is not None and breaks and not _is_signed_sum(context.runs[0], site):
+        if bad and eps is not None and breaks and not is_signed_sum(context.runs[0], site):
             yield context.finding(
                 self,
                 site,
@@ -226,12 +227,6 @@ def _named(site: Site) -> str:
 
 def _touches_zero(found: Range) -> bool:
     return found.is_known and -1e30 < found.low <= 0
-
-
-def _is_signed_sum(run: Run, site: Site) -> bool:
-    """Whether the eps is added to what has both signs, so that it protects nothing in any format."""
-    root = run.ranges.root(site)
-    return root is not None and root.op == "add" and run.ranges.operand(root, 0).low < 0
 
 
 def _cancels(run: Run, site: Site) -> bool:
