@@ -53,7 +53,7 @@ def measure_kept_loss(
                 compile_kept_loss(module, backend)
             once()  # what compiles, compiles here
             found[choice] = statistics.median(times_of(once, bench.device))
-        except RuntimeError:  # the choice will fail in its trial, with the reason
+        except Exception:  # the loss is not ours; the choice will fail in its trial, with the reason
             continue
         finally:
             undo_plan(bench.model)
@@ -62,14 +62,16 @@ def measure_kept_loss(
 
 
 def _call_of_loss(bench: Workbench, batch: Any) -> Call | None:
-    """What the loss is called with in the FP32 forward, detached; None where it is not called just once."""
+    """What the loss is called with in the FP32 forward, detached; None where it is not called just once, or gives more
+    than the loss, as those of detection do: they match boxes outside of torch, which no compiler follows."""
     modules = keep_loss(bench.model)
     if len(modules) != 1:
         return None
-    heard: list[Call] = []
+    heard: list[Call | None] = []
 
-    def keep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        heard.append(map_tensors((args, kwargs), torch.Tensor.detach))
+    def keep(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        is_loss = isinstance(result, torch.Tensor) and result.numel() == 1
+        heard.append(map_tensors((args, kwargs), torch.Tensor.detach) if is_loss else None)
 
     with training(bench, Candidate("fp32")), bench.no_gradients(), _listening(modules[0], keep):
         loss_of(bench, Candidate("fp32"), batch)
@@ -78,14 +80,15 @@ def _call_of_loss(bench: Workbench, batch: Any) -> Call | None:
 
 
 @contextlib.contextmanager
-def _listening(module: nn.Module, keep: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
-    """Calls of the module's ``loss_function`` while the block runs."""
+def _listening(module: nn.Module, keep: Callable[[tuple[Any, ...], dict[str, Any], Any], None]) -> Iterator[None]:
+    """Calls of the module's ``loss_function`` and their results while the block runs."""
     before = dict(vars(module))
     function: Any = module.loss_function
 
     def listen(*args: Any, **kwargs: Any) -> Any:
-        keep(args, kwargs)
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        keep(args, kwargs, result)
+        return result
 
     module.loss_function = listen  # type: ignore[assignment]
     changed = {name for name, value in vars(module).items() if name not in before or before[name] is not value}

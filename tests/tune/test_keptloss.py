@@ -50,6 +50,11 @@ def make_batch():
     generator = torch.Generator().manual_seed(0)
     return {"x": torch.randn(6, 8, generator=generator), "labels": torch.randint(5, (6,), generator=generator)}
 """
+PARTS = KEEPS.replace(
+    "return self.loss_function(logits=self.head(x), labels=labels)",
+    "return self.loss_function(logits=self.head(x), labels=labels)[0]",
+).replace("return nn.functional.cross_entropy(logits.float(), labels)",
+          "return nn.functional.cross_entropy(logits.float(), labels), {}")  # fmt: skip
 UNUSED = KEEPS.replace("self.loss_function(logits=self.head(x), labels=labels)", "loss_of(self.head(x), labels)")
 
 
@@ -57,7 +62,7 @@ def test_it_is_found_by_running_the_model(make_bench: Make) -> None:
     bench, batches = make_bench(KEEPS)
     assert makes_kept_loss(bench, batches.train[0])
     assert not vars(bench.model).keys() & {"_loss_function", "_amptune_loss"}
-    for source in (UNUSED, MLP):
+    for source in (UNUSED, PARTS, MLP):
         bench, batches = make_bench(source)
         assert not makes_kept_loss(bench, batches.train[0])
         assert measure_kept_loss(bench, batches.train[0], ("fp32",), Format.BF16) == {}
