@@ -900,11 +900,18 @@ def loss_in(
         def loss(output: Any, *args: Any, **kwargs: Any) -> Any:
             return function(_raised(output, dtype), *args, **kwargs)
 
-        own = _with_own_code(loss)
-        # A loss may be a module, whose attributes are not the wrapper's to take.
-        return functools.update_wrapper(torch.compile(own, backend=backend) if compile else own, function, updated=())
+        return _in_place_of(function, loss, backend if compile else None)
 
     return decorate
+
+
+def _in_place_of(function: Any, loss: Any, backend: Any) -> Callable[..., Any]:
+    """``loss``, under torch.compile where a backend is named, with the name and the docstring of ``function``."""
+    own = _with_own_code(loss)
+    # A loss may be a module, whose attributes are not the wrapper's to take.
+    return functools.update_wrapper(
+        own if backend is None else torch.compile(own, backend=backend), function, updated=()
+    )
 
 
 def _raised(value: Any, dtype: torch.dtype | None) -> Any:
@@ -2149,8 +2156,7 @@ def _compiled_loss(function: Any, backend: Any) -> Callable[..., Any]:
         def loss(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs)
 
-        compiled = torch.compile(_with_own_code(loss), backend=backend)
-        _compiled_losses[function, backend] = functools.update_wrapper(compiled, function, updated=())
+        _compiled_losses[function, backend] = _in_place_of(function, loss, backend)
     return _compiled_losses[function, backend]
 
 
