@@ -37,7 +37,7 @@ import threading
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -925,6 +925,8 @@ def _raised(value: Any, dtype: torch.dtype | None) -> Any:
 
 
 def _in_fp32(function: Callable[..., Any], keep: bool, /, *args: Any, **kwargs: Any) -> Any:
+    if not _is_compiling() and function in _raising:
+        return function(*map(_released, args), **kwargs)
     out = kwargs.pop("out", None)
     if args and type(args[0]) is Tensor and _LEAVES.issuperset(map(type, (*args[1:], *kwargs.values()))):
         first = args[0]
@@ -1661,6 +1663,8 @@ def _call_under_autocast(
 def _run_pinned(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A module without parameters: computes in its format, gives back the promoted dtype of its inputs."""
     dtype = module._amptune.dtype
+    if isinstance(module, nn.CrossEntropyLoss) and not _is_compiling() and F.cross_entropy in _raising:
+        return inner(module, *args, **kwargs)
     if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
         (x,) = args
         args, back = (_cast(x, dtype),), x.dtype if x.is_floating_point() else None
@@ -1686,6 +1690,14 @@ def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwa
     A single FP16 number that it returns is a loss, and is given back in float32: times a loss scale of 65536 it would
     overflow, whatever it is.
     """
+    root: _Root = module._amptune_root
+    if root.compiles_loss and not _is_compiling():
+        with losses_compiled():
+            return _run_planned(module, root, inner, args, kwargs)
+    return _run_planned(module, root, inner, args, kwargs)
+
+
+def _run_planned(module: Any, root: _Root, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
     opens = (
         not torch.compiler.is_compiling() and _state.casts is None and not _in_backward() and not _is_sharded(module)
     )
@@ -1699,7 +1711,6 @@ def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwa
             result = inner(module, *args, **kwargs)
         finally:
             _state.casts, _state.unused, _state.groups = None, None, ()
-    root: _Root = module._amptune_root
     if root.has_late:
         result = _map_tensors(_plain, result)
     return _map_tensors(_raised_scalar, result) if root.output_dtype is None else cast_all(result, root.output_dtype)
@@ -1856,6 +1867,7 @@ class _Root:
     output_dtype: torch.dtype | None
     groups: Sequence[_Group] = ()
     has_late: bool = False
+    compiles_loss: bool = False
 
 
 class AppliedPlan:
@@ -1896,15 +1908,15 @@ def apply_plan(
         output_format: format of the model's floating outputs.
         parameters: "bf16" casts the model's parameters and buffers to bfloat16, and floating inputs on their way in.
             Undoing the plan leaves them in bfloat16. See ``master_weights`` for the optimizer.
-        compile_loss: run the loss that the model makes by its ``loss_function``, as models of transformers do, under
-            torch.compile. For another loss see ``loss_in``.
+        compile_loss: run the loss that the model makes in its forward under torch.compile: its ``loss_function``, where
+            it keeps one as models of transformers do, else the cross entropy that it calls. For a loss outside of the
+            model see ``loss_in``.
 
     Where lazy layers (``LazyLinear``) lack their parameters, the plan comes into force after the first forward, which
     gives them: that one runs as the user wrote the model.
 
     Raises:
-        ValueError: a path or glob that matches nothing, a format or key that is unknown or does not fit the module;
-            ``compile_loss`` for a model without ``loss_function``.
+        ValueError: a path or glob that matches nothing, a format or key that is unknown or does not fit the module.
         RuntimeError: the model is sharded already, or its FP8 sites are on a GPU without FP8 products.
     """
     model = _unwrap(model)
@@ -1942,8 +1954,6 @@ def _apply_now(
     resolved = _resolve(model, sites)
     if parameters is not None:
         _known("format of parameters", parameters, ("bf16",))
-    if compile_loss and not keep_loss(model):
-        raise ValueError(f"compile_loss: {type(model).__name__} has no {_KEPT_LOSS}; decorate its loss with loss_in")
     undo_plan(model)
     if parameters is not None:
         _lower_parameters(model)
@@ -1961,7 +1971,8 @@ def _apply_now(
     model.__class__ = _made_class(type(model), "root")
     paths = {path: module for path, module in _all_modules(model).items() if id(module) in modules}
     has_late = any(site.how == "late" for site in resolved.values())
-    model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths), has_late)
+    compiles_loss = compile_loss and not keep_loss(model)
+    model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths), has_late, compiles_loss)
     return AppliedPlan(model, resolved)
 
 
@@ -2145,19 +2156,56 @@ def _read_as_compiled(kept: property) -> property:
     return property(read, kept.fset, kept.fdel, kept.__doc__)
 
 
-_compiled_losses: dict[tuple[Any, Any], Callable[..., Any]] = {}
+@contextlib.contextmanager
+def losses_compiled(backend: Any = "inductor") -> Iterator[None]:
+    """While the block runs, the cross entropy that a forward calls by its name in ``torch.nn.functional``, as
+    ``nn.CrossEntropyLoss`` does, is compiled, and takes 16-bit logits to float32 in there.
+
+    Another thread's call meets the compiled one too, which computes the same.
+    """
+    called = F.cross_entropy
+    if called in _raising:
+        yield
+        return
+    compiled = _compiled_loss(called, backend, raises=True)
+
+    @functools.wraps(called)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # In what is compiled around it, it is part of the graph, which calls it by its name while it is traced.
+        if _is_compiling() or type(args[0] if args else kwargs.get("input")) is not Tensor:
+            return called(*args, **kwargs)
+        F.cross_entropy = called  # this graph calls it by its name too
+        try:
+            return compiled(*args, **kwargs)
+        finally:
+            F.cross_entropy = run
+
+    F.cross_entropy = run
+    _raising.add(run)
+    try:
+        yield
+    finally:
+        F.cross_entropy = called
+        _raising.discard(run)
 
 
-def _compiled_loss(function: Any, backend: Any) -> Callable[..., Any]:
+_raising: set[Any] = set()
+"""What stands for the cross entropy while a loss is compiled: a copy of its logits in float32 would be for nothing."""
+_compiled_losses: dict[tuple[Any, Any, bool], Callable[..., Any]] = {}
+
+
+def _compiled_loss(function: Any, backend: Any, *, raises: bool = False) -> Callable[..., Any]:
     """``function`` under torch.compile, the same each time: what it makes of the logits, such as a copy of them in
-    FP32, then is never in memory as a whole."""
-    if (function, backend) not in _compiled_losses:
+    FP32, then is never in memory as a whole. It takes 16-bit inputs to float32 itself where ``raises`` says so."""
+    if (function, backend, raises) not in _compiled_losses:
 
         def loss(*args: Any, **kwargs: Any) -> Any:
+            if raises:
+                args, kwargs = _map_tensors(_upcast, (args, kwargs))
             return function(*args, **kwargs)
 
-        _compiled_losses[function, backend] = _in_place_of(function, loss, backend)
-    return _compiled_losses[function, backend]
+        _compiled_losses[function, backend, raises] = _in_place_of(function, loss, backend)
+    return _compiled_losses[function, backend, raises]
 
 
 def _no_fast_path(module: nn.Module, args: Any) -> None:

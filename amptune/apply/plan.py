@@ -61,7 +61,7 @@ def apply(
             channels_last=plan.channels_last,
             output_format=output_format,
             parameters=Format.BF16.label if plan.params else None,
-            compile_loss=plan.loss_compile and bool(runtime.keep_loss(model)),
+            compile_loss=plan.loss_compile,
         )
     except (ValueError, RuntimeError) as error:
         raise ApplyError(f"the plan does not fit this model: {error}") from error

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from amptune.core.graph import Site
+from amptune.core.graph import LOSS, Site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +40,6 @@ class PatchSpec:
         make_model: the function of this file that builds the model. Where there is no ``top_class``, as for a model
             from a package, what it returns is what the plan is applied to.
         loss: the loss function of this file.
-        keeps_loss: whether the model makes its loss by a ``loss_function`` that the runtime can compile.
         optimizer: the function of this file that makes the optimizer.
     """
 
@@ -55,7 +52,13 @@ class PatchSpec:
     make_model: str | None = None
     loss: str | None = None
     optimizer: str | None = None
-    keeps_loss: bool = False
+
+    @property
+    def makes_loss(self) -> bool:
+        """Whether the model makes a loss in its forward, which ``loss`` may just hand on."""
+        return self.loss is None or any(
+            "#cross_entropy." in site.id and not site.id.startswith(f"{LOSS}#") for site in self.sites
+        )
 
     @classmethod
     def from_sites(
@@ -69,7 +72,6 @@ class PatchSpec:
         make_model: str | None = None,
         loss: str | None = None,
         optimizer: str | None = None,
-        keeps_loss: bool = False,
     ) -> PatchSpec:
         """A spec from a captured graph.
 
@@ -78,7 +80,7 @@ class PatchSpec:
             sites: sites of the graph.
             module_paths: (path, identity) of every module, duplicates included:
                 ``((n, id(m)) for n, m in model.named_modules(remove_duplicate=False))``.
-            tensors, top_class, make_model, loss, optimizer, keeps_loss: as the attributes.
+            tensors, top_class, make_model, loss, optimizer: as the attributes.
         """
         paths = list(module_paths)
         first: dict[int, str] = {}
@@ -87,4 +89,4 @@ class PatchSpec:
             SiteRef(site.id, site.code, site.module_type, site.location.path if site.location else "") for site in sites
         )
         names = tuple(name for name, _ in paths)
-        return cls(path, refs, names, shared, tuple(tensors), top_class, make_model, loss, optimizer, keeps_loss)
+        return cls(path, refs, names, shared, tuple(tensors), top_class, make_model, loss, optimizer)

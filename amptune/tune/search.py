@@ -156,7 +156,7 @@ class Search:
     @property
     def largest_scale(self) -> float:
         """What a loss scale may start at: a model that makes its loss itself makes it in the format of its outputs."""
-        return math.inf if self.space.losses and not self.space.keeps_loss else FP16_LOSS_SCALE
+        return math.inf if self.space.losses and not self.space.makes_loss else FP16_LOSS_SCALE
 
     @functools.cached_property
     def costs(self) -> CostModel:

@@ -86,7 +86,7 @@ class Space:
         no_fp8: Linear site -> why FP8 does not fit it, where the device has FP8.
         why_fixed: site of a fixed group -> why it stays in FP32.
         strided: sites whose padded output need not be copied, as a run has shown.
-        keeps_loss: whether ``losses`` are of a loss that the model makes itself.
+        makes_loss: whether ``losses`` are of a loss that the model makes itself.
     """
 
     groups: tuple[Group, ...]
@@ -97,7 +97,7 @@ class Space:
     no_fp8: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     why_fixed: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     strided: frozenset[str] = frozenset()
-    keeps_loss: bool = False
+    makes_loss: bool = False
 
     def module_groups(self) -> list[Group]:
         """Groups that choose a format."""

@@ -18,7 +18,7 @@ from amptune.capture.prepare import run_lazy_layers
 from amptune.capture.target import Target
 from amptune.core.formats import Format
 from amptune.errors import CaptureError
-from amptune.runtime import compile_kept_loss, keep_loss, loss_in, undo_plan
+from amptune.runtime import compile_kept_loss, keep_loss, loss_in, losses_compiled, undo_plan
 from amptune.tune.batches import Batches, to_device
 from amptune.tune.compilation import BACKEND, Compilation, as_written, compiled, own_code_of_autocast
 from amptune.tune.device import Device
@@ -197,7 +197,7 @@ def loss_of_output(bench: Workbench, candidate: Candidate, output: Any, batch: A
     plan = candidate.plan
     loss_format = plan.loss_format if plan else Format.FP32 if candidate.params else None
     is_compiled = candidate.loss_compile or (plan is not None and plan.loss_compile)
-    backend = (bench.compilation.backend if bench.compilation else BACKEND) if is_compiled else None
+    backend = _backend(bench) if is_compiled else None
     if loss_format is None and backend is None:
         return bench.target.loss(output, batch)
     return bench.target_with_loss(loss_format, backend).loss(output, batch)
@@ -312,7 +312,7 @@ def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tens
         compiling = _compile_kept_loss(bench, candidate)
         try:
             within = bench.compilation is not None and candidate.autocast is not None
-            with own_code_of_autocast(within), compiled(bench.model, bench.compilation):
+            with own_code_of_autocast(within), compiled(bench.model, bench.compilation), _called_loss(bench, candidate):
                 yield Run(bench, candidate, lowered)
         finally:
             if applied is not None:
@@ -325,10 +325,25 @@ def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tens
 def _compile_kept_loss(bench: Workbench, candidate: Candidate) -> bool:
     """Compile the loss that the model makes itself where the candidate says so, and beside compiled blocks: the user's
     own torch.compile has it in the model's graph. Whether there is one to compile."""
-    is_beside_blocks = bench.compilation is not None and bench.compilation.scope == "blocks"
-    if bench.target.loss_fn is not None or not (candidate.loss_compile or is_beside_blocks):
-        return False
-    modules = keep_loss(bench.model)
+    is_said = candidate.loss_compile or _is_beside_blocks(bench)
+    modules = keep_loss(bench.model) if is_said else []
     for module in modules:
-        compile_kept_loss(module, bench.compilation.backend if bench.compilation else BACKEND)
+        compile_kept_loss(module, _backend(bench))
     return bool(modules)
+
+
+def _called_loss(bench: Workbench, candidate: Candidate) -> contextlib.AbstractContextManager[None]:
+    """The same for a cross entropy that the forward calls. A plan compiles it itself, but with the backend of users."""
+    is_said = candidate.loss_compile or (candidate.plan is not None and candidate.plan.loss_compile)
+    is_compiled = _is_beside_blocks(bench) or (is_said and bench.compilation is None)
+    if not is_compiled or keep_loss(bench.model):
+        return contextlib.nullcontext()
+    return losses_compiled(_backend(bench))
+
+
+def _is_beside_blocks(bench: Workbench) -> bool:
+    return bench.compilation is not None and bench.compilation.scope == "blocks"
+
+
+def _backend(bench: Workbench) -> str:
+    return bench.compilation.backend if bench.compilation else BACKEND

@@ -34,10 +34,10 @@ from amptune.tune.float8 import missing_note
 from amptune.tune.followers import follower_prices, this_gpu, with_followers
 from amptune.tune.gradients import record_gradients
 from amptune.tune.job import Job, Measured, Prepared
-from amptune.tune.keptloss import makes_kept_loss, measure_kept_loss
 from amptune.tune.kernels import tensor_core_share
 from amptune.tune.losses import measure_losses, measure_update
 from amptune.tune.lowparams import check_params
+from amptune.tune.modelloss import makes_loss, measure_model_loss
 from amptune.tune.quality import Quality, judge, reference_itself
 from amptune.tune.recipes import Candidate, autocast_region, stock_candidates
 from amptune.tune.recompiling import num_compiled
@@ -118,10 +118,11 @@ class Worker:
     def space(self, graph: PrecisionGraph) -> Space:
         """The search space, which depends on the live modules."""
         with eager(self.bench):
-            space = build_space(self.bench, graph, self.batches.train[0], pins=self.pins, losses=self._losses())
-            if not self._can_compile_kept_loss():
+            losses = self._losses()
+            space = build_space(self.bench, graph, self.batches.train[0], pins=self.pins, losses=losses)
+            if not self._can_compile_model_loss():
                 return space
-            return dataclasses.replace(space, losses=("fp32", COMPILED_LOSS), keeps_loss=True)
+            return dataclasses.replace(space, losses=losses or ("fp32", COMPILED_LOSS), makes_loss=True)
 
     def patch_spec(self, graph: PrecisionGraph) -> PatchSpec:
         """Where the plan goes in the user's file, or in a file of its own for a model from a package."""
@@ -134,7 +135,7 @@ class Worker:
     def can_compile_loss(self) -> bool:
         """Whether a recipe can have its loss under torch.compile beside a model that is not."""
         with eager(self.bench):
-            return COMPILED_LOSS in self._losses() or self._can_compile_kept_loss()
+            return COMPILED_LOSS in self._losses() or self._can_compile_model_loss()
 
     def costs(self, space: Space, graph: PrecisionGraph) -> CostTable:
         """Measure the cost table of the sites of ``space``; ``graph`` says how often each is called."""
@@ -157,8 +158,10 @@ class Worker:
             table = with_held(table, self.bench.model, space)
             halves = sorted({c.output_format for c in formats} - {Format.FP32}, key=list(Format).index)
             backend = self.options.compile_with or BACKEND
-            measure = measure_kept_loss if space.keeps_loss else measure_losses
-            losses = measure(self.bench, batch, space.losses, halves[0], backend) if halves else {}
+            losses = measure_losses(self.bench, batch, space.losses, halves[0], backend) if halves else {}
+            if halves and space.makes_loss:
+                made = measure_model_loss(self.bench, batch, space.losses, halves[0], backend)
+                losses = {choice: ms + losses.get(choice, 0.0) for choice, ms in made.items()}
             update, scaling = measure_update(self.bench) or (None, 0.0)
         gpu = this_gpu(self.device.torch.type)
         prices = follower_prices(graph, planned, [Format.FP32, Format.TF32, *halves], gpu, fused=fused)
@@ -259,10 +262,10 @@ class Worker:
         can_compile = self.device.is_cuda or self.options.compile_with is not None
         return ("fp32", "follow", COMPILED_LOSS) if can_compile else ("fp32", "follow")
 
-    def _can_compile_kept_loss(self) -> bool:
+    def _can_compile_model_loss(self) -> bool:
         """Whether compiling the loss that the model makes itself is a choice: compile mode compiles it in any case."""
-        is_choice = self.target.loss_fn is None and self.device.is_cuda and self.options.compile_with is None
-        return is_choice and makes_kept_loss(self.bench, self.batches.train[0])
+        is_choice = self.device.is_cuda and self.options.compile_with is None
+        return is_choice and makes_loss(self.bench, self.batches.train[0])
 
     def _mismatches(self, candidate: Candidate) -> tuple[str, ...]:
         if candidate.plan is None:

@@ -15,7 +15,7 @@ from amptune.core.plan import Plan, ScalerConfig, SitePlan
 from amptune.tune.batches import load_batches
 from amptune.tune.device import Device
 from amptune.tune.gate import MIN_COSINE
-from amptune.tune.keptloss import measure_kept_loss
+from amptune.tune.modelloss import measure_model_loss
 from amptune.tune.options import TuneOptions
 from amptune.tune.progress import Progress
 from amptune.tune.quality import Quality, judge
@@ -81,17 +81,54 @@ def make_batch():
 """
 
 
-def test_a_loss_that_the_model_keeps_is_faster_compiled(tmp_path: Path) -> None:
-    (tmp_path / "lm.py").write_text(KEPT_LOSS)
+CALLED_LOSS = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(50000, 128)
+        self.up = nn.Linear(128, 512)
+        self.drop = nn.Dropout(0.1)
+        self.down = nn.Linear(512, 128)
+        self.head = nn.Linear(128, 50000)
+
+    def forward(self, ids, labels):
+        logits = self.head(self.down(self.drop(F.gelu(self.up(self.embed(ids))))))
+        return logits, F.cross_entropy(logits.view(-1, 50000), labels.view(-1))
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    ids = torch.randint(0, 50000, (8, 256))
+    return {"ids": ids, "labels": ids}
+
+
+def loss_fn(output, batch):
+    return output[1]
+"""
+ways = pytest.mark.parametrize("source", [KEPT_LOSS, CALLED_LOSS], ids=["kept", "called"])
+
+
+@ways
+def test_a_loss_that_the_model_makes_is_faster_compiled(tmp_path: Path, source: str) -> None:
+    (tmp_path / "lm.py").write_text(source)
     target, device = load_target(TargetSpec(str(tmp_path / "lm.py"))), Device("cuda")
     bench = Workbench.build(target, device, seed=0)
     batch = load_batches(target, 2, device.torch).train[0]
-    found = measure_kept_loss(bench, batch, ("fp32", COMPILED_LOSS), Format.BF16)
+    found = measure_model_loss(bench, batch, ("fp32", COMPILED_LOSS), Format.BF16)
     assert found[COMPILED_LOSS] < found["fp32"], "the logits in FP32 are 0.4 GB, which are never written"
 
 
-def test_a_loss_that_the_model_keeps_is_a_choice(tmp_path: Path) -> None:
-    (tmp_path / "lm.py").write_text(KEPT_LOSS)
+@ways
+def test_a_loss_that_the_model_makes_is_a_choice(tmp_path: Path, source: str) -> None:
+    (tmp_path / "lm.py").write_text(source)
     options = TuneOptions(TargetSpec(str(tmp_path / "lm.py")), tmp_path / "out", budget=9, device="cuda", steps=5)
     tune(options, Progress(9))
     result = json.loads((tmp_path / "out/result.json").read_text())

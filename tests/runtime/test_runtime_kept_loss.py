@@ -121,6 +121,88 @@ def test_in_a_compiled_model_it_is_part_of_the_graph() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_a_model_that_keeps_no_loss_is_told_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"Linear has no loss_function; decorate its loss with loss_in"):
-        runtime.apply_plan(nn.Linear(2, 2), {"": "bf16"}, compile_loss=True)
+class Calls(nn.Module):
+    """Calls a cross entropy in its forward, by itself or through a module of its own or of the moment."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 6)
+        self.criterion = nn.CrossEntropyLoss()
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits, labels = self.head(x), torch.arange(len(x))
+        if self.way == "function":
+            return nn.functional.cross_entropy(logits, labels)
+        if self.way == "pinned":
+            return runtime.fp32(nn.functional.cross_entropy)(logits, target=labels)
+        return (self.criterion if self.way == "module" else nn.CrossEntropyLoss())(logits, labels)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """The dtypes of logits that came to a compiled loss."""
+    found: list[torch.dtype] = []
+
+    def stand_in(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+        def run(logits: Tensor, *args: Any, **kwargs: Any) -> Any:
+            found.append(logits.dtype)
+            return function(logits, *args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    monkeypatch.setattr(runtime, "_compiled_losses", {})
+    return found
+
+
+@pytest.mark.parametrize("way", ["function", "pinned", "module", "module of the moment"])
+def test_a_cross_entropy_that_the_forward_calls_is_compiled_and_made_in_fp32(way: str, seen: list[torch.dtype]) -> None:
+    model, called = Calls(way), nn.functional.cross_entropy
+    sites = {"head": "bf16", "criterion": "fp32"}
+    applied = runtime.apply_plan(model, sites, output_format="bf16")
+    model(X)
+    assert seen == []
+    applied.undo()
+    runtime.apply_plan(model, sites, compile_loss=True)
+    found = model(X)
+    assert seen == [torch.bfloat16], "nothing casts ahead of it, so no copy of the logits in float32 is in memory"
+    assert found.dtype == torch.float32
+    with torch.no_grad():
+        logits = torch.nn.functional.linear(X.bfloat16(), model.head.weight.bfloat16(), model.head.bias.bfloat16())
+        expected = called(logits.float(), torch.arange(len(X)))
+    assert torch.equal(found.detach(), expected)
+    assert nn.functional.cross_entropy is called, "outside of the forward it is torch's own"
+
+
+def test_a_forward_that_raises_gives_torch_its_cross_entropy_back(seen: list[torch.dtype]) -> None:
+    model, called = Calls("function"), nn.functional.cross_entropy
+    runtime.apply_plan(model, {"head": "bf16"}, compile_loss=True)
+    with pytest.raises(RuntimeError):
+        model(torch.randn(3, 5))
+    assert nn.functional.cross_entropy is called
+
+
+def test_losses_compiled_within_others_are_compiled_once(seen: list[torch.dtype]) -> None:
+    model = Calls("function")
+    runtime.apply_plan(model, {"head": "bf16"}, compile_loss=True)
+    with runtime.losses_compiled("aot_eager"):
+        model(X)
+    assert len(seen) == 1
+
+
+def test_the_real_compiler_gives_the_same_gradients() -> None:
+    model = Calls("function")
+    expected = torch.autograd.grad(model(X), list(model.parameters()))
+    runtime.apply_plan(model, {"head": "fp32"}, compile_loss=True)
+    with runtime.losses_compiled("aot_eager"):
+        found = torch.autograd.grad(model(X), list(model.parameters()))
+    torch.testing.assert_close(found, expected)
+
+
+def test_in_a_compiled_model_a_called_loss_is_part_of_the_graph() -> None:
+    model = Calls("function")
+    expected = model(X)
+    runtime.apply_plan(model, {"head": "fp32"}, compile_loss=True)
+    found = torch.compile(model, backend="eager", fullgraph=True)(X)
+    torch.testing.assert_close(found, expected)
