@@ -108,6 +108,26 @@ def test_weights_that_a_rounded_loss_trains_worse_are_worse(folder: Path) -> Non
     assert "computes itself" not in result.stdout
 
 
+def test_a_module_of_a_package_runs_as_it_will_beside_the_users_file(tmp_path: Path) -> None:
+    """It imports relatively and reads a file beside itself, and its patched file still lies in the output folder."""
+    package = tmp_path / "amptune_test_shop"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "sizes.txt").write_text("13")
+    (package / "parts.py").write_text("import torch\nHeads = torch.nn.Linear\n")
+    out = "int((pathlib.Path(__file__).parent / 'sizes.txt').read_text())"
+    head = f"import pathlib\nfrom .parts import Heads\nOUT = {out}\n"
+    (package / "net.py").write_text(head + MLP.replace("nn.Linear(32, 13)", "Heads(32, OUT)"))
+    write_plan(tmp_path, BF16)
+    by_plan = amptune(tmp_path, "verify", "amptune_test_shop/net.py", "--plan", "plan.json", "--steps", "25")
+    assert by_plan.returncode == 0, by_plan.stderr
+    assert amptune(tmp_path, "apply", "plan.json", "amptune_test_shop/net.py").returncode == 0
+    patched = "amptune-out/net/net_amptuned.py"
+    by_file = amptune(tmp_path, "verify", "amptune_test_shop/net.py", patched, "--steps", "25")
+    assert by_file.returncode == 0, by_file.stderr
+    assert sorted(path.name for path in package.glob("*.*")) == ["__init__.py", "net.py", "parts.py", "sizes.txt"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -10,6 +10,7 @@ from torch import nn
 from amptune.apply.held import held_values
 from amptune.capture import Target, TargetSpec
 from amptune.core.graph import PrecisionGraph
+from amptune.patch.output import patched_name
 from amptune.patch.spec import PatchSpec
 
 
@@ -32,7 +33,11 @@ def patch_spec(target: Target, model: nn.Module, graph: PrecisionGraph) -> Patch
 def patched_spec(target: Target, path: Path) -> TargetSpec:
     """How the patched file at ``path`` is loaded, which was made of ``target``.
 
-    A package's callable is wrapped in a file with make_model(); a class of the user's file keeps its name.
+    A package's callable is wrapped in a file with make_model(); a class of the user's file keeps its name. A file that
+    has the name amptune gave it runs as it will where it belongs, beside the user's, whatever folder it still lies in.
     """
-    name = target.spec.text.partition(":")[2] if target.path is not None else ""
-    return dataclasses.replace(target.spec, text=f"{path}:{name}" if name else str(path))
+    if target.path is None:
+        return dataclasses.replace(target.spec, text=str(path))
+    name = target.spec.text.partition(":")[2]
+    beside = str(target.path) if path.name == patched_name(target.path) else None
+    return dataclasses.replace(target.spec, text=f"{path}:{name}" if name else str(path), beside=beside)

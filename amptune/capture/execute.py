@@ -44,30 +44,38 @@ def read_source(path: Path) -> str:
         raise TargetError(f"{shown} is not Python text: {error}") from error
 
 
-def execute_file(path: Path, source: str) -> ModuleType:
+def execute_file(path: Path, source: str, *, beside: Path | None = None) -> ModuleType:
     """Run ``source`` as the module that ``path`` is, under a stable private name in ``sys.modules``.
 
     Relative imports work when the folder is a package; the file's folder is first on ``sys.path``, as for a script.
+
+    Args:
+        path: the file.
+        source: its text, or what to run in place of it.
+        beside: a file of the user's that this one is made to lie beside, with all that lies in its folder now: it runs
+            as it will there, in that file's package, with ``__file__`` in its folder.
 
     Raises:
         TargetError: a syntax error, or what the file raised while it ran, with the line.
     """
     path = path.resolve()
     code = _compiled(path, source)
-    root, package = _package_of(path)
-    for folder in (str(root), str(path.parent)):
+    home = path if beside is None else beside.resolve().with_name(path.name)
+    root, package = _package_of(home)
+    for folder in (str(root), str(home.parent), str(path.parent)):
         if folder not in sys.path:
             sys.path.insert(0, folder)
     module = ModuleType(private_name(path))
-    module.__file__ = str(path)
+    module.__file__ = str(home)
     module.__package__ = package
     sys.modules[module.__name__] = module
     # getsource and tracebacks must show the text that ran, also when it is not what is on disk.
-    linecache.cache[str(path)] = (len(source), None, source.splitlines(keepends=True), str(path))
+    for name in {str(path), str(home)}:
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     try:
-        with user_code(), _script_arguments(path):
+        with user_code(), _script_arguments(home):
             if package:
-                importlib.import_module(package)
+                _search_first(importlib.import_module(package), path.parent)
             exec(code, module.__dict__)
     except UserCodeError as error:
         sys.modules.pop(module.__name__, None)
@@ -76,6 +84,12 @@ def execute_file(path: Path, source: str) -> ModuleType:
         hint = 'what reads the command line or exits belongs under `if __name__ == "__main__":`' if exited else None
         raise TargetError(f"{where}{shown_path(str(path))} failed while it was imported: {error}", hint=hint) from error
     return module
+
+
+def _search_first(package: ModuleType, folder: Path) -> None:
+    """Make ``from .name import ...`` in the package look into ``folder`` first."""
+    if str(folder) not in package.__path__:
+        package.__path__.insert(0, str(folder))
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def load_target(spec: TargetSpec, *, source: str | None = None) -> Target:
     disk = read_source(path)
     text = disk if source is None else source
     with construction_noted():  # of a model that the file holds, ready made
-        module = execute_file(path, text)
+        module = execute_file(path, text, beside=None if spec.beside is None else Path(spec.beside))
     return _with_state(_from_file(spec, path, module, name, text, hashlib.sha256(disk.encode()).hexdigest()))
 
 

@@ -38,6 +38,7 @@ class TargetSpec:
         inputs: input descriptions as written, ``("16x1024:int64:50257",)``.
         state: file with the weights to start from.
         batch: file with the batch to use for everything.
+        beside: file of the user's beside which ``text`` is to lie; it runs as it will there.
     """
 
     text: str
@@ -45,6 +46,7 @@ class TargetSpec:
     inputs: tuple[str, ...] = ()
     state: str | None = None
     batch: str | None = None
+    beside: str | None = None
 
 
 @dataclasses.dataclass

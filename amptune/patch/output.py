@@ -33,10 +33,15 @@ def patched_files(path: Path, plan: Plan, spec: PatchSpec) -> dict[str, bytes]:
     diff = unified_diff(source, patched, shown_in_diff(path)).encode(encoding)
     diff += _runtime_diff(path.parent / f"{RUNTIME}.py", runtime).encode()
     return {
-        f"{path.stem}_amptuned.py": _encode(patched, encoding, spec),
+        patched_name(path): _encode(patched, encoding, spec),
         f"{RUNTIME}.py": runtime.encode(),
         f"{path.stem}.patch": diff,
     }
+
+
+def patched_name(path: Path) -> str:
+    """What the patched file of the file at ``path`` is called."""
+    return f"{path.stem}_amptuned.py"
 
 
 def runtime_text() -> str:

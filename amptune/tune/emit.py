@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -93,10 +92,8 @@ def plan_text(plan: Plan) -> str:
 def _check_beforehand(
     emission: Emission, files: dict[str, bytes], patched: str, check: Callable[[Path, Candidate], None]
 ) -> None:
-    """Run the patched model from a folder of its own, with what else the user's file imports from beside it."""
-    path = emission.target.path
-    home = path.parent if path is not None and os.access(path.parent, os.W_OK) else emission.out
-    with tempfile.TemporaryDirectory(dir=home, prefix=".amptune-check-") as folder:
+    """Run the patched model from a folder of its own, as if it lay beside the user's file."""
+    with tempfile.TemporaryDirectory(dir=emission.out, prefix=".amptune-check-") as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
         check(Path(folder) / patched, plan_candidate(emission.plan))

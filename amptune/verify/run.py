@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,8 +68,7 @@ def _subject(
         yield load_target(patched_spec(original, patched)), _scaler_beside(patched), str(patched)
         return
     assert plan is not None
-    home = original.path.parent if original.path is not None and os.access(original.path.parent, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=home, prefix=".amptune-verify-") as folder:
+    with tempfile.TemporaryDirectory(prefix="amptune-verify-") as folder:
         files = apply_plan_file(plan, spec, Path(folder), say)
         path = next(path for name, path in files.items() if name.endswith("_amptuned.py"))
         yield load_target(patched_spec(original, path)), read_plan(plan).scaler, f"{spec.text} under {plan}"

@@ -25,6 +25,24 @@ def test_relative_and_sibling_imports_work(tmp_path: Path) -> None:
     assert execute_file(tmp_path / "script.py", (tmp_path / "script.py").read_text()).VALUE == 4
 
 
+def test_a_file_that_is_made_to_lie_beside_another_runs_as_it_will_there(tmp_path: Path) -> None:
+    package, out = tmp_path / "amptune_test_project", tmp_path / "out"
+    package.mkdir()
+    out.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "sizes.txt").write_text("7")
+    (package / "parts.py").write_text("VALUE = 3\n")
+    (out / "amptune_test_helper.py").write_text("HELP = 5\n")
+    text = (
+        "from pathlib import Path\nfrom .parts import VALUE\nfrom .amptune_test_helper import HELP\n"
+        "SIZE = Path(__file__).with_name('sizes.txt').read_text()\ndef f():\n    return 1\n"
+    )
+    (out / "model_new.py").write_text(text)
+    module = execute_file(out / "model_new.py", text, beside=package / "model.py")
+    assert (module.VALUE, module.HELP, module.SIZE) == (3, 5, "7")
+    assert inspect.getsource(module.f) == "def f():\n    return 1\n"
+
+
 def test_tracebacks_and_getsource_show_the_text_that_ran(tmp_path: Path) -> None:
     path = tmp_path / "model.py"
     path.write_text("def f():\n    return 1\n")

@@ -58,14 +58,15 @@ AUTOCAST = plan_of_stock(Candidate("autocast-bf16", autocast=Format.BF16), {})
 class Bench:
     """A worker of this process on a model file with a lookup at its softmax."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, text: str = MLP) -> None:
+        (folder / "sizes.txt").write_text("13")
         self.path = folder / "net.py"
-        self.path.write_text(MLP)
+        self.path.write_text(text)
         spec = TargetSpec(str(self.path))
         self.graph = capture(load_target(spec)).graph
         codes = {site.id: site.code for site in self.graph if not site.is_module}
         options = TuneOptions(spec, folder / "out", steps=2)
-        source = instrument_source(MLP, set(codes.values()))
+        source = instrument_source(text, set(codes.values()))
         self.worker = Worker(Job(options, source, codes, (), threads=1), lambda *_: None)
 
     def emit(self, plan: Plan, folder: Path) -> Path:
@@ -92,6 +93,14 @@ def test_a_file_that_does_something_else_is_noticed(bench: Bench, tmp_path: Path
     path.write_text(text.replace('"norm": "bf16"', '"norm": "fp32"'))
     assert path.read_text() != text
     assert bench.worker.check_emitted(path, plan_candidate(BF16)) != []
+
+
+def test_a_file_that_reads_what_lies_beside_it_is_compared(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    bench = Bench(home, "import pathlib\n(pathlib.Path(__file__).parent / 'sizes.txt').read_text()\n" + MLP)
+    path = bench.emit(BF16, tmp_path / "emitted")
+    assert bench.worker.check_emitted(path, plan_candidate(BF16)) == []
 
 
 def test_another_state_dict_is_noticed(bench: Bench, tmp_path: Path) -> None:
