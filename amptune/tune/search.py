@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 from optuna.trial import Trial
@@ -34,6 +33,7 @@ from amptune.tune.space import FOLLOW, Space
 from amptune.tune.steering import Steering
 from amptune.tune.stockorder import recipes_in_front
 from amptune.tune.study import Outcome, StudyFile, TrialRecord
+from amptune.tune.timelimit import OutOfTimeError, TimeLimit
 from amptune.tune.timing import Yardstick
 
 GIVE_UP_MS = 20.0
@@ -60,25 +60,31 @@ class Search:
     sensitivity: Sensitivity = dataclasses.field(default_factory=Sensitivity)
     on_best: Callable[[Plan], None] = lambda _plan: None
     stopped: str = "budget"
+    limit: TimeLimit = dataclasses.field(default_factory=lambda: TimeLimit(None))
     _learnt: tuple[int, Knowledge | None] | None = None
 
     def run(self) -> None:
         """Measure trials until the budget or the time is used up, or nothing is left that is worth trying."""
-        deadline = time.monotonic() + self.options.timeout if self.options.timeout else math.inf
+        self.limit = TimeLimit(self.options.timeout)
         if not self.study.lined_up:
             self._enqueue_start()
             self.study.mark_lined_up()
         steering, duplicates = Steering(self), 0
         while len(self.records()) < self.options.budget and duplicates <= MAX_DUPLICATES:
-            if time.monotonic() > deadline:
-                self._stop("timeout", f"{self.options.timeout:g} seconds are over")
+            if self.limit.is_over:
+                self._stop("timeout", self.limit.text)
                 return
             if not self.study.num_waiting():
                 if gain := steering.nothing_to_gain():
                     self._stop("no gain", gain)
                     return
                 steering.enqueue_next()
-            duplicates = 0 if self._trial(steering) else duplicates + 1
+            try:
+                duplicates = 0 if self._trial(steering) else duplicates + 1
+            except OutOfTimeError as end:
+                self.study.requeue_interrupted()  # for --resume
+                self._stop("timeout", str(end))
+                return
         if duplicates > MAX_DUPLICATES:
             self._stop("exhausted", "every plan near the best has been measured")
 
@@ -100,7 +106,7 @@ class Search:
             outcome = dataclasses.replace(known.outcome, kind="duplicate", reason=reason)
             self.study.tell(trial, outcome, self.options.objective)
             return False
-        outcome = self._measure(trial.user_attrs.get("kind", "search"), candidate, point)
+        outcome = self._measure(trial.number, trial.user_attrs.get("kind", "search"), candidate, point)
         best = self.best_plans(1)
         self.study.tell(trial, outcome, self.options.objective)
         if outcome.valid and not outcome.recipe and (not best or self._score(outcome) < self._score(best[0].outcome)):
@@ -240,7 +246,8 @@ class Search:
             return next((r for r in self.records() if r.outcome.recipe == candidate.name), None)
         return next((r for r in self.records() if r.outcome.plan_hash == candidate.key), None)
 
-    def _measure(self, kind: str, candidate: Candidate, point: dict[str, str]) -> Outcome:
+    def _measure(self, number: int, kind: str, candidate: Candidate, point: dict[str, str]) -> Outcome:
+        seconds = self.limit.seconds_for(candidate, [r.outcome for r in self.records()], self.options.trial_timeout)
         what = "compiling and measuring" if self.options.compile_with else "measuring"
         self.progress.stage(f"{what} {candidate.name}", has_line=True)
         base = Outcome(
@@ -256,8 +263,10 @@ class Search:
         beside = self._beside()
         yardstick = self._yardstick(beside) if beside else None
         try:
-            measured = self.worker.request("trial", candidate, limit_ms, yardstick, timeout=self.options.trial_timeout)
+            measured = self.worker.request("trial", candidate, limit_ms, yardstick, timeout=seconds)
         except TrialError as failure:
+            if failure.worker_lost and seconds < self.options.trial_timeout and not self.limit.for_a_trial():
+                raise OutOfTimeError(self.limit.ended(f"trial {number} ({candidate.name})", seconds)) from failure
             return dataclasses.replace(base, reason=failure.reason, worker_lost=failure.worker_lost)
         outcome = limited(outcome_of(base, measured), self.options.max_memory)
         return paired(outcome, measured, beside.number, yardstick) if beside and yardstick else outcome
