@@ -22,6 +22,8 @@ Frontend = Literal["export", "record-fake", "record-real"]
 FRONTENDS: tuple[Frontend, ...] = ("export", "record-fake", "record-real")
 EXPORT_LIMIT = 400
 """Modules from which torch.export is left out: it takes about 5 ms a call, a recorded forward about 1 ms."""
+EXPORT_CALLS = 1_500
+"""Calls from which it is left out too: loops over the steps of a sequence make many in few modules."""
 _GRADIENT = "grad"
 """The op that torch.autograd.grad is recorded as."""
 MOST_CALLS = 5_000
@@ -152,14 +154,20 @@ class _Attempts:
         recorded = self._try("record-fake") if "record-fake" in names else None
         if "record-fake" in names and recorded is None:
             return None  # what fakes cannot run cannot be exported either
-        if recorded is not None and self.frontends.module_count > EXPORT_LIMIT:
-            self.notes.append(f"torch.export was left out: the model has {self.frontends.module_count} modules")
+        if recorded is not None and (reason := self._too_long_for_export(recorded)):
+            self.notes.append(f"torch.export was left out: {reason}")
             return recorded
         exported = self._try("export")
         if exported is None or recorded is None or _same_sites(exported.graph, recorded.graph):
             return exported or recorded
         self.notes.append("torch.export shows another path than a forward does; the forward counts")
         return recorded
+
+    def _too_long_for_export(self, recorded: _Done) -> str:
+        calls = len(recorded.module.graph.nodes)
+        if self.frontends.module_count > EXPORT_LIMIT:
+            return f"the model has {self.frontends.module_count} modules"
+        return f"a forward makes {calls:,} calls" if calls > EXPORT_CALLS else ""
 
     def _try(self, name: str) -> _Done | None:
         if name not in self._done:

@@ -150,7 +150,7 @@ def _site_dtypes(site: Site, given: tuple[str, ...], recipe: Recipe, device: Dev
     if target:
         inputs = tuple(_cast(dtype, target) for dtype in given)
         params = tuple(_cast(dtype, target) for dtype in params)
-    if policy is Autocast.ERROR and any(dtype in HALF for dtype in given):
+    if policy is Autocast.ERROR:
         raises = f"{site.op} raises under CUDA autocast"
     elif op.same_dtype and not _only_multiplies(site) and (mixed := _mixed(site, inputs, params)):
         raises = f"{site.op} raises on operands of different dtypes ({' and '.join(mixed)})"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from amptune.core.graph import Site
 from amptune.core.range_rules import exponent_of
-from amptune.core.relations import NORMS, is_self_dot
+from amptune.core.relations import COPIES_ONE, NORMS, is_self_dot
 from amptune.core.squares import is_square
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _PRODUCTS = frozenset({"matmul", "mm", "bmm", "einsum", "addmm", "baddbmm", "linear"})
 _ADDED = frozenset({"addmm", "baddbmm"})
 _DEPTH = 8
+_PICKS = COPIES_ONE | {"sort", "topk", "min", "amin"}
+"""Ops that pick some of several distances."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,24 @@ def product_of_distance(ranges: Ranges, site: Site) -> Site | None:
     if any(factor != -2 * square.factor for square in squares):
         return None
     return product.site if any(_reads(ranges, square.site, product.site) for square in squares) else None
+
+
+def distance_of(ranges: Ranges, site: Site, index: int) -> tuple[Site, float] | None:
+    """The product 2ab where an operand is such a distance, or some of several, and what was added to it since."""
+    eps, root = 0.0, ranges.root(site, index)
+    for _ in range(_DEPTH):
+        if root is None or (product := product_of_distance(ranges, root)) is not None:
+            return None if root is None or product is None else (product, eps)
+        numbers = root.attrs.get("scalars") or {}
+        if root.op == "add" and len(numbers) == 1:
+            ((place, value),) = numbers.items()
+            eps += float(value)
+            root = ranges.root(root, 1 - place)
+        elif root.op in _PICKS:
+            root = ranges.root(root)
+        else:
+            return None
+    return None
 
 
 def _terms(ranges: Ranges, site: Site, factor: float, depth: int = 0) -> Iterator[_Term]:

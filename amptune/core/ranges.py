@@ -176,8 +176,11 @@ class Ranges:
 
     def covers(self, site: Site, first: int, other: Site, second: int) -> bool:
         """Whether one operand holds all numbers of another: the same tensor, and no smaller part of it."""
-        left, right = self._place(site, first), self._place(other, second, copies=True)
-        return left is not None and right is not None and left.made == right.made and left.cuts in ("", right.cuts)
+        left = self._place(site, first)
+        places = (self._place(other, second, copies=copies) for copies in (False, True))
+        return left is not None and any(
+            right is not None and left.made == right.made and left.cuts in ("", right.cuts) for right in places
+        )
 
     def _place(self, site: Site, index: int, *, copies: bool = False) -> _Place | None:
         """Where an operand comes from; with ``copies`` seen through those that pick numbers as well."""

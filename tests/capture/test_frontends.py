@@ -201,6 +201,23 @@ def test_large_models_are_not_exported(load: Load) -> None:
     assert (found.frontend, len(found.graph)) == ("record-fake", 500)
 
 
+def test_long_loops_are_not_exported(load: Load) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.Linear(4, 4)
+
+        def forward(self, x):
+            for _ in range(800):
+                x = self.cell(x) + 1
+            return x
+    """
+    found = capture(load(text, inputs=("2x4",)))
+    assert (found.frontend, len(found.graph), found.graph["cell"].calls) == ("record-fake", 2, 800)
+    assert "torch.export was left out: a forward makes 1,604 calls" in found.notes
+
+
 def test_unknown_frontends_are_refused(load: Load) -> None:
     target = load(ZOO["lazy layers"].source, name="Net", inputs=("2x3x8x8",))
     with pytest.raises(UsageError, match="symbolic"):

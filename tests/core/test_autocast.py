@@ -166,14 +166,16 @@ def test_cuda_autocast_on_fake_tensors(name: str, given: torch.dtype) -> None:
     assert predicted(name, fakes, len(actual), RECIPES["autocast-fp16"], "cuda") == actual
 
 
-def test_binary_cross_entropy_raises_on_cuda_alone() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_binary_cross_entropy_raises_on_cuda_alone_whatever_it_is_given(dtype: torch.dtype) -> None:
     with fake_cuda(torch.float16), pytest.raises(RuntimeError, match="unsafe to autocast"):
-        F.binary_cross_entropy(torch.rand(4, device="cuda", dtype=torch.float16), torch.rand(4, device="cuda"))
-    tensor = TensorMeta((4,), "float16")
+        F.binary_cross_entropy(torch.rand(4, device="cuda", dtype=dtype), torch.rand(4, device="cuda"))
+    tensor = TensorMeta((4,), str(dtype).removeprefix("torch."))
     graph = PrecisionGraph()
     graph.add_site(Site("#op", "binary_cross_entropy", "function", "", inputs=(tensor,), outputs=(tensor,)))
     assert realise(graph, RECIPES["autocast-fp16"], "cuda")["#op"].raises
     assert not realise(graph, RECIPES["autocast-fp16"], "cpu")["#op"].raises
+    assert not realise(graph, RECIPES["fp32"], "cuda")["#op"].raises
 
 
 def chain(*sites: Site) -> PrecisionGraph:

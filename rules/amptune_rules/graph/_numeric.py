@@ -93,6 +93,23 @@ def reads_weights_alone(context: GraphContext, site: Site, depth: int = 0) -> bo
     return True
 
 
+def is_stored(context: GraphContext, root: Site, depth: int = 0) -> bool:
+    """Whether a value is worked out from constants and from buffers that the forward does not write: it is the same in
+    every step, as decays are, and not an activation that comes to zero one day."""
+    ranges, bounds = context.runs[0].ranges, root.attrs.get("bounds") or {}
+    if ranges.is_constant(root):
+        return True
+    if depth > _DEPTH or root.params or root.attrs.get("random"):
+        return False
+    for index, source in enumerate(ranges.sources(root)):
+        if source in context.graph:
+            if not is_stored(context, context.graph[source], depth + 1):
+                return False
+        elif source and index not in bounds:
+            return False
+    return True
+
+
 def of_batch(context: GraphContext, site: Site, index: int = 0) -> Range:
     """Bounds of an operand with the numbers of the batch, where no weight has a part in it: data is what it is, where
     an activation goes where training takes it. Everything elsewhere."""

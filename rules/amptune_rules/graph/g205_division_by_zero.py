@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from amptune.core.autocast import HALF
+from amptune.core.distances import distance_of
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
@@ -24,6 +26,7 @@ from amptune_rules.graph._numeric import (
     is_guarded_after,
     is_settled,
     is_signed_sum,
+    is_stored,
     source_dtype,
 )
 
@@ -37,7 +40,8 @@ class DivisionByZero(GraphRule):
     is zero somewhere, and a normalisation with eps=0. Where no eps was written and the denominator is a norm, a sum, a
     count, an absolute value, the output of a layer or a parameter, it is information, and a warning where it is the
     output of relu or the like, which is zero for half of what it reads. Sums of exponentials are above zero, and not
-    reported.
+    reported. A squared distance by its three terms has rounding errors of both signs, whatever eps is below them; an
+    eps that FP16 holds may still be too small to divide by there: 1 / 1e-5 is over 65504.
 
     ## Why is this bad
     0 / 0 is NaN, and one NaN in a forward makes every gradient NaN. The usual eps of 1e-8 is zero in FP16, whose
@@ -75,6 +79,19 @@ class DivisionByZero(GraphRule):
             h = self.fc(x)
             return h / torch.log2(torch.argsort(h, 1).float() + 1)  # <- G205
             """)),
+        Example("weights by distances that a 16-bit product makes negative", model_file(
+            """
+            d = -2 * (x @ self.points.t())
+            d += (x**2).sum(-1, keepdim=True)
+            d += (self.points**2).sum(-1)
+            near = 1.0 / (d.topk(3, largest=False)[0] + 1e-8)  # <- G205
+            return self.fc(x) * (near / near.sum(-1, keepdim=True)).amax(-1, keepdim=True)
+            """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('points', torch.rand(100, 64))")),
+        Example("an eps over which one is infinite in FP16", model_file(
+            """
+            p = self.fc(x).sigmoid()
+            return torch.log(p.clamp(min=1e-5) / (1 - p).clamp(min=1e-5))  # <- G205
+            """)),
         Example("a norm without eps", model_file(
             """
             h = self.fc(x)
@@ -93,6 +110,18 @@ class DivisionByZero(GraphRule):
             """
             h = self.fc(x)
             return h / (h.norm(dim=-1, keepdim=True) + 1e-8)
+            """)),
+        Example("sums of decays that come from a buffer", model_file(
+            """
+            steps = torch.arange(600.0, device=x.device)
+            ahead = steps[:, None] - steps[None]
+            decay = torch.where(ahead < 0, 0.0, torch.exp(ahead * self.rate[:, None, None]))
+            return self.fc(x) * (decay / decay.sum(-1, keepdim=True).sqrt()).mean()
+            """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('rate', -torch.rand(8))")),
+        Example("a quotient that ends where FP16 does not", model_file(
+            """
+            p = self.fc(x).sigmoid()
+            return torch.log(p.clamp(min=1e-4) / (1 - p).clamp(min=1e-4))
             """)),
         Example("an eps that FP16 can hold", model_file(
             """
@@ -134,8 +163,14 @@ class DivisionByZero(GraphRule):
             bad = tuple(run for run in context.runs if _touches_zero(run.ranges.operand(site, place)))
             if is_guarded_after(context, site):
                 continue
+            if (distance := _denominator_of_distance(context, site, place)) is not None:
+                yield from self._of_distance(context, site, *distance)
+                continue
             if not bad:
-                yield from self._replaced(context, site, place)
+                if out := tuple(run for run in context.runs if _leaves_fp16(run, site, place)):
+                    yield self._over_eps(context, site, place, out)
+                else:
+                    yield from self._replaced(context, site, place)
                 continue
             eps = eps_before(bad[0], site, place)
             if eps is not None and not _holds_without(bad[0], site, place):
@@ -151,6 +186,35 @@ class DivisionByZero(GraphRule):
             elif len(bad) == len(context.runs):
                 yield from self._unguarded(context, site, bad[0], place)
         yield from self._without_eps(context)
+
+    def _of_distance(self, context: GraphContext, site: Site, product: Site, eps: float) -> Iterable[Finding]:
+        """Squared distances by three terms: where two points are near, their rounding errors are all that is left."""
+        runs = tuple(run for run in context.runs if eps < max(_epsilons(run, product), default=0.0))
+        if not runs:
+            return
+        added = f" + {eps:g}" if eps else ""
+        in_half = any(dtype in HALF for run in runs for dtype in run.dtypes[product.id].outputs)
+        yield context.finding(
+            self,
+            site,
+            f"division by |a|^2 - 2ab + |b|^2{added}, which rounding takes to zero and below for near points (under "
+            f"{recipes_in(runs)}): clamp it above zero, and compute the product in float32",
+            severity=None if in_half else Severity.INFO,
+            chain=chain(context, site),
+        )
+
+    def _over_eps(self, context: GraphContext, site: Site, place: int, runs: tuple[Run, ...]) -> Finding:
+        """An eps that is kept, and that something is divided by all the same."""
+        eps = runs[0].ranges.operand(site, place).low
+        largest = runs[0].ranges.exact(site).high
+        return context.finding(
+            self,
+            site,
+            f"the denominator comes down to its eps of {eps:.3g}, and the quotient up to {largest:.3g}: over 65504, so "
+            f"infinite in fp16 (under {recipes_in(runs)}); make the eps larger, or divide in float32",
+            eps=eps,
+            chain=chain(context, site),
+        )
 
     def _without_eps(self, context: GraphContext) -> Iterable[Finding]:
         """Layers that divide by a norm, and were told to do so without an eps."""
@@ -205,7 +269,7 @@ class DivisionByZero(GraphRule):
     def _unguarded(self, context: GraphContext, site: Site, run: Run, place: int) -> Iterable[Finding]:
         root, found = run.ranges.root(site, place), run.ranges.operand(site, place)
         position = input_of(site, place)
-        if root is not None and (_is_chosen(run, root) or run.ranges.is_constant(root)):
+        if root is not None and (_is_chosen(run, root) or is_stored(context, root)):
             return
         if reads_back_sum(run.ranges, site, place):
             return
@@ -253,6 +317,30 @@ def _constant_zeros(context: GraphContext, site: Site, place: int) -> int:
     return int(root.attrs.get("exact", (0, 0, 0))[2])
 
 
+def _denominator_of_distance(context: GraphContext, site: Site, place: int) -> tuple[Site, float] | None:
+    return distance_of(context.runs[0].ranges, site, place) if context.runs else None
+
+
+def _is_sum_over_distances(context: GraphContext, root: Site) -> bool:
+    terms = context.runs[0].ranges.root(root)
+    if terms is None or terms.op not in ("div", "reciprocal"):
+        return False
+    return _denominator_of_distance(context, terms, 0 if terms.op == "reciprocal" else 1) is not None
+
+
+def _epsilons(run: Run, product: Site) -> list[float]:
+    """How exact a product is, relative to its terms."""
+    return [Format.parse(each).epsilon for each in run.dtypes[product.id].outputs if each in ("float32", *HALF)]
+
+
+def _leaves_fp16(run: Run, site: Site, place: int) -> bool:
+    """Whether a quotient of what is bounded leaves FP16 where its denominator comes down to an eps that was written."""
+    below, found = run.ranges.operand(site, place), run.ranges.exact(site)
+    if "float16" not in run.dtypes[site.id].outputs or not (0 < below.low < 1 and found.is_known):
+        return False
+    return Format.FP16.max < found.high < math.inf and eps_before(run, site, place) is not None
+
+
 def _what_may_vanish(context: GraphContext, root: Site) -> str:
     """What a denominator is, where it is a kind of value that has both signs unless something says otherwise, or adds
     up what the batch has no negative numbers of, as masks."""
@@ -262,6 +350,8 @@ def _what_may_vanish(context: GraphContext, root: Site) -> str:
         return f"{f'the output of {root.id}' if root.is_module else f'the result of {root.op}'}, which can be zero"
     if root.op not in ("sum", "mean", "prod", "trace"):
         return ""
+    if _is_sum_over_distances(context, root):
+        return ""  # of weights by distances, whose own division is what breaks
     bounds = context.bounds(context.runs[0])
     if root.op in ("sum", "mean") and bounds is not None and bounds.operand(root, 0).low >= 0:
         return f"a {root.op}, which is zero where all its terms are"

@@ -72,6 +72,12 @@ class UnscaledAttentionLogits(GraphRule):
             q = self.fc(x)
             return F.scaled_dot_product_attention(q, q, q)
             """, batch="torch.randn(2, 4, 32, 64)")),
+        Example("landmarks of scaled queries and keys", model_file(
+            """
+            q = self.fc(x) / 8.0
+            landmarks = q.reshape(2, 8, 4, 64).mean(-2)
+            return torch.softmax(landmarks @ landmarks.transpose(-2, -1), -1)
+            """, batch="torch.randn(2, 32, 64)")),
         Example("BF16 alone", model_file(
             """
             q = self.fc(x)
@@ -95,6 +101,10 @@ class UnscaledAttentionLogits(GraphRule):
                 )
 
 
+_AVERAGES = ("mean", "avg_pool1d", "avg_pool2d", "dropout")
+"""Ops whose results are as large as what they read: the landmarks of queries and keys."""
+
+
 def _reaches_softmax(context: GraphContext, site: Site, depth: int = 4) -> bool:
     for consumer in context.graph.consumers(site.id):
         if consumer.op in ("softmax", "log_softmax"):
@@ -105,9 +115,11 @@ def _reaches_softmax(context: GraphContext, site: Site, depth: int = 4) -> bool:
 
 
 def _is_scaled(run: Run, site: Site) -> bool:
-    """Whether an operand was multiplied by a number, normalised or bounded just before."""
+    """Whether an operand was multiplied by a number, normalised or bounded before, or is a mean of what was."""
     for index in range(arity(site)):
         root = run.ranges.root(site, index)
+        while root is not None and root.op in _AVERAGES:
+            root = run.ranges.root(root)
         if root is None:
             continue
         if root.op in ("mul", "div") and _makes_smaller(root):
