@@ -11,7 +11,7 @@ import numpy as np
 
 from amptune.core.choice import FP32, Choice
 from amptune.tune.acquire import Acquisition
-from amptune.tune.base import AUTOCAST, base_ms
+from amptune.tune.base import AUTOCAST, base_ms, is_known
 from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding, Rows
 from amptune.tune.float8 import STOCK_SCALINGS
@@ -110,6 +110,15 @@ class Knowledge:
         return {name: {choice.label for choice in found} for name, found in _hopeless(self.model, self.banned).items()}
 
 
+def can_learn(model: CostModel, stock: Sequence[TrialRecord], *, compiled: bool = False) -> bool:
+    """Whether enough stock recipes were measured to predict a plan."""
+    return is_known(model, _steps(stock), compiled=compiled)
+
+
+def _steps(stock: Sequence[TrialRecord]) -> dict[str, float]:
+    return {r.outcome.recipe: r.outcome.median_ms for r in stock if r.outcome.recipe and r.outcome.step_ms}
+
+
 def learn(
     encoding: Encoding,
     records: Sequence[TrialRecord],
@@ -119,12 +128,12 @@ def learn(
     max_memory: float = math.inf,
     compiled: bool = False,
 ) -> Knowledge:
-    """What the plans measured so far teach; ``stock``: trials of the stock recipes, that of ``fp32`` with a step."""
+    """What the plans measured so far teach; ``stock``: trials of the stock recipes, for which ``can_learn`` holds."""
     model = encoding.model
-    recipes = {r.outcome.recipe: r.outcome.median_ms for r in stock if r.outcome.recipe and r.outcome.step_ms}
+    recipes = _steps(stock)
     base = base_ms(model, recipes, compiled=compiled)
     measured = [r for r in records if r.outcome.step_ms and math.isfinite(model.predicted(r.point))]
-    step_ms = min((r.outcome.median_ms for r in measured), default=recipes["fp32"])
+    step_ms = min((r.outcome.median_ms for r in measured), default=recipes.get("fp32", min(recipes.values())))
     step, host = learn_times(encoding, measured, [r.outcome for r in stock], base, step_ms)
     noise = noise_of(measured, step_ms)
     banned = _banned(model.space, records)

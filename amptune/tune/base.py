@@ -23,19 +23,26 @@ UNPRICED = 0.03
 AUTOCAST = {"autocast-bf16": Format.BF16, "autocast-fp16": Format.FP16}
 
 
+def is_known(model: CostModel, stock: Mapping[str, float], *, compiled: bool = False) -> bool:
+    """Whether the steps of these stock recipes say what a step takes beside its sites."""
+    return "fp32" in stock or (compiled and bool(_of_autocast(model, stock)))
+
+
+def _of_autocast(model: CostModel, stock: Mapping[str, float]) -> list[tuple[float, float]]:
+    points = [(recipe, model.space.uniform(Choice(low))) for recipe, low in AUTOCAST.items() if recipe in stock]
+    totals = [(stock[recipe], model.predicted(point)) for recipe, point in points]
+    return [(ms - total, SUM_ERROR * total) for ms, total in totals if math.isfinite(total)]
+
+
 def base_ms(model: CostModel, stock: Mapping[str, float], *, compiled: bool = False) -> float:
-    """Milliseconds of a step beside its sites, by the steps of the stock recipes; ``fp32`` must be among them.
+    """Milliseconds of a step beside its sites, by the steps of the stock recipes, for which ``is_known`` must hold.
 
     The recipes ``fp32`` and ``tf32`` are points of the space. In eager mode autocast is none, with its casts around
     each call: on an H200 those of GPT-2, BERT and Llama take 7 to 21 ms beyond what the sites and casts of plans leave,
     and recorded searches that are replayed with them predict the first plan 13 to 45 % worse. The compiler fuses these
     casts, so there it is the plan of one format, and the best evidence.
     """
-    evidence = []
-    if compiled:
-        points = [(recipe, model.space.uniform(Choice(low))) for recipe, low in AUTOCAST.items() if recipe in stock]
-        totals = [(stock[recipe], model.predicted(point)) for recipe, point in points]
-        evidence += [(ms - total, SUM_ERROR * total) for ms, total in totals if math.isfinite(total)]
+    evidence = _of_autocast(model, stock) if compiled else []
     for recipe, flag in (("fp32", "off"), ("tf32", "on")):
         if recipe in stock and (recipe == "fp32" or model.space.tf32):
             total = model.predicted(model.space.point({TF32: flag}))

@@ -19,8 +19,8 @@ from amptune.core.scaler import FP16_LOSS_SCALE
 from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
-from amptune.tune.adapt import Knowledge, learn
-from amptune.tune.costmodel import CostModel
+from amptune.tune.adapt import Knowledge, can_learn, learn
+from amptune.tune.costmodel import TF32, CostModel
 from amptune.tune.encoded import Encoding
 from amptune.tune.explain import why_all_fp32
 from amptune.tune.job import Prepared
@@ -75,10 +75,12 @@ class Search:
                 self._stop("timeout", self.limit.text)
                 return
             if not self.study.num_waiting():
-                if gain := steering.nothing_to_gain():
+                gain = steering.nothing_to_gain()
+                if gain and not steering.enqueue_unmeasured():
                     self._stop("no gain", gain)
                     return
-                steering.enqueue_next()
+                if not gain:
+                    steering.enqueue_next()
             try:
                 duplicates = 0 if self._trial(steering) else duplicates + 1
             except OutOfTimeError as end:
@@ -184,7 +186,7 @@ class Search:
         return f"plans with it did not train: {wrong.reason}" if wrong else "no measured plan had it"
 
     def knowledge(self) -> Knowledge | None:
-        """What the trials so far teach; None before the FP32 step is measured."""
+        """What the trials so far teach; None before the stock recipes that it takes are measured."""
         records = self.records()
         if self._learnt is None or self._learnt[0] != len(records):
             self._learnt = len(records), self._learn(records)
@@ -192,11 +194,12 @@ class Search:
 
     def _learn(self, records: Sequence[TrialRecord]) -> Knowledge | None:
         stock = [record for record in records if record.outcome.recipe]
-        if not any(record.outcome.recipe == "fp32" and record.outcome.step_ms for record in stock):
+        compiled = self.options.compile_with is not None
+        if not can_learn(self.costs, stock, compiled=compiled):
             return None
         limit = self.options.max_memory or math.inf
         plans = [record for record in records if not record.outcome.recipe]
-        objective, compiled = self.options.objective, self.options.compile_with is not None
+        objective = self.options.objective
         return learn(self.encoding, plans, stock, objective=objective, max_memory=limit, compiled=compiled)
 
     def _enqueue_start(self) -> None:
@@ -218,7 +221,7 @@ class Search:
         """The point that is most like a recipe, which itself is not in the space."""
         candidate = self.recipes[name]
         if candidate.low is None:
-            return self.space.point({})
+            return self.space.point({TF32: "on"} if candidate.tf32 and self.space.tf32 else {})
         if candidate.autocast is not None and not candidate.float8:
             return self.space.under_autocast(candidate.autocast)
         pins = {group.name: FOLLOW for group in self.space.groups if group.kind == "pin"}

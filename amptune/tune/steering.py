@@ -59,7 +59,11 @@ class Steering:
         if point is not None:
             self.search.study.enqueue(point, "search")
         else:  # what the sampler finds may be no new plan, which ends the search
-            self._enqueue_recipes(self.search.unmeasured())
+            self.enqueue_unmeasured()
+
+    def enqueue_unmeasured(self) -> bool:
+        """The stock recipes that are left, before a search ends; whether there are any."""
+        return self._enqueue_recipes(self.search.unmeasured())
 
     def without_hopeless(self, point: dict[str, str]) -> dict[str, str]:
         """A point of the sampler, with the incumbent's choices where it asks for what does not train or run, or for

@@ -1,8 +1,10 @@
 """Which stock recipes wait until the first plans are measured, and what is said of those that never were.
 
-Under torch.compile an FP8 recipe takes as long to measure as three plans, and on small models FP8 is slow. Where the
-measured costs say so clearly, it waits. Where they do not, it comes before any plan: what it shows of FP8 counts for
-the plans, and a plan is to be compared with the best recipe.
+Under torch.compile each recipe is compiled anew, one in FP8 for as long as three plans, and on small models FP8 is
+slow. A recipe waits that the measured costs, or the gradients of FP8 so far, clearly say is not the best. Others come
+before any plan: what they show of their formats counts for the plans, and a plan is to be compared with the best
+recipe. In compile mode the one that the costs say is the fastest in 16 bits or more is the first, and where time is
+limited, recipes take a part of it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 from typing import TYPE_CHECKING
 
 from amptune.tune.adapt import Knowledge
+from amptune.tune.timelimit import expected_seconds, seconds_of
 
 if TYPE_CHECKING:
     from amptune.tune.search import Search
@@ -21,22 +24,72 @@ FP8 in plans; BERT's recipes, compiled on an H200, were predicted at 1.31 and 1.
 1.31."""
 FIRST_PLANS = 3
 """So many plans come before the recipes that wait."""
+LIKELY = 0.3
+"""A recipe in FP8 that trains with less of a chance, by the gradients of others in FP8, waits."""
+TIME_SHARE = 0.5
+"""Share of ``--timeout`` that recipes may take in compile mode. On an H200 five of them took 85 s with Llama 0.6 B, and
+those of ResNet-50 compile for 37 s or more each."""
 
 
 def recipes_in_front(search: Search) -> list[str]:
-    """Recipes that are measured before anything is known: all but those in FP8."""
-    return [name for name, candidate in search.recipes.items() if not candidate.float8]
+    """Recipes that are measured before anything is known: those not in FP8; in compile mode the fastest of them, by
+    costs alone."""
+    plain = _plain(search, list(search.recipes))
+    return plain[:1] if _is_sparing(search) else plain
 
 
 def recipes_due(search: Search, known: Knowledge | None) -> list[str]:
     """Recipes to measure before the next plan."""
     left = search.unmeasured()
     trials_left = search.options.budget - len(search.records())
-    may_wait = search.space.offered() and len(search.plans()) < FIRST_PLANS and trials_left > len(left)
-    if known is None or not may_wait or search.options.objective != "time":
+    if not search.space.offered() or trials_left <= len(left) or search.options.objective != "time":
         return left
+    plain = _plain(search, left)
+    if known is None or not any(r.outcome.valid for r in search.records() if r.outcome.recipe):
+        return plain[:1] or left  # one that trains is needed, to be compared with
+    if len(search.plans()) < FIRST_PLANS:
+        left = [name for name in left if not _waits(search, known, name)]
+    left = [name for name in left if _has_time(search, name)]
+    return sorted(left, key=lambda name: known.predicted(search.stock_point(name)))[:1]
+
+
+def _is_sparing(search: Search) -> bool:
+    """Whether recipes may wait that are not in FP8 too."""
+    is_compiled = search.options.compile_with is not None
+    return is_compiled and search.options.objective == "time" and bool(search.space.offered())
+
+
+def _plain(search: Search, names: list[str]) -> list[str]:
+    """Those not in FP8; in compile mode the fastest first, by the sum of the measured costs."""
+    plain = [name for name in names if not search.recipes[name].float8]
+    if not _is_sparing(search):
+        return plain
+    return sorted(plain, key=lambda name: search.costs.predicted(search.stock_point(name)))
+
+
+def _waits(search: Search, known: Knowledge, name: str) -> bool:
+    """Whether a recipe is clearly slower than the best so far, or in FP8 and unlikely to train by what FP8 showed."""
+    point = search.stock_point(name)
     best_ms = min((r.outcome.median_ms for r in search.records() if r.outcome.valid), default=math.inf)
-    return [name for name in left if not known.predicted(search.stock_point(name)) > SLOWER * best_ms]
+    if known.predicted(point) > SLOWER * best_ms:
+        return True
+    return bool(search.recipes[name].float8) and _knows_fp8(search) and known.chance(point) < LIKELY
+
+
+def _knows_fp8(search: Search) -> bool:
+    """Whether the gradients of a recipe in FP8 were looked at."""
+    return any(
+        r.outcome.noise for r in search.records() if r.outcome.recipe and search.recipes[r.outcome.recipe].float8
+    )
+
+
+def _has_time(search: Search, name: str) -> bool:
+    """Whether recipes keep to their share of the time with this one, where compiling them takes most of it."""
+    if search.options.compile_with is None or search.options.timeout is None:
+        return True
+    measured = [record.outcome for record in search.records()]
+    spent = sum(seconds_of(outcome) for outcome in measured if outcome.recipe)
+    return spent + expected_seconds(search.recipes[name], measured) <= TIME_SHARE * search.options.timeout
 
 
 def unmeasured_note(search: Search) -> str | None:
