@@ -129,9 +129,7 @@ def render_block(
         f"    _{names.set_backend_flags}(tf32={plan.tf32})",
         "",
         "",
-        f"{names.table} = {{",
-        *(_table_line(entry) for entry in entries),
-        "}",
+        *_table_lines(names.table, entries),
         END,
     ]
     return "\n".join(parts) + "\n"
@@ -167,6 +165,11 @@ def _import_lines(module: str, names: Sequence[str]) -> list[str]:
     if len(line) <= _FORMATTED:
         return [line]
     return [f"    from {module} import (", *(f"        {name}," for name in names), "    )"]
+
+
+def _table_lines(name: str, entries: Iterable[Entry]) -> list[str]:
+    lines = [_table_line(entry) for entry in entries]
+    return [f"{name} = {{", *lines, "}"] if lines else [f"{name} = {{}}  # no layer is given a format"]
 
 
 def _table_line(entry: Entry) -> str:

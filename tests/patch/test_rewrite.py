@@ -48,6 +48,14 @@ def test_the_same_plan_again_changes_nothing():
     assert patch(patched, FIRST) == patched
 
 
+def test_a_plan_without_a_layer_says_so():
+    patched = patch(SOURCE, {})
+    assert "\nPRECISION = {}  # no layer is given a format\n" in patched
+    assert written_table(patched) == []
+    assert unpatch_source(patched, "net.py") == SOURCE
+    assert patch(patched, FIRST) == patch(SOURCE, FIRST)
+
+
 def test_another_plan_replaces_the_patch_alone():
     assert patch(patch(SOURCE, FIRST), SECOND) == patch(SOURCE, SECOND)
 
