@@ -181,6 +181,7 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
     data = json.loads(result.stdout)
     assert len(data["trials"]) == 5
     assert f"continuing after {measured} trials" in result.stderr
+    assert "[5/5] trial" in result.stderr
 
 
 @pytest.mark.parametrize(

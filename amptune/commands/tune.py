@@ -103,8 +103,7 @@ def summary(result: TuneResult) -> str:
             f"Not measured before the {spent} was used up: {', '.join(data['not_measured'])}. "
             "The best stock recipe is the best of the others."
         )
-    if result.plan.params:
-        lines.append(f"Take care: {data['notes'][-1]}.")
+    lines += [f"Take care: {told}." for told in result.told]
     if data["launch_bound"]:
         remedy = "a larger batch or CUDA graphs" if data["mode"] == "compile" else "--compile or a larger batch"
         lines.append(

@@ -16,6 +16,7 @@ from amptune.core.planfile import read_plan
 from amptune.errors import TuneError
 from amptune.tune.job import Measured, Prepared
 from amptune.tune.options import TuneOptions
+from amptune.tune.ownautocast import own_autocast_notes
 from amptune.tune.process import TrialError, WorkerProcess, must
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
@@ -74,7 +75,7 @@ def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: P
     with started_worker(progress) as worker:
         seed_everything(options.seed)  # as the worker does, for a make_model that draws its structure
         captured = capture(target)
-        progress.notes((*target.notes, *captured.notes))
+        progress.notes((*target.notes, *captured.notes, *own_autocast_notes(captured.graph)))
         if plan is not None and plan_path is not None:
             check_fits(plan, captured.graph, names_in(target.make_model()), plan_path)
         worker.job = job_of(options, target, captured)

@@ -32,12 +32,14 @@ def start_children_as_usual() -> None:
 
 
 def quieten_torch() -> None:
-    """Drop torch's warnings about its own code, and its logs of what fails: a failed trial is told in one line.
+    """Drop torch's warnings about its own code, the runtime's about a region that the model opens (which a note says),
+    and torch's logs of what fails: a failed trial is told in one line.
 
     ``python -W`` and TORCH_LOGS bring them back.
     """
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
+        warnings.filterwarnings("ignore", message="torch.autocast is active around a model")
     if "TORCH_LOGS" not in os.environ:
         torch._logging.set_logs(all=logging.CRITICAL)  # type: ignore[attr-defined]
 

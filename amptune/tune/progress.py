@@ -21,6 +21,7 @@ class Progress:
         self.started = time.monotonic()
         self.spent: dict[str, float] = {}
         self.best = ""
+        self.before = 0
         self.done = 0
         self._status: Status | None = None
         self._stage = ""
@@ -70,11 +71,15 @@ class Progress:
                 self._notes.add(text)
                 self.line(f"note: {text}")
 
+    def resume(self, done: int) -> None:
+        """Trials of the budget that an earlier run has done."""
+        self.before = done
+
     def trial(self, text: str, best: str) -> None:
         """A finished trial, and the best so far."""
         self.done += 1
         self.best = f"  best: {best}" if best else ""
-        self.line(f"[{self.done}/{self.budget}] {text}")
+        self.line(f"[{self.before + self.done}/{self.budget}] {text}")
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -97,7 +102,7 @@ class Progress:
         if not self.done:
             return ""
         per_trial = (time.monotonic() - self.started) / self.done
-        return f", about {_clock(per_trial * max(0, self.budget - self.done))} left"
+        return f", about {_clock(per_trial * max(0, self.budget - self.before - self.done))} left"
 
 
 def _clock(seconds: float) -> str:

@@ -14,6 +14,7 @@ from amptune.apply.fits import input_shapes
 from amptune.capture import Capture, Target, capture, load_target
 from amptune.capture.capturing import takes_gradients
 from amptune.core.files import write_atomic
+from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.plan import Plan
 from amptune.core.scaler import GradientRecord, choose_scaler
@@ -33,10 +34,12 @@ from amptune.tune.explain import with_reasons
 from amptune.tune.finals import Verdict, decide
 from amptune.tune.job import Job, Prepared
 from amptune.tune.options import TuneOptions
+from amptune.tune.ownautocast import own_autocast_notes
 from amptune.tune.process import WorkerProcess, must
 from amptune.tune.progress import Progress
-from amptune.tune.recipes import Candidate
+from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.result import result_json
+from amptune.tune.roundedloss import rounded_loss_note
 from amptune.tune.search import Search
 from amptune.tune.space import Space
 from amptune.tune.splits import split_where_it_pays
@@ -50,12 +53,13 @@ SETUP_TIMEOUT = 3600.0
 
 @dataclasses.dataclass(frozen=True)
 class TuneResult:
-    """What a tune leaves: the content of result.json, the final plan, and the files written."""
+    """What a tune leaves: the content of result.json, the final plan, the files written, what to take care of."""
 
     data: dict[str, Any]
     plan: Plan
     verdict: Verdict
     files: dict[str, Path]
+    told: tuple[str, ...] = ()
 
 
 def tune(options: TuneOptions, progress: Progress) -> TuneResult:
@@ -74,7 +78,7 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
         with progress.timed("capture"):
             seed_everything(options.seed)  # as the worker does, for a make_model that draws its structure
             captured = capture(target)
-        progress.notes((*target.notes, *captured.notes))
+        progress.notes((*target.notes, *captured.notes, *own_autocast_notes(captured.graph)))
         held.enter_context(locked_folder(options.out, options.existing))
         worker.job = job_of(options, target, captured)
         progress.stage("training the FP32 reference")
@@ -89,11 +93,11 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
         plan, record = _final_plan(search, verdict)
         data = result_json(search, verdict, time.monotonic() - started, "plan.json")
         spec: PatchSpec = _ask(worker, "patch_spec", captured.graph, what="the model cannot be described")
-        told = parameters_note(plan, makes_optimizer=target.path is not None and spec.optimizer is not None)
-        data["notes"] += [told] if told else []
+        told = tuple(_told(worker, plan, target, spec))
+        data["notes"] += (*own_autocast_notes(captured.graph), *told)
         emission = Emission(options.out, target, captured, spec, plan, record, search.table, verdict, data)
         files = emit(emission, lambda path, candidate: _check_emitted(worker, path, candidate))
-    return TuneResult(data, plan, verdict, files)
+    return TuneResult(data, plan, verdict, files, told)
 
 
 def _refuse_patched(target: Target) -> None:
@@ -255,6 +259,17 @@ def _final_plan(search: Search, verdict: Verdict) -> tuple[Plan, GradientRecord]
     search.progress.stage("recording gradients for the loss scale")
     record: GradientRecord = _ask(search.worker, "record_gradients", plan, what="the gradients cannot be recorded")
     return dataclasses.replace(plan, scaler=choose_scaler(record, largest=search.largest_scale)), record
+
+
+def _told(worker: WorkerProcess, plan: Plan, target: Target, spec: PatchSpec) -> Iterator[str]:
+    """What the user has to know who trains with the plan."""
+    loss: Format | None = _ask(worker, "rounded_loss", plan_candidate(plan), what="the loss failed")
+    makes_optimizer = target.path is not None and spec.optimizer is not None
+    notes = (
+        rounded_loss_note(loss, plan, has_loss_fn=target.loss_fn is not None),
+        parameters_note(plan, makes_optimizer=makes_optimizer),
+    )
+    return filter(None, notes)
 
 
 def _check_emitted(worker: WorkerProcess, path: Path, candidate: Candidate) -> None:

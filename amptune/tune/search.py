@@ -69,6 +69,7 @@ class Search:
         if not self.study.lined_up:
             self._enqueue_start()
             self.study.mark_lined_up()
+        self.progress.resume(len(self.records()))
         steering, duplicates = Steering(self), 0
         while len(self.records()) < self.options.budget and duplicates <= MAX_DUPLICATES:
             if self.limit.is_over:

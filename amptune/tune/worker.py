@@ -42,6 +42,7 @@ from amptune.tune.quality import Quality, judge, reference_itself
 from amptune.tune.recipes import Candidate, autocast_region, stock_candidates
 from amptune.tune.recompiling import num_compiled
 from amptune.tune.reference import NUM_ORDERS, Reference, measure_reference
+from amptune.tune.roundedloss import rounded_loss
 from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.space import COMPILED_LOSS, Space
 from amptune.tune.structure import check_structure
@@ -241,6 +242,11 @@ class Worker:
         """Differences between the emitted file's model and the applied plan; empty when they agree bit for bit."""
         with eager(self.bench):
             return compare_emitted(self.bench, path, candidate, self.batches.train[0], self.options.seed)
+
+    def rounded_loss(self, candidate: Candidate) -> Format | None:
+        """The 16-bit format that a candidate's loss is rounded to, where the FP32 reference's is not."""
+        with eager(self.bench):
+            return rounded_loss(self.bench, candidate, self.batches.train[0])
 
     def _forget_compiled(self) -> None:
         """In compile mode each trial starts anew, and where the user's own code compiles something: torch would give up

@@ -27,3 +27,11 @@ def test_a_stage_that_goes_on_says_so(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err.splitlines() == [
         "compiling and measuring fp32 ... 15 s", "compiling and measuring fp32 ... 30 s",
     ]  # fmt: skip
+
+
+def test_trials_of_an_earlier_run_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(9)
+    progress.resume(7)
+    progress.trial("trial 8: plan", "")
+    progress.trial("trial 9: plan", "")
+    assert capsys.readouterr().err.splitlines() == ["[8/9] trial 8: plan", "[9/9] trial 9: plan"]

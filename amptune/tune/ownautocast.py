@@ -1,0 +1,33 @@
+"""Autocast regions that the model opens itself: they are in force in every recipe, the FP32 reference included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from amptune.core.graph import LOSS, PrecisionGraph, Site
+
+_MOST = 0.5
+"""Share of the model's products in regions without autocast from which on an autocast recipe says little of it."""
+
+
+def own_autocast_notes(graph: PrecisionGraph) -> Iterator[str]:
+    """What the user has to know of such regions to read the recipes' numbers."""
+    products = [site for site in graph if site.flops and site.module != LOSS]
+    lowered = [site for site in products if site.attrs.get("autocast") not in (None, False, "float32")]
+    if lowered:
+        yield (
+            f"the model switches autocast on itself ({lowered[0].attrs['autocast']}{_place(lowered)}): the FP32 "
+            "reference and the stock recipes run with it too, only the layers of a plan do not; take it out to have "
+            "each format measured, and judged by FP32"
+        )
+    off = [site for site in products if site.attrs.get("autocast") is False]
+    if sum(site.flops for site in off) > _MOST * sum(site.flops for site in products):
+        yield (
+            f"the model switches autocast off itself{_place(off, ' (', ')')}: the autocast recipes leave in FP32 what "
+            "runs there; take it out to have them measured"
+        )
+
+
+def _place(sites: Sequence[Site], before: str = ", ", after: str = "") -> str:
+    places = [site.location for site in sites if site.location is not None]
+    return f"{before}{places[0].path}:{places[0].line}{after}" if places else ""

@@ -1,0 +1,69 @@
+"""Autocast regions that the model opens itself are in every recipe, which is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from amptune.capture import TargetSpec, capture, load_target
+from amptune.tune.ownautocast import own_autocast_notes
+from tests.inprocess import amptune
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(16, 32)
+        self.fc2 = nn.Linear(32, 13)
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=ENABLED):
+            x = torch.relu(self.fc1(x))
+        return self.fc2(x.float())
+
+def make_model():
+    return Net()
+
+def make_batch():
+    return torch.randn(24, 16), torch.randint(0, 13, (24,))
+
+def loss_fn(output, batch):
+    return nn.functional.cross_entropy(output, batch[1])
+"""
+
+
+def notes_of(path: Path, source: str) -> list[str]:
+    path.write_text(source)
+    return list(own_autocast_notes(capture(load_target(TargetSpec(str(path)))).graph))
+
+
+def test_a_region_that_lowers_is_no_fp32_reference(tmp_path: Path) -> None:
+    (note,) = notes_of(tmp_path / "net.py", NET.replace("ENABLED", "True"))
+    assert "switches autocast on itself (bfloat16, " in note
+    assert "net.py:13): the FP32 reference" in note
+
+
+@pytest.mark.parametrize(("classes", "is_said"), [(13, True), (130, False)])
+def test_a_region_that_switches_off_is_said_where_it_is_most_of_the_model(
+    tmp_path: Path, classes: int, is_said: bool
+) -> None:
+    source = NET.replace("ENABLED", "False").replace("Linear(32, 13)", f"Linear(32, {classes})")
+    notes = notes_of(tmp_path / "net.py", source)
+    assert ["switches autocast off itself (" in note for note in notes] == [True] * is_said
+
+
+def test_a_model_without_regions(tmp_path: Path) -> None:
+    region = "with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=ENABLED):"
+    assert notes_of(tmp_path / "net.py", NET.replace(region, "if self.training:")) == []
+
+
+def test_bench_says_it_in_a_line_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET.replace("ENABLED", "True"))
+    result = amptune(tmp_path, "bench", "net.py", "--rounds", "1", "--steps", "2")
+    assert result.returncode == 0, result.stderr
+    assert "note: the model switches autocast on itself" in result.stderr
+    assert "UserWarning" not in result.stderr
