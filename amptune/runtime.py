@@ -1908,9 +1908,9 @@ def apply_plan(
         output_format: format of the model's floating outputs.
         parameters: "bf16" casts the model's parameters and buffers to bfloat16, and floating inputs on their way in.
             Undoing the plan leaves them in bfloat16. See ``master_weights`` for the optimizer.
-        compile_loss: run the loss that the model makes in its forward under torch.compile: its ``loss_function``, where
-            it keeps one as models of transformers do, else the cross entropy that it calls. For a loss outside of the
-            model see ``loss_in``.
+        compile_loss: run the loss that the model makes in its forward under torch.compile: by its ``loss_function``, as
+            models of transformers do, or by a cross entropy that it calls. For a loss outside of the model see
+            ``loss_in``.
 
     Where lazy layers (``LazyLinear``) lack their parameters, the plan comes into force after the first forward, which
     gives them: that one runs as the user wrote the model.
@@ -1971,8 +1971,7 @@ def _apply_now(
     model.__class__ = _made_class(type(model), "root")
     paths = {path: module for path, module in _all_modules(model).items() if id(module) in modules}
     has_late = any(site.how == "late" for site in resolved.values())
-    compiles_loss = compile_loss and not keep_loss(model)
-    model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths), has_late, compiles_loss)
+    model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths), has_late, compile_loss)
     return AppliedPlan(model, resolved)
 
 
@@ -2167,8 +2166,19 @@ def losses_compiled(backend: Any = "inductor") -> Iterator[None]:
     if called in _raising:
         yield
         return
-    compiled = _compiled_loss(called, backend, raises=True)
+    F.cross_entropy = _compiled_cross_entropy(called, backend)
+    try:
+        yield
+    finally:
+        F.cross_entropy = called
 
+
+_raising: set[Any] = set()
+"""What stands for the cross entropy while a loss is compiled: a copy of its logits in float32 would be for nothing."""
+
+
+@functools.cache  # what is compiled around it would be compiled anew for another function
+def _compiled_cross_entropy(called: Any, backend: Any) -> Callable[..., Any]:
     @functools.wraps(called)
     def run(*args: Any, **kwargs: Any) -> Any:
         # In what is compiled around it, it is part of the graph, which calls it by its name while it is traced.
@@ -2176,21 +2186,14 @@ def losses_compiled(backend: Any = "inductor") -> Iterator[None]:
             return called(*args, **kwargs)
         F.cross_entropy = called  # this graph calls it by its name too
         try:
-            return compiled(*args, **kwargs)
+            return _compiled_loss(called, backend, raises=True)(*args, **kwargs)
         finally:
             F.cross_entropy = run
 
-    F.cross_entropy = run
     _raising.add(run)
-    try:
-        yield
-    finally:
-        F.cross_entropy = called
-        _raising.discard(run)
+    return run
 
 
-_raising: set[Any] = set()
-"""What stands for the cross entropy while a loss is compiled: a copy of its logits in float32 would be for nothing."""
 _compiled_losses: dict[tuple[Any, Any, bool], Callable[..., Any]] = {}
 
 

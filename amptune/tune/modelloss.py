@@ -4,6 +4,7 @@ transformers do, or by a cross entropy that its forward calls."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -22,15 +23,34 @@ from amptune.tune.recipes import Candidate
 from amptune.tune.space import COMPILED_LOSS
 from amptune.tune.training import Workbench, training
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-Heard = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
 MAX_CALLS = 8
 """Losses of a forward that are compiled, each for its own shapes: a compiler takes seconds for one."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One loss of a forward.
+
+    Attributes:
+        module: the module whose ``loss_function`` was called; None for the cross entropy of ``torch.nn.functional``.
+        args, kwargs: what it was called with, detached.
+        is_number: whether it gave one number.
+    """
+
+    module: nn.Module | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    is_number: bool
+
+    def __call__(self) -> torch.Tensor:
+        """The loss, by the function that stands there now."""
+        function: Any = F.cross_entropy if self.module is None else self.module.loss_function
+        return function(*self.args, **self.kwargs)  # type: ignore[no-any-return]
+
+
 def makes_loss(bench: Workbench, batch: Any) -> bool:
     """Whether the model makes a loss of a batch by what can be compiled by itself."""
-    return bool(_calls_of_loss(bench, batch))
+    return bool(_losses_of(bench, batch))
 
 
 def measure_model_loss(
@@ -41,21 +61,25 @@ def measure_model_loss(
     Casts included, and ``PLAIN_LOSS`` as it is. A choice that does not run is left out; empty for a model that makes
     no loss.
     """
-    calls = cast_all(_calls_of_loss(bench, batch), getattr(torch, low.torch_name))
+    dtype = getattr(torch, low.torch_name)
+    calls = [
+        dataclasses.replace(call, args=cast_all(call.args, dtype), kwargs=cast_all(call.kwargs, dtype))
+        for call in _losses_of(bench, batch)
+    ]
     if not calls:
         return {}
-    leaves = [tensor.requires_grad_() for tensor in tensors_in(calls) if tensor.is_floating_point()]
-    kept = keep_loss(bench.model)
+    inputs = tensors_in([(call.args, call.kwargs) for call in calls])
+    leaves = [tensor.requires_grad_() for tensor in inputs if tensor.is_floating_point()]
 
     def once() -> None:
-        for args, kwargs in calls:
-            loss = kept[0].loss_function if kept else F.cross_entropy
-            torch.autograd.grad(loss(*args, **kwargs).sum(), leaves, allow_unused=True)  # type: ignore[operator]
+        for call in calls:
+            torch.autograd.grad(call().sum(), leaves, allow_unused=True)
 
     found = {}
     for choice in choices:
+        compiling = _compiled(calls, backend) if choice == COMPILED_LOSS else contextlib.nullcontext()
         try:
-            with _compiled(kept, backend) if choice == COMPILED_LOSS else contextlib.nullcontext():
+            with compiling:
                 once()  # what compiles, compiles here
                 found[choice] = statistics.median(times_of(once, bench.device))
         except Exception:  # the loss is not ours; the choice will fail in its trial, with the reason
@@ -65,52 +89,45 @@ def measure_model_loss(
 
 
 @contextlib.contextmanager
-def _compiled(kept: list[nn.Module], backend: str) -> Iterator[None]:
-    if not kept:
+def _compiled(calls: Iterable[Call], backend: str) -> Iterator[None]:
+    modules = [call.module for call in calls if call.module is not None]
+    try:
+        for module in modules:
+            compile_kept_loss(module, backend)
         with losses_compiled(backend):
             yield
-        return
-    compile_kept_loss(kept[0], backend)
-    try:
-        yield
     finally:
-        undo_plan(kept[0])
+        for module in modules:
+            undo_plan(module)
 
 
-def _calls_of_loss(bench: Workbench, batch: Any) -> list[Call]:
-    """What the loss is called with in the FP32 forward, detached; none where that is not to be compiled.
+def _losses_of(bench: Workbench, batch: Any) -> list[Call]:
+    """The losses of the FP32 forward; none where they are not to be compiled.
 
-    A kept loss is called just once, and does not give more than the loss, as those of detection do: they match boxes
-    outside of torch, which no compiler follows.
+    A ``loss_function`` is called just once, and does not give more than the loss, as those of detection do: they match
+    boxes outside of torch, which no compiler follows.
     """
-    kept = keep_loss(bench.model)
-    if len(kept) > 1:
-        return []
-    heard: list[Call | None] = []
-
-    def keep(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        is_loss = isinstance(result, torch.Tensor) and (not kept or result.numel() == 1)
-        heard.append(map_tensors((args, kwargs), torch.Tensor.detach) if is_loss else None)
-
-    listening = _listening(kept[0], keep) if kept else _listening_to_calls(keep)
-    with training(bench, Candidate("fp32")), bench.no_gradients(), bench.without_dropout(), listening:
+    kept: list[Call] = []
+    called: list[Call] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(training(bench, Candidate("fp32")))
+        stack.enter_context(bench.no_gradients())
+        stack.enter_context(bench.without_dropout())
+        for module in keep_loss(bench.model):
+            stack.enter_context(_listening(module, kept.append))
+        stack.enter_context(_listening_to_calls(called.append))
         bench.target.call(bench.model, batch)
     bench.restore()
-    calls = [call for call in heard if call is not None]
-    return calls if len(calls) == len(heard) <= (1 if kept else MAX_CALLS) else []
+    if kept:
+        return kept if len(kept) == 1 and kept[0].is_number else []
+    return called if len(called) <= MAX_CALLS else []
 
 
 @contextlib.contextmanager
-def _listening_to_calls(heard: Heard) -> Iterator[None]:
-    """Calls of the cross entropy of ``torch.nn.functional`` and their results while the block runs."""
+def _listening_to_calls(heard: Callable[[Call], None]) -> Iterator[None]:
+    """Calls of the cross entropy of ``torch.nn.functional`` while the block runs."""
     called = F.cross_entropy
-
-    def listen(*args: Any, **kwargs: Any) -> torch.Tensor:
-        result = called(*args, **kwargs)
-        heard(args, kwargs, result)
-        return result
-
-    F.cross_entropy = listen
+    F.cross_entropy = _heard(called, None, heard)
     try:
         yield
     finally:
@@ -118,17 +135,10 @@ def _listening_to_calls(heard: Heard) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _listening(module: nn.Module, heard: Heard) -> Iterator[None]:
-    """Calls of the module's ``loss_function`` and their results while the block runs."""
+def _listening(module: nn.Module, heard: Callable[[Call], None]) -> Iterator[None]:
+    """Calls of the module's ``loss_function`` while the block runs."""
     before = dict(vars(module))
-    function: Any = module.loss_function
-
-    def listen(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        heard(args, kwargs, result)
-        return result
-
-    module.loss_function = listen  # type: ignore[assignment]
+    module.loss_function = _heard(module.loss_function, module, heard)  # type: ignore[assignment]
     changed = {name for name, value in vars(module).items() if name not in before or before[name] is not value}
     try:
         yield
@@ -137,3 +147,15 @@ def _listening(module: nn.Module, heard: Heard) -> Iterator[None]:
             vars(module).pop(name, None)
             if name in before:
                 vars(module)[name] = before[name]
+
+
+def _heard(function: Any, module: nn.Module | None, heard: Callable[[Call], None]) -> Callable[..., Any]:
+    """``function``, each of whose calls is told."""
+
+    def listen(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        args, kwargs = map_tensors((args, kwargs), torch.Tensor.detach)
+        heard(Call(module, args, kwargs, isinstance(result, torch.Tensor) and result.numel() == 1))
+        return result
+
+    return listen

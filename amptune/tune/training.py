@@ -336,9 +336,7 @@ def _called_loss(bench: Workbench, candidate: Candidate) -> contextlib.AbstractC
     """The same for a cross entropy that the forward calls. A plan compiles it itself, but with the backend of users."""
     is_said = candidate.loss_compile or (candidate.plan is not None and candidate.plan.loss_compile)
     is_compiled = _is_beside_blocks(bench) or (is_said and bench.compilation is None)
-    if not is_compiled or keep_loss(bench.model):
-        return contextlib.nullcontext()
-    return losses_compiled(_backend(bench))
+    return losses_compiled(_backend(bench)) if is_compiled else contextlib.nullcontext()
 
 
 def _is_beside_blocks(bench: Workbench) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from amptune import runtime
 
@@ -189,6 +190,22 @@ def test_losses_compiled_within_others_are_compiled_once(seen: list[torch.dtype]
     with runtime.losses_compiled("aot_eager"):
         model(X)
     assert len(seen) == 1
+
+
+class KeepsCrossEntropy(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.loss_function(logits=self.head(x), labels=torch.arange(len(x)))
+
+
+def test_a_kept_loss_is_compiled_once_whatever_it_calls() -> None:
+    model, counted = KeepsCrossEntropy(), CompileCounter()
+    model.loss_function = lambda logits, labels: nn.functional.cross_entropy(logits.float(), labels)
+    expected = model(X)
+    runtime.apply_plan(model, {"head": "fp32"}, compile_loss=True)
+    model.__dict__["_amptune_loss"] = counted
+    for _ in range(3):
+        torch.testing.assert_close(model(X), expected)
+    assert counted.frame_count == 1
 
 
 def test_the_real_compiler_gives_the_same_gradients() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from amptune.core.formats import Format
@@ -84,6 +85,9 @@ def make_batch():
 def loss_fn(output, batch):
     return output[1]
 """.replace("LOSS", IN_FORWARD)
+CALLS_AND_KEEPS = KEEPS.replace(
+    "self.loss_function(logits=self.head(x), labels=labels)", "nn.CrossEntropyLoss()(self.head(x), labels)"
+)
 OUTSIDE = CALLS.replace(f"return logits, {IN_FORWARD}", "return logits").replace(
     "return output[1]", "return nn.functional.cross_entropy(output, batch['labels'])"
 )
@@ -109,9 +113,10 @@ def test_both_ways_are_timed(make_bench: Make) -> None:
     assert type(bench.model).__mro__[1] is torch.nn.Module
 
 
-def test_a_cross_entropy_that_the_forward_calls_is_found_and_timed(make_bench: Make) -> None:
+@pytest.mark.parametrize("source", [CALLS, CALLS_AND_KEEPS], ids=["calls", "keeps a loss that it does not use"])
+def test_a_cross_entropy_that_the_forward_calls_is_found_and_timed(make_bench: Make, source: str) -> None:
     called = torch.nn.functional.cross_entropy
-    bench, batches = make_bench(CALLS)
+    bench, batches = make_bench(source)
     assert makes_loss(bench, batches.train[0])
     found = measure_model_loss(bench, batches.train[0], ("fp32", COMPILED_LOSS), Format.BF16, backend="aot_eager")
     assert found.keys() == {"fp32", COMPILED_LOSS, PLAIN_LOSS}
