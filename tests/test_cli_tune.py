@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -158,7 +159,7 @@ def test_a_changed_model_is_not_resumed(tuned: Path) -> None:
     before = (folder / "amptune-out/net/result.json").read_bytes()
     result = amptune(folder, "tune", "net.py", "--budget", "7", "--resume", *FAST)
     assert result.returncode == 2
-    assert "cannot be continued: model then " in result.stderr
+    assert "cannot be continued: the model has other operations or shapes" in result.stderr
     assert (folder / "amptune-out/net/result.json").read_bytes() == before
 
 
@@ -182,6 +183,24 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
     assert len(data["trials"]) == 5
     assert f"continuing after {measured} trials" in result.stderr
     assert "[5/5] trial" in result.stderr
+
+
+def test_an_interrupted_search_says_what_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MLP)
+    journal = tmp_path / "amptune-out/net/study.journal"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "amptune", "tune", "net.py", "--budget", "50", *FAST],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environment(),
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (journal.exists() and b'"outcome"' in journal.read_bytes()):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"note: trials kept in amptune-out/net: [1-9]\d*; amptune tune --resume goes on from there", told)
+    assert told.endswith("amptune: interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -147,4 +147,8 @@ def test_another_model_is_refused(folder: Path) -> None:
     (folder / "other.py").write_text(MLP.replace("nn.Linear(16, 32)", "nn.Linear(16, 24)").replace("32, 13", "24, 13"))
     result = amptune(folder, "verify", "net.py", "other.py")
     assert result.returncode == 3
-    assert "not one model" in result.stderr
+    assert "the two files are not one model: fc1.weight is 32x16 in one, 24x16 in the other" in result.stderr
+    (folder / "other.py").write_text(MLP.replace("self.fc2", "self.head"))
+    result = amptune(folder, "verify", "net.py", "other.py")
+    assert result.returncode == 3
+    assert "the two files are not one model: only one of them has fc2.weight" in result.stderr

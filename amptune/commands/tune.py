@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from amptune.commands.guard import Finished
 from amptune.commands.measuring import add_measurement, options_of
-from amptune.commands.targets import add_state_and_batch, add_target, surviving
+from amptune.commands.targets import add_state_and_batch, add_target, say, surviving
 from amptune.commands.values import positive_int, seconds, size
 from amptune.core.sizes import size_text
 
@@ -64,8 +64,13 @@ def _work(args: argparse.Namespace, finished: Finished) -> int:
     from amptune.tune.run import tune
 
     progress = Progress(options.budget)
-    with progress.live():
-        result = tune(options, progress)
+    try:
+        with progress.live():
+            result = tune(options, progress)
+    except KeyboardInterrupt:
+        if kept := progress.before + progress.done:
+            say(f"trials kept in {options.out}: {kept}; amptune tune --resume goes on from there")
+        raise
     finished()
     print(json.dumps(result.data, indent=2) if args.format == "json" else summary(result))
     return 0

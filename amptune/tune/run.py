@@ -49,6 +49,11 @@ from amptune.tune.study import StudyFile, check_study, locked_folder, open_study
 from amptune.tune.training import seed_everything
 
 SETUP_TIMEOUT = 3600.0
+_CHANGED = {
+    "model": "the model has other operations or shapes than it had then",
+    "search_space": "the choices are others than then, by another amptune or torch, or other layers",
+}
+"""What has changed, where a study has a hash for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,8 +231,9 @@ def _check_same(then: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise UsageError, naming what changed, unless a study may be continued."""
     for key, value in now.items():
         if then.get(key) != value:
+            told = _CHANGED.get(key, f"{key.replace('_', ' ')} then {then.get(key)}, now {value}")
             raise UsageError(
-                f"the study cannot be continued: {key.replace('_', ' ')} then {then.get(key)}, now {value}",
+                f"the study cannot be continued: {told}",
                 hint="start anew with --overwrite, or choose another --out",
             )
 

@@ -102,10 +102,22 @@ def copy_state(source: nn.Module, model: nn.Module) -> None:
     try:
         model.load_state_dict(source.state_dict())
     except RuntimeError as error:
-        text = " ".join(str(error).split())[:300]
+        text = _difference(source, model) or " ".join(str(error).split())
         raise CaptureError(
             f"the two files are not one model: {text}", hint="give the file that the patch was made of"
         ) from error
+
+
+def _difference(one: nn.Module, other: nn.Module) -> str:
+    """The first tensor of the state that only one of the two has, or that has another shape there."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    for name in [*ours, *theirs]:
+        if name not in ours or name not in theirs:
+            return f"only one of them has {name}"
+        shapes = ["x".join(map(str, getattr(state[name], "shape", ()))) for state in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            return f"{name} is {shapes[0] or 'a number'} in one, {shapes[1] or 'a number'} in the other"
+    return ""
 
 
 @contextlib.contextmanager
