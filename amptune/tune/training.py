@@ -183,7 +183,7 @@ def _check_step(optimizer: torch.optim.Optimizer) -> None:
 def loss_of(bench: Workbench, candidate: Candidate, batch: Any) -> torch.Tensor:
     """Forward and loss of one batch under the candidate, which must already be applied to the model."""
     with autocast_region(candidate, bench.device):
-        with bench.without_dropout():
+        with bench.without_dropout(), _called_beside_blocks(bench):
             output = bench.target.call(bench.model, batch)
         return loss_of_output(bench, candidate, output, batch)
 
@@ -333,10 +333,14 @@ def _compile_kept_loss(bench: Workbench, candidate: Candidate) -> bool:
 
 
 def _called_loss(bench: Workbench, candidate: Candidate) -> contextlib.AbstractContextManager[None]:
-    """The same for a cross entropy that the forward calls. A plan compiles it itself, but with the backend of users."""
+    """The same for a cross entropy that the forward calls, in eager mode."""
     is_said = candidate.loss_compile or (candidate.plan is not None and candidate.plan.loss_compile)
-    is_compiled = _is_beside_blocks(bench) or (is_said and bench.compilation is None)
-    return losses_compiled(_backend(bench)) if is_compiled else contextlib.nullcontext()
+    return losses_compiled(BACKEND) if is_said and bench.compilation is None else contextlib.nullcontext()
+
+
+def _called_beside_blocks(bench: Workbench) -> contextlib.AbstractContextManager[None]:
+    """The same beside compiled blocks, for the model's call alone: a ``loss_fn`` is no part of the user's graph."""
+    return losses_compiled(_backend(bench)) if _is_beside_blocks(bench) else contextlib.nullcontext()
 
 
 def _is_beside_blocks(bench: Workbench) -> bool:

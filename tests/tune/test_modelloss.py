@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from amptune.capture import Target
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.runtime import keep_loss
@@ -123,7 +126,9 @@ def test_a_cross_entropy_that_the_forward_calls_is_found_and_timed(make_bench: M
     assert torch.nn.functional.cross_entropy is called
 
 
-def test_recipes_and_plans_that_say_so_have_it_compiled_beside_dropout_that_is_off(make_bench: Make) -> None:
+def test_recipes_and_plans_that_say_so_have_it_compiled_beside_dropout_that_is_off(
+    make_bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench, batches = make_bench(CALLS)
     called = torch.nn.functional.cross_entropy
     plan = Plan({"head": SitePlan(Format.BF16)}, loss_compile=True)
@@ -133,7 +138,7 @@ def test_recipes_and_plans_that_say_so_have_it_compiled_beside_dropout_that_is_o
         (Candidate("fp32", loss_compile=True), None, True),
         (plan_candidate(plan), None, True),
         (plan_candidate(Plan({"head": SitePlan(Format.BF16)})), None, False),
-        (Candidate("fp32"), compiled, True),
+        (Candidate("fp32"), compiled, False),  # for the model's call alone
         (plan_candidate(plan), compiled.whole(), False),  # it is in the model's graph
     ):
         bench.compilation = compilation
@@ -141,8 +146,19 @@ def test_recipes_and_plans_that_say_so_have_it_compiled_beside_dropout_that_is_o
             assert (torch.nn.functional.cross_entropy is not called) is expected, (candidate, compilation)
         assert torch.nn.functional.cross_entropy is called
     bench.compilation = compiled
+    seen: list[bool] = []
+    call = type(bench.target).call
+
+    def watched(target: Target, model: torch.nn.Module, batch: Any) -> Any:
+        seen.append(torch.nn.functional.cross_entropy is not called)
+        return call(target, model, batch)
+
+    monkeypatch.setattr(type(bench.target), "call", watched)
     with training(bench, plan_candidate(plan)) as run, still(bench):
         assert run.step(batches.train[0]).dtype == torch.float32
+    with training(bench, Candidate("fp32")) as run:
+        run.loss(batches.train[0])
+    assert seen == [False, True], "in eager mode, where dropout is off, and beside compiled blocks"
 
 
 def test_a_compiler_that_fails_leaves_the_choice_out(make_bench: Make) -> None:
