@@ -227,6 +227,8 @@ def _facts(
     integers = {index: count for node, index in positions.items() if (count := _integers(root(node)))}
     if integers:
         yield "integers", integers
+    if counts := tuple(index for node, index in positions.items() if _is_given_integers(root(node))):
+        yield "batch_integers", counts
     strided = {index: order for node, index in positions.items() if (order := order_in_memory(node))}
     if strided:
         yield "strided", strided
@@ -301,6 +303,15 @@ def _integers(node: fx.Node) -> int:
         return value.numel()
     numbers = [each for each in node.args if isinstance(each, int)]
     return max(numbers[:2], default=0) if op == "randint" else 0
+
+
+def _is_given_integers(node: fx.Node) -> bool:
+    """Whether a tensor of the batch holds integers, as timesteps and positions."""
+    value = node.meta.get("val")
+    return node.op == "placeholder" and isinstance(value, torch.Tensor) and value.dtype in _INTEGERS
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16)
 
 
 def _mask(node: fx.Node) -> fx.Node | None:

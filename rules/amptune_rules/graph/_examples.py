@@ -15,7 +15,7 @@ class Model(nn.Module):
         super().__init__()
 {init}
 
-    def forward(self, x):
+    def forward(self, {takes}):
 {forward}
 
 
@@ -34,13 +34,17 @@ def loss_fn(output, batch):
 
 def model_file(
     forward: str, *, init: str = "self.fc = nn.Linear(64, 64)", batch: str = "torch.randn(32, 64)",
-    loss: str = "output.float().sum()", cast: str = "",
+    loss: str = "output.float().sum()", cast: str = "", takes: str = "x",
 ) -> str:  # fmt: skip
-    """A whole model file around the lines of ``__init__`` and ``forward``; ``cast`` is written after ``Model()``."""
+    """A whole model file around the lines of ``__init__`` and ``forward``.
+
+    ``cast`` is written after ``Model()``; ``takes`` names what the forward takes.
+    """
     return _FILE.format(
         init=textwrap.indent(textwrap.dedent(init).strip(), " " * 8),
         forward=textwrap.indent(textwrap.dedent(forward).strip(), " " * 8),
         batch=batch,
         loss=loss,
         cast=cast,
+        takes=takes,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from amptune.core.distances import is_minus_distance
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
@@ -71,6 +72,12 @@ class ExpOverflow(GraphRule):
                                                   batch="torch.randn(32, 64).half()")),
     )  # fmt: skip
     VALID = (
+        Example("a kernel of squared distances by three terms", model_file(
+            """
+            h = self.fc(x)
+            squares = h.pow(2).sum(1)
+            return torch.exp(-(squares[:, None] - 2 * h @ h.t() + squares[None, :]) / 8)
+            """)),
         Example("maximum subtracted", model_file(
             """
             h = self.fc(x)
@@ -92,6 +99,8 @@ class ExpOverflow(GraphRule):
                 continue
             data = _data(context, site)
             unbounded = _may_pass(context.runs[0], site, FP32_LIMIT) and data > FP32_LIMIT
+            if unbounded and is_minus_distance(context.runs[0].ranges, site, 1 if site.op == "pow" else 0):
+                continue  # above zero by rounding alone
             harm = _harm(context, site) if unbounded and not _is_decay(context.runs[0], site) else ""
             runs = tuple(run for run in runs_in(half.get(site, ()), site, Format.FP16)
                          if _may_pass(run, site, FP16_LIMIT) and data > FP16_LIMIT)  # fmt: skip

@@ -205,13 +205,14 @@ class DivisionByZero(GraphRule):
 
     def _over_eps(self, context: GraphContext, site: Site, place: int, runs: tuple[Run, ...]) -> Finding:
         """An eps that is kept, and that something is divided by all the same."""
-        eps = runs[0].ranges.operand(site, place).low
-        largest = runs[0].ranges.exact(site).high
+        eps, largest = runs[0].ranges.operand(site, place).low, runs[0].ranges.exact(site).high
+        root = runs[0].ranges.root(site, place)
         return context.finding(
             self,
             site,
-            f"the denominator comes down to its eps of {eps:.3g}, and the quotient up to {largest:.3g}: over 65504, so "
-            f"infinite in fp16 (under {recipes_in(runs)}); make the eps larger, or divide in float32",
+            f"the eps of {eps:.3g} guards nothing in fp16 (under {recipes_in(runs)}): where the denominator comes down "
+            f"to it, the quotient comes up to {largest:.3g}, over 65504; make the eps larger, or divide in float32",
+            severity=Severity.INFO if root is not None and root.op == "add" else None,
             eps=eps,
             chain=chain(context, site),
         )

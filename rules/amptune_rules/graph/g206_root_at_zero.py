@@ -26,6 +26,8 @@ from amptune_rules.graph._numeric import (
     is_guarded_after,
     is_signed,
     is_signed_sum,
+    is_stored,
+    of_batch,
     reads_weights_alone,
 )
 
@@ -36,7 +38,8 @@ class RootAtZero(GraphRule):
     ## What it does
     Follows the ops and literals that lead to each sqrt, rsqrt and power below 1, rounded as each recipe would, and to
     powers such as 1.5, which are NaN below zero. A variance as E[x^2] - E[x]^2 is rounded below zero, and below an eps
-    that is small against the rounding. Norm layers with eps=0 are reported too.
+    that is small against the rounding. The root of another difference is information where nothing says that it stays
+    above zero. Norm layers with eps=0 are reported too.
 
     ## Why is this bad
     The gradient of sqrt at zero is infinite, and rsqrt(0) is infinite itself; times a zero gradient that is NaN. An
@@ -81,6 +84,11 @@ class RootAtZero(GraphRule):
             var = (h * h).mean(-1, keepdim=True) - mean * mean
             return (h - mean) / torch.sqrt(var + 1e-5)  # <- G206
             """)),
+        Example("a difference of two means", model_file(
+            """
+            k = torch.exp(self.fc(x))
+            return torch.sqrt(k[:4].mean() + k[4:].mean() - 2 * k.mean())  # <- G206
+            """)),
         Example("an inverse root of relu", model_file(
             "return torch.rsqrt(F.relu(self.fc(x)))  # <- G206")),
         Example("a distance by its three terms", model_file(
@@ -93,6 +101,8 @@ class RootAtZero(GraphRule):
     VALID = (
         Example("a root of relu, which lets no gradient through at zero", model_file(
             "return torch.sqrt(F.relu(self.fc(x)))")),
+        Example("a difference that its terms keep above zero", model_file(
+            "return torch.sqrt(2 - torch.tanh(self.fc(x)))")),
         Example("a distance by its three terms, clamped", model_file(
             """
             h = self.fc(x)
@@ -187,6 +197,15 @@ class RootAtZero(GraphRule):
                 severity=None if (_exponent(site) or 0) < 0 and gives_zeros(bad[0], site) else Severity.INFO,
                 chain=chain(context, site),
             )
+        elif is_open and _is_of_difference(context, site):
+            yield context.finding(
+                self,
+                site,
+                f"{_named(site)} of a difference, which can be below zero as far as its terms show, and is NaN there; "
+                "clamp it",
+                severity=Severity.INFO,
+                chain=chain(context, site),
+            )
         elif is_signed(context.runs[0], site):
             yield context.finding(
                 self,
@@ -251,6 +270,14 @@ def _runs_below_zero(context: GraphContext, site: Site, eps: float) -> list[tupl
         if largest < 1:
             found.append((run, largest))
     return found
+
+
+def _is_of_difference(context: GraphContext, site: Site) -> bool:
+    """Whether a root is taken of a - b where nothing says that a is larger, not even the numbers of the batch."""
+    root = context.runs[0].ranges.root(site)
+    if root is None or root.op != "sub" or is_stored(context, root):
+        return False
+    return context.runs[0].ranges.operand(site, 0).low < 0 and of_batch(context, site).low < 0
 
 
 def _is_undone(context: GraphContext, site: Site) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from amptune.core.entropy import SHARES
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
+from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext
+from amptune.core.ranges import Ranges
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import axis_length, runs_in, where_in
@@ -17,7 +20,9 @@ class LongReduction(GraphRule):
 
     ## What it does
     Reports sums that run in FP16 over more elements than 65504 divided by the largest magnitude that the graph allows
-    (1 where nothing bounds the elements). Under CUDA autocast sum runs in FP32 and is not reported.
+    (1 where nothing bounds the elements). Under CUDA autocast sum runs in FP32 and is not reported; matmul, bmm and
+    einsum run in FP16, and are reported where neither factor has negative numbers, so that nothing cancels. That is
+    information where nothing bounds the factors.
 
     ## Why is this bad
     The kernel accumulates in FP32, but the result is stored in FP16: a sum of 1e5 ones is infinite.
@@ -31,6 +36,7 @@ class LongReduction(GraphRule):
     ```python
     total = probabilities.sum(dtype=torch.float32)
     ```
+    A product of elements is summed in float32 as (a * b).sum(...); a normaliser takes the mean, not the sum, of keys.
 
     ## Fix safety
     No automatic fix.
@@ -46,8 +52,28 @@ class LongReduction(GraphRule):
     INVALID = (
         Example("a sum over 128 thousand elements in a half model", model_file(
             "return self.fc(x).sum()  # <- G207", cast=".half()", batch="torch.randn(2048, 64).half()")),
+        Example("an overlap over a volume, as an einsum", model_file(
+            """
+            share = torch.softmax(self.fc(x), -1)
+            return torch.einsum("bnc,bnc->bc", share, (x > 0).to(share.dtype))  # <- G207
+            """, batch="torch.randn(2, 70000, 64)")),
+        Example("the normaliser of linear attention", model_file(
+            """
+            q, k = F.elu(self.fc(x)) + 1, F.elu(self.fc(x)) + 1
+            return x / torch.einsum("bnd,bd->bn", q, k.sum(1))[..., None]  # <- G207
+            """, batch="torch.randn(2, 4096, 64)")),
     )  # fmt: skip
     VALID = (
+        Example("an average of values by attention", model_file(
+            """
+            share = torch.softmax(self.fc(x) @ x.transpose(1, 2), -1)
+            return share @ torch.sigmoid(x)
+            """, batch="torch.randn(1, 70000, 64)")),
+        Example("the normaliser by the mean of the keys", model_file(
+            """
+            q, k = F.elu(self.fc(x)) + 1, F.elu(self.fc(x)) + 1
+            return x / torch.einsum("bnd,bd->bn", q, k.mean(1))[..., None]
+            """, batch="torch.randn(2, 4096, 64)")),
         Example("the same under autocast, where sum is FP32", model_file("return self.fc(x).sum()",
                                                                           batch="torch.randn(2048, 64)")),
         Example("a mean", model_file("return self.fc(x).mean()", cast=".half()", batch="torch.randn(2048, 64).half()")),
@@ -57,6 +83,37 @@ class LongReduction(GraphRule):
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each sum."""
+        yield from self._sums(context)
+        yield from self._products(context)
+
+    def _products(self, context: GraphContext) -> Iterable[Finding]:
+        """Products of what is not negative: their terms add up."""
+        for site, half in context.sites_in_half(*_PRODUCTS):
+            runs = runs_in(half, site, Format.FP16)
+            count = max((gemm.k for gemm in site.gemms), default=0)
+            places = [place for place, index in enumerate(site.attrs.get("operands") or ()) if index is not None]
+            if not runs or site.params or len(places) != 2 or not count:
+                continue
+            ranges = runs[0].ranges
+            if any(ranges.operand(site, place).low < 0 for place in places) or _averages(ranges, site, places):
+                continue
+            (first, is_known), (second, other_is_known) = (_size(ranges, site, place) for place in places)
+            if count * first * second <= Format.FP16.max:
+                continue
+            known, longest = is_known and other_is_known, max(first, second)
+            terms = f"{count} terms, sums of {longest:g} each" if not known and longest > 1 else f"{count} terms"
+            yield context.finding(
+                self,
+                site,
+                f"{site.op} adds up {terms} in {where_in(runs, site)}, none of them negative: with elements of "
+                f"{first * second if known else 1:g} it passes 65504; sum in float32, or divide a factor by its length "
+                "first",
+                severity=None if known else Severity.INFO,
+                count=count,
+                format="fp16",
+            )
+
+    def _sums(self, context: GraphContext) -> Iterable[Finding]:
         for site, half in context.sites_in_half("sum"):
             runs = runs_in(half, site, Format.FP16)
             if not runs:
@@ -73,3 +130,35 @@ class LongReduction(GraphRule):
                     count=count,
                     format="fp16",
                 )
+
+
+_PRODUCTS = ("matmul", "mm", "bmm", "mv", "dot", "einsum")
+
+
+def _size(ranges: Ranges, site: Site, place: int) -> tuple[float, bool]:
+    """How large a factor is, and whether that is known: 1, or what adds up in a sum, where nothing bounds it or a bound
+    over 1 does, as that of 1 / (x + eps), which is far off what comes."""
+    size, made = ranges.operand(site, place).magnitude, ranges.root(site, place)
+    if size <= 1:
+        return size, True
+    return float(axis_length(made)) if made is not None and made.op == "sum" else 1.0, False
+
+
+def _averages(ranges: Ranges, site: Site, places: Sequence[int]) -> bool:
+    """Whether a factor is shares that add up to 1 along the axis that the product sums over, as far as views tell."""
+    for number, place in enumerate(places):
+        made = ranges.root(site, place)
+        if made is None or made.op not in SHARES:
+            continue
+        letters = str(site.attrs.get("equation", "")).replace(" ", "").partition("->")
+        dim, rank = made.attrs.get("dim"), len(made.outputs[0].shape)
+        own = letters[0].split(",")[number] if letters[0].count(",") == 1 else ""
+        if (
+            (site.attrs.get("views") or {}).get(site.attrs["operands"][place])
+            or len(own) != rank
+            or not isinstance(dim, int)
+        ):
+            return True
+        if own[dim] not in letters[2]:
+            return True
+    return False

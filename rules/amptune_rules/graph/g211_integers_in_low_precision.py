@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
@@ -18,7 +19,7 @@ class IntegersInLowPrecision(GraphRule):
     ## What it does
     Reports ops that run in 16 bits on a tensor that the user's code made from integers of its own (arange, randint)
     with more of them than the format counts exactly: 256 in BF16, 2048 in FP16. Autocast does this to a matmul with
-    positions.
+    positions. Integers of the batch, up to the largest one in it, are reported on their way to a sine or cosine alone.
 
     ## Why is this bad
     BF16 has no 257: positions 256 and 257 become one. Rotary embeddings computed so are wrong for long sequences.
@@ -52,8 +53,22 @@ class IntegersInLowPrecision(GraphRule):
             return self.fc(x) * angles.cos()
             """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('freq', torch.rand(64))",
             batch="torch.randn(2, 1024, 64)")),
+        Example("timesteps in the dtype of the activations", model_file(
+            """
+            h = self.fc(x)
+            angles = t.to(h.dtype)[:, None] * self.freq[None].to(h.dtype)  # <- G211
+            return h + angles.sin()
+            """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('freq', torch.rand(64))",
+            takes="x, t", batch="(torch.randn(32, 64), torch.arange(0, 960, 30))"), options={"evidence": True}),
     )  # fmt: skip
     VALID = (
+        Example("timesteps in FP32", model_file(
+            """
+            h = self.fc(x)
+            angles = t.float()[:, None] * self.freq[None]
+            return h + angles.sin().to(h.dtype)
+            """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('freq', torch.rand(64))",
+            takes="x, t", batch="(torch.randn(32, 64), torch.arange(0, 960, 30))"), options={"evidence": True}),
         Example("autocast off", model_file(
             """
             with torch.autocast(x.device.type, enabled=False):
@@ -87,10 +102,33 @@ class IntegersInLowPrecision(GraphRule):
                 break
 
     def _rounded(self, context: GraphContext, site: Site) -> Iterable[tuple[int, Format, tuple[Run, ...]]]:
-        made = site.attrs.get("integers") or {}
+        made = {**(site.attrs.get("integers") or {}), **_given(context, site)}
         for index, length in made.items():
             for number_format in (Format.BF16, Format.FP16):
                 name = number_format.torch_name
                 runs = tuple(run for run in context.runs if run.dtypes[site.id].inputs[index] == name)
                 if runs and length > number_format.largest_exact_integer:
                     yield length, number_format, runs
+
+
+_TURNS = ("sin", "cos", "sinc")
+_ON_THE_WAY = ("mul", "div", "add", "sub", "cat", "stack", "outer", "einsum", "matmul")
+_STEPS = 4
+
+
+def _given(context: GraphContext, site: Site) -> dict[int, int]:
+    """How far the integers of the batch go that a site reads on their way to a sine or cosine."""
+    places = site.attrs.get("batch_integers", ())
+    bounds = context.bounds(context.runs[0]) if places and context.runs else None
+    if bounds is None or not _is_turned(context, site):
+        return {}
+    found = {index: bounds.input(site, index).high for index in places}
+    return {index: int(high) + 1 for index, high in found.items() if math.isfinite(high)}
+
+
+def _is_turned(context: GraphContext, site: Site, steps: int = _STEPS) -> bool:
+    if site.op in _TURNS:
+        return True
+    if not steps or site.op not in _ON_THE_WAY:
+        return False
+    return any(_is_turned(context, after, steps - 1) for after in context.graph.consumers(site.id))

@@ -66,6 +66,12 @@ class Cancellation(GraphRule):
             a, b = self.fc(x), x
             return a.pow(2).sum(1, keepdim=True) - 2 * a @ b.t() + b.pow(2).sum(1)  # <- G218
             """)),
+        Example("distances out of a Gram matrix and its diagonal", model_file(
+            """
+            g = self.fc(x) @ self.fc(x).t()
+            squares = torch.diagonal(g)
+            return squares[:, None] - 2 * g + squares[None]  # <- G218
+            """)),
         Example("distances by a product that is added in place", model_file(
             """
             a = self.fc(x)
