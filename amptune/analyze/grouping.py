@@ -20,14 +20,23 @@ _OVERFLOWS = frozenset({"G201", "G203", "G207", "G208", "G214", "G215"})
 def group(findings: Iterable[Finding], step_ms: Mapping[tuple[str, str], float], gpus: Sequence[Gpu]) -> list[Finding]:
     """One finding for each rule, line and message, with all sites in its evidence and the predicted gain in words.
 
-    Numbers under ``saves_ms`` are added up over the sites. Sorted by place, then rule.
+    Numbers under ``saves_ms`` are added up over the sites. Sites of a line that have one odd size are one finding, as
+    severe as the gravest, whatever else their shapes are. Sorted by place, then rule.
     """
     grouped: dict[tuple[Any, ...], list[Finding]] = {}
     for finding in findings:
-        key = (finding.rule, finding.location, finding.message, finding.severity)
-        grouped.setdefault(key, []).append(finding)
+        grouped.setdefault(_likeness(finding), []).append(finding)
     merged = [_merged(same, step_ms, gpus) for same in grouped.values()]
     return sorted(merged, key=lambda finding: (*finding.sort_key, finding.site or ""))
+
+
+def _likeness(finding: Finding) -> tuple[Any, ...]:
+    """What findings that become one have in common."""
+    location, evidence = finding.location, finding.evidence
+    if isinstance(_dimension(finding), str) and "padded" in evidence:
+        named = finding.message.partition(" ")[0]
+        return finding.rule, location.path, location.line, named, str(evidence["value"]), str(evidence["padded"])
+    return finding.rule, location, finding.message, finding.severity
 
 
 def without_repeats(findings: Sequence[Finding]) -> list[Finding]:
@@ -103,8 +112,10 @@ def _merged(same: Sequence[Finding], step_ms: Mapping[tuple[str, str], float], g
         evidence["sites"] = sites
     if "saves_ms" in evidence:
         evidence["saves_ms"] = _summed([finding.evidence["saves_ms"] for finding in same])
-    message = first.message + _gain(evidence.get("saves_ms", {}), step_ms, gpus) + _others(sites)
-    return dataclasses.replace(first, message=message, evidence=evidence)
+    said = min((finding.message for finding in same), key=len)
+    message = said + _gain(evidence.get("saves_ms", {}), step_ms, gpus) + _others(sites)
+    severity = max(finding.severity for finding in same)
+    return dataclasses.replace(first, message=message, severity=severity, evidence=evidence)
 
 
 def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -29,6 +29,16 @@ def test_savings_are_added_up_and_set_against_the_step() -> None:
     assert "1.5 of 10 ms on h100 a step (predicted)" in found.message
 
 
+def test_sites_of_a_line_with_one_odd_size_are_one_finding_as_severe_as_the_gravest() -> None:
+    size = {"dimension": "K", "value": 100, "padded": 112}
+    small = finding("q", "K = 100: pad", saves_ms={"h100": 0.1}, **size)
+    large = finding("k", "K = 100: pad together with N", Location("model.py", 3, 30), saves_ms={"h100": 0.5}, **size)
+    found = group([dataclasses.replace(small, severity=Severity.INFO), large], STEP, [GPUS["h100"]])
+    assert [(each.severity, each.evidence["sites"]) for each in found] == [(Severity.WARNING, ["q", "k"])]
+    assert found[0].message.startswith("K = 100: pad; would save about 0.6 of 10 ms")
+    assert len(group([small, finding("v", "K = 9: pad", dimension="K", value=9, padded=16)], {}, [])) == 2
+
+
 def test_a_step_bound_by_launches_saves_nothing() -> None:
     (found,) = group([finding("b", saves_ms={"h100": 0.5})], {}, [GPUS["h100"]])
     assert "would save" not in found.message
