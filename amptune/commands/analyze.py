@@ -21,6 +21,7 @@ from amptune.core.finding import Severity
 from amptune.core.recipes import RECIPES, STOCK, recipe_named
 from amptune.core.registry import LoadedRule, load_rules, select_rules
 from amptune.core.rule import GraphRule
+from amptune.errors import WorkError
 
 if TYPE_CHECKING:
     from amptune.analyze.runner import Analysis, Question
@@ -90,7 +91,8 @@ def _work(args: argparse.Namespace, config: Config, finished: Finished) -> int:
     for stated in args.range:
         parse_range(stated)  # one that does not read is said before the model is captured
     target, captured = _capture(args, config)
-    question = dataclasses.replace(question, evidence=_evidence(args, target, captured))
+    evidence, failed = _evidence(args, target, captured)
+    question = dataclasses.replace(question, evidence=evidence)
     analysis = analyze(captured, question)
     _say_beginning(analysis, question)
     text, page = _render(args.format, analysis, question), _page(analysis, question) if args.html else ""
@@ -99,7 +101,7 @@ def _work(args: argparse.Namespace, config: Config, finished: Finished) -> int:
         write_atomic(args.html, page)
         _say(f"wrote {args.html}")
     sys.stdout.write(text)
-    return _exit_code(args.fail_on or config.fail_on, analysis)
+    return failed.exit_code if failed else _exit_code(args.fail_on or config.fail_on, analysis)
 
 
 def _question(args: argparse.Namespace, config: Config) -> Question:
@@ -149,12 +151,21 @@ def _capture(args: argparse.Namespace, config: Config) -> tuple[Target, Capture]
     return target, captured
 
 
-def _evidence(args: argparse.Namespace, target: Target, captured: Capture) -> Evidence:
+def _evidence(args: argparse.Namespace, target: Target, captured: Capture) -> tuple[Evidence, WorkError | None]:
+    """What is known of the values, and why the step of --calibrate is not part of it, where it failed."""
     from amptune.analyze.evidence import gather
 
-    if args.calibrate:
-        _say("running one step in FP32")
-    return gather(target, captured, stated=args.range, observe=args.calibrate, train=not args.no_loss, say=_say)
+    def gathered(*, observe: bool) -> Evidence:
+        return gather(target, captured, stated=args.range, observe=observe, train=not args.no_loss, say=_say)
+
+    if not args.calibrate:
+        return gathered(observe=False), None
+    _say("running one step in FP32")
+    try:
+        return gathered(observe=True), None
+    except WorkError as error:
+        _say(f"error: {error.message}\n  the report is without what the step would have shown")
+        return gathered(observe=False), error
 
 
 def _say_beginning(analysis: Analysis, question: Question) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,36 @@ def loss_fn(output, batch):
 """
     done = run(tmp_path, "--gpu", "h100", "--calibrate", "--format", "json", source=source)
     assert "note: the step on the batch broke in FP32 already, first at model.py:13 (mul of " in done.stderr
+
+
+def test_findings_are_given_where_the_step_fails(tmp_path: Path) -> None:
+    source = """\
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return torch.log(torch.softmax(self.fc(x), -1))
+
+
+def make_model():
+    return Model()
+
+
+def make_batch():
+    return torch.randn(8, 16), torch.full((8,), 99)
+
+
+def loss_fn(output, batch):
+    return F.nll_loss(output, batch[1])
+"""
+    done = run(tmp_path, "--gpu", "h100", "--calibrate", "--format", "json", source=source)
+    assert [found["rule"] for found in json.loads(done.stdout)["findings"] if found["line"] == 12] == ["G204"]
+    assert "error: model.py:24: the step for --calibrate failed: IndexError: Target 99 is out of bounds" in done.stderr
+    assert done.returncode == 3
