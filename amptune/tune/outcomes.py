@@ -21,22 +21,27 @@ def outcome_of(base: Outcome, measured: Measured) -> Outcome:
         shown = "; ".join(measured.mismatches[:3])
         return dataclasses.replace(base, reason=f"formats in the run differ from the plan: {shown}")
     base = dataclasses.replace(base, compile_seconds=measured.compile_seconds, seconds=measured.seconds)
-    if measured.step is None or measured.quality is None:
-        return dataclasses.replace(base, state="slow", reason=f"a step takes over {GIVE_UP_FACTOR:g}x the best so far")
     quality = measured.quality
+    if quality is None:
+        return dataclasses.replace(base, state="slow", reason=f"a step takes over {GIVE_UP_FACTOR:g}x the best so far")
     finite = math.isfinite(quality.loss_gap)
-    return dataclasses.replace(
+    judged = dataclasses.replace(
         base,
         state="valid" if quality.valid else "invalid",
         reason=quality.reason,
+        worst_cosine=quality.gate.worst_cosine if quality.gate else None,
+        gradient_noise=dataclasses.asdict(noise) if quality.gate and (noise := quality.gate.noise) else None,
+        failing=quality.gate.failing if quality.gate else (),
+    )
+    if measured.step is None:
+        return dataclasses.replace(judged, reason=f"{quality.reason}; by its gradients in eager mode: not compiled")
+    return dataclasses.replace(
+        judged,
         step_ms=measured.step.to_json(),
         memory_bytes=measured.memory,
         loss_gap=quality.loss_gap if finite else None,
         loss_gap_upper=quality.upper if finite else None,
-        worst_cosine=quality.gate.worst_cosine if quality.gate else None,
-        gradient_noise=dataclasses.asdict(noise) if quality.gate and (noise := quality.gate.noise) else None,
         skipped_steps=quality.skipped,
-        failing=quality.gate.failing if quality.gate else (),
         evaluation=quality.evaluation,
         launch_bound=measured.step.launch_bound,
         launch_ms=measured.step.launch_ms,

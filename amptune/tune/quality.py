@@ -17,6 +17,9 @@ from amptune.tune.reference import CALM, CLEAR, NUM_ORDERS, Reference, know_orde
 from amptune.tune.trained import gradients_at, loss_after_training, user_evaluation
 from amptune.tune.training import Workbench, eager
 
+CLEARLY_WRONG = 1.25
+"""Noise in the gradients, as a share of what their bar allows, that compiling does not bring below the bar."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
@@ -76,9 +79,7 @@ def judge(
             break
     steps = len(gaps) * len(batches.train)
     gap, upper = statistics.fmean(gaps), upper_bound(gaps)
-    gradients, loss = gradients_at(bench, candidate, batches, reference.state, seed)
-    bars = _bars(bench, candidate, batches, reference, seed)
-    gate = compare_gradients(reference.gradients, gradients, bars)
+    gate = _gate(bench, candidate, batches, reference, seed)
     reason = _reason(gap, upper, threshold, gate, skipped, steps)
     return Quality(gap, upper, threshold, gate, skipped, steps, reason, evaluation)
 
@@ -88,6 +89,24 @@ def reference_itself(reference: Reference, batches: Batches) -> Quality:
     threshold = max(reference.tolerance, reference.noise)
     gate = GradientGate(1.0, "", 1.0, "", ())
     return Quality(0.0, 0.0, threshold, gate, 0, NUM_ORDERS * len(batches.train), "", reference.evaluation)
+
+
+def refused_ahead(
+    bench: Workbench, candidate: Candidate, batches: Batches, reference: Reference, seed: int
+) -> Quality | None:
+    """The verdict on a candidate whose gradients are clearly wrong in eager mode already: compiled code fuses more, but
+    rounds as much. None where they are not."""
+    with eager(bench):
+        gate = _gate(bench, candidate, batches, reference, seed)
+    if gate.passed or (gate.noise is not None and gate.noise.worst < CLEARLY_WRONG):
+        return None
+    quality = _failed(reference, 0, _reason(0.0, 0.0, 0.0, gate, 0, 0))
+    return dataclasses.replace(quality, gate=gate)
+
+
+def _gate(bench: Workbench, candidate: Candidate, batches: Batches, reference: Reference, seed: int) -> GradientGate:
+    gradients, _ = gradients_at(bench, candidate, batches, reference.state, seed)
+    return compare_gradients(reference.gradients, gradients, _bars(bench, candidate, batches, reference, seed))
 
 
 def _bars(

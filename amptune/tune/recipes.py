@@ -58,6 +58,12 @@ class Candidate:
         return self.plan is None
 
     @property
+    def has_fp8(self) -> bool:
+        """Whether something is computed in FP8."""
+        sites = self.plan.sites.values() if self.plan else ()
+        return self.float8 is not None or any(site.format.is_fp8 for site in sites)
+
+    @property
     def compiles(self) -> bool:
         """Whether something is compiled for it in eager mode too: its loss, or casts to FP8."""
         plan = self.plan

@@ -36,8 +36,9 @@ NORMAL_QUARTILES = 1.35
 class Outcome:
     """What one trial gave, as it is kept in the journal and told in result.json.
 
-    ``state`` is valid, invalid (measured, but does not train as well), too_large (trains, but takes more memory than
-    is allowed), slow (given up) or failed; ``failing`` names the parameters whose gradients are wrong, and
+    ``state`` is valid, invalid (does not train as well; without a step where that was clear before compiling),
+    too_large (trains, but takes more memory than is allowed), slow (given up) or failed; ``failing`` names the
+    parameters whose gradients are wrong.
     ``gradient_noise`` has the fields of ``noise.Noise``.
     ``worker_lost`` says that the worker died or hung or lost the device, which may have had another cause.
     ``memory_excess`` is the memory minus the allowed one, where there is a limit. ``predicted_ms`` was predicted before
@@ -46,7 +47,8 @@ class Outcome:
     then ``paired`` holds how the step compares with the one of an earlier trial that was timed again in turns with it:
     its number (``trial``), the median ``ratio`` with quartiles, and how many ratios (``count``). ``paired_ms`` is the
     ratio times that trial's step. ``recompiled`` says that torch.compile was still at work in the timed steps.
-    ``seconds``: what the trial took to compare the formats that ran, to measure its step, and to judge how it trains.
+    ``seconds``: what the trial took to compare the formats that ran, to look at gradients before compiling, to measure
+    its step, and to judge how it trains.
     """
 
     kind: str

@@ -38,7 +38,7 @@ from amptune.tune.kernels import tensor_core_share
 from amptune.tune.losses import measure_losses, measure_update
 from amptune.tune.lowparams import check_params
 from amptune.tune.modelloss import makes_loss, measure_model_loss
-from amptune.tune.quality import Quality, judge, reference_itself
+from amptune.tune.quality import Quality, judge, reference_itself, refused_ahead
 from amptune.tune.recipes import Candidate, autocast_region, stock_candidates
 from amptune.tune.recompiling import num_compiled
 from amptune.tune.reference import NUM_ORDERS, Reference, measure_reference
@@ -193,6 +193,11 @@ class Worker:
         if mismatches:
             return Measured(None, None, None, mismatches)
         clock.lap("formats")
+        if self._is_doubtful(candidate):
+            refused = refused_ahead(self.bench, candidate, self.batches, self.reference, self.options.seed)
+            clock.lap("gradients")
+            if refused is not None:
+                return Measured(None, None, refused, seconds=clock.laps)
         before = num_compiled()
         step, memory, compile_seconds = measure_step(self.bench, candidate, self.batches, limit_ms, yardstick)
         if not candidate.compiles:
@@ -206,6 +211,12 @@ class Worker:
         if quality.valid:
             self._best_ms = min(self._best_ms, step_ms)
         return Measured(step, memory, quality, compile_seconds=compile_seconds, seconds=clock.laps)
+
+    def _is_doubtful(self, candidate: Candidate) -> bool:
+        """Whether gradients are looked at before anything is compiled, which takes far longer: of what is in FP8, which
+        may train or not. A recipe is timed all the same, unless time is short."""
+        is_compiled = self.bench.compilation is not None
+        return is_compiled and candidate.has_fp8 and not (candidate.is_stock and self.options.timeout is None)
 
     def _judge(self, candidate: Candidate, step_ms: float) -> Quality:
         if candidate == Candidate("fp32") and self.bench.compilation is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,8 +30,10 @@ from amptune.tune.compilation import (
 from amptune.tune.job import Job
 from amptune.tune.losses import PLAIN_LOSS
 from amptune.tune.options import TuneOptions
-from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.outcomes import outcome_of
+from amptune.tune.recipes import Candidate, float8_candidate, plan_candidate
 from amptune.tune.space import COMPILED_LOSS
+from amptune.tune.study import Outcome
 from amptune.tune.timing import measure_step
 from amptune.tune.training import eager, training
 from amptune.tune.worker import Worker
@@ -204,12 +207,12 @@ def test_eager_sets_compile_mode_aside(make_bench: Make) -> None:
     assert bench.compilation == Compilation("aot_eager")
 
 
-def _worker(tmp_path: Path) -> tuple[Worker, PrecisionGraph]:
+def _worker(tmp_path: Path, timeout: float | None = None) -> tuple[Worker, PrecisionGraph]:
     """The worker of a search in compile mode, and what it searches."""
     path = tmp_path / "net.py"
     path.write_text(COMPILED)
     spec = TargetSpec(str(path))
-    options = TuneOptions(spec, tmp_path / "out", steps=2, compile_with="aot_eager")
+    options = TuneOptions(spec, tmp_path / "out", steps=2, timeout=timeout, compile_with="aot_eager")
     return Worker(Job(options, None, {}, (), threads=1), lambda *_: None), capture(load_target(spec)).graph
 
 
@@ -219,6 +222,46 @@ def test_rounding_errors_are_measured_without_compiling(tmp_path: Path) -> None:
     found = worker.sensitivity(worker.space(graph))
     assert found.sites
     assert num_graphs() == 0  # a hook at each site would be compiled anew for each, up to the limit of recompiles
+
+
+def _in_fp8() -> Candidate:
+    eight = SitePlan(Format.FP8_E4M3, scaling="tensorwise")
+    plain = {name: SitePlan(Format.FP32) for name in ("head", *(f"blocks.{i}.norm" for i in range(3)))}
+    return plan_candidate(Plan(plain | dict.fromkeys(["stem", *(f"blocks.{i}.fc" for i in range(3))], eight)))
+
+
+def test_fp8_whose_gradients_are_clearly_wrong_is_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, _ = _worker(tmp_path)
+    monkeypatch.setattr("amptune.tune.gate.MIN_COSINE", 0.9999)
+    worker.prepare()
+    torch._dynamo.utils.counters.clear()
+    measured = worker.trial(_in_fp8(), None)
+    assert num_graphs() == 0
+    outcome = outcome_of(Outcome("search", "failed"), measured)
+    assert (outcome.state, outcome.step_ms) == ("invalid", None)
+    assert outcome.noise is not None
+    assert outcome.noise.worst > 1
+    assert outcome.failing
+    assert "points elsewhere" in outcome.reason
+    assert outcome.reason.endswith("by its gradients in eager mode: not compiled")
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's own tracing
+def test_fp8_whose_gradients_are_right_is_compiled_and_judged_as_it_ships(tmp_path: Path) -> None:
+    worker, _ = _worker(tmp_path)
+    measured = worker.trial(_in_fp8(), None)
+    assert measured.step is not None
+    assert "gradients" in measured.seconds
+    assert num_graphs() > 0
+
+
+@pytest.mark.parametrize(("timeout", "is_looked_at"), [(None, False), (60.0, True)])
+def test_a_recipe_is_looked_at_ahead_where_time_is_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: float | None, is_looked_at: bool
+) -> None:
+    worker, _ = _worker(tmp_path, timeout)
+    monkeypatch.setattr("amptune.tune.training.float8_linears", lambda *_: contextlib.nullcontext())
+    assert ("gradients" in worker.trial(float8_candidate("tensorwise"), None).seconds) == is_looked_at
 
 
 def test_a_compiled_loss_is_a_choice_with_the_price_of_the_backend_that_is_asked_for(tmp_path: Path) -> None:
