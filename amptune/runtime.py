@@ -1691,7 +1691,7 @@ def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwa
     overflow, whatever it is.
     """
     root: _Root = module._amptune_root
-    if root.compiles_loss and not _is_compiling():
+    if root.compiles_loss and not _is_compiling() and not _is_within_compiled():
         with losses_compiled():
             return _run_planned(module, root, inner, args, kwargs)
     return _run_planned(module, root, inner, args, kwargs)
@@ -2150,7 +2150,8 @@ def compile_kept_loss(module: nn.Module, backend: Any = "inductor") -> None:
 def _read_as_compiled(kept: property) -> property:
     def read(module: Any) -> Any:
         function = kept.fget(module)  # type: ignore[misc]
-        return function if _is_compiling() else _compiled_loss(function, module._amptune_loss)
+        is_compiled = _is_compiling() or _is_within_compiled()
+        return function if is_compiled else _compiled_loss(function, module._amptune_loss)
 
     return property(read, kept.fset, kept.fdel, kept.__doc__)
 

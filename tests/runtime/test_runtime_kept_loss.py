@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 from amptune import runtime
 
@@ -223,3 +224,33 @@ def test_in_a_compiled_model_a_called_loss_is_part_of_the_graph() -> None:
     runtime.apply_plan(model, {"head": "fp32"}, compile_loss=True)
     found = torch.compile(model, backend="eager", fullgraph=True)(X)
     torch.testing.assert_close(found, expected)
+
+
+class Breaks(nn.Module):
+    """A graph break, after which Python calls what follows."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 1
+        torch._dynamo.graph_break()
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("make", [lambda: Calls("function"), KeepsCrossEntropy], ids=["calls", "keeps"])
+def test_where_a_compiled_model_breaks_its_graph_the_loss_is_no_further_frame(make: Callable[[], nn.Module]) -> None:
+    frames = []
+    for compile_loss in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        model = Breaks(make())
+        if isinstance(model.inner, KeepsCrossEntropy):
+            model.inner.loss_function = lambda logits, labels: nn.functional.cross_entropy(logits.float(), labels)
+        runtime.apply_plan(model, {"inner.head": "bf16"}, compile_loss=compile_loss)
+        compiled = torch.compile(model, backend="aot_eager")
+        for _ in range(2):
+            compiled(X)
+        frames.append(counters["frames"]["total"])
+    assert frames[0] == frames[1]
