@@ -108,6 +108,16 @@ def test_a_model_file_that_changed_elsewhere_is_said(folder: Path) -> None:
     assert "changed since plan.json was made; all 2 sites of the plan are in it" in result.stderr
 
 
+@pytest.mark.parametrize("head", ["", "\ufeff"])
+def test_line_endings_and_a_byte_order_mark_are_no_change(folder: Path, head: str) -> None:
+    (folder / "net.py").write_bytes((head + MLP.replace("\n", "\r\n")).encode())
+    target = load_target(TargetSpec(str(folder / "net.py")))
+    write_plan(folder, dataclasses.replace(PLAN, target="net.py", source_sha256=target.source_sha256))
+    result = amptune_here(folder, "apply", "plan.json", "net.py")
+    assert result.returncode == 0
+    assert "changed since" not in result.stderr
+
+
 def test_a_plan_measured_elsewhere_is_said(folder: Path) -> None:
     write_plan(folder, measured_on={"gpu": "NVIDIA Q100", "torch": "1.2.3", "inputs": ["64x8:int64", "64x8:int64"]},
                model={"target": "net.py", "source_sha256": "", "fingerprint": "0123"})  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from amptune.apply.fits import check_fits, input_shapes, names_in
 from amptune.apply.handoff import patch_spec
 from amptune.apply.trial import check_runs
 from amptune.capture import Target, capture, load_target
+from amptune.capture.execute import source_hash
 from amptune.capture.target import TargetSpec
 from amptune.core.files import make_folder, write_all_atomic
 from amptune.core.plan import Plan
@@ -51,7 +51,7 @@ def _unpatched(target: Target) -> tuple[Target, str]:
     if target.path is None:
         return target, target.source_sha256
     plain = plain_source(target.path)
-    return load_target(target.spec, source=plain), hashlib.sha256(plain.encode()).hexdigest()
+    return load_target(target.spec, source=plain), source_hash(plain)
 
 
 def _files(target: Target, plan: Plan, spec: PatchSpec) -> dict[str, bytes]:

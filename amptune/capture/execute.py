@@ -15,6 +15,7 @@ from types import CodeType, ModuleType
 from amptune.capture.usercode import UserCodeError, shown_path, user_code
 from amptune.errors import TargetError
 
+BOM = "\ufeff"
 _PREFIX = "_amptune_target_"
 
 
@@ -107,6 +108,12 @@ def private_name(path: Path) -> str:
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     stem = "".join(letter if letter.isalnum() else "_" for letter in path.stem)
     return f"{_PREFIX}{stem}_{digest}"
+
+
+def source_hash(text: str) -> str:
+    """Hash of a file's text, the same with any line endings (a checkout may change them) and with a byte order mark."""
+    plain = text.removeprefix(BOM).replace("\r\n", "\n").replace("\r", "\n")
+    return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def readable_module(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from torch import nn
 
 from amptune.capture.arguments import Construction, construction
 from amptune.capture.built import construction_noted
-from amptune.capture.execute import execute_file, read_source
+from amptune.capture.execute import BOM, execute_file, read_source, source_hash
 from amptune.capture.fakes import new_fake_mode, parameters_as_fakes
 from amptune.capture.guess import guess_inputs
 from amptune.capture.inputs import make_inputs, parse_inputs
@@ -52,10 +51,10 @@ def load_target(spec: TargetSpec, *, source: str | None = None) -> Target:
         return _with_state(_from_package(spec, place, name))
     path = Path(place)
     disk = read_source(path)
-    text = disk if source is None else source
+    text = disk if source is None else source.removeprefix(BOM)
     with construction_noted():  # of a model that the file holds, ready made
         module = execute_file(path, text, beside=None if spec.beside is None else Path(spec.beside))
-    return _with_state(_from_file(spec, path, module, name, text, hashlib.sha256(disk.encode()).hexdigest()))
+    return _with_state(_from_file(spec, path, module, name, text, source_hash(disk)))
 
 
 def _with_state(target: Target) -> Target:
