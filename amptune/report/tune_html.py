@@ -52,7 +52,7 @@ def tune_report(
         _verdict(found, plan),
         section("Against the stock recipes", "stock", bars(found)),
         _trials(found),
-        section("Formats of the sites", "sites", _sites(plan, rows)),
+        section("Formats of the sites", "sites", _sites(plan, rows, data.get("rounded_loss"))),
         section("Loss scaling", "scaler", scaler_report(plan, scaler, record)),
         section("Runs that failed or were not valid", "problems", _problems(found)),
         section("How it was measured", "setup", _setup(found, plan)),
@@ -184,8 +184,8 @@ def _problems(data: TuneData) -> Markup:
     return table(caption, ["Runs", "State", "Why"], rows, class_="plain")
 
 
-def _sites(plan: Plan, rows: Sequence[SiteRow]) -> Markup:
-    whole = tag("ul", *(tag("li", words) for words in _whole_model(plan)), class_="facts")
+def _sites(plan: Plan, rows: Sequence[SiteRow], rounded_loss: str | None) -> Markup:
+    whole = tag("ul", *(tag("li", words) for words in _whole_model(plan, rounded_loss)), class_="facts")
     if not rows:
         return join([tag("p", "The plan changes no site: the model runs as it is written."), whole])
     if len(rows) == 1 and not rows[0].id:
@@ -195,12 +195,13 @@ def _sites(plan: Plan, rows: Sequence[SiteRow]) -> Markup:
     return join([format_counts(rows), whole, tree, site_table(rows)])
 
 
-def _whole_model(plan: Plan) -> Iterator[str]:
-    """The choices of the plan that are not a site's."""
+def _whole_model(plan: Plan, rounded_loss: str | None) -> Iterator[str]:
+    """The choices of the plan that are not a site's. A loss of the model's own may come out rounded all the same."""
     yield f"TF32 for what stays in FP32: {'on' if plan.tf32 else 'off'}"
     yield f"memory format of convolutions: {'channels_last' if plan.channels_last else 'as written'}"
     loss = str(plan.loss_format) if plan.loss_format else "the format of the output"
-    yield f"loss computed in {loss}{', compiled' if plan.loss_compile else ''}"
+    how = f"comes out in {rounded_loss}" if rounded_loss else f"computed in {loss}"
+    yield f"loss {how}{', compiled' if plan.loss_compile else ''}"
     if plan.output_format:
         yield f"outputs cast to {plan.output_format}"
     padded = sum(1 for site in plan.sites.values() if site.pad)
@@ -238,7 +239,7 @@ def _device(device: Mapping[str, Any]) -> str:
     if device.get("memory_bytes"):
         parts.append(size_text(device["memory_bytes"]))
     if device.get("threads"):
-        parts.append(f"{device['threads']} threads")
+        parts.append(f"{device['threads']} thread{'' if device['threads'] == 1 else 's'}")
     return ", ".join(parts)
 
 

@@ -116,7 +116,11 @@ def site_table(rows: Sequence[SiteRow]) -> Markup:
     """All sites with their reasons; a script makes it sort and filter."""
     timed = any(row.saved is not None for row in rows)
     head = ["Site", "Format", *(["Saved"] if timed else []), "Why"]
-    note = "Saved is the time against FP32, forward and backward, of the site measured alone." if timed else ""
+    saved = (
+        "Saved is the time against FP32, forward and backward, of the site measured alone; what a reason says of time "
+        "counts the casts beside the site too, which the plan has or spares."
+    )
+    note = saved if timed else ""
     content = table("Sites, their formats and why", head, (_cells(row, timed) for row in rows), class_="sortable sites")
     return join([content, tag("p", note, class_="note")] if note else [content])
 

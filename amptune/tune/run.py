@@ -98,8 +98,10 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
         plan, record = _final_plan(search, verdict)
         data = result_json(search, verdict, time.monotonic() - started, "plan.json")
         spec: PatchSpec = _ask(worker, "patch_spec", captured.graph, what="the model cannot be described")
-        told = tuple(_told(worker, plan, target, spec))
+        rounded: Format | None = _ask(worker, "rounded_loss", plan_candidate(plan), what="the loss failed")
+        told = tuple(_told(rounded, plan, target, spec))
         data["notes"] += (*own_autocast_notes(captured.graph), *told)
+        data["rounded_loss"] = rounded and rounded.label
         emission = Emission(options.out, target, captured, spec, plan, record, search.table, verdict, data)
         files = emit(emission, lambda path, candidate: _check_emitted(worker, path, candidate))
     return TuneResult(data, plan, verdict, files, told)
@@ -267,12 +269,11 @@ def _final_plan(search: Search, verdict: Verdict) -> tuple[Plan, GradientRecord]
     return dataclasses.replace(plan, scaler=choose_scaler(record, largest=search.largest_scale)), record
 
 
-def _told(worker: WorkerProcess, plan: Plan, target: Target, spec: PatchSpec) -> Iterator[str]:
+def _told(rounded: Format | None, plan: Plan, target: Target, spec: PatchSpec) -> Iterator[str]:
     """What the user has to know who trains with the plan."""
-    loss: Format | None = _ask(worker, "rounded_loss", plan_candidate(plan), what="the loss failed")
     makes_optimizer = target.path is not None and spec.optimizer is not None
     notes = (
-        rounded_loss_note(loss, plan, has_loss_fn=target.loss_fn is not None),
+        rounded_loss_note(rounded, plan, has_loss_fn=target.loss_fn is not None),
         parameters_note(plan, makes_optimizer=makes_optimizer),
     )
     return filter(None, notes)

@@ -44,6 +44,14 @@ def test_the_attribution_is_left_out_when_it_was_not_measured():
     assert "formats alone" not in read(won()).text
 
 
+def test_a_loss_that_is_rounded_all_the_same_is_not_said_to_be_in_fp32():
+    in_fp32 = dataclasses.replace(plan(), loss_format=Format.FP32)
+    assert "loss computed in fp32" in read(won(), in_fp32).text
+    page = read(won(rounded_loss="bf16"), in_fp32)
+    assert "loss comes out in bf16" in page.text
+    assert "loss computed in" not in page.text
+
+
 @pytest.mark.parametrize(
     ("recipe", "headline"),
     [
