@@ -49,8 +49,11 @@ class Call:
 
 
 def makes_loss(bench: Workbench, batch: Any) -> bool:
-    """Whether the model makes a loss of a batch by what can be compiled by itself."""
-    return bool(_losses_of(bench, batch))
+    """Whether the model makes a loss of a batch by what can be compiled by itself.
+
+    Not where gradients are taken on the way: those of what is compiled have no gradients themselves.
+    """
+    return not bench.takes_gradients and bool(_losses_of(bench, batch))
 
 
 def measure_model_loss(

@@ -101,6 +101,8 @@ def test_it_is_found_by_running_the_model(make_bench: Make) -> None:
     bench, batches = make_bench(KEEPS)
     assert makes_loss(bench, batches.train[0])
     assert not vars(bench.model).keys() & {"_loss_function", "_amptune_loss"}
+    bench.takes_gradients = True
+    assert not makes_loss(bench, batches.train[0])
     for source in (BY_HAND, OUTSIDE, PARTS, MLP):
         bench, batches = make_bench(source)
         assert not makes_loss(bench, batches.train[0])
