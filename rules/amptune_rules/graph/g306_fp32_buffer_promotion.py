@@ -12,6 +12,7 @@ from amptune.core.ops import Family, op_named
 from amptune.core.roofline import Traffic, traffic_seconds
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
+from amptune_rules.graph._numeric import reads_weights_alone
 
 WORTH = 0.005
 
@@ -21,7 +22,8 @@ class Fp32BufferPromotion(GraphRule):
 
     ## What it does
     Under each autocast recipe, finds pointwise ops and concatenations with one large 16-bit operand from the model and
-    one FP32 operand that no layer made, whose result is FP32 and costs a noticeable part of the predicted step.
+    one FP32 operand that is stored or worked out from parameters alone (`exp(self.tau) * q`), whose result is FP32 and
+    costs a noticeable part of the predicted step.
 
     ## Why is this bad
     Everything after it works on twice the bytes until the next product casts down. A mask, a scale or a positional
@@ -53,8 +55,16 @@ class Fp32BufferPromotion(GraphRule):
             "return self.down(F.silu(self.up(x) * self.scale))  # <- G306",
             init="self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)\n"
             "self.register_buffer('scale', torch.ones(1024))", batch="torch.randn(65536, 64)")),
+        Example("a temperature worked out from a parameter", model_file(
+            "return self.down(F.silu(self.up(x) * torch.exp(self.tau)))  # <- G306",
+            init="self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)\n"
+            "self.tau = nn.Parameter(torch.zeros(1024))", batch="torch.randn(65536, 64)")),
     )  # fmt: skip
     VALID = (
+        Example("a temperature without dimensions", model_file(
+            "return self.down(F.silu(self.up(x) * torch.exp(self.tau)))",
+            init="self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)\n"
+            "self.tau = nn.Parameter(torch.zeros(()))", batch="torch.randn(65536, 64)")),
         Example("a number", model_file(
             "return self.down(F.silu(self.up(x) * 2.0))",
             init="self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)", batch="torch.randn(65536, 64)")),
@@ -104,14 +114,14 @@ def _extra_bytes(context: GraphContext, run: Run, site: Site) -> int:
         return 0
     sources = sources_of(context.graph, site)
     half = [index for index, dtype in enumerate(dtypes.inputs) if dtype in HALF and sources[index] in context.graph]
-    stored = [
-        index for index, dtype in enumerate(dtypes.inputs)
-        if dtype == "float32" and sources[index] not in context.graph and sources[index] != INPUT
-        and site.inputs[index].shape
-    ]  # fmt: skip
+    wide = [index for index, dtype in enumerate(dtypes.inputs) if dtype == "float32"]
+    made = [index for index in wide if _is_made(context, sources[index])]
+    stored = [index for index in wide if index not in made and sources[index] != INPUT and site.inputs[index].shape]
     wide_params = any(dtype == "float32" for dtype in dtypes.params)
     large = any(site.inputs[index].numel == site.outputs[0].numel for index in half)
-    made = [
-        index for index, dtype in enumerate(dtypes.inputs) if dtype == "float32" and sources[index] in context.graph
-    ]
     return 8 * site.outputs[0].numel if large and (stored or wide_params) and not made else 0
+
+
+def _is_made(context: GraphContext, source: str) -> bool:
+    """Whether a tensor has activations in it: not what is stored, nor worked out from parameters alone."""
+    return source in context.graph and not reads_weights_alone(context, context.graph[source])
