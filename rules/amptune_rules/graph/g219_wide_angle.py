@@ -1,0 +1,110 @@
+"""G219: a sine or cosine of many radians in 16 bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.formats import Format
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, Run
+from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._examples import model_file
+from amptune_rules.graph._numeric import runs_in, where_in
+
+WIDE = 6.0
+"""Radians, about a turn, from which an angle is worth a word."""
+COARSE = 1 / 64
+"""Radians by which an angle may be off without a word."""
+_SCALES = ("mul", "div")
+
+
+class WideAngle(GraphRule):
+    """A sine or cosine, in 16 bits, of what a literal factor spreads over a turn and more.
+
+    ## What it does
+    Reports sin and cos that read a 16-bit product with a literal factor of 6 and more, as `sin(30 * x)` and
+    `cos(2 * pi * x)` do, which nothing bounds below that, and says how far apart neighbouring angles are there.
+    Autocast leaves both in the format of what they read.
+
+    ## Why is this bad
+    A 16-bit number has a fixed count of digits, and those before the point are missing behind it: BF16 knows no angle
+    between 30 and 30.125. Networks of sines (SIREN) and random Fourier features lose the high frequencies for which
+    their factor is there.
+
+    ## Example
+    ```python
+    return torch.sin(30 * self.linear(x))
+    ```
+
+    ## Use instead
+    ```python
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.sin(30 * self.linear(x.float()))
+    ```
+
+    ## Fix safety
+    No automatic fix.
+
+    ## References
+    Implicit Neural Representations with Periodic Activation Functions (NeurIPS 2020); torch.finfo.
+    """
+
+    code = "G219"
+    name = "wide-angle"
+    severity = Severity.INFO
+    by_calls = True
+    INVALID = (
+        Example("a layer of sines", model_file("return torch.sin(30 * self.fc(x))  # <- G219")),
+        Example("random Fourier features", model_file(
+            "return torch.cos(2 * torch.pi * (x @ self.b))  # <- G219",
+            init="self.fc = nn.Linear(64, 64)\nself.register_buffer('b', 10 * torch.randn(64, 64))")),
+    )  # fmt: skip
+    VALID = (
+        Example("the layer in FP32", model_file(
+            """
+            with torch.autocast(x.device.type, enabled=False):
+                return torch.sin(30 * self.fc(x))
+            """)),
+        Example("an angle that is bounded", model_file("return torch.sin(3.14 * torch.tanh(self.fc(x)))")),
+        Example("a periodic activation of ordinary numbers", model_file("return torch.sin(self.fc(x))")),
+        Example("a factor whose product is FP32", model_file("return self.fc(torch.sin(30 * x))")),
+    )  # fmt: skip
+
+    def check(self, context: GraphContext) -> Iterable[Finding]:
+        """One finding for each sine and cosine, with the coarsest format that it runs in."""
+        for site, half in context.sites_in_half("sin", "cos"):
+            angle = _angle(half[0], site)
+            for number_format in (Format.BF16, Format.FP16):
+                step = _step(number_format, angle)
+                if angle >= WIDE and step / 2 >= COARSE and (runs := runs_in(half, site, number_format)):
+                    yield context.finding(
+                        self,
+                        site,
+                        f"{site.op} in {where_in(runs, site)} of what is multiplied by {angle:.4g}: at {angle:.4g} "
+                        f"neighbouring angles are {step:.3g} apart, and more at larger ones; compute the product and "
+                        f"its {'sine' if site.op == 'sin' else 'cosine'} in float32",
+                        factor=angle,
+                        step=step,
+                        format=str(number_format),
+                    )
+                    break
+
+
+def _angle(run: Run, site: Site) -> float:
+    """The angle that a factor of the user's makes of 1, or the largest one where that is less; 0 without a factor."""
+    made = run.ranges.root(site)
+    scalars = list((made.attrs.get("scalars") or {}).items()) if made is not None and made.op in _SCALES else []
+    if made is None or len(scalars) != 1 or not scalars[0][1]:
+        return 0.0
+    ((place, value),) = scalars
+    if made.op == "div" and place == 0:
+        return 0.0
+    factor = abs(float(value)) if made.op == "mul" else 1 / abs(float(value))
+    return min(factor, run.ranges.operand(site, 0).magnitude)
+
+
+def _step(number_format: Format, angle: float) -> float:
+    """How far apart the numbers of a format are at an angle."""
+    return number_format.epsilon * 2.0 ** math.floor(math.log2(angle)) if angle else 0.0
