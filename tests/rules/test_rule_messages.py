@@ -149,3 +149,9 @@ def test_decays_to_the_past_count_the_present(test: str, count: int, tmp_path: P
     """
     init = "self.fc = nn.Linear(64, 64)\nself.register_buffer('rate', torch.tensor([-0.1, -0.2]))"
     assert len(messages("G205", model_file(forward, init=init), tmp_path)) == count
+
+
+@pytest.mark.parametrize("share", ["torch.sigmoid(self.fc(x))", "torch.sigmoid(self.fc(x)).clamp(1e-7, 1 - 1e-7)"])
+def test_the_logarithm_of_what_a_sigmoid_leaves_is_told_of_logsigmoid(share: str, tmp_path: Path) -> None:
+    (message,) = messages("G204", model_file(f"return torch.log(1 - {share})"), tmp_path)
+    assert message.endswith("; use logsigmoid, or a loss with_logits")

@@ -147,15 +147,26 @@ class LogDomain(GraphRule):
         root = run.ranges.root(site, 0)
         low = run.ranges.operand(site, 0).low
         made_by = root.op if root else "its input"
+        instead = _INSTEAD["sigmoid"] if _is_rest_of_share(run, root) else _INSTEAD.get(made_by, "")
         return context.finding(
             self,
             site,
             f"{site.op} of {made_by}, whose values start at {low:g}{under}: {site.op}({_end(site):g}) is -inf and its "
-            f"gradient not finite{_INSTEAD.get(made_by, '')}",
+            f"gradient not finite{instead}",
             severity=Severity.INFO if made_by in _MEASURES else None,
             low=low,
             chain=chain(context, site),
         )
+
+
+def _is_rest_of_share(run: Run, root: Site | None) -> bool:
+    """Whether a difference is 1 - sigmoid(x), with a clamp between or without."""
+    if root is None or root.op != "sub" or (root.attrs.get("scalars") or {}).get(0) != 1:
+        return False
+    share = run.ranges.root(root, 1)
+    if share is not None and share.op == "clamp":
+        share = run.ranges.root(share)
+    return share is not None and share.op == "sigmoid"
 
 
 def _end(site: Site) -> float:
