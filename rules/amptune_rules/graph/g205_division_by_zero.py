@@ -37,10 +37,11 @@ class DivisionByZero(GraphRule):
     ## What it does
     Follows the ops and literals that lead to each denominator and rounds them as each recipe would. Where an eps was
     written and vanishes, it is a warning; so is a buffer of zeros, a denominator that is worked out from constants and
-    is zero somewhere, and a normalisation with eps=0. Where no eps was written and the denominator is a norm, a sum, a
-    count, an absolute value, the output of a layer or a parameter, it is information, and a warning where it is the
-    output of relu or the like, which is zero for half of what it reads. Sums of exponentials are above zero, and not
-    reported. A squared distance by its three terms has rounding errors of both signs, whatever eps is below them; an
+    is zero somewhere, one that literals keep above zero by less than the format holds, and a normalisation with eps=0.
+    Where no eps was written and the denominator is a norm, a sum, a count, an absolute value, the output of a layer or
+    a parameter, it is information, and a warning where it is the output of relu or the like, which is zero for half of
+    what it reads. Sums of exponentials are above zero, and not reported, nor is a lost eps beside such a sum by
+    segment. A squared distance by its three terms has rounding errors of both signs, whatever eps is below them; an
     eps that FP16 holds may still be too small to divide by there: 1 / 1e-5 is over 65504.
 
     ## Why is this bad
@@ -69,6 +70,11 @@ class DivisionByZero(GraphRule):
     severity = Severity.WARNING
     by_calls = True
     INVALID = (
+        Example("a deviation whose smallest value FP16 does not have", model_file(
+            """
+            deviation = self.fc(x).clamp(-20, 2).exp()
+            return self.fc(x) / deviation  # <- G205
+            """, cast=".half()", batch="torch.randn(32, 64).half()")),
         Example("an eps that FP16 cannot hold", model_file(
             """
             h = self.fc(x)
@@ -99,6 +105,15 @@ class DivisionByZero(GraphRule):
             """)),
     )  # fmt: skip
     VALID = (
+        Example("the softmax of edges, with an eps that FP16 cannot hold", model_file(
+            """
+            score = self.fc(x)
+            top = torch.full((8, 64), -1e4, dtype=x.dtype, device=x.device)
+            top = top.scatter_reduce(0, to[:, None].expand(32, 64), score, "amax")
+            e = torch.exp(score - top[to])
+            total = torch.zeros(8, 64, dtype=x.dtype, device=x.device).index_add_(0, to, e)
+            return e / (total[to] + 1e-16)
+            """, cast=".half()", takes="x, to", batch="(torch.randn(32, 64).half(), torch.arange(32) // 4)")),
         Example("distances of which conditions say that one is not zero", model_file(
             """
             same = x < 0.5
@@ -173,6 +188,8 @@ class DivisionByZero(GraphRule):
                     yield from self._replaced(context, site, place)
                 continue
             eps = eps_before(bad[0], site, place)
+            if eps is not None and _is_needless(bad[0], site, place):
+                continue
             if eps is not None and not _holds_without(bad[0], site, place):
                 rounded = ", ".join(dict.fromkeys(source_dtype(run, site, place) or "float16" for run in bad))
                 yield context.finding(
@@ -185,7 +202,25 @@ class DivisionByZero(GraphRule):
                 )
             elif len(bad) == len(context.runs):
                 yield from self._unguarded(context, site, bad[0], place)
+            elif eps is None:
+                yield from self._rounded_away(context, site, place, bad)
         yield from self._without_eps(context)
+
+    def _rounded_away(self, context: GraphContext, site: Site, place: int, bad: tuple[Run, ...]) -> Iterable[Finding]:
+        """A denominator that literals keep above zero, by less than a format can hold: ``x / exp(y.clamp(-20, 2))``."""
+        kept = next(run for run in context.runs if run not in bad)
+        root, low = kept.ranges.root(site, place), kept.ranges.operand(site, place).low
+        if root is None or low <= 0 or _is_chosen(kept, root) or is_stored(context, root):
+            return
+        dtypes = dict.fromkeys(source_dtype(run, site, place) or "float16" for run in bad)
+        yield context.finding(
+            self,
+            site,
+            f"the denominator is the result of {root.op}, whose values start at {low:.2g} and round to zero in "
+            f"{', '.join(dtypes)} (under {recipes_in(bad)}): divide in float32, or bound it higher",
+            low=low,
+            chain=chain(context, site),
+        )
 
     def _of_distance(self, context: GraphContext, site: Site, product: Site, eps: float) -> Iterable[Finding]:
         """Squared distances by three terms: where two points are near, their rounding errors are all that is left."""
@@ -407,6 +442,13 @@ def _touches_zero(found: Range) -> bool:
 
 def _is_one_sided(found: Range) -> bool:
     return math.isinf(found.low) != math.isinf(found.high)
+
+
+def _is_needless(run: Run, site: Site, place: int) -> bool:
+    """Whether an eps is added to what is above zero without it: sums of exponentials by segment, which terms read."""
+    root = run.ranges.root(site, place)
+    numbers = (root.attrs.get("scalars") or {}) if root is not None and root.op == "add" else {}
+    return root is not None and len(numbers) == 1 and reads_back_sum(run.ranges, root, 1 if 0 in numbers else 0)
 
 
 def _holds_without(run: Run, site: Site, place: int) -> bool:
