@@ -9,12 +9,13 @@ from amptune.core.distances import is_minus_distance
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, Run
+from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import (
     BATCH_MARGIN,
+    called,
     chain,
     floating_sites,
     is_merged,
@@ -35,7 +36,8 @@ class ExpOverflow(GraphRule):
     Follows the ops and literals that lead to each exp; reports it in FP16 when nothing bounds its input by 11.09, and
     in every format when exp is normalised or logged by hand (softmax, softplus, logsumexp without the maximum
     subtracted), divided by, or raised again, and nothing bounds its input by 88.7. Any other exp without a bound is
-    information. Under CUDA autocast exp itself runs in FP32.
+    information. Under CUDA autocast exp itself runs in FP32; where a product reads the result in FP16, as it is or
+    times a number, it is reported as in FP16.
 
     ## Why is this bad
     exp(11.1) is infinite in FP16, exp(88.8) in BF16 and FP32. Infinity divided by infinity is NaN.
@@ -62,6 +64,11 @@ class ExpOverflow(GraphRule):
     severity = Severity.WARNING
     by_calls = True
     INVALID = (
+        Example("features of a kernel without their maximum, for a product in FP16", model_file(
+            """
+            features = torch.exp(self.fc(x)) / 8  # <- G203
+            return features @ features.t()
+            """)),
         Example("softmax by hand", model_file(
             """
             e = torch.exp(self.fc(x))  # <- G203
@@ -72,6 +79,12 @@ class ExpOverflow(GraphRule):
                                                   batch="torch.randn(32, 64).half()")),
     )  # fmt: skip
     VALID = (
+        Example("features of a kernel less their maximum", model_file(
+            """
+            h = self.fc(x)
+            features = torch.exp(h - h.amax()) / 8
+            return features @ features.t()
+            """)),
         Example("a kernel of squared distances by three terms", model_file(
             """
             h = self.fc(x)
@@ -108,6 +121,13 @@ class ExpOverflow(GraphRule):
                 yield self._harmful(context, site, harm)
             elif runs:
                 yield self._in_fp16(context, site, runs)
+            elif (
+                unbounded
+                and not is_merged(context, site)
+                and (readers := _cast_down(context, site))
+                and not _is_decay(context.runs[0], site)
+            ):
+                yield self._then_cast(context, site, readers)
             elif unbounded and not is_merged(context, site):
                 yield context.finding(
                     self,
@@ -126,6 +146,19 @@ class ExpOverflow(GraphRule):
             f"{site.op} {harm} and nothing bounds its input: it overflows over {FP32_LIMIT / _scale(site):.1f} in "
             f"every format ({FP16_LIMIT / _scale(site):.2f} in fp16){_INSTEAD[harm]}",
             limit=round(FP32_LIMIT / _scale(site), 2),
+            chain=chain(context, site),
+        )
+
+    def _then_cast(self, context: GraphContext, site: Site, readers: Mapping[Run, Site]) -> Finding:
+        reader = next(iter(readers.values()))
+        return context.finding(
+            self,
+            site,
+            f"nothing bounds the {_input(site)}, and {called(reader)} reads its result in fp16 (under "
+            f"{recipes_in(tuple(readers))}): infinity over {FP16_LIMIT / _scale(site):.2f}; subtract the maximum "
+            "first, or clamp it",
+            limit=round(FP16_LIMIT / _scale(site), 2),
+            format="fp16",
             chain=chain(context, site),
         )
 
@@ -164,6 +197,31 @@ _CARRIES = frozenset(
 )
 """Ops through which an infinity stays one."""
 _STEPS = 8
+
+
+def _cast_down(context: GraphContext, site: Site) -> dict[Run, Site]:
+    """The runs in which a product reads the FP32 result in FP16, as it is or times a number, with that product."""
+    found: dict[Run, Site] = {}
+    for run in context.runs:
+        for name in _scaled(context, site):
+            for reader in context.graph.consumers(name):
+                dtypes, sources = run.dtypes[reader.id], run.ranges.sources(reader)
+                casts = zip(sources, dtypes.given, dtypes.inputs, strict=False)
+                if (name, "float32", "float16") in casts:
+                    found.setdefault(run, reader)
+    return found
+
+
+def _scaled(context: GraphContext, site: Site) -> list[str]:
+    """A site and what multiplies it with numbers alone."""
+    names = [site.id]
+    for name in names:
+        names += [
+            after.id
+            for after in context.graph.consumers(name)
+            if after.op in ("mul", "div") and after.attrs.get("scalars") and after.id not in names
+        ]
+    return names
 
 
 def _base(site: Site) -> float:
