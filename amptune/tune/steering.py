@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from amptune.tune.adapt import Knowledge, adds_up, repaired
 from amptune.tune.front import front_points
-from amptune.tune.stockorder import recipes_due
+from amptune.tune.stockorder import knows_fp8, recipes_due
 
 if TYPE_CHECKING:
     from amptune.tune.search import Search
@@ -138,10 +138,11 @@ class Steering:
         best = self.search.best_plans(1)
         space = self.search.space
         on_gpu, on_host = known.predicted_by_part(best[0].point if best else space.uniform(space.offered()[0]))
-        key = banned, on_host > on_gpu
+        limits = knows_fp8(self.search)
+        key = banned, on_host > on_gpu, limits
         if key not in self._fronts:
             costs = self.search.costs.with_launches() if on_host > on_gpu else self.search.costs
-            self._fronts[key] = front_points(costs, self.search.options.objective, known.banned)
+            self._fronts[key] = front_points(costs, self.search.options.objective, known.banned, knows_fp8=limits)
         # Plans of the front are much alike: when some of them do not train, the others tell little.
         if not best and done >= FRONT_IN_VAIN and len(self._searched()) < done:
             return None

@@ -73,10 +73,10 @@ def _waits(search: Search, known: Knowledge, name: str) -> bool:
     best_ms = min((r.outcome.median_ms for r in search.records() if r.outcome.valid), default=math.inf)
     if known.predicted(point) > SLOWER * best_ms:
         return True
-    return bool(search.recipes[name].float8) and _knows_fp8(search) and known.chance(point) < LIKELY
+    return bool(search.recipes[name].float8) and knows_fp8(search) and known.chance(point) < LIKELY
 
 
-def _knows_fp8(search: Search) -> bool:
+def knows_fp8(search: Search) -> bool:
     """Whether the gradients of a recipe in FP8 were looked at."""
     return any(
         r.outcome.noise for r in search.records() if r.outcome.recipe and search.recipes[r.outcome.recipe].float8
