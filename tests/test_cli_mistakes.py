@@ -9,6 +9,7 @@ import pytest
 
 from .export import plans
 from .inprocess import amptune
+from .test_cli_apply import PLAN
 from .tune.conftest import MLP
 
 
@@ -19,6 +20,7 @@ from .tune.conftest import MLP
         (("debug", "net.py", "--steps", "1.5"), "argument --steps: 1.5 is not a whole number"),
         (("analyze", "net.py", "--timeout", "long"), "argument --timeout: long is not a number"),
         (("verify", "net.py", "--tolerance", "5%"), "argument --tolerance: 5% is not a number"),
+        (("verify", "net.py", "--minutes", "0"), "argument --minutes: 0 is not a positive number of minutes"),
         (("tune", "net.py", "--budgte", "5"), "unrecognized arguments: --budgte 5 (did you mean --budget?)"),
         (("doctor", "net.py"), "unrecognized arguments: net.py\n"),
     ],
@@ -31,6 +33,22 @@ def test_an_argument_that_is_wrong_is_said_with_the_usage_of_its_command(
     assert f"amptune {arguments[0]}: error: " in done.stderr
     assert said in done.stderr
     assert done.stderr.startswith(f"usage: amptune {arguments[0]} ")
+
+
+@pytest.mark.parametrize("command", ["tune", "bench"])
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("net_amptuned.py", "name the original, net.py"), ("net.py", "git apply -R net.patch takes the plan out again")],
+)
+def test_a_file_with_a_plan_in_it_is_not_measured(command: str, name: str, remedy: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MLP)
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN.to_json("amptune 0")))
+    assert amptune(tmp_path, "apply", "plan.json", "net.py", "--out", "out").returncode == 0
+    (tmp_path / "out/net_amptuned.py").rename(tmp_path / "out" / name)
+    done = amptune(tmp_path, command, f"out/{name}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"out/{name} has a plan of amptune in it" in done.stderr
+    assert remedy in done.stderr
 
 
 @pytest.mark.parametrize("command", ["tune", "bench", "analyze", "debug"])

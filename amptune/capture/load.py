@@ -160,8 +160,8 @@ def _supply_model(target: Target, maker: Any, configs: list[type] | None = None)
         return
     if isinstance(maker, type) and issubclass(maker, nn.Module) and maker.forward is nn.Module.forward:
         raise TargetError(f"{maker.__name__} has no forward()", hint="define forward(self, ...) in the class")
-    if isinstance(maker, type) and not configs:
-        configs = [found for found in [getattr(maker, "config_class", None)] if isinstance(found, type)]
+    if isinstance(maker, type) and isinstance(own := getattr(maker, "config_class", None), type):
+        configs = [own]
     call = construction(maker, target.spec.arguments, configs or ())
     target.notes += call.notes
     target.build, target.construction = call, str(call)

@@ -21,9 +21,18 @@ def positive_int(text: str) -> int:
 
 def seconds(text: str) -> float:
     """An argument that is a time."""
+    return _time(text, "seconds")
+
+
+def minutes(text: str) -> float:
+    """An argument that is a time in minutes."""
+    return _time(text, "minutes")
+
+
+def _time(text: str, unit: str) -> float:
     value = _number(text, float)
     if not value > 0 or math.isinf(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of {unit}")
     return value
 
 

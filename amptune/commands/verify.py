@@ -17,7 +17,7 @@ from amptune.commands.targets import (
     surviving,
     target_spec,
 )
-from amptune.commands.values import positive_int, seconds, share
+from amptune.commands.values import minutes, positive_int, share
 from amptune.errors import UsageError
 
 
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("patched", nargs="?", type=Path, help="the patched file")
     parser.add_argument("--plan", type=Path, metavar="PLAN.json", help="a plan, in place of a patched file")
     parser.add_argument("--steps", type=positive_int, default=200, metavar="N", help="training steps (default 200)")
-    parser.add_argument("--minutes", type=seconds, metavar="M", help="stop after this time")
+    parser.add_argument("--minutes", type=minutes, metavar="M", help="stop after this time")
     parser.add_argument("--tolerance", type=share, default=0.005, metavar="SHARE",
                         help="relative loss gap that is allowed in any case (default 0.005)")  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU when there is one)")

@@ -67,5 +67,5 @@ def target_named(name: str) -> Target:
     if name in TARGETS:
         return TARGETS[name]
     near = nearest(name, TARGETS)
-    hint = f"did you mean {near}?" if near else f"known: {', '.join(TARGETS)}"
+    hint = f"did you mean {near}?" if near else f"known: {', '.join(TARGETS)};"
     raise UsageError(f"there is no export target {name!r}", hint=f"{hint} amptune export --list shows them all")

@@ -20,7 +20,7 @@ from amptune.tune.ownautocast import own_autocast_notes
 from amptune.tune.process import TrialError, WorkerProcess, must
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.run import SETUP_TIMEOUT, job_of, started_worker
+from amptune.tune.run import SETUP_TIMEOUT, job_of, refuse_patched, started_worker
 from amptune.tune.speedup import Speedup
 from amptune.tune.timing import StepTime, pooled
 from amptune.tune.training import seed_everything
@@ -71,6 +71,7 @@ def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: P
     """
     plan = read_plan(plan_path) if plan_path else None  # one that cannot be read is said before anything is loaded
     target = load_target(options.target)
+    refuse_patched(target)
     progress.stage("capturing the model")
     with started_worker(progress) as worker:
         seed_everything(options.seed)  # as the worker does, for a make_model that draws its structure

@@ -76,7 +76,7 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
     started = time.monotonic()
     check_study(options.out, options.existing)
     target = load_target(options.target)
-    _refuse_patched(target)
+    refuse_patched(target)
     progress.stage("capturing the model")
     with contextlib.ExitStack() as held:
         worker = held.enter_context(started_worker(progress))
@@ -107,16 +107,18 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
     return TuneResult(data, plan, verdict, files, told)
 
 
-def _refuse_patched(target: Target) -> None:
-    """Raise InputError for a file that a plan is in force in: the search would measure plans on top of it."""
+def refuse_patched(target: Target) -> None:
+    """Raise InputError for a file that a plan is in force in: recipes would be measured on top of it."""
     if target.path is None:
         return
     text, _ = read_source(target.path)
     if unpatch_source(text, str(target.path)) != text:
-        raise InputError(
-            f"{target.path} already has a plan of amptune in it",
-            hint=f"tune the original; git apply -R takes the plan out again ({target.path.stem}.patch)",
-        )
+        stem = target.path.stem.removesuffix("_amptuned")
+        if stem != target.path.stem:
+            hint = f"name the original, {stem}.py"
+        else:
+            hint = f"git apply -R {stem}.patch takes the plan out again, where that made it"
+        raise InputError(f"{target.path} has a plan of amptune in it, which all recipes would run with", hint=hint)
 
 
 @contextlib.contextmanager

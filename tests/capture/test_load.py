@@ -149,6 +149,30 @@ def test_a_configuration_object_is_built_with_its_defaults(load: Load) -> None:
     assert target.notes == ["Net was built with config=Settings(depth=3)"]
 
 
+def test_the_configuration_that_a_class_names_is_taken_where_the_file_has_several(load: Load) -> None:
+    text = """
+    @dataclasses.dataclass
+    class Settings:
+        width: int = 4
+
+    @dataclasses.dataclass
+    class Output:
+        logits: object = None
+
+    class Net(nn.Module):
+        config_class = Settings
+
+        def __init__(self, config):
+            super().__init__()
+            self.fc = nn.Linear(config.width, config.width)
+
+        def forward(self, x):
+            return Output(self.fc(x))
+    """
+    target = load(text, inputs=("2x4",))
+    assert target.notes == ["Net was built with config=Settings()"]
+
+
 def test_a_spec_reloads_the_same_target_in_another_process(load: Load) -> None:
     target = load(NET + FUNCTIONS)
     spec = pickle.loads(pickle.dumps(target.spec))

@@ -24,6 +24,11 @@ def test_an_unknown_target_is_named_with_the_nearest(wrong, tmp_path, capsys):
     assert (captured.out, (tmp_path / "x.py").exists()) == ("", False)
 
 
+def test_an_unknown_target_that_is_near_none_is_told_all(tmp_path, capsys):
+    assert run(["export", str(plans.write(tmp_path, "bf16")), "--to", "zzz", "-o", str(tmp_path / "x.py")]) == 2
+    assert "bitsandbytes; amptune export --list shows them all" in capsys.readouterr().err
+
+
 def test_the_list_names_every_target(capsys):
     assert run(["export", "--list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(TARGETS)
