@@ -68,8 +68,8 @@ def _work(args: argparse.Namespace, finished: Finished) -> int:
         with progress.live():
             result = tune(options, progress)
     except KeyboardInterrupt:
-        if kept := progress.before + progress.done:
-            say(f"trials kept in {options.out}: {kept}; amptune tune --resume goes on from there")
+        if progress.kept:
+            say(f"trials kept in {options.out}: {progress.kept}; amptune tune --resume goes on from there")
         raise
     finished()
     print(json.dumps(result.data, indent=2) if args.format == "json" else summary(result))

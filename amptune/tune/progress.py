@@ -23,6 +23,8 @@ class Progress:
         self.best = ""
         self.before = 0
         self.done = 0
+        self.kept = 0
+        """Trials in the study when the search ended or was interrupted."""
         self._status: Status | None = None
         self._stage = ""
         self._notes: set[str] = set()

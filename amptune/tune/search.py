@@ -65,6 +65,14 @@ class Search:
 
     def run(self) -> None:
         """Measure trials until the budget or the time is used up, or nothing is left that is worth trying."""
+        try:
+            self._run()
+        except KeyboardInterrupt:
+            self.progress.kept = len(self.records())
+            raise
+        self.progress.kept = len(self.records())
+
+    def _run(self) -> None:
         self.limit = TimeLimit(self.options.timeout)
         if not self.study.lined_up:
             self._enqueue_start()
