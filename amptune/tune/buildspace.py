@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -68,7 +69,8 @@ def build_space(
         _module_groups(bench, graph, batch, choices, filter(is_destination, can_pin), as_run) if choices else ([], {})
     )
     if any(group.kind == "module" for group in groups):
-        groups += _leaf_pins(bench.model, graph) + _source_pins(filter(is_pin_candidate, can_pin))
+        pins_found = _leaf_pins(bench.model, graph) + _source_pins(filter(is_pin_candidate, can_pin))
+        groups += _with_losses(graph, pins_found, groups)
     else:  # all is FP32: to pin an op in it, or to cast the loss up to it, changes nothing
         losses = tuple(loss for loss in losses if loss != FOLLOW)
     has_convolutions = any(op_named(site.op).family is Family.CONV and "2d" in site.op for site in graph)
@@ -281,14 +283,26 @@ def _leaf_pins(model: nn.Module, graph: PrecisionGraph) -> list[Group]:
     return [Group(role, tuple(sites), "pin", (swap,) * len(sites)) for role, sites in by_role.items()]
 
 
+def _with_losses(graph: PrecisionGraph, pins: Iterable[Group], groups: Iterable[Group]) -> list[Group]:
+    """The pins, those of losses without a choice: in 16 bits a loss has three digits, whatever is saved."""
+    feeds = frozenset(site for group in groups if group.kind == "module" for site in group.sites)
+    return [
+        dataclasses.replace(pin, kind="loss", feeds=feeds) if _is_loss(graph[pin.sites[0]]) else pin for pin in pins
+    ]
+
+
 def is_pin_candidate(site: Site) -> bool:
-    """Whether a functional site may need FP32 by itself. The loss is left out: its format is a choice of its own."""
+    """Whether a functional site may need FP32 by itself. ``loss_fn`` is left out: its format is a choice of its own."""
     return not site.is_module and site.module != LOSS and _is_sensitive(site)
 
 
 def _is_sensitive(site: Site) -> bool:
     op = op_named(site.op)
-    return bool(op.why_sensitive) and op.family in PINNED_FAMILIES
+    return _is_loss(site) or (bool(op.why_sensitive) and op.family in PINNED_FAMILIES)
+
+
+def _is_loss(site: Site) -> bool:
+    return op_named(site.op).family is Family.LOSS
 
 
 def _source_pins(sites: Iterable[Site]) -> list[Group]:

@@ -24,6 +24,7 @@ def edges_of(graph: PrecisionGraph, space: Space) -> list[Edge]:
     """
     planned = {site for group in space.groups if group.has_format for site in group.sites}
     destinations = {site for group in space.groups if group.kind == "destination" for site in group.sites}
+    losses = {site for group in space.groups if group.kind == "loss" for site in group.sites}
     sources = {name: _decided(found, planned) for name, found in sources_of(graph).items()}
     edges: list[Edge] = []
     for site in graph:
@@ -31,6 +32,8 @@ def edges_of(graph: PrecisionGraph, space: Space) -> list[Edge]:
             edges += _into(graph, site, (site.id,), sources)
         elif site.module == LOSS:
             edges += _into_loss(graph, site, sources)
+        elif site.id in losses:
+            edges += _into(graph, site, (LOSS,), sources)
         elif site.id in destinations:
             edges += [edge for edge in _into(graph, site, (INPUT,), sources) if INPUT not in edge.sources]
         else:

@@ -87,6 +87,8 @@ def _why(
         return f"numerically sensitive: computed in fp32{' at its source line' if site.how == 'source' else ''}"
     if group.kind == "destination":
         return "computed in fp32 at its source line: it writes into a tensor that the model makes in fp32"
+    if group.kind == "loss":
+        return f"a loss: computed in fp32{' at its source line' if site.how == 'source' else ''}, as autocast does"
     if group.kind == "fixed":
         return f"fp32: {model.space.why_fixed.get(name, 'an operation that it feeds takes nothing else')}"
     others = counterfactuals(model, point, name)

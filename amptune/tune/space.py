@@ -30,17 +30,18 @@ class Group:
         sites: ids of the sites.
         kind: ``module`` chooses one of ``choices``, ``pin`` chooses FP32 or to follow, ``fixed`` has no choice: its
             outputs meet a tensor that no plan casts, in an op that takes one dtype only. ``destination`` is such an op
-            that can be pinned in FP32, which it is where any of the sites in ``feeds`` is in 16 bits.
+            that can be pinned in FP32, which it is where any of the sites in ``feeds`` is in 16 bits; ``loss`` one that
+            makes a loss in the forward, which autocast has in FP32 too.
         how: how each site is put in force, in the order of ``sites``.
         choices: what a module group may be, FP32 first.
         fp8: sites that FP8 fits, by their kind and dimensions; the others run in BF16 where the group is FP8.
         multiplies: whether its sites are matrix products or hold some, which autocast lowers too.
-        feeds: of a destination, the sites that decide what arrives.
+        feeds: of a destination or a loss, the sites that decide what arrives.
     """
 
     name: str
     sites: tuple[str, ...]
-    kind: Literal["module", "pin", "fixed", "destination"]
+    kind: Literal["module", "pin", "fixed", "destination", "loss"]
     how: tuple[How, ...]
     choices: tuple[Choice, ...] = ()
     fp8: frozenset[str] = frozenset()
@@ -186,7 +187,7 @@ class Space:
                     sites[site] = SitePlan(
                         choice.format, choice.scaling, cost.pad, how, pad_in=cost.pad_in, strided=strided
                     )
-                elif group.kind == "destination" and all(chosen[feed] == FP32 for feed in group.feeds):
+                elif group.kind in ("destination", "loss") and all(chosen[feed] == FP32 for feed in group.feeds):
                     continue
                 elif point.get(group.name, HIGH) == HIGH:
                     sites[site] = SitePlan(Format.FP32, how=how)

@@ -8,12 +8,12 @@ from torch import nn
 from amptune.capture import capture
 from amptune.core.choice import BF16, FP8, FP16, FP32
 from amptune.core.formats import Format
-from amptune.core.graph import INPUT, Gemm, PrecisionGraph, Site
+from amptune.core.graph import INPUT, LOSS, Gemm, PrecisionGraph, Site
 from amptune.core.tables import CostTable, Edge, SiteCost
 from amptune.tune.buildspace import build_space, fp8_fits, is_pin_candidate, role_of
 from amptune.tune.costmodel import CostModel
 from amptune.tune.edges import edges_of
-from amptune.tune.explain import why_all_fp32
+from amptune.tune.explain import why_all_fp32, with_reasons
 from amptune.tune.front import front_points
 from amptune.tune.recipes import plan_candidate
 from amptune.tune.space import Group, Space
@@ -150,6 +150,58 @@ def test_functional_ops_can_be_pinned_but_the_loss_has_its_own_choice(
     _, space = graph_and_space
     pins = {group.name: group.sites for group in space.groups if group.kind == "pin"}
     assert pins == {"Attention.forward#softmax": ("blocks.0#softmax.0", "blocks.1#softmax.0", "blocks.2#softmax.0")}
+
+
+IN_FORWARD = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 13)
+        self.close = nn.SmoothL1Loss()
+
+    def forward(self, x, labels):
+        hidden = self.inner(x)
+        logits = self.head(hidden).softmax(-1)
+        return logits, F.cross_entropy(logits, labels) + self.close(hidden, x)
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return {"x": torch.randn(4, 16), "labels": torch.randint(13, (4,))}
+
+
+def loss_fn(output, batch):
+    return output[1]
+"""
+
+
+def test_a_loss_in_the_forward_is_in_fp32_wherever_a_layer_is_not(make_bench: Make) -> None:
+    bench, batches = make_bench(IN_FORWARD)
+    graph = capture(bench.target).graph
+    pins = [site.id for site in graph if is_pin_candidate(site)]
+    space = build_space(bench, graph, batches.train[0], pins=pins, losses=("fp32", "follow"))
+    assert {group.name for group in space.groups if group.kind == "loss"} == {"Net.forward#cross_entropy", "close"}
+    assert space.choices().keys() == {"inner", "head", "Net.forward#softmax", ":loss"}
+    low = space.point({"inner": "bf16", "Net.forward#softmax": "follow", ":loss": "follow"})
+    plan = space.decode(low, CostTable({}, {}), {})
+    assert {name: site.format for name, site in plan.sites.items()} == {
+        "inner": Format.BF16, "head": Format.FP32, "#cross_entropy.0": Format.FP32, "close": Format.FP32
+    }  # fmt: skip
+    model = CostModel(space, CostTable({}, {}), [])
+    assert "as autocast does" in with_reasons(plan, model, low).sites["#cross_entropy.0"].why
+    assert "#cross_entropy.0" not in space.decode(space.point({}), CostTable({}, {}), {}).sites
+    into_losses = [edge.sources for edge in edges_of(graph, space) if edge.into == (LOSS,)]
+    assert ("head",) in into_losses
+    assert ("inner",) in into_losses
 
 
 def test_a_point_becomes_a_plan(graph_and_space: tuple[PrecisionGraph, Space]) -> None:
