@@ -1663,11 +1663,11 @@ def _call_under_autocast(
 def _run_pinned(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A module without parameters: computes in its format, gives back the promoted dtype of its inputs."""
     dtype = module._amptune.dtype
-    if isinstance(module, nn.CrossEntropyLoss) and not _is_compiling() and F.cross_entropy in _raising:
-        return inner(module, *args, **kwargs)
     if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
         (x,) = args
         args, back = (_cast(x, dtype),), x.dtype if x.is_floating_point() else None
+    elif isinstance(module, nn.CrossEntropyLoss) and not _is_compiling() and F.cross_entropy in _raising:
+        return inner(module, *args, **kwargs)
     else:
         casts = _Casts(functools.partial(_cast, dtype=dtype))
         args, kwargs = _map_arguments(casts, args, kwargs)
