@@ -183,7 +183,7 @@ def _check_step(optimizer: torch.optim.Optimizer) -> None:
 def loss_of(bench: Workbench, candidate: Candidate, batch: Any) -> torch.Tensor:
     """Forward and loss of one batch under the candidate, which must already be applied to the model."""
     with autocast_region(candidate, bench.device):
-        with bench.without_dropout(), _called_beside_blocks(bench):
+        with bench.without_dropout(), _called_loss(bench, candidate):
             output = bench.target.call(bench.model, batch)
         return loss_of_output(bench, candidate, output, batch)
 
@@ -312,7 +312,7 @@ def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tens
         compiling = _compile_kept_loss(bench, candidate)
         try:
             within = bench.compilation is not None and candidate.autocast is not None
-            with own_code_of_autocast(within), compiled(bench.model, bench.compilation), _called_loss(bench, candidate):
+            with own_code_of_autocast(within), compiled(bench.model, bench.compilation):
                 yield Run(bench, candidate, lowered)
         finally:
             if applied is not None:
@@ -333,14 +333,11 @@ def _compile_kept_loss(bench: Workbench, candidate: Candidate) -> bool:
 
 
 def _called_loss(bench: Workbench, candidate: Candidate) -> contextlib.AbstractContextManager[None]:
-    """The same for a cross entropy that the forward calls, in eager mode."""
+    """The same for a cross entropy that the forward calls; for the forward alone, since a ``loss_fn`` is no part of the
+    user's graph, and is compiled by itself."""
     is_said = candidate.loss_compile or (candidate.plan is not None and candidate.plan.loss_compile)
-    return losses_compiled(BACKEND) if is_said and bench.compilation is None else contextlib.nullcontext()
-
-
-def _called_beside_blocks(bench: Workbench) -> contextlib.AbstractContextManager[None]:
-    """The same beside compiled blocks, for the model's call alone: a ``loss_fn`` is no part of the user's graph."""
-    return losses_compiled(_backend(bench)) if _is_beside_blocks(bench) else contextlib.nullcontext()
+    is_compiled = _is_beside_blocks(bench) or (is_said and bench.compilation is None)
+    return losses_compiled(_backend(bench)) if is_compiled else contextlib.nullcontext()
 
 
 def _is_beside_blocks(bench: Workbench) -> bool:

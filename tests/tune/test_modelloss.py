@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from amptune.capture import Target
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.runtime import keep_loss
@@ -128,11 +127,18 @@ def test_a_cross_entropy_that_the_forward_calls_is_found_and_timed(make_bench: M
     assert torch.nn.functional.cross_entropy is called
 
 
-def test_recipes_and_plans_that_say_so_have_it_compiled_beside_dropout_that_is_off(
+def test_recipes_and_plans_that_say_so_have_it_compiled_in_the_forward(
     make_bench: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, batches = make_bench(CALLS)
-    called = torch.nn.functional.cross_entropy
+    called, output = torch.nn.functional.cross_entropy, bench.target.call(bench.model, batches.train[0])
+    seen: list[bool] = []
+
+    def forward(*_: Any) -> Any:
+        seen.append(torch.nn.functional.cross_entropy is not called)
+        return output
+
+    monkeypatch.setattr(type(bench.target), "call", forward)
     plan = Plan({"head": SitePlan(Format.BF16)}, loss_compile=True)
     compiled = Compilation("aot_eager", "blocks")
     for candidate, compilation, expected in (
@@ -140,27 +146,21 @@ def test_recipes_and_plans_that_say_so_have_it_compiled_beside_dropout_that_is_o
         (Candidate("fp32", loss_compile=True), None, True),
         (plan_candidate(plan), None, True),
         (plan_candidate(Plan({"head": SitePlan(Format.BF16)})), None, False),
-        (Candidate("fp32"), compiled, False),  # for the model's call alone
+        (Candidate("fp32"), compiled, True),
         (plan_candidate(plan), compiled.whole(), False),  # it is in the model's graph
     ):
         bench.compilation = compilation
-        with training(bench, candidate):
-            assert (torch.nn.functional.cross_entropy is not called) is expected, (candidate, compilation)
-        assert torch.nn.functional.cross_entropy is called
-    bench.compilation = compiled
-    seen: list[bool] = []
-    call = type(bench.target).call
+        with training(bench, candidate) as run:
+            run.loss(batches.train[0])
+            assert seen.pop() is expected, (candidate, compilation)
+            assert torch.nn.functional.cross_entropy is called, "a loss_fn is compiled by itself"
 
-    def watched(target: Target, model: torch.nn.Module, batch: Any) -> Any:
-        seen.append(torch.nn.functional.cross_entropy is not called)
-        return call(target, model, batch)
 
-    monkeypatch.setattr(type(bench.target), "call", watched)
+def test_it_is_compiled_beside_dropout_that_is_off(make_bench: Make) -> None:
+    bench, batches = make_bench(CALLS)
+    plan = Plan({"head": SitePlan(Format.BF16)}, loss_compile=True)
     with training(bench, plan_candidate(plan)) as run, still(bench):
         assert run.step(batches.train[0]).dtype == torch.float32
-    with training(bench, Candidate("fp32")) as run:
-        run.loss(batches.train[0])
-    assert seen == [False, True], "in eager mode, where dropout is off, and beside compiled blocks"
 
 
 def test_a_compiler_that_fails_leaves_the_choice_out(make_bench: Make) -> None:
