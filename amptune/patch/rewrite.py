@@ -223,7 +223,7 @@ def _placement(tree: ast.Module, plan: Plan, spec: PatchSpec, names: LocalNames)
         arguments += f', output_format="{plan.output_format}"'
     if plan.params:
         arguments += f', parameters="{Format.BF16}"'
-    if plan.loss_compile and spec.makes_loss:
+    if plan.loss_compile and (spec.loss is None or spec.makes_loss):
         arguments += ", compile_loss=True"
     top_class, function = (spec.top_class or "").replace("<locals>.", "") or None, spec.make_model
     if top_class and not defines_class(tree, top_class):

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from amptune.core.graph import LOSS, Site
+from amptune.core.ops import Family, op_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class PatchSpec:
             from a package, what it returns is what the plan is applied to.
         loss: the loss function of this file.
         optimizer: the function of this file that makes the optimizer.
+        makes_loss: whether the forward makes a loss, which ``loss`` may just hand on.
     """
 
     path: str
@@ -52,13 +54,7 @@ class PatchSpec:
     make_model: str | None = None
     loss: str | None = None
     optimizer: str | None = None
-
-    @property
-    def makes_loss(self) -> bool:
-        """Whether the model makes a loss in its forward, which ``loss`` may just hand on."""
-        return self.loss is None or any(
-            "#cross_entropy." in site.id and not site.id.startswith(f"{LOSS}#") for site in self.sites
-        )
+    makes_loss: bool = False
 
     @classmethod
     def from_sites(
@@ -82,11 +78,12 @@ class PatchSpec:
                 ``((n, id(m)) for n, m in model.named_modules(remove_duplicate=False))``.
             tensors, top_class, make_model, loss, optimizer: as the attributes.
         """
-        paths = list(module_paths)
+        sites, paths = list(sites), list(module_paths)
+        makes_loss = any(site.module != LOSS and op_named(site.op).family is Family.LOSS for site in sites)
         first: dict[int, str] = {}
         shared = {name: kept for name, identity in paths if (kept := first.setdefault(identity, name)) != name}
         refs = tuple(
             SiteRef(site.id, site.code, site.module_type, site.location.path if site.location else "") for site in sites
         )
         names = tuple(name for name, _ in paths)
-        return cls(path, refs, names, shared, tuple(tensors), top_class, make_model, loss, optimizer)
+        return cls(path, refs, names, shared, tuple(tensors), top_class, make_model, loss, optimizer, makes_loss)

@@ -64,11 +64,15 @@ class Candidate:
         return self.float8 is not None or any(site.format.is_fp8 for site in sites)
 
     @property
+    def compiles_loss(self) -> bool:
+        """Whether its loss is compiled by itself."""
+        return self.loss_compile or (self.plan is not None and self.plan.loss_compile)
+
+    @property
     def compiles(self) -> bool:
         """Whether something is compiled for it in eager mode too: its loss, or casts to FP8."""
-        plan = self.plan
-        has_compiled = plan is not None and (plan.loss_compile or any(site.scaling for site in plan.sites.values()))
-        return self.loss_compile or self.float8 is not None or has_compiled
+        has_scaled = self.plan is not None and any(site.scaling for site in self.plan.sites.values())
+        return self.compiles_loss or self.float8 is not None or has_scaled
 
 
 def plan_candidate(plan: Plan) -> Candidate:

@@ -87,7 +87,7 @@ class Space:
         no_fp8: Linear site -> why FP8 does not fit it, where the device has FP8.
         why_fixed: site of a fixed group -> why it stays in FP32.
         strided: sites whose padded output need not be copied, as a run has shown.
-        makes_loss: whether ``losses`` are of a loss that the model makes itself.
+        makes_loss: whether ``losses`` are of a loss that the model makes itself too, or of that alone.
     """
 
     groups: tuple[Group, ...]

@@ -196,8 +196,7 @@ def loss_of_output(bench: Workbench, candidate: Candidate, output: Any, batch: A
     """
     plan = candidate.plan
     loss_format = plan.loss_format if plan else Format.FP32 if candidate.params else None
-    is_compiled = candidate.loss_compile or (plan is not None and plan.loss_compile)
-    backend = _backend(bench) if is_compiled else None
+    backend = _backend(bench) if candidate.compiles_loss else None
     if loss_format is None and backend is None:
         return bench.target.loss(output, batch)
     return bench.target_with_loss(loss_format, backend).loss(output, batch)
@@ -335,8 +334,7 @@ def _compile_kept_loss(bench: Workbench, candidate: Candidate) -> bool:
 def _called_loss(bench: Workbench, candidate: Candidate) -> contextlib.AbstractContextManager[None]:
     """The same for a cross entropy that the forward calls; for the forward alone, since a ``loss_fn`` is no part of the
     user's graph, and is compiled by itself."""
-    is_said = candidate.loss_compile or (candidate.plan is not None and candidate.plan.loss_compile)
-    is_compiled = _is_beside_blocks(bench) or (is_said and bench.compilation is None)
+    is_compiled = _is_beside_blocks(bench) or (candidate.compiles_loss and bench.compilation is None)
     return losses_compiled(_backend(bench)) if is_compiled else contextlib.nullcontext()
 
 

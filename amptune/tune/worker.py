@@ -162,7 +162,7 @@ class Worker:
             losses = measure_losses(self.bench, batch, space.losses, halves[0], backend) if halves else {}
             if halves and space.makes_loss:
                 made = measure_model_loss(self.bench, batch, space.losses, halves[0], backend)
-                losses = {choice: ms + losses.get(choice, 0.0) for choice, ms in made.items()}
+                losses = {choice: ms + losses.get(choice, 0.0) for choice, ms in made.items()} or losses
             update, scaling = measure_update(self.bench) or (None, 0.0)
         gpu = this_gpu(self.device.torch.type)
         prices = follower_prices(graph, planned, [Format.FP32, Format.TF32, *halves], gpu, fused=fused)

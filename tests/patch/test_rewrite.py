@@ -2,10 +2,14 @@
 
 import pytest
 
+from amptune.core.formats import Format
+from amptune.core.graph import LOSS, Site
+from amptune.core.plan import Plan, SitePlan
 from amptune.errors import InputError, PlanError
 from amptune.patch.block import BEGIN, END
 from amptune.patch.check import check_patched, written_table
 from amptune.patch.rewrite import patch_source, unpatch_source
+from amptune.patch.spec import PatchSpec
 from tests.patch.cases import plan_of, spec_of
 
 SOURCE = """\
@@ -162,3 +166,24 @@ def test_an_op_that_assigns_is_refused_with_how_to_write_it():
     spec = spec_of({"#mul.0": PIN}, codes={"#mul.0": "Net.forward#mul.0"}, modules=["a", "b"], top_class="Net")
     with pytest.raises(PlanError, match=r"pins Net\.forward#mul\.0, which model\.py writes as an assignment"):
         patch_source(source, plan_of({"#mul.0": PIN}), spec)
+
+
+@pytest.mark.parametrize(
+    ("site", "is_said"),
+    [
+        (Site("criterion", "cross_entropy", "module", "criterion"), True),
+        (Site("#mse_loss.0", "mse_loss", "function", ""), True),
+        (Site(f"{LOSS}#cross_entropy.0", "cross_entropy", "function", LOSS), False),
+    ],
+    ids=["a module of the model", "a call in the forward", "loss_fn alone"],
+)
+def test_a_compiled_loss_is_said_to_the_model_where_its_forward_makes_one(site: Site, is_said: bool) -> None:
+    source = (
+        "from torch import nn\n\n\ndef make_model():\n    return nn.Sequential(nn.Linear(2, 2))\n\n\n"
+        "def loss_fn(output, batch):\n    return output[1]\n"
+    )
+    spec = PatchSpec.from_sites(
+        "model.py", [site], module_paths=[("", 0), ("0", 1)], make_model="make_model", loss="loss_fn"
+    )
+    plan = Plan({"0": SitePlan(Format.BF16)}, loss_compile=True)
+    assert ("compile_loss=True" in patch_source(source, plan, spec)) is is_said
