@@ -13,7 +13,8 @@ What a plan does to a model:
 * A module without parameters (Softmax, GELU, pooling) that the plan names computes in the planned format and gives its
   result back in the dtype of its input; one that the plan does not name follows its input.
 * A parameter or buffer that a module holds beside its layers (position embeddings, layer scale, experts' weights)
-  reads as a cast of itself in that module's ``forward``. In FP32 it would raise all that it is added to. With
+  reads as a cast of itself in that module's ``forward``. In FP32 it would raise all that it is added to. So does, with
+  ``how="read"``, a weight that it reads past the layer that has it (``x @ self.embed.weight.T``). With
   ``how="late"`` what the forward makes of it (``self.log_scale.exp()``) is in FP32, and is cast where it meets 16 bits.
 * ``fp32(F.softmax)(x, -1)`` does the same to a function that is called in a ``forward``.
 
@@ -72,9 +73,10 @@ FP8 = "fp8_e4m3"
 SCALINGS = ("tensorwise", "rowwise", "rowwise_gw_hp")
 FP8_MULTIPLE = 16
 """Rows and columns of FP8 operands must be multiples of this many elements (torch.nn.functional.scaled_mm on CUDA)."""
-HOW = ("swap", "autocast", "follow", "source", "own", "late")
-_HELD = ("own", "late")
-"""Of tensors that a module holds beside its layers."""
+HOW = ("swap", "autocast", "follow", "source", "own", "read", "late")
+_HELD = ("own", "read", "late")
+"""Of tensors that a forward reads itself: a module's own, or ``_PAST_LAYERS`` those of its layers."""
+_PAST_LAYERS = ("read", "late")
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -1718,10 +1720,10 @@ def _run_planned(module: Any, root: _Root, inner: Callable[..., Any], args: tupl
 
 def _run_own(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A forward in which the module's own tensors read as casts. Outside of it they are themselves: what initialises,
-    loads or averages weights must meet the parameters."""
-    readers = module._amptune_readers
+    loads or averages weights must meet the parameters, and so must the forward of a layer that is read past it."""
+    readers = module._amptune_readers or (module,)
     outer = readers[0]._amptune_reads
-    _let_read(readers, True)
+    _let_read(readers, bool(module._amptune_readers))
     try:
         return inner(module, *args, **kwargs)
     finally:
@@ -1900,8 +1902,9 @@ def apply_plan(
             features or a convolution's channels are padded while computing; ``pad_in``, the same for input features;
             ``strided``, to leave the padded output uncopied; ``how``,
             "autocast" to run the module (a container too) in an autocast region. A path may also be that of a parameter
-            or buffer that a class of the user's holds, which its forward then reads as a cast; with ``how="late"`` what
-            it makes of it is cast where it meets 16 bits. In a glob ``*`` stands
+            or buffer that a class of the user's holds, which its forward then reads as a cast; with ``how="read"`` that
+            of a layer, read past the layer (``x @ self.embed.weight.T``); with ``how="late"`` what it makes of it is
+            cast where it meets 16 bits. In a glob ``*`` stands
             for one part of a path and ``**`` for any number; one that matches no module matches such tensors, and one
             that ends in a wildcard means modules with parameters. An exact path beats a glob, a longer glob a shorter.
         channels_last: keep the weights of convolutions in channels_last memory format, also through a later ``to``.
@@ -2080,8 +2083,8 @@ def _change_class(module: nn.Module, site: Site) -> None:
 
 
 def own_tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """``state_dict`` name of each floating parameter and buffer that a class of the user's holds, in a ParameterList or
-    ParameterDict too -> the module that has it, and its name there."""
+    """``state_dict`` name of each floating parameter and buffer that a forward of the user's can read -> the module
+    that has it, and its name there: those of the user's class, of its ParameterLists and of its layers."""
     modules = _all_modules(model)
     return {
         f"{path}.{name}" if path else name: (module, name)
@@ -2092,30 +2095,42 @@ def own_tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     }
 
 
-_LISTS = (nn.ParameterList, nn.ParameterDict, nn.ModuleList, nn.ModuleDict)
+_LISTS = (nn.ParameterList, nn.ParameterDict, nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def _reader_of(path: str, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    """The module of the user's whose forward reads the tensors that the module at ``path`` has; None where torch's own
-    does. Lists of parameters have no forward: what holds them reads them."""
+    """The module of the user's whose forward may read the tensors that the module at ``path`` has; None where only
+    torch's do. Lists have no forward, and a layer's is torch's: what holds them reads them."""
     module = modules[path]
     if isinstance(module, torch.jit.ScriptModule):
         return None
-    if not base_class(type(module)).__module__.startswith("torch."):
+    if not _is_of_torch(module):
         return module
-    is_list = path and base_class(type(module)) in _LISTS
-    return _reader_of(path.rpartition(".")[0], modules) if is_list else None
+    above = path.rpartition(".")[0]
+    if not path or nn.utils.parametrize.is_parametrized(module):
+        return None
+    return None if is_layer(modules[above]) else _reader_of(above, modules)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether the module is one of torch's with a forward, which reads its tensors itself."""
+    return _is_of_torch(module) and base_class(type(module)) not in _LISTS
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return base_class(type(module)).__module__.startswith("torch.")
 
 
 def _change_holders(model: nn.Module, sites: Mapping[str, Site]) -> None:
-    """Make the modules read the planned ones of their own tensors as casts."""
+    """Make the modules read the planned ones of their own tensors as casts, by whichever name."""
     modules, tensors = _all_modules(model), own_tensors(model)
+    planned = {id(_held(*tensors[path])): site for path, site in sites.items() if site.how in _HELD}
     held: dict[int, tuple[Any, dict[str, Site]]] = {}
     readers: dict[int, list[Any]] = {}
-    for path, site in sites.items():
-        if site.how not in _HELD:
+    for path, (module, name) in tensors.items() if planned else ():
+        site = planned.get(id(_held(module, name)))
+        if site is None:
             continue
-        module, name = tensors[path]
         reader: Any = _reader_of(path.rpartition(".")[0], modules)
         held.setdefault(id(reader), (reader, {}))
         held.setdefault(id(module), (module, {}))[1][name] = site
@@ -2124,6 +2139,10 @@ def _change_holders(model: nn.Module, sites: Mapping[str, Site]) -> None:
     for module, own in held.values():
         module.__class__ = _made_class(type(module), f"own:{'.'.join(sorted(own))}")
         module.__dict__.update(_amptune_own=own, _amptune_reads=False, _amptune_readers=readers.get(id(module), []))
+
+
+def _held(module: nn.Module, name: str) -> Tensor | None:
+    return module._parameters.get(name) if name in module._parameters else module._buffers[name]
 
 
 # --- the loss that a model makes -------------------------------------------------------------------------------------
@@ -2291,17 +2310,22 @@ def _resolve(model: nn.Module, sites: Mapping[str, str | Mapping[str, Any]]) -> 
         for path in paths:
             is_module = path in modules
             found[path] = (
-                _site(path, modules[path], entry, exact=path == key) if is_module else _tensor_site(path, entry)
+                _site(path, modules[path], entry, exact=path == key)
+                if is_module
+                else _tensor_site(path, tensors[path][0], entry)
             )
     _check_shared({path: site for path, site in found.items() if path in modules}, modules)
-    _check_held(found)
+    _check_held(found, modules)
     return {path: site for path, site in found.items() if site.how in ("swap", "autocast", *_HELD)}
 
 
 def _paths_of_glob(
-    key: str, entry: Mapping[str, Any], modules: Mapping[str, nn.Module], tensors: Iterable[str]
+    key: str,
+    entry: Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
+    tensors: Mapping[str, tuple[nn.Module, str]],
 ) -> list[str]:
-    """Modules that a glob matches; where there is none, their own tensors."""
+    """Modules that a glob matches; where there is none, their own tensors, and with ``how`` those of layers."""
     paths = [path for path in match_paths(key, modules) if path and _PARAMETRIZED not in path.split(".")]
     if entry.get("how") in _HELD:
         paths = []
@@ -2309,7 +2333,9 @@ def _paths_of_glob(
         paths = [path for path in paths if how_to_apply(modules[path])]
         if _is_glob(key.rpartition(".")[2]):  # "blocks.*" means layers, and hardly the dropout among them
             paths = [path for path in paths if next(modules[path].parameters(), None) is not None]
-    if _is_glob(key) and (paths := paths or match_paths(key, tensors)):
+    named = entry.get("how") in _PAST_LAYERS
+    held = (path for path, (module, _) in tensors.items() if named or not is_layer(module))
+    if _is_glob(key) and (paths := paths or match_paths(key, held)):
         return paths
     raise ValueError(f"the plan names {key!r}, which the model does not have{_nearest(key, [*modules, *tensors])}")
 
@@ -2413,16 +2439,20 @@ def _site(path: str, module: nn.Module, entry: Mapping[str, Any], *, exact: bool
     return site
 
 
-def _tensor_site(path: str, entry: Mapping[str, Any]) -> Site:
-    if entry.get("how") not in (None, *_HELD):
+def _tensor_site(path: str, holder: nn.Module, entry: Mapping[str, Any]) -> Site:
+    how = entry.get("how")
+    if is_layer(holder) and how not in _PAST_LAYERS:
+        hint = f"name {path.rpartition('.')[0]!r}, or give it how='read' where a forward reads it past the layer"
+        raise ValueError(f"site {path!r} is a tensor of a layer: {hint}")
+    if how not in (None, *_HELD) or (how == "read" and not is_layer(holder)):
         raise ValueError(f"site {path!r} is a tensor of a module: leave out 'how', or give it how='late'")
     if entry["format"] == FP8 or entry.get("pad") or entry.get("pad_in"):
         raise ValueError(f"site {path!r} is a tensor of a module: it is cast to fp32, bf16 or fp16, and not padded")
-    return Site(entry["format"], FORMATS[entry["format"]], entry.get("how") or "own")
+    return Site(entry["format"], FORMATS[entry["format"]], how or "own")
 
 
-def _check_held(found: Mapping[str, Site]) -> None:
-    """Raise ValueError where a layer that the plan gives a format has a tensor named for itself."""
+def _check_held(found: Mapping[str, Site], modules: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError where a layer of the user's that the plan gives a format has a tensor named for itself."""
     for path, site in found.items():
         holder = path.rpartition(".")[0]
         if (
@@ -2430,6 +2460,7 @@ def _check_held(found: Mapping[str, Site]) -> None:
             and holder in found
             and found[holder].is_leaf
             and found[holder].how in ("swap", "autocast")
+            and not is_layer(modules[holder])
         ):
             raise ValueError(f"site {path!r}: {holder!r} has a format, which its tensors follow; name one of the two")
 

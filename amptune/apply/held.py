@@ -1,7 +1,8 @@
-"""Tensors that a class of the user's holds beside its layers, and which of them a plan should cast.
+"""Tensors that a forward of the user's reads itself, and which of them a plan should cast.
 
-Position embeddings, layer scale, latent queries, weights of experts: read by functions in a forward, in FP32 they raise
-what they are added to, and a residual stream is FP32 from there on; a product with them raises an error.
+Position embeddings, layer scale, latent queries, weights of experts, the table of an embedding that the head multiplies
+with, weights of layers that are never called: read by functions in a forward, in FP32 they raise what they are added
+to, and a residual stream is FP32 from there on; a product with them raises an error.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ _MOVING = ("dropout", "interpolate")
 
 def held_tensors(
     model: nn.Module, graph: PrecisionGraph, planned: Collection[str], run: Callable[[], object]
-) -> dict[str, Literal["own", "late"]]:
+) -> dict[str, Literal["own", "read", "late"]]:
     """``state_dict`` name of each tensor that may be cast -> how: each of its readers either is a planned module or
-    joins it with what a planned module gives, and no forward writes to it.
+    joins it with what a planned module gives, and no forward writes to it. Of a layer, its own forward is no reader.
 
     One that the forward computes with first, alone or with others of them (``exp(self.log_scale)``, a weight divided
     by its norm), is cast "late": the range and the digits of that arithmetic are the user's choice. What is joined with
@@ -37,10 +38,12 @@ def held_tensors(
         planned: paths of the modules that take a format.
         run: one forward, to see what it writes.
     """
+    own = runtime.own_tensors(model)
+    of_layers = {path for path, (module, _) in own.items() if runtime.is_layer(module)}
     tensors = {
         path
-        for path, tensor in held_values(model).items()
-        if path.rpartition(".")[0] not in planned and tensor.dim() > 0
+        for path, (module, name) in own.items()
+        if _tensor(module, name).dim() > 0 and (path in of_layers or path.rpartition(".")[0] not in planned)
     }
     readers: dict[str, list[Site]] = {}
     for site in graph:
@@ -52,11 +55,15 @@ def held_tensors(
     before = _states(model, found)
     run()
     after = _states(model, found)
-    return {path: how for path, how in found.items() if after[path] == before[path]}
+    return {
+        path: "read" if how == "own" and path in of_layers else how
+        for path, how in found.items()
+        if after[path] == before[path]
+    }
 
 
 def held_values(model: nn.Module) -> dict[str, Tensor]:
-    """``state_dict`` name -> floating tensor that a class of the user's holds beside its layers."""
+    """``state_dict`` name -> floating tensor that a forward of the user's can read itself."""
     return {path: _tensor(module, name) for path, (module, name) in runtime.own_tensors(model).items()}
 
 

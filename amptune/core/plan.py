@@ -14,8 +14,8 @@ from amptune.core.nearest import nearest
 from amptune.errors import PlanError
 
 PLAN_VERSION = 1
-HOW = ("swap", "follow", "source", "autocast", "own", "late")
-HELD = ("own", "late")
+HOW = ("swap", "follow", "source", "autocast", "own", "read", "late")
+HELD = ("own", "read", "late")
 """Of parameters and buffers that a module holds beside its layers."""
 BF16_MASTER = "bf16-master"
 PARAMS = ("bf16", BF16_MASTER)
@@ -35,6 +35,7 @@ class SitePlan:
         how: how it is put in force: ``swap`` (module class swapped), ``follow`` (a functional op that runs in the
             format of its inputs), ``source`` (the source line pins it), ``autocast`` (a local autocast region),
             ``own`` (a parameter or buffer that a module holds beside its layers, which reads as a cast of itself),
+            ``read`` (one of a layer that the forward around it reads past the layer, and there as a cast),
             ``late`` (the same, where the forward computes with it first: in FP32, and what comes of it is cast where
             it meets 16 bits).
         why: one sentence for the user.
@@ -43,7 +44,7 @@ class SitePlan:
     format: Format
     scaling: str | None = None
     pad: int = 0
-    how: Literal["swap", "follow", "source", "autocast", "own", "late"] = "swap"
+    how: Literal["swap", "follow", "source", "autocast", "own", "read", "late"] = "swap"
     why: str = ""
     pad_in: int = 0
     strided: bool = False

@@ -43,6 +43,6 @@ def _entry(site: SitePlan) -> TableEntry:
         entry["pad_in"] = site.pad_in
     if site.strided:
         entry["strided"] = True
-    if site.how in ("autocast", "late"):  # that a site is a tensor the runtime sees for itself
+    if site.how in ("autocast", "read", "late"):  # an own tensor the runtime knows by its path
         entry["how"] = site.how
     return entry

@@ -31,6 +31,7 @@ _HOW = {
     "source": "pinned at its source line",
     "autocast": "in a local autocast region",
     "own": "reads as a cast of itself",
+    "read": "read past its layer, as a cast",
     "late": "computed with in FP32, and cast where it meets 16 bits",
 }
 

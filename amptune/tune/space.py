@@ -17,7 +17,7 @@ HIGH, FOLLOW = "fp32", "follow"
 """Values of a pin: computed in FP32, or in the format of what arrives."""
 COMPILED_LOSS = "fp32-compiled"
 """A value of the loss: in FP32, under torch.compile by itself."""
-How = Literal["swap", "follow", "source", "autocast", "own", "late"]
+How = Literal["swap", "follow", "source", "autocast", "own", "read", "late"]
 """How a site's format is put in force, as ``core.plan.SitePlan.how``."""
 
 

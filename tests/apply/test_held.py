@@ -119,6 +119,22 @@ def test_entries_of_lists_of_parameters(find: Find, init: str, forward: str, nam
 
 
 @pytest.mark.parametrize(
+    ("init", "forward", "expected"),
+    [
+        ("self.e = nn.Embedding(6, 8)", "x = x + self.e(torch.arange(6)); x = x @ self.e.weight.mT @ x",
+         {"e.weight": "read"}),
+        ("self.l = nn.ModuleList([nn.Linear(8, 8, bias=False)])", "x = F.linear(x, self.l[0].weight)",
+         {"l.0.weight": "read"}),
+        ("self.l = nn.Linear(8, 8)", "x = F.linear(x, F.normalize(self.l.weight, dim=1))", {"l.weight": "late"}),
+        ("self.l = nn.Linear(8, 8)", "x = self.l(x)", {}),
+        ("self.l = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))", "x = F.linear(x, self.l.weight)", {}),
+    ],
+)  # fmt: skip
+def test_what_is_read_past_the_layer_that_has_it(find: Find, init: str, forward: str, expected: dict[str, str]) -> None:
+    assert find(init, forward) == expected
+
+
+@pytest.mark.parametrize(
     ("init", "forward"),
     [
         ("self.p = nn.Parameter(torch.tensor(2.0))", "x = x * self.p"),  # a scalar raises nothing
@@ -158,7 +174,26 @@ def test_a_plan_of_them_is_in_force() -> None:
     model = Scaled()
     assert _check(model, plan) == []
     assert model(torch.randn(2, 8)).dtype == torch.bfloat16
-    assert set(held_values(model)) == {"scale", "unused"}
+    assert set(held_values(model)) == {"scale", "unused", "fc.weight", "fc.bias"}
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, 8)
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.embed(ids)) @ self.embed.weight.T
+
+
+def test_a_plan_of_a_table_that_is_the_head_too_is_in_force() -> None:
+    read = SitePlan(Format.BF16, how="read")
+    plan = Plan({"embed": SitePlan(Format.BF16), "fc": SitePlan(Format.BF16), "embed.weight": read})
+    model = Tied()
+    apply(model, plan)
+    ids = torch.arange(6)
+    assert [str(m) for m in check_realised(model, lambda: model(ids).float().sum().backward(), plan)] == []
 
 
 def test_one_that_nothing_reads_is_said() -> None:

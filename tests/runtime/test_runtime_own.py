@@ -188,7 +188,10 @@ def test_a_recomputed_forward_reads_casts() -> None:
         ({"gain": {"format": "bf16", "how": "swap"}}, "leave out 'how'"),
         ({"gains": "bf16"}, "did you mean 'gain'"),
         ({"blocks.*.scales": "bf16"}, "does not have"),
-        ({"embed.weight": "bf16"}, "does not have"),
+        ({"embed.weight": "bf16"}, "name 'embed', or give it how='read'"),
+        ({"embed.weight": {"format": "bf16", "how": "own"}}, "name 'embed', or give it how='read'"),
+        ({"gain": {"format": "bf16", "how": "read"}}, "leave out 'how'"),
+        ({"**.bias": "bf16"}, "does not have"),
     ],
 )
 def test_what_cannot_be_is_said(sites: dict[str, Any], words: str) -> None:
@@ -249,6 +252,94 @@ def test_a_list_alone_decides_nothing_of_what_holds_it() -> None:
     with pytest.raises(RuntimeError):
         model(torch.randn(2, 7))
     assert model.gains[0].dtype == torch.float32
+
+
+class Tied(nn.Module):
+    """A table that embeds and is the head, layers whose weights are used without a call, a head by a second name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, 8)
+        self.mixer = nn.Sequential(nn.Conv1d(8, 8, 3, padding=1, groups=8))
+        self.gate = nn.Linear(8, 8)
+        self.fc = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 16, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        x = x + nn.functional.conv1d(x.mT, self.mixer[0].weight, self.mixer[0].bias, padding=1, groups=8).mT
+        x = self.fc(x) * torch.sigmoid(nn.functional.linear(x, self.gate.weight, self.gate.bias))
+        return x @ self.head.weight.T
+
+
+READ: dict[str, Any] = {
+    f"{layer}.{name}": {"format": "bf16", "how": "read"} for layer in ("mixer.0", "gate") for name in ("weight", "bias")
+} | {"embed.weight": {"format": "bf16", "how": "read"}}
+IDS = torch.arange(10).view(2, 5)
+
+
+def test_weights_that_are_read_past_their_layers_read_as_casts() -> None:
+    torch.manual_seed(0)
+    model = Tied()
+    applied = runtime.apply_plan(model, {"embed": "bf16", "fc": "bf16"} | READ)
+    out = model(IDS)
+    assert out.dtype == torch.bfloat16
+    out.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(IDS), out)
+        assert other.gate.weight is other.gate._parameters["weight"]
+    assert torch.equal(torch.compile(model, backend="aot_eager", fullgraph=True)(IDS), out)
+    model.gate.weight = nn.Parameter(torch.full((8, 8), -torch.inf))
+    model.gate.bias = nn.Parameter(torch.zeros(8))
+    assert not torch.equal(model(IDS), out)
+    applied.undo()
+    assert type(model.embed) is nn.Embedding
+    assert type(model.gate) is nn.Linear
+    assert not [name for module in model.modules() for name in vars(module) if name.startswith("_amptune")]
+    assert model(IDS).dtype == torch.float32
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, 8)
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.embed(ids), self.embed.weight, self.embed(ids)
+
+
+@pytest.mark.parametrize("own", ["fp32", "fp16", None])
+def test_a_layer_reads_its_own_weight_as_its_own_format_says(own: str | None) -> None:
+    model = Twice()
+    rows = model.embed(IDS)
+    read = {"embed.weight": {"format": "bf16", "how": "read"}}
+    runtime.apply_plan(model, read if own is None else {"embed": own} | read)
+    before, weight, after = model(IDS)
+    assert weight.dtype == torch.bfloat16
+    assert torch.equal(before, rows.to(runtime.FORMATS[own or "fp32"]))
+    assert torch.equal(after, before)
+
+
+def test_a_layer_may_be_read_past_and_called_under_autocast() -> None:
+    torch.manual_seed(0)
+    model = Tied()
+    runtime.apply_plan(model, {"embed": "bf16", "fc": {"format": "bf16", "how": "autocast"}} | READ)
+    expected = Tied()
+    expected.load_state_dict(model.state_dict())
+    runtime.apply_plan(expected, {"embed": "bf16", "fc": "bf16"} | READ)
+    assert torch.equal(model(IDS), expected(IDS))
+
+
+def test_a_glob_means_the_layers_tensors_only_where_it_says_so() -> None:
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Tied() for _ in range(2))
+
+    applied = runtime.apply_plan(Blocks(), {"blocks.*.gate.*": {"format": "bf16", "how": "read"}})
+    assert sorted(applied.sites) == [f"blocks.{i}.gate.{name}" for i in range(2) for name in ("bias", "weight")]
 
 
 class Gate(nn.Module):

@@ -110,6 +110,16 @@ def test_a_parameter_in_a_product_decides_with_what_it_meets(make_bench: Make) -
     assert (plan.sites["scale"].format, plan.sites["scale"].how) == (Format.BF16, "own")
 
 
+def test_a_table_that_is_the_head_too_decides_with_what_it_multiplies(make_bench: Make) -> None:
+    source = BLOCKS.replace("self.before(x) @ (self.scale + torch.eye(16))", "self.before(x) @ self.before.weight.T")
+    bench, batches = make_bench(source)
+    space = build_space(bench, capture(bench.target).graph, batches.train[0])
+    group = next(group for group in space.groups if "before.weight" in group.sites)
+    assert (group.kind, group.how[group.sites.index("before.weight")]) == ("module", "read")
+    assert space.held() == {"before.weight"}
+    assert space.why_fixed == {}
+
+
 def test_what_is_computed_from_parameters_alone_decides_with_what_it_meets(make_bench: Make) -> None:
     """And nothing that a plan does not decide keeps the layers before it in FP32."""
     bench, batches = make_bench(BLOCKS.replace("(self.scale + torch.eye(16))", "(2 * self.scale).exp()"))
