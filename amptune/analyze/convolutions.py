@@ -39,6 +39,9 @@ _EXCHANGED = {Pass.FORWARD: Pass.INPUT, Pass.INPUT: Pass.FORWARD, Pass.WEIGHT: P
 """Pass of a transposed convolution -> pass of the convolution the other way."""
 _MANY_WEIGHTS = 2**19
 """Weights from which FP32's gradient is put together in copies of both tensors, H200."""
+_TILE = 6
+"""Side of the tiles in which Winograd's weight gradient of 3 x 3 reads input and gradient, four steps apart: it has
+both in memory as tiles, and the weights (H200, to a hundredth)."""
 _LEAST_TAPS = 20
 """Taps below which torch's input gradient of a depthwise convolution takes no less time for an element, H200."""
 
@@ -75,20 +78,26 @@ def convolution_kernels(site: Site, dtypes: SiteDtypes, setting: Setting) -> Tim
 
 
 def workspace(site: Site, dtypes: SiteDtypes, setting: Setting, *, backward: bool) -> int:
-    """Bytes that the library takes beside the tensors of a call: transposed copies of input and result, in FP32 where
-    the gradient of many weights is put together (kernels_further_h200.json; what FP32's Fourier transforms take is more
-    and not foreseen)."""
+    """Bytes that the library takes beside the tensors of a call (kernels_further_h200.json): transposed copies of input
+    and result, in FP32 where the gradient of many weights is put together; the tiles of Winograd's algorithm. What
+    FP32's Fourier transforms take is more and not foreseen."""
     number_format = format_of(dtypes.compute, setting.recipe)
     gemms = of_one_call(site)
     if not gemms or not site.inputs or any(_is_depthwise(site, gemm) for gemm in gemms):
         return 0
-    if min(site.inputs[0].shape[1], site.outputs[0].shape[1]) * number_format.bytes < REQUIRED_BYTES:
-        return 0  # colours, in or out, have kernels that read them as they are
-    copied = site.inputs[0].numel * DTYPE_BYTES.get(dtypes.compute, 4) + sum(output_bytes(site, dtypes))
+    item = DTYPE_BYTES.get(dtypes.compute, 4)
+    loads = [each * item for each in (site.inputs[0].shape[1], site.outputs[0].shape[1])]
+    if loads[0] < REQUIRED_BYTES:
+        return 0  # colours have kernels that read them as they are
+    given, made = site.inputs[0].numel * item, sum(output_bytes(site, dtypes))
     if _needs_layout(site, number_format) and not in_channels_last(site, setting):
-        return copied
-    many = gemms[0].n * gemms[0].k >= _MANY_WEIGHTS and not _has_winograd(site)
-    return copied if number_format is Format.FP32 and backward and many else 0
+        return given + round(made * max(1.0, REQUIRED_BYTES / loads[1]))  # few channels are filled up
+    if number_format is not Format.FP32 or not backward or loads[1] < REQUIRED_BYTES:
+        return 0
+    weights = sum(gemm.n * gemm.k * gemm.batch for gemm in gemms)
+    if _has_winograd(site) and gemms[0].batch == 1:
+        return round(_TILE**2 * ((given + made) / (_TILE - 2) ** 2 + weights * item / 9))
+    return given + made if gemms[0].n * gemms[0].k >= _MANY_WEIGHTS and not _has_winograd(site) else 0
 
 
 def _passes(site: Site) -> list[Pass]:

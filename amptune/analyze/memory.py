@@ -2,9 +2,9 @@
 
 Counted: parameters, gradients and AdamW's two moments; what each op saves for its backward (a tensor that several ops
 save counts once, a cast copy for each consumer); intermediate tensors until their last reader; gradients of
-activations until they are used; 16-bit copies of weights; what cuDNN transposes. Not counted: other workspaces beyond a
-constant (those of Fourier transforms and of FP32's convolutions by them), fragmentation, buffers. The peak is that of
-``torch.cuda.max_memory_allocated``.
+activations until they are used; 16-bit copies of weights; what cuDNN transposes or has in tiles; the batch and cuBLAS's
+workspaces. Not counted: other workspaces (those of Fourier transforms and of FP32's convolutions by them),
+fragmentation, buffers. The peak is that of ``torch.cuda.max_memory_allocated``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import collections
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 
+from amptune.analyze.attended import attention_behind
 from amptune.analyze.attention import FP32_BYTES, score_bytes, writes_scores
 from amptune.analyze.convolutions import workspace
 from amptune.analyze.fusion import Fusion, is_fused
@@ -33,8 +34,9 @@ from amptune.core.graph import DTYPE_BYTES, LOSS, OUTPUT, Param, PrecisionGraph,
 from amptune.core.operands import input_of
 from amptune.core.ops import Family, op_named
 
-WORKSPACE = 40 * 2**20
-"""cuBLAS keeps 32 MiB on Hopper and 8 MiB before; cuDNN and the batch take some more."""
+WORKSPACE = 64 * 2**20
+"""cuBLAS has 32 MiB for each handle on Hopper, and the thread of the backward has a handle of its own
+(aten/src/ATen/cuda/CublasHandlePool.cpp); before Hopper it has 8 MiB."""
 ADAM_MOMENTS = 2
 
 
@@ -57,7 +59,7 @@ def step_memory(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setting
     gradients = sum(_stored_bytes(param, setting) for param in trained)
     walk = _Walk(graph, dtypes, setting)
     forward, kept = walk.forward()
-    base = stored + ADAM_MOMENTS * gradients + WORKSPACE
+    base = stored + ADAM_MOMENTS * gradients + WORKSPACE + _batch_bytes(graph)
     if not setting.train:
         return Memory(stored, 0, 0, kept, stored + WORKSPACE + forward)
     peak = base + max(forward, walk.backward(), gradients)
@@ -69,10 +71,25 @@ def _unique_params(graph: PrecisionGraph) -> list[Param]:
     return list(found.values())
 
 
+def _batch_bytes(graph: PrecisionGraph) -> int:
+    """The batch, as far as a site reads a tensor of it."""
+    found: dict[str, int] = {}
+    for site in graph:
+        for index, name in (site.attrs.get("batch") or {}).items():
+            found[name] = max(found.get(name, 0), site.inputs[index].nbytes)
+    return sum(found.values())
+
+
 def _stored_bytes(param: Param, setting: Setting) -> int:
     half = setting.recipe.params
     item = half.bytes if half is not None and param.meta.dtype == "float32" else param.meta.itemsize
     return param.meta.numel * item
+
+
+def _uncopied(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes]) -> dict[str, str]:
+    """Id of a site that returns what it is given -> id of what made that."""
+    found = {site.id: attention_behind(graph, site, dtypes) for site in graph if site.op == "contiguous"}
+    return {name: source for name, source in found.items() if source}
 
 
 class _Walk:
@@ -82,8 +99,9 @@ class _Walk:
         self.graph = graph
         self.dtypes = dtypes
         self.setting = setting
-        self.order = list(graph)
         self._fusion = Fusion(graph, dtypes) if setting.fused else None
+        self._same = {} if setting.fused else _uncopied(graph, dtypes)
+        self.order = [site for site in graph if site.id not in self._same]
         self._delivered = {site.id: self._size(site) for site in self.order}
         self._saved = {site.id: self._of_all_calls(site) if setting.train else [] for site in self.order}
         self._holders: collections.Counter[str] = collections.Counter()
@@ -91,18 +109,24 @@ class _Walk:
         held = self.order if setting.holds_output else ()
         self._kept_by_caller = {site.id for site in held if self._is_result(site)}
 
+    def _sources(self, site: Site) -> tuple[str, ...]:
+        """Where each input comes from, past sites that return what they are given."""
+        return tuple(self._same.get(source, source) for source in sources_of(self.graph, site))
+
     def _of_all_calls(self, site: Site) -> list[tuple[str, int]]:
         """What the first call saves, and what the further calls of a shared module save beside it."""
         saved = list(self._saves(site))
-        if site.calls > 1 and any(key in self.graph for key, _ in saved):
-            own = [key for key, _ in saved if key in self.graph and not self._is_one_storage(site, key)]
-            each = sum(self._delivered[key] for key in own) + self._made_by_later_calls(site)
+        if site.calls > 1 and saved:
+            each = sum(size for key, size in saved if key not in self.graph and not key.startswith("weight:"))
+            if own := [key for key, _ in saved if key in self.graph]:
+                each += sum(self._delivered[key] for key in own if not self._is_one_storage(site, key))
+                each += self._made_by_later_calls(site)
             saved.append((f"calls:{site.id}", round((call_share(site) - 1) * each)))
         return saved
 
     def _made_by_later_calls(self, site: Site) -> int:
         """Bytes of the inputs that come from sites in later calls alone: the state of a loop that starts from zeros."""
-        sources, later = sources_of(self.graph, site), site.attrs.get("later_sources", ())
+        sources, later = self._sources(site), site.attrs.get("later_sources", ())
         sizes = input_bytes(site, self.dtypes[site.id].inputs)
         return sum(
             size for place, size in enumerate(sizes)
@@ -111,7 +135,7 @@ class _Walk:
 
     def _is_one_storage(self, site: Site, source: str) -> bool:
         """Whether all calls of a site read the one result of ``source``, or a view of it: the steps of a loop."""
-        places = [place for place, each in enumerate(sources_of(self.graph, site)) if each == source]
+        places = [place for place, each in enumerate(self._sources(site)) if each == source]
         later = site.attrs.get("later_sources", ())
         same = all(sources[place] == source for sources in later for place in places)
         return bool(places) and self.graph[source].calls == 1 and same
@@ -145,7 +169,7 @@ class _Walk:
     def _last_readers(self) -> dict[str, int]:
         last: dict[str, int] = {}
         for position, site in enumerate(self.order):
-            for source in sources_of(self.graph, site):
+            for source in self._sources(site):
                 last[source] = position
         return last
 
@@ -188,7 +212,7 @@ class _Walk:
     def _open_gradients(self, site: Site, gradients: dict[str, int], seen: set[str]) -> int:
         """Gradients that the site's backward allocates: of its inputs once, and of its parameters for good."""
         opened = 0
-        for tensor, source in zip(site.inputs, sources_of(self.graph, site), strict=True):
+        for tensor, source in zip(site.inputs, self._sources(site), strict=True):
             if tensor.requires_grad and source in self.graph and source not in gradients:
                 gradients[source] = self._delivered[source]
                 opened += gradients[source]
@@ -210,7 +234,7 @@ class _Walk:
         if site.op == "cross_entropy":
             # The gradients of log_softmax's output and input are alive together; in 16 bits the loss's copy goes first.
             alive = 1 if softmax_in_half(site, self.dtypes[site.id]) else 2
-            return alive * max(inputs, default=0) - sum(self._delivered.get(s, 0) for s in sources_of(self.graph, site))
+            return alive * max(inputs, default=0) - sum(self._delivered.get(s, 0) for s in self._sources(site))
         if site.op in ("mul", "div"):
             casts += self._unreduced(site)
         weights = sum(
@@ -320,7 +344,7 @@ class _Walk:
         dtypes = self.dtypes[site.id]
         cast = {index for index, _, _ in dtypes.casts}
         sizes = input_bytes(site, dtypes.inputs)
-        for index, source in enumerate(sources_of(self.graph, site)):
+        for index, source in enumerate(self._sources(site)):
             if not site.inputs[index].is_floating:
                 continue
             if places is not None and index not in places:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Hashable, Iterable, Mapping
 
+from amptune.analyze.attended import finds_rows
 from amptune.analyze.fusion import Fusion, is_fused
 from amptune.analyze.gradients import Accumulations
 from amptune.analyze.kernels import ATTRS_READ, Kernel, Setting, SiteKernels
@@ -44,18 +46,25 @@ class StepKernels:
 
     def _worked_out(self, dtypes: Mapping[str, SiteDtypes], setting: Setting) -> dict[str, SiteKernels]:
         fusion = Fusion(self._graph, dtypes) if setting.fused else None
-        shared: dict[tuple[int, SiteDtypes], SiteKernels] = {}
+        shared: dict[tuple[int, SiteDtypes, bool], SiteKernels] = {}
         result = {}
         for site in self._graph:
-            key = self._kind[site.id], dtypes[site.id]
+            in_rows = finds_rows(self._graph, site, dtypes)
+            key = self._kind[site.id], dtypes[site.id], in_rows
             if key not in shared:
-                shared[key] = kernels_of(site, dtypes[site.id], setting)
+                shared[key] = kernels_of(_uncopied(site) if in_rows else site, dtypes[site.id], setting)
             own = shared[key]
             if fusion is not None and is_fused(site):
                 fused = fusion.kernels(site, train=setting.train)
                 own = SiteKernels(own.forward + fused.forward, own.backward + fused.backward)
             result[site.id] = own
         return result
+
+
+def _uncopied(site: Site) -> Site:
+    """A site whose operand lies in rows already: no copy on the way, and ``contiguous`` returns what it is given."""
+    attrs = {name: value for name, value in site.attrs.items() if name != "copied"}
+    return dataclasses.replace(site, op="view" if site.op == "contiguous" else site.op, attrs=attrs)
 
 
 def _kind(site: Site) -> Hashable:

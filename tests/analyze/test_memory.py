@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from amptune.analyze.convolutions import workspace
 from amptune.analyze.kernels import Setting
 from amptune.analyze.memory import ADAM_MOMENTS, WORKSPACE, step_memory
 from amptune.core.autocast import realise
@@ -144,14 +149,77 @@ def test_the_gradient_of_a_broadcast_operand_is_whole_until_it_is_summed() -> No
     assert _peak(column) - _peak(fixed) == 4 * 4096 * 256
 
 
-@pytest.mark.parametrize(("channels", "copied"), [(64, True), (3, False)])
-def test_convolutions_for_tensor_cores_transpose_in_a_workspace(channels: int, copied: bool) -> None:
-    shape = (8, 64, 64, 64)
-    made = (8, channels, 64, 64)
-    layer = Site("conv", "conv2d", "module", "conv", inputs=(tensor(*shape),), outputs=(tensor(*made),),
-                 params=(Param("conv.weight", tensor(channels, 64, 3, 3), "w"),), sources=("first",),
-                 gemms=(Gemm(8 * 64 * 64, channels, 64 * 9),))  # fmt: skip
-    plain, last = (dataclasses.replace(layer, attrs={"channels_last": each}) for each in (False, True))
-    more = 4 * 8 * (64 + channels) * 64 * 64 if copied else 0
-    assert _peak(plain, "tf32") - _peak(last, "tf32") == more
-    assert _peak(plain) == _peak(last)  # in FP32 the kernels read contiguous tensors
+def _convolution(inputs: int, outputs: int, **attrs: object) -> Site:
+    return Site("conv", "conv2d", "module", "conv", inputs=(tensor(8, inputs, 64, 64),),
+                outputs=(tensor(8, outputs, 64, 64),), sources=("first",), attrs=attrs,
+                params=(Param("conv.weight", tensor(outputs, inputs, 3, 3), "w"),),
+                gemms=(Gemm(8 * 64 * 64, outputs, inputs * 9),))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "copied"), [(64, 64, 128), (64, 3, 64 + 4), (3, 64, 0)], ids=["many", "to few", "from few"]
+)
+def test_convolutions_for_tensor_cores_transpose_in_a_workspace(inputs: int, outputs: int, copied: int) -> None:
+    """Channels of the result are filled up to a load of 16 bytes; colours have kernels that read them as they are."""
+    found = [
+        workspace(site, dtypes, Setting(RECIPES["tf32"]), backward=True)
+        for last in (False, True)
+        for site in [_convolution(inputs, outputs, channels_last=last)]
+        for dtypes in [realise(graph_of(site), RECIPES["tf32"])["conv"]]
+    ]
+    assert found == [copied * 4 * 8 * 64 * 64, 0]
+
+
+def test_workspaces_are_those_of_measured_convolutions() -> None:
+    """All dense ones of one group that were measured on contiguous tensors, but for FP32's by Fourier transforms."""
+    file = Path(__file__).parents[1] / "benchmarks" / "reports" / "kernels_further_h200.json"
+    errors = []
+    for row in json.loads(file.read_text(encoding="utf-8"))["rows"]:
+        if "bytes" in row and row["format"] in ("fp32", "tf32", "bf16") and _is_comparable(row):
+            item = 2 if row["format"] == "bf16" else 4
+            sides, (inputs, outputs) = row["sides"], (row["inputs"], row["outputs"])
+            pixels = row["batch"] * math.prod(sides)
+            attrs = {"channels_last": False, "stride": [1] * len(sides), "dilation": [row["dilation"]] * len(sides)}
+            site = Site("conv", f"conv{len(sides)}d", "module", "conv", sources=(INPUT,), attrs=attrs,
+                        inputs=(tensor(row["batch"], inputs, *sides),),
+                        outputs=(tensor(row["batch"], outputs, *sides),),
+                        params=(Param("w", tensor(outputs, inputs, *row["kernel"]), "w"),),
+                        gemms=(Gemm(pixels, outputs, inputs * math.prod(row["kernel"])),))  # fmt: skip
+            recipe = RECIPES["autocast-bf16" if item == 2 else row["format"]]
+            dtypes = realise(graph_of(site), recipe)["conv"]
+            found = workspace(site, dtypes, Setting(recipe), backward=True)
+            taken = row["bytes"]["weight"] - inputs * outputs * math.prod(row["kernel"]) * item
+            errors.append((found - taken) / (pixels * (inputs + outputs) * item))
+    assert len(errors) > 20
+    assert sum(abs(error) < 0.25 for error in errors) >= 0.9 * len(errors)
+
+
+def _is_comparable(row: dict[str, Any]) -> bool:
+    plain = not (row["transposed"] or row["channels_last"]) and row["stride"] == row["groups"] == 1
+    return plain and not (row["format"] == "fp32" and len(row["sides"]) == 3) and row["kernel"] != [5, 5]
+
+
+def test_each_call_of_a_shared_layer_keeps_what_it_makes_itself() -> None:
+    """Casts and dropout masks are made anew in each call; the cast copy of a weight is made once."""
+    shape = (1000, 512)
+    once = op("drop", "dropout", "first", shape=shape, p=0.5)
+    kept = [
+        step_memory(graph, realise(graph, RECIPES["fp32"]), Setting(RECIPES["fp32"])).activations
+        for site in (once, dataclasses.replace(once, calls=3))
+        for graph in [graph_of(op("first", "relu", INPUT, shape=shape), site)]
+    ]
+    assert kept[1] - kept[0] == 2 * 1000 * 512
+
+
+def test_the_batch_is_in_memory_too() -> None:
+    read = op("first", "relu", INPUT, shape=(1000, 512))
+    named = dataclasses.replace(read, attrs={"batch": {0: "x"}})
+    again = op("again", "relu", INPUT, shape=(1000, 512), batch={0: "x"})
+    peaks = [
+        step_memory(graph, realise(graph, RECIPES["fp32"]), Setting(RECIPES["fp32"])).peak
+        for graph in (graph_of(read, again), graph_of(named, again))
+    ]
+    assert peaks[0] == peaks[1]  # it is one tensor, however many read it
+    alone = graph_of(read), graph_of(named)
+    found = [step_memory(graph, realise(graph, RECIPES["fp32"]), Setting(RECIPES["fp32"])).peak for graph in alone]
+    assert found[1] - found[0] == 4 * 1000 * 512
