@@ -35,8 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_measurement(parser)
     parser.add_argument("--budget", type=positive_int, default=50, metavar="N", help="trials (default 50)")
     parser.add_argument("--timeout", type=seconds, metavar="SECONDS",
-                        help="time for the trials; one in flight is ended a tenth later, and measured by --resume "
-                        "(what is measured before the first trial, and the final repeats, come on top)")  # fmt: skip
+                        help="time for the trials and the final repeats, which a part of it is kept for; a trial in "
+                        "flight is ended a tenth later, and measured by --resume (what is measured before the first "
+                        "trial comes on top)")  # fmt: skip
     parser.add_argument("--objective", choices=("time", "memory"), default="time",
                         help="what the best plan has least of (default time)")  # fmt: skip
     parser.add_argument("--max-memory", type=size, metavar="SIZE",

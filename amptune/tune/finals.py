@@ -11,34 +11,30 @@ for that.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Literal
 
 from amptune.core.formats import Format
 from amptune.core.plan import Plan
+from amptune.tune.finaltime import CHOICE_ROUNDS, MAX_ROUNDS, NUM_FINALISTS, FinalTime, seconds_of_rounds
 from amptune.tune.process import TrialError
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.search import Search
 from amptune.tune.speedup import ERROR, Speedup
-from amptune.tune.study import TrialRecord
+from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime, pooled
 
-NUM_FINALISTS = 3
 NUM_STOCK = 2
 CLOSE = 1.1
 """A plan whose trial took more than this many times the best one's step is no finalist."""
 CLOSE_COMPILED = 1.02
 """The same in compile mode, where a finalist costs the compiling of the whole model."""
-CHOICE_ROUNDS = 3
 NEAR_ROUNDS = 12
-"""Rounds of the plans alone, and further ones of those that may be the fastest, where the first leave it open."""
+"""Further rounds of the plans that may be the fastest, where the first leave it open."""
 CHOICE_SHARE = 3
 """One part in so many of the time left may go to these further rounds: judging the chosen plan takes the rest."""
 CHOSEN = 0.03
 """Width of the interval of a plan's speedup over another up to which it does not matter which is chosen."""
-MAX_ROUNDS = 6
-"""First rounds of the chosen plan and the best stock recipe: as many as half of the error needs, see ``LOOKS``."""
 LOOKS = 2
 """Rounds are looked at when the first are there, and when all are. Each look may err with a part of ``ERROR``."""
 FORMATS_ROUNDS = 5
@@ -50,7 +46,6 @@ TOLD_APART = 0.01
 """Width of the interval of a speedup up to which more rounds would not tell who is faster."""
 VAGUE = 0.1
 """Width of the interval up to which a speedup is worth telling."""
-TIME_SHARE = 0.2
 MEMORY_NOISE = 0.99
 WORTH = 1.003
 """A plan has to be faster than the best stock recipe by this factor: clocks and temperature alone change as much."""
@@ -69,6 +64,7 @@ class Verdict:
         speedup: over the best stock recipe, median of the paired rounds; 1.0 for the recipe itself.
         speedup_low: lower end of its one-sided 95 % interval.
         repeated: whether the repeats ran; without them the recorded trials decide.
+        left_out: what there was no time for in the repeats, a sentence each.
         formats_only: speedup of the same plan without padding, layout and loss choices; None when not measured.
     """
 
@@ -81,6 +77,7 @@ class Verdict:
     speedup_low: float = 1.0
     formats_only: float | None = None
     repeated: bool = True
+    left_out: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,15 +104,20 @@ def decide(search: Search) -> Verdict:
     plans = [Finalist(found, plan_candidate(search.plan_of(found)), []) for found in _finalists(search)]
     if not plans:
         return _stock_verdict(record, _recorded(record), repeated=False)
-    clock = _Clock(TIME_SHARE * search.progress.seconds(), is_compiled=search.options.compile_with is not None)
+    clock = FinalTime(search)
+    verdict = _decided(search, plans, clock)
+    return dataclasses.replace(verdict, left_out=tuple(clock.left_out))
+
+
+def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Verdict:
     search.progress.stage("repeating the finalists")
     stock = _stock(search, clock)
     record = stock.record
+    _announce(search, [stock, plans[0]], clock)
     leader = _leader(search, stock, plans, clock)
     pair = [stock, leader]
-    rounds = max(2, min(MAX_ROUNDS, int(clock.left() / _estimated(pair))))
-    if failure := _repeat(search, pair, rounds, clock):
-        search.progress.line(f"the repeats failed ({failure}): the best stock recipe stands")
+    if failure := _repeat_pair(search, pair, clock):
+        search.progress.line(f"the repeats failed ({failure.reason}): the best stock recipe stands")
         return _stock_verdict(record, _recorded(record), repeated=False)
     if search.options.objective == "memory":
         found = stock.speedup_of(leader)
@@ -130,32 +132,36 @@ def decide(search: Search) -> Verdict:
     return Verdict("plan", record, step, leader.record, leader.step, found.ratio, found.low, formats_only)
 
 
-class _Clock:
-    """Seconds that repeats may take, and what a block of one candidate has taken."""
-
-    def __init__(self, allowed: float, *, is_compiled: bool) -> None:
-        self.allowed = allowed
-        self.is_compiled = is_compiled
-        self.blocks = 0
-        self.longest = 0.0
-        """Seconds of one candidate in the request that took longest for each: what compiling one and its rounds take"""
-        self._began = time.monotonic()
-
-    def spent(self) -> float:
-        """Seconds so far."""
-        return time.monotonic() - self._began
-
-    def left(self) -> float:
-        """Seconds that repeats may still take."""
-        return max(0.0, self.allowed - self.spent())
-
-    def rounds_left(self, num_candidates: int) -> int:
-        """Rounds of so many candidates that still fit."""
-        per_block = max(self.spent() / max(1, self.blocks), 1e-6)
-        return int(self.left() / (per_block * num_candidates))
+def _announce(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> None:
+    """Where time is limited, say what the repeats take, and compile blocks alone where whole models take too long."""
+    if not clock.is_limited:
+        return
+    outcomes = _outcomes(pair)
+    if clock.is_whole and (seconds := clock.expected(outcomes, MAX_ROUNDS)) > clock.allowed + clock.overtime:
+        clock.is_whole = False
+        clock.leave_out(
+            f"the finalists are compiled by their blocks, as in the trials: whole they would take about {seconds:.0f} s"
+        )
+    most = max(clock.allowed, clock.patience(outcomes, MAX_ROUNDS))
+    about = f"{clock.expected(outcomes, MAX_ROUNDS):.0f} s"
+    search.progress.line(f"the final repeats take about {about} or a little more, {most:.0f} s at most")
 
 
-def _stock(search: Search, clock: _Clock) -> Finalist:
+def _repeat_pair(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> TrialError | None:
+    """The first rounds of the chosen plan and the best stock recipe; with blocks compiled alone where compiling whole
+    models takes far longer than was expected."""
+    fitting = int(clock.left() / seconds_of_rounds(_outcomes(pair), 1))
+    # Beside compiling two models rounds take no time.
+    rounds = MAX_ROUNDS if clock.is_compiled else max(2, min(MAX_ROUNDS, fitting))
+    failure = _repeat(search, pair, rounds, clock)
+    if failure is None or not (failure.worker_lost and clock.is_whole and clock.is_limited):
+        return failure
+    clock.is_whole = False
+    clock.leave_out(f"the finalists are compiled by their blocks, as in the trials: whole, {failure.reason}")
+    return _repeat(search, pair, rounds, clock)
+
+
+def _stock(search: Search, clock: FinalTime) -> Finalist:
     """The stock recipe that the plan is judged beside.
 
     Of two with trials near each other the faster one in rounds of their own, where there is time: the other's trial may
@@ -168,7 +174,7 @@ def _stock(search: Search, clock: _Clock) -> Finalist:
         if record.outcome.median_ms <= CLOSE * records[0].outcome.median_ms
     ]
     first, *others = near
-    takes = CHOICE_ROUNDS * _estimated(near)
+    takes = seconds_of_rounds(_outcomes(near), CHOICE_ROUNDS)
     is_wanted = others and search.options.objective == "time" and not clock.is_compiled
     if not is_wanted or takes > clock.left() / CHOICE_SHARE or _repeat(search, near, CHOICE_ROUNDS, clock):
         return first
@@ -176,7 +182,7 @@ def _stock(search: Search, clock: _Clock) -> Finalist:
     return dataclasses.replace(fastest, times=[])
 
 
-def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: _Clock) -> Finalist:
+def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: FinalTime) -> Finalist:
     """The plan that is judged: the fastest in rounds of the plans alone, or in its trial, where there is no time.
 
     A few rounds in slow moments make a leader of any of them, so those that may be the fastest go on.
@@ -184,12 +190,23 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: _
     first = plans[0]
     if len(plans) == 1:
         return first
-    if clock.is_compiled and _repeat(search, [first], 1, clock):  # which tells what compiling one model whole takes
-        return first
-    others = clock.longest * len(plans) if clock.is_compiled else 0.0  # the stock recipe is one of them
-    rounds = CHOICE_ROUNDS * _estimated(plans) + MAX_ROUNDS * _estimated([stock, first])
+    if clock.is_compiled and not clock.is_limited:
+        if _repeat(search, [first], 1, clock):  # which tells what compiling one model whole takes
+            return first
+        others = clock.longest * len(plans)  # the stock recipe is one of them
+    else:
+        others = clock.expected(_outcomes([stock, *plans]), 0)
+    rounds = seconds_of_rounds(_outcomes(plans), CHOICE_ROUNDS) + seconds_of_rounds(
+        _outcomes([stock, first]), MAX_ROUNDS
+    )
     first.times.clear()
-    if others + rounds > clock.left() or _repeat(search, plans, CHOICE_ROUNDS, clock):
+    if others + rounds > clock.left():
+        if clock.is_limited:
+            clock.leave_out(
+                f"no time to repeat plans beside the one whose trial was the fastest: {len(plans) - 1} near it"
+            )
+        return first
+    if _repeat(search, plans, CHOICE_ROUNDS, clock):
         return first
 
     def fastest(among: Sequence[Finalist]) -> Finalist:
@@ -204,7 +221,7 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: _
     return dataclasses.replace(leader, times=[])
 
 
-def _judged(search: Search, stock: Finalist, leader: Finalist, clock: _Clock) -> Speedup:
+def _judged(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> Speedup:
     """The leader's gain in rounds that did not choose it, with more of them where the first leave it open."""
     if len(stock.times) < MAX_ROUNDS:  # there is no time for a second look
         return stock.speedup_of(leader)
@@ -226,27 +243,30 @@ def _is_open(so_far: Speedup) -> bool:
     return width > VAGUE or (so_far.low <= WORTH <= so_far.high and width > TOLD_APART)
 
 
-def _go_on(search: Search, finalists: Sequence[Finalist], rounds: int, clock: _Clock) -> None:
+def _go_on(search: Search, finalists: Sequence[Finalist], rounds: int, clock: FinalTime) -> None:
     """Add rounds; where they fail, those so far stand."""
     if rounds > 0 and (failure := _repeat(search, finalists, rounds, clock)):
-        search.progress.line(f"they failed ({failure}): the rounds so far stand")
+        search.progress.line(f"they failed ({failure.reason}): the rounds so far stand")
 
 
-def _repeat(search: Search, finalists: Sequence[Finalist], rounds: int, clock: _Clock) -> str:
+def _repeat(search: Search, finalists: Sequence[Finalist], rounds: int, clock: FinalTime) -> TrialError | None:
     """Add rounds of these in turns; why there are none, or nothing. After the first rounds compiled code is good."""
     candidates = [finalist.candidate for finalist in finalists]
-    before = clock.spent()
+    before, patience = clock.spent(), clock.patience(_outcomes(finalists), rounds)
     try:
         found: list[list[StepTime]] = search.worker.request(
-            "repeat", candidates, rounds, clock.blocks > 0, timeout=search.options.trial_timeout
+            "repeat", candidates, rounds, clock.blocks > 0, clock.is_whole, timeout=patience
         )
     except TrialError as failure:
-        return failure.reason or "no reason given"
+        return failure
     for finalist, times in zip(finalists, found, strict=True):
         finalist.times.extend(times)
-    clock.blocks += rounds * len(finalists)
-    clock.longest = max(clock.longest, (clock.spent() - before) / len(finalists))
-    return ""
+    clock.note(clock.spent() - before, len(finalists), rounds)
+    return None
+
+
+def _outcomes(finalists: Sequence[Finalist]) -> list[Outcome]:
+    return [finalist.record.outcome for finalist in finalists]
 
 
 def _finalists(search: Search) -> list[TrialRecord]:
@@ -262,12 +282,7 @@ def _saves_memory(plan: TrialRecord, stock: TrialRecord) -> bool:
     return mine is not None and theirs is not None and mine < MEMORY_NOISE * theirs
 
 
-def _estimated(finalists: Sequence[Finalist]) -> float:
-    """Seconds of a round, by what the trials took."""
-    return sum(8 * finalist.record.outcome.measured_ms + 500 for finalist in finalists) / 1e3
-
-
-def _speedup_of_formats(search: Search, stock: Finalist, winner: Finalist, clock: _Clock) -> float | None:
+def _speedup_of_formats(search: Search, stock: Finalist, winner: Finalist, clock: FinalTime) -> float | None:
     """Speedup of the winner without padding, layout and loss choices; None where it could not be measured well, or
     where compiling one more whole model takes longer than repeats may."""
     whole = winner.candidate.plan
@@ -276,10 +291,13 @@ def _speedup_of_formats(search: Search, stock: Finalist, winner: Finalist, clock
     if bare.key == winner.candidate.key:
         return stock.speedup_of(winner).ratio
     if clock.is_compiled and clock.longest > clock.left():
+        if clock.is_limited:
+            clock.leave_out("no time to measure what the plan's formats alone give")
         return None
     search.progress.stage("repeating the formats alone")
     pair = [dataclasses.replace(stock, times=[]), Finalist(winner.record, bare, [])]
-    rounds = FORMATS_ROUNDS if len(stock.times) <= MAX_ROUNDS else FORMATS_MORE_ROUNDS
+    more = min(FORMATS_MORE_ROUNDS, clock.rounds_left(len(pair))) if len(stock.times) > MAX_ROUNDS else 0
+    rounds = max(FORMATS_ROUNDS, more)
     if _repeat(search, pair, rounds, clock):
         return None
     found = pair[0].speedup_of(pair[1])

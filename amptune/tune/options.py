@@ -17,7 +17,7 @@ class TuneOptions:
         target: the model.
         out: folder of the results.
         budget: trials: stock recipes, front and search together; the final repeats come on top.
-        timeout: seconds for the trials, ``None`` for no limit; see ``timelimit``.
+        timeout: seconds for the trials and the final repeats, ``None`` for no limit; see ``timelimit``.
         trial_timeout: seconds after which a trial counts as hung.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         seed: of the weights, the order of the batches and the sampler.

@@ -44,7 +44,7 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         "tolerance": options.tolerance,
         "steps": options.steps,
         "quality_data": prepared.quality_data,
-        "notes": [*prepared.notes, *filter(None, [unmeasured_note(search)])],
+        "notes": [*prepared.notes, *filter(None, [unmeasured_note(search)]), *verdict.left_out],
         "stock": [_entry(record) for record in search.records() if record.outcome.recipe],
         "best": _entry(verdict.record, verdict.step) | {"plan": plan_file},
         "speedup_over_best_stock": round(verdict.speedup, 4),

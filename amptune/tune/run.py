@@ -253,7 +253,9 @@ def _announce(search: Search) -> None:
         f"noise {prepared.noise:.3%}, quality on {prepared.quality_data}"
     )
     spent = ", ".join(f"{what} {seconds:.1f}" for what, seconds in search.progress.spent.items())
-    search.progress.line(f"seconds before the first trial: {spent}")
+    limit = search.options.timeout
+    rest = "" if limit is None else f"; trials and final repeats have {limit:g} from here on"
+    search.progress.line(f"seconds before the first trial: {spent}{rest}")
 
 
 def _final_plan(search: Search, verdict: Verdict) -> tuple[Plan, GradientRecord]:

@@ -23,6 +23,7 @@ from amptune.tune.adapt import Knowledge, can_learn, learn
 from amptune.tune.costmodel import TF32, CostModel
 from amptune.tune.encoded import Encoding
 from amptune.tune.explain import why_all_fp32
+from amptune.tune.finaltime import seconds_kept
 from amptune.tune.job import Prepared
 from amptune.tune.options import TuneOptions
 from amptune.tune.outcomes import GIVE_UP_FACTOR, describe, limited, outcome_of, paired
@@ -80,6 +81,7 @@ class Search:
         self.progress.resume(len(self.records()))
         steering, duplicates = Steering(self), 0
         while len(self.records()) < self.options.budget and duplicates <= MAX_DUPLICATES:
+            self.limit.kept = seconds_kept(self)
             if self.limit.is_over:
                 self._stop("timeout", self.limit.text)
                 return

@@ -27,8 +27,8 @@ FIRST_PLANS = 3
 LIKELY = 0.3
 """A recipe in FP8 that trains with less of a chance, by the gradients of others in FP8, waits."""
 TIME_SHARE = 0.5
-"""Share of ``--timeout`` that recipes may take in compile mode. On an H200 five of them took 85 s with Llama 0.6 B, and
-those of ResNet-50 compile for 37 s or more each."""
+"""Share of the trials' time that recipes may take in compile mode. On an H200 five of them took 85 s with Llama 0.6 B,
+and those of ResNet-50 compile for 37 s or more each."""
 
 
 def recipes_in_front(search: Search) -> list[str]:
@@ -89,7 +89,7 @@ def _has_time(search: Search, name: str) -> bool:
         return True
     measured = [record.outcome for record in search.records()]
     spent = sum(seconds_of(outcome) for outcome in measured if outcome.recipe)
-    return spent + expected_seconds(search.recipes[name], measured) <= TIME_SHARE * search.options.timeout
+    return spent + expected_seconds(search.recipes[name], measured) <= TIME_SHARE * search.limit.for_trials
 
 
 def unmeasured_note(search: Search) -> str | None:

@@ -1,4 +1,4 @@
-"""``--timeout``: when no further trial starts, and when the one in flight is ended."""
+"""``--timeout``: when no further trial starts, and when the one in flight is ended, so that the repeats have time."""
 
 from __future__ import annotations
 
@@ -19,21 +19,32 @@ class OutOfTimeError(Exception):
 
 
 class TimeLimit:
-    """Seconds for the trials of one search, from now on; None for no limit."""
+    """Seconds for the trials of one search and its final repeats, from now on; None for no limit.
+
+    Attributes:
+        seconds: as asked for.
+        kept: those of them that no trial takes, for the repeats.
+    """
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
+        self.kept = 0.0
         self._began = time.monotonic()
 
     @property
     def is_over(self) -> bool:
         """Whether no further trial starts."""
-        return self.spent() > self.longest
+        return self.spent() > self.for_trials
 
     @property
     def longest(self) -> float:
         """The limit; infinite where there is none."""
         return math.inf if self.seconds is None else self.seconds
+
+    @property
+    def for_trials(self) -> float:
+        """Seconds of all trials."""
+        return self.longest - self.kept
 
     def spent(self) -> float:
         """Seconds so far."""
@@ -41,7 +52,11 @@ class TimeLimit:
 
     def for_a_trial(self) -> float:
         """Seconds that a trial which starts now may take."""
-        return max(0.0, (1 + OVERTIME) * self.longest - self.spent())
+        return max(0.0, self.for_trials + self._overtime - self.spent())
+
+    @property
+    def _overtime(self) -> float:
+        return 0.0 if self.seconds is None else OVERTIME * self.seconds
 
     def seconds_for(self, candidate: Candidate, measured: Sequence[Outcome], most: float) -> float:
         """What the trial of a candidate may take: ``most``, or what is left once there is a recipe to report.
@@ -56,18 +71,22 @@ class TimeLimit:
         if expected > left:
             raise OutOfTimeError(
                 f"{self.spent():.0f} of {self.longest:g} seconds are over, and the next trial ({candidate.name}) would "
-                f"take about {expected:.0f}"
+                f"take about {expected:.0f}{self._but_kept}"
             )
         return left
 
     @property
     def text(self) -> str:
-        """That it is over."""
-        return f"{self.longest:g} seconds are over"
+        """That the time of the trials is over."""
+        return f"{self.spent():.0f} of {self.longest:g} seconds are over{self._but_kept}"
+
+    @property
+    def _but_kept(self) -> str:
+        return f" (the final repeats are to have {self.kept:.0f})" if self.kept >= 1 else ""
 
     def ended(self, trial: str, after: float) -> str:
         """That a trial was ended for it."""
-        return f"{self.text}, and {trial} was ended after {after:.0f} s: --resume measures it"
+        return f"{self.text}: {trial} was ended after {after:.0f} s, --resume measures it"
 
 
 def seconds_of(outcome: Outcome) -> float:

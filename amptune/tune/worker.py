@@ -6,6 +6,7 @@ parent starts a new one and goes on.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import math
@@ -225,8 +226,10 @@ class Worker:
         orders = NUM_ORDERS if could_win else 1
         return judge(self.bench, candidate, self.batches, self.reference, self.options.seed, orders)
 
-    def repeat(self, candidates: list[Candidate], rounds: int, is_more: bool = False) -> list[list[StepTime]]:
-        """Measure finalists in turns; in compile mode each model whole, as the user will run it.
+    def repeat(
+        self, candidates: list[Candidate], rounds: int, is_more: bool = False, is_whole: bool = True
+    ) -> list[list[StepTime]]:
+        """Measure finalists in turns; in compile mode each model whole, as the user will run it, or its blocks alone.
 
         ``is_more``: of what was repeated just before, whose compiled code is still good.
         """
@@ -236,7 +239,7 @@ class Worker:
 
         if not is_more:
             self._forget_compiled()
-        with whole(self.bench):
+        with whole(self.bench) if is_whole else contextlib.nullcontext():
             return measure_interleaved(self.bench, candidates, self.batches, rounds, progress)
 
     def tensor_core_shares(self, candidates: list[Candidate]) -> list[float | None]:

@@ -12,7 +12,7 @@ import pytest
 
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
-from amptune.tune import finals
+from amptune.tune import finaltime
 from amptune.tune.finals import Verdict, decide
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.study import Outcome
@@ -82,13 +82,13 @@ class _Simulated:
     ) -> None:
         self.host, self.worker, self.blocks = host, self, 0
         compile_with = "inductor" if is_compiled else None
-        self.options = SimpleNamespace(objective="time", trial_timeout=1.0, compile_with=compile_with)
+        self.options = SimpleNamespace(objective="time", trial_timeout=1.0, compile_with=compile_with, timeout=None)
         self.progress = SimpleNamespace(seconds=lambda: seconds, stage=lambda *_: None, line=lambda *_: None)
         self.recipes = {name: Candidate(name) for name in stock}
         self.stock = [_record(len(speedups), trial, name) for name, (trial, _) in stock.items()]
-        self.records = [_record(index, STEP_MS / speedup) for index, speedup in enumerate(speedups)]
+        self.plans = [_record(index, STEP_MS / speedup) for index, speedup in enumerate(speedups)]
         self.milliseconds = {
-            plan_candidate(self.plan_of(record)).key: record.outcome.median_ms for record in self.records
+            plan_candidate(self.plan_of(record)).key: record.outcome.median_ms for record in self.plans
         } | {Candidate(name).key: truth for name, (_, truth) in stock.items()}
 
     def best_stock(self) -> _Record:
@@ -98,7 +98,10 @@ class _Simulated:
         return self.stock[:count]
 
     def best_plans(self, count: int) -> list[_Record]:
-        return self.records[:count]
+        return self.plans[:count]
+
+    def records(self) -> list[_Record]:
+        return [*self.stock, *self.plans]
 
     def plan_of(self, record: _Record) -> Plan:
         return Plan({f"layer.{record.number}": SitePlan(Format.BF16)}, loss_format=Format.FP32)
@@ -135,7 +138,7 @@ def repeated(
     """
     search = _Simulated(host, speedups, seconds, is_compiled=is_compiled, stock=stock)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(finals, "time", SimpleNamespace(monotonic=lambda: host.now))
+        patched.setattr(finaltime, "time", SimpleNamespace(monotonic=lambda: host.now))
         verdict = decide(search)  # type: ignore[arg-type]
     truth = speedups[verdict.record.number] if verdict.kind == "plan" else 1.0
     return Said(verdict, truth, search.blocks)

@@ -1,0 +1,140 @@
+"""Seconds for the final repeats: what ``--timeout`` keeps for them, and what they have taken so far.
+
+In compile mode the finalists are compiled whole, which no trial does, so what that takes is expected by the trials'
+blocks. Where it does not fit into what was kept, the finalists run as their trials did, blocks compiled alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from amptune.tune.buildspace import role_of
+from amptune.tune.study import Outcome
+from amptune.tune.timelimit import OVERTIME
+
+if TYPE_CHECKING:
+    from amptune.tune.search import Search
+
+NUM_FINALISTS = 3
+CHOICE_ROUNDS = 3
+"""Rounds of the plans alone, which choose the one that is judged."""
+MAX_ROUNDS = 6
+"""First rounds of the chosen plan and the best stock recipe: as many as half of the error needs, see ``finals``."""
+TIME_SHARE = 0.2
+"""Share of the time so far that repeats may take; in eager mode also of ``--timeout``."""
+TIME_SHARE_COMPILED = 0.4
+"""Share of ``--timeout`` that is kept at most in compile mode."""
+WHOLE = 0.5
+"""Compiling a model whole takes this many times what its blocks alone take, for each site that shares one code. On an
+H200 GPT-2 (9 such sites), BERT (7) and Llama 0.6 B (6) took 17, 37 and 28 s, and their blocks 4, 7 and 12."""
+PATIENCE = 2.0
+"""What takes this many times as long as expected is ended, where time is limited."""
+STARTING = 10.0
+"""Seconds that any request may take beyond that."""
+
+
+class FinalTime:
+    """Seconds that the repeats of one search may take, and what a block of one candidate has taken.
+
+    Attributes:
+        is_compiled: whether finalists are compiled.
+        is_whole: whether their models are compiled whole.
+        is_limited: whether there is a ``--timeout``.
+        allowed: seconds for all repeats; one request may take longer.
+        overtime: seconds beyond them for which models are still compiled whole.
+        left_out: what there was no time for, a sentence each.
+    """
+
+    def __init__(self, search: Search) -> None:
+        self.is_compiled = self.is_whole = search.options.compile_with is not None
+        self.is_limited = search.options.timeout is not None
+        self.allowed = TIME_SHARE * search.progress.seconds()
+        if self.is_limited:
+            left = search.limit.longest - search.limit.spent()
+            self.allowed = max(seconds_kept(search), min(left, max(self.allowed, seconds_needed(search))))
+        self.overtime = OVERTIME * (search.options.timeout or 0.0)
+        self.left_out: list[str] = []
+        self.blocks = 0
+        self.longest = 0.0
+        """Seconds of one candidate in the request that took longest for each: what compiling one and its rounds take"""
+        self._search = search
+        self._began = time.monotonic()
+
+    def spent(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self._began
+
+    def left(self) -> float:
+        """Seconds that repeats may still take."""
+        return max(0.0, self.allowed - self.spent())
+
+    def rounds_left(self, num_candidates: int) -> int:
+        """Rounds of so many candidates that still fit."""
+        per_block = max(self.spent() / max(1, self.blocks), 1e-6)
+        return int(self.left() / (per_block * num_candidates))
+
+    def expected(self, outcomes: Sequence[Outcome], rounds: int) -> float:
+        """What compiling these candidates and their rounds will take."""
+        return compiling(self._search, outcomes, is_whole=self.is_whole) + seconds_of_rounds(outcomes, rounds)
+
+    def note(self, seconds: float, num_candidates: int, rounds: int) -> None:
+        """Count a request."""
+        self.blocks += rounds * num_candidates
+        self.longest = max(self.longest, seconds / num_candidates)
+
+    def patience(self, outcomes: Sequence[Outcome], rounds: int) -> float:
+        """Seconds after which a request for them is given up."""
+        most = self._search.options.trial_timeout
+        return min(most, PATIENCE * self.expected(outcomes, rounds) + STARTING) if self.is_limited else most
+
+    def leave_out(self, text: str) -> None:
+        """Say what there is no time for."""
+        self.left_out.append(text)
+        self._search.progress.line(text)
+
+
+def seconds_kept(search: Search) -> float:
+    """Seconds of ``--timeout`` that no trial takes: what the repeats need, a share of it at most."""
+    share = TIME_SHARE if search.options.compile_with is None else TIME_SHARE_COMPILED
+    return min(share * (search.options.timeout or 0.0), seconds_needed(search))
+
+
+def seconds_needed(search: Search) -> float:
+    """Seconds of the repeats of the best plan and the best recipe, by what trials took so far; 0 before the first."""
+    measured = [record.outcome for record in search.records() if record.outcome.step_ms]
+    recipes = [outcome for outcome in measured if outcome.recipe]
+    if not recipes:
+        return 0.0
+    best = min(recipes, key=lambda outcome: outcome.median_ms)
+    plan = min((outcome for outcome in measured if not outcome.recipe), key=lambda o: o.median_ms, default=best)
+    rounds = seconds_of_rounds([plan, best], MAX_ROUNDS)
+    if search.options.compile_with is None:
+        return seconds_of_rounds(NUM_FINALISTS * [plan], CHOICE_ROUNDS) + rounds
+    return compiling(search, [plan, best], is_whole=True) + rounds
+
+
+def compiling(search: Search, outcomes: Sequence[Outcome], *, is_whole: bool) -> float:
+    """Seconds that compiling these candidates is expected to take, by what compiling blocks took in trials."""
+    measured = [record.outcome for record in search.records()]
+    total = sum(_compiling_blocks(outcome, measured) for outcome in outcomes)
+    return total * max(1.0, WHOLE * _sharing(search)) if is_whole else total
+
+
+def seconds_of_rounds(outcomes: Sequence[Outcome], rounds: int) -> float:
+    """Seconds of rounds without compiling, by what the trials took."""
+    return rounds * sum(8 * outcome.measured_ms + 500 for outcome in outcomes) / 1e3
+
+
+def _compiling_blocks(outcome: Outcome, measured: Sequence[Outcome]) -> float:
+    """What its trial took, or those of its kind where that found most in the compiler's cache."""
+    alike = [o.compile_seconds for o in measured if o.compile_seconds and bool(o.recipe) == bool(outcome.recipe)]
+    return max(outcome.compile_seconds or 0.0, statistics.median(alike) if alike else 0.0)
+
+
+def _sharing(search: Search) -> float:
+    """How many sites share one code: those of repeated blocks."""
+    sites = [site for group in search.space.groups for site in group.sites]
+    return len(sites) / max(1, len({role_of(site) for site in sites}))

@@ -1,0 +1,135 @@
+"""``--timeout`` and the final repeats: time is kept for them, they stay within it, and what is left out is said."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from amptune.tune import finaltime, timelimit
+from amptune.tune.finals import decide
+from amptune.tune.job import Measured
+from amptune.tune.process import TrialError
+from amptune.tune.recipes import Candidate
+from amptune.tune.result import result_json
+from amptune.tune.search import Search
+from amptune.tune.timelimit import OVERTIME
+
+from .test_search import SITES, Capsys, FormulaWorker, make_search, step
+
+BLOCKS = 4.0
+"""Seconds of compiling blocks."""
+STEPS = 2.0
+"""Seconds of a trial beside that."""
+SHARING = len(SITES)
+"""All sites have one role."""
+
+
+class Compiler(FormulaWorker):
+    """Takes time on a clock of its own: for compiling blocks in trials, and models for the repeats."""
+
+    def __init__(self, whole: float = BLOCKS * SHARING / 2, blocks: float = BLOCKS) -> None:
+        super().__init__()
+        self.fragile = False
+        self.now = 0.0
+        self.whole, self.blocks = whole, blocks
+        self.repeated: list[tuple[int, bool]] = []
+
+    def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+        if name == "trial":
+            self.wait(self.blocks + STEPS, timeout)
+            return self.trial(arguments[0])
+        candidates, rounds, _, is_whole = arguments
+        self.repeated.append((len(candidates), is_whole))
+        self.wait(len(candidates) * (self.whole if is_whole else self.blocks), timeout)
+        return [[step(self.milliseconds(candidate))] * rounds for candidate in candidates]
+
+    def wait(self, seconds: float, timeout: float) -> None:
+        self.now += min(seconds, timeout)
+        if seconds > timeout:
+            raise TrialError(f"no result within {timeout:.0f} s", worker_lost=True)
+
+    def trial(self, candidate: Candidate) -> Measured:
+        seconds = {"step": self.blocks + STEPS}
+        return dataclasses.replace(super().trial(candidate), compile_seconds=self.blocks, seconds=seconds)
+
+
+Searched = Callable[..., tuple[Search, Any]]
+
+
+@pytest.fixture
+def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searched:
+    def run(worker: Compiler, timeout: float | None, budget: int = 50) -> tuple[Search, Any]:
+        clock = SimpleNamespace(monotonic=lambda: worker.now)
+        monkeypatch.setattr(finaltime, "time", clock)
+        monkeypatch.setattr(timelimit, "time", clock)
+        search = make_search(tmp_path, worker, budget)
+        search.options = dataclasses.replace(search.options, timeout=timeout, compile_with="inductor")
+        search.run()
+        monkeypatch.setattr(search.progress, "seconds", lambda: worker.now)
+        return search, decide(search)
+
+    return run
+
+
+def test_models_are_compiled_whole_within_the_limit(searched: Searched, capsys: Capsys) -> None:
+    worker = Compiler()
+    search, verdict = searched(worker, 100.0, budget=50)
+    assert search.stopped == "timeout"
+    assert worker.now <= 100 * (1 + OVERTIME)
+    assert worker.repeated == [(2, True)], "the best plan and the best stock recipe"
+    assert verdict.kind == "plan"
+    said = capsys.readouterr().err
+    assert "of 100 seconds are over (the final repeats are to have 40" in said
+    assert "the final repeats take about 4" in said
+
+
+def test_where_compiling_whole_does_not_fit_blocks_are_compiled(searched: Searched, capsys: Capsys) -> None:
+    worker = Compiler()
+    search, verdict = searched(worker, 60.0)
+    assert worker.now <= 60 * (1 + OVERTIME)
+    assert not any(is_whole for _, is_whole in worker.repeated)
+    assert verdict.kind == "plan"
+    said = "the finalists are compiled by their blocks, as in the trials: whole they would take about"
+    assert said in capsys.readouterr().err
+    assert any(said in note for note in result_json(search, verdict, 1.0, "plan.json")["notes"])
+
+
+def test_compiling_that_takes_far_longer_than_expected_is_ended(searched: Searched) -> None:
+    """The plan that was found is judged all the same."""
+    worker = Compiler(whole=600.0)
+    _, verdict = searched(worker, 100.0)
+    assert worker.repeated[:2] == [(2, True), (2, False)]
+    assert worker.now < 200
+    assert verdict.kind == "plan"
+    assert any("whole, no result within" in text for text in verdict.left_out)
+
+
+def test_further_plans_and_the_formats_alone_are_left_out_where_time_is_short(searched: Searched) -> None:
+    worker = Compiler()
+    search, verdict = searched(worker, 100.0)
+    first, second = (record.outcome.median_ms for record in search.best_plans(2))
+    assert second <= 1.02 * first
+    assert verdict.left_out == ("no time to repeat plans beside the one whose trial was the fastest: 1 near it",)
+    assert worker.repeated == [(2, True)]
+
+
+def test_without_a_limit_models_are_compiled_whole(searched: Searched) -> None:
+    worker = Compiler(whole=600.0)
+    _, verdict = searched(worker, None, budget=12)
+    assert all(is_whole for _, is_whole in worker.repeated)
+    assert verdict.left_out == ()
+
+
+def test_in_eager_mode_a_part_of_the_limit_is_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Compiler(blocks=0.0)
+    search = make_search(tmp_path, worker, budget=50)
+    search.options = dataclasses.replace(search.options, timeout=20.0)
+    monkeypatch.setattr(timelimit, "time", SimpleNamespace(monotonic=lambda: worker.now))
+    search.run()
+    assert search.limit.kept == pytest.approx(0.2 * 20)
+    assert worker.now <= 0.8 * 20 + STEPS
