@@ -27,6 +27,7 @@ from amptune.analyze.kernels import (
     output_bytes,
     softmax_in_half,
 )
+from amptune.analyze.lifetimes import Gradient, entered_by, frame_ends
 from amptune.analyze.moves import cost_of
 from amptune.analyze.multihead import copies_operands, kept
 from amptune.core.autocast import SiteDtypes, sources_of
@@ -38,6 +39,8 @@ WORKSPACE = 64 * 2**20
 """cuBLAS has 32 MiB for each handle on Hopper, and the thread of the backward has a handle of its own
 (aten/src/ATen/cuda/CublasHandlePool.cpp); before Hopper it has 8 MiB."""
 ADAM_MOMENTS = 2
+_JOINS = ("cat", "stack")
+"""Ops whose gradient is handed back in parts that are views of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,10 +170,15 @@ class _Walk:
         return peak, alive
 
     def _last_readers(self) -> dict[str, int]:
+        """Site id -> position up to which its output is referred to: by what reads it, and by the caller of a module
+        that it is handed to, whose argument it is until that module returns."""
         last: dict[str, int] = {}
+        ends = frame_ends(self.order)
         for position, site in enumerate(self.order):
             for source in self._sources(site):
-                last[source] = position
+                last[source] = max(last.get(source, 0), position)
+                if source in self.graph and (entered := entered_by(self.graph[source], site)):
+                    last[source] = max(last[source], ends[position][entered])
         return last
 
     def _hold(self, site: Site) -> int:
@@ -198,30 +206,52 @@ class _Walk:
     def backward(self) -> int:
         """Peak of the backward in bytes, gradients of parameters included."""
         alive, peak = self._alive, self._alive
-        gradients: dict[str, int] = {}
+        gradients: dict[str, Gradient] = {}
         seen: set[str] = set()
         for site in reversed(self.order):
             if not needs_backward(site):
                 alive -= self._release(site)
                 continue
-            alive += self._open_gradients(site, gradients, seen)
-            peak = max(peak, alive + self._backward_scratch(site))
-            alive -= self._release(site) + gradients.pop(site.id, 0)
+            opened, arriving = self._open_gradients(site, gradients, seen)
+            alive += opened
+            peak = max(peak, alive + max(self._backward_scratch(site), arriving))
+            alive -= self._release(site)
+            if (own := gradients.pop(site.id, None)) is not None:
+                alive -= own.let_go()
         return peak
 
-    def _open_gradients(self, site: Site, gradients: dict[str, int], seen: set[str]) -> int:
-        """Gradients that the site's backward allocates: of its inputs once, and of its parameters for good."""
-        opened = 0
-        for tensor, source in zip(site.inputs, self._sources(site), strict=True):
-            if tensor.requires_grad and source in self.graph and source not in gradients:
-                gradients[source] = self._delivered[source]
-                opened += gradients[source]
+    def _open_gradients(self, site: Site, gradients: dict[str, Gradient], seen: set[str]) -> tuple[int, int]:
+        """Gradients that the site's backward allocates, of its inputs once and of its parameters for good; and those
+        that are added to one that another reader has handed back, and gone then."""
+        opened = arriving = 0
+        for index, (tensor, source) in enumerate(zip(site.inputs, self._sources(site), strict=True)):
+            if not tensor.requires_grad or source not in self.graph:
+                continue
+            handed_on = gradients.get(site.id) if self._hands_on(site, index) else None
+            if source in gradients:
+                arriving += 0 if handed_on else self._delivered[source]
+            elif handed_on:
+                gradients[source] = handed_on.shared()
+            else:
+                gradients[source] = Gradient(self._delivered[source])
+                opened += self._delivered[source]
         for param in site.params:
             key = param.key or param.name
             if param.meta.requires_grad and key not in seen:
                 seen.add(key)
                 opened += _stored_bytes(param, self.setting)
-        return opened
+        return opened, arriving
+
+    def _hands_on(self, site: Site, index: int) -> bool:
+        """Whether an operand's gradient is that of the result itself, or a part of it: of a sum, or of what was put
+        together."""
+        dtypes = self.dtypes[site.id]
+        if self.setting.fused or site.calls > 1 or dtypes.given[index] not in dtypes.outputs:
+            return False
+        if site.op in _JOINS:
+            return True
+        numel = site.outputs[0].numel if site.outputs else 0
+        return (site.op == "add" or (site.op == "sub" and index == 0)) and site.inputs[index].numel == numel
 
     def _backward_scratch(self, site: Site) -> int:
         """What a backward holds while it runs: a cast gradient, and for a loss one more tensor of the logits' size."""
@@ -344,13 +374,16 @@ class _Walk:
         dtypes = self.dtypes[site.id]
         cast = {index for index, _, _ in dtypes.casts}
         sizes = input_bytes(site, dtypes.inputs)
-        for index, source in enumerate(self._sources(site)):
+        sources = self._sources(site)
+        for index, source in enumerate(sources):
             if not site.inputs[index].is_floating:
                 continue
             if places is not None and index not in places:
                 continue
             if index in cast:
                 yield _cast_key(site, index), sizes[index]
+            elif source in self.graph and source in sources[:index] and site.calls < self.graph[source].calls:
+                yield f"call:{site.id}:{index}", sizes[index]  # another call made it
             elif source in self.graph:
                 yield source, self._delivered[source]
 

@@ -12,7 +12,7 @@ import pytest
 
 from amptune.analyze.convolutions import workspace
 from amptune.analyze.kernels import Setting
-from amptune.analyze.memory import ADAM_MOMENTS, WORKSPACE, step_memory
+from amptune.analyze.memory import ADAM_MOMENTS, WORKSPACE, Memory, step_memory
 from amptune.core.autocast import realise
 from amptune.core.graph import INPUT, Gemm, Param, Site
 from amptune.core.recipes import RECIPES
@@ -223,3 +223,68 @@ def test_the_batch_is_in_memory_too() -> None:
     alone = graph_of(read), graph_of(named)
     found = [step_memory(graph, realise(graph, RECIPES["fp32"]), Setting(RECIPES["fp32"])).peak for graph in alone]
     assert found[1] - found[0] == 4 * 1000 * 512
+
+
+def _step(*sites: Site, recipe: str = "fp32") -> Memory:
+    graph = graph_of(*sites)
+    return step_memory(graph, realise(graph, RECIPES[recipe]), Setting(RECIPES[recipe], holds_output=False))
+
+
+@pytest.mark.parametrize(
+    ("module", "held"),
+    [("mlp", True), ("layers.1.mlp", True), ("", False)],
+    ids=["module", "block of a list", "same forward"],
+)
+def test_what_a_module_is_handed_is_there_until_it_returns(module: str, held: bool) -> None:
+    """``self.mlp(torch.exp(x) + 1)``: the sum is the argument of a call that is under way, though nobody reads it any
+    more."""
+    size = 4 * 1000 * 512
+    small = [dataclasses.replace(op(f"{module}#{kind}.0", kind, source, shape=(1000, 512)), module=module)
+             for kind, source in (("neg", "sum"), ("clone", f"{module}#neg.0"))]  # fmt: skip
+    wide = dataclasses.replace(
+        op(f"{module}#cat.0", "cat", f"{module}#clone.0", shape=(1000, 512)),
+        module=module, outputs=(tensor(1000, 4096),),
+    )  # fmt: skip
+    start = dataclasses.replace(op("sum", "add", INPUT, shape=(1000, 512)), inputs=(tensor(1000, 512, grad=False),),
+                                outputs=(tensor(1000, 512, grad=False),))  # fmt: skip
+    graph = graph_of(start, *small, wide)
+    setting = Setting(RECIPES["fp32"], train=False)
+    peak = step_memory(graph, realise(graph, RECIPES["fp32"]), setting).peak - WORKSPACE
+    assert peak == (1 + held) * size + 4 * 1000 * 4096
+
+
+def test_layers_of_a_list_that_are_called_one_by_one_hold_nothing() -> None:
+    """A list of blocks has no forward whose argument the embedding's result could be."""
+
+    def block(number: int, source: str) -> list[Site]:
+        return [dataclasses.replace(op(f"layers.{number}#neg.0", "neg", source, shape=(1000, 512)),
+                                    module=f"layers.{number}")]  # fmt: skip
+
+    first = op("start", "neg", INPUT, shape=(1000, 512))
+    chain = [first, *block(0, "start"), *block(1, "layers.0#neg.0"), *block(2, "layers.1#neg.0")]
+    graph = graph_of(*chain)
+    peak = step_memory(graph, realise(graph, RECIPES["fp32"]), Setting(RECIPES["fp32"], train=False)).peak - WORKSPACE
+    assert peak == 2 * 4 * 1000 * 512
+
+
+def test_two_calls_that_one_op_reads_are_two_tensors() -> None:
+    """Keys and values that are repeated for the heads of the queries, by one line of a function."""
+    shape = (1000, 512)
+    repeated = dataclasses.replace(op("repeated", "clone", INPUT, shape=shape), calls=2)
+    both = op("product", "mul", "repeated", "repeated", shape=shape)
+    kept = [_step(dataclasses.replace(repeated, calls=calls), both).activations for calls in (1, 2)]
+    assert kept[1] - kept[0] == 4 * 1000 * 512
+
+
+@pytest.mark.parametrize(("kind", "handed_on"), [("add", 2), ("sub", 1), ("cat", 2), ("maximum", 0)])
+def test_sums_and_joins_hand_their_gradient_on(kind: str, handed_on: int) -> None:
+    """As it is, or in views of it; others make one for each operand."""
+    shape, size = (1000, 512), 4 * 1000 * 512
+    sides = [op(name, "exp", INPUT, shape=shape) for name in ("left", "right")]
+    joined = op("joined", kind, "left", "right", shape=shape)
+    if kind == "cat":
+        joined = dataclasses.replace(joined, outputs=(tensor(1000, 1024),))
+    last = dataclasses.replace(op("last", "mean", "joined", shape=joined.outputs[0].shape), outputs=(tensor(1),))
+    peak = _step(*sides, joined, last).peak - WORKSPACE
+    of_joined = joined.outputs[0].numel * 4
+    assert peak == pytest.approx(2 * size + of_joined + (2 - handed_on) * size, abs=1024)
