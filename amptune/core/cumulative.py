@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from amptune.core.graph import Site
-from amptune.core.intervals import Range
+from amptune.core.intervals import Range, scaled
 from amptune.core.operands import input_of
 
 if TYPE_CHECKING:
@@ -15,16 +15,26 @@ if TYPE_CHECKING:
 
 _LAST = re.compile(r"slice\(-1, None|, -1, 9223372036854775807|^select\([-\d]+, -1\)|^narrow\([-\d]+, -1")
 """Views that pick the last element along an axis, as torch.export and a recorded forward write them."""
+_SELECTED = re.compile(r"(?:select\(0, -?\d+\)\{\}\s*|slice\(-?\d+,\)\{\}\s*)*")
+"""Views that pick one element along leading axes, such as one chunk of many."""
+
+_REARRANGES = re.compile(
+    r"permute|transpose|movedim|view|reshape|flatten|swap|\bt\(|::-1|as_strided|diagonal|roll|flip"
+)
 
 
 def rest_of_sum(ranges: Ranges, site: Site) -> Range | None:
-    """Bounds of ``c[..., -1:] - c`` where c is the cumulative sum of terms of one sign."""
+    """Bounds of ``c[..., -1:] - c`` where c is the cumulative sum of terms of one sign, or one chunk of it."""
     whole = ranges.root(site, 1)
     if whole is None or whole.op != "cumsum" or ranges.root(site, 0) is not whole or site.attrs.get("alpha"):
         return None
     views = site.attrs.get("views") or {}
     last, every = (views.get(input_of(site, index), ("", "")) for index in (0, 1))
-    if every[0] or not _LAST.search(last[0]) or not _is_last(site, whole):
+    if not _SELECTED.fullmatch(every[0]) or any(_REARRANGES.search(views) for _, views in (last, every)):
+        return None
+    if not last[0].endswith(every[0]) or not _LAST.search(last[0].removesuffix(every[0])):
+        return None
+    if not _is_last(site, whole, every[0].count("{}")):
         return None
     terms = ranges.operand(whole, 0)
     if terms.high <= 0:
@@ -32,20 +42,71 @@ def rest_of_sum(ranges: Ranges, site: Site) -> Range | None:
     return Range(0.0, math.inf) if terms.low >= 0 else None
 
 
-def _is_last(site: Site, whole: Site) -> bool:
-    """Whether the first operand has one element along the axis of the sum, and all along the others."""
+def _is_last(site: Site, whole: Site, selected: int) -> bool:
+    """Whether the first operand has one element along the axis of the sum, and all along the others but the first
+    ``selected`` ones, of which both operands have one element alone."""
     dim, shape = whole.attrs.get("dim"), whole.outputs[0].shape
     position = input_of(site, 0)
-    if not isinstance(dim, int) or position is None:
+    if not isinstance(dim, int) or position is None or dim % len(shape) < selected:
         return False
     picked = list(shape)
     picked[dim] = 1
-    return site.inputs[position].shape == tuple(picked)
+    return site.inputs[position].shape == tuple(picked[selected:])
 
 
-_REARRANGES = re.compile(
-    r"permute|transpose|movedim|view|reshape|flatten|swap|\bt\(|::-1|as_strided|diagonal|roll|flip"
+_LATER = re.compile(
+    r"slice\((-?\d+), 1, 9223372036854775807\)\{\}|slice\(\((Ellipsis), slice\(1, None, None\)\),\)\{\}"
 )
+_EARLIER = re.compile(r"slice\((-?\d+), 0, -1\)\{\}|slice\(\((Ellipsis), slice\(None, -1, None\)\),\)\{\}")
+"""Views of all elements along an axis but the first one, and but the last one."""
+
+
+def steps_of_sum(ranges: Ranges, site: Site) -> Range | None:
+    """Bounds of ``c[..., 1:] - c[..., :-1]`` and of ``c.diff()`` where c is a cumulative sum, scaled and shifted by
+    literals or not, that may start with a zero: those of its terms, as far as the rounding of c leaves them."""
+    made = ranges.root(site, 0)
+    axis = _stepped_axis(site) if site.op == "sub" else site.attrs.get("dim", -1)
+    if made is None or not isinstance(axis, int) or (site.op == "sub" and ranges.root(site, 1) is not made):
+        return None
+    found = _sum_behind(ranges, made, axis)
+    if found is None:
+        return None
+    whole, scale = found
+    terms, size = scaled(ranges.operand(whole, 0), scale), ranges.operand(site, 0).magnitude
+    lost = ranges.epsilon(site, 0) * size if math.isfinite(size) else math.inf
+    if terms.low > 2 * lost:
+        return Range(terms.low - lost, terms.high + lost)
+    return None
+
+
+def _stepped_axis(site: Site) -> int | None:
+    """The axis along which one operand is a step behind the other; ``None`` where they are other parts."""
+    views = site.attrs.get("views") or {}
+    later, earlier = (views.get(input_of(site, index), ("", "")) for index in (0, 1))
+    matches = _LATER.fullmatch(later[1]), _EARLIER.fullmatch(earlier[1])
+    axes = [-1 if each[2] else int(each[1]) for each in matches if each]
+    return axes[0] if len(axes) == 2 and axes[0] == axes[1] else None
+
+
+def _sum_behind(ranges: Ranges, site: Site, axis: int) -> tuple[Site, float] | None:
+    """The cumulative sum along an axis that literals scaled and shifted, and the scale."""
+    current: Site | None = site
+    scale, rank = 1.0, len(site.outputs[0].shape)
+    while current is not None and current.op != "cumsum":
+        numbers = current.attrs.get("scalars") or {}
+        if any((current.attrs.get("views") or {}).values()) or len(current.inputs) != 1:
+            return None
+        if current.op == "pad":
+            starts = current.attrs.get("pad") == [1, 0] and current.attrs.get("mode") == "constant"
+            if not starts or current.attrs.get("value") or axis % rank != rank - 1:
+                return None
+        elif current.op in ("mul", "div") and numbers.get(1, 0) > 0:
+            scale *= numbers[1] if current.op == "mul" else 1 / numbers[1]
+        elif current.op not in ("add", "sub") or 1 not in numbers:
+            return None
+        current = ranges.root(current)
+    dim = current.attrs.get("dim") if current is not None else None
+    return (current, scale) if current is not None and isinstance(dim, int) and dim % rank == axis % rank else None
 
 
 def between_steps(ranges: Ranges, site: Site, operand: int, mask: int, *, kept: bool) -> Range | None:

@@ -115,7 +115,17 @@ def _power(site: Site, ranges: list[Range]) -> Range:
     if (site.attrs.get("scalars") or {}).get(0) is not None and len(ranges) > 1:
         base = float(site.attrs["scalars"][0])  # 2 ** x
         return Range(exp(log(base) * ranges[1].low), exp(log(base) * ranges[1].high)) if base > 1 else ANY
-    return power(ranges[0] if ranges else ANY, exponent_of(site))
+    exponent = exponent_of(site)
+    if exponent is None and len(ranges) > 1 and ranges[0].low > 0 and ranges[1].low > 0:
+        return _raised(ranges[0], ranges[1])
+    return power(ranges[0] if ranges else ANY, exponent)
+
+
+def _raised(base: Range, exponent: Range) -> Range:
+    """Of numbers above zero, with positive exponents that are tensors: the extremes are at the corners."""
+    low = raised(base.low, exponent.high if base.low < 1 else exponent.low) if math.isfinite(exponent.high) else 0.0
+    high = raised(base.high, exponent.high if base.high > 1 else exponent.low)
+    return Range(low, high)
 
 
 def limits_of(site: Site) -> tuple[float, float]:
@@ -384,7 +394,7 @@ RULES: dict[str, RangeRule] = {
     "sqrt": _monotone(lambda x: math.sqrt(max(x, 0.0))),
     "softplus": _first(_softplus),
     "logsumexp": _logsumexp,
-    "erf": _fixed(-1.0, 2.0),  # erf and erfc share a name in the table
+    "erf": lambda site, ranges: Range(0.0, 2.0) if site.attrs.get("called") == "erfc" else Range(-1.0, 1.0),
     "atan": _fixed(-math.pi / 2, math.pi / 2),
     "atan2": _fixed(-math.pi, math.pi),
     "acos": _fixed(0.0, math.pi),

@@ -117,9 +117,16 @@ class Ranges:
 
     def smallest(self, site: Site, index: int) -> float:
         """The smallest number over zero in the format in which an operand comes."""
+        return float(self._given(site, index).smallest_subnormal)
+
+    def epsilon(self, site: Site, index: int) -> float:
+        """How far apart the numbers next to 1 are in the format in which an operand comes."""
+        return float(self._given(site, index).epsilon)
+
+    def _given(self, site: Site, index: int) -> Format:
         position, given = input_of(site, index), self._dtypes[site.id].given
         dtype = given[position] if position is not None and position < len(given) else ""
-        return float((Format.parse(dtype) if dtype in HALF else Format.FP32).smallest_subnormal)
+        return Format.parse(dtype) if dtype in HALF else Format.FP32
 
     def _arriving(self, site: Site, position: int, source: str) -> Range:
         tensor = site.inputs[position]

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from amptune.core.blends import blended
 from amptune.core.cosines import is_cosine
-from amptune.core.cumulative import between_steps, rest_of_sum
+from amptune.core.cumulative import between_steps, rest_of_sum, steps_of_sum
 from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
 from amptune.core.graph import Site
 from amptune.core.intervals import UNIT, Range, point, square, symmetric
 from amptune.core.masked import kept_by_mask, least_kept
 from amptune.core.operands import input_of
 from amptune.core.range_rules import axis_size, limits_of, norm_order, reduced_count
+from amptune.core.rising import is_rise
 from amptune.core.squares import is_square, scaled_square, squareplus
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def related(ranges: Ranges, site: Site) -> Range | None:
     match site.op:
         case "sub":
             return _difference(ranges, site)
+        case "diff":
+            return steps_of_sum(ranges, site)
         case "cdist" | "pdist":
             return _distance(ranges, site)
         case "max" | "amax":
@@ -55,8 +58,10 @@ def related(ranges: Ranges, site: Site) -> Range | None:
             return _selected(ranges, site)
         case "add":
             return _guarded_sum(ranges, site) or squareplus(ranges, site) or blended(ranges, site)
-        case "matmul" | "mm" | "bmm" | "einsum" | "linear" | "mv" | "linalg_vecdot":
+        case "matmul" | "mm" | "bmm" | "einsum" | "mv" | "linalg_vecdot":
             return _matrix_product(ranges, site)
+        case "linear" | "conv1d" | "conv2d" | "conv3d" | "conv_transpose1d" | "conv_transpose2d" | "conv_transpose3d":
+            return _with_bias(ranges, site) or _matrix_product(ranges, site)
     return None
 
 
@@ -143,9 +148,9 @@ def _difference(ranges: Ranges, site: Site) -> Range | None:
         return None
     if ranges.same(site, 0, site, 1):
         return point(0.0)
-    if _exceeds(ranges, ranges.root(site, 0), ranges.root(site, 1)):
+    if _exceeds(ranges, ranges.root(site, 0), ranges.root(site, 1)) or is_rise(ranges, site):
         return Range(0.0, math.inf)
-    return rest_of_sum(ranges, site)
+    return rest_of_sum(ranges, site) or steps_of_sum(ranges, site)
 
 
 def _exceeds(ranges: Ranges, total: Site | None, least: Site | None) -> bool:
@@ -358,6 +363,14 @@ def _has_no_negative(ranges: Ranges, site: Site) -> bool:
     """Whether no number that a product reads is negative."""
     weights = site.params or site.attrs.get("operand_params")
     return not weights and all(ranges.input(site, position).low >= 0 for position in range(len(site.inputs)))
+
+
+def _with_bias(ranges: Ranges, site: Site) -> Range | None:
+    """A linear layer or convolution of what is not negative, by a weight and a bias that were computed: at least the
+    bias, as the padding adds zeros (divisive normalisation)."""
+    if len(site.inputs) != 3 or not _has_no_negative(ranges, site):
+        return None
+    return Range(ranges.input(site, 2).low, math.inf)
 
 
 def _einsum(ranges: Ranges, site: Site, places: list[int]) -> Range | None:
