@@ -229,6 +229,8 @@ def _facts(
         yield "integers", integers
     if counts := tuple(index for node, index in positions.items() if _is_given_integers(root(node))):
         yield "batch_integers", counts
+    if tests := tuple(index for node, index in positions.items() if _is_test(root(node))):
+        yield "tested", tests
     strided = {index: order for node, index in positions.items() if (order := order_in_memory(node))}
     if strided:
         yield "strided", strided
@@ -312,6 +314,12 @@ def _is_given_integers(node: fx.Node) -> bool:
 
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16)
+
+
+def _is_test(node: fx.Node) -> bool:
+    """Whether a tensor says yes or no of each place, before any cast: a mask."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype == torch.bool
 
 
 def _mask(node: fx.Node) -> fx.Node | None:

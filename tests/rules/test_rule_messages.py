@@ -155,3 +155,40 @@ def test_decays_to_the_past_count_the_present(test: str, count: int, tmp_path: P
 def test_the_logarithm_of_what_a_sigmoid_leaves_is_told_of_logsigmoid(share: str, tmp_path: Path) -> None:
     (message,) = messages("G204", model_file(f"return torch.log(1 - {share})"), tmp_path)
     assert message.endswith("; use logsigmoid, or a loss with_logits")
+
+
+def test_rows_that_differ_from_site_to_site_are_one_finding(tmp_path: Path) -> None:
+    forward = """
+    for rows, expert in zip((1000, 1001, 1002, 1003), self.experts, strict=True):
+        x = torch.cat([x[:1] + expert(x[:rows]).sum(0), x[1:]])
+    return x
+    """
+    source = model_file(
+        forward,
+        init="self.experts = nn.ModuleList(nn.Linear(256, 256) for _ in range(4))",
+        batch="torch.randn(1024, 256)",
+    )
+    for code in ("G103", "G108"):
+        (message,) = messages(code, source, tmp_path)
+        assert "M = 1000 to 1003 rows" in message or "M = 1001 to 1003 rows" in message
+
+
+def test_a_root_with_an_eps_is_not_said_to_round_to_zero_itself(tmp_path: Path) -> None:
+    forward = """
+    h = self.fc(x)
+    c = h - h.mean(-1, keepdim=True)
+    return c / torch.sqrt((c * c).mean(-1, keepdim=True) + 1e-12)
+    """
+    assert messages("G205", model_file(forward), tmp_path) == []
+    (message,) = messages("G206", model_file(forward), tmp_path)
+    assert "the eps of 1e-12 under the root rounds to zero under autocast-fp16" in message
+
+
+def test_a_count_is_not_called_a_loss(tmp_path: Path) -> None:
+    source = model_file(
+        "return self.fc(x)", cast=".bfloat16()", batch="torch.randn(4096, 64).bfloat16()",
+        loss="output.float().sum() / (output > 0).to(output.dtype).sum()",
+    )  # fmt: skip
+    assert messages("G212", source, tmp_path) == []
+    (message,) = messages("G211", source, tmp_path)
+    assert "a count of up to 262144 is rounded to bf16" in message

@@ -47,6 +47,19 @@ def misaligned(context: GraphContext, dimension: Literal["k", "n"]) -> Iterator[
             yield Misaligned(site, gemm, value, advised_size(context, site, value), _savings(context, site, gemm))
 
 
+DIVIDED = 3
+"""Numbers of rows at one line from which they are told together: what each expert gets, another every step."""
+
+
+def rows_of_lines(first: Mapping[int, Site]) -> list[tuple[list[int], Site]]:
+    """Numbers of rows, and the first site that has them: one by one, or all of a line where it has many."""
+    lines: dict[object, list[int]] = {}
+    for m, site in first.items():
+        lines.setdefault((site.location.path, site.location.line) if site.location else site.id, []).append(m)
+    groups = [each for ms in lines.values() for each in ([sorted(ms)] if len(ms) >= DIVIDED else [[m] for m in ms])]
+    return [(ms, first[next(m for m in first if m in ms)]) for ms in groups]
+
+
 def advised_size(context: GraphContext, site: Site, value: int) -> int:
     """The size to pad K or N to: one for all formats, so a multiple of 16 where a recipe would run the site in FP8."""
     size = padded_size(value, Format.BF16, context.tensor_core_gpus()[0])

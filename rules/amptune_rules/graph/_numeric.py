@@ -64,6 +64,17 @@ def eps_before(run: Run, site: Site, index: int = 0) -> float | None:
     return next((float(v) for v in literals if isinstance(v, (int, float)) and 0 < v < 1), None)
 
 
+def lost_eps(context: GraphContext, site: Site) -> tuple[float, tuple[Run, ...]]:
+    """The eps that is added to what a site reads, where nothing is known of that, and the runs in whose format it
+    rounds to zero."""
+    root = context.runs[0].ranges.root(site) if context.runs else None
+    if root is None or root.op != "add" or context.runs[0].ranges.operand(site, 0).is_known:
+        return 0.0, ()
+    eps = next((float(v) for v in (root.attrs.get("scalars") or {}).values() if 0 < v < 1), 0.0)
+    halves = (Format.FP16, Format.BF16)
+    return eps, tuple(run for each in halves if each.round(eps) == 0 for run in delivering(context, root, each))
+
+
 def is_signed_sum(run: Run, site: Site) -> bool:
     """Whether a root's eps is added to what has both signs, so that it protects nothing in any format."""
     root = run.ranges.root(site)

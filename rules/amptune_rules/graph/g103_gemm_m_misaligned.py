@@ -11,6 +11,7 @@ from amptune.core.graph_context import LARGE_SHARE, GraphContext
 from amptune.core.hardware import multiple_for, padded
 from amptune.core.ops import Family
 from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._alignment import rows_of_lines
 from amptune_rules.graph._examples import model_file
 
 
@@ -70,18 +71,22 @@ class GemmMMisaligned(GraphRule):
             if gemm.m % multiple and gemm.batch == 1:
                 first.setdefault(gemm.m, site)
                 flops[gemm.m] = flops.get(gemm.m, 0) + gemm.flops
-        for m, site in first.items():
-            share = flops[m] / max(context.graph.flops, 1)
+        for ms, site in rows_of_lines(first):
+            share = sum(flops[m] for m in ms) / max(context.graph.flops, 1)
             if share >= LARGE_SHARE:
+                fits = [padded(m, multiple) for m in ms]
+                rows = (
+                    f"M = {ms[0]} rows (batch x sequence) is" if len(ms) == 1 else f"M = {ms[0]} to {ms[-1]} rows are"
+                )
+                mend = f"{fits[0]} rows would be aligned" if len(ms) == 1 else "pad what each site gets"
                 yield context.finding(
                     self,
                     site,
-                    f"M = {m} rows (batch x sequence) is not a multiple of {multiple}: the weight gradients reduce "
-                    "over "
-                    f"it; {padded(m, multiple)} rows would be aligned (matters least of the three dimensions)",
+                    f"{rows} not a multiple of {multiple}: the weight gradients reduce over them; {mend} (matters "
+                    "least of the three dimensions)",
                     dimension="M",
-                    value=m,
-                    padded=padded(m, multiple),
-                    waste=round(padded(m, multiple) / m - 1, 6),
+                    value=ms[0],
+                    padded=fits[0],
+                    waste=round(fits[0] / ms[0] - 1, 6),
                     flops_share=round(share, 4),
                 )

@@ -9,7 +9,7 @@ from amptune.core.graph import Gemm, Site
 from amptune.core.graph_context import SMALL_GEMM_FLOPS, SMALL_SHARE, GraphContext
 from amptune.core.hardware import FP8_MULTIPLE, padded
 from amptune.core.rule import Example, GraphRule
-from amptune_rules.graph._alignment import advised_size, asks_for_fp8
+from amptune_rules.graph._alignment import advised_size, asks_for_fp8, rows_of_lines
 from amptune_rules.graph._examples import model_file
 
 FEW = 8
@@ -99,17 +99,19 @@ class Fp8Dims(GraphRule):
         for site, gemm in _candidates(context, linears=True):
             if site.op == "linear" and gemm.m % FP8_MULTIPLE and not (gemm.k % FP8_MULTIPLE or gemm.n % FP8_MULTIPLE):
                 first.setdefault(gemm.m, site)
-        for m, site in first.items():
-            fits = padded(m, FP8_MULTIPLE)
+        for ms, site in rows_of_lines(first):
+            fits = [padded(m, FP8_MULTIPLE) for m in ms]
+            rows = f"M = {ms[0]} rows (batch x sequence) is" if len(ms) == 1 else f"M = {ms[0]} to {ms[-1]} rows are"
+            mend = f"{fits[0]} rows fit" if len(ms) == 1 else "pad what each site gets to the next multiple"
             yield context.finding(
                 self,
                 site,
-                f"M = {m} rows (batch x sequence) is not a multiple of {FP8_MULTIPLE}: a weight gradient in FP8 "
-                f"reduces over them and raises (torchao's, without pad_inner_dim); {fits} rows fit",
+                f"{rows} not a multiple of {FP8_MULTIPLE}: a weight gradient in FP8 "
+                f"reduces over them and raises (torchao's, without pad_inner_dim); {mend}",
                 severity=Severity.INFO,
                 dimension=["M"],
-                value=[m],
-                padded=[fits],
+                value=ms,
+                padded=fits,
             )
 
 

@@ -31,8 +31,10 @@ class RangeOverflow(GraphRule):
     ## What it does
     Looks at the numbers that the code gives to ops which run in FP16 (literals, constants, buffers), at factors that
     take numbers under 1 out of it, and at results whose lower bound (upper bound for negative ones) already lies
-    outside FP16 whatever the inputs are, and at masks made with a large number in FP32 and cast to FP16. With
-    `--calibrate` it reports what a step on the batch showed, with `--range` where the bounds first leave FP16.
+    outside FP16 whatever the inputs are, and at masks made with a large number in FP32 and cast to FP16. Numbers of the
+    batch over 65504 that are cast to FP16 are reported, and, as information, products of two tensors that ops and
+    literals bound, where the bounds meet over 65504. With `--calibrate` it reports what a step on the batch showed,
+    with `--range` where the bounds first leave FP16.
 
     ## Why is this bad
     masked_fill raises: "value cannot be converted to type c10::Half without overflow". An addition or where gives
@@ -76,6 +78,14 @@ class RangeOverflow(GraphRule):
             masked = torch.tensor(-1e9, device=x.device)
             return torch.where(mask, masked, self.fc(x) @ x.T).softmax(-1)  # <- G201
             """)),
+        Example("areas of boxes in pixels", model_file(
+            """
+            boxes = torch.sigmoid(self.fc(x)) * 640
+            return boxes[:, :32] * boxes[:, 32:]  # <- G201
+            """)),
+        Example("counters of the batch that autocast casts", model_file(
+            "return self.fc(x)  # <- G201", batch="1000.0 * torch.arange(2048.0).view(32, 64)"),
+            options={"evidence": True}),
     )  # fmt: skip
     VALID = (
         Example("minus infinity", model_file(
@@ -97,6 +107,14 @@ class RangeOverflow(GraphRule):
             return scores.masked_fill(mask, -1e9).softmax(-1)
             """)),
         Example("a large factor of what is small", model_file("return torch.sigmoid(self.fc(x)) * 1e4")),
+        Example("areas of boxes in FP32", model_file(
+            """
+            boxes = torch.sigmoid(self.fc(x)).float() * 640
+            return boxes[:, :32] * boxes[:, 32:]
+            """)),
+        Example("counters of the batch, as logarithms", model_file(
+            "return self.fc(torch.log1p(x))", batch="1000.0 * torch.arange(2048.0).view(32, 64)"),
+            options={"evidence": True}),
         Example("a constant that fp16 can hold", model_file(
             """
             mask = torch.ones(32, 32, dtype=torch.bool, device=x.device).triu(1)
@@ -130,7 +148,9 @@ class RangeOverflow(GraphRule):
                     format="fp16",
                 )
         yield from self._narrowed(context)
+        yield from self._given(context)
         yield from self._certain(context)
+        yield from self._bounded(context)
         over = _seen_outside(context)
         yield from self._seen(context, told, over)
         yield from self._possible(context, told | over.keys(), first=not over)
@@ -164,6 +184,50 @@ class RangeOverflow(GraphRule):
                         chain=chain(context, site),
                     )
                     break
+
+    def _given(self, context: GraphContext) -> Iterable[Finding]:
+        """Numbers of the batch that a cast to FP16 makes infinite."""
+        run = next((run for run in context.runs if run.recipe.half is Format.FP16), None)
+        bounds = context.bounds(run) if run is not None else None
+        if run is None or bounds is None:
+            return
+        for site in context.graph:
+            inputs = run.dtypes[site.id].inputs
+            for position in site.attrs.get("batch") or {}:
+                found = bounds.arriving(site, position)
+                is_cast = site.inputs[position].is_floating and inputs[position] == "float16"
+                if is_cast and found.is_known and LIMIT < found.magnitude < math.inf:
+                    yield context.finding(
+                        self,
+                        site,
+                        f"numbers of the batch go from {found.low:.4g} to {found.high:.4g} in make_batch(), and are "
+                        f"cast to fp16 for this {called(site)} (under {recipes_in((run,))}): infinity over 65504; "
+                        "scale them, or take their logarithm, before the model",
+                        severity=Severity.WARNING,
+                        bound=[found.low, found.high],
+                        format="fp16",
+                    )
+                    break
+
+    def _bounded(self, context: GraphContext) -> Iterable[Finding]:
+        """Products of two tensors, each of them within FP16 by ops and literals alone, that may leave it together."""
+        for site in context.graph:
+            runs = delivering(context, site, Format.FP16)
+            if site.op != "mul" or not runs or site.attrs.get("scalars") or is_settled(context, site):
+                continue
+            sides = [runs[0].ranges.operand(site, side) for side in (0, 1)]
+            found = runs[0].ranges.exact(site)
+            if all(0 < side.magnitude <= LIMIT for side in sides) and _may_be_outside(found):
+                yield context.finding(
+                    self,
+                    site,
+                    f"a product of what lies in {sides[0]} and in {sides[1]} may reach {found.magnitude:.3g}, over "
+                    f"fp16's 65504: infinity under {recipes_in(runs)}; compute it in float32, or scale the two first",
+                    severity=Severity.INFO,
+                    bound=[found.low, found.high],
+                    format="fp16",
+                    chain=chain(context, site),
+                )
 
     def _certain(self, context: GraphContext) -> Iterable[Finding]:
         """Results of any op that are always outside."""

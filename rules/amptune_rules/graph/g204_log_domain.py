@@ -13,7 +13,15 @@ from amptune.core.operands import input_of
 from amptune.core.relations import is_positive_sum
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import chain, eps_before, floating_sites, is_signed, reads_weights_alone
+from amptune_rules.graph._numeric import (
+    chain,
+    eps_before,
+    floating_sites,
+    is_signed,
+    lost_eps,
+    of_batch,
+    reads_weights_alone,
+)
 
 _INSTEAD = {
     "softmax": "; use log_softmax",
@@ -25,12 +33,16 @@ _INSTEAD = {
 _MEASURES = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
 """Losses, which are zero where all of their terms are: the logarithm of one is a measure such as PSNR."""
 
+_REPLACES = frozenset({"where", "masked_fill", "nan_to_num", "clamp", "maximum", "masked_select", "index"})
+"""Ops right behind a logarithm that may take out what is not finite."""
+
 
 class LogDomain(GraphRule):
     """A logarithm whose input can be zero, below zero, or is protected by an eps that the format rounds to zero.
 
     ## What it does
     Follows the ops and literals that lead to each log, log2, log10 and log1p, and rounds them as each recipe would.
+    Of a tensor of the batch it takes the numbers that `make_batch` gives.
     xlogy is reported where its second operand can be zero and has a gradient.
 
     ## Why is this bad
@@ -63,6 +75,9 @@ class LogDomain(GraphRule):
         Example("log of one minus sigmoid", model_file("return torch.log(1 - torch.sigmoid(self.fc(x)))  # <- G204")),
         Example("an eps that FP16 cannot hold", model_file(
             "return torch.log(torch.relu(self.fc(x)) + 1e-8)  # <- G204")),
+        Example("counts of the batch, some of which are zero", model_file(
+            "return self.fc(torch.log(x))  # <- G204", batch="torch.arange(2048.0).view(32, 64) % 7"),
+            options={"evidence": True}),
     )  # fmt: skip
     VALID = (
         Example("log_softmax", model_file("return torch.log_softmax(self.fc(x), -1)")),
@@ -70,6 +85,12 @@ class LogDomain(GraphRule):
         Example("eps added in FP32", model_file("return torch.log(torch.softmax(self.fc(x), -1) + 1e-8)")),
         Example("1 + exp of a bounded input", model_file(
             "return torch.log(1 + torch.exp(torch.tanh(self.fc(x))))")),
+        Example("counts of the batch, from one on", model_file(
+            "return self.fc(torch.log(x))", batch="1 + torch.arange(2048.0).view(32, 64) % 7"),
+            options={"evidence": True}),
+        Example("counts of the batch, whose zeros are left out", model_file(
+            "return self.fc(torch.where(x > 0, torch.log(x), -1.0))", batch="torch.arange(2048.0).view(32, 64) % 7"),
+            options={"evidence": True}),
     )  # fmt: skip
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
@@ -102,7 +123,42 @@ class LogDomain(GraphRule):
                     "use softplus and an eps before it",
                     chain=chain(context, site),
                 )
+            elif context.runs:
+                yield from self._of_batch(context, site)
+                yield from self._lost(context, site)
         yield from self._of_products(context)
+
+    def _of_batch(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+        """Numbers of the batch as they come: what there is of zero and below in it is data."""
+        found = of_batch(context, site)
+        position = input_of(site, 0)
+        if position not in (site.attrs.get("batch") or {}) or not _reaches_end(site, found):
+            return
+        if any(after.op in _REPLACES for after in context.graph.consumers(site.id)):
+            return
+        yield context.finding(
+            self,
+            site,
+            f"{site.op} of numbers of the batch, which go from {found.low:g} to {found.high:g} in make_batch(): "
+            f"{site.op}({_end(site):g}) is -inf{', and NaN below' if found.low < _end(site) else ''}; use "
+            f"{'log1p, or ' if site.op == 'log' and found.low == 0 else ''}a clamp",
+            low=found.low,
+            chain=chain(context, site),
+        )
+
+    def _lost(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+        """An eps that no format of 16 bits has, added to what the user's code alone keeps above zero."""
+        eps, runs = lost_eps(context, site)
+        if runs and site.op != "log1p":
+            yield context.finding(
+                self,
+                site,
+                f"the eps of {eps:g} under {site.op} rounds to zero under {recipes_in(runs)}: {site.op}(0) is -inf "
+                "where what it is added to is zero; add it in float32",
+                severity=Severity.INFO,
+                eps=eps,
+                chain=chain(context, site),
+            )
 
     def _of_products(self, context: GraphContext) -> Iterable[Finding]:
         """``xlogy(x, y)`` is 0 where both are, but its gradient in y is x / y."""

@@ -121,6 +121,9 @@ class DivisionByZero(GraphRule):
             right = torch.where(same, 1, (self.fc(x) + 1).abs())
             return left / (left + right)
             """)),
+        Example("weights by noise levels of the batch, none of them zero", model_file(
+            "return self.fc(x) / (t * 0.5)[:, None] ** 2", takes="x, t",
+            batch="(torch.randn(32, 64), 0.01 + torch.rand(32))"), options={"evidence": True}),
         Example("norm is FP32 under autocast", model_file(
             """
             h = self.fc(x)
@@ -212,6 +215,8 @@ class DivisionByZero(GraphRule):
         root, low = kept.ranges.root(site, place), kept.ranges.operand(site, place).low
         if root is None or low <= 0 or _is_chosen(kept, root) or is_stored(context, root):
             return
+        if root.op in ("sqrt", "pow") and eps_before(kept, root) is not None and not is_signed_sum(kept, root):
+            return  # G206 says of the root that its eps is lost
         dtypes = dict.fromkeys(source_dtype(run, site, place) or "float16" for run in bad)
         yield context.finding(
             self,
@@ -307,6 +312,8 @@ class DivisionByZero(GraphRule):
         position = input_of(site, place)
         if root is not None and (_is_chosen(run, root) or is_stored(context, root)):
             return
+        if root is not None and _is_off_zero_in_batch(context, site, place, root):
+            return
         if reads_back_sum(run.ranges, site, place):
             return
         if is_positive_sum(run.ranges, root) or (root is not None and _is_root_with_eps(context, root)):
@@ -398,6 +405,12 @@ def _is_off_zero_by_data(context: GraphContext, site: Site, place: int) -> bool:
     """Whether a denominator of both signs is off zero with the numbers of the batch: images in [0, 1] less 2."""
     bounds = context.bounds(context.runs[0])
     return bounds is not None and not _may_vanish(bounds.operand(site, place))
+
+
+def _is_off_zero_in_batch(context: GraphContext, site: Site, place: int, root: Site) -> bool:
+    """Whether a denominator is worked out from the batch alone, and is off zero with its numbers, as noise levels."""
+    bounds = context.bounds(context.runs[0])
+    return bounds is not None and root.id not in context.weighted and bounds.operand(site, place).least > 0
 
 
 def _quotient(run: Run, site: Site, place: int) -> str:

@@ -27,6 +27,7 @@ from amptune_rules.graph._numeric import (
     is_signed,
     is_signed_sum,
     is_stored,
+    lost_eps,
     of_batch,
     reads_weights_alone,
 )
@@ -89,6 +90,9 @@ class RootAtZero(GraphRule):
             k = torch.exp(self.fc(x))
             return torch.sqrt(k[:4].mean() + k[4:].mean() - 2 * k.mean())  # <- G206
             """)),
+        Example("an eps that FP16 cannot hold, added to a smoothed energy", model_file(
+            "return x / (1e-12 + self.fc(x * x)) ** self.alpha  # <- G206",
+            init="self.fc = nn.Linear(64, 64)\nself.alpha = nn.Parameter(torch.full((64,), 0.96))")),
         Example("an inverse root of relu", model_file(
             "return torch.rsqrt(F.relu(self.fc(x)))  # <- G206")),
         Example("a distance by its three terms", model_file(
@@ -211,6 +215,22 @@ class RootAtZero(GraphRule):
                 self,
                 site,
                 f"{_named(site)} of the output of a layer, which has both signs: NaN below zero",
+                chain=chain(context, site),
+            )
+        else:
+            yield from self._lost(context, site)
+
+    def _lost(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+        """An eps that no format of 16 bits has, added to what the user's code alone keeps above zero."""
+        eps, runs = lost_eps(context, site)
+        if runs:
+            yield context.finding(
+                self,
+                site,
+                f"the eps of {eps:g} under {_named(site)} rounds to zero under {recipes_in(runs)}: it guards nothing "
+                "where what it is added to is zero; add it in float32",
+                severity=Severity.INFO,
+                eps=eps,
                 chain=chain(context, site),
             )
 

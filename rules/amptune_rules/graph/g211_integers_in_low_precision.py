@@ -9,8 +9,12 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
+from amptune.core.operands import input_of
+from amptune.core.range_rules import reduced_count
+from amptune.core.ranges import Ranges
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
+from amptune_rules.graph._numeric import delivering
 
 
 class IntegersInLowPrecision(GraphRule):
@@ -19,7 +23,9 @@ class IntegersInLowPrecision(GraphRule):
     ## What it does
     Reports ops that run in 16 bits on a tensor that the user's code made from integers of its own (arange, randint)
     with more of them than the format counts exactly: 256 in BF16, 2048 in FP16. Autocast does this to a matmul with
-    positions. Integers of the batch, up to the largest one in it, are reported on their way to a sine or cosine alone.
+    positions. Integers of the batch, up to the largest one in it, are reported on their way to a sine or cosine alone,
+    and so are its other numbers, as times, where the rounding moves the angle by a quarter of a radian and more. So is
+    a sum of a mask that counts further than its format does.
 
     ## Why is this bad
     BF16 has no 257: positions 256 and 257 become one. Rotary embeddings computed so are wrong for long sequences.
@@ -60,8 +66,34 @@ class IntegersInLowPrecision(GraphRule):
             return h + angles.sin()
             """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('freq', torch.rand(64))",
             takes="x, t", batch="(torch.randn(32, 64), torch.arange(0, 960, 30))"), options={"evidence": True}),
+        Example("times in the dtype of the activations", model_file(
+            """
+            h = self.fc(x)
+            angles = t.to(h.dtype)[:, None] * self.freq[None]  # <- G211
+            return h + angles.sin()
+            """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('freq', torch.rand(64))",
+            takes="x, t", batch="(torch.randn(32, 64), torch.rand(32) * 5000)"), options={"evidence": True}),
+        Example("a count of tokens in the dtype of the losses", model_file(
+            """
+            h = self.fc(x)
+            keep = (x[:, :8] > 0).to(h.dtype)
+            return (h[:, :8] * keep).sum(0) / keep.sum()  # <- G211
+            """, cast=".bfloat16()", batch="torch.randn(4096, 64).bfloat16()")),
     )  # fmt: skip
     VALID = (
+        Example("times that 16 bits tell apart", model_file(
+            """
+            h = self.fc(x)
+            angles = t.to(h.dtype)[:, None] * self.freq[None]
+            return h + angles.sin()
+            """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('freq', torch.rand(64))",
+            takes="x, t", batch="(torch.randn(32, 64), torch.rand(32))"), options={"evidence": True}),
+        Example("a count of tokens in FP32", model_file(
+            """
+            h = self.fc(x)
+            keep = (x[:, :8] > 0).float()
+            return (h[:, :8] * keep).sum(0) / keep.sum()
+            """, cast=".bfloat16()", batch="torch.randn(4096, 64).bfloat16()")),
         Example("timesteps in FP32", model_file(
             """
             h = self.fc(x)
@@ -100,6 +132,47 @@ class IntegersInLowPrecision(GraphRule):
                     format=str(number_format),
                 )
                 break
+            else:
+                yield from self._moved(context, site)
+                yield from self._counted(context, site)
+
+    def _moved(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+        """Numbers of the batch that are no integers, rounded on their way to a sine or cosine."""
+        if not site.attrs.get("batch") or not _is_turned(context, site):
+            return
+        for number_format in (Format.BF16, Format.FP16):
+            for run in context.runs:
+                largest, turn = _largest_turn(context, run, site, number_format)
+                if turn / 2 < COARSE:
+                    continue
+                yield context.finding(
+                    self,
+                    site,
+                    f"numbers of the batch up to {largest:.4g} are rounded to {number_format} (under "
+                    f"{recipes_in((run,))}) on their way to a sine or cosine: neighbouring angles are {turn:.3g} rad "
+                    "apart there; compute the angle in float32 with autocast off",
+                    largest=largest,
+                    format=str(number_format),
+                )
+                return
+
+    def _counted(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+        """Sums of a mask in 16 bits."""
+        if site.op != "sum" or 0 not in site.attrs.get("tested", ()):
+            return
+        count = reduced_count(site)
+        for number_format in (Format.BF16, Format.FP16):
+            runs = delivering(context, site, number_format)
+            if runs and count > number_format.largest_exact_integer:
+                yield context.finding(
+                    self,
+                    site,
+                    f"a count of up to {count} is rounded to {number_format} (under {recipes_in(runs)}), which has no "
+                    f"{number_format.largest_exact_integer + 1}: count in float32",
+                    count=count,
+                    format=str(number_format),
+                )
+                return
 
     def _rounded(self, context: GraphContext, site: Site) -> Iterable[tuple[int, Format, tuple[Run, ...]]]:
         made = {**(site.attrs.get("integers") or {}), **_given(context, site)}
@@ -111,6 +184,8 @@ class IntegersInLowPrecision(GraphRule):
                     yield length, number_format, runs
 
 
+COARSE = 0.25
+"""Radians by which the rounding of a number may move an angle without a word."""
 _TURNS = ("sin", "cos", "sinc")
 _ON_THE_WAY = ("mul", "div", "add", "sub", "cat", "stack", "outer", "einsum", "matmul")
 _STEPS = 4
@@ -124,6 +199,35 @@ def _given(context: GraphContext, site: Site) -> dict[int, int]:
         return {}
     found = {index: bounds.input(site, index).high for index in places}
     return {index: int(high) + 1 for index, high in found.items() if math.isfinite(high)}
+
+
+def _largest_turn(context: GraphContext, run: Run, site: Site, number_format: Format) -> tuple[float, float]:
+    """The largest number of the batch that a site reads rounded to a format, and how far apart the angles are that it
+    makes of it and its neighbour; zeros where it does not read one so."""
+    bounds = context.bounds(run)
+    for position in site.attrs["batch"]:
+        tensor = site.inputs[position]
+        is_rounded = tensor.dtype == "float32" and run.dtypes[site.id].inputs[position] == number_format.torch_name
+        if bounds is None or not is_rounded:
+            continue
+        largest = bounds.arriving(site, position).magnitude
+        if 0 < largest < math.inf:
+            step = number_format.epsilon * 2.0 ** math.floor(math.log2(largest))
+            return largest, step * _factor(bounds, site, position)
+    return 0.0, 0.0
+
+
+def _factor(bounds: Ranges, site: Site, position: int) -> float:
+    """What a site multiplies one of its inputs by, at most; 0 where that is not known."""
+    if site.op not in ("mul", "div", "outer", "einsum", "matmul"):
+        return 1.0
+    places = [place for place in (0, 1) if input_of(site, place) != position]
+    if len(places) != 1:
+        return 0.0
+    other = bounds.operand(site, places[0])
+    if site.op == "div":
+        return 1 / other.least if other.least > 0 else 0.0
+    return other.magnitude if math.isfinite(other.magnitude) else 0.0
 
 
 def _is_turned(context: GraphContext, site: Site, steps: int = _STEPS) -> bool:

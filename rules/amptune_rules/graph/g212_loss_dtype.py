@@ -79,4 +79,11 @@ def _is_loss(site: Site) -> bool:
     if op_named(site.op).family is Family.LOSS:
         return True
     single = bool(site.outputs) and site.outputs[0].numel == 1
-    return site.module == LOSS and site.op in ("mean", "sum", "var") and single and site.inputs[0].numel > 1
+    is_count = bool(site.attrs.get("tested"))  # of what a mask keeps, of which G211 tells
+    return (
+        site.module == LOSS
+        and site.op in ("mean", "sum", "var")
+        and single
+        and site.inputs[0].numel > 1
+        and not is_count
+    )

@@ -65,6 +65,9 @@ class FftComplex(GraphRule):
             z = torch.einsum("bi,io->bo", z, self.w)  # <- G403
             return torch.fft.irfft(z, n=64)
             """, init=_FILTER), options={"recipes": ("autocast-fp16",)}),
+        Example("a spectrogram without a window", model_file(
+            "return torch.stft(self.fc(x), 16, return_complex=True).abs()  # <- G403"),
+            options={"recipes": ("autocast-bf16",)}),
         Example("back from 30 complex halves", model_file(
             "return torch.fft.irfft(torch.fft.rfft(self.fc(x))[:, :30])  # <- G403"),
             options={"recipes": ("autocast-fp16",)}),
@@ -79,6 +82,11 @@ class FftComplex(GraphRule):
             "return torch.fft.irfft(torch.fft.rfft(self.fc(x)) * self.w[0], n=64)", init=_FILTER),
             options={"recipes": ("autocast-fp16",)}),
         Example("cast up first", model_file("return torch.fft.rfft(self.fc(x).float()).abs()")),
+        Example("a spectrogram whose window is fp32", model_file(
+            """
+            window = torch.hann_window(16, device=x.device)
+            return torch.stft(self.fc(x), 16, window=window, return_complex=True).abs()
+            """)),
         Example("64 elements under fp16 autocast", model_file("return torch.fft.rfft(self.fc(x)).abs()"),
                 options={"recipes": ("autocast-fp16",)}),
     )  # fmt: skip
@@ -133,9 +141,9 @@ def _pass_on(context: GraphContext, site: Site, raising: tuple[Run, ...], behind
 def _raises(run: Run, site: Site) -> bool:
     if op_named(site.op).family is Family.GEMM:
         return COMPLEX_HALF in _operands(run, site)
-    dtype = run.dtypes[site.id].inputs[0]
-    if dtype not in (*HALF, COMPLEX_HALF):
-        return False
+    dtype, *others = run.dtypes[site.id].inputs
+    if dtype not in (*HALF, COMPLEX_HALF) or (site.op == "stft" and "float32" in others):
+        return False  # a window in FP32 multiplies the frames, and raises them, before they are transformed
     return dtype == "bfloat16" or run.device == "cpu" or any(length & (length - 1) for length in _lengths(site))
 
 
@@ -145,6 +153,8 @@ def _size(site: Site) -> str:
 
 def _lengths(site: Site) -> list[int]:
     """Elements of the transform along each of its axes, those of the real side where one side is real."""
+    if isinstance(frame := site.attrs.get("n_fft"), int):
+        return [frame]
     shapes = [tensor.shape for tensor in (site.inputs[0], *site.outputs[:1])]
     sizes = []
     for axis in _axes(site):
