@@ -110,12 +110,14 @@ class Site:
 
 class _State(threading.local):
     """Per thread: weight casts of the outermost forward that is running, those of modules that it has not called yet,
-    the groups of modules whose weights are cast together in it, and how deep we are in our own regions."""
+    the groups of modules whose weights are cast together in it, how deep we are in our own regions, and how many losses
+    of models were compiled ones."""
 
     casts: dict[Any, Any] | None = None
     unused: dict[tuple[int, int], Any] | None = None
     groups: Sequence[_Group] = ()
     regions: int = 0
+    losses: int = 0
 
 
 _state = _State()
@@ -1694,9 +1696,28 @@ def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwa
     """
     root: _Root = module._amptune_root
     if root.compiles_loss and not _is_compiling() and not _is_within_compiled():
+        run = _run_awaiting_loss if root.awaits_loss and module.training and _is_grad_enabled() else _run_planned
         with losses_compiled():
-            return _run_planned(module, root, inner, args, kwargs)
+            return run(module, root, inner, args, kwargs)
     return _run_planned(module, root, inner, args, kwargs)
+
+
+def _run_awaiting_loss(
+    module: Any, root: _Root, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The first forward in training of a model whose loss is to be compiled: where it makes none, that is said."""
+    before = _state.losses
+    result = _run_planned(module, root, inner, args, kwargs)
+    module.__dict__["_amptune_root"] = dataclasses.replace(root, awaits_loss=False)
+    if _state.losses == before:
+        name = base_class(type(module)).__name__
+        warnings.warn(
+            f"compile_loss=True compiles nothing: {name} made no loss in its first forward in training, neither by a "
+            "loss_function that it keeps nor by torch.nn.functional.cross_entropy. Give it the labels, if it makes a "
+            'loss of them; @loss_in("fp32", compile=True) compiles a loss function outside of it.',
+            stacklevel=6,
+        )
+    return result
 
 
 def _run_planned(module: Any, root: _Root, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -1864,12 +1885,13 @@ _RUN: dict[str, Callable[..., Any]] = {"autocast": _run_region, "pinned": _run_p
 
 @dataclasses.dataclass(frozen=True)
 class _Root:
-    """What the root of a planned model remembers."""
+    """What the root of a planned model remembers; ``awaits_loss`` until the first forward in training."""
 
     output_dtype: torch.dtype | None
     groups: Sequence[_Group] = ()
     has_late: bool = False
     compiles_loss: bool = False
+    awaits_loss: bool = False
 
 
 class AppliedPlan:
@@ -1974,7 +1996,7 @@ def _apply_now(
     model.__class__ = _made_class(type(model), "root")
     paths = {path: module for path, module in _all_modules(model).items() if id(module) in modules}
     has_late = any(site.how == "late" for site in resolved.values())
-    model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths), has_late, compile_loss)
+    model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths), has_late, compile_loss, compile_loss)
     return AppliedPlan(model, resolved)
 
 
@@ -2220,6 +2242,7 @@ _compiled_losses: dict[tuple[Any, Any, bool], Callable[..., Any]] = {}
 def _compiled_loss(function: Any, backend: Any, *, raises: bool = False) -> Callable[..., Any]:
     """``function`` under torch.compile, the same each time: what it makes of the logits, such as a copy of them in
     FP32, then is never in memory as a whole. It takes 16-bit inputs to float32 itself where ``raises`` says so."""
+    _state.losses += 1
     if (function, backend, raises) not in _compiled_losses:
 
         def loss(*args: Any, **kwargs: Any) -> Any:

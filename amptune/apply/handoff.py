@@ -12,6 +12,7 @@ from amptune.capture import Target, TargetSpec
 from amptune.core.graph import PrecisionGraph
 from amptune.patch.output import patched_name
 from amptune.patch.spec import PatchSpec
+from amptune.runtime import keep_loss
 
 
 def patch_spec(target: Target, model: nn.Module, graph: PrecisionGraph) -> PatchSpec:
@@ -27,6 +28,7 @@ def patch_spec(target: Target, model: nn.Module, graph: PrecisionGraph) -> Patch
         make_model="make_model" if hasattr(module, "make_model") else None,
         loss="loss_fn" if hasattr(module, "loss_fn") else None,
         optimizer="make_optimizer" if hasattr(module, "make_optimizer") else None,
+        keeps_loss=bool(keep_loss(model)),
     )
 
 

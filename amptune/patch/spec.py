@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from amptune.core.graph import LOSS, Site
 from amptune.core.ops import Family, op_named
 
+CROSS_ENTROPY = "cross_entropy"
+"""The loss of torch that is compiled wherever a forward calls it, see ``runtime.losses_compiled``."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SiteRef:
@@ -42,7 +45,7 @@ class PatchSpec:
             from a package, what it returns is what the plan is applied to.
         loss: the loss function of this file.
         optimizer: the function of this file that makes the optimizer.
-        makes_loss: whether the forward makes a loss, which ``loss`` may just hand on.
+        makes_loss: whether the forward makes a loss that can be compiled by itself, which ``loss`` may just hand on.
     """
 
     path: str
@@ -68,6 +71,7 @@ class PatchSpec:
         make_model: str | None = None,
         loss: str | None = None,
         optimizer: str | None = None,
+        keeps_loss: bool = False,
     ) -> PatchSpec:
         """A spec from a captured graph.
 
@@ -77,9 +81,10 @@ class PatchSpec:
             module_paths: (path, identity) of every module, duplicates included:
                 ``((n, id(m)) for n, m in model.named_modules(remove_duplicate=False))``.
             tensors, top_class, make_model, loss, optimizer: as the attributes.
+            keeps_loss: whether the model has a ``loss_function`` that can be set.
         """
         sites, paths = list(sites), list(module_paths)
-        makes_loss = any(site.module != LOSS and op_named(site.op).family is Family.LOSS for site in sites)
+        makes_loss = _calls_cross_entropy(sites) or (keeps_loss and _is_handed_on(sites))
         first: dict[int, str] = {}
         shared = {name: kept for name, identity in paths if (kept := first.setdefault(identity, name)) != name}
         refs = tuple(
@@ -87,3 +92,15 @@ class PatchSpec:
         )
         names = tuple(name for name, _ in paths)
         return cls(path, refs, names, shared, tuple(tensors), top_class, make_model, loss, optimizer, makes_loss)
+
+
+def _calls_cross_entropy(sites: Iterable[Site]) -> bool:
+    return any(site.module != LOSS and site.op == CROSS_ENTROPY for site in sites)
+
+
+def _is_handed_on(sites: Iterable[Site]) -> bool:
+    """Whether the forward's result is a loss already: it calls a loss of torch, or what comes after the forward reads
+    single numbers alone, as where the model's own function makes the loss by hand."""
+    after = [site for site in sites if site.module == LOSS]
+    by_torch = any(site.module != LOSS and op_named(site.op).family is Family.LOSS for site in sites)
+    return by_torch or all(tensor.numel == 1 for site in after for tensor in site.inputs)

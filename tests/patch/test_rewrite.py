@@ -3,7 +3,7 @@
 import pytest
 
 from amptune.core.formats import Format
-from amptune.core.graph import LOSS, Site
+from amptune.core.graph import LOSS, Site, TensorMeta
 from amptune.core.plan import Plan, SitePlan
 from amptune.errors import InputError, PlanError
 from amptune.patch.block import BEGIN, END
@@ -168,22 +168,36 @@ def test_an_op_that_assigns_is_refused_with_how_to_write_it():
         patch_source(source, plan_of({"#mul.0": PIN}), spec)
 
 
+def _after(*shape: int) -> Site:
+    return Site(f"{LOSS}#mul.0", "mul", "function", LOSS, inputs=(TensorMeta(shape, "float32"),))
+
+
 @pytest.mark.parametrize(
-    ("site", "is_said"),
+    ("site", "keeps_loss", "is_said"),
     [
-        (Site("criterion", "cross_entropy", "module", "criterion"), True),
-        (Site("#mse_loss.0", "mse_loss", "function", ""), True),
-        (Site(f"{LOSS}#cross_entropy.0", "cross_entropy", "function", LOSS), False),
+        (Site("criterion", "cross_entropy", "module", "criterion"), False, True),
+        (Site("#cross_entropy.0", "cross_entropy", "function", ""), False, True),
+        (Site("#mse_loss.0", "mse_loss", "function", ""), True, True),
+        (Site("#mse_loss.0", "mse_loss", "function", ""), False, False),
+        (Site("#neg.0", "neg", "function", ""), True, True),
+        (_after(), True, True),
+        (_after(4, 3), True, False),
+        (Site(f"{LOSS}#cross_entropy.0", "cross_entropy", "function", LOSS, inputs=(TensorMeta((4, 3), "float32"),)),
+         True, False),
     ],
-    ids=["a module of the model", "a call in the forward", "loss_fn alone"],
-)
-def test_a_compiled_loss_is_said_to_the_model_where_its_forward_makes_one(site: Site, is_said: bool) -> None:
+    ids=["a module of the model", "a call in the forward", "kept, by torch's", "not kept, which is not compiled",
+         "kept, by hand", "kept, scaled by loss_fn", "kept, loss_fn makes another", "loss_fn alone"],
+)  # fmt: skip
+def test_a_compiled_loss_is_said_to_the_model_where_its_forward_makes_one(
+    site: Site, keeps_loss: bool, is_said: bool
+) -> None:
     source = (
         "from torch import nn\n\n\ndef make_model():\n    return nn.Sequential(nn.Linear(2, 2))\n\n\n"
         "def loss_fn(output, batch):\n    return output[1]\n"
     )
     spec = PatchSpec.from_sites(
-        "model.py", [site], module_paths=[("", 0), ("0", 1)], make_model="make_model", loss="loss_fn"
-    )
+        "model.py", [site], module_paths=[("", 0), ("0", 1)], make_model="make_model", loss="loss_fn",
+        keeps_loss=keeps_loss,
+    )  # fmt: skip
     plan = Plan({"0": SitePlan(Format.BF16)}, loss_compile=True)
     assert ("compile_loss=True" in patch_source(source, plan, spec)) is is_said

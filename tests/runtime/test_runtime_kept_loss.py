@@ -123,6 +123,47 @@ def test_in_a_compiled_model_it_is_part_of_the_graph() -> None:
     torch.testing.assert_close(found, expected)
 
 
+class Sometimes(Keeps):
+    """Makes a loss of labels alone."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.head(x)
+        return logits if labels is None else self.loss_function(logits=logits, labels=labels)
+
+
+NOTHING = "compile_loss=True compiles nothing: Sometimes made no loss in its first forward in training"
+
+
+@pytest.mark.parametrize("kind", ["itself", "copy"])
+def test_a_model_that_makes_no_loss_says_so_once(kind: str, compiled: list[str]) -> None:
+    model = Sometimes()
+    runtime.apply_plan(model, {"head": "bf16"}, compile_loss=True)
+    model = model if kind == "itself" else copy.deepcopy(model)
+    model.eval()(X)
+    with torch.no_grad():
+        model.train()(X)
+    with pytest.warns(UserWarning, match=NOTHING) as said:
+        model(X)
+    assert said[0].filename == __file__
+    model(X)
+    assert len(said) == 1
+    assert compiled == []
+
+
+def test_one_that_makes_a_loss_in_training_may_do_without_later(compiled: list[str]) -> None:
+    model = Sometimes()
+    runtime.apply_plan(model, {"head": "bf16"}, compile_loss=True)
+    model(X, labels=X)
+    model(X)
+    assert compiled == ["inductor"]
+
+
+def test_a_compiled_model_is_not_told_of_a_loss_outside_of_it() -> None:
+    model = Sometimes()
+    runtime.apply_plan(model, {"head": "fp32"}, compile_loss=True)
+    torch.compile(model, backend="eager", fullgraph=True)(X)
+
+
 class Calls(nn.Module):
     """Calls a cross entropy in its forward, by itself or through a module of its own or of the moment."""
 

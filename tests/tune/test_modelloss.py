@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from amptune.apply.handoff import patch_spec
+from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.runtime import keep_loss
@@ -188,3 +191,19 @@ def test_recipes_and_plans_that_say_so_have_it_compiled_and_so_have_compiled_blo
             assert ("_amptune_loss" in vars(model)) is expected, (candidate, compilation)
         assert "_amptune_loss" not in vars(model)
         assert type(model).__mro__[1] is torch.nn.Module
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "is_made"),
+    [("output", True), ("2 * output", True), ("nn.functional.mse_loss(batch['x'], batch['x'] + output)", False)],
+    ids=["handed on", "scaled", "another"],
+)
+def test_a_loss_that_the_model_keeps_and_makes_by_hand_is_the_models(
+    loss_fn: str, is_made: bool, tmp_path: Path
+) -> None:
+    by_hand = "(nn.functional.softplus(logits) - logits * (labels == 0)[:, None]).mean()"
+    source = KEEPS.replace("nn.functional.cross_entropy(logits.float(), labels)", by_hand)
+    path = tmp_path / "model.py"
+    path.write_text(f"{source}\n\ndef loss_fn(output, batch):\n    return {loss_fn}\n")
+    target = load_target(TargetSpec(str(path)))
+    assert patch_spec(target, target.make_model(), capture(target).graph).makes_loss is is_made
