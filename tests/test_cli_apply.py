@@ -435,3 +435,19 @@ def test_a_tensor_that_the_model_holds_is_cast_in_the_patched_file(tmp_path: Pat
     run = "import net_amptuned as net; print(net.make_model()(net.make_batch()[0]).dtype)"
     shown = subprocess.run([sys.executable, "-c", run], cwd=out, capture_output=True, text=True, check=False)
     assert shown.stdout.strip() == "torch.bfloat16", shown.stderr
+
+
+def test_a_reason_that_speaks_of_the_markers_is_no_marker(folder: Path) -> None:
+    why = "as I had it:\n# >>> amptune, # <<< amptune"
+    write_plan(folder, Plan(sites={"fc1": SitePlan(Format.BF16, why=why), "fc2": SitePlan(Format.BF16)}))
+    result = amptune_here(folder, "apply", "plan.json", "net.py")
+    assert result.returncode == 0, result.stderr
+    assert amptune_here(folder, "apply", "plan.json", "net.py", "--out", "amptune-out/net").returncode == 0
+
+
+def test_a_decision_that_nothing_would_put_in_force_is_refused(folder: Path) -> None:
+    write_plan(folder, Plan(sites={**PLAN.sites, "#softmax.0": SitePlan(Format.BF16, how="source")}))
+    result = amptune_here(folder, "apply", "plan.json", "net.py")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "sites['#softmax.0']: 'how': 'source' computes an operation in fp32, and the format is bf16" in result.stderr
+    assert "leave the site out" in result.stderr

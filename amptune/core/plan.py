@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from amptune.core.choice import SCALINGS, Choice
 from amptune.core.formats import Format
-from amptune.core.nearest import nearest
+from amptune.core.planfields import Fields
 from amptune.errors import PlanError
 
 PLAN_VERSION = 1
@@ -20,6 +21,13 @@ HELD = ("own", "read", "late")
 BF16_MASTER = "bf16-master"
 PARAMS = ("bf16", BF16_MASTER)
 """Parameters in BF16 that are stepped themselves, or by way of FP32 master copies in the optimizer."""
+_FIELDS = ("version", "tool", "model", "measured_on", "flags", "loss", "output_format", "sites", "scaler", "params")
+_FIELDS_OF = {
+    "model": ("target", "source_sha256", "fingerprint"),
+    "flags": ("tf32", "channels_last"),
+    "loss": ("format", "compile"),
+}
+_FIELDS_OF_SITE = ("format", "scaling", "pad", "pad_in", "strided", "how", "why")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,21 +159,26 @@ class Plan:
             PlanError: a newer schema, a missing or wrong field, an unknown format; the message names ``where`` and
                 the field.
         """
-        reader = _Reader(data, where)
+        reader = Fields(data, where)
         version = reader.get("version", int)
+        if version < 1:
+            raise PlanError(f"{where}: schema version {version} does not exist; this amptune reads {PLAN_VERSION}")
         if version > PLAN_VERSION:
             raise PlanError(
                 f"{where}: schema version {version} is newer than this amptune reads ({PLAN_VERSION})",
                 hint="upgrade amptune, or run the search again with this version",
             )
-        model, flags, loss = (_Reader(reader.get(key, dict), f"{where}: {key}") for key in ("model", "flags", "loss"))
+        reader.know(_FIELDS)
+        model, flags, loss = (
+            Fields(reader.get(key, dict), f"{where}: {key}").know(known) for key, known in _FIELDS_OF.items()
+        )
         return cls(
-            sites={k: _site(entry, f"{where}: sites[{k!r}]") for k, entry in reader.get("sites", dict).items()},
+            sites={k: _site(k, entry, f"{where}: sites[{k!r}]") for k, entry in reader.get("sites", dict).items()},
             tf32=flags.get("tf32", bool),
             channels_last=flags.get("channels_last", bool),
-            loss_format=loss.format("format"),
+            loss_format=loss.dtype("format"),
             loss_compile=loss.get("compile", bool),
-            output_format=reader.format("output_format"),
+            output_format=reader.dtype("output_format"),
             scaler=_scaler(reader.get("scaler", dict), f"{where}: scaler"),
             target=model.get("target", str),
             source_sha256=model.get("source_sha256", str),
@@ -196,46 +209,15 @@ def _is_same(one: str, other: str) -> bool:
     return one == other
 
 
-class _Reader:
-    """Typed access to a JSON object, with the field's name in every error."""
-
-    def __init__(self, data: object, where: str) -> None:
-        if not isinstance(data, dict):
-            raise PlanError(f"{where}: expected an object, found {type(data).__name__}")
-        self.data = data
-        self.where = where
-
-    def get(self, key: str, kind: type) -> Any:
-        if key not in self.data:
-            raise PlanError(f"{self.where}: field {key!r} is missing")
-        value = self.data[key]
-        wrong_bool = isinstance(value, bool) and kind is not bool
-        if wrong_bool or not isinstance(value, (int, float) if kind is float else kind):
-            raise PlanError(f"{self.where}: field {key!r} is {value!r}, expected {kind.__name__}")
-        return value
-
-    def format(self, key: str) -> Format | None:
-        value = self.data.get(key)
-        if value is None:
-            return None
-        try:
-            return Format.parse(str(value))
-        except ValueError as error:
-            near = nearest(str(value), (member.label for member in Format))
-            raise PlanError(
-                f"{self.where}: field {key!r}: {error}", hint=f"did you mean {near}?" if near else None
-            ) from None
-
-
-def _params(reader: _Reader) -> str | None:
+def _params(reader: Fields) -> str | None:
     value = reader.data.get("params")
     if value is not None and value not in PARAMS:
         raise PlanError(f"{reader.where}: field 'params' is {value!r}, not one of {', '.join(PARAMS)}")
     return None if value is None else str(value)
 
 
-def _site(entry: object, where: str) -> SitePlan:
-    reader = _Reader(entry, where)
+def _site(name: str, entry: object, where: str) -> SitePlan:
+    reader = Fields(entry, where).know(_FIELDS_OF_SITE)
     number_format = reader.format("format")
     if number_format in (None, Format.TF32, Format.FP8_E5M2):
         raise PlanError(f"{where}: field 'format' must be one of fp32, bf16, fp16, fp8_e4m3")
@@ -254,11 +236,27 @@ def _site(entry: object, where: str) -> SitePlan:
         raise PlanError(f"{where}: field 'strided' is {strided!r}, expected bool")
     if how not in HOW:
         raise PlanError(f"{where}: how {how!r} is not one of {', '.join(HOW)}")
+    _check_how(name, number_format, how, where)
     return SitePlan(number_format, scaling, pad, how, str(reader.data.get("why", "")), pad_in, strided)
 
 
+def _check_how(name: str, number_format: Format, how: str, where: str) -> None:
+    """Raise PlanError for a decision that could not be put in force, and would be left out in silence."""
+    if "#" not in name:
+        if how in ("follow", "source"):
+            raise PlanError(f"{where}: how {how!r} is for an operation that stands in a forward, and this is a module",
+                            hint="leave 'how' out, or the whole site to have it as it is")  # fmt: skip
+        return
+    if how not in ("follow", "source", "autocast"):
+        raise PlanError(f"{where}: how {how!r} is for a module, and this is an operation that stands in a forward",
+                        hint="'how': 'source' computes it in FP32; without a site it follows its inputs")  # fmt: skip
+    if how == "source" and number_format is not Format.FP32:
+        raise PlanError(f"{where}: 'how': 'source' computes an operation in fp32, and the format is {number_format}",
+                        hint="leave the site out, and the operation follows its inputs")  # fmt: skip
+
+
 def _scaler(data: object, where: str) -> ScalerConfig:
-    reader = _Reader(data, where)
+    reader = Fields(data, where).know(ScalerConfig.__dataclass_fields__)
     config = ScalerConfig(
         enabled=reader.get("enabled", bool),
         init_scale=float(reader.get("init_scale", float)),
@@ -266,6 +264,9 @@ def _scaler(data: object, where: str) -> ScalerConfig:
         backoff_factor=float(reader.get("backoff_factor", float)),
         growth_interval=reader.get("growth_interval", int),
     )
+    factors = (config.init_scale, config.growth_factor, config.backoff_factor)
+    if not all(map(math.isfinite, factors)) or config.growth_interval < 1:
+        raise PlanError(f"{where}: needs numbers that are finite, and growth_interval of a step or more")
     if config.growth_factor <= 1 or not 0 < config.backoff_factor < 1 or config.init_scale <= 0:
         raise PlanError(f"{where}: needs growth_factor > 1, 0 < backoff_factor < 1 and init_scale > 0")
     return config

@@ -20,6 +20,6 @@ def read_plan(path: Path) -> Plan:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PlanError(f"{path} is not JSON: {error}") from error
     return Plan.from_json(data, str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 from amptune.core.opcodes import find_functional_ops
 from amptune.core.plan import Plan
@@ -35,7 +36,10 @@ def check_patched(source: str, patched: str, plan: Plan, spec: PatchSpec) -> Non
 
 def written_table(text: str) -> list[Entry]:
     """The table of a patched file, read from its text."""
-    block = text[text.index(BEGIN) : text.index(END)]
+    begin, end = (re.search(rf"^{marker}", text, re.MULTILINE) for marker in (BEGIN, END))
+    assert begin, "the block begins with a line of its own"
+    assert end, "the block ends with a line of its own"
+    block = text[begin.start() : end.start()]
     tables = [node.value for node in ast.parse(block).body if isinstance(node, ast.Assign)]
     assert len(tables) == 1, "the block has one table"
     table: dict[str, str | dict[str, str | int]] = ast.literal_eval(tables[0])

@@ -76,11 +76,36 @@ SITE = {"format": "bf16", "scaling": None, "pad": 0, "how": "swap", "why": ""}
         ({"params": "fp16"}, "'params' is 'fp16', not one of bf16, bf16-master"),
         ({"flags": {"tf32": 1, "channels_last": False}}, "'tf32' is 1, expected bool"),
         ({"scaler": PLAN.scaler.to_json() | {"growth_factor": 1.0}}, "growth_factor > 1"),
+        ({"scaler": PLAN.scaler.to_json() | {"init_scale": float("inf")}}, "numbers that are finite"),
+        ({"scaler": PLAN.scaler.to_json() | {"growth_factor": float("nan")}}, "numbers that are finite"),
+        ({"scaler": PLAN.scaler.to_json() | {"growth_interval": 0}}, "growth_interval of a step or more"),
+        ({"version": 0}, "schema version 0 does not exist"),
+        ({"loss": {"format": "fp8_e4m3", "compile": False}}, "'format' is fp8_e4m3, not one of fp32, bf16, fp16"),
+        ({"output_format": "tf32"}, "'output_format' is tf32, not one of fp32, bf16, fp16"),
+        ({"sites": {"a": SITE | {"how": "follow"}}}, "how 'follow' is for an operation"),
+        ({"sites": {"a": SITE | {"how": "source"}}}, "how 'source' is for an operation"),
+        ({"sites": {"a#exp.0": SITE}}, "how 'swap' is for a module"),
+        ({"sites": {"a#exp.0": SITE | {"how": "source"}}}, "'source' computes an operation in fp32, and the format is"),
     ],
 )
 def test_a_wrong_field_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         Plan.from_json(as_json(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "hint"),
+    [
+        ({"output_fromat": "bf16"}, "unknown field 'output_fromat'", "did you mean output_format?"),
+        ({"sites": {"a": SITE | {"pads": 8}}}, r"sites\['a'\]: unknown field 'pads'", "did you mean pad?"),
+        ({"flags": {"tf32": True, "channel_last": True}}, "flags: unknown field", "did you mean channels_last?"),
+        ({"loss": {"format": None, "kind": "mse"}}, "loss: unknown field 'kind'", "known: format, compile"),
+    ],
+)
+def test_a_field_that_would_change_nothing_is_named(changes: dict[str, Any], message: str, hint: str) -> None:
+    with pytest.raises(PlanError, match=message) as raised:
+        Plan.from_json(as_json(**changes))
+    assert raised.value.hint == hint
 
 
 @pytest.mark.parametrize("data", [None, [], "plan", 3])
