@@ -9,7 +9,7 @@ import pytest
 
 from .export import plans
 from .inprocess import amptune
-from .test_cli_apply import PLAN
+from .test_cli_apply import PLAN, write_plan
 from .tune.conftest import MLP
 
 
@@ -106,3 +106,13 @@ def test_the_command_that_an_export_names_writes_the_model_beside_the_plan(tmp_p
     assert command == f"apply runs/plan.json {model.name} --out runs"
     assert amptune(tmp_path, *command.split()).returncode == 0
     assert (tmp_path / "runs/net_amptuned.py").is_file()
+
+
+def test_something_else_than_an_optimizer_is_refused_with_what_to_return(tmp_path: Path) -> None:
+    own = "def make_optimizer(params):\n    return [torch.optim.SGD(params, 0.1)]\n"
+    (tmp_path / "net.py").write_text(f"{MLP}\n\n{own}")
+    write_plan(tmp_path)
+    done = amptune(tmp_path, "verify", "net.py", "--plan", "plan.json", "--steps", "5", "--device", "cpu")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "make_optimizer(params) returned list, not a torch.optim.Optimizer" in done.stderr
+    assert "return one optimizer for all parameters" in done.stderr

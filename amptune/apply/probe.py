@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from amptune.apply.recorder import ModulePaths, Record
 from amptune.apply.support import how_to_apply
 from amptune.apply.ties import merged
 from amptune.capture.names import is_in_place, op_name, spelling_of
+from amptune.capture.usercode import headline, place_of
 from amptune.capture.where import current_place
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT
@@ -80,6 +81,8 @@ class Fixing:
         line: the user's line that makes it, as ``model.py:12``; empty where none does.
         groups: what arrives there is decided by these.
         has_kernel: it takes 16 bits, but one dtype only, and meets a tensor which no group decides.
+        error: what was raised, where that was no torch function but code that is not looked into (TorchScript, an
+            extension, a question of the user's for the dtype).
     """
 
     path: str
@@ -87,6 +90,7 @@ class Fixing:
     line: str
     groups: frozenset[str]
     has_kernel: bool
+    error: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +139,15 @@ def tied_by_run(
         low: the 16-bit format to probe with.
         how: module path -> "autocast" where a module runs in an autocast region though it could be swapped.
     """
-    lowered = _run(model, run, groups, low, how or {}, high=None)
+    how = how or {}
+    refusing: dict[str, Fixing] = {}
+    try:
+        lowered = _run(model, run, groups, low, how, high=())
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        refusing = refused(groups, lambda high: _run(model, run, groups, low, how, high=high))
+        lowered = _run(model, run, groups, low, how, high=refusing)
     low_dtype = runtime.FORMATS[low.label]
     # What no group lowers is FP32 in every run, and so says nothing of the groups.
     sources: dict[Place, list[set[str]]] = {
@@ -144,8 +156,17 @@ def tied_by_run(
         if place in lowered.one_dtype | lowered.fp32_only
     }
     idle: set[str] = set()
+    inseparable: set[str] = set()
     for name in groups:
-        raised = _run(model, run, groups, low, how or {}, high=name)
+        if name in refusing:
+            continue
+        try:
+            raised = _run(model, run, groups, low, how, high={name, *refusing})
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # the user's code asks that this and another have one dtype
+            inseparable.add(name)
+            continue
         if not _differ(lowered, raised):
             idle.add(name)
         for place, operands in sources.items():
@@ -157,12 +178,40 @@ def tied_by_run(
     }
     meeting = {place: names for place, names in ties.items() if INPUT in names}
     without_kernel = {place: {INPUT}.union(*sources[place]) for place in sources if place in lowered.fp32_only}
-    fixing = tuple(
-        Fixing(path, op, lowered.lines[path, op, number], frozenset(names - {INPUT}), has_kernel)
-        for found, has_kernel in ((meeting, True), (without_kernel, False))
-        for (path, op, number), names in found.items()
+    fixing = (
+        *refusing.values(),
+        *(
+            Fixing(path, op, lowered.lines[path, op, number], frozenset(names - {INPUT}), has_kernel)
+            for found, has_kernel in ((meeting, True), (without_kernel, False))
+            for (path, op, number), names in found.items()
+        ),
     )
-    return Ties(merged([*ties.values(), *without_kernel.values()]), fixing, frozenset(idle))
+    apart = [{INPUT, name} for name in refusing]
+    if len(inseparable) == 1:  # nobody knows from what
+        inseparable = groups.keys() - refusing.keys()
+    together = [inseparable] if inseparable else []
+    return Ties(merged([*ties.values(), *without_kernel.values(), *apart, *together]), fixing, frozenset(idle))
+
+
+def refused(groups: Iterable[str], run: Callable[[Collection[str]], object]) -> dict[str, Fixing]:
+    """The groups that cannot have 16 bits, each with what was raised: taken one after the other beside those that can.
+
+    Args:
+        groups: names.
+        run: one forward with these in FP32 and all others low, which raises where that cannot be.
+    """
+    names = list(groups)
+    refusing: dict[str, Fixing] = {}
+    for index, name in enumerate(names):
+        try:
+            run({*refusing, *names[index + 1 :]})
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            told = f"{type(error).__name__}: {headline(error)}".removesuffix(": ")
+            line = Path(place_of(error)).name
+            refusing[name] = Fixing("", "", line, frozenset({name}), has_kernel=False, error=told)
+    return refusing
 
 
 def _differ(one: _Run, other: _Run) -> bool:
@@ -176,13 +225,13 @@ def _run(
     groups: Mapping[str, Collection[str]],
     low: Format,
     how: Mapping[str, str],
-    high: str | None,
+    high: Collection[str],
 ) -> _Run:
-    """One forward with all groups low but ``high``."""
+    """One forward with all groups low but those of ``high``."""
     table: dict[str, dict[str, Any]] = {}
     for name, paths in groups.items():
         for path in paths:
-            table[path] = {"format": Format.FP32.label if name == high else low.label, "how": how.get(path)}
+            table[path] = {"format": Format.FP32.label if name in high else low.label, "how": how.get(path)}
     applied = runtime.apply_plan(model, table)
     running = ModulePaths(model)
     mode = _Tolerant(running, set(table))

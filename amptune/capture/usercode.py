@@ -75,6 +75,15 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def headline(error: BaseException) -> str:
+    """The line of an error's text that says what is wrong: the first, and under TorchScript, which tells its own call
+    stack before, the last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return ""
+    return lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]
+
+
 def place_of(error: BaseException) -> str:
     """``path:line`` of the innermost frame that is neither torch's, the standard library's nor ours; may be empty."""
     if isinstance(error, SyntaxError) and error.filename:

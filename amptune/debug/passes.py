@@ -19,6 +19,7 @@ from amptune.core.formats import Format
 from amptune.debug.emulate import Emulation, emulating
 from amptune.debug.record import Op, PassRecorder, Rewrite, Spot, run_backward
 from amptune.tune.recipes import Candidate, autocast_region, backend_flags
+from amptune.tune.state import dense
 from amptune.tune.training import Workbench, seed_everything
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -258,4 +259,4 @@ def stored_in_fp32(model: nn.Module) -> Iterator[None]:
 
 
 def _gradients_finite(model: nn.Module) -> bool:
-    return all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+    return all(bool(torch.isfinite(dense(p.grad)).all()) for p in model.parameters() if p.grad is not None)

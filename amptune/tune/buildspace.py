@@ -293,7 +293,8 @@ def _with_losses(graph: PrecisionGraph, pins: Iterable[Group], groups: Iterable[
 
 def is_pin_candidate(site: Site) -> bool:
     """Whether a functional site may need FP32 by itself. ``loss_fn`` is left out: its format is a choice of its own."""
-    return not site.is_module and site.module != LOSS and _is_sensitive(site)
+    in_double = any(tensor.dtype == "float64" for tensor in site.inputs)  # no pin lowers it
+    return not site.is_module and site.module != LOSS and _is_sensitive(site) and not in_double
 
 
 def _is_sensitive(site: Site) -> bool:

@@ -31,6 +31,8 @@ def why_fixed(ties: Ties, roles: Mapping[str, Collection[str]]) -> dict[str, str
 
 def _end(call: Fixing) -> str:
     """What becomes of an output that arrives at the call."""
+    if call.error:
+        return f"goes into code that does not run in 16 bits{f' ({call.line})' if call.line else ''}: {call.error}"
     op = f"{call.op} ({call.line})" if call.line else f"{call.op} of {call.path}" if call.path else call.op
     if call.has_kernel:
         return f"meets a tensor that no plan casts in {op}, which takes one dtype only"

@@ -18,6 +18,7 @@ from amptune.core.plan import Plan
 from amptune.core.scaler import GradientRecord, GradientStep
 from amptune.tune.batches import Batches
 from amptune.tune.recipes import Candidate
+from amptune.tune.state import dense
 from amptune.tune.training import Workbench, seed_everything, training
 
 
@@ -46,7 +47,7 @@ def record_gradients(bench: Workbench, plan: Plan, batches: Batches, seed: int) 
 
 def exponent_histogram(tensor: torch.Tensor) -> tuple[float, Counter[int]]:
     """log2 of the largest magnitude, and floor(log2|x|) -> count over the finite elements that are not zero."""
-    values = tensor.detach().float().abs().flatten()
+    values = dense(tensor.detach()).float().abs().flatten()
     if not bool(torch.isfinite(values).all()):
         return math.inf, Counter()
     values = values[values > 0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from amptune.capture.usercode import headline
+
 _DTYPE = re.compile(r"(?:(?<![a-z])|(?<=got))(bfloat16|float16|float32|BFloat16|Half|Float|float)(?![a-z0-9]*\d)")
 _LABELS = {"bfloat16": "BF16", "half": "FP16", "float16": "FP16", "float": "FP32", "float32": "FP32"}
 _CLASH = re.compile(
@@ -35,8 +37,7 @@ def plain_reason(error: Exception, place: str) -> str:
         error: what was raised.
         place: ``path:line`` of the user's code; may be empty.
     """
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else ""
+    text = headline(error)
     at = f" ({place})" if place else ""
     formats = list(dict.fromkeys(_LABELS[name.lower()] for name in _DTYPE.findall(text)))
     if not isinstance(error, RuntimeError | TypeError):

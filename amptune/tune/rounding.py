@@ -17,6 +17,7 @@ from amptune.capture.fakes import map_tensors
 from amptune.capture.target import tensors_in
 from amptune.core.choice import Choice
 from amptune.core.formats import Format
+from amptune.tune.state import dense
 
 _SCALE_FLOOR = 1e-12
 
@@ -130,7 +131,7 @@ def _gradients(
         return [torch.zeros_like(tensor) for tensor in wanted]
     ends, grads = zip(*flowing, strict=True)
     found = torch.autograd.grad(ends, wanted, grads, allow_unused=True)
-    return [torch.zeros_like(w) if g is None else gradient(g) for w, g in zip(wanted, found, strict=True)]
+    return [torch.zeros_like(w) if g is None else gradient(dense(g)) for w, g in zip(wanted, found, strict=True)]
 
 
 def _fp8_linear(call: SiteCall, choice: Choice) -> Result:

@@ -24,6 +24,7 @@ from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.tune.gradients import exponent_histogram
 from amptune.tune.recipes import Candidate, backend_flags
 from amptune.tune.rounding import Result, SiteCall, floats_in, to_format
+from amptune.tune.state import dense
 from amptune.tune.training import Workbench, loss_of, seed_everything, training
 
 MAX_ROWS = 4096
@@ -195,7 +196,7 @@ def _judge(
 
 def _judge_held(tensor: torch.Tensor, choices: Sequence[Choice], scale: float) -> SiteSensitivity:
     """As ``_judge``, for a tensor that reads as a cast of itself: its values, and its gradient where it has one."""
-    exact = Result([tensor.detach()], [], [] if tensor.grad is None else [tensor.grad])
+    exact = Result([tensor.detach()], [], [] if tensor.grad is None else [dense(tensor.grad)])
 
     def rounded(choice: Choice) -> Result:
         number_format, factor = choice.output_format, scale if choice.format is Format.FP16 else 1.0

@@ -40,6 +40,11 @@ def set_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
             (parameters if name in parameters else buffers)[name].data.copy_(value)
 
 
+def dense(gradient: torch.Tensor) -> torch.Tensor:
+    """A gradient with all its rows: that of an ``nn.Embedding(..., sparse=True)`` has the ones that were looked up."""
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
+
+
 class _Kept(NamedTuple):
     """A tensor that is an attribute: itself, how often it had been written to, and its value then."""
 

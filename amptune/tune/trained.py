@@ -10,6 +10,7 @@ import torch
 from amptune.errors import CaptureError
 from amptune.tune.batches import Batches
 from amptune.tune.recipes import Candidate, backend_flags
+from amptune.tune.state import dense
 from amptune.tune.training import Run, Workbench, eager, loss_of, seed_everything, still, training
 
 
@@ -69,7 +70,7 @@ def gradients_at(
             loss = run.loss(batches.train[0])
             bench.backward(loss * scale)
             named = bench.model.named_parameters()
-            gradients = {name: p.grad.float() / scale for name, p in named if p.grad is not None}
+            gradients = {name: dense(p.grad).float() / scale for name, p in named if p.grad is not None}
             if scale <= 1 or all(bool(torch.isfinite(g).all()) for g in gradients.values()):
                 return gradients, loss.item()
             # What the scaler does after an overflow: back off and try again.

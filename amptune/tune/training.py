@@ -163,7 +163,11 @@ def make_optimizer(target: Target, model: nn.Module, device: Device) -> torch.op
     except Exception as error:
         raise CaptureError(f"make_optimizer(params) raised {type(error).__name__}: {error}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise CaptureError(f"make_optimizer(params) returned {type(optimizer).__name__}, not a torch.optim.Optimizer")
+        raise CaptureError(
+            f"make_optimizer(params) returned {type(optimizer).__name__}, not a torch.optim.Optimizer",
+            hint="return one optimizer for all parameters; parts that train in other ways are groups of it: "
+            'torch.optim.Adam([{"params": first}, {"params": second, "lr": 1e-4}])',
+        )
     _check_step(optimizer)
     return optimizer
 

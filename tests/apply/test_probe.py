@@ -200,3 +200,54 @@ def test_llamas_embedding_is_tied_to_its_attention() -> None:
             groups[name] = [f"{layer}{part}.{name}_proj" for layer in layers]
     ties = tied_by_run(model, lambda: model(input_ids=torch.tensor([[0, 1, 2]])), groups).groups
     assert ties == [{"embed", "q", "k", "v"}]
+
+
+class Asks(nn.Module):
+    """What a run of torch functions does not show: TorchScript, and a question for the dtype."""
+
+    def __init__(self, asks: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+        self.scripted = torch.jit.trace(nn.Linear(8, 8), torch.randn(2, 8))
+        self.asks = asks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.asks(self, self.a(x), self.b(x)))
+
+
+def _only_fp32(_model: nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    if b.dtype != torch.float32:
+        raise TypeError("b is to be float32")
+    return a * b
+
+
+def _alike(_model: nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    assert a.dtype == b.dtype
+    return a + b
+
+
+@pytest.mark.parametrize(
+    ("asks", "expected"),
+    [
+        (lambda model, a, b: model.scripted(a) + b, [[INPUT, "a"]]),
+        (_only_fp32, [[INPUT, "b"]]),
+        (_alike, [["a", "b"]]),
+    ],
+    ids=["torchscript", "a question for FP32", "a question for one dtype"],
+)
+def test_code_that_is_not_looked_into_ties_what_it_does_not_take(
+    asks: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor], expected: list[list[str]]
+) -> None:
+    model = Asks(asks)
+    ties = tied_by_run(model, lambda: model(torch.randn(2, 8)), {path: [path] for path in "abc"})
+    assert sorted(map(sorted, ties.groups)) == expected
+    assert all(call.error for call in ties.fixing)
+
+
+def test_a_model_that_fails_in_any_format_is_not_searched_for_the_one_that_runs() -> None:
+    def fails(*_: object) -> torch.Tensor:
+        raise ValueError("no data")
+
+    model = Asks(fails)
+    with pytest.raises(ValueError, match="no data"):
+        tied_by_run(model, lambda: model(torch.randn(2, 8)), {path: [path] for path in "abc"})

@@ -409,3 +409,18 @@ def test_how_a_weight_is_made_is_not_the_modules_work(norm: Callable[[nn.Module]
     plan = Plan({"0": SitePlan(BF16, how=how_to_apply(layer) or "swap")})
     apply(model, plan)
     assert _found(model, plan, torch.ones(2, 4)) == []
+
+
+def test_a_pin_leaves_what_has_more_bits() -> None:
+    class Double(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(runtime.pinned("Double.forward#exp.0", torch.exp)(x.double()).float())
+
+    model, x = Double(), torch.randn(2, 8)
+    plan = Plan({"fc": SitePlan(BF16), "#exp.0": SitePlan(FP32, how="source")})
+    apply(model, plan)
+    assert _found(model, plan, x) == []

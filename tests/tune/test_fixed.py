@@ -96,3 +96,14 @@ def test_layers_with_one_reason_are_told_together(make_bench: Make, num_blocks: 
     blocks = "blocks.0.fc, blocks.1.fc" + (", blocks.2.fc and 2 more" if num_blocks == 5 else "")
     assert f"{blocks}: its output meets" in said
     assert said.count("meets") == 2, "the blocks, and the two layers of the net"
+
+
+def test_code_that_takes_no_16_bits_is_named_with_what_it_says(make_bench: Make) -> None:
+    refuses = "(_ for _ in ()).throw(TypeError('only float32'))"
+    net = f"self.b(out if (out := self.a(x)).dtype == torch.float32 else next({refuses}))"
+    found = reasons(make_bench, "self.fc(x)", net)
+    line = f"model.py:{line_of('NET')}"
+    assert (
+        found["a"] == f"fp32: its output goes into code that does not run in 16 bits ({line}): TypeError: only float32"
+    )
+    assert "model.py" not in found["b"]

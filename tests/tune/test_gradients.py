@@ -5,10 +5,14 @@ import math
 import pytest
 import torch
 
+from amptune.core.choice import BF16, FP32
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.core.scaler import choose_scaler
 from amptune.tune.gradients import exponent_histogram, record_gradients
+from amptune.tune.recipes import Candidate
+from amptune.tune.sensitivity import measure_sensitivity
+from amptune.tune.trained import gradients_at
 
 from .conftest import MLP, Make
 
@@ -42,3 +46,45 @@ def test_the_scale_follows_the_gradients(make_bench: Make, factor: float) -> Non
     record = record_gradients(bench, FP16_HEAD, batches, seed=0)
     scaled = 2.0**record.amax_log2 * choose_scaler(record).init_scale
     assert 65504 / 32 < scaled <= 65504 / 8
+
+
+SPARSE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 8, sparse=True)
+        self.bag = nn.EmbeddingBag(20, 8, sparse=True)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, ids):
+        return self.fc(self.embed(ids).mean(1) + self.bag(ids))
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.arange(12).view(4, 3)
+
+
+def loss_fn(output, batch):
+    return output.square().mean()
+
+
+def make_optimizer(params):
+    return torch.optim.SGD(params, lr=0.1)
+"""
+
+
+def test_sparse_gradients_are_looked_at_with_all_their_rows(make_bench: Make) -> None:
+    bench, batches = make_bench(SPARSE)
+    gradients, _ = gradients_at(bench, Candidate("fp32"), batches, bench.initial, seed=0)
+    assert gradients["embed.weight"].shape == (20, 8)
+    assert measure_sensitivity(bench, {"embed": (FP32, BF16), "bag": (FP32, BF16)}, batches.train[0], seed=0)
+    record = record_gradients(bench, Plan({"embed": SitePlan(Format.FP16)}), batches, seed=0)
+    assert all(step.exponents for step in record.steps)

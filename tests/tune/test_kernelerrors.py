@@ -111,3 +111,8 @@ def test_other_errors_keep_their_words(error: Exception) -> None:
 
 def test_an_error_without_words() -> None:
     assert plain_reason(ValueError(), "") == "ValueError"
+
+
+def test_torchscript_is_told_by_what_failed_in_it() -> None:
+    scripted = torch.jit.trace(nn.Linear(8, 3), X)
+    assert "TorchScript" not in plain_reason(raised_by(lambda: scripted(LOW)), "net.py:7")

@@ -356,3 +356,36 @@ def test_a_loss_that_takes_fp32_alone_is_given_that_and_keeps_no_layer_there(mak
     bench, batches = make_bench(WEIGHTED.replace(", weight=torch.tensor([1.0, 2.0, 0.5])", ""))
     plain = build_space(bench, graph, batches.train[0], losses=("fp32", "follow"))
     assert plain.losses == ("fp32", "follow")
+
+
+DOUBLE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.fc(torch.exp(-x.double() ** 2).float()).softmax(-1)
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.randn(4, 8)
+
+
+def loss_fn(output, batch):
+    return output.square().mean()
+"""
+
+
+def test_an_op_on_double_precision_is_no_choice(make_bench: Make) -> None:
+    bench, _ = make_bench(DOUBLE)
+    graph = capture(bench.target).graph
+    assert [site.op for site in graph if is_pin_candidate(site)] == ["softmax"]
