@@ -42,8 +42,9 @@ _MANY_WEIGHTS = 2**19
 _TILE = 6
 """Side of the tiles in which Winograd's weight gradient of 3 x 3 reads input and gradient, four steps apart: it has
 both in memory as tiles, and the weights (H200, to a hundredth)."""
-_LEAST_TAPS = 20
-"""Taps below which torch's input gradient of a depthwise convolution takes no less time for an element, H200."""
+_LEAST_TAPS, _LEAST_IN_ROW = {Pass.FORWARD: 13, Pass.INPUT: 20}, 10
+"""Taps below which torch's passes of a depthwise convolution take no less time for an element, whose place in the image
+they have to work out; of the input gradient along one dimension (4 to 31 taps, 3 x 3 to 7 x 7, H200)."""
 
 
 def convolution_kernels(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
@@ -114,16 +115,18 @@ def _depthwise(
 ) -> Depthwise:  # fmt: skip
     """The kernel of one pass: torch's own for contiguous tensors, but for those in FP16 that it hands to the library.
 
-    The input gradient reads every tap of each input element, whatever the stride, in torch's kernels no faster than
-    ``_LEAST_TAPS``.
+    The input gradient reads every tap of each input element, whatever the stride; few taps are no faster than
+    ``_LEAST_TAPS`` in torch's kernels.
     """
     by_torch = not last
     if by_torch and number_format is Format.FP16:
         by_torch = not _library_takes_depthwise(site)
         number_format = Format.BF16 if by_torch else number_format
-    flops = gemm.flops
-    if direction is Pass.INPUT:
-        flops = 2 * site.inputs[0].numel * max(gemm.k, _LEAST_TAPS if by_torch else 0)
+    least = _LEAST_TAPS.get(direction, 0) if by_torch else 0
+    if direction is Pass.INPUT and len(_window(site)) == 1:
+        least = min(least, _LEAST_IN_ROW)
+    elements = site.inputs[0].numel if direction is Pass.INPUT else gemm.flops // (2 * gemm.k)
+    flops = 2 * elements * max(gemm.k, least)
     return Depthwise(flops, number_format, direction, moved, last, taps=gemm.k)
 
 

@@ -62,6 +62,7 @@ _WINOGRAD: Passes = (0.62, 0.50, 1.30)
 _WINDOW: Passes = (0.55, 0.42, 0.42)
 _GROUPED: Passes = (0.90, 0.45, 1.0)
 _GROUPED_TF32: Passes = (0.84, 0.81, 0.13)
+_LONG_HALF: Passes = (0.084, 0.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Efficiency:
             is another.
         conv_grouped: format -> share for convolutions in groups, by pass, where it is another; of the rate that the
             channels of a group leave.
+        conv_long: format -> share of the FP32 peak of the vector units that convolutions in groups over very many taps
+            reach, by pass; 0 where they have the kernels of others.
         depthwise: format and whether the layout is channels_last -> share of the FP32 peak of the vector units that
             the same three passes of depthwise convolutions reach.
         attention: format -> share of the peak that fused attention reaches, forward and backward.
@@ -105,6 +108,12 @@ class Efficiency:
     conv_grouped: Mapping[Format, Passes] = dataclasses.field(
         default_factory=lambda: {Format.FP32: _GROUPED, Format.TF32: _GROUPED_TF32}
     )
+    conv_long: Mapping[Format, Passes] = dataclasses.field(
+        default_factory=lambda: {
+            Format.FP32: (0.19, 0.16, 0.38), Format.TF32: (0.0, 0.16, 0.0),
+            **dict.fromkeys((Format.FP16, Format.BF16, Format.FP8_E4M3, Format.FP8_E5M2), _LONG_HALF),
+        }
+    )  # fmt: skip
     depthwise: Mapping[tuple[Format, bool], Passes] = dataclasses.field(default_factory=lambda: _DEPTHWISE)
     ramp: Mapping[Format, int] = dataclasses.field(default_factory=lambda: _RAMP)
     kernel_us: float = 1.3

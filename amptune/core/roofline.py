@@ -50,6 +50,9 @@ _FEW_OUTPUTS = 0.15
 """Rate of input gradients whose output channels fill no load (a last layer that makes three colours), H200."""
 _LARGE_WINDOW, _LARGE_WINDOW_SHARE = 25, {Format.FP32: 0.06, Format.TF32: 0.13}
 """Taps above which the channels_last weight gradient of depthwise convolutions in FP32 is another, slower kernel."""
+_LONG = 64
+"""Taps above which the library has no kernels for tensor cores in some passes of convolutions in groups (128 taps over
+768 channels in 16 groups, as speech models have them for positions; it has them for 5 and 9 taps, H200)."""
 _VECTOR = 1.3
 """Time of a product with a vector against that of reading and writing (4096 x 1024 times a vector, H200)."""
 _ENOUGH_WEIGHTS = 32 * 128**2
@@ -245,6 +248,8 @@ def conv_seconds(
         return 0.0
     if gemm.batch > 1:
         rate *= min(1.0, gemm.n / _LANES)
+        if taps > _LONG and (share := constants.conv_long[number_format][_PASSES.index(direction)]):
+            rate = peak_of(gpu, Format.FP32) * share
     elif direction is Pass.WEIGHT and number_format is Format.FP32 and not winograd:
         rate = peak_of(gpu, number_format) * _vector_weight_share(gemm, constants, volume=volume)
     elif direction is Pass.INPUT:
