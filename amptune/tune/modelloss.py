@@ -48,29 +48,54 @@ class Call:
         return function(*self.args, **self.kwargs)  # type: ignore[no-any-return]
 
 
-def makes_loss(bench: Workbench, batch: Any) -> bool:
-    """Whether the model makes a loss of a batch by what can be compiled by itself.
+class ModelLoss:
+    """The loss that a model makes of a batch itself, found by one FP32 forward when it is first asked for.
 
-    Not where gradients are taken on the way: those of what is compiled have no gradients themselves.
+    What it was called with, logits as large as any tensor of a step, is kept until that is timed, or to ``forget``.
     """
-    return not bench.takes_gradients and bool(_losses_of(bench, batch))
+
+    def __init__(self, bench: Workbench, batch: Any) -> None:
+        self._bench = bench
+        self._batch = batch
+        self._is_made: bool | None = None
+        self._calls: list[Call] = []
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the model makes a loss by what can be compiled by itself.
+
+        Not where gradients are taken on the way: those of what is compiled have no gradients themselves.
+        """
+        if self._is_made is None:
+            self._calls = [] if self._bench.takes_gradients else _losses_of(self._bench, self._batch)
+            self._is_made = bool(self._calls)
+        return self._is_made
+
+    def forget(self) -> None:
+        """Let go of what is kept; whether the loss is made stays known."""
+        self._calls = []
+
+    def measure(self, choices: Iterable[str], low: Format, backend: str = BACKEND) -> dict[str, float]:
+        """Milliseconds of forward and backward of the loss for each of ``choices`` on logits in ``low``.
+
+        Casts included, and ``PLAIN_LOSS`` as it is. A choice that does not run is left out; empty for a model that
+        makes no loss.
+        """
+        if not self.is_made:
+            return {}
+        calls = self._calls or _losses_of(self._bench, self._batch)
+        self.forget()
+        return _measured(self._bench, calls, choices, low, backend)
 
 
-def measure_model_loss(
-    bench: Workbench, batch: Any, choices: Iterable[str], low: Format, backend: str = BACKEND
+def _measured(
+    bench: Workbench, calls: list[Call], choices: Iterable[str], low: Format, backend: str
 ) -> dict[str, float]:
-    """Milliseconds of forward and backward of the model's loss for each of ``choices`` on logits in ``low``.
-
-    Casts included, and ``PLAIN_LOSS`` as it is. A choice that does not run is left out; empty for a model that makes
-    no loss.
-    """
     dtype = getattr(torch, low.torch_name)
-    calls = [
+    calls[:] = [
         dataclasses.replace(call, args=cast_all(call.args, dtype), kwargs=cast_all(call.kwargs, dtype))
-        for call in _losses_of(bench, batch)
+        for call in calls
     ]
-    if not calls:
-        return {}
     inputs = tensors_in([(call.args, call.kwargs) for call in calls])
     leaves = [tensor.requires_grad_() for tensor in inputs if tensor.is_floating_point()]
 

@@ -38,7 +38,7 @@ from amptune.tune.job import Job, Measured, Prepared
 from amptune.tune.kernels import tensor_core_share
 from amptune.tune.losses import measure_losses, measure_update
 from amptune.tune.lowparams import check_params
-from amptune.tune.modelloss import makes_loss, measure_model_loss
+from amptune.tune.modelloss import ModelLoss
 from amptune.tune.quality import Quality, judge, reference_itself, refused_ahead
 from amptune.tune.recipes import Candidate, autocast_region, stock_candidates
 from amptune.tune.recompiling import num_compiled
@@ -88,6 +88,7 @@ class Worker:
         elif self.device.is_cuda:
             compile_apart()
         self.batches: Batches = load_batches(self.target, job.options.steps, self.device.torch)
+        self.model_loss = ModelLoss(self.bench, self.batches.train[0])
         self._reference: Reference | None = None
         self._best_ms = math.inf
 
@@ -162,7 +163,7 @@ class Worker:
             backend = self.options.compile_with or BACKEND
             losses = measure_losses(self.bench, batch, space.losses, halves[0], backend) if halves else {}
             if halves and space.makes_loss:
-                made = measure_model_loss(self.bench, batch, space.losses, halves[0], backend)
+                made = self.model_loss.measure(space.losses, halves[0], backend)
                 losses = {choice: ms + losses.get(choice, 0.0) for choice, ms in made.items()} or losses
             update, scaling = measure_update(self.bench) or (None, 0.0)
         gpu = this_gpu(self.device.torch.type)
@@ -187,6 +188,7 @@ class Worker:
         An unsteady step is measured in turns with the yardstick's.
         """
         self.prepare()
+        self.model_loss.forget()
         self._forget_compiled()
         clock = Clock()
         with eager(self.bench):
@@ -237,6 +239,7 @@ class Worker:
         def progress(done: int) -> None:
             self.report("repeating the finalists", done, rounds)
 
+        self.model_loss.forget()
         if not is_more:
             self._forget_compiled()
         with whole(self.bench) if is_whole else contextlib.nullcontext():
@@ -285,7 +288,7 @@ class Worker:
     def _can_compile_model_loss(self) -> bool:
         """Whether compiling the loss that the model makes itself is a choice: compile mode compiles it in any case."""
         is_choice = self.device.is_cuda and self.options.compile_with is None
-        return is_choice and makes_loss(self.bench, self.batches.train[0])
+        return is_choice and self.model_loss.is_made
 
     def _mismatches(self, candidate: Candidate) -> tuple[str, ...]:
         if candidate.plan is None:

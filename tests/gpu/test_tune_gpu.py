@@ -15,7 +15,7 @@ from amptune.core.plan import Plan, ScalerConfig, SitePlan
 from amptune.tune.batches import load_batches
 from amptune.tune.device import Device
 from amptune.tune.gate import MIN_COSINE
-from amptune.tune.modelloss import measure_model_loss
+from amptune.tune.modelloss import ModelLoss
 from amptune.tune.options import TuneOptions
 from amptune.tune.progress import Progress
 from amptune.tune.quality import Quality, judge
@@ -122,7 +122,7 @@ def test_a_loss_that_the_model_makes_is_faster_compiled(tmp_path: Path, source: 
     target, device = load_target(TargetSpec(str(tmp_path / "lm.py"))), Device("cuda")
     bench = Workbench.build(target, device, seed=0)
     batch = load_batches(target, 2, device.torch).train[0]
-    found = measure_model_loss(bench, batch, ("fp32", COMPILED_LOSS), Format.BF16)
+    found = ModelLoss(bench, batch).measure(("fp32", COMPILED_LOSS), Format.BF16)
     assert found[COMPILED_LOSS] < found["fp32"], "the logits in FP32 are 0.4 GB, which are never written"
 
 

@@ -15,7 +15,7 @@ from amptune.core.plan import Plan, SitePlan
 from amptune.runtime import keep_loss
 from amptune.tune.compilation import Compilation
 from amptune.tune.losses import PLAIN_LOSS
-from amptune.tune.modelloss import makes_loss, measure_model_loss
+from amptune.tune.modelloss import ModelLoss
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.space import COMPILED_LOSS
 from amptune.tune.training import still, training
@@ -101,19 +101,41 @@ BY_HAND = KEEPS.replace("self.loss_function(logits=self.head(x), labels=labels)"
 
 def test_it_is_found_by_running_the_model(make_bench: Make) -> None:
     bench, batches = make_bench(KEEPS)
-    assert makes_loss(bench, batches.train[0])
+    assert ModelLoss(bench, batches.train[0]).is_made
     assert not vars(bench.model).keys() & {"_loss_function", "_amptune_loss"}
     bench.takes_gradients = True
-    assert not makes_loss(bench, batches.train[0])
+    assert not ModelLoss(bench, batches.train[0]).is_made
     for source in (BY_HAND, OUTSIDE, PARTS, MLP):
         bench, batches = make_bench(source)
-        assert not makes_loss(bench, batches.train[0])
-        assert measure_model_loss(bench, batches.train[0], ("fp32",), Format.BF16) == {}
+        assert not ModelLoss(bench, batches.train[0]).is_made
+        assert ModelLoss(bench, batches.train[0]).measure(("fp32",), Format.BF16) == {}
+
+
+def test_one_forward_finds_and_times_it(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, batches = make_bench(CALLS)
+    forwards: list[Any] = []
+    monkeypatch.setattr(type(bench.model), "forward", _counted(type(bench.model).forward, forwards))
+    loss = ModelLoss(bench, batches.train[0])
+    assert loss.is_made
+    assert loss.measure(("fp32",), Format.BF16)
+    assert loss.is_made
+    assert len(forwards) == 1
+    loss.forget()
+    assert loss.measure(("fp32",), Format.BF16).keys() == {"fp32", PLAIN_LOSS}, "what was let go is made again"
+    assert len(forwards) == 2
+
+
+def _counted(forward: Any, calls: list[Any]) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return forward(*args, **kwargs)
+
+    return run
 
 
 def test_both_ways_are_timed(make_bench: Make) -> None:
     bench, batches = make_bench(KEEPS)
-    found = measure_model_loss(bench, batches.train[0], ("fp32", COMPILED_LOSS), Format.BF16, backend="aot_eager")
+    found = ModelLoss(bench, batches.train[0]).measure(("fp32", COMPILED_LOSS), Format.BF16, backend="aot_eager")
     assert found.keys() == {"fp32", COMPILED_LOSS, PLAIN_LOSS}
     assert all(milliseconds > 0 for milliseconds in found.values())
     assert bench.model.loss_function is not None
@@ -124,8 +146,8 @@ def test_both_ways_are_timed(make_bench: Make) -> None:
 def test_a_cross_entropy_that_the_forward_calls_is_found_and_timed(make_bench: Make, source: str) -> None:
     called = torch.nn.functional.cross_entropy
     bench, batches = make_bench(source)
-    assert makes_loss(bench, batches.train[0])
-    found = measure_model_loss(bench, batches.train[0], ("fp32", COMPILED_LOSS), Format.BF16, backend="aot_eager")
+    assert ModelLoss(bench, batches.train[0]).is_made
+    found = ModelLoss(bench, batches.train[0]).measure(("fp32", COMPILED_LOSS), Format.BF16, backend="aot_eager")
     assert found.keys() == {"fp32", COMPILED_LOSS, PLAIN_LOSS}
     assert torch.nn.functional.cross_entropy is called
 
@@ -168,7 +190,7 @@ def test_it_is_compiled_beside_dropout_that_is_off(make_bench: Make) -> None:
 
 def test_a_compiler_that_fails_leaves_the_choice_out(make_bench: Make) -> None:
     bench, batches = make_bench(KEEPS)
-    found = measure_model_loss(bench, batches.train[0], ("fp32", COMPILED_LOSS), Format.BF16, backend="no_such_backend")
+    found = ModelLoss(bench, batches.train[0]).measure(("fp32", COMPILED_LOSS), Format.BF16, backend="no_such_backend")
     assert found.keys() == {"fp32", PLAIN_LOSS}
 
 
