@@ -25,7 +25,7 @@ from amptune.capture.usercode import headline, place_of
 from amptune.capture.where import current_place
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT
-from amptune.core.ops import Family, op_named
+from amptune.core.ops import Family, joined_by_autocast, op_named
 
 Place = tuple[str, str, int]
 """One call of a torch function: path of the running module, op, and how many calls of it came before there."""
@@ -60,6 +60,7 @@ class _Run:
         operands: dtypes of the floating operands of each call.
         computed: calls that compute floating tensors: no casts, no views, no questions such as ``x.shape``.
         one_dtype: calls of ops that raise on mixed dtypes.
+        joined: calls of such ops whose operands an autocast region casts to one dtype.
         fp32_only: calls that raised in 16 bits and not in FP32.
         lines: the user's line that makes a call of these two kinds, as ``model.py:12``; empty where none does.
     """
@@ -67,6 +68,7 @@ class _Run:
     operands: dict[Place, list[torch.dtype]] = dataclasses.field(default_factory=dict)
     computed: set[Place] = dataclasses.field(default_factory=set)
     one_dtype: set[Place] = dataclasses.field(default_factory=set)
+    joined: set[Place] = dataclasses.field(default_factory=set)
     fp32_only: set[Place] = dataclasses.field(default_factory=set)
     lines: dict[Place, str] = dataclasses.field(default_factory=dict)
 
@@ -101,11 +103,14 @@ class Ties:
         groups: disjoint sets of groups that must have one format each.
         fixing: the calls that keep groups in FP32.
         idle: groups whose format reaches nothing but casts, as in ``self.p.to(x.dtype)``.
+        joined: module path -> groups that meet such a tensor where a function of the module takes one dtype only, in an
+            autocast region, which casts both.
     """
 
     groups: list[set[str]]
     fixing: tuple[Fixing, ...]
     idle: frozenset[str] = frozenset()
+    joined: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def met(self) -> dict[tuple[str, str], frozenset[str]]:
@@ -124,6 +129,7 @@ def tied_by_run(
     *,
     low: Format = Format.BF16,
     how: Mapping[str, str] | None = None,
+    regions: Collection[str] = (),
 ) -> Ties:
     """Disjoint sets of groups that must have one format each, or an op between them raises.
 
@@ -138,22 +144,23 @@ def tied_by_run(
         groups: name -> module paths that decide together; what is in no group stays as the user wrote it.
         low: the 16-bit format to probe with.
         how: module path -> "autocast" where a module runs in an autocast region though it could be swapped.
+        regions: paths of modules whose own functions run in an autocast region, in ``low``.
     """
     how = how or {}
     refusing: dict[str, Fixing] = {}
     try:
-        lowered = _run(model, run, groups, low, how, high=())
+        lowered = _run(model, run, groups, low, how, regions, high=())
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        refusing = refused(groups, lambda high: _run(model, run, groups, low, how, high=high))
-        lowered = _run(model, run, groups, low, how, high=refusing)
+        refusing = refused(groups, lambda high: _run(model, run, groups, low, how, regions, high=high))
+        lowered = _run(model, run, groups, low, how, regions, high=refusing)
     low_dtype = runtime.FORMATS[low.label]
     # What no group lowers is FP32 in every run, and so says nothing of the groups.
     sources: dict[Place, list[set[str]]] = {
         place: [set() if dtype == low_dtype else {INPUT} for dtype in dtypes]
         for place, dtypes in lowered.operands.items()
-        if place in lowered.one_dtype | lowered.fp32_only
+        if place in lowered.one_dtype | lowered.fp32_only | lowered.joined
     }
     idle: set[str] = set()
     inseparable: set[str] = set()
@@ -161,7 +168,7 @@ def tied_by_run(
         if name in refusing:
             continue
         try:
-            raised = _run(model, run, groups, low, how, high={name, *refusing})
+            raised = _run(model, run, groups, low, how, regions, high={name, *refusing})
         except torch.OutOfMemoryError:
             raise
         except Exception:  # the user's code asks that this and another have one dtype
@@ -176,6 +183,11 @@ def tied_by_run(
     ties = {
         place: set[str]().union(*found) for place, found in sources.items() if any(found[0] != other for other in found)
     }
+    joined: dict[str, frozenset[str]] = {}
+    for place in ties.keys() & lowered.joined:
+        if INPUT in ties[place]:
+            ties[place].remove(INPUT)
+            joined[place[0]] = joined.get(place[0], frozenset()) | ties[place]
     meeting = {place: names for place, names in ties.items() if INPUT in names}
     without_kernel = {place: {INPUT}.union(*sources[place]) for place in sources if place in lowered.fp32_only}
     fixing = (
@@ -190,7 +202,8 @@ def tied_by_run(
     if len(inseparable) == 1:  # nobody knows from what
         inseparable = groups.keys() - refusing.keys()
     together = [inseparable] if inseparable else []
-    return Ties(merged([*ties.values(), *without_kernel.values(), *apart, *together]), fixing, frozenset(idle))
+    tied = merged([*ties.values(), *without_kernel.values(), *apart, *together])
+    return Ties(tied, fixing, frozenset(idle), joined)
 
 
 def refused(groups: Iterable[str], run: Callable[[Collection[str]], object]) -> dict[str, Fixing]:
@@ -225,16 +238,17 @@ def _run(
     groups: Mapping[str, Collection[str]],
     low: Format,
     how: Mapping[str, str],
+    regions: Collection[str],
     high: Collection[str],
 ) -> _Run:
     """One forward with all groups low but those of ``high``."""
-    table: dict[str, dict[str, Any]] = {}
+    table: dict[str, dict[str, Any]] = {path: {"format": low.label, "how": "autocast"} for path in regions}
     for name, paths in groups.items():
         for path in paths:
             table[path] = {"format": Format.FP32.label if name in high else low.label, "how": how.get(path)}
     applied = runtime.apply_plan(model, table)
     running = ModulePaths(model)
-    mode = _Tolerant(running, set(table))
+    mode = _Tolerant(running, set(table).difference(regions))
     try:
         with running.watching(), mode:
             run()
@@ -258,13 +272,16 @@ class _Tolerant(TorchFunctionMode):
         # A planned module casts for itself.
         if any(path in self._planned for path in self._paths.running):
             return func(*args, **kwargs)
-        dtypes = [tensor.dtype for tensor in runtime.tensors_in((args, kwargs)) if tensor.is_floating_point()]
-        if not dtypes:
+        tensors = [tensor for tensor in runtime.tensors_in((args, kwargs)) if tensor.is_floating_point()]
+        if not tensors:
             return func(*args, **kwargs)
+        dtypes = [tensor.dtype for tensor in tensors]
         op = op_name(func, args)
         place = self._place(op)
         self.seen.operands[place] = dtypes
-        if op_named(op).same_dtype:
+        if op_named(op).same_dtype and _is_joined(op, tensors):
+            self.seen.joined.add(place)
+        elif op_named(op).same_dtype:
             self.seen.one_dtype.add(place)
             self.seen.lines[place] = _line()
             args, kwargs = _with_one_dtype(func, args, kwargs, dtypes)
@@ -284,6 +301,17 @@ class _Tolerant(TorchFunctionMode):
         path = self._paths.running[-1] if self._paths.running else ""
         self._count[path, op] += 1
         return path, op, self._count[path, op]
+
+
+def _is_joined(op: str, tensors: list[torch.Tensor]) -> bool:
+    """Whether an autocast region is on that casts the operands to one dtype."""
+    device = tensors[0].device.type
+    return (
+        torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+        and joined_by_autocast(op, device)
+        and all(tensor.dtype != torch.float64 for tensor in tensors)  # which autocast leaves alone
+    )
 
 
 def _gives_floating(result: Any) -> bool:

@@ -218,3 +218,15 @@ UNKNOWN = Op("unknown", Family.OTHER)
 def op_named(name: str) -> Op:
     """The entry called ``name``, or an entry of family OTHER that carries the name, for an op outside the table."""
     return OPS.get(name) or Op(name, Family.OTHER)
+
+
+def raised_by_autocast(name: str, device_type: str) -> bool:
+    """Whether autocast on "cuda" or "cpu" computes the op in FP32."""
+    op = op_named(name)
+    return (op.cpu if device_type == "cpu" else op.cuda) in (Autocast.FP32, Autocast.FP32_OUT)
+
+
+def joined_by_autocast(name: str, device_type: str) -> bool:
+    """Whether autocast on "cuda" or "cpu" casts floating inputs of the op that differ in dtype to one."""
+    op = op_named(name)
+    return (op.cpu if device_type == "cpu" else op.cuda) not in (Autocast.FOLLOW, Autocast.ERROR)

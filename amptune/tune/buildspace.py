@@ -32,6 +32,7 @@ from amptune.runtime import cast_all
 from amptune.tune.destinations import Destination, find_destinations, is_destination, pinned
 from amptune.tune.fixed import why_fixed
 from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.regions import Region, find_regions, with_feeds
 from amptune.tune.space import FOLLOW, Group, How, Space
 from amptune.tune.training import Workbench, loss_of, seed_everything, training
 
@@ -151,7 +152,7 @@ def _module_groups(
 
     And why those stay in FP32 that have to.
     """
-    how, roles, ties, opened = _found_by_running(bench, graph, batch, choices[0].format, destinations, as_run)
+    how, roles, ties, opened, regions = _found_by_running(bench, graph, batch, choices[0].format, destinations, as_run)
     tie_of = {name: index for index, tie in enumerate(ties.groups) for name in tie - {INPUT}}
     joined: dict[str, list[str]] = {}
     for name in roles:
@@ -164,7 +165,9 @@ def _module_groups(
         _joined(names, roles, how, () if is_fixed else choices, fp8, multiply)
         for names, is_fixed in zip(joined.values(), fixed, strict=True)
     ]
-    groups += _destination_groups(opened, roles, [site for g in groups if g.kind == "fixed" for site in g.sites])
+    left = [site for group in groups if group.kind == "fixed" for site in group.sites]
+    groups += _destination_groups(opened, roles, left)
+    groups += _region_groups(regions, roles, left)
     return groups, why_fixed(ties, roles)
 
 
@@ -176,12 +179,18 @@ class _Found(NamedTuple):
         roles: name of a group -> its paths.
         ties: what must agree, and what of it in FP32.
         opened: where layers write into tensors that the model makes in FP32, once these places are pinned.
+        regions: modules with an autocast region of their own.
     """
 
     how: dict[str, How]
     roles: dict[str, list[str]]
     ties: Ties
     opened: list[Destination]
+    regions: list[Region]
+
+
+_ROUNDS = 3
+"""Behind an op that is let out of FP32 another may come to light; chains of more are not looked for."""
 
 
 def _found_by_running(
@@ -207,11 +216,18 @@ def _found_by_running(
         how = {path: by for path, by in how.items() if path not in following}
         roles = {name: paths for name, paths in roles.items() if following.isdisjoint(paths)}
         opened = find_destinations(destinations, ties.met)
-        if opened:
-            with pinned(opened):
+        with pinned(opened):
+            if opened:
                 ties = tied_by_run(bench.model, run, roles, low=low, how=how)
+            regions: dict[str, Region] = {}
+            for _ in range(_ROUNDS):
+                further = find_regions(graph, ties.fixing, how, bench.device.torch.type)
+                if further.keys() <= regions.keys():
+                    break
+                regions = {**further, **regions}
+                ties = tied_by_run(bench.model, run, roles, low=low, how=how, regions=regions)
     bench.restore()
-    return _Found(how, roles, ties, opened)
+    return _Found(how, roles, ties, opened, with_feeds(regions.values(), ties.joined))
 
 
 def _destination_groups(
@@ -224,6 +240,18 @@ def _destination_groups(
         if feeds:
             source: How = "source"
             found.append(Group(one.place, one.sites, "destination", (source,) * len(one.sites), feeds=feeds))
+    return found
+
+
+def _region_groups(regions: Iterable[Region], roles: Mapping[str, list[str]], fixed: Collection[str]) -> list[Group]:
+    """The regions that something in 16 bits can reach."""
+    found = []
+    for region in regions:
+        feeds = frozenset(site for name in region.feeds for site in roles[name]).difference(fixed)
+        if feeds:
+            how: How = "autocast"
+            name = f"{region.path}#autocast"
+            found.append(Group(name, region.sites, "region", (how,) * len(region.sites), feeds=feeds))
     return found
 
 

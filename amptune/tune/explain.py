@@ -87,6 +87,8 @@ def _why(
         return f"numerically sensitive: computed in fp32{' at its source line' if site.how == 'source' else ''}"
     if group.kind == "destination":
         return "computed in fp32 at its source line: it writes into a tensor that the model makes in fp32"
+    if group.kind == "region":
+        return f"meets fp32 tensors that no layer gives: cast to {site.format.label} there, as autocast does"
     if group.kind == "loss":
         return f"a loss: computed in fp32{' at its source line' if site.how == 'source' else ''}, as autocast does"
     if group.kind == "fixed":

@@ -31,17 +31,18 @@ class Group:
         kind: ``module`` chooses one of ``choices``, ``pin`` chooses FP32 or to follow, ``fixed`` has no choice: its
             outputs meet a tensor that no plan casts, in an op that takes one dtype only. ``destination`` is such an op
             that can be pinned in FP32, which it is where any of the sites in ``feeds`` is in 16 bits; ``loss`` one that
-            makes a loss in the forward, which autocast has in FP32 too.
+            makes a loss in the forward, which autocast has in FP32 too. ``region`` holds ops that cast to the 16-bit
+            format what they meet in FP32, by an autocast region of their module, where any of ``feeds`` is in 16 bits.
         how: how each site is put in force, in the order of ``sites``.
         choices: what a module group may be, FP32 first.
         fp8: sites that FP8 fits, by their kind and dimensions; the others run in BF16 where the group is FP8.
         multiplies: whether its sites are matrix products or hold some, which autocast lowers too.
-        feeds: of a destination or a loss, the sites that decide what arrives.
+        feeds: of a destination, a region or a loss, the sites that decide what arrives.
     """
 
     name: str
     sites: tuple[str, ...]
-    kind: Literal["module", "pin", "fixed", "destination", "loss"]
+    kind: Literal["module", "pin", "fixed", "destination", "region", "loss"]
     how: tuple[How, ...]
     choices: tuple[Choice, ...] = ()
     fp8: frozenset[str] = frozenset()
@@ -169,6 +170,11 @@ class Space:
     def _halves(self, point: Mapping[str, str], names: Iterable[str]) -> set[Format]:
         return {Choice.parse(point[name]).output_format for name in names} - {Format.FP32}
 
+    def _region_format(self, group: Group, chosen: Mapping[str, Choice]) -> Format:
+        """FP16 where all that arrives in 16 bits is FP16."""
+        formats = {chosen[feed].output_format for feed in group.feeds} - {Format.FP32}
+        return Format.FP16 if formats == {Format.FP16} else Format.BF16
+
     def fingerprint(self) -> str:
         """Changes when the space does: a study of another space is not continued."""
         groups = [(g.name, g.sites, g.how, sorted(g.fp8)) for g in self.groups]
@@ -187,8 +193,10 @@ class Space:
                     sites[site] = SitePlan(
                         choice.format, choice.scaling, cost.pad, how, pad_in=cost.pad_in, strided=strided
                     )
-                elif group.kind in ("destination", "loss") and all(chosen[feed] == FP32 for feed in group.feeds):
+                elif group.feeds and all(chosen[feed] == FP32 for feed in group.feeds):
                     continue
+                elif group.kind == "region":
+                    sites[site] = SitePlan(self._region_format(group, chosen), how=how)
                 elif point.get(group.name, HIGH) == HIGH:
                     sites[site] = SitePlan(Format.FP32, how=how)
         plan = Plan(

@@ -77,7 +77,7 @@ LINES = {
 }
 NOT_PINNED = {
     "a subscript": "gathered[target] = self.message(x)[source]",
-    "a product": "gathered = self.message(x) @ torch.eye(24)",
+    "a mixture": "gathered = torch.lerp(self.message(x), torch.ones(24), 0.5)",
 }
 
 

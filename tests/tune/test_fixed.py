@@ -69,17 +69,17 @@ def line_of(text: str) -> int:
 
 
 def test_an_op_that_takes_one_dtype_is_named_with_its_line(make_bench: Make) -> None:
-    found = reasons(make_bench, "self.fc(x) @ torch.eye(8)", "self.a(x) + self.b(x)")
-    said = f"its output meets a tensor that no plan casts in matmul (model.py:{line_of('BLOCK')})"
+    found = reasons(make_bench, "torch.lerp(self.fc(x), torch.ones(8), 0.5)", "self.a(x) + self.b(x)")
+    said = f"its output meets a tensor that no plan casts in lerp (model.py:{line_of('BLOCK')})"
     assert found["blocks.0.fc"] == found["blocks.1.fc"] == f"fp32: {said}, which takes one dtype only"
     assert "model.py" not in found["a"]
 
 
 def test_the_line_is_that_of_the_call_and_what_must_agree_says_with_what(make_bench: Make) -> None:
-    """Two products stand in the forward; the first of them takes layers only."""
-    net = "self.a(x) @ (out := self.b(x)).T + (\n            out @ torch.eye(8))[:, :4]"
+    """Two such ops stand in the forward; the first of them takes layers only."""
+    net = "self.a(x) @ (out := self.b(x)).T + torch.lerp(\n            out, torch.ones(8), 0.5)[:, :4]"
     found = reasons(make_bench, "self.fc(x)", net)
-    assert f"in matmul (model.py:{line_of('NET') + 1})" in found["b"]
+    assert f"in lerp (model.py:{line_of('NET')})" in found["b"]
     assert found["a"] == f"fp32: as b, whose output {found['b'].partition('its output ')[2]}"
 
 
@@ -90,8 +90,12 @@ def test_an_op_without_a_16_bit_kernel_is_told_apart(make_bench: Make) -> None:
 
 @pytest.mark.parametrize("num_blocks", [2, 5])
 def test_layers_with_one_reason_are_told_together(make_bench: Make, num_blocks: int) -> None:
-    source = LAYERS.replace("range(2)", f"range({num_blocks})").replace("BLOCK", "self.fc(x) @ torch.eye(8)")
-    bench, batches = make_bench(source.replace("NET", "self.a(x) @ torch.eye(8) + self.b(x) @ torch.eye(8)"))
+    source = LAYERS.replace("range(2)", f"range({num_blocks})").replace(
+        "BLOCK", "torch.lerp(self.fc(x), torch.ones(8), 0.5)"
+    )
+    bench, batches = make_bench(
+        source.replace("NET", "torch.lerp(self.a(x), torch.ones(8), 0.5) + torch.lerp(self.b(x), torch.ones(8), 0.5)")
+    )
     said = why_all_fp32(build_space(bench, capture(bench.target).graph, batches.train[0]))
     blocks = "blocks.0.fc, blocks.1.fc" + (", blocks.2.fc and 2 more" if num_blocks == 5 else "")
     assert f"{blocks}: its output meets" in said

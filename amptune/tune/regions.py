@@ -1,0 +1,92 @@
+"""Modules whose own functions need an autocast region, so that the layers before them may run in 16 bits.
+
+A product takes one dtype only, and often one of its operands is made by the forward in FP32: a mask that raises the
+attention scores, rotary angles, a softmax with ``dtype=torch.float32``. Autocast casts such operands where they meet.
+So does a region around the forward that calls the product: layers in it that a plan names ignore it. Functions of the
+modules in it would not, and a region that raises some of them to FP32 is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
+
+from amptune.apply import Fixing
+from amptune.core.graph import LOSS, PrecisionGraph
+from amptune.core.ops import joined_by_autocast, raised_by_autocast
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A module with such a region.
+
+    Attributes:
+        path: of the module.
+        sites: its functional sites that take one dtype only, and meet a tensor that no plan casts.
+        feeds: names of the groups of layers that decide what else arrives there.
+    """
+
+    path: str
+    sites: tuple[str, ...]
+    feeds: frozenset[str]
+
+
+def find_regions(
+    graph: PrecisionGraph, fixing: Iterable[Fixing], planned: Collection[str], device_type: str
+) -> dict[str, Region]:
+    """Path -> region, where one lets layers out of FP32.
+
+    Args:
+        graph: sites of the model.
+        fixing: calls that keep groups in FP32, as a run has shown.
+        planned: paths of the modules that take a format.
+        device_type: "cuda" or "cpu", whose autocast it would be.
+    """
+    found: dict[str, Region] = {}
+    for call in fixing:
+        if not call.has_kernel or not joined_by_autocast(call.op, device_type):
+            continue
+        if _raises_below(graph, call.path, planned, device_type):
+            continue
+        sites = [
+            site.id
+            for site in graph
+            if not site.is_module and site.module == call.path and site.op == call.op and site.module != LOSS
+        ]
+        if sites:
+            known = found.get(call.path, Region(call.path, (), frozenset()))
+            all_sites = tuple(dict.fromkeys((*known.sites, *sites)))
+            found[call.path] = Region(call.path, all_sites, known.feeds | call.groups)
+    return found
+
+
+def with_feeds(regions: Iterable[Region], joined: Mapping[str, frozenset[str]]) -> list[Region]:
+    """The regions with all that needs them where it is in 16 bits.
+
+    Args:
+        regions: that were in force in a run.
+        joined: module path -> groups that they let out of FP32, as that run has shown.
+    """
+    found = []
+    for region in regions:
+        below = [names for path, names in joined.items() if _is_within(path, (region.path,))]
+        found.append(dataclasses.replace(region, feeds=region.feeds.union(*below)))
+    return found
+
+
+def _raises_below(graph: PrecisionGraph, path: str, planned: Collection[str], device_type: str) -> bool:
+    """Whether autocast computes a function in FP32 that a module within ``path`` calls, and no planned one."""
+    return any(
+        site.module != path
+        and _is_within(site.module, (path,))
+        and site.module != LOSS
+        and raised_by_autocast(site.op, device_type)
+        and not _is_within(site.module, planned)
+        for site in graph
+        if not site.is_module
+    )
+
+
+def _is_within(path: str, paths: Collection[str]) -> bool:
+    parts = path.split(".")
+    return "" in paths or any(".".join(parts[:count]) in paths for count in range(1, len(parts) + 1))

@@ -1,0 +1,186 @@
+"""Attention with operands that the forward makes in FP32: its layers run in 16 bits, as under autocast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from amptune.apply import Fixing, apply, check_realised
+from amptune.apply.patching import apply_plan_file
+from amptune.capture import TargetSpec, capture, load_target
+from amptune.core.choice import BF16, FP16, Choice
+from amptune.core.formats import Format
+from amptune.core.graph import PrecisionGraph
+from amptune.core.plan import Plan
+from amptune.core.tables import CostTable
+from amptune.runtime import undo_plan
+from amptune.tune.buildspace import build_space
+from amptune.tune.costmodel import CostModel
+from amptune.tune.device import Device
+from amptune.tune.emit import plan_text
+from amptune.tune.explain import with_reasons
+from amptune.tune.options import TuneOptions
+from amptune.tune.recipes import plan_candidate
+from amptune.tune.regions import find_regions
+from amptune.tune.run import job_of
+from amptune.tune.space import Space
+from amptune.tune.training import Workbench
+from amptune.tune.worker import Worker
+
+SOURCE = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def rotated(x, cos, sin):
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(16, 48)
+        self.out = nn.Linear(16, 16)
+
+    def forward(self, x, angles):
+        length = x.shape[1]
+        q, k, v = self.qkv(x).view(-1, length, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        LINES
+        return x + self.out(y.transpose(1, 2).flatten(2))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        angles = torch.outer(torch.arange(x.shape[1]), torch.tensor([1.0, 0.1, 0.01, 0.001])).repeat(1, 2)
+        for block in self.blocks:
+            x = block(x, angles)
+        return self.head(x)
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(4, 6, 16, generator=generator), torch.randint(5, (4, 6), generator=generator)
+
+
+def loss_fn(output, batch):
+    return F.cross_entropy(output.flatten(0, 1), batch[1].flatten())
+"""
+LINES = {
+    "a mask": "y = (q @ k.mT / 3 + torch.full((length, length), -torch.inf).triu(1)).softmax(-1) @ v",
+    "a mask of the fused kernel": (
+        "y = F.scaled_dot_product_attention(q, k, v, torch.full((length, length), -torch.inf).triu(1))"
+    ),
+    "rotary angles": (
+        "y = F.scaled_dot_product_attention(rotated(q, angles.cos(), angles.sin()), "
+        "rotated(k, angles.cos(), angles.sin()), v)"
+    ),
+    "a softmax in FP32": "y = torch.softmax(q @ k.mT / 3, -1, dtype=torch.float32) @ v",
+}
+ALL_LOW = {"blocks.*.qkv", "blocks.*.out", "head"}
+
+
+def write(folder: Path, lines: str) -> Path:
+    path = folder / "net.py"
+    path.write_text(SOURCE.replace("LINES", lines))
+    return path
+
+
+def worker_of(folder: Path, lines: str) -> tuple[Worker, PrecisionGraph, Space]:
+    target = load_target(TargetSpec(str(write(folder, lines))))
+    captured = capture(target)
+    options = TuneOptions(target.spec, out=folder / "out", device="cpu", steps=3)
+    worker = Worker(job_of(options, target, captured), lambda *_: None)
+    return worker, captured.graph, worker.space(captured.graph)
+
+
+def decoded(space: Space, choice: Choice, *names: str) -> Plan:
+    chosen = {group.name: choice.label for group in space.module_groups() if not names or group.name in names}
+    return space.decode(space.point(chosen), CostTable({}, {}), {})
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_what_meets_fp32_is_cast_there_and_measured_and_shipped(tmp_path: Path, name: str) -> None:
+    worker, _, space = worker_of(tmp_path, LINES[name])
+    assert {group.name for group in space.module_groups()} == ALL_LOW
+    assert space.why_fixed == {}
+    plan = decoded(space, BF16)
+    measured = worker.trial(plan_candidate(plan), None)
+    assert measured.mismatches == ()
+    assert measured.quality is not None
+    assert measured.quality.valid
+    (tmp_path / "plan.json").write_text(plan_text(plan))
+    apply_plan_file(tmp_path / "plan.json", TargetSpec(str(tmp_path / "net.py")), tmp_path / "applied")
+    target = load_target(TargetSpec(str(tmp_path / "applied/net_amptuned.py")))
+    model, batch = target.make_model(), target.make_batch()
+    seen: list[torch.dtype] = []
+    model.blocks[1].qkv.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    target.loss(target.call(model, batch), batch).backward()
+    assert seen == [torch.bfloat16]
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert torch.equal(target.call(compiled, batch), target.call(model, batch))
+
+
+def test_regions_are_there_only_where_16_bits_arrive(tmp_path: Path) -> None:
+    _, _, space = worker_of(tmp_path, LINES["a mask"])
+    low = decoded(space, BF16, "blocks.*.qkv")
+    regions = {site for site, entry in low.sites.items() if entry.how == "autocast"}
+    assert regions == {f"blocks.{block}#matmul.{call}" for block in range(2) for call in range(2)}
+    assert {low.sites[site].format for site in regions} == {Format.BF16}
+    assert not any(entry.how == "autocast" for entry in decoded(space, BF16, "blocks.*.out", "head").sites.values())
+    half = decoded(space, FP16, "blocks.*.qkv")
+    assert {half.sites[site].format for site in regions} == {Format.FP16}
+
+
+def test_the_reason_is_told(tmp_path: Path) -> None:
+    _, _, space = worker_of(tmp_path, LINES["a mask"])
+    point = space.uniform(BF16)
+    plan = with_reasons(decoded(space, BF16), CostModel(space, CostTable({}, {}), []), point)
+    assert "as autocast does" in plan.sites["blocks.1#matmul.1"].why
+
+
+def test_a_region_of_another_format_is_found(tmp_path: Path) -> None:
+    worker, _, space = worker_of(tmp_path, LINES["a mask"])
+    planned, other = decoded(space, BF16), decoded(space, FP16)
+    mixed = Plan({**planned.sites, **{n: s for n, s in other.sites.items() if s.how == "autocast"}})
+    model, target = worker.bench.model, worker.bench.target
+    batch = target.make_batch()
+    apply(model, mixed)
+    found = check_realised(model, lambda: target.loss(target.call(model, batch), batch).backward(), planned)
+    undo_plan(model)
+    assert any("its functions multiply float16" in str(mismatch) for mismatch in found)
+
+
+def test_a_region_that_would_raise_functions_of_modules_within_it_is_none(tmp_path: Path) -> None:
+    """CUDA's autocast computes softmax in FP32, a CPU's does not."""
+    source = SOURCE.replace("LINES", LINES["a softmax in FP32"]).replace("self.head(x)", "self.head(x) @ torch.eye(5)")
+    (tmp_path / "net.py").write_text(source)
+    graph = capture(load_target(TargetSpec(str(tmp_path / "net.py")))).graph
+    planned = {f"blocks.{block}.{layer}" for block in range(2) for layer in ("qkv", "out")} | {"head"}
+    calls = [Fixing(path, "matmul", "", frozenset({path}), has_kernel=True) for path in ("", "blocks.0")]
+    assert find_regions(graph, calls, planned, "cuda").keys() == {"blocks.0"}
+    assert find_regions(graph, calls, planned, "cpu").keys() == {"", "blocks.0"}
+    other = Fixing("blocks.0", "lerp", "", frozenset({"q"}), has_kernel=True)
+    assert find_regions(graph, [other], planned, "cpu") == {}
+
+
+def test_products_that_autocast_leaves_alone_keep_their_layers(tmp_path: Path) -> None:
+    target = load_target(
+        TargetSpec(str(write(tmp_path, LINES["a mask"].replace("@ v", "@ v.lerp(torch.ones(8), 0.5)"))))
+    )
+    bench = Workbench.build(target, Device("cpu"), seed=0)
+    space = build_space(bench, capture(target).graph, target.make_batch())
+    assert set(space.why_fixed) == {"blocks.0.qkv", "blocks.1.qkv"}
