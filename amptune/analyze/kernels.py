@@ -82,6 +82,8 @@ class Move:
     @property
     def ops(self) -> float:
         """One op and its further kernels beneath it; kernels that all run beneath another op are none of their own."""
+        if self.traffic is Traffic.TRANSPOSE:
+            return _LIBRARY_LAUNCH * self.launches
         return _BENEATH * self.launches if self.traffic in _BY_NO_OP else 1 + _BENEATH * (self.launches - 1)
 
     def seconds(self, gpu: Gpu) -> float:
