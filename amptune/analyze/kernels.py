@@ -42,10 +42,11 @@ class Kernel(Protocol):
 
 
 _BENEATH = 0.4
-"""What a kernel beneath an op costs the processor, against an op that Python calls: a cast by autocast, a transpose by
-the library, a further kernel of the op. No Python, no lookup of a module, no argument to read (steps beside H200s)."""
+"""What a kernel beneath an op costs the processor, against an op that Python calls: a cast by autocast, one more kernel
+of the op. No Python, no lookup of a module, no argument to read (steps beside H200s)."""
 _LIBRARY_LAUNCH = 0.25
-"""The same for a kernel that a library launches in a loop of its own (a GRU's steps, H200)."""
+"""The same for a kernel that a library launches itself, as the steps of a GRU and the transposes around a convolution:
+no dispatcher of torch either (a GRU's steps, H200)."""
 _IN_A_STEP = 1.1
 """Time of a kernel that is bound by memory within a step against the same kernel alone, run over and over: with it the
 mean error of the steps of all 47 models of steps_*_h200.json is least (1.07 to 1.1 whichever of them is left out)."""
@@ -69,6 +70,7 @@ class Move:
 
     ``blocks``: of threads, for kernels that have one for each row. ``narrow``: its elements have two bytes.
     ``workers``: blocks that share all the work, for kernels that have a fixed number (see :func:`traffic_seconds`).
+    ``least``: seconds that its results take, as on an H200, where there are many of few elements each.
     """
 
     traffic: Traffic
@@ -78,6 +80,7 @@ class Move:
     blocks: float = 0.0
     narrow: bool = False
     workers: float = 0
+    least: float = 0.0
 
     @property
     def ops(self) -> float:
@@ -93,9 +96,10 @@ class Move:
         constants = efficiency_of(gpu)
         starts = self.launches * constants.kernel_us + self.blocks * constants.block_us / gpu.sms
         slower = 1.0 if self.traffic in _TAKEN_FROM_STEPS else _IN_A_STEP
-        return starts * 1e-6 + slower * traffic_seconds(
+        moving = slower * traffic_seconds(
             self.bytes, self.traffic, gpu, narrow=self.narrow, instructions=self.instructions, workers=self.workers
         )
+        return starts * 1e-6 + max(moving, self.least)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ from amptune.analyze.kernels import (
 from amptune.analyze.moves import Cost, cost_of
 from amptune.analyze.strides import ROW_NORMS, copies, mixed_bytes, turns
 from amptune.analyze.transforms import transform_moves
-from amptune.analyze.waiting import waits
+from amptune.analyze.waiting import least_seconds, waits
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.formats import Format
 from amptune.core.graph import DTYPE_BYTES, Gemm, Site
@@ -177,6 +177,8 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
         each = cost.instructions[1] if backward else cost.instructions[0]
         kind, narrowest = _traffic(site, dtypes, setting, cost, backward=backward), _narrowest(dtypes)
         kernels = move(kind, moved, narrowest, launches, each * elements)
+        if not backward and (least := least_seconds(site)):
+            kernels = dataclasses.replace(kernels, least=least)
         if kind in _ONE_BLOCK_A_CHANNEL:
             samples = site.inputs[0].shape[0] if site.op == "instance_norm" else 1
             kernels = dataclasses.replace(kernels, workers=samples * site.inputs[0].shape[1])

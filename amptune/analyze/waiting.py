@@ -8,6 +8,9 @@ What torch's kernels do (aten/src/ATen/native/cuda), and how long each turn take
 - A running sum and a softmax over another dimension than the last go along it row by row.
 - The loss of a batch of rows is gathered and its gradient scattered by one block of threads.
 - Rows that are looked up cost a turn each, however short.
+- A reduction along the dimension that lies innermost in memory has half a warp or more for each result, idle where that
+  dimension is short; one that tells where the largest number is carries its place along, in every layout (Reduce.cuh).
+  What is reduced over neighbours, heads or taps takes as long in 16 bits as in 32 (dgcnn's profiled steps, H200).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from amptune.analyze.images import in_channels_last
 from amptune.analyze.kernels import Setting, Waiting
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.graph import Site
+from amptune.core.ops import Family, op_named
 
 _IMAGE_TURN, _PIXELS = 0.38e-6, 270_000
 """Seconds of a thread for one channel of one image, and pixels that the GPU works on at a time."""
@@ -29,6 +33,9 @@ _SCAN_TURN, _SOFTMAX_TURN = 0.25e-6, 0.6e-6
 _LOSS_ROW, _LOOKUP_ROW = 1e-9, 0.6e-9
 _LOOKUP_BYTE = 0.4e-12
 """What a byte takes that is read or written on the way, at half of the bandwidth."""
+_REDUCED, _REDUCED_WITH_PLACE = 0.14e-9, 0.2e-9
+"""Seconds of a result of a reduction, without and with the place of what was found."""
+_FIND_PLACES = ("max", "min", "argmax", "argmin", "median")
 _SORTED = 70e-6
 """Sorting the indices of an embedding for its gradient, beyond its kernels' starts."""
 
@@ -57,6 +64,20 @@ def _seconds(site: Site, dtypes: SiteDtypes, setting: Setting, backward: bool) -
         case "embedding" | "embedding_bag" if backward:
             return _SORTED + _looked_up(site, dtypes)
     return 0.0
+
+
+def least_seconds(site: Site) -> float:
+    """What the results of a reduction take, however few elements each is of."""
+    dims = site.attrs.get("dim")
+    if op_named(site.op).family is not Family.REDUCTION or dims is None or not site.inputs or not site.outputs:
+        return 0.0
+    results = site.outputs[0].numel
+    if site.op in _FIND_PLACES:
+        return _REDUCED_WITH_PLACE * results
+    rank = len(site.inputs[0].shape)
+    innermost = (site.attrs.get("strided") or {}).get(0, (rank - 1,))[-1]
+    reduced = [dim % rank for dim in (dims if isinstance(dims, list | tuple) else [dims]) if isinstance(dim, int)]
+    return _REDUCED * results if rank and innermost in reduced else 0.0
 
 
 def _spread(shape: tuple[int, ...], made: tuple[int, ...], *, last: bool) -> float:

@@ -344,3 +344,5 @@ def test_what_runs_beneath_an_op_takes_the_processor_less_than_the_op() -> None:
     assert 1 < three < 2.5
     assert Move(Traffic.CAST, 1e6).ops < 0.5
     assert Move(Traffic.CAST, 1e6, launches=2).ops == pytest.approx(2 * Move(Traffic.CAST, 1e6).ops)
+    # A library launches its own kernels without torch's dispatcher.
+    assert 0 < Move(Traffic.TRANSPOSE, 1e6).ops < Move(Traffic.CAST, 1e6).ops
