@@ -286,3 +286,12 @@ def test_a_bench_with_a_plan_that_is_missing_loads_nothing(tmp_path: Path) -> No
     assert result.returncode == 2
     assert "missing.json" in result.stderr
     assert "loaded" not in result.stderr
+
+
+def test_the_last_lines_say_what_to_do_now(tuned: Path) -> None:
+    said = (tuned / "stdout.txt").read_text()
+    plan = json.loads((tuned / "amptune-out/net/plan.json").read_text())
+    changes = plan["sites"] or plan["loss"]["compile"]
+    now = "train with net_amptuned.py in place of your file" if changes else "train as you do; net_amptuned.py computes"
+    assert f"What to do now: {now}" in said
+    assert ("with the GradScaler of scaler.json" in said) is plan["scaler"]["enabled"]

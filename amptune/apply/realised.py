@@ -49,6 +49,7 @@ def check_realised(
     plan: Plan,
     *,
     takes_gradients: bool = False,
+    evaluates: bool = True,
     region: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> list[Mismatch]:
     """Run a forward and backward, then a forward in eval mode, and compare what ran with the plan.
@@ -62,6 +63,7 @@ def check_realised(
         run: runs ``model`` and the backward of its loss once; what it leaves in ``.grad`` stays.
         plan: what should be in force.
         takes_gradients: the forward takes gradients itself, so that it cannot run without them in eval mode either.
+        evaluates: the model runs in eval mode; else that part is left out.
         region: entered around the forward in eval mode: the autocast region that ``run`` enters around its own.
 
     Returns:
@@ -74,7 +76,7 @@ def check_realised(
     found = [*_check_modules(model, sites, trained, "forward"), *_check_gradients(model, sites, trained)]
     found += _check_held(model, plan, trained)
     found += _check_functions(functions, trained)
-    if trained.root_call is not None:
+    if trained.root_call is not None and evaluates:
         args, kwargs = trained.root_call
         with _evaluating(model, takes_gradients), region(), recording(model, set(sites)) as evaluated:
             model(*args, **kwargs)

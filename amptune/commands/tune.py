@@ -103,6 +103,7 @@ def summary(result: TuneResult) -> str:
         )
     else:
         lines.append(f"Nothing beat the best stock recipe, {stock_text}, beyond the noise. It is what was written.")
+    lines.append(_next_step(result))
     if data["not_measured"]:
         spent = "time" if data["stopped"] == "timeout" else "budget"
         lines.append(
@@ -117,6 +118,16 @@ def summary(result: TuneResult) -> str:
         )
     lines += [f"{LABELS[key] + ':':15s} {path}" for key, path in result.files.items() if key in LABELS]
     return "\n".join(lines)
+
+
+def _next_step(result: TuneResult) -> str:
+    """What the user does now."""
+    plan, patched = result.plan, result.files["patched"].name
+    if not (plan.sites or plan.tf32 or plan.channels_last or plan.loss_compile or plan.params):
+        return f"What to do now: train as you do; {patched} computes the same."
+    calls = " and call its set_backend_flags() first" if plan.tf32 else ""
+    scaled = ", with the GradScaler of scaler.json" if plan.scaler.enabled else ""
+    return f"What to do now: train with {patched} in place of your file{calls}, without torch.autocast{scaled}."
 
 
 def _table(data: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from amptune.apply import (
     strided_where_safe,
     tied_by_run,
 )
-from amptune.core.choice import BF16, FP32, Choice
+from amptune.core.choice import BF16, FP16, FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, LOSS, PrecisionGraph, Site
 from amptune.core.hardware import FP8_MULTIPLE
@@ -59,6 +59,8 @@ def build_space(
         losses: choices of the loss; empty when it is not a function of the user's.
     """
     choices = tuple(Choice(number_format) for number_format in bench.device.formats())
+    if any(parameter.is_complex() and parameter.requires_grad for parameter in bench.model.parameters()):
+        choices = tuple(choice for choice in choices if choice != FP16)  # torch.amp.GradScaler takes none of these
     if BF16 in choices:
         choices += bench.device.fp8_choices()
     can_pin = [graph[site] for site in pins]

@@ -47,6 +47,8 @@ def plain_reason(error: Exception, place: str) -> str:
         return (
             f"a constant of the model does not fit into {fits}{at}: take torch.finfo(x.dtype).min or .max in its place"
         )
+    if "non_finite_check_and_unscale" in text and "Complex" in text:
+        return "torch's loss scaling, which FP16 needs, takes no complex parameters: BF16 does without"
     if _CLASH.search(text):
         got = f", and got {' and '.join(formats)}" if len(formats) > 1 else ""
         op = _operation(text)

@@ -148,7 +148,7 @@ def _initial_loss(bench: Workbench, batches: Batches) -> float:
     Raises:
         TuneError: it is NaN or infinity.
     """
-    initial = held_back_loss(bench, batches)
+    initial = _evaluated(bench, batches)
     if not math.isfinite(initial):
         raise TuneError(
             f"the loss of the FP32 model is {initial} before the first step",
@@ -162,6 +162,17 @@ def _initial_loss(bench: Workbench, batches: Batches) -> float:
     with still(bench):
         trained_from = held_back_loss(bench, batches, train_mode=True)
     return min(initial, trained_from) if math.isfinite(trained_from) else initial
+
+
+def _evaluated(bench: Workbench, batches: Batches) -> float:
+    """The held-back loss in eval mode, or in train mode where the model gives none in eval mode, which is noted."""
+    try:
+        return held_back_loss(bench, batches)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # the user's code: it may be that this model cannot be evaluated, or that it fails altogether
+        bench.evaluates = False
+        return held_back_loss(bench, batches)
 
 
 def _noise(

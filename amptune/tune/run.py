@@ -75,6 +75,7 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
     """
     started = time.monotonic()
     check_study(options.out, options.existing)
+    seed_everything(options.seed)  # here as in the worker, for what a file draws when it is loaded
     target = load_target(options.target)
     refuse_patched(target)
     progress.stage("capturing the model")

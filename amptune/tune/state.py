@@ -41,8 +41,10 @@ def set_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def dense(gradient: torch.Tensor) -> torch.Tensor:
-    """A gradient with all its rows: that of an ``nn.Embedding(..., sparse=True)`` has the ones that were looked up."""
-    return gradient if gradient.layout is torch.strided else gradient.to_dense()
+    """A gradient as plain real numbers: with all its rows, where an ``nn.Embedding(..., sparse=True)`` gives those that
+    were looked up, and complex ones as pairs."""
+    full = gradient if gradient.layout is torch.strided else gradient.to_dense()
+    return torch.view_as_real(full.resolve_conj()) if full.is_complex() else full
 
 
 class _Kept(NamedTuple):

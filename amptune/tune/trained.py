@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 
@@ -40,13 +41,20 @@ def held_back_loss(bench: Workbench, batches: Batches, *, train_mode: bool = Fal
     """Mean loss of the FP32 parameters, evaluated in FP32, on the held-back batches.
 
     The model must not be under a plan or autocast here, so that a loss that is merely rounded neither hides nor fakes
-    a gap.
+    a gap. A model that gives no loss in eval mode is in train mode, without dropout and with one random state.
     """
     fp32 = Candidate("fp32")
     was_training = bench.model.training
-    bench.model.train(train_mode)
+    bench.model.train(train_mode or not bench.evaluates)
     try:
-        with bench.no_gradients(), backend_flags(False), eager(bench):
+        if not bench.evaluates:
+            seed_everything(0)
+        with (
+            bench.no_gradients(),
+            backend_flags(False),
+            eager(bench),
+            nullcontext() if bench.evaluates else still(bench),
+        ):
             losses = [loss_of(bench, fp32, batch).float().item() for batch in batches.held_back]
     finally:
         bench.model.train(was_training)

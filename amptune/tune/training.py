@@ -38,6 +38,7 @@ class Workbench:
     ``compilation`` says how torch.compile runs it; None is eager mode. ``has_dropout`` is None until a run has shown
     it, and ``dropout_off`` is set while dropout is switched off. ``takes_gradients``: the forward or the loss does.
     ``compiles_itself``: the user's own code puts something under torch.compile when it runs.
+    ``evaluates``: the model gives a loss in eval mode too; a detector gives its loss in train mode alone.
     ``kept``: what is held on the device beside the model, by name, the initial weights among it.
     """
 
@@ -53,6 +54,7 @@ class Workbench:
     dropout_off: DropoutOff | None = None
     takes_gradients: bool = False
     compiles_itself: bool = False
+    evaluates: bool = True
     kept: dict[str, Mapping[str, torch.Tensor]] = dataclasses.field(default_factory=dict)
     _targets: dict[tuple[Format | None, str | None], Target] = dataclasses.field(default_factory=dict)
 

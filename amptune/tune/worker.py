@@ -48,7 +48,7 @@ from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.space import COMPILED_LOSS, Space
 from amptune.tune.structure import check_structure
 from amptune.tune.timing import StepTime, Yardstick, measure_interleaved, measure_step
-from amptune.tune.training import Workbench, eager, training, whole
+from amptune.tune.training import Workbench, eager, seed_everything, training, whole
 
 COULD_WIN = 1.1
 """A candidate whose step takes more than this many times the best valid one is judged on one order of the batches."""
@@ -79,6 +79,7 @@ class Worker:
         self.pins = job.pins
         self.device = Device(job.options.device)
         check_params(job.options.params, self.device)
+        seed_everything(job.options.seed)
         self.target: Target = load_target(job.options.target, source=job.trial_source)
         self.bench = Workbench.build(self.target, self.device, job.options.seed, job.codes, job.trial_source)
         check_structure(self.target, self.bench.model, job.parameters)
@@ -115,8 +116,12 @@ class Worker:
             reference.initial_loss,
             sum(reference.losses) / len(reference.losses),
             self.batches.quality_data,
-            (*self.target.notes, *filter(None, [missing_note(self.device)])),
+            (*self.target.notes, *filter(None, [missing_note(self.device), self._train_mode_note()])),
         )
+
+    def _train_mode_note(self) -> str:
+        told = "the model gives no loss in eval mode: its held-back loss is taken in train mode, without dropout"
+        return "" if self.bench.evaluates else told
 
     def space(self, graph: PrecisionGraph) -> Space:
         """The search space, which depends on the live modules."""
@@ -310,7 +315,7 @@ class Worker:
 
             found = check_realised(
                 self.bench.model, forward_and_backward, plan, takes_gradients=self.bench.takes_gradients,
-                region=lambda: autocast_region(candidate, self.bench.device),
+                evaluates=self.bench.evaluates, region=lambda: autocast_region(candidate, self.bench.device),
             )  # fmt: skip
             found += stale_weight_casts(self.bench.model, step, forward, plan)
             return tuple(map(str, found))

@@ -16,6 +16,7 @@ from amptune.core.plan import ScalerConfig
 from amptune.core.planfile import read_plan
 from amptune.errors import WorkError
 from amptune.tune.device import Device
+from amptune.tune.training import seed_everything
 from amptune.verify.result import Verification
 from amptune.verify.runs import train_side_by_side
 
@@ -49,8 +50,9 @@ def verify(
         InputError: a file cannot be read, or the plan does not fit.
         WorkError: a model does not train.
     """
+    seed_everything(options.seed)  # for what a file draws when it is loaded, and the patched one after it
     original = load_target(spec)
-    with _subject(spec, original, patched, plan, say) as (target, scaler, name):
+    with _subject(spec, original, patched, plan, options.seed, say) as (target, scaler, name):
         runs, evaluations = train_side_by_side(
             original, target, device, steps=options.steps, minutes=options.minutes, seed=options.seed,
             tolerance=options.tolerance, scaler=scaler, report=report,
@@ -61,16 +63,18 @@ def verify(
 
 @contextlib.contextmanager
 def _subject(
-    spec: TargetSpec, original: Target, patched: Path | None, plan: Path | None, say: Callable[[str], None]
+    spec: TargetSpec, original: Target, patched: Path | None, plan: Path | None, seed: int, say: Callable[[str], None]
 ) -> Iterator[tuple[Target, ScalerConfig | None, str]]:
     """The patched target, its scaler and what to call it."""
     if patched is not None:
+        seed_everything(seed)
         yield load_target(patched_spec(original, patched)), _scaler_beside(patched), str(patched)
         return
     assert plan is not None
     with tempfile.TemporaryDirectory(prefix="amptune-verify-") as folder:
         files = apply_plan_file(plan, spec, Path(folder), say)
         path = next(path for name, path in files.items() if name.endswith("_amptuned.py"))
+        seed_everything(seed)
         yield load_target(patched_spec(original, path)), read_plan(plan).scaler, f"{spec.text} under {plan}"
 
 

@@ -174,3 +174,22 @@ def test_nan_is_not_the_zero_that_the_plan_gave(bench: Bench, tmp_path: Path, mo
     monkeypatch.setattr(Target, "call", lambda *arguments: call(*arguments) * is_other)
     (difference,) = bench.worker.check_emitted(path, plan_candidate(Plan()))
     assert difference.startswith("the output is off by nan of its size")
+
+
+KEPT = """def loss_fn(output, batch):
+    SCALED.append(output.detach().abs().mean())
+    return CRITERION(torch.zeros(1, 3)).exp() * sum(SCALED) * """
+
+
+def test_what_a_file_keeps_beside_its_model_is_as_new_as_in_the_emitted_file(tmp_path: Path) -> None:
+    """A criterion with random weights, and a list that each loss adds to."""
+    source = MLP.replace("def loss_fn(output, batch):\n    return ", KEPT)
+    assert source != MLP
+    bench = Bench(
+        tmp_path, source.replace("def make_model", "CRITERION, SCALED = nn.Linear(3, 1), []\n\n\ndef make_model")
+    )
+    assert bench.worker.prepare().initial_loss
+    path = bench.emit(BF16, tmp_path / "emitted")
+    assert bench.worker.check_emitted(path, plan_candidate(BF16)) == []
+    path.write_text(path.read_text().replace('"norm": "bf16"', '"norm": "fp32"'))
+    assert bench.worker.check_emitted(path, plan_candidate(BF16)) != []

@@ -88,3 +88,17 @@ def test_sparse_gradients_are_looked_at_with_all_their_rows(make_bench: Make) ->
     assert measure_sensitivity(bench, {"embed": (FP32, BF16), "bag": (FP32, BF16)}, batches.train[0], seed=0)
     record = record_gradients(bench, Plan({"embed": SitePlan(Format.FP16)}), batches, seed=0)
     assert all(step.exponents for step in record.steps)
+
+
+def test_complex_gradients_count_with_both_of_their_parts(make_bench: Make) -> None:
+    source = SPARSE.replace(
+        "self.fc = nn.Linear(8, 3)", "self.fc = nn.Parameter(torch.randn(8, 3, dtype=torch.cfloat))"
+    )
+    bench, batches = make_bench(
+        source.replace("return self.fc(", "return ((")
+        .replace("self.bag(ids))", "self.bag(ids)) .to(torch.cfloat) @ self.fc.conj()).abs()")
+        .replace(", sparse=True", "")
+    )
+    gradients, _ = gradients_at(bench, Candidate("fp32"), batches, bench.initial, seed=0)
+    assert gradients["fc"].shape == (8, 3, 2)
+    assert bool(gradients["fc"].abs().amin() > 0)

@@ -288,3 +288,14 @@ def test_perturbed_weights_differ_by_their_share_and_buffers_not_at_all() -> Non
     assert (found["w"] - 2).std().item() == pytest.approx(2e-3, rel=0.05)
     assert torch.equal(found["running"], state["running"])
     assert torch.equal(perturb(state, ["w"], 1e-3, 0, torch.device("cpu"))["w"], found["w"])
+
+
+@pytest.mark.parametrize("instead", ["raise RuntimeError('predict() instead')", "return [{'boxes': ids}]"])
+def test_a_model_that_gives_no_loss_in_eval_mode_is_judged_in_train_mode(make_bench: Make, instead: str) -> None:
+    before = "        x = self.norm("
+    detector = MLP.replace(before, f"        if not self.training:\n            {instead}\n{before}")
+    bench, batches = make_bench(detector)
+    reference = measure_reference(bench, batches, 0.005, seed=0)
+    assert not bench.evaluates
+    expected, usual = make_bench(MLP)
+    assert reference.losses == measure_reference(expected, usual, 0.005, seed=0).losses, "there is no dropout"

@@ -92,7 +92,10 @@ def test_checkpointed_layers_with_dropout_and_complex_parameters_are_searched(tm
     result = amptune(tmp_path, "tune", "net.py", "--budget", "4", "--steps", "3", "--device", "cpu")
     assert result.returncode == 0, result.stderr
     trials = json.loads((tmp_path / "amptune-out/net/result.json").read_text())["trials"]
-    # What torch's own GradScaler does not take: gradients of complex parameters.
-    assert all("ComplexFloat" in trial["reason"] for trial in trials if trial["state"] == "failed")
+    # torch's own GradScaler takes no gradients of complex parameters; no plan is tried that would need it.
+    failed = {trial["recipe"]: trial["reason"] for trial in trials if trial["state"] == "failed"}
+    assert failed == {
+        "autocast-fp16": "torch's loss scaling, which FP16 needs, takes no complex parameters: BF16 does without"
+    }
     assert {trial["recipe"]: trial["state"] for trial in trials}["autocast-bf16"] == "valid"
     assert any(trial["kind"] != "stock" for trial in trials)
