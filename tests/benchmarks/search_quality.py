@@ -2,6 +2,7 @@
 
     python tests/benchmarks/search_quality.py       # all cases, 10 seeds; writes reports/search_quality.{json,md}
     python tests/benchmarks/search_quality.py --seeds 2 --methods amptune front
+    python tests/benchmarks/search_quality.py --kept runs.jsonl     # in pieces: what is finished is not run again
 
 Cases: synthetic families in several sizes and natures (see search_cases.NATURES), and every cost table in data/ (see
 record_table.py). Regret is the true step time of the plan that a method would hand over after n trials, by its own
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -254,19 +256,41 @@ def truth_of(case: str, seed: int) -> Truth:
     return Truth.of(model, rest, seed, nature)
 
 
-def run_one(job: tuple[str, int, list[str], float]) -> dict[str, Any]:
+class Kept:
+    """Finished searches, in a file of JSON lines that a later run reads on; nothing is kept without a file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path and path.exists() else []
+        self.found: dict[str, Any] = dict(map(json.loads, lines))
+
+    def get(self, key: str, make: Callable[[], Any]) -> Any:
+        """What is kept under a key, made where it is missing."""
+        if key not in self.found:
+            self.found[key] = make()
+            if self.path:
+                with self.path.open("a") as file:
+                    file.write(json.dumps([key, self.found[key]]) + "\n")
+        return self.found[key]
+
+
+def run_one(job: tuple[str, int, list[str], float, Path | None]) -> dict[str, Any]:
     """Regret of each method after each number of trials, for one case and seed."""
-    case, seed, methods, noise = job
+    case, seed, methods, noise, path = job
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    truth = truth_of(case, seed)
-    found, seconds, stopped = {}, {}, {}
-    for method in methods:
+    truth, kept = truth_of(case, seed), Kept(path)
+
+    def searched(method: str) -> dict[str, Any]:
         trials, begin = Trials(truth, seed, noise), time.process_time()
         METHODS[method](trials)
-        found[method], seconds[method] = trials.handed, time.process_time() - begin
-        stopped[method] = trials.stopped_after
-    best = min(truth.optimum(seed), *(min(handed) for handed in found.values()))
-    regret = {method: [handed[n - 1] / best - 1 for n in AFTER] for method, handed in found.items()}
+        return {"handed": trials.handed, "seconds": time.process_time() - begin, "stopped": trials.stopped_after}
+
+    found = {m: kept.get(f"{case} {seed} {noise:g} {m}", functools.partial(searched, m)) for m in methods}
+    best = min(
+        kept.get(f"{case} {seed} optimum", lambda: truth.optimum(seed)), *(min(f["handed"]) for f in found.values())
+    )
+    regret = {method: [each["handed"][n - 1] / best - 1 for n in AFTER] for method, each in found.items()}
+    seconds, stopped = ({method: each[name] for method, each in found.items()} for name in ("seconds", "stopped"))
     return {"case": case, "seed": seed, "regret": regret, "seconds": seconds, "stopped": stopped}
 
 
@@ -363,11 +387,13 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=cases(), default=cases())
     parser.add_argument("--gp-cases", nargs="*", choices=cases(), default=GP_CASES)
     parser.add_argument("--noise", type=float, default=0.004, help="standard deviation of a measured step, as a share")
+    parser.add_argument("--kept", type=Path, help="a file for finished searches, to go on from")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--report", default="search_quality", help="name of the report; - for none")
     args = parser.parse_args()
     methods = {c: [m for m in args.methods if m != "gp" or c in args.gp_cases] for c in args.cases}
-    jobs = [(case, seed, methods[case], args.noise) for case in args.cases for seed in range(args.seeds)]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+    jobs = [(case, seed, methods[case], args.noise, args.kept) for case in args.cases for seed in range(args.seeds)]
+    with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
         runs = pool.map(run_one, jobs, chunksize=1)
     summary = summarised(runs, args.methods)
     facts = {"noise": f"{args.noise:.1%}", "budget": BUDGET, "python": platform.python_version(),
