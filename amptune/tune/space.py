@@ -17,6 +17,9 @@ HIGH, FOLLOW = "fp32", "follow"
 """Values of a pin: computed in FP32, or in the format of what arrives."""
 COMPILED_LOSS = "fp32-compiled"
 """A value of the loss: in FP32, under torch.compile by itself."""
+SPLITTING = 2
+"""Counts the ways in which ``splits`` has made a search's space of the one that a model has: a study of another is not
+continued."""
 How = Literal["swap", "follow", "source", "autocast", "own", "read", "late"]
 """How a site's format is put in force, as ``core.plan.SitePlan.how``."""
 
@@ -178,7 +181,7 @@ class Space:
     def fingerprint(self) -> str:
         """Changes when the space does: a study of another space is not continued."""
         groups = [(g.name, g.sites, g.how, sorted(g.fp8)) for g in self.groups]
-        text = json.dumps([self.choices(), groups, sorted(self.strided)])
+        text = json.dumps([SPLITTING, self.choices(), groups, sorted(self.strided)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def decode(self, point: Mapping[str, str], table: CostTable, header: Mapping[str, Any]) -> Plan:

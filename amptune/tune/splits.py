@@ -2,6 +2,11 @@
 
 Sites of one role in repeated blocks decide together. One block whose activations overflow then keeps all the others out
 of a format; with its sites apart, the others may have it. Blocks are taken apart whole: sites of one block may be tied.
+
+FP8 everywhere often errs a few times more than trains, so how much of it a plan has decides how fast it is. Groups in
+which FP8 saves time therefore become two halves, by the error that it adds to their blocks. In a simulation that is
+worth 0.6 and 1.3 % of a step after three plans where FP8 everywhere errs 1.3 and 3 times too much, and nothing where it
+trains or errs 12 times too much (tests/benchmarks/reports/fp8_halves.md).
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ import dataclasses
 import itertools
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from amptune.core.choice import FP32
 from amptune.tune.allocate import allocate
@@ -25,6 +30,11 @@ OUTLIER = 4.0
 """A block counts as sensitive when its error is this many times the median block's."""
 ERROR_SHARES = (1.0, 0.5, 0.25)
 """A split is valued at several limits of the error, as shares of the fastest plan's."""
+HALVED = 6
+"""Groups that are halved at most: those in which FP8 saves most."""
+MIN_BLOCKS = 4
+FP8_WORTH = 0.005
+"""Smallest share of the predicted time of all sites that FP8 has to save in a group that is halved."""
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
 
@@ -41,6 +51,9 @@ def split_where_it_pays(model: CostModel) -> tuple[CostModel, list[str]]:
         saved, (value, space, text) = value - best[0], best
         model = _in(model, space)
         said.append(f"{text}: saves {saved:.3g} ms by the cost table")
+    for name in _worth_in_fp8(model):
+        model, text = _halved(model, name)
+        said.append(text)
     return model, said
 
 
@@ -59,6 +72,31 @@ def _part(group: Group, name: str, sites: set[str] | frozenset[str]) -> Group:
     fp8 = group.fp8 & sites
     choices = tuple(choice for choice in group.choices if fp8 or not choice.format.is_fp8)
     return Group(name, tuple(s for s, _ in kept), group.kind, tuple(h for _, h in kept), choices, fp8, group.multiplies)
+
+
+def _worth_in_fp8(model: CostModel) -> list[str]:
+    """Groups of enough blocks in which FP8 saves time, the most first."""
+    problem = model.problem()
+    plain = {name: {c: ms for c, ms in times.items() if not c.format.is_fp8} for name, times in problem.times.items()}
+    least = FP8_WORTH * problem.time(allocate(dataclasses.replace(problem, times=plain)))
+    saved = {name: min(plain[name].values()) - min(times.values()) for name, times in problem.times.items()}
+    groups = [g for g in model.space.module_groups() if saved[g.name] > least and len(_blocks(g.fp8)) >= MIN_BLOCKS]
+    return sorted((group.name for group in groups), key=lambda name: -saved[name])[:HALVED]
+
+
+def _halved(model: CostModel, name: str) -> tuple[CostModel, str]:
+    """The model with a group's blocks in two halves, and a sentence: the first has those where FP8 adds most error."""
+    group = next(group for group in model.space.module_groups() if group.name == name)
+    times = model.problem().times[name]
+    fp8 = min((choice for choice in times if choice.format.is_fp8), key=times.__getitem__)
+    errors = {
+        block: sum(model.sensitivity.error(site, fp8) for site in sites) for block, sites in _blocks(group.fp8).items()
+    }
+    apart = sorted(errors, key=lambda block: -errors[block])[: len(errors) // 2]
+    sites = frozenset(site for block, sites in _blocks(group.sites).items() if block in apart for site in sites)
+    label = _ranges(sorted(map(_order, apart)))
+    model = _in(model, split(model.space, name, sites, label))
+    return model, f"{name}: blocks {label}, where FP8 adds most error, decide by themselves"
 
 
 def _in(model: CostModel, space: Space) -> CostModel:
@@ -81,15 +119,13 @@ def _value(model: CostModel, error: float) -> float:
 
 def _candidates(model: CostModel) -> Iterator[tuple[Space, str]]:
     for group in model.space.module_groups():
-        blocks: dict[str, list[str]] = {}
-        for site in group.sites:
-            blocks.setdefault(_block(site), []).append(site)
+        blocks = _blocks(group.sites)
         seen: set[frozenset[str]] = set()
         for names in _disagreeing(model, group, blocks):
             if 0 < len(names) < len(blocks) and names not in seen:
                 seen.add(names)
                 apart = frozenset(site for block in names for site in blocks[block])
-                label = ", ".join(sorted(names, key=lambda block: [int(part) for part in block.split(".") if part]))
+                label = ", ".join(sorted(names, key=_order))
                 yield split(model.space, group.name, apart, label), f"{group.name}: block {label} decides by itself"
 
 
@@ -109,6 +145,29 @@ def _disagreeing(model: CostModel, group: Group, blocks: dict[str, list[str]]) -
         }
         limit = OUTLIER * statistics.median(errors.values())
         yield frozenset(name for name, error in errors.items() if error > limit)
+
+
+def _blocks(sites: Iterable[str]) -> dict[str, list[str]]:
+    """Number of each block -> those of the sites that it has."""
+    blocks: dict[str, list[str]] = {}
+    for site in sorted(sites, key=lambda site: _order(_block(site))):
+        blocks.setdefault(_block(site), []).append(site)
+    return blocks
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``0-3, 7``: where they follow one another by their ends, increasing."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _order(block: str) -> int:
+    return int(block) if block else -1
 
 
 def _block(site: str) -> str:

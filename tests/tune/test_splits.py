@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from amptune.core.choice import BF16, FP16, FP32, Choice
+import dataclasses
+
+from amptune.core.choice import BF16, FP8, FP16, FP32, Choice
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import CostTable, SiteCost
 from amptune.tune.allocate import allocate
@@ -64,3 +66,40 @@ def test_a_split_loses_no_site() -> None:
     assert parts.groups[0].sites == SITES[:2]
     assert parts.meets == (frozenset({"blocks.*.fc in 0", "blocks.*.fc elsewhere", "head"}),)
     assert space.fingerprint() != parts.fingerprint()
+
+
+def in_fp8(fp8_ms: float, blocks: int = 12) -> CostModel:
+    """A model whose group may be in FP8, which errs more the earlier the block is but for block 7."""
+    before = model_of({}, set(), (FP32, BF16))
+    sites = tuple(site for site in SITES if int(site.split(".")[1]) < blocks)
+    group = dataclasses.replace(
+        before.space.groups[0], sites=sites, how=("swap",) * len(sites), choices=(FP32, BF16, FP8[0]),
+        fp8=frozenset(site for site in sites if site.endswith("fc1")),
+    )  # fmt: skip
+    table = {site: {FP32: SiteCost(4.0), BF16: SiteCost(1.0), FP8[0]: SiteCost(fp8_ms)} for site in (*sites, "head")}
+    errors = {site: SiteSensitivity({BF16: RoundingError(1e-3), FP8[0]: RoundingError(_error(site))}) for site in table}
+    space = dataclasses.replace(before.space, groups=(group, before.space.groups[1]))
+    return CostModel(space, CostTable(table, {}), [], Sensitivity(errors))
+
+
+def _error(site: str) -> float:
+    number = int(site.split(".")[1]) if "." in site else 0
+    return 0.08 if number == 7 else 0.05 - 0.001 * number
+
+
+def test_where_fp8_saves_time_blocks_that_it_disturbs_more_decide_by_themselves() -> None:
+    model, said = split_where_it_pays(in_fp8(0.7))
+    assert [group.name for group in model.space.groups] == ["blocks.*.fc in 0-4, 7", "blocks.*.fc elsewhere", "head"]
+    assert said == ["blocks.*.fc: blocks 0-4, 7, where FP8 adds most error, decide by themselves"]
+    first, rest = model.space.groups[:2]
+    assert set(first.sites) == {site for site in SITES if int(site.split(".")[1]) in (0, 1, 2, 3, 4, 7)}
+    assert set(first.sites) | set(rest.sites) == set(SITES), "blocks are taken apart whole"
+    assert FP8[0] in first.choices
+    assert FP8[0] in rest.choices
+
+
+def test_no_group_is_halved_where_fp8_saves_nothing_or_blocks_are_few() -> None:
+    for before in (in_fp8(1.1), in_fp8(0.999), in_fp8(0.7, blocks=3)):
+        model, said = split_where_it_pays(before)
+        assert model.space == before.space
+        assert said == []
