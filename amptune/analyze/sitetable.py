@@ -15,12 +15,17 @@ _MULTIPLE = 8
 """Elements of 16 bits in the 16 bytes that a row is aligned to."""
 
 
-def site_rows(times: Sequence[SiteTimes]) -> list[SiteRow]:
-    """Lines for the sites, like ones together, largest gain first; what is under 0.5 % of the FP32 step is left out."""
+def site_rows(times: Sequence[SiteTimes], half: str) -> list[SiteRow]:
+    """Lines for the sites, like ones together, largest gain first; what is under 0.5 % of the FP32 step is left out.
+
+    Args:
+        times: of the sites on one GPU.
+        half: the 16-bit recipe that is shown, whose times the notes are about.
+    """
     groups: dict[object, list[SiteTimes]] = {}
     for entry in times:
         groups.setdefault(_group(entry.site), []).append(entry)
-    rows = [_row(entries) for entries in groups.values()]
+    rows = [_row(entries, half) for entries in groups.values()]
     total = sum(row.milliseconds.get("fp32", 0.0) for row in rows)
     shown = [row for row in rows if max(row.milliseconds.values(), default=0.0) >= _SMALLEST_SHARE * total]
     return sorted(shown, key=lambda row: -_gain(row))
@@ -38,14 +43,14 @@ def _pattern(name: str) -> str:
     return re.sub(r"(^|\.)\d+(?=\.|#|$)", r"\1*", name)
 
 
-def _row(entries: Sequence[SiteTimes]) -> SiteRow:
+def _row(entries: Sequence[SiteTimes], half: str) -> SiteRow:
     site = entries[0].site
     milliseconds: dict[str, float] = {}
     for entry in entries:
         for recipe, value in entry.milliseconds.items():
             milliseconds[recipe] = milliseconds.get(recipe, 0.0) + value
     name = _pattern(site.id) if len(entries) > 1 else site.id
-    return SiteRow(name, site.op, shape_of(site), len(entries), milliseconds, _note(entries[0], milliseconds))
+    return SiteRow(name, site.op, shape_of(site), len(entries), milliseconds, _note(entries[0], milliseconds, half))
 
 
 def shape_of(site: Site) -> str:
@@ -69,9 +74,8 @@ def _held_back_by(site: Site) -> str:
     return "misaligned and contiguous" if contiguous else "misaligned"
 
 
-def _note(entry: SiteTimes, milliseconds: dict[str, float]) -> str:
-    for recipe in ("autocast-bf16", "autocast-fp16"):
-        plain, fixed = milliseconds.get(recipe), milliseconds.get(recipe + FIXED)
-        if plain and fixed and fixed < 0.9 * plain:
-            return f"{_held_back_by(entry.site)}: {fixed:.3f} when fixed"
+def _note(entry: SiteTimes, milliseconds: dict[str, float], half: str) -> str:
+    plain, fixed = milliseconds.get(half), milliseconds.get(half + FIXED)
+    if plain and fixed and fixed < 0.9 * plain:
+        return f"{_held_back_by(entry.site)}: {fixed:.3f} when fixed"
     return f"keep fp32: {entry.why}" if entry.why else ""

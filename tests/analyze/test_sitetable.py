@@ -14,7 +14,7 @@ from tests.rules.test_graph_rules import RULES, judge
 
 def note(body: str, op: str, folder: Path) -> str:
     analysis = judge(Example("a model", model_file(body)), folder, RULES[0])
-    return next(row.note for row in site_rows(analysis.sites) if row.op == op)
+    return next(row.note for row in site_rows(analysis.sites, "autocast-bf16") if row.op == op)
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,14 @@ def note(body: str, op: str, folder: Path) -> str:
 def test_the_note_is_about_the_site(body: str, op: str, expected: str, tmp_path: Path) -> None:
     found = note(body, op, tmp_path)
     assert expected in found if expected else not found
+
+
+def test_what_a_fix_gives_is_said_of_the_format_that_the_gpu_has(tmp_path: Path) -> None:
+    source = model_file(
+        "return self.conv(x).flatten(1)", init="self.conv = nn.Conv2d(64, 128, 3)", batch="torch.randn(64, 64, 64, 64)"
+    )
+    analysis = judge(Example("a model", source, options={"gpus": ("v100",)}), tmp_path, RULES[0])
+    (row,) = [row for row in site_rows(analysis.sites, "autocast-fp16") if row.op == "conv2d"]
+    fixed = row.milliseconds["autocast-fp16+fixed"]
+    assert row.note == f"contiguous: {fixed:.3f} when fixed"
+    assert fixed < row.milliseconds["autocast-fp16"]

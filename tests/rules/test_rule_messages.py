@@ -192,3 +192,12 @@ def test_a_count_is_not_called_a_loss(tmp_path: Path) -> None:
     assert messages("G212", source, tmp_path) == []
     (message,) = messages("G211", source, tmp_path)
     assert "a count of up to 262144 is rounded to bf16" in message
+
+
+def test_a_detour_is_told_of_all_recipes_that_take_it(tmp_path: Path) -> None:
+    source = model_file(
+        "return self.down(torch.pow(self.up(x), 3))", batch="torch.randn(65536, 64)",
+        init="self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)",
+    )  # fmt: skip
+    (message,) = messages("G302", source, tmp_path)
+    assert "(under autocast-bf16 and autocast-fp16)" in message

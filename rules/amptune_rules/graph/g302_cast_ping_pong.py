@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, Run
+from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.ops import Family, op_named
 from amptune.core.roofline import Traffic, traffic_seconds
 from amptune.core.rule import Example, GraphRule
@@ -73,9 +73,8 @@ class CastPingPong(GraphRule):
         """One finding for each op that starts such a detour."""
         if context.mode == "compile":
             return
-        for run in context.runs:
-            if run.recipe.autocast is None or run.device != "cuda":
-                continue
+        runs = tuple(run for run in context.runs if run.recipe.autocast is not None and run.device == "cuda")
+        for run in runs[:1]:  # BF16 and FP16 move the same bytes
             for site in context.graph:
                 if (moved := _bytes_of_detour(context, run, site)) and self._is_worth(context, run, site, moved):
                     yield context.finding(
@@ -83,11 +82,10 @@ class CastPingPong(GraphRule):
                         site,
                         f"{site.op} casts its 16-bit input to float32 and the result reaches a product that casts "
                         "it back:"
-                        f" about {moved / 2**20:.0f} MiB of extra traffic a step ({run.label})",
+                        f" about {moved / 2**20:.0f} MiB of extra traffic a step (under {recipes_in(runs)})",
                         bytes=moved,
                         saves_ms=self._saved(context, moved),
                     )
-            return  # BF16 and FP16 move the same bytes
 
     def _is_worth(self, context: GraphContext, run: Run, site: Site, moved: int) -> bool:
         repeats = context.repeats(site)
