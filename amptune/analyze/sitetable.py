@@ -63,15 +63,16 @@ def shape_of(site: Site) -> str:
 
 def _held_back_by(site: Site) -> str:
     """What ``+fixed`` changes about a site."""
-    contiguous = site.attrs.get("channels_last") is False
     if op_named(site.op).family is Family.CONV:
-        sizes = [tensor.shape[1] for tensor in (*site.inputs[:1], *site.outputs[:1]) if len(tensor.shape) > 1]
+        ends = (("in", site.inputs[:1]), ("out", site.outputs[:1]))
+        sizes = [(f"{end}_channels", each.shape[1]) for end, seen in ends for each in seen if len(each.shape) > 1]
     else:
-        sizes = [size for gemm in site.gemms for size in (gemm.m, gemm.n, gemm.k)]
-    misaligned = any(size % _MULTIPLE for size in sizes if size > _MULTIPLE)
-    if contiguous and not misaligned:
-        return "contiguous"
-    return "misaligned and contiguous" if contiguous else "misaligned"
+        sizes = [(name, size) for gemm in site.gemms for name, size in (("N", gemm.n), ("K", gemm.k))]
+    odd = dict.fromkeys(f"{name} = {size}" for name, size in sizes if size > _MULTIPLE and size % _MULTIPLE)
+    misaligned = f"{' and '.join(odd)} misaligned" if odd else "misaligned"
+    if site.attrs.get("channels_last") is not False:
+        return misaligned
+    return f"{misaligned} and contiguous" if odd else "contiguous"
 
 
 def _note(entry: SiteTimes, milliseconds: dict[str, float], half: str) -> str:

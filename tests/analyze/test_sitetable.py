@@ -46,3 +46,17 @@ def test_what_a_fix_gives_is_said_of_the_format_that_the_gpu_has(tmp_path: Path)
     fixed = row.milliseconds["autocast-fp16+fixed"]
     assert row.note == f"contiguous: {fixed:.3f} when fixed"
     assert fixed < row.milliseconds["autocast-fp16"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "batch", "expected"),
+    [
+        ("nn.Linear(1024, 1021)", "torch.randn(4096, 1024)", "N = 1021 misaligned: "),
+        ("nn.Linear(1021, 1024)", "torch.randn(4096, 1021)", "K = 1021 misaligned: "),
+    ],
+)
+def test_a_misaligned_site_names_its_odd_size(layer: str, batch: str, expected: str, tmp_path: Path) -> None:
+    source = model_file("return self.fc(x)", init=f"self.fc = {layer}", batch=batch)
+    analysis = judge(Example("a model", source), tmp_path, RULES[0])
+    (row,) = [row for row in site_rows(analysis.sites, "autocast-bf16") if row.op == "linear"]
+    assert row.note.startswith(expected)

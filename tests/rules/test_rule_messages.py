@@ -201,3 +201,16 @@ def test_a_detour_is_told_of_all_recipes_that_take_it(tmp_path: Path) -> None:
     )  # fmt: skip
     (message,) = messages("G302", source, tmp_path)
     assert "(under autocast-bf16 and autocast-fp16)" in message
+
+
+@pytest.mark.parametrize(("terms", "count"), [("p", 0), ("p.relu()", 1), ("p[:, :4]", 1)])
+def test_an_eps_beside_the_sum_of_many_numbers_is_not_what_it_comes_down_to(
+    terms: str, count: int, tmp_path: Path
+) -> None:
+    forward = f"""
+    p = torch.sigmoid(self.fc(x))
+    return 4 * p / (({terms}).sum(-1, keepdim=True) + 1e-5)
+    """
+    source = model_file(forward, cast=".half()", batch="torch.randn(32, 64).half()")
+    found = [each for each in messages("G205", source, tmp_path) if "guards nothing" in each]
+    assert len(found) == count

@@ -14,6 +14,7 @@ from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
 from amptune.core.operands import input_of
 from amptune.core.ops import op_named
+from amptune.core.range_rules import reduced_count
 from amptune.core.relations import is_positive_sum, reads_back_sum
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
@@ -381,7 +382,21 @@ def _leaves_fp16(run: Run, site: Site, place: int) -> bool:
     below, found = run.ranges.operand(site, place), run.ranges.exact(site)
     if "float16" not in run.dtypes[site.id].outputs or not (0 < below.low < 1 and found.is_known):
         return False
-    return Format.FP16.max < found.high < math.inf and eps_before(run, site, place) is not None
+    is_over = Format.FP16.max < found.high < math.inf and eps_before(run, site, place) is not None
+    return is_over and not _is_beside_sum(run, site, place)
+
+
+MANY = 32
+"""Numbers of which some are off zero, unless what made them gives zeros: their sum does not come down to an eps."""
+
+
+def _is_beside_sum(run: Run, site: Site, place: int) -> bool:
+    """Whether the eps of a denominator stands beside a sum or mean of many numbers."""
+    root = run.ranges.root(site, place)
+    total = run.ranges.root(root) if root is not None and root.op == "add" else None
+    if total is None or total.op not in ("sum", "mean") or reduced_count(total) < MANY:
+        return False
+    return not gives_zeros(run, total)
 
 
 def _what_may_vanish(context: GraphContext, root: Site) -> str:

@@ -61,6 +61,18 @@ class Cancellation(GraphRule):
             return self.fc(x).sum() + F.conv2d(h * h, self.w) - m.pow(2), F.conv2d(h * h, self.w) - m.pow(2)  # <- G218
             """, init="self.fc = nn.Linear(256, 1)\nself.register_buffer('w', torch.ones(1, 1, 5, 5) / 25)",
             batch="torch.rand(8, 256)", loss="output[0].mean() + output[1].mean()")),
+        Example("means of the largest numbers, as in entmax", model_file(
+            """
+            h = self.fc(x).sort(-1, descending=True).values
+            rho = torch.arange(1, 65, device=x.device, dtype=h.dtype)
+            mean, mean_sq = h.cumsum(-1) / rho, (h ** 2).cumsum(-1) / rho
+            return mean_sq - mean ** 2  # <- G218
+            """)),
+        Example("sums divided by their count", model_file(
+            """
+            h = self.fc(x)
+            return (h * h).sum(-1) / 64 - (h.sum(-1) / 64) ** 2  # <- G218
+            """)),
         Example("distances by a product in 16 bits", model_file(
             """
             a, b = self.fc(x), x
@@ -91,6 +103,11 @@ class Cancellation(GraphRule):
             """
             a, b = self.fc(x), x
             return (a - b).pow(2).sum(1, keepdim=True) - 2 * a @ b.t() + (a + b).pow(2).sum(1)
+            """)),
+        Example("quotients by two counts", model_file(
+            """
+            h = self.fc(x)
+            return (h * h).sum(-1) / 64 - (h.sum(-1) / 32) ** 2
             """)),
         Example("var", model_file("return self.fc(x).var(-1, unbiased=False)")),
         Example("deviations squared", model_file(

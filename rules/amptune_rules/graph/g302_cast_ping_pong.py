@@ -1,4 +1,4 @@
-"""G302: tensors that autocast casts up and down again around a cheap op."""
+"""G302: tensors that are cast up and down again around a cheap op, by autocast or by the code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class CastPingPong(GraphRule):
 
     ## What it does
     Counts, under each autocast recipe, pointwise ops and reductions that autocast runs in FP32 on a 16-bit input and
-    whose result reaches a matrix product, and prices the casts; reports those of 1 % of the predicted step and more.
+    whose result reaches a matrix product, and prices the casts; reports those of 1 % of the predicted step and more,
+    and single pointwise ops that the code itself casts around.
     Eager mode only: a compiler fuses casts.
 
     ## Why is this bad
@@ -58,8 +59,23 @@ class CastPingPong(GraphRule):
             return self.down(h)
             """, init="self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)",
             batch="torch.randn(65536, 64)")),
+        Example("a sum that is cast around", model_file(
+            """
+            h = self.up(x)
+            h = (h.float() + h.flip(0).float()).to(h.dtype)  # <- G302
+            return self.down(h)
+            """, init="self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)",
+            batch="torch.randn(65536, 64)")),
     )  # fmt: skip
     VALID = (
+        Example("two ops in FP32, of which the second rounds", model_file(
+            """
+            h = self.up(x)
+            h = (h.float() + h.flip(0).float() * 0.3).to(h.dtype)
+            return self.down(h)
+            """, init="self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)",
+            batch="torch.randn(65536, 64)")),
+
         Example("the fused GELU", model_file(
             "return self.down(F.gelu(self.up(x), approximate='tanh'))",
             init="self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)", batch="torch.randn(65536, 64)")),
@@ -76,7 +92,17 @@ class CastPingPong(GraphRule):
         runs = tuple(run for run in context.runs if run.recipe.autocast is not None and run.device == "cuda")
         for run in runs[:1]:  # BF16 and FP16 move the same bytes
             for site in context.graph:
-                if (moved := _bytes_of_detour(context, run, site)) and self._is_worth(context, run, site, moved):
+                if (moved := _bytes_around_one(context, run, site)) and self._is_worth(context, run, site, moved):
+                    yield context.finding(
+                        self,
+                        site,
+                        f"{site.op} reads 16-bit tensors that the code casts up, and its result is cast back: a "
+                        "pointwise op computes in float32 anyhow and rounds once, so that the casts change no number; "
+                        f"about {moved / 2**20:.0f} MiB of extra traffic a step (under {recipes_in(runs)})",
+                        bytes=moved,
+                        saves_ms=self._saved(context, moved),
+                    )
+                elif (moved := _bytes_of_detour(context, run, site)) and self._is_worth(context, run, site, moved):
                     yield context.finding(
                         self,
                         site,
@@ -114,6 +140,33 @@ def _bytes_of_detour(context: GraphContext, run: Run, site: Site) -> int:
         return 0
     # Forward reads 2 bytes and writes 4, backward reads 4 and writes 2; the result is 2 bytes wider, twice each way.
     return sum(12 * site.inputs[index].numel for index in large) + 8 * site.outputs[0].numel
+
+
+def _bytes_around_one(context: GraphContext, run: Run, site: Site) -> int:
+    """Bytes of the casts of the user's that lie around a single pointwise op; 0 where there are none, or another."""
+    dtypes, casts = run.dtypes[site.id], site.attrs.get("casts") or {}
+    if op_named(site.op).family is not Family.POINTWISE or site.params or site.attrs.get("in_place"):
+        return 0
+    places = [place for place, tensor in enumerate(site.inputs) if tensor.is_floating and tensor.shape]
+    before = {_delivered(context, run, site, place) for place in places}
+    if len(before) != 1 or not before <= set(HALF) or any(casts.get(place) != "float32" for place in places):
+        return 0
+    if any(dtypes.given[place] != "float32" for place in places) or site.attrs.get("operand_params"):
+        return 0
+    after = {
+        run.dtypes[consumer.id].given[place]
+        for consumer in context.graph.consumers(site.id)
+        for place, source in enumerate(consumer.sources)
+        if source == site.id
+    }
+    # Each cast reads and writes 6 bytes and the op 2 more, forward and backward.
+    return 16 * (sum(site.inputs[place].numel for place in places) + site.outputs[0].numel) if after == before else 0
+
+
+def _delivered(context: GraphContext, run: Run, site: Site, place: int) -> str:
+    """The dtype of an input as the site before makes it; empty where there is none."""
+    source = site.sources[place] if place < len(site.sources) else ""
+    return next(iter(run.dtypes[source].outputs), "") if source in context.graph else ""
 
 
 def _reaches_product(context: GraphContext, run: Run, site: Site, depth: int = 8) -> bool:
