@@ -42,6 +42,8 @@ GIB = 2**30
 PROFILE_UNTIL = 110.0
 """Seconds after which no further step is profiled: the whole run stays under three minutes."""
 GROUPS = ("blind", "seen")
+NEARLY_BEST = 0.03
+"""How far behind the fastest recipe one is that is as good a choice."""
 SCALES = tuple(percent / 100 for percent in range(60, 151, 2))
 """Of the cost of a launch, tried where it is set on all models but one."""
 
@@ -246,6 +248,24 @@ def medians(
     return table
 
 
+def choices(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Constants -> of how many models the recipe that is predicted to be the fastest was measured more than
+    ``NEARLY_BEST`` behind the fastest, and behind by how much in each of them: the stock recipes."""
+    found: dict[str, dict[str, Any]] = {}
+    for constants in dict.fromkeys(row["constants"] for row in rows):
+        own = [row for row in rows if row["constants"] == constants and not row["recipe"].endswith("+fixed")]
+        models = list(dict.fromkeys(row["model"] for row in own))
+        behind = {}
+        for model in models:
+            steps = [row for row in own if row["model"] == model]
+            best = min(row["measured_ms"] for row in steps)
+            chosen = min(steps, key=lambda row: row["predicted_ms"])
+            if chosen["measured_ms"] > best * (1 + NEARLY_BEST):
+                behind[model] = round(chosen["measured_ms"] / best - 1, 4)
+        found[constants] = {"models": len(models), "behind": behind}
+    return found
+
+
 def leave_one_out(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Constants -> median error of the speedups of each model with the cost of a launch set on the other models alone,
     to the least mean error of their steps: the one constant that is set on steps."""
@@ -360,11 +380,12 @@ def main() -> int:
     summary, means = medians(rows), medians(rows, statistics.fmean)
     left_out, noted = leave_one_out(rows), REPORTS / f"predicted_{key}.json"
     first = first_errors(measured, noted) if noted.exists() else {}
-    report = {"version": 1, "gpu": measured["gpu"], "torch": measured["torch"], "median": summary,
-              "mean": means, "leave_one_out": left_out, "first": first, "rows": rows}  # fmt: skip
+    chosen_best = choices(rows)
+    report = {"version": 1, "gpu": measured["gpu"], "torch": measured["torch"], "median": summary, "mean": means,
+              "leave_one_out": left_out, "choice": chosen_best, "first": first, "rows": rows}  # fmt: skip
     write_atomic(args.out / f"estimate_{key}.json", json.dumps(report, indent=1) + "\n")
     command = " ".join(["PYTHONPATH=.:rules python tests/benchmarks/estimate_check.py", *sys.argv[1:]])
-    text = markdown(measured, rows, summary, means, first, left_out, command)
+    text = markdown(measured, rows, summary, means, first, left_out, chosen_best, command)
     write_atomic(args.out / f"estimate_{key}.md", text)
     print(text)
     return 0

@@ -47,10 +47,10 @@ Table = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
 def markdown(
     measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], medians: Table, means: Table,
-    first: Table, left_out: Mapping[str, float | None], command: str,
+    first: Table, left_out: Mapping[str, float | None], choices: Mapping[str, Mapping[str, Any]], command: str,
 ) -> str:  # fmt: skip
     """The comparison: ``medians`` and ``means`` by constants, group and kind of error; ``first`` by name of the
-    predictions and constants."""
+    predictions and constants; ``choices`` by constants."""
     name = measured["gpu"].get("name") or measured["gpu"]["key"]
     count = len({row["model"] for row in rows})
     lines = [HEAD.format(name=name, torch=measured["torch"], command=command, count=count)]
@@ -60,6 +60,13 @@ def markdown(
             cells = [percent(each[key]) for key in ERRORS for each in (errors, means[constants][group])]
             lines.append(f"| {constants} | {group} | {steps} | " + " | ".join(cells) + " |")
         lines.append(f"| {constants} | all, leave one out | - | - | - | {percent(left_out[constants])} | - | - | - |")
+    lines += ["", "## The stock recipe that is predicted to be the fastest", ""]
+    for constants, found in choices.items():
+        behind = ", ".join(f"{model} {percent(share)} behind" for model, share in found["behind"].items()) or "none"
+        near = found["models"] - len(found["behind"])
+        lines.append(
+            f"- {constants}: within 3 % of the fastest in {near} of {found['models']} models; in others, {behind}"
+        )
     if first:
         lines += ["", "## As written down before those who changed the estimate had read the steps", "",
                   "| when | constants | step time | speedup | memory |", "|---|---|---|---|---|"]  # fmt: skip

@@ -210,7 +210,8 @@ def test_steps_of_several_runs_are_compared_together(monkeypatch: pytest.MonkeyP
         return {
             "model": model, "group": "seen", "constants": constants, "mode": "eager", "recipe": recipe,
             "gpu_ms": 20.0 if base else 1.0, "launch_ms": 6.25, "measured_ms": 20.0 if base else 5.0,
-            "predicted_ms": 1.0, "error": error, "measured_speedup": None if base else 4.0, "predicted_speedup": 2.0,
+            "predicted_ms": 1.0 if base or model == "model0" else 0.5, "error": error,
+            "measured_speedup": None if base else 4.0, "predicted_speedup": 2.0,
             "speedup_error": None if base else error, "measured_gib": 1.0, "predicted_gib": 1.0, "memory_error": 0.0,
         }  # fmt: skip
 
@@ -228,6 +229,8 @@ def test_steps_of_several_runs_are_compared_together(monkeypatch: pytest.MonkeyP
     assert found["median"]["table"]["all"]["speedup_error"] == pytest.approx(0.4)
     assert found["mean"]["table"]["all"]["error"] == pytest.approx(0.25)
     assert found["leave_one_out"] == {"table": 0.0}
+    assert found["choice"] == {"table": {"models": 2, "behind": {"model0": 3.0}}}  # no faster by the prediction
     text = (tmp_path / "estimate_none.md").read_text()
     assert "All 2 models" in text
+    assert "- table: within 3 % of the fastest in 1 of 2 models; in others, model0 300.0% behind" in text
     assert "| table | all | 4 | 15.0% | 25.0% | 40.0% | 40.0% | 0.0% | 0.0% |" in text
