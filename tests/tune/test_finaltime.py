@@ -9,15 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
-from amptune.tune import finaltime, timelimit
+from amptune.capture import TargetSpec
+from amptune.tune import compilation, finaltime, timelimit
 from amptune.tune.finals import decide
-from amptune.tune.job import Measured
+from amptune.tune.job import Job, Measured
+from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError
 from amptune.tune.recipes import Candidate
 from amptune.tune.result import result_json
 from amptune.tune.search import Search
 from amptune.tune.timelimit import OVERTIME
+from amptune.tune.worker import Worker
 
 from .test_search import SITES, Capsys, FormulaWorker, make_search, step
 
@@ -133,3 +137,61 @@ def test_in_eager_mode_a_part_of_the_limit_is_kept_too(tmp_path: Path, monkeypat
     search.run()
     assert search.limit.kept == pytest.approx(0.2 * 20)
     assert worker.now <= 0.8 * 20 + STEPS
+
+
+BLOCKS_OF_NET = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.fc(x).relu()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.ones(4, 8), torch.zeros(4, 8)
+
+
+def loss_fn(output, batch):
+    return (output - batch[1]).square().mean()
+"""
+
+
+def test_the_worker_compiles_what_the_repeats_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(BLOCKS_OF_NET)
+    options = TuneOptions(TargetSpec(str(path)), tmp_path / "out", steps=2, compile_with="eager")
+    worker = Worker(Job(options, None, {}, (), threads=1), lambda *_: None)
+    scopes: list[str] = []
+    honest = compilation.parts_to_compile
+
+    def parts(model: nn.Module, scope: str) -> list[nn.Module]:
+        scopes.append(scope)
+        return honest(model, scope)
+
+    monkeypatch.setattr(compilation, "parts_to_compile", parts)
+    ((blocks,),) = worker.repeat([Candidate("fp32")], 1, False, False)
+    ((whole,),) = worker.repeat([Candidate("fp32")], 1)
+    assert scopes == ["blocks", "whole"]
+    assert blocks.repeats
+    assert whole.repeats
