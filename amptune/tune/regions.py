@@ -1,9 +1,10 @@
 """Modules whose own functions need an autocast region, so that the layers before them may run in 16 bits.
 
 A product takes one dtype only, and often one of its operands is made by the forward in FP32: a mask that raises the
-attention scores, rotary angles, a softmax with ``dtype=torch.float32``. Autocast casts such operands where they meet.
-So does a region around the forward that calls the product: layers in it that a plan names ignore it. Functions of the
-modules in it would not, and a region that raises some of them to FP32 is left out.
+attention scores, rotary angles, a softmax with ``dtype=torch.float32``. Autocast casts such operands where they meet,
+and it casts up what an operation without a 16-bit kernel is given, if that is in its lists. So does a region around the
+forward that calls it: layers in it that a plan names ignore it. Functions of the modules in it would not, and a region
+that raises some of them to FP32 is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class Region:
 
     Attributes:
         path: of the module.
-        sites: its functional sites that take one dtype only, and meet a tensor that no plan casts.
+        sites: its functional sites that take one dtype only, and meet a tensor that no plan casts, or have no 16-bit
+            kernel.
         feeds: names of the groups of layers that decide what else arrives there.
     """
 
@@ -44,9 +46,8 @@ def find_regions(
     """
     found: dict[str, Region] = {}
     for call in fixing:
-        if not call.has_kernel or not joined_by_autocast(call.op, device_type):
-            continue
-        if _raises_below(graph, call.path, planned, device_type):
+        is_let_out = (joined_by_autocast if call.has_kernel else raised_by_autocast)(call.op, device_type)
+        if not is_let_out or _raises_below(graph, call.path, planned, device_type):
             continue
         sites = [
             site.id

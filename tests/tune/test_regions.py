@@ -88,6 +88,7 @@ LINES = {
         "rotated(k, angles.cos(), angles.sin()), v)"
     ),
     "a softmax in FP32": "y = torch.softmax(q @ k.mT / 3, -1, dtype=torch.float32) @ v",
+    "a matrix of the forward": "y = torch.einsum('bhtd,de->bhte', v * k, torch.eye(8))",
 }
 ALL_LOW = {"blocks.*.qkv", "blocks.*.out", "head"}
 
@@ -132,6 +133,17 @@ def test_what_meets_fp32_is_cast_there_and_measured_and_shipped(tmp_path: Path, 
     assert all(parameter.grad is not None for parameter in model.parameters())
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert torch.equal(target.call(compiled, batch), target.call(model, batch))
+
+
+def test_what_autocast_computes_in_fp32_needs_no_16_bit_kernel(tmp_path: Path) -> None:
+    """A CPU's autocast does so with Fourier transforms."""
+    lines = "y = F.scaled_dot_product_attention(q, k, torch.fft.irfft(torch.fft.rfft(v), 8))"
+    worker, _, space = worker_of(tmp_path, lines)
+    assert space.why_fixed == {}
+    measured = worker.trial(plan_candidate(decoded(space, BF16)), None)
+    assert measured.mismatches == ()
+    assert measured.quality is not None
+    assert measured.quality.valid
 
 
 def test_regions_are_there_only_where_16_bits_arrive(tmp_path: Path) -> None:
