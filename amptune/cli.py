@@ -81,8 +81,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS and error.filename is None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
-            print(f"amptune: error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+            print(f"amptune: error: {_unwritten(error)}", file=sys.stderr)
             return UsageError.exit_code
         if os.environ.get(TRACEBACK):
             raise
@@ -92,6 +91,16 @@ def run(argv: Sequence[str]) -> int:
         print(f"amptune: internal error: {_origin(error)}", file=sys.stderr)
         print(f"  this is a bug of amptune; {TRACEBACK}=1 shows the traceback for a report", file=sys.stderr)
         return INTERNAL_ERROR
+
+
+def _unwritten(error: OSError) -> UsageError:
+    """What to say where a write failed: to standard output, which still holds what it could not write, or to a file."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+        return UsageError(f"cannot write to standard output: {error.strerror}")
+    return UsageError(f"cannot write a file: {error.strerror}", hint="free space on the disk, or in the folder TMPDIR")
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -295,3 +296,18 @@ def test_the_last_lines_say_what_to_do_now(tuned: Path) -> None:
     now = "train with net_amptuned.py in place of your file" if changes else "train as you do; net_amptuned.py computes"
     assert f"What to do now: {now}" in said
     assert ("with the GradScaler of scaler.json" in said) is plan["scaler"]["enabled"]
+
+
+def test_a_disk_that_is_full_is_said_of_the_study_and_the_study_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MLP)
+    command = [sys.executable, "-m", "amptune", "tune", "net.py", "--budget", "3", *FAST]
+    limited = f"ulimit -f 8; exec {shlex.join(command)}"  # in units of 1024 bytes; the cost table alone is larger
+    done = subprocess.run(
+        ["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+        env=_environment(),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cannot write amptune-out/net/study.journal: File too large" in done.stderr
+    assert "standard output" not in done.stderr
+    result = amptune(tmp_path, "tune", "net.py", "--budget", "3", "--resume", *FAST)
+    assert result.returncode == 0, result.stderr

@@ -123,7 +123,11 @@ def _run(model: nn.Module, seed: int, forward: Callable[[], Any], loss_of: Calla
 
         return hook
 
-    leaves = [(name, module) for name, module in model.named_modules() if next(module.children(), None) is None]
+    leaves = [
+        (name, module)
+        for name, module in model.named_modules()
+        if next(module.children(), None) is None and not isinstance(module, torch.jit.ScriptModule)  # takes no hooks
+    ]
     handles = [module.register_forward_hook(keep(name)) for name, module in leaves]
     try:
         seed_everything(seed)

@@ -235,6 +235,22 @@ class _HeldLock(BaseJournalFileLock):
         return None
 
 
+class _Journal(JournalFileBackend):
+    """The journal, whose disk may be full."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), lock_obj=_HeldLock())
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append, or say that the file cannot be written; what is cut short then is left out by the next --resume."""
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {error.strerror or error}",
+                             hint="free space, and go on with --resume; or choose another --out") from None  # fmt: skip
+
+
 def check_study(folder: Path, existing: str) -> None:
     """Refuse an output folder before any work, and touch nothing in it.
 
@@ -283,7 +299,7 @@ def open_study(folder: Path, existing: str, seed: int) -> StudyFile:
     resumed = _holds_study(path)
     if resumed:
         _cut_torn_line(path)
-    storage = JournalStorage(JournalFileBackend(str(path), lock_obj=_HeldLock()))
+    storage = JournalStorage(_Journal(path))
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=NUM_STARTUP_TRIALS)
     study = optuna.create_study(
         storage=storage, study_name=NAME, direction="minimize", sampler=sampler, load_if_exists=True

@@ -193,3 +193,11 @@ def test_what_a_file_keeps_beside_its_model_is_as_new_as_in_the_emitted_file(tmp
     assert bench.worker.check_emitted(path, plan_candidate(BF16)) == []
     path.write_text(path.read_text().replace('"norm": "bf16"', '"norm": "fp32"'))
     assert bench.worker.check_emitted(path, plan_candidate(BF16)) != []
+
+
+def test_a_part_in_torchscript_is_compared_by_what_comes_of_it(tmp_path: Path) -> None:
+    traced = "torch.jit.trace(nn.Linear(32, 13), torch.zeros(1, 32))"
+    bench = Bench(tmp_path, MLP.replace("nn.Linear(32, 13)", traced))
+    plan = Plan(sites={"norm": SitePlan(Format.BF16), "fc1": SitePlan(Format.FP32)})
+    path = bench.emit(plan, tmp_path / "emitted")
+    assert bench.worker.check_emitted(path, plan_candidate(plan)) == []
