@@ -360,3 +360,11 @@ class Net(nn.Module):
     assert not judged(*loaded(tmp_path, scaled.format(times=""))).findings
     (found,) = judged(*loaded(tmp_path, scaled.format(times=" * 5"))).findings
     assert found.rule == "G203"  # exp(exp(5)): what training may make of a scale of 1
+
+
+def test_a_product_of_bounded_tensors_is_told_once_where_ranges_are_asked_for(tmp_path: Path) -> None:
+    body = "b = torch.sigmoid(self.fc(image)) * 640\n        return b[:, :8] * b[:, 8:]"
+    target, captured = loaded(tmp_path, NET.format(body=body))
+    found = [each for each in judged(target, captured, stated=["image=0:1"]).findings if each.rule == "G201"]
+    assert len(found) == 1
+    assert "may reach 4.1e+05" in found[0].message

@@ -150,10 +150,11 @@ class RangeOverflow(GraphRule):
         yield from self._narrowed(context)
         yield from self._given(context)
         yield from self._certain(context)
-        yield from self._bounded(context)
+        bounded = {site.id: found for site, found in self._bounded(context)}
+        yield from bounded.values()
         over = _seen_outside(context)
         yield from self._seen(context, told, over)
-        yield from self._possible(context, told | over.keys(), first=not over)
+        yield from self._possible(context, told | over.keys() | bounded.keys(), first=not over)
 
     def _number(self, context: GraphContext, site: Site, runs: tuple[Run, ...], number: float) -> Finding:
         raises = site.op in _FILLS and number in _literals(site)
@@ -209,25 +210,26 @@ class RangeOverflow(GraphRule):
                     )
                     break
 
-    def _bounded(self, context: GraphContext) -> Iterable[Finding]:
+    def _bounded(self, context: GraphContext) -> Iterable[tuple[Site, Finding]]:
         """Products of two tensors, each of them within FP16 by ops and literals alone, that may leave it together."""
         for site in context.graph:
             runs = delivering(context, site, Format.FP16)
             if site.op != "mul" or not runs or site.attrs.get("scalars") or is_settled(context, site):
                 continue
             sides = [runs[0].ranges.operand(site, side) for side in (0, 1)]
-            found = runs[0].ranges.exact(site)
-            if all(0 < side.magnitude <= LIMIT for side in sides) and _may_be_outside(found):
-                yield context.finding(
+            reach = runs[0].ranges.exact(site)
+            if all(0 < side.magnitude <= LIMIT for side in sides) and _may_be_outside(reach):
+                found = context.finding(
                     self,
                     site,
-                    f"a product of what lies in {sides[0]} and in {sides[1]} may reach {found.magnitude:.3g}, over "
+                    f"a product of what lies in {sides[0]} and in {sides[1]} may reach {reach.magnitude:.3g}, over "
                     f"fp16's 65504: infinity under {recipes_in(runs)}; compute it in float32, or scale the two first",
                     severity=Severity.INFO,
-                    bound=[found.low, found.high],
+                    bound=[reach.low, reach.high],
                     format="fp16",
                     chain=chain(context, site),
                 )
+                yield site, found
 
     def _certain(self, context: GraphContext) -> Iterable[Finding]:
         """Results of any op that are always outside."""
