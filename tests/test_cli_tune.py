@@ -293,7 +293,11 @@ def test_the_last_lines_say_what_to_do_now(tuned: Path) -> None:
     said = (tuned / "stdout.txt").read_text()
     plan = json.loads((tuned / "amptune-out/net/plan.json").read_text())
     changes = plan["sites"] or plan["loss"]["compile"]
-    now = "train with net_amptuned.py in place of your file" if changes else "train as you do; net_amptuned.py computes"
+    now = (
+        "train with net_amptuned.py in place of your file"
+        if changes
+        else "train your file as it is, without torch.autocast"
+    )
     assert f"What to do now: {now}" in said
     assert ("with the GradScaler of scaler.json" in said) is plan["scaler"]["enabled"]
 

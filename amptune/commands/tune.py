@@ -124,7 +124,7 @@ def _next_step(result: TuneResult) -> str:
     """What the user does now."""
     plan, patched = result.plan, result.files["patched"].name
     if not (plan.sites or plan.tf32 or plan.channels_last or plan.loss_compile or plan.params):
-        return f"What to do now: train as you do; {patched} computes the same."
+        return f"What to do now: train your file as it is, without torch.autocast; {patched} computes the same."
     calls = " and call its set_backend_flags() first" if plan.tf32 else ""
     scaled = ", with the GradScaler of scaler.json" if plan.scaler.enabled else ""
     return f"What to do now: train with {patched} in place of your file{calls}, without torch.autocast{scaled}."

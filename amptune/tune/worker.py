@@ -11,12 +11,13 @@ import dataclasses
 import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from amptune.apply import check_realised, stale_weight_casts
 from amptune.apply.handoff import patch_spec
 from amptune.capture import Target, load_target
+from amptune.capture.target import batch_tensors
 from amptune.core.choice import FP32
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph
@@ -90,6 +91,7 @@ class Worker:
             compile_apart()
         self.batches: Batches = load_batches(self.target, job.options.steps, self.device.torch)
         self.model_loss = ModelLoss(self.bench, self.batches.train[0])
+        self._versions = self._batch_versions()
         self._reference: Reference | None = None
         self._best_ms = math.inf
 
@@ -116,12 +118,22 @@ class Worker:
             reference.initial_loss,
             sum(reference.losses) / len(reference.losses),
             self.batches.quality_data,
-            (*self.target.notes, *filter(None, [missing_note(self.device), self._train_mode_note()])),
+            (*self.target.notes, *filter(None, [missing_note(self.device), *self._notes_of_the_model()])),
         )
 
-    def _train_mode_note(self) -> str:
-        told = "the model gives no loss in eval mode: its held-back loss is taken in train mode, without dropout"
-        return "" if self.bench.evaluates else told
+    def _notes_of_the_model(self) -> Iterator[str]:
+        """What the reference has shown of the user's code."""
+        if not self.bench.evaluates:
+            yield "the model gives no loss in eval mode: its held-back loss is taken in train mode, without dropout"
+        if self._batch_versions() != self._versions:
+            yield (
+                "the model or its loss writes into the batch (as x.sub_(...) does), so that each trial gets what "
+                "earlier ones left of it: write x = x - ... in its place"
+            )
+
+    def _batch_versions(self) -> list[int]:
+        """How often each tensor of the first batch was written to."""
+        return [tensor._version for tensor in batch_tensors(self.batches.train[0]) if not tensor.is_inference()]
 
     def space(self, graph: PrecisionGraph) -> Space:
         """The search space, which depends on the live modules."""

@@ -201,3 +201,11 @@ def test_a_part_in_torchscript_is_compared_by_what_comes_of_it(tmp_path: Path) -
     plan = Plan(sites={"norm": SitePlan(Format.BF16), "fc1": SitePlan(Format.FP32)})
     path = bench.emit(plan, tmp_path / "emitted")
     assert bench.worker.check_emitted(path, plan_candidate(plan)) == []
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_model_that_writes_into_its_batch_is_told_of(tmp_path: Path, writes: bool) -> None:
+    before = "        x = self.norm("
+    bench = Bench(tmp_path, MLP.replace(before, f"        ids.clamp_(0, 12)\n{before}") if writes else MLP)
+    notes = bench.worker.prepare().notes
+    assert any("writes into the batch" in note for note in notes) is writes
