@@ -150,7 +150,8 @@ def _without_autocast(inputs: Any, module: nn.Module | None = None) -> contextli
     device_type = _device_type(inputs, module)
     if device_type not in _DEVICES_WITH_AUTOCAST or not torch.is_autocast_enabled(device_type):
         return _UNCHANGED
-    if not torch.compiler.is_compiling() and not _state.regions:
+    # In a backward it is a region of ours that checkpointing enters again.
+    if not torch.compiler.is_compiling() and not _state.regions and not _in_backward():
         _warn_of_outer_autocast()
     return torch.autocast(device_type, enabled=False)
 
@@ -1751,8 +1752,9 @@ def _run_own(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwar
         _let_read(readers, outer)
 
 
-def _let_read(readers: Sequence[Any], casts: bool) -> None:
-    """Whether the tensors of these modules read as casts from now on."""
+def _let_read(readers: Sequence[Any], casts: bool | None) -> None:
+    """Whether the tensors of these modules read as casts from now on. None is outside of all forwards: they do in a
+    backward, where checkpointing calls methods of a forward again."""
     if _is_compiling():  # which follows the attribute, and no write to the dict behind it
         for reader in readers:
             reader._amptune_reads = casts
@@ -1862,7 +1864,10 @@ def _read_as_cast(name: str) -> property:
     def read(module: Any) -> Any:
         own = module._parameters if name in module._parameters else module._buffers
         tensor = own[name] if name in own else module.__getattr__(name)
-        if tensor is None or not module._amptune_reads:
+        if tensor is None:
+            return None
+        reads = module._amptune_reads
+        if not reads and (reads is not None or _is_compiling() or not _in_backward()):
             return tensor
         site: Site = module._amptune_own[name]
         if site.how == "late":
@@ -2160,7 +2165,7 @@ def _change_holders(model: nn.Module, sites: Mapping[str, Site]) -> None:
             readers[id(reader)].append(module)
     for module, own in held.values():
         module.__class__ = _made_class(type(module), f"own:{'.'.join(sorted(own))}")
-        module.__dict__.update(_amptune_own=own, _amptune_reads=False, _amptune_readers=readers.get(id(module), []))
+        module.__dict__.update(_amptune_own=own, _amptune_reads=None, _amptune_readers=readers.get(id(module), []))
 
 
 def _held(module: nn.Module, name: str) -> Tensor | None:

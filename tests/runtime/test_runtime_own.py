@@ -180,6 +180,49 @@ def test_a_recomputed_forward_reads_casts() -> None:
     assert all(map(torch.equal, found, expected))
 
 
+class Recomputing(nn.Module):
+    """Checkpoints a method, which the backward calls outside of the forward."""
+
+    def __init__(self, *, use_reentrant: bool | None) -> None:
+        super().__init__()
+        self.use_reentrant = use_reentrant
+        self.embed = nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.full((8,), 0.3))
+        self.past = nn.Linear(8, 8)
+        self.fc = nn.Linear(8, 8)
+
+    def inner(self, x: torch.Tensor) -> torch.Tensor:
+        seen.append(self.scale.dtype)
+        return x + torch.relu(self.scale * self.fc(x) + nn.functional.linear(x, self.past.weight) + self.past(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        if self.use_reentrant is None:
+            return self.inner(x)
+        return torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=self.use_reentrant)  # type: ignore[no-any-return]
+
+
+seen: list[torch.dtype] = []
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_recomputed_method_reads_casts(use_reentrant: bool) -> None:
+    torch.manual_seed(0)
+    plain, model = Recomputing(use_reentrant=None), Recomputing(use_reentrant=use_reentrant)
+    model.load_state_dict(plain.state_dict())
+    sites: dict[str, Any] = dict.fromkeys(("embed", "fc", "past", "scale"), "bf16")
+    for each in (plain, model):
+        runtime.apply_plan(each, sites | {"past.weight": {"format": "bf16", "how": "read"}})
+        seen.clear()
+        each(X).float().square().mean().backward()
+        assert set(seen) == {torch.bfloat16}
+        assert each.scale.dtype == torch.float32
+    for (name, found), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert found.grad is not None, name
+        assert expected.grad is not None
+        assert torch.equal(found.grad, expected.grad), name
+
+
 @pytest.mark.parametrize(
     ("sites", "words"),
     [

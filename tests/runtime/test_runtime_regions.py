@@ -265,3 +265,36 @@ def test_an_rnn_on_a_gpu_gets_its_weights_in_the_planned_format(name: str) -> No
     assert module.weight_ih_l0.grad.dtype == torch.float32
     undo_plan(module)
     assert torch.equal(module(x)[0], plain(x)[0])
+
+
+class Recomputed(nn.Module):
+    """Checkpoints a method with a product that only the region of the module lowers."""
+
+    def __init__(self, *, checkpoints: bool) -> None:
+        super().__init__()
+        self.checkpoints = checkpoints
+        self.fc = nn.Linear(8, 8)
+        self.out = nn.Linear(8, 8)
+
+    def inner(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.fc(x) @ torch.eye(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.checkpoints:
+            return self.inner(x)
+        return torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+def test_a_region_is_entered_again_where_its_method_is_computed_again() -> None:
+    torch.manual_seed(0)
+    plain, model = Recomputed(checkpoints=False), Recomputed(checkpoints=True)
+    model.load_state_dict(plain.state_dict())
+    for each in (plain, model):
+        apply_plan(each, {"": {"format": "bf16", "how": "autocast"}, "fc": "bf16", "out": "bf16"})
+        out = each(torch.ones(2, 8))
+        assert out.dtype == torch.bfloat16
+        out.float().square().sum().backward()
+    for found, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert found.grad is not None
+        assert expected.grad is not None
+        assert torch.equal(found.grad, expected.grad)
