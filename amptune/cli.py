@@ -6,6 +6,7 @@ import argparse
 import errno
 import importlib
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol, cast
@@ -94,13 +95,21 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _unwritten(error: OSError) -> UsageError:
-    """What to say where a write failed: to standard output, which still holds what it could not write, or to a file."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+    """What to say where a write failed: to standard output, or to a file, whose name such an error does not have."""
+    is_output = _takes_nothing(sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+    if is_output:
         return UsageError(f"cannot write to standard output: {error.strerror}")
     return UsageError(f"cannot write a file: {error.strerror}", hint="free space on the disk, or in the folder TMPDIR")
+
+
+def _takes_nothing(descriptor: int) -> bool:
+    """Whether standard output is on a full disk, or a device that is no terminal and not the null device."""
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode):
+        return os.fstatvfs(descriptor).f_bavail == 0
+    is_null = found.st_rdev == os.stat(os.devnull).st_rdev
+    return stat.S_ISCHR(found.st_mode) and not os.isatty(descriptor) and not is_null
 
 
 def _dispatch(argv: list[str]) -> int:

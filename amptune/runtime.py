@@ -1709,7 +1709,7 @@ def _run_awaiting_loss(
     """The first forward in training of a model whose loss is to be compiled: where it makes none, that is said."""
     before = _state.losses
     result = _run_planned(module, root, inner, args, kwargs)
-    module.__dict__["_amptune_root"] = dataclasses.replace(root, awaits_loss=False)
+    await_no_loss(module)
     if _state.losses == before:
         name = base_class(type(module)).__name__
         warnings.warn(
@@ -1719,6 +1719,14 @@ def _run_awaiting_loss(
             stacklevel=6,
         )
     return result
+
+
+def await_no_loss(model: nn.Module) -> None:
+    """Leave out that warning: the caller compiles whichever loss there is, one outside of the model too."""
+    model = _unwrap(model)
+    root: _Root | None = model.__dict__.get("_amptune_root")
+    if root is not None:
+        model.__dict__["_amptune_root"] = dataclasses.replace(root, awaits_loss=False)
 
 
 def _run_planned(module: Any, root: _Root, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:

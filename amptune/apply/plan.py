@@ -65,6 +65,7 @@ def apply(
         )
     except (ValueError, RuntimeError) as error:
         raise ApplyError(f"the plan does not fit this model: {error}") from error
+    runtime.await_no_loss(model)
     return AppliedPlan(applied, pins)
 
 

@@ -13,5 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_our_own_code_is_clean(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
-    code = run(["lint", "--no-cache", "--fail-on", "info", "amptune", "rules", "examples", "tests/benchmarks"])
+    planted = ROOT / "tests/benchmarks/first_reading"  # files with faults
+    benchmarks = [str(path) for path in planted.parent.iterdir() if path != planted and path.suffix in ("", ".py")]
+    code = run(["lint", "--no-cache", "--fail-on", "info", "amptune", "rules", "examples", *benchmarks])
     assert code == 0, capsys.readouterr().out
