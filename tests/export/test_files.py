@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import nn
 
 from amptune.cli import run
 from amptune.core.formats import Format
@@ -19,6 +21,7 @@ from amptune.core.plan import Plan, SitePlan
 from amptune.export.model import model_file
 from amptune.export.registry import TARGETS
 from amptune.export.targets.torchtitan import filter_fqns
+from amptune.runtime import apply_plan
 
 from . import plans
 from .conftest import export
@@ -266,3 +269,36 @@ def test_a_plan_of_fp16_without_a_scaler_is_noted(tmp_path, capsys):
     path.write_text(json.dumps(Plan(sites={"head": SitePlan(Format.FP16)}).to_json("t")))
     assert run(["export", str(path), "--to", "pytorch"]) == 0
     assert "scaler is off" in capsys.readouterr().err
+
+
+class Scaled(nn.Module):
+    """A layer, and a gain that no plan names."""
+
+    def __init__(self, *, has_gain: bool) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.gain = nn.Parameter(torch.ones(8)) if has_gain else 1.0
+
+    def forward(self, x):
+        return self.gain * self.fc(x)
+
+
+@pytest.mark.parametrize("has_gain", [True, False])
+def test_fsdp2_gathers_nothing_in_16_bits_that_a_region_alone_reaches(files, has_gain):
+    wanted = ("DTYPES", "FP32_PARAMETERS", "policy_of", "torch", "nn", "MixedPrecisionPolicy")
+    tree = ast.parse(read(files, "mixed", "fsdp2"))
+    tree.body = [node for node in tree.body if not _names(node).isdisjoint(wanted)]
+    found: dict[str, Any] = {}
+    exec(compile(tree, "shard.py", "exec"), found)
+    model = nn.Sequential(Scaled(has_gain=has_gain))
+    apply_plan(model, {"0": {"format": "bf16", "how": "autocast"}, "0.fc": "bf16"})
+    assert found["policy_of"](model[0], "bf16").param_dtype == (None if has_gain else torch.bfloat16)
+
+
+def _names(node: ast.stmt) -> set[str]:
+    """What a statement defines."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name for alias in node.names}
+    if isinstance(node, ast.FunctionDef):
+        return {node.name}
+    return {target.id for target in getattr(node, "targets", ()) if isinstance(target, ast.Name)}

@@ -28,7 +28,8 @@ def policy_of(block, number_format):
     The layers cast their inputs themselves, so FSDP must not; gradients are reduced in FP32, as they were measured.
     \"\"\"
     owners = [module for module in block.modules() if next(module.parameters(recurse=False), None) is not None]
-    formats = {{getattr(getattr(module, "_amptune", None), "format", None) for module in owners}}
+    sites = [getattr(module, "_amptune", None) for module in owners]
+    formats = {{site.format if site is not None and site.is_leaf else None for site in sites}}  # but a region
     fp32 = number_format is None or any(isinstance(module, FP32_PARAMETERS) for module in owners)
     if fp32 or formats != {{number_format}}:
         return MixedPrecisionPolicy(cast_forward_inputs=False)
