@@ -2159,11 +2159,11 @@ def _is_of_torch(module: nn.Module) -> bool:
 def _change_holders(model: nn.Module, sites: Mapping[str, Site]) -> None:
     """Make the modules read the planned ones of their own tensors as casts, by whichever name."""
     modules, tensors = _all_modules(model), own_tensors(model)
-    planned = {id(_held(*tensors[path])): site for path, site in sites.items() if site.how in _HELD}
+    planned = {id(held_tensor(*tensors[path])): site for path, site in sites.items() if site.how in _HELD}
     held: dict[int, tuple[Any, dict[str, Site]]] = {}
     readers: dict[int, list[Any]] = {}
     for path, (module, name) in tensors.items() if planned else ():
-        site = planned.get(id(_held(module, name)))
+        site = planned.get(id(held_tensor(module, name)))
         if site is None:
             continue
         reader: Any = _reader_of(path.rpartition(".")[0], modules)
@@ -2176,8 +2176,10 @@ def _change_holders(model: nn.Module, sites: Mapping[str, Site]) -> None:
         module.__dict__.update(_amptune_own=own, _amptune_reads=None, _amptune_readers=readers.get(id(module), []))
 
 
-def _held(module: nn.Module, name: str) -> Tensor | None:
-    return module._parameters.get(name) if name in module._parameters else module._buffers[name]
+def held_tensor(module: nn.Module, name: str) -> Tensor:
+    """The module's own parameter or buffer, as it is whatever the plan says."""
+    found = module._parameters.get(name)
+    return found if found is not None else module._buffers[name]  # type: ignore[return-value]
 
 
 # --- the loss that a model makes -------------------------------------------------------------------------------------

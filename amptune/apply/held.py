@@ -43,7 +43,7 @@ def held_tensors(
     tensors = {
         path
         for path, (module, name) in own.items()
-        if _tensor(module, name).dim() > 0 and (path in of_layers or path.rpartition(".")[0] not in planned)
+        if runtime.held_tensor(module, name).dim() > 0 and (path in of_layers or path.rpartition(".")[0] not in planned)
     }
     readers: dict[str, list[Site]] = {}
     for site in graph:
@@ -64,7 +64,7 @@ def held_tensors(
 
 def held_values(model: nn.Module) -> dict[str, Tensor]:
     """``state_dict`` name -> floating tensor that a forward of the user's can read itself."""
-    return {path: _tensor(module, name) for path, (module, name) in runtime.own_tensors(model).items()}
+    return {path: runtime.held_tensor(module, name) for path, (module, name) in runtime.own_tensors(model).items()}
 
 
 def _joined(
@@ -104,11 +104,6 @@ def _reading(graph: PrecisionGraph, site: Site) -> list[Site]:
     """The sites that read what a site gives, and whose result its dtype has a part in."""
     after = [graph[name] for name in graph.graph.successors(site.id)]
     return [each for each in after if any(takes_part(tensor, each) for tensor in graph.tensors(site.id, each.id))]
-
-
-def _tensor(module: nn.Module, name: str) -> Tensor:
-    found = module._parameters.get(name)
-    return found if found is not None else module._buffers[name]  # type: ignore[return-value]
 
 
 def _states(model: nn.Module, paths: Collection[str]) -> dict[str, tuple[int, int, int, float, float]]:
