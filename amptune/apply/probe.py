@@ -146,64 +146,94 @@ def tied_by_run(
         how: module path -> "autocast" where a module runs in an autocast region though it could be swapped.
         regions: paths of modules whose own functions run in an autocast region, in ``low``.
     """
-    how = how or {}
+
+    def lowered_but(high: Collection[str]) -> _Run:
+        return _run(model, run, groups, low, how or {}, regions, high=high)
+
     refusing: dict[str, Fixing] = {}
     try:
-        lowered = _run(model, run, groups, low, how, regions, high=())
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        refusing = refused(groups, lambda high: _run(model, run, groups, low, how, regions, high=high))
-        lowered = _run(model, run, groups, low, how, regions, high=refusing)
+        lowered = lowered_but(())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # the user's code takes no 16 bits somewhere
+        refusing = refused(groups, lowered_but)
+        lowered = lowered_but(refusing)
+    left = [name for name in groups if name not in refusing]
+    found = _deciding(lowered, left, lambda name: lowered_but({name, *refusing}), low)
+    ties = {
+        place: set[str]().union(*operands)
+        for place, operands in found.sources.items()
+        if any(operands[0] != other for other in operands)
+    }
+    joined = _let_out(ties, lowered.joined)
+    meeting = {place: names for place, names in ties.items() if INPUT in names}
+    without_kernel = {
+        place: {INPUT}.union(*operands) for place, operands in found.sources.items() if place in lowered.fp32_only
+    }
+    fixing = (*refusing.values(), *_fixing(lowered, meeting, True), *_fixing(lowered, without_kernel, False))
+    apart = [{INPUT, name} for name in refusing]
+    together = found.inseparable
+    if len(together) == 1:  # nobody knows from what
+        together = set(left)
+    tied = merged([*ties.values(), *without_kernel.values(), *apart, *([together] if together else [])])
+    return Ties(tied, fixing, frozenset(found.idle), joined)
+
+
+@dataclasses.dataclass
+class _Deciding:
+    """What shows when each group in turn is in FP32.
+
+    Attributes:
+        sources: for the calls that keep groups together or in FP32, the groups that decide each operand's dtype.
+        idle: groups that decide nothing that computes.
+        inseparable: groups that the user's code wants in one dtype with others.
+    """
+
+    sources: dict[Place, list[set[str]]]
+    idle: set[str] = dataclasses.field(default_factory=set)
+    inseparable: set[str] = dataclasses.field(default_factory=set)
+
+
+def _deciding(lowered: _Run, names: Collection[str], raise_one: Callable[[str], _Run], low: Format) -> _Deciding:
     low_dtype = runtime.FORMATS[low.label]
     # What no group lowers is FP32 in every run, and so says nothing of the groups.
-    sources: dict[Place, list[set[str]]] = {
+    found = _Deciding({
         place: [set() if dtype == low_dtype else {INPUT} for dtype in dtypes]
         for place, dtypes in lowered.operands.items()
         if place in lowered.one_dtype | lowered.fp32_only | lowered.joined
-    }
-    idle: set[str] = set()
-    inseparable: set[str] = set()
-    for name in groups:
-        if name in refusing:
-            continue
+    })  # fmt: skip
+    for name in names:
         try:
-            raised = _run(model, run, groups, low, how, regions, high={name, *refusing})
+            raised = raise_one(name)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # the user's code asks that this and another have one dtype
-            inseparable.add(name)
+            found.inseparable.add(name)
             continue
         if not _differ(lowered, raised):
-            idle.add(name)
-        for place, operands in sources.items():
-            for found, dtype in zip(operands, raised.operands.get(place, ()), strict=False):
-                if dtype != low_dtype and INPUT not in found:
-                    found.add(name)
-    ties = {
-        place: set[str]().union(*found) for place, found in sources.items() if any(found[0] != other for other in found)
-    }
-    joined: dict[str, frozenset[str]] = {}
-    for place in ties.keys() & lowered.joined:
+            found.idle.add(name)
+        for place, operands in found.sources.items():
+            for deciding, dtype in zip(operands, raised.operands.get(place, ()), strict=False):
+                if dtype != low_dtype and INPUT not in deciding:
+                    deciding.add(name)
+    return found
+
+
+def _let_out(ties: dict[Place, set[str]], joined: Collection[Place]) -> dict[str, frozenset[str]]:
+    """Take the mark of FP32 off the ties that an autocast region joins; module path -> groups that this concerns."""
+    found: dict[str, frozenset[str]] = {}
+    for place in ties.keys() & joined:
         if INPUT in ties[place]:
             ties[place].remove(INPUT)
-            joined[place[0]] = joined.get(place[0], frozenset()) | ties[place]
-    meeting = {place: names for place, names in ties.items() if INPUT in names}
-    without_kernel = {place: {INPUT}.union(*sources[place]) for place in sources if place in lowered.fp32_only}
-    fixing = (
-        *refusing.values(),
-        *(
-            Fixing(path, op, lowered.lines[path, op, number], frozenset(names - {INPUT}), has_kernel)
-            for found, has_kernel in ((meeting, True), (without_kernel, False))
-            for (path, op, number), names in found.items()
-        ),
-    )
-    apart = [{INPUT, name} for name in refusing]
-    if len(inseparable) == 1:  # nobody knows from what
-        inseparable = groups.keys() - refusing.keys()
-    together = [inseparable] if inseparable else []
-    tied = merged([*ties.values(), *without_kernel.values(), *apart, *together])
-    return Ties(tied, fixing, frozenset(idle), joined)
+            found[place[0]] = found.get(place[0], frozenset()) | ties[place]
+    return found
+
+
+def _fixing(lowered: _Run, found: Mapping[Place, set[str]], has_kernel: bool) -> list[Fixing]:
+    return [
+        Fixing(path, op, lowered.lines[path, op, number], frozenset(names - {INPUT}), has_kernel)
+        for (path, op, number), names in found.items()
+    ]
 
 
 def refused(groups: Iterable[str], run: Callable[[Collection[str]], object]) -> dict[str, Fixing]:
