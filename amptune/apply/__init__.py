@@ -6,7 +6,7 @@ from amptune.apply.probe import Fixing, Ties, plannable_modules, tied_by_run
 from amptune.apply.realised import Mismatch, check_realised, stale_weight_casts
 from amptune.apply.strided import strided_where_safe
 from amptune.apply.support import can_pad, how_to_apply, legal_formats, multiplies, paddings
-from amptune.apply.ties import held_by, meet_in_one_op, sources_of, takes_part
+from amptune.apply.ties import held_by, meet_in_one_op, owner_of, sources_of, takes_part
 
 __all__ = [
     "AppliedPlan",
@@ -23,6 +23,7 @@ __all__ = [
     "legal_formats",
     "meet_in_one_op",
     "multiplies",
+    "owner_of",
     "paddings",
     "plannable_modules",
     "sources_of",

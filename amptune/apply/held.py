@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from amptune import runtime
-from amptune.apply.ties import arriving_at, held_by, sources_of, takes_part
+from amptune.apply.ties import arriving_at, held_by, owner_of, sources_of, takes_part
 from amptune.core.graph import LOSS, PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
 
@@ -49,7 +49,7 @@ def held_tensors(
     for site in graph:
         for name in held_by(graph, site):
             readers.setdefault(name, []).append(site)
-    sources = sources_of(graph)
+    sources = sources_of(graph, planned)
     joined = {path: _joined(readers[path], graph, planned, sources, tensors) for path in readers if path in tensors}
     found = {path: how for path, how in joined.items() if how is not None}
     before = _states(model, found)
@@ -85,7 +85,7 @@ def _joined(
         site = pending.pop()
         if site.module == LOSS:
             return None
-        if site.id in planned:
+        if owner_of(site, planned) is not None:
             continue  # it casts for itself
         if any(sources.get(producer.id, frozenset()) & set(planned) for producer in graph.producers(site.id)):
             meets = True

@@ -6,41 +6,61 @@ decided by a set of planned modules, called its sources here.
 
 from __future__ import annotations
 
-from amptune.core.graph import INPUT, PrecisionGraph, Site, TensorMeta
+from collections.abc import Collection
+
+from amptune.core.graph import INPUT, LOSS, PrecisionGraph, Site, TensorMeta
 from amptune.core.ops import Family, op_named
 
 _FIXED = frozenset({INPUT})
 _OWN_FORMAT = (Family.GEMM, Family.CONV, Family.ATTENTION, Family.RNN, Family.EMBEDDING, Family.NORM)
 
 
-def meet_in_one_op(graph: PrecisionGraph) -> list[set[str]]:
+def meet_in_one_op(graph: PrecisionGraph, planned: Collection[str] = ()) -> list[set[str]]:
     """Sets of module sites whose outputs meet in an op that promotes: FP32 may join either, FP16 and BF16 must not mix.
 
-    Where they did, the result would be FP32 without a word.
+    Where they did, the result would be FP32 without a word. What meets within a planned module is that module's affair.
     """
-    sources = sources_of(graph)
+    sources = sources_of(graph, planned)
     found: list[set[str]] = []
     for site in graph:
-        if not site.is_module or not _decides(site):
+        if not (site.is_module and _decides(site)) and owner_of(site, planned) is None:
             sites = set().union(*arriving_at(graph, site, sources)) - _FIXED
             if len(sites) > 1 and sites not in found:
                 found.append(sites)
     return found
 
 
-def sources_of(graph: PrecisionGraph) -> dict[str, frozenset[str]]:
+def sources_of(graph: PrecisionGraph, planned: Collection[str] = ()) -> dict[str, frozenset[str]]:
     """Site id -> sites that decide the dtype of its output; INPUT stands for what no plan changes.
 
     Repeats until nothing changes, since a shared module can feed itself.
+
+    Args:
+        graph: sites of the model.
+        planned: what takes a format, see ``owner_of``; beside them, every module with weights decides.
     """
+    owners = {site.id: owner_of(site, planned) or (site.id if _decides(site) else None) for site in graph}
     sources: dict[str, frozenset[str]] = {INPUT: _FIXED}
     changed = True
     while changed:
         before = dict(sources)
         for site in graph:
-            sources[site.id] = frozenset({site.id}) if _decides(site) else _followed(graph, site, sources)
+            owner = owners[site.id]
+            sources[site.id] = _followed(graph, site, sources) if owner is None else frozenset({owner})
         changed = sources != before
     return sources
+
+
+def owner_of(site: Site, planned: Collection[str]) -> str | None:
+    """What of ``planned`` computes a site: itself, or the module whose forward makes the call, as a norm written by
+    hand does; None where no plan says in which format."""
+    if site.id in planned:
+        return site.id
+    if site.module == LOSS or not planned:
+        return None
+    parts = site.module.split(".")
+    above = (".".join(parts[:count]) for count in range(len(parts), -1, -1))
+    return next((path for path in above if path in planned), None)
 
 
 def _decides(site: Site) -> bool:

@@ -136,7 +136,9 @@ def why_no_fp8(site: Site) -> str:
 def _meeting(graph: PrecisionGraph, groups: Sequence[Group]) -> tuple[frozenset[str], ...]:
     """The largest sets of groups whose outputs meet in an op that promotes."""
     group_of = {site: group.name for group in groups for site in group.sites}
-    sets = {frozenset(group_of[site] for site in sites if site in group_of) for sites in meet_in_one_op(graph)}
+    sets = {
+        frozenset(group_of[site] for site in sites if site in group_of) for sites in meet_in_one_op(graph, group_of)
+    }
     return tuple(sorted((s for s in sets if len(s) > 1 and not any(s < other for other in sets)), key=sorted))
 
 

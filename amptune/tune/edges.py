@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from amptune.apply import held_by, sources_of, takes_part
+from amptune.apply import held_by, owner_of, sources_of, takes_part
 from amptune.core.graph import INPUT, LOSS, PrecisionGraph, Site
 from amptune.core.tables import Edge
 from amptune.tune.space import Space
@@ -25,11 +25,13 @@ def edges_of(graph: PrecisionGraph, space: Space) -> list[Edge]:
     planned = {site for group in space.groups if group.has_format for site in group.sites}
     destinations = {site for group in space.groups if group.kind == "destination" for site in group.sites}
     losses = {site for group in space.groups if group.kind == "loss" for site in group.sites}
-    sources = {name: _decided(found, planned) for name, found in sources_of(graph).items()}
+    sources = {name: _decided(found, planned) for name, found in sources_of(graph, planned).items()}
     edges: list[Edge] = []
+    given: set[tuple[str, str]] = set()
     for site in graph:
-        if site.id in planned:
-            edges += _into(graph, site, (site.id,), sources)
+        owner = owner_of(site, planned)
+        if owner is not None:
+            edges += _into_planned(graph, site, owner, sources, given)
         elif site.module == LOSS:
             edges += _into_loss(graph, site, sources)
         elif site.id in losses:
@@ -43,6 +45,15 @@ def edges_of(graph: PrecisionGraph, space: Space) -> list[Edge]:
 
 def _decided(found: frozenset[str], planned: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted({site if site in planned else INPUT for site in found}))
+
+
+def _into_planned(
+    graph: PrecisionGraph, site: Site, owner: str, sources: Mapping[str, tuple[str, ...]], given: set[tuple[str, str]]
+) -> list[Edge]:
+    """The edges into a planned site; where several functions of one module read a tensor, the module casts it once."""
+    new = {producer for producer in graph.graph.predecessors(site.id) if (producer, owner) not in given}
+    given.update((producer, owner) for producer in new)
+    return _into(graph, site, (owner,), {name: found for name, found in sources.items() if name in new})
 
 
 def _into(

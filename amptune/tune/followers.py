@@ -14,7 +14,7 @@ from amptune.analyze.calibrate import calibrated
 from amptune.analyze.device import present_gpu
 from amptune.analyze.kernels import Setting
 from amptune.analyze.sitekernels import kernels_of
-from amptune.apply import held_by
+from amptune.apply import held_by, owner_of
 from amptune.core.autocast import SiteDtypes
 from amptune.core.choice import TF32, Choice
 from amptune.core.formats import Format
@@ -46,7 +46,7 @@ def follower_prices(
     settings = {name: Setting(RECIPES[name], fused=fused) for name in ("fp32", "tf32")}
     prices: dict[str, dict[Format, float]] = {}
     for site in graph:
-        if site.id in planned or site.module == LOSS:
+        if owner_of(site, planned) is not None or site.module == LOSS:
             continue
         sources = planned_sources(graph, site.id, planned)
         for number_format in formats if sources else ():
@@ -73,8 +73,9 @@ def planned_sources(graph: PrecisionGraph, site_id: str, planned: Collection[str
         here = graph[stack.pop()]
         found |= held_by(graph, here) & set(planned)
         for producer in graph.producers(here.id):
-            if producer.id in planned:
-                found.add(producer.id)
+            owner = owner_of(producer, planned)
+            if owner is not None:
+                found.add(owner)
             elif producer.id not in seen:
                 seen.add(producer.id)
                 stack.append(producer.id)

@@ -84,3 +84,12 @@ def test_a_module_that_feeds_itself_ends() -> None:
         [("cell", "#tanh.0"), ("#tanh.0", "cell"), ("#tanh.0", "#tanh.0")],
     )
     assert sources_of(graph)["#tanh.0"] == {"cell"}
+
+
+def test_a_planned_module_decides_what_its_own_functions_give() -> None:
+    """A norm written by hand, whose weight would be taken for a tensor that no plan casts."""
+    scale = Site("norm#mul.0", "mul", "function", "norm", inputs=(TENSOR,), params=(Param("norm.weight", TENSOR),))
+    graph = _graph([_module("a"), scale, _module("b")], [("a", "norm#mul.0"), ("norm#mul.0", "b")])
+    assert sources_of(graph)["norm#mul.0"] == {"a", "norm.weight"}
+    assert sources_of(graph, {"a", "norm", "b"})["norm#mul.0"] == {"norm"}
+    assert meet_in_one_op(graph, {"a", "norm", "b"}) == []

@@ -47,6 +47,34 @@ def test_softmax_and_relu_belong_to_the_layer_before_them(graph: PrecisionGraph)
     assert CostTable.from_json(table.to_json()) == table
 
 
+NORM_BY_HAND = """
+class Norm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(16))
+
+    def forward(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class Net"""
+
+
+def test_a_norm_by_hand_hands_on_its_own_format_and_is_priced_once(
+    model_file: Path, make_bench: Make, graph: PrecisionGraph
+) -> None:
+    text = model_file.read_text().replace("class Net", NORM_BY_HAND).replace("nn.LayerNorm(16)", "Norm()")
+    model_file.write_text(text)
+    bench, batches = make_bench()
+    graph = capture(load_target(TargetSpec(str(model_file)))).graph
+    space = build_space(bench, graph, batches.train[0])
+    edges = [(edge.sources, edge.into) for edge in edges_of(graph, space)]
+    assert edges.count((("embed",), ("norm",))) == 1, "it reads its input twice, and casts it once"
+    assert (("norm",), ("fc1",)) in edges
+    prices = follower_prices(graph, MODULES, FORMATS, GPUS["h100"])
+    assert prices == follower_prices(graph, [name for name in MODULES if name != "embed"], FORMATS, GPUS["h100"])
+
+
 def test_the_loss_is_measured_in_each_of_its_choices(make_bench: Make, graph: PrecisionGraph) -> None:
     bench, batches = make_bench()
     losses = measure_losses(bench, batches.train[0], ("fp32", "follow"), Format.BF16)
