@@ -11,28 +11,23 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 
 from amptune.analyze.attended import attention_behind
-from amptune.analyze.attention import FP32_BYTES, score_bytes, writes_scores
+from amptune.analyze.attention import score_bytes, writes_scores
 from amptune.analyze.convolutions import workspace
 from amptune.analyze.fusion import Fusion, is_fused
 from amptune.analyze.kernels import (
     Setting,
-    call_share,
-    converts_to_fp8,
     input_bytes,
     needs_backward,
-    of_one_call,
     output_bytes,
     softmax_in_half,
 )
 from amptune.analyze.lifetimes import Gradient, entered_by, frame_ends
-from amptune.analyze.moves import cost_of
-from amptune.analyze.multihead import copies_operands, kept
+from amptune.analyze.saved import Saved, cast_key
 from amptune.core.autocast import SiteDtypes, sources_of
 from amptune.core.graph import DTYPE_BYTES, LOSS, OUTPUT, Param, PrecisionGraph, Site
-from amptune.core.operands import input_of
 from amptune.core.ops import Family, op_named
 
 WORKSPACE = 64 * 2**20
@@ -106,7 +101,8 @@ class _Walk:
         self._same = {} if setting.fused else _uncopied(graph, dtypes)
         self.order = [site for site in graph if site.id not in self._same]
         self._delivered = {site.id: self._size(site) for site in self.order}
-        self._saved = {site.id: self._of_all_calls(site) if setting.train else [] for site in self.order}
+        saved = Saved(graph, dtypes, setting, self._sources, self._delivered)
+        self._saved = {site.id: saved.of(site) if setting.train else [] for site in self.order}
         self._holders: collections.Counter[str] = collections.Counter()
         self._sizes: dict[str, int] = {}
         held = self.order if setting.holds_output else ()
@@ -115,33 +111,6 @@ class _Walk:
     def _sources(self, site: Site) -> tuple[str, ...]:
         """Where each input comes from, past sites that return what they are given."""
         return tuple(self._same.get(source, source) for source in sources_of(self.graph, site))
-
-    def _of_all_calls(self, site: Site) -> list[tuple[str, int]]:
-        """What the first call saves, and what the further calls of a shared module save beside it."""
-        saved = list(self._saves(site))
-        if site.calls > 1 and saved:
-            each = sum(size for key, size in saved if key not in self.graph and not key.startswith("weight:"))
-            if own := [key for key, _ in saved if key in self.graph]:
-                each += sum(self._delivered[key] for key in own if not self._is_one_storage(site, key))
-                each += self._made_by_later_calls(site)
-            saved.append((f"calls:{site.id}", round((call_share(site) - 1) * each)))
-        return saved
-
-    def _made_by_later_calls(self, site: Site) -> int:
-        """Bytes of the inputs that come from sites in later calls alone: the state of a loop that starts from zeros."""
-        sources, later = self._sources(site), site.attrs.get("later_sources", ())
-        sizes = input_bytes(site, self.dtypes[site.id].inputs)
-        return sum(
-            size for place, size in enumerate(sizes)
-            if sources[place] not in self.graph and any(each[place] in self.graph for each in later)
-        )  # fmt: skip
-
-    def _is_one_storage(self, site: Site, source: str) -> bool:
-        """Whether all calls of a site read the one result of ``source``, or a view of it: the steps of a loop."""
-        places = [place for place, each in enumerate(self._sources(site)) if each == source]
-        later = site.attrs.get("later_sources", ())
-        same = all(sources[place] == source for sources in later for place in places)
-        return bool(places) and self.graph[source].calls == 1 and same
 
     def _size(self, site: Site) -> int:
         """Bytes that the site's outputs take; a compiler writes only what another kernel reads."""
@@ -200,7 +169,7 @@ class _Walk:
         if op_named(site.op).family is Family.ATTENTION and writes_scores(site, self.dtypes[site.id].compute):
             return sum(sizes[index] for index in casts) + 2 * score_bytes(site)
         saved = {key for key, _ in self._saved[site.id]}
-        copies = sum(sizes[index] for index in casts if _cast_key(site, index) not in saved)
+        copies = sum(sizes[index] for index in casts if cast_key(site, index) not in saved)
         return copies + self._workspace(site, backward=False)
 
     def backward(self) -> int:
@@ -302,127 +271,3 @@ class _Walk:
 
     def _held_output(self, name: str) -> int:
         return 0 if name in self._kept_by_caller else self._delivered[name]
-
-    def _saves(self, site: Site) -> Iterator[tuple[str, int]]:
-        """(storage, bytes) of what autograd keeps; a storage that is a site's output has that site's id."""
-        if not needs_backward(site) or (self.setting.fused and is_fused(site)):
-            return
-        family = op_named(site.op).family
-        dtypes = self.dtypes[site.id]
-        for param, dtype in zip(site.params, dtypes.params, strict=True):
-            if dtype and param.meta.dtype != dtype and param.meta.is_floating:
-                yield f"weight:{param.key or param.name}:{dtype}", param.meta.numel * DTYPE_BYTES.get(dtype, 4)
-        if family is Family.ATTENTION and writes_scores(site, dtypes.compute):
-            yield from self._scores(site)
-            return
-        if site.op == "multi_head_attention":
-            yield from kept(site, dtypes)
-            if not copies_operands(site):
-                yield from self._inputs(site)
-            return
-        if family in (Family.GEMM, Family.CONV, Family.ATTENTION, Family.RNN):
-            yield from self._inputs(site, _factors(site) if family is Family.GEMM else None)
-            if family in (Family.ATTENTION, Family.RNN):
-                yield site.id, 0
-            if family is Family.RNN:
-                yield f"reserve:{site.id}", _reserve_bytes(site, dtypes)
-            if converts_to_fp8(site) and self.setting.recipe.fp8:
-                # Both layouts of the FP8 operands are kept beside the BF16 input.
-                yield f"fp8:{site.id}", 2 * sum(t.numel for t in site.inputs) + sum(p.meta.numel for p in site.params)
-            return
-        yield from self._of_table(site, dtypes)
-
-    def _of_table(self, site: Site, dtypes: SiteDtypes) -> Iterator[tuple[str, int]]:
-        cost = cost_of(site.op)
-        if cost is None:
-            return
-        numel = sum(tensor.numel for tensor in site.outputs)
-        if site.op in ("mul", "div"):
-            if len(site.inputs) + len(site.params) > 1 or not site.attrs.get("scalars"):
-                yield from self._inputs(site, _factors(site))
-        elif site.op == "cross_entropy":
-            logits = max(input_bytes(site, dtypes.inputs), default=0)
-            yield f"log_softmax:{site.id}", logits
-            if softmax_in_half(site, dtypes):
-                yield f"log_softmax16:{site.id}", logits // 2
-        elif site.op in _BY_PLACE and site.attrs.get("dim") is not None:
-            yield f"indices:{site.id}", 8 * numel
-        elif site.op == "pad" and site.attrs.get("mode", "constant") in _PADDED_BY_ITSELF:
-            yield from self._inputs(site)
-        elif cost.saves == "source":
-            yield from self._inputs(site, [place for place in _last_floating(site) if site.inputs[place].requires_grad])
-        elif cost.saves in ("inputs", "both"):
-            yield from self._inputs(site)
-        if cost.saves in ("output", "both"):
-            yield site.id, 0
-        if cost.saves == "mask":
-            yield f"mask:{site.id}", numel
-        if cost.saves == "indices" and "pool" in site.op:
-            yield f"indices:{site.id}", 8 * numel
-            yield from self._inputs(site)
-
-    def _scores(self, site: Site) -> Iterator[tuple[str, int]]:
-        """Attention by plain products: what the softmax made, what the dropout made of it, query, key and value."""
-        scores = score_bytes(site)
-        operands = FP32_BYTES * sum(tensor.numel for tensor in site.inputs[:3])
-        yield f"scores:{site.id}", scores + operands
-        if site.attrs.get("dropout_p"):
-            yield f"dropped:{site.id}", scores + scores // FP32_BYTES
-
-    def _inputs(self, site: Site, places: Collection[int] | None = None) -> Iterator[tuple[str, int]]:
-        """The floating operands at the given places, or all of them."""
-        dtypes = self.dtypes[site.id]
-        cast = {index for index, _, _ in dtypes.casts}
-        sizes = input_bytes(site, dtypes.inputs)
-        sources = self._sources(site)
-        for index, source in enumerate(sources):
-            if not site.inputs[index].is_floating:
-                continue
-            if places is not None and index not in places:
-                continue
-            if index in cast:
-                yield _cast_key(site, index), sizes[index]
-            elif source in self.graph and source in sources[:index] and site.calls < self.graph[source].calls:
-                yield f"call:{site.id}:{index}", sizes[index]  # another call made it
-            elif source in self.graph:
-                yield source, self._delivered[source]
-
-
-def _reserve_bytes(site: Site, dtypes: SiteDtypes) -> int:
-    """What cuDNN keeps of every step of a recurrent layer: its gates before and after their functions."""
-    gates = sum(gemm.batch * gemm.m * gemm.n for gemm in of_one_call(site) if gemm.batch > 1)
-    return 2 * gates * DTYPE_BYTES.get(dtypes.compute, 4)
-
-
-def _last_floating(site: Site) -> list[int]:
-    return [index for index, tensor in enumerate(site.inputs) if tensor.is_floating][-1:]
-
-
-_SUMS_WITH = ("addmm", "baddbmm", "addbmm", "addmv", "addr")
-"""Products that add a first operand, which nothing is multiplied with."""
-
-
-def _factors(site: Site) -> list[int]:
-    """Operands of a product that its backward asks for: each one that is multiplied with what has a gradient, as frozen
-    weights have none; and what is divided by."""
-    added = site.op in _SUMS_WITH and len(site.inputs) == 3
-    factors = [index for index in range(len(site.inputs)) if not (added and index == 0)]
-    trained = any(param.meta.requires_grad and (site.op in ("mul", "div") or len(param.meta.shape) > 1)
-                  for param in site.params)  # fmt: skip
-    if len(factors) + len(site.params) < 2:
-        return factors
-    below = input_of(site, 1) if site.op == "div" else None
-    return [
-        index for index in factors
-        if trained or index == below or any(site.inputs[each].requires_grad for each in factors if each != index)
-    ]  # fmt: skip
-
-
-_BY_PLACE = ("max", "min", "median")
-"""Ops that keep where the numbers were that they picked along an axis, and not what they picked from."""
-_PADDED_BY_ITSELF = ("reflect", "replicate")
-"""Ways of padding whose backward asks for the operand."""
-
-
-def _cast_key(site: Site, index: int) -> str:
-    return f"cast:{site.id}:{index}"
