@@ -77,18 +77,17 @@ def measure_costs(
     for path, call in calls.items():
         key = (_signature(bench.model.get_submodule(path), call), tuple(choices[path]))
         alike.setdefault(key, []).append(path)
-    measure = _Measure(bench.device, fused, cache or CostCache(bench.device), tf32)
+    measure = SiteMeasure(bench.device, cache or CostCache(bench.device), fused, tf32)
     sites: dict[str, dict[Choice, SiteCost]] = {}
     images: dict[str, dict[Choice, SiteCost]] = {}
     # What FP8's casts are compiled for with a square weight first is for squares alone, and is compiled again.
     ordered = sorted(alike.items(), key=lambda entry: _has_square(bench.model.get_submodule(entry[1][0])))
-    for done, ((signature, offered), paths) in enumerate(ordered):
+    for done, ((_, offered), paths) in enumerate(ordered):
         progress(done, len(alike))
         module, call = bench.model.get_submodule(paths[0]), calls[paths[0]]
-        with backend_flags(False):
-            tables = [(sites, measure.site(module, call, signature, offered, channels_last=False))]
-            if layouts and _takes_images(call):
-                tables.append((images, measure.site(module, call, signature, offered, channels_last=True)))
+        tables = [(sites, measure.site(module, call, offered))]
+        if layouts and _takes_images(call):
+            tables.append((images, measure.site(module, call, offered, channels_last=True)))
         for table, costs in tables:
             for path in paths:
                 table[path] = {choice: cost.times(num_calls[path]) for choice, cost in costs.items()}
@@ -117,21 +116,28 @@ def with_held(table: CostTable, model: nn.Module, space: Space) -> CostTable:
 
 
 @dataclasses.dataclass
-class _Measure:
-    """Measures sites, or takes what is known of them."""
+class SiteMeasure:
+    """Measures sites, or takes what is known of them; the arguments are those of :func:`measure_costs`."""
 
     device: Device
-    fused: bool
     cache: CostCache
+    fused: bool = False
     tf32: bool = False
     _bandwidth: float | None = None
 
     def site(
-        self, module: nn.Module, call: Call, signature: Any, choices: Sequence[Choice], *, channels_last: bool
+        self, module: nn.Module, call: Call, choices: Sequence[Choice], *, channels_last: bool = False
     ) -> dict[Choice, SiteCost]:
         """Cost of one leaf module in FP32 and in each choice, with the best padding."""
+        with backend_flags(False):
+            return self._site(module, call, choices, channels_last)
+
+    def _site(
+        self, module: nn.Module, call: Call, choices: Sequence[Choice], channels_last: bool
+    ) -> dict[Choice, SiteCost]:
         if self.fused and isinstance(module, _FUSED):
             return {choice: self._by_bytes(call, choice) for choice in (FP32, *choices)}
+        signature = _signature(module, call)
         base = self._known(module, call, signature, Variant(FP32, 0, channels_last), float("inf"))
         if math.isinf(base.ms):
             # It does not run on numbers of our own: what its formats take, only whole steps will tell.
@@ -162,13 +168,6 @@ class _Measure:
         elements = sum(_numel(value) for value in [*call.args, *call.kwargs.values()])
         per_pass = elements * choice.output_format.bytes / self._bandwidth * 1e3
         return SiteCost(2 * per_pass, (FUSED_PASSES - 2) * per_pass)
-
-
-def measure_site(module: nn.Module, call: Call, choices: Sequence[Choice], device: Device) -> dict[Choice, SiteCost]:
-    """Cost of one leaf module in FP32 and in each choice, with the best padding."""
-    with backend_flags(False):
-        measure = _Measure(device, False, CostCache(device))
-        return measure.site(module, call, _signature(module, call), choices, channels_last=False)
 
 
 def _multiplies(module: nn.Module) -> bool:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from amptune.core.choice import BF16, FP32, TF32
+from amptune.core.choice import BF16, FP32, TF32, Choice
 from amptune.core.formats import Format
 from amptune.core.tables import CostTable, Edge, SiteCost
 from amptune.tune.costcache import CostCache
-from amptune.tune.costs import measure_casts, measure_costs, measure_site, record_calls
+from amptune.tune.costs import SiteMeasure, measure_casts, measure_costs, record_calls
 from amptune.tune.device import Device
 from amptune.tune.losses import measure_update
 from amptune.tune.sensitivity import measure_sensitivity
@@ -22,6 +22,10 @@ from .conftest import MLP, Make
 
 CPU = Device("cpu")
 PAIR = (Format.FP32, Format.BF16)
+
+
+def _measured(module: nn.Module, call: Call) -> dict[Choice, SiteCost]:
+    return SiteMeasure(CPU, CostCache(CPU)).site(module, call, (BF16,))
 
 
 def test_calls_keep_shapes_and_real_indices(make_bench: Make) -> None:
@@ -76,15 +80,15 @@ def test_the_optimizer_is_measured_with_and_without_a_scaler(make_bench: Make) -
 
 def test_a_misaligned_linear_is_also_tried_padded() -> None:
     call = Call((FloatTensor((64, 32), True),), {})
-    aligned = measure_site(nn.Linear(32, 64), call, (BF16,), CPU)
+    aligned = _measured(nn.Linear(32, 64), call)
     assert aligned[BF16].pad == 0
-    assert measure_site(nn.Linear(32, 61), call, (BF16,), CPU)[BF16].pad in (0, 64)
+    assert _measured(nn.Linear(32, 61), call)[BF16].pad in (0, 64)
 
 
 def test_measuring_leaves_the_module_alone() -> None:
     module = nn.Linear(8, 8)
     before = module.weight.detach().clone()
-    measure_site(module, Call((FloatTensor((4, 8), True),), {}), (BF16,), CPU)
+    _measured(module, Call((FloatTensor((4, 8), True),), {}))
     assert type(module) is nn.Linear
     assert module.weight.grad is None
     assert torch.equal(module.weight, before)
@@ -99,14 +103,14 @@ class OnlyInFp32(nn.Linear):
 
 
 def test_what_cannot_run_costs_infinity() -> None:
-    costs = measure_site(OnlyInFp32(8, 8), Call((FloatTensor((4, 8), True),), {}), (BF16,), CPU)
+    costs = _measured(OnlyInFp32(8, 8), Call((FloatTensor((4, 8), True),), {}))
     assert math.isfinite(costs[FP32].ms)
     assert math.isinf(costs[BF16].ms)
 
 
 def test_a_layer_that_does_not_run_by_itself_is_left_to_the_whole_step() -> None:
     wrong = Call((FloatTensor((4, 9), True),), {})
-    assert measure_site(nn.Linear(8, 8), wrong, (BF16,), CPU) == {FP32: SiteCost(0.0), BF16: SiteCost(0.0)}
+    assert _measured(nn.Linear(8, 8), wrong) == {FP32: SiteCost(0.0), BF16: SiteCost(0.0)}
 
 
 PACKED = """
@@ -155,7 +159,7 @@ def test_cast_prices_are_not_negative_and_grow() -> None:
 
 
 def test_a_table_survives_json() -> None:
-    costs = measure_site(OnlyInFp32(8, 8), Call((FloatTensor((4, 8), True),), {}), (BF16,), CPU)
+    costs = _measured(OnlyInFp32(8, 8), Call((FloatTensor((4, 8), True),), {}))
     table = CostTable({"a": costs}, measure_casts(PAIR, CPU))
     assert CostTable.from_json(table.to_json()) == table
 
@@ -169,15 +173,15 @@ def test_prices_are_paid_where_formats_differ() -> None:
 
 def test_forward_and_both_gradients_are_measured_apart() -> None:
     call = Call((FloatTensor((64, 32), True),), {})
-    cost = measure_site(nn.Linear(32, 32), call, (BF16,), CPU)[FP32]
+    cost = _measured(nn.Linear(32, 32), call)[FP32]
     assert cost.forward > 0
     assert cost.input_grad > 0
     assert cost.weight_grad >= 0
     assert cost.spread >= 0
     frozen = nn.Linear(32, 32).requires_grad_(False)
-    assert measure_site(frozen, call, (BF16,), CPU)[FP32].weight_grad == 0
+    assert _measured(frozen, call)[FP32].weight_grad == 0
     first = Call((FloatTensor((64, 32), False),), {})
-    assert measure_site(nn.Linear(32, 32), first, (BF16,), CPU)[FP32].input_grad == 0
+    assert _measured(nn.Linear(32, 32), first)[FP32].input_grad == 0
 
 
 CONV = """
