@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 
 from amptune.analyze.device import present_gpu
+from amptune.core.closeness import WAITING_ERROR
 from amptune.core.formats import Format
 from amptune.core.hardware import Gpu
 from amptune.core.op_support import ops_without_kernel, table_version, tried_on
@@ -127,12 +129,23 @@ def recommend(device: str, formats: tuple[FormatReport, ...]) -> tuple[str, str]
     """The recipe to start from: the safest of those that are fast."""
     rates = {entry.number_format: entry.rate or 0.0 for entry in formats if entry.state == "fast"}
     if Format.BF16 in rates:
-        return "autocast-bf16", f"BF16 products run {rates[Format.BF16]:.1f}x as fast as FP32, and need no loss scaling"
+        reason = f"BF16 products run {rates[Format.BF16]:.1f}x as fast as FP32, and need no loss scaling"
+        return "autocast-bf16", reason + _against_fp16(rates)
     if Format.FP16 in rates:
         return "autocast-fp16", f"FP16 products run {rates[Format.FP16]:.1f}x as fast as FP32; use a GradScaler"
     if Format.TF32 in rates:
         return "tf32", "no 16-bit format is faster than FP32 here, TF32 is"
     return "fp32", f"no narrower format is {FAST}x faster than FP32 on this {device} device"
+
+
+def _against_fp16(rates: Mapping[Format, float]) -> str:
+    """What the single product says of FP16 beside BF16: of a whole step only a clear lead tells."""
+    fp16, bf16 = rates.get(Format.FP16, 0.0), rates[Format.BF16]
+    if fp16 > bf16 * (1 + WAITING_ERROR):
+        return f"; FP16's run {fp16:.1f}x as fast, so measure autocast-fp16 with a GradScaler too"
+    if fp16 * (1 + WAITING_ERROR) >= bf16:
+        return f"; FP16's run {fp16:.1f}x as fast: which step is faster is too close to call"
+    return ""
 
 
 def _seconds(number_format: Format, device: str) -> float | None:

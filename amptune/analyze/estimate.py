@@ -26,6 +26,7 @@ from amptune.analyze.kernels import Kernel, Move, Setting, converts_to_fp8
 from amptune.analyze.memory import Memory, step_memory
 from amptune.analyze.stepkernels import StepKernels, Times, counted
 from amptune.core.autocast import HALF, SiteDtypes, realise
+from amptune.core.closeness import FIXED
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph, Site
 from amptune.core.graph_context import Mode
@@ -33,7 +34,6 @@ from amptune.core.hardware import Gpu
 from amptune.core.recipes import RECIPES, Recipe
 from amptune.core.roofline import Traffic, efficiency_of, peak_of
 
-FIXED = "+fixed"
 ADAMW_BYTES = 7
 """Times the bytes of a parameter: it and two moments are read and written, the gradient is read."""
 UNSCALE_BYTES = 2

@@ -10,10 +10,11 @@ from typing import Any, cast
 
 from amptune.analyze.confirm import confirmed
 from amptune.analyze.enrich import enrich
-from amptune.analyze.estimate import FIXED, Estimate, SiteTimes, estimate_all, site_times
+from amptune.analyze.estimate import Estimate, SiteTimes, estimate_all, site_times
 from amptune.analyze.grouping import group, of_sites, without_repeats
 from amptune.analyze.stepkernels import StepKernels
 from amptune.capture import Capture
+from amptune.core.closeness import FIXED, nearly_fastest
 from amptune.core.evidence import Evidence, ranges_section
 from amptune.core.finding import Finding
 from amptune.core.graph import PrecisionGraph
@@ -80,7 +81,7 @@ class Analysis:
     calls: PrecisionGraph | None = dataclasses.field(default=None, hash=False)
 
     def to_json(self) -> dict[str, Any]:
-        """What analyze adds to the JSON of lint: ``capture``, ``estimate`` and ``ranges``."""
+        """What analyze adds to the JSON of lint: ``capture``, ``estimate``, ``fastest`` and ``ranges``."""
         added: dict[str, Any] = {}
         if self.capture is not None:
             added["capture"] = {
@@ -92,6 +93,7 @@ class Analysis:
             gpu: {recipe: estimate.to_json() for recipe, estimate in table.items()}
             for gpu, table in self.estimates.items()
         }
+        added["fastest"] = {gpu: names for gpu, table in added["estimate"].items() if (names := nearly_fastest(table))}
         if self.ranges:
             added["ranges"] = dict(self.ranges)
         return added

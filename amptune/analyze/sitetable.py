@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from amptune.analyze.estimate import FIXED, SiteTimes
+from amptune.analyze.estimate import SiteTimes
+from amptune.core.closeness import FIXED
 from amptune.core.graph import Site
 from amptune.core.ops import Family, op_named
 from amptune.report.table import SiteRow

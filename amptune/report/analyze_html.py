@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from amptune.core.closeness import FIXED, nearly_fastest
 from amptune.core.finding import Finding, Severity
 from amptune.core.recipes import RECIPES
 from amptune.core.sizes import size_text
@@ -16,7 +17,6 @@ from amptune.report.svg import symbols
 from amptune.report.table import row_names
 from amptune.report.tune_data import ms
 
-FIXED = "+fixed"
 MOST_ROWS = 4000
 """Rows of the table of sites: a browser sorts and filters so many without a wait."""
 SITES_IN_FINDING = 40
@@ -52,7 +52,9 @@ def _gain_words(data: PageData) -> str:
     name, entry = best
     if entry["speedup"] < WORTH_NAMING:
         return f"no recipe is predicted to beat fp32 on {data.gpu.key}"
-    return f"{name} is predicted {entry['speedup']:.2f} times as fast as fp32 on {data.gpu.key}"
+    close = nearly_fastest(data.estimate.get(data.gpu.key, {}))
+    told = f" (too close to call: {', '.join(close)})" if len(close) > 1 else ""
+    return f"{name} is predicted {entry['speedup']:.2f} times as fast as fp32 on {data.gpu.key}{told}"
 
 
 def _best(data: PageData) -> tuple[str, Mapping[str, Any]] | None:

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from amptune.core.closeness import FIXED, KNOWN_ERROR, WAITING_ERROR, nearly_fastest
 from amptune.core.recipes import RECIPES
 from amptune.core.sizes import size_text
 
-FIXED = "+fixed"
 _SITE_WIDTH = 40
 _MOSTLY = 0.5
 _SHORT = {"bfloat16": "bf16", "float16": "fp16"}
@@ -64,7 +64,8 @@ def render_estimates(
         rows = [list(column) for column in zip(*rows, strict=True)]
     base = named.get("fp32", "fp32")
     title = f"predicted training step, {mode} mode: milliseconds, speedup over {base}, peak memory (nothing was run)"
-    notes = [*_legend(rows), *_own(estimate, named), *_launches(estimate, launches or {}), *_stopped(estimate, recipes)]
+    notes = [*_legend(rows), *_own(estimate, named), *_launches(estimate, launches or {}), *_stopped(estimate, recipes),
+             *_fastest(estimate, named)]  # fmt: skip
     return "\n".join([title, *_aligned(rows), *notes]) + "\n"
 
 
@@ -122,6 +123,26 @@ def _stopped(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], recipes: S
         if reason := next((str(entry["reason"]) for entry in entries if "reason" in entry), ""):
             stopped.setdefault(reason.partition(": ")[0], []).append(recipe)
     return [f"  does not run: {', '.join(names)}; see {place}" for place, names in stopped.items()]
+
+
+def _fastest(
+    estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], named: Mapping[str, str]
+) -> Iterator[str]:  # fmt: skip
+    """Which recipe is the fastest, or between which ones the prediction cannot tell; GPUs of one answer together."""
+    answers: dict[tuple[str, ...], list[str]] = {}
+    for gpu, table in estimate.items():
+        if len(table) > 1 and (found := nearly_fastest(table)):
+            answers.setdefault(tuple(named.get(name, name) for name in found), []).append(gpu)
+    for names, gpus in answers.items():
+        if len(names) == 1:
+            yield f"  fastest on {', '.join(gpus)}: {names[0]}"
+        else:
+            yield f"  too close to call on {', '.join(gpus)}: {', '.join(names)}"
+    if any(len(names) > 1 for names in answers):
+        yield (
+            f"     (predicted ratios of two steps are off by {KNOWN_ERROR:.0%} or less in four of five cases, by "
+            f"{WAITING_ERROR:.0%} where one is bound by launches; `amptune bench` measures them)"
+        )
 
 
 def _memory(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], recipe: str) -> str:

@@ -42,6 +42,16 @@ def test_the_safest_fast_recipe_is_recommended(rates: dict[str, float], recipe: 
     assert recommend("cuda", report(**rates))[0] == recipe
 
 
+@pytest.mark.parametrize(
+    ("fp16", "words"),
+    [(8.5, "8.5x as fast: which step is faster is too close"), (12.0, "measure autocast-fp16"), (2.0, "")],
+)
+def test_what_one_product_says_of_fp16_beside_bf16_is_no_more_than_it_can(fp16: float, words: str) -> None:
+    reason = recommend("cuda", report(bf16=8.0, fp16=fp16))[1]
+    assert words in reason
+    assert words or "FP16" not in reason
+
+
 def test_formats_of_the_processor_are_tried() -> None:
     states = {entry.number_format: entry for entry in try_formats("cpu")}
     assert states[Format.FP32].rate == 1.0

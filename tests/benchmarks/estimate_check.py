@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amptune.core.closeness import nearly_fastest
 from amptune.core.files import write_atomic
 from amptune.core.hardware import GPUS, Gpu, gpu_for_device
 from amptune.core.recipes import RECIPES
@@ -250,19 +251,28 @@ def medians(
 
 def choices(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Constants -> of how many models the recipe that is predicted to be the fastest was measured more than
-    ``NEARLY_BEST`` behind the fastest, and behind by how much in each of them: the stock recipes."""
+    ``NEARLY_BEST`` behind the fastest, and behind by how much in each of them: the stock recipes. ``named``: models
+    where a nearly fastest one is among those that analyze names as too close to call; ``names``: how many it names;
+    ``alone``: models where it names one, and of those ``right`` where that is nearly the fastest."""
     found: dict[str, dict[str, Any]] = {}
     for constants in dict.fromkeys(row["constants"] for row in rows):
         own = [row for row in rows if row["constants"] == constants and not row["recipe"].endswith("+fixed")]
         models = list(dict.fromkeys(row["model"] for row in own))
         behind = {}
+        counted = dict.fromkeys(("named", "names", "alone", "right"), 0)
         for model in models:
             steps = [row for row in own if row["model"] == model]
             best = min(row["measured_ms"] for row in steps)
             chosen = min(steps, key=lambda row: row["predicted_ms"])
             if chosen["measured_ms"] > best * (1 + NEARLY_BEST):
                 behind[model] = round(chosen["measured_ms"] / best - 1, 4)
-        found[constants] = {"models": len(models), "behind": behind}
+            names = nearly_fastest({row["recipe"]: {**row, "step_ms": row["predicted_ms"]} for row in steps})
+            is_named = any(row["recipe"] in names and row["measured_ms"] <= best * (1 + NEARLY_BEST) for row in steps)
+            counted["named"] += is_named
+            counted["names"] += len(names)
+            counted["alone"] += len(names) == 1
+            counted["right"] += len(names) == 1 and is_named
+        found[constants] = {"models": len(models), "behind": behind, **counted}
     return found
 
 

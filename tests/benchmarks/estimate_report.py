@@ -67,6 +67,10 @@ def markdown(
         lines.append(
             f"- {constants}: within 3 % of the fastest in {near} of {found['models']} models; in others, {behind}"
         )
+        mean = f"{found['names'] / found['models']:.1f} recipes in the mean"
+        named = f"a nearly fastest one is among them in {found['named']} of {found['models']}"
+        alone = f"one alone is named for {found['alone']} models, rightly for {found['right']}"
+        lines.append(f"  - analyze names what is too close to call, {mean}: {named}; {alone}")
     if first:
         lines += ["", "## As written down before those who changed the estimate had read the steps", "",
                   "| when | constants | step time | speedup | memory |", "|---|---|---|---|---|"]  # fmt: skip

@@ -22,6 +22,15 @@ def test_the_headline_names_the_best_recipe_that_fits_and_counts_the_findings():
     assert words == "Autocast-bf16+fixed is predicted 5.00 times as fast as fp32 on h100; 1 error, 1 warning, 1 info"
 
 
+def test_the_headline_says_what_is_too_close_to_call():
+    table = sample().estimate["h100"]
+    near = {"h100": table | {"autocast-fp16": table["autocast-bf16"]}}
+    assert (
+        "as fast as fp32 on h100 (too close to call: autocast-bf16, autocast-fp16)"
+        in read(sample(estimate=near)).one("h1").text
+    )
+
+
 def test_a_model_that_gains_nothing_is_told_so():
     slow = {"h100": {name: entry | {"speedup": 1.0} for name, entry in sample().estimate["h100"].items()}}
     assert read(sample(estimate=slow, findings=())).one("h1").text == (

@@ -74,6 +74,39 @@ def test_a_region_of_a_model_in_fp32_is_said() -> None:
     )
 
 
+def test_recipes_within_the_known_error_are_too_close_to_call() -> None:
+    table = {"h100": {"fp32": entry(9.0), "tf32": entry(4.5), "autocast-bf16": entry(2.0), "fp8-rowwise": entry(2.3),
+                      "autocast-bf16+fixed": entry(1.0), "autocast-fp16": entry(2.1)}}  # fmt: skip
+    text = render_estimates(table, "eager")
+    assert "too close to call on h100: autocast-bf16, autocast-fp16\n" in text
+    assert "off by 7% or less" in text
+    apart = {name: each for name, each in table["h100"].items() if name != "autocast-fp16"}
+    text = render_estimates({"h100": apart, "t4": table["h100"]}, "eager")
+    assert "fastest on h100: autocast-bf16\n" in text
+    assert "too close to call on t4: autocast-bf16, autocast-fp16\n" in text
+
+
+def test_steps_that_wait_for_the_processor_are_close_for_longer() -> None:
+    table = {"h100": {"fp32": entry(12.0), "tf32": entry(10.0, bound="launch", gpu_ms=5.0),
+                      "autocast-bf16": entry(11.0, bound="launch", gpu_ms=4.0)}}  # fmt: skip
+    assert "too close to call on h100: tf32, autocast-bf16, fp32\n" in render_estimates(table, "eager")
+    by_gpu = {"h100": {name: each | {"bound": "gpu"} for name, each in table["h100"].items()}}
+    assert "fastest on h100: tf32\n" in render_estimates(by_gpu, "eager")
+
+
+def test_what_does_not_fit_or_run_is_not_the_fastest() -> None:
+    none = {
+        "step_ms": None,
+        "speedup": None,
+        "memory_bytes": None,
+        "bound": None,
+        "fits": None,
+        "reason": "G403 at m.py:7: no",
+    }
+    table = {"h100": {"fp32": entry(9.0), "tf32": entry(3.0, fits=False), "autocast-bf16": none}}
+    assert "fastest on h100: fp32\n" in render_estimates(table, "eager")
+
+
 def test_nothing_to_say() -> None:
     assert render_estimates({}, "eager") == ""
     assert render_estimates({"cpu": {}}, "eager") == ""
