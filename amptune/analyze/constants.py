@@ -252,8 +252,8 @@ def _created(op: str, node: fx.Node) -> Range | None:
         start, end = (numbers[0], numbers[1]) if len(numbers) > 1 else (0, numbers[0])
         last = end if op == "linspace" or end <= start else max(end - 1, start) if isinstance(end, int) else end
         return Range(float(min(start, last)), float(max(start, last)))
-    if op in ("tensor", "scalar_tensor") and node.args and isinstance(node.args[0], int | float):
-        value = float(node.args[0])
+    if op in ("tensor", "scalar_tensor", "new_tensor") and numbers:
+        value = float(numbers[0])
         return point(value) if math.isfinite(value) else None
     return None
 

@@ -267,8 +267,10 @@ def _operands(site: Site, covered: Sequence[fx.Node], positions: Mapping[fx.Node
         if (name := root(argument).meta.get("amptune_stored"))
     }
     if is_reversed and len(layout) == 2:
-        layout.reverse()
-        stored = {1 - place: name for place, name in stored.items()}
+        # torch.export keeps the order of 1 - x as rsub(x, 1), and has 2 ** x as pow(2, x): turned round already.
+        if all(layout[place] is None and place not in stored for place in scalars):
+            layout.reverse()
+            stored = {1 - place: name for place, name in stored.items()}
         yield "scalars", {1 - place: value for place, value in scalars.items()}
     if stored:
         yield "operand_params", stored

@@ -249,6 +249,8 @@ def _attrs(visit: Visit, inputs: Sequence[Operand]) -> dict[str, Any]:
     attrs = module_attrs(leaf.module) if leaf else {} if _is_custom(call) else dict(call.attrs)
     if call.autocast is not None:
         attrs["autocast"] = call.autocast
+    if call.custom is not None and call.custom.cast_inputs and _is_custom(call):
+        attrs["cast_inputs"] = call.custom.cast_inputs
     casts = {index: operand.cast for index, operand in enumerate(inputs) if operand.cast in FLOATING_DTYPES}
     if casts:
         attrs["casts"] = casts

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch.autograd.function import Function
 
 from amptune.capture.modulestack import ModuleStack
 from amptune.capture.where import Place, current_place
+
+
+def cast_inputs(function: type[Function]) -> str:
+    """What ``custom_fwd(cast_inputs=...)`` of a function casts its inputs to under CUDA autocast; empty for nothing."""
+    forward = inspect.unwrap(function.forward, stop=lambda each: "cast_inputs" in _closed_over(each))
+    held = _closed_over(forward)
+    dtype = held.get("cast_inputs")
+    return str(dtype).removeprefix("torch.") if dtype is not None and held.get("device_type", "cuda") == "cuda" else ""
+
+
+def _closed_over(function: Callable[..., Any]) -> Mapping[str, Any]:
+    return inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
 
 
 @dataclasses.dataclass
@@ -22,6 +35,7 @@ class FunctionCall:
         number: which call it is.
         place: where it is called.
         modules_before: how many module calls had begun before it.
+        cast_inputs: the dtype that ``custom_fwd`` casts its inputs to under CUDA autocast; empty where it casts none.
         holds_modules: whether a module ran inside, as in a checkpointed block: then it is no site of its own.
     """
 
@@ -29,6 +43,7 @@ class FunctionCall:
     number: int
     place: Place
     modules_before: int
+    cast_inputs: str = ""
     holds_modules: bool = False
 
 
@@ -57,7 +72,7 @@ class FunctionCalls:
             run = original.__get__(None, cls)
             if cls.__module__.startswith("torch."):
                 return run(*args, **kwargs)
-            with calls._run(cls.__name__) as call:
+            with calls._run(cls) as call:
                 calls.started(call, args)
                 result = run(*args, **kwargs)
             calls.finished(call, result)
@@ -70,9 +85,10 @@ class FunctionCalls:
             Function.apply = original  # type: ignore[method-assign]
 
     @contextlib.contextmanager
-    def _run(self, name: str) -> Iterator[FunctionCall]:
+    def _run(self, function: type[Function]) -> Iterator[FunctionCall]:
         self._count += 1
-        call = FunctionCall(name, self._count, current_place(5), self.stack.count)
+        cast = cast_inputs(function)
+        call = FunctionCall(function.__name__, self._count, current_place(4), self.stack.count, cast)
         self.running.append(call)
         try:
             yield call

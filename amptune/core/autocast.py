@@ -146,6 +146,8 @@ def _site_dtypes(site: Site, given: tuple[str, ...], recipe: Recipe, device: Dev
     named = site.attrs.get("param_casts") or {}
     params = tuple(named.get(param.name, _stored(param.meta, recipe)) for param in site.params)
     target = _cast_target(policy, half, given + params)
+    if half and device == "cuda" and "cast_inputs" in site.attrs:
+        target = str(site.attrs["cast_inputs"])  # custom_fwd casts them, and leaves the region
     inputs, raises = given, ""
     if target:
         inputs = tuple(_cast(dtype, target) for dtype in given)

@@ -26,7 +26,12 @@ _REARRANGES = re.compile(
 def rest_of_sum(ranges: Ranges, site: Site) -> Range | None:
     """Bounds of ``c[..., -1:] - c`` where c is the cumulative sum of terms of one sign, or one chunk of it."""
     whole = ranges.root(site, 1)
-    if whole is None or whole.op != "cumsum" or ranges.root(site, 0) is not whole or site.attrs.get("alpha"):
+    if (
+        whole is None
+        or whole.op != "cumsum"
+        or not ranges.repeats(ranges.root(site, 0), whole)
+        or site.attrs.get("alpha")
+    ):
         return None
     views = site.attrs.get("views") or {}
     last, every = (views.get(input_of(site, index), ("", "")) for index in (0, 1))
@@ -66,7 +71,11 @@ def steps_of_sum(ranges: Ranges, site: Site) -> Range | None:
     literals or not, that may start with a zero: those of its terms, as far as the rounding of c leaves them."""
     made = ranges.root(site, 0)
     axis = _stepped_axis(site) if site.op == "sub" else site.attrs.get("dim", -1)
-    if made is None or not isinstance(axis, int) or (site.op == "sub" and ranges.root(site, 1) is not made):
+    if (
+        made is None
+        or not isinstance(axis, int)
+        or (site.op == "sub" and not ranges.repeats(ranges.root(site, 1), made))
+    ):
         return None
     found = _sum_behind(ranges, made, axis)
     if found is None:
@@ -128,7 +137,7 @@ def between_steps(ranges: Ranges, site: Site, operand: int, mask: int, *, kept: 
     if any((site.attrs.get("views") or {}).get(input_of(site, operand), ("", ""))):
         return None
     whole = ranges.root(difference, 0)
-    if whole is None or whole.op != "cumsum" or ranges.root(difference, 1) is not whole:
+    if whole is None or whole.op != "cumsum" or not ranges.repeats(ranges.root(difference, 1), whole):
         return None
     forward = _rows_and_columns(ranges, difference, whole)
     terms = ranges.operand(whole, 0)
@@ -146,7 +155,8 @@ def _rows_and_columns(ranges: Ranges, difference: Site, whole: Site) -> bool | N
     if not shape or dim not in (-1, len(shape) - 1) or None in places:
         return None
     views = difference.attrs.get("views") or {}
-    direct = all(ranges.sources(difference)[place] == whole.id for place in places if place is not None)
+    made = [ranges.sources(difference)[place] for place in places if place is not None]
+    direct = all(name in ranges.graph and ranges.repeats(ranges.graph[name], whole) for name in made)
     if not direct or any(_REARRANGES.search(views.get(place, ("", ""))[1]) for place in places):
         return None
     seen = [difference.inputs[place].shape for place in places if place is not None]

@@ -104,7 +104,7 @@ _FAMILIES: dict[Family, str] = {
     Family.LINALG: "cholesky qr svd solve inverse det slogdet eig eigh lstsq matrix_exp pinv lu",
     Family.FFT: "fft stft istft",
     Family.CREATE: "zeros ones full arange empty zeros_like ones_like full_like empty_like eye linspace window "
-    "scalar_tensor tensor new_zeros new_ones new_full new_empty",
+    "scalar_tensor tensor new_tensor new_zeros new_ones new_full new_empty",
     Family.RANDOM: "rand randn randint rand_like randn_like bernoulli multinomial normal uniform randperm",
 }
 _CUDA: dict[Autocast, str] = {

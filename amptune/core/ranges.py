@@ -181,6 +181,10 @@ class Ranges:
         left, right = self._place(site, first), self._place(other, second)
         return left is not None and right is not None and (left.made, left.views) == (right.made, right.views)
 
+    def repeats(self, site: Site | None, other: Site) -> bool:
+        """Whether two sites compute the same from the same: one term that is written twice, or one site."""
+        return site is not None and self._identity(site) == self._identity(other)
+
     def covers(self, site: Site, first: int, other: Site, second: int) -> bool:
         """Whether one operand holds all numbers of another: the same tensor, and no smaller part of it."""
         left = self._place(site, first)

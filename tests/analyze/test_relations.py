@@ -25,6 +25,8 @@ EXPONENTIALS = {
         "        return torch.exp(-(p * torch.log(p + 1e-10)).sum())",
     "what is left of a decay":
         "c = torch.cumsum(-F.softplus(self.fc(x)), -1)\n        return torch.exp(c[:, -1:] - c)",
+    "what is left of a decay, its sum written twice":
+        "a = -F.softplus(self.fc(x))\n        return torch.exp(a.cumsum(-1)[:, -1:] - a.cumsum(-1))",
     "what is left of a decay, by chunks":
         "c = torch.cumsum(-F.softplus(self.fc(x).view(2, -1, 4096)), -1)[0]\n"
         "        return torch.exp(c[:, -1:] - c)",
@@ -37,6 +39,11 @@ EXPONENTIALS = {
         "        causal = torch.ones(32, 32, dtype=torch.bool, device=x.device).tril()\n"
         "        d = (c[..., :, None] - c[..., None, :]).masked_fill(~causal, float('-inf'))\n"
         "        return torch.exp(d)",
+    "decays from each step to each later one, their sum written twice":
+        "a = -F.softplus(self.fc(x)[:, :32])\n"
+        "        causal = torch.ones(32, 32, dtype=torch.bool, device=x.device).tril()\n"
+        "        d = a.cumsum(-1)[..., :, None] - a.cumsum(-1)[..., None, :]\n"
+        "        return torch.exp(d.masked_fill(~causal, float('-inf')))",
     "decays to each step from each earlier one":
         "c = torch.cumsum(F.softplus(self.fc(x)[:, :32]), -1)\n"
         "        causal = torch.ones(32, 32, device=x.device).tril() > 0\n"

@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.first_reading [NAME ...] [--write]
 
-Each file of first_reading/ is read by the command as its author would run it. A line with ``# planted: G204`` is named
-when one of its rules reports it. first_reading/expected.json keeps what the first reading gave, before anything was
-changed for it, which findings a reader judged false or misleading, and what is reported now: any difference to that is
-printed, and exit code 1. ``--write`` takes what is reported now as expected and writes the report.
+Each file of first_reading/, and of the later second_reading/, is read by the command as its author would run it.
+A line with ``# planted: G204`` is named when one of its rules reports it. expected.json beside the files keeps what the
+first reading gave, before anything was changed for it, which findings a reader judged false or misleading, and what is
+reported now: any difference to that is printed, and exit code 1. ``--write`` takes what is reported now as expected and
+writes the reports.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ import torch
 
 from amptune.cli import run
 
-FILES = Path(__file__).parent / "first_reading"
-EXPECTED = FILES / "expected.json"
-REPORT = Path(__file__).parent / "reports" / "first_reading.md"
+ROUNDS = ("first_reading", "second_reading")
+HERE = Path(__file__).parent
 GPUS = ("v100", "a100", "h100", "b200")
 _PLANTED = re.compile(r"# planted: (?P<rules>G\d{3}(?:\|G\d{3})*)")
 _BY_TIME = frozenset({"G109", "G110", "G302", "G303", "G408"})
@@ -70,6 +70,17 @@ def _severity(finding: dict[str, Any]) -> str:
     return "" if finding["rule"].startswith("G1") else f"{finding['severity']} "
 
 
+def files(name: str) -> list[Path]:
+    """The files of a round."""
+    return sorted((HERE / name).glob("*.py"))
+
+
+def expected_of(name: str) -> dict[str, Any]:
+    """What expected.json of a round holds, by file."""
+    found: dict[str, Any] = json.loads((HERE / name / "expected.json").read_text(encoding="utf-8"))
+    return found
+
+
 def read(file: Path) -> Reading:
     """Analyze a file by the command, in this process: it works in one of its own where torch is not loaded yet.
 
@@ -89,10 +100,11 @@ def read(file: Path) -> Reading:
     return Reading(planted, tuple(findings))
 
 
-def differences(name: str, reading: Reading) -> list[str]:
+def differences(file: Path, reading: Reading) -> list[str]:
     """What is not as expected.json has it, one line each."""
-    expected = set(json.loads(EXPECTED.read_text(encoding="utf-8"))[name]["now"])
-    found = set(reading.keys(f"{name}.py"))
+    name = file.stem
+    expected = set(expected_of(file.parent.name)[name]["now"])
+    found = set(reading.keys(file.name))
     gone, new = sorted(expected - found), sorted(found - expected)
     return [f"{name}: {each} is gone" for each in gone] + [f"{name}: {each} is new" for each in new]
 
@@ -129,25 +141,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(arguments)
-    expected = json.loads(EXPECTED.read_text(encoding="utf-8"))
+    changed = [line for each in ROUNDS for line in _compare(each, options.names, write=options.write)]
+    return 0 if options.write or not changed else 1
+
+
+def _compare(name: str, wanted: Sequence[str], *, write: bool) -> list[str]:
+    """Read the files of one round, print the table, and say what has changed."""
+    expected = expected_of(name)
     readings: dict[str, Reading] = {}
     changed = []
-    for name in options.names or sorted(expected):
-        readings[name] = read(FILES / f"{name}.py")
-        changed += (lines := differences(name, readings[name]))
-        print("\n".join(lines) or f"{name}: as expected", file=sys.stderr)
-        if options.write:
-            expected[name]["now"] = readings[name].keys(f"{name}.py")
+    for file in files(name):
+        if wanted and file.stem not in wanted:
+            continue
+        readings[file.stem] = read(file)
+        changed += (lines := differences(file, readings[file.stem]))
+        print("\n".join(lines) or f"{file.stem}: as expected", file=sys.stderr)
+        if write:
+            expected[file.stem]["now"] = readings[file.stem].keys(file.name)
+    if not readings:
+        return []
     table = report(readings, expected)
     print(table)
-    if options.write:
-        EXPECTED.write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
-        if not options.names:
-            text = REPORT.read_text(encoding="utf-8")
-            REPORT.write_text(
+    if write:
+        (HERE / name / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
+        if not wanted:
+            page = HERE / "reports" / f"{name}.md"
+            text = page.read_text(encoding="utf-8")
+            page.write_text(
                 re.sub(r"(?ms)^\| file \|.*?^\| \*\*all\*\*[^\n]*", lambda _: table, text), encoding="utf-8"
             )
-    return 0 if options.write or not changed else 1
+    return changed
 
 
 if __name__ == "__main__":

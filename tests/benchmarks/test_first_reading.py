@@ -1,26 +1,27 @@
-"""Files of first_reading/ give what was read of them."""
+"""Files of first_reading/ and second_reading/ give what was read of them."""
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.first_reading import EXPECTED, FILES, differences, read
+from tests.benchmarks.first_reading import ROUNDS, differences, expected_of, files, read
 
-QUICK = ("boxes", "cell_counts", "click_through")
-NAMES = sorted(json.loads(EXPECTED.read_text(encoding="utf-8")))
+QUICK = ("boxes", "cell_counts", "click_through", "hardest_triplets", "score_matching", "set_detector")
+FILES = [file for name in ROUNDS for file in files(name)]
 
 
-def test_each_file_has_its_expectations() -> None:
-    assert [file.stem for file in sorted(FILES.glob("*.py"))] == NAMES
+@pytest.mark.parametrize("name", ROUNDS)
+def test_each_file_has_its_expectations(name: str) -> None:
+    assert [file.stem for file in files(name)] == sorted(expected_of(name))
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(each, marks=() if each in QUICK else pytest.mark.full) for each in NAMES]
+    "file", [pytest.param(each, marks=() if each.stem in QUICK else pytest.mark.full, id=each.stem) for each in FILES]
 )
-def test_a_file_gives_what_was_read_of_it(name: str) -> None:
-    reading = read(FILES / f"{name}.py")
-    assert differences(name, reading) == []
-    if name in QUICK:
+def test_a_file_gives_what_was_read_of_it(file: Path) -> None:
+    reading = read(file)
+    assert differences(file, reading) == []
+    if file.stem in QUICK:
         assert reading.named == list(reading.planted)

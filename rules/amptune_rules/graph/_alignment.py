@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from amptune.core.finding import Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm, Site
 from amptune.core.graph_context import LARGE_SHARE, GraphContext
-from amptune.core.hardware import FP8_MULTIPLE, padded
+from amptune.core.hardware import FP8_MULTIPLE, multiple_for, padded
 from amptune.core.ops import Family, op_named
 from amptune.core.roofline import padded_size, training_gemm_seconds
 
@@ -118,8 +119,44 @@ def severity_of(context: GraphContext, found: Misaligned) -> Severity:
 
 def padding(context: GraphContext, found: Misaligned) -> str:
     """The size to pad to, what that costs, and whether FP8 takes it too."""
+    if text := merged(found.site, found.value):
+        return text
     fp8 = "; FP8 takes it too" if _may_be_fp8(context, found.site) else ""
     return f"pad to {found.padded} (+{found.waste:.1%} work{fp8})"
+
+
+def parts_of(site: Site, value: int) -> tuple[int, ...]:
+    """The axes that an einsum merges into a dimension of that size, as experts and their places; empty for one axis."""
+    before, arrow, after = str(site.attrs.get("equation", "")).replace(" ", "").partition("->")
+    terms = before.split(",")
+    shapes = [tensor.shape for tensor in site.inputs]
+    if not arrow or len(terms) != 2 or [*map(len, terms)] != [*map(len, shapes)]:
+        return ()
+    sizes = {
+        letter: size
+        for term, shape in zip(terms, shapes, strict=True)
+        for letter, size in zip(term, shape, strict=True)
+    }
+    first, second = ([letter for letter in term if sizes[letter] > 1] for term in terms)
+    for letters in (
+        [letter for letter in first if letter in second and letter not in after],
+        [letter for letter in first if letter not in second],
+        [letter for letter in second if letter not in first],
+    ):
+        parts = tuple(sizes[letter] for letter in letters)
+        if len(parts) > 1 and math.prod(parts) == value:
+            return parts
+    return ()
+
+
+def merged(site: Site, value: int) -> str:
+    """What a dimension that an einsum merges is made of, and which axis to make longer; empty for one axis."""
+    if not (parts := parts_of(site, value)):
+        return ""
+    multiple = multiple_for(Format.BF16)
+    odd = max(parts, key=lambda part: part if part % multiple else 0)
+    better = padded(odd, multiple)
+    return f"it is {' x '.join(map(str, parts))}, and aligned with {better} for {odd} (+{better / odd - 1:.1%} work)"
 
 
 def notes(context: GraphContext, found: Misaligned) -> str:

@@ -11,7 +11,7 @@ from amptune.core.graph_context import LARGE_SHARE, GraphContext
 from amptune.core.hardware import multiple_for, padded
 from amptune.core.ops import Family
 from amptune.core.rule import Example, GraphRule
-from amptune_rules.graph._alignment import rows_of_lines
+from amptune_rules.graph._alignment import merged, rows_of_lines
 from amptune_rules.graph._examples import model_file
 
 
@@ -78,7 +78,11 @@ class GemmMMisaligned(GraphRule):
                 rows = (
                     f"M = {ms[0]} rows (batch x sequence) is" if len(ms) == 1 else f"M = {ms[0]} to {ms[-1]} rows are"
                 )
-                mend = f"{fits[0]} rows would be aligned" if len(ms) == 1 else "pad what each site gets"
+                mend = (
+                    merged(site, ms[0]) or f"{fits[0]} rows would be aligned"
+                    if len(ms) == 1
+                    else "pad what each site gets"
+                )
                 yield context.finding(
                     self,
                     site,

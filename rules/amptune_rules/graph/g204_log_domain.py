@@ -102,7 +102,9 @@ class LogDomain(GraphRule):
             bad = tuple(
                 run
                 for run in context.runs
-                if _reaches_end(site, run.ranges.operand(site, 0)) and not _is_share_of_more(run, site)
+                if _reaches_end(site, run.ranges.operand(site, 0))
+                and not _is_share_of_more(run, site)
+                and not _is_off_end_in_batch(context, site)
             )
             eps = eps_before(context.runs[0], site) if context.runs else None
             if bad and eps is not None:
@@ -223,6 +225,12 @@ def _is_rest_of_share(run: Run, root: Site | None) -> bool:
     if share is not None and share.op == "clamp":
         share = run.ranges.root(share)
     return share is not None and share.op == "sigmoid"
+
+
+def _is_off_end_in_batch(context: GraphContext, site: Site) -> bool:
+    """Whether the input is worked out from the batch alone and stays off the end with its numbers, as noise levels."""
+    found = of_batch(context, site)
+    return found.is_known and not _reaches_end(site, found)
 
 
 def _end(site: Site) -> float:

@@ -6,20 +6,33 @@ import math
 from collections.abc import Iterable
 
 from amptune.core.autocast import HALF
-from amptune.core.distances import distance_of
 from amptune.core.finding import Finding, Severity
-from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
 from amptune.core.operands import input_of
-from amptune.core.ops import op_named
-from amptune.core.range_rules import reduced_count
 from amptune.core.relations import is_positive_sum, reads_back_sum
 from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._denominators import (
+    constant_zeros,
+    denominator_of_distance,
+    epsilons,
+    holds_without,
+    is_chosen,
+    is_needless,
+    is_off_zero_by_data,
+    is_off_zero_in_batch,
+    is_root_with_eps,
+    leaves_fp16,
+    lost_beside,
+    lost_numbers,
+    may_vanish,
+    quotient,
+    touches_zero,
+    what_may_vanish,
+)
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import (
-    SIGNED_FAMILIES,
     chain,
     eps_before,
     floating_sites,
@@ -175,26 +188,26 @@ class DivisionByZero(GraphRule):
         """One finding for each division."""
         for site in floating_sites(context, "div", "reciprocal"):
             place = 0 if site.op == "reciprocal" else 1
-            if zeros := _constant_zeros(context, site, place):
+            if zeros := constant_zeros(context, site, place):
                 text = f"the denominator is worked out from constants, and {zeros} of its numbers are zero: x / 0 is "
                 yield context.finding(self, site, f"{text}infinite, and 0 / 0 NaN", zeros=zeros)
                 continue
-            bad = tuple(run for run in context.runs if _touches_zero(run.ranges.operand(site, place)))
+            bad = tuple(run for run in context.runs if touches_zero(run.ranges.operand(site, place)))
             if is_guarded_after(context, site):
                 continue
-            if (distance := _denominator_of_distance(context, site, place)) is not None:
+            if (distance := denominator_of_distance(context, site, place)) is not None:
                 yield from self._of_distance(context, site, *distance)
                 continue
             if not bad:
-                if out := tuple(run for run in context.runs if _leaves_fp16(run, site, place)):
+                if out := tuple(run for run in context.runs if leaves_fp16(run, site, place)):
                     yield self._over_eps(context, site, place, out)
                 else:
                     yield from self._replaced(context, site, place)
                 continue
             eps = eps_before(bad[0], site, place)
-            if eps is not None and _is_needless(bad[0], site, place):
+            if eps is not None and is_needless(bad[0], site, place):
                 continue
-            if eps is not None and not _holds_without(bad[0], site, place):
+            if eps is not None and not holds_without(bad[0], site, place):
                 rounded = ", ".join(dict.fromkeys(source_dtype(run, site, place) or "float16" for run in bad))
                 yield context.finding(
                     self,
@@ -214,7 +227,7 @@ class DivisionByZero(GraphRule):
         """A denominator that literals keep above zero, by less than a format can hold: ``x / exp(y.clamp(-20, 2))``."""
         kept = next(run for run in context.runs if run not in bad)
         root, low = kept.ranges.root(site, place), kept.ranges.operand(site, place).low
-        if root is None or low <= 0 or _is_chosen(kept, root) or is_stored(context, root):
+        if root is None or low <= 0 or is_chosen(kept, root) or is_stored(context, root):
             return
         if root.op in ("sqrt", "pow") and eps_before(kept, root) is not None and not is_signed_sum(kept, root):
             return  # G206 says of the root that its eps is lost
@@ -230,7 +243,7 @@ class DivisionByZero(GraphRule):
 
     def _of_distance(self, context: GraphContext, site: Site, product: Site, eps: float) -> Iterable[Finding]:
         """Squared distances by three terms: where two points are near, their rounding errors are all that is left."""
-        runs = tuple(run for run in context.runs if eps < max(_epsilons(run, product), default=0.0))
+        runs = tuple(run for run in context.runs if eps < max(epsilons(run, product), default=0.0))
         if not runs:
             return
         added = f" + {eps:g}" if eps else ""
@@ -273,9 +286,21 @@ class DivisionByZero(GraphRule):
             yield from self._of_parameter(context, site, place)
         if root is None or is_settled(context, root):
             return
-        lost = next((number for run in context.runs for number in _lost_numbers(run, root)), None)
+        if (eps_and_runs := lost_beside(context, root))[1]:
+            eps, runs = eps_and_runs
+            yield context.finding(
+                self,
+                site,
+                f"the eps of {eps:g} in the denominator rounds to zero under {recipes_in(runs)}: it guards nothing "
+                "where what it is added to is zero; add it in float32, or make it larger",
+                severity=Severity.INFO,
+                eps=eps,
+                chain=chain(context, site),
+            )
+            return
+        lost = next((number for run in context.runs for number in lost_numbers(run, root)), None)
         if lost is not None:
-            runs = tuple(run for run in context.runs if lost in _lost_numbers(run, root))
+            runs = tuple(run for run in context.runs if lost in lost_numbers(run, root))
             yield context.finding(
                 self,
                 site,
@@ -284,9 +309,9 @@ class DivisionByZero(GraphRule):
                 chain=chain(context, site),
             )
         elif (
-            (what := _what_may_vanish(context, root))
-            and _may_vanish(context.runs[0].ranges.operand(site, place))
-            and not _is_off_zero_by_data(context, site, place)
+            (what := what_may_vanish(context, root))
+            and may_vanish(context.runs[0].ranges.operand(site, place))
+            and not is_off_zero_by_data(context, site, place)
         ):
             yield context.finding(
                 self,
@@ -311,13 +336,13 @@ class DivisionByZero(GraphRule):
     def _unguarded(self, context: GraphContext, site: Site, run: Run, place: int) -> Iterable[Finding]:
         root, found = run.ranges.root(site, place), run.ranges.operand(site, place)
         position = input_of(site, place)
-        if root is not None and (_is_chosen(run, root) or is_stored(context, root)):
+        if root is not None and (is_chosen(run, root) or is_stored(context, root)):
             return
-        if root is not None and _is_off_zero_in_batch(context, site, place, root):
+        if root is not None and is_off_zero_in_batch(context, site, place, root):
             return
         if reads_back_sum(run.ranges, site, place):
             return
-        if is_positive_sum(run.ranges, root) or (root is not None and _is_root_with_eps(context, root)):
+        if is_positive_sum(run.ranges, root) or (root is not None and is_root_with_eps(context, root)):
             return
         if root is not None and root.op in ("exp", "exp2") and not math.isfinite(run.ranges.operand(root, 0).high):
             return  # G203 says of such an exponential what else it does below
@@ -336,150 +361,7 @@ class DivisionByZero(GraphRule):
             self,
             site,
             f"the denominator is {what}, which can be zero as far as its terms show: "
-            f"{_quotient(run, site, place)} {where}",
+            f"{quotient(run, site, place)} {where}",
             severity=None if gives_zeros(run, site, place) else Severity.INFO,
             chain=chain(context, site),
         )
-
-
-_CHOSEN = ("where", "masked_fill", "dropout", "one_hot", "eq", "ne", "gt", "lt", "ge", "le")
-"""Denominators that a condition of the user's makes."""
-
-
-def _is_chosen(run: Run, root: Site) -> bool:
-    """Whether a condition of the user's makes a denominator, or a term that it adds up."""
-    terms = [run.ranges.root(root, side) for side in (0, 1)] if root.op == "add" else [root]
-    return any(term is not None and term.op in _CHOSEN for term in terms)
-
-
-def _constant_zeros(context: GraphContext, site: Site, place: int) -> int:
-    """How many numbers of a constant denominator are zero; 0 where it is not constant, or is read in part."""
-    root = context.runs[0].ranges.root(site, place) if context.runs else None
-    position = input_of(site, place)
-    if root is None or position is None or (site.attrs.get("views") or {}).get(position, ("", ""))[0]:
-        return 0
-    return int(root.attrs.get("exact", (0, 0, 0))[2])
-
-
-def _denominator_of_distance(context: GraphContext, site: Site, place: int) -> tuple[Site, float] | None:
-    return distance_of(context.runs[0].ranges, site, place) if context.runs else None
-
-
-def _is_sum_over_distances(context: GraphContext, root: Site) -> bool:
-    terms = context.runs[0].ranges.root(root)
-    if terms is None or terms.op not in ("div", "reciprocal"):
-        return False
-    return _denominator_of_distance(context, terms, 0 if terms.op == "reciprocal" else 1) is not None
-
-
-def _epsilons(run: Run, product: Site) -> list[float]:
-    """How exact a product is, relative to its terms."""
-    return [Format.parse(each).epsilon for each in run.dtypes[product.id].outputs if each in ("float32", *HALF)]
-
-
-def _leaves_fp16(run: Run, site: Site, place: int) -> bool:
-    """Whether a quotient of what is bounded leaves FP16 where its denominator comes down to an eps that was written."""
-    below, found = run.ranges.operand(site, place), run.ranges.exact(site)
-    if "float16" not in run.dtypes[site.id].outputs or not (0 < below.low < 1 and found.is_known):
-        return False
-    is_over = Format.FP16.max < found.high < math.inf and eps_before(run, site, place) is not None
-    return is_over and not _is_beside_sum(run, site, place)
-
-
-MANY = 32
-"""Numbers of which some are off zero, unless what made them gives zeros: their sum does not come down to an eps."""
-
-
-def _is_beside_sum(run: Run, site: Site, place: int) -> bool:
-    """Whether the eps of a denominator stands beside a sum or mean of many numbers."""
-    root = run.ranges.root(site, place)
-    total = run.ranges.root(root) if root is not None and root.op == "add" else None
-    if total is None or total.op not in ("sum", "mean") or reduced_count(total) < MANY:
-        return False
-    return not gives_zeros(run, total)
-
-
-def _what_may_vanish(context: GraphContext, root: Site) -> str:
-    """What a denominator is, where it is a kind of value that has both signs unless something says otherwise, or adds
-    up what the batch has no negative numbers of, as masks."""
-    if root.op == "sub":
-        return "a difference, which can be zero"
-    if op_named(root.op).family in SIGNED_FAMILIES:
-        return f"{f'the output of {root.id}' if root.is_module else f'the result of {root.op}'}, which can be zero"
-    if root.op not in ("sum", "mean", "prod", "trace"):
-        return ""
-    if _is_sum_over_distances(context, root):
-        return ""  # of weights by distances, whose own division is what breaks
-    bounds = context.bounds(context.runs[0])
-    if root.op in ("sum", "mean") and bounds is not None and bounds.operand(root, 0).low >= 0:
-        return f"a {root.op}, which is zero where all its terms are"
-    return f"a {root.op} of what has both signs, which can be zero"
-
-
-def _is_off_zero_by_data(context: GraphContext, site: Site, place: int) -> bool:
-    """Whether a denominator of both signs is off zero with the numbers of the batch: images in [0, 1] less 2."""
-    bounds = context.bounds(context.runs[0])
-    return bounds is not None and not _may_vanish(bounds.operand(site, place))
-
-
-def _is_off_zero_in_batch(context: GraphContext, site: Site, place: int, root: Site) -> bool:
-    """Whether a denominator is worked out from the batch alone, and is off zero with its numbers, as noise levels."""
-    bounds = context.bounds(context.runs[0])
-    return bounds is not None and root.id not in context.weighted and bounds.operand(site, place).least > 0
-
-
-def _quotient(run: Run, site: Site, place: int) -> str:
-    """What the division gives where the denominator is zero."""
-    above = Range(1.0, 1.0) if place == 0 else run.ranges.operand(site, 0)
-    return "0 / 0 is NaN" if not above.is_known or above.holds(0.0) else "x / 0 is infinite"
-
-
-def _is_root_with_eps(context: GraphContext, root: Site) -> bool:
-    """Whether a site is sqrt(x + eps) of an x of which nothing is known: the root says that the user has x above zero,
-    as a running variance is, and the eps is there and is kept in every format."""
-    return root.op == "sqrt" and all(_keeps_offset(run, run.ranges.root(root)) for run in context.runs)
-
-
-def _keeps_offset(run: Run, total: Site | None) -> bool:
-    if total is None or total.op != "add":
-        return False
-    numbers = [value for value in (total.attrs.get("scalars") or {}).values() if isinstance(value, (int, float))]
-    formats = [Format.parse(dtype) for dtype in run.dtypes[total.id].outputs]
-    return any(value > 0 and all(each.round(value) > 0 for each in formats) for value in numbers)
-
-
-def _lost_numbers(run: Run, root: Site) -> list[float]:
-    """Numbers that a where or masked_fill puts in and that the format of its result rounds to zero."""
-    if root.op not in ("where", "masked_fill"):
-        return []
-    formats = [Format.parse(dtype) for dtype in run.dtypes[root.id].outputs if dtype in ("float16", "bfloat16")]
-    numbers = [*(root.attrs.get("scalars") or {}).values(), root.attrs.get("value")]
-    given = [float(each) for each in numbers if isinstance(each, (int, float)) and each]
-    return [number for number in given if any(each.round(number) == 0 for each in formats)]
-
-
-def _may_vanish(found: Range) -> bool:
-    """Whether nothing is known, or zero lies between the two ends of what is."""
-    return not found.is_known or found.holds(0.0)
-
-
-def _touches_zero(found: Range) -> bool:
-    """Whether zero is an end of what is known, or lies within what is known on one side."""
-    return found.is_known and (found.low == 0 or found.high == 0 or (found.holds(0.0) and _is_one_sided(found)))
-
-
-def _is_one_sided(found: Range) -> bool:
-    return math.isinf(found.low) != math.isinf(found.high)
-
-
-def _is_needless(run: Run, site: Site, place: int) -> bool:
-    """Whether an eps is added to what is above zero without it: sums of exponentials by segment, which terms read."""
-    root = run.ranges.root(site, place)
-    numbers = (root.attrs.get("scalars") or {}) if root is not None and root.op == "add" else {}
-    return root is not None and len(numbers) == 1 and reads_back_sum(run.ranges, root, 1 if 0 in numbers else 0)
-
-
-def _holds_without(run: Run, site: Site, place: int) -> bool:
-    """Whether what the eps is added to has both signs, so that the eps protects nothing in any format."""
-    root = run.ranges.root(site, place)
-    return root is not None and root.op == "add" and run.ranges.operand(root, 0).low < 0

@@ -17,7 +17,8 @@ class Fp32Island(GraphRule):
 
     ## What it does
     Reports products that run in FP32 under an autocast recipe: bilinear, tensordot and dot promote to their widest
-    operand, and a region with autocast switched off keeps what it is given.
+    operand, a region with autocast switched off keeps what it is given, and so do products inside of an autograd
+    function whose `custom_fwd` casts its inputs to FP32.
 
     ## Why is this bad
     FP32 products run on the vector units, at a fifteenth of the BF16 rate on an H100 (an eighth of TF32's).
@@ -56,7 +57,8 @@ class Fp32Island(GraphRule):
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each product."""
         for site in context.graph:
-            if op_named(site.op).family not in (Family.GEMM, Family.CONV) or context.share(site) < LARGE_SHARE:
+            is_product = op_named(site.op).family in (Family.GEMM, Family.CONV) or "cast_inputs" in site.attrs
+            if not is_product or context.share(site) < LARGE_SHARE:
                 continue
             runs = tuple(r for r in context.runs if r.recipe.autocast and r.dtypes[site.id].compute == "float32")
             if runs:
@@ -71,6 +73,8 @@ class Fp32Island(GraphRule):
 
 
 def _reason(site: Site) -> str:
+    if "cast_inputs" in site.attrs:
+        return "its custom_fwd casts all inputs to float32"
     if site.attrs.get("autocast") is False:
         return "it stands in a region with autocast off"
     if op_named(site.op).cuda is Autocast.PROMOTE:

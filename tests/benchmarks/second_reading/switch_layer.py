@@ -25,8 +25,8 @@ class Switch(nn.Module):
         slots = F.one_hot(place.clamp(max=capacity - 1), capacity) * kept[:, None]
         dispatch = (picks[:, :, None] * slots[:, None]).to(flat.dtype)
         rows = torch.einsum("nec,nd->ecd", dispatch, flat)
-        out = torch.bmm(F.gelu(torch.bmm(rows, self.up)), self.down)  # planted: G103
-        mixed = torch.einsum("nec,ecd->nd", dispatch * gate[:, None, None], out)
+        out = torch.bmm(F.gelu(torch.bmm(rows, self.up)), self.down)
+        mixed = torch.einsum("nec,ecd->nd", dispatch * gate[:, None, None], out)  # planted: G101
         balance = self.experts * (picks.float().mean(0) * shares.mean(0)).sum()
         return mixed.view_as(x), balance
 

@@ -14,8 +14,8 @@ class Attention(nn.Module):
         self.register_buffer("speed", 10000.0 ** (-torch.arange(0, size, 2) / size), persistent=False)
 
     def turn(self, x):
-        places = torch.arange(x.shape[2], device=x.device, dtype=x.dtype)  # planted: G211|G219
-        angle = torch.outer(places, self.speed.to(x.dtype))
+        places = torch.arange(x.shape[2], device=x.device, dtype=x.dtype)
+        angle = torch.outer(places, self.speed.to(x.dtype))  # planted: G211|G219
         cos, sin = angle.cos(), angle.sin()
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)

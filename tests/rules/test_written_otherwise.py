@@ -1,0 +1,150 @@
+"""What a reading of unseen models found, in models that are written in other ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from amptune_rules.graph._examples import model_file
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.registry import load_rules
+from amptune.core.rule import Example, GraphRule
+from tests.rules.test_graph_rules import judge
+
+RULES = {loaded.cls.code: loaded.cls for loaded in load_rules(GraphRule)}
+
+
+def found(code: str, source: str, folder: Path, *, evidence: bool = True) -> tuple[Finding, ...]:
+    example = Example("a model", source, options={"evidence": True} if evidence else {})
+    return judge(example, folder, RULES[code]).findings
+
+
+NOISE_LEVEL = "level = 0.02 * 40.0 ** x\nreturn self.fc(torch.log(level) / 4)"
+
+
+@pytest.mark.parametrize(("batch", "count"), [("torch.rand(32, 64)", 0), ("torch.rand(32, 64) * 90", 1)])
+def test_a_number_to_the_power_of_the_batch_goes_as_far_as_the_batch_does(
+    batch: str, count: int, tmp_path: Path
+) -> None:
+    source = model_file(NOISE_LEVEL, batch=batch)
+    assert len(found("G203", source, tmp_path)) == count
+    assert not found("G204", source, tmp_path)
+
+
+def test_a_logarithm_of_powers_of_an_output_can_be_that_of_zero(tmp_path: Path) -> None:
+    assert found("G204", model_file("return torch.log(40.0 ** self.fc(x))"), tmp_path)
+
+
+def test_a_number_as_a_new_tensor_is_that_number(tmp_path: Path) -> None:
+    body = """
+    a = F.softplus(self.fc(x).float()) + 1
+    if float(x.sum()) > 1e9:  # a forward that torch.export does not take
+        return a
+    return torch.lgamma(a).sum(-1) - torch.lgamma(a.new_tensor(64))
+    """
+    assert not found("G213", model_file(body), tmp_path)
+
+
+UNION = """
+w, h, v, u = self.fc(x).sigmoid().chunk(4, -1)
+inner = torch.minimum(w, v) * torch.minimum(h, u) - 0.1
+return inner / (w * h + v * u - inner + {eps})
+"""
+
+
+@pytest.mark.parametrize(("eps", "count"), [("1e-10", 1), ("1e-4", 0)])
+def test_an_eps_beside_what_only_the_user_knows_to_be_positive_has_to_be_one_in_fp16(
+    eps: str, count: int, tmp_path: Path
+) -> None:
+    findings = found("G205", model_file(UNION.format(eps=eps)), tmp_path)
+    assert [each.severity for each in findings] == [Severity.INFO] * count
+    assert all("rounds to zero under autocast-fp16" in each.message for each in findings)
+
+
+def test_an_eps_of_fp32_is_kept_in_fp32(tmp_path: Path) -> None:
+    assert not found("G205", model_file(UNION.format(eps="1e-10").replace("sigmoid()", "float().sigmoid()")), tmp_path)
+
+
+PAIRS = {
+    "by indexing": "d = h[:, None] - h[None]\nreturn torch.sqrt((d * d).sum(-1))",
+    "by unsqueeze, masked afterwards":
+        "d = (h.unsqueeze(0) - h.unsqueeze(1)).square().sum(2).sqrt()\n"
+        "return d.masked_fill(torch.eye(32, dtype=torch.bool, device=x.device), 1.0)",
+    "of points in each cloud":
+        "p = h.view(2, 16, 64)\nreturn (p[:, :, None] - p[:, None]).pow(2).mean(dim=(3,)) ** 0.5",
+}  # fmt: skip
+NO_PAIRS = {
+    "of two tensors": "d = h[:, None] - self.fc(h)[None]\nreturn torch.sqrt((d * d).sum(-1))",
+    "over all pairs at once": "d = h[:, None] - h[None]\nreturn torch.sqrt((d * d).sum())",
+    "of neighbours": "d = h[1:] - h[:-1]\nreturn torch.sqrt((d * d).sum(-1))",
+    "of pairs without the diagonal":
+        "d = h[:, None] - h[None]\ni, j = torch.triu_indices(32, 32, 1, device=x.device)\n"
+        "return torch.sqrt((d[i, j] ** 2).sum(-1))",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", PAIRS.values(), ids=PAIRS)
+def test_a_row_is_no_distance_from_itself(body: str, tmp_path: Path) -> None:
+    (finding,) = found("G206", model_file(f"h = self.fc(x)\n{body}"), tmp_path)
+    assert finding.severity is Severity.WARNING
+    assert "a row and itself" in finding.message
+
+
+@pytest.mark.parametrize("body", NO_PAIRS.values(), ids=NO_PAIRS)
+def test_other_distances_are_zero_by_chance_alone(body: str, tmp_path: Path) -> None:
+    (finding,) = found("G206", model_file(f"h = self.fc(x)\n{body}"), tmp_path)
+    assert finding.severity is Severity.INFO
+
+
+VARIANCE = """
+mean = x.mean(-1, keepdim=True)
+return self.fc((x - mean) * torch.rsqrt((x ** 2).mean(-1, keepdim=True) - mean ** 2 + 1e-6))
+"""
+
+
+@pytest.mark.parametrize(("batch", "count"), [("500 + torch.randn(32, 64)", 1), ("torch.randn(32, 64)", 0)])
+def test_a_variance_by_two_means_is_judged_by_the_means_of_the_batch(batch: str, count: int, tmp_path: Path) -> None:
+    assert len(found("G206", model_file(VARIANCE, batch=batch), tmp_path)) == count
+
+
+PRODUCT = """
+class Product(torch.autograd.Function):
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda"{cast})
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return torch.mm(x, weight)
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad @ weight.t(), x.t() @ grad
+
+
+class Model(nn.Module)"""
+
+
+@pytest.mark.parametrize(("cast", "count"), [(", cast_inputs=torch.float32", 2), ("", 0)])
+def test_products_of_a_function_that_casts_its_inputs_up_stay_in_fp32(cast: str, count: int, tmp_path: Path) -> None:
+    body = "y = Product.apply(self.fc(x), self.a)\nreturn Product.apply(y, self.b)"
+    init = "self.fc = nn.Linear(256, 256)\nself.a, self.b = (nn.Parameter(torch.eye(256)) for _ in range(2))"
+    source = model_file(body, init=init, batch="torch.randn(256, 256)")
+    source = source.replace("class Model(nn.Module)", PRODUCT.format(cast=cast).lstrip())
+    findings = found("G303", source, tmp_path)
+    lines = source.splitlines()
+    assert ["Product.apply" in lines[each.location.line - 1] for each in findings] == [True] * count
+    assert len({each.location.line for each in findings}) == count
+
+
+def test_a_dimension_that_an_einsum_merges_is_told_by_its_axes(tmp_path: Path) -> None:
+    body = """
+    picks = self.pick(x).view(2048, 6, 339)
+    rows = torch.einsum("nec,nd->ecd", picks, x)
+    return torch.einsum("nec,ecd->nd", picks, rows)
+    """
+    source = model_file(body, init="self.pick = nn.Linear(512, 2034)", batch="torch.randn(2048, 512)")
+    told = [each.message for code in ("G101", "G103") for each in found(code, source, tmp_path)]
+    assert len(told) == 2
+    assert all("it is 6 x 339, and aligned with 344 for 339 (+1.5% work)" in message for message in told)
