@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from amptune.apply import (
     strided_where_safe,
     tied_by_run,
 )
+from amptune.capture.fakes import map_tensors
 from amptune.core.choice import BF16, FP16, FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, LOSS, PrecisionGraph, Site
@@ -85,17 +87,32 @@ def build_space(
 
 
 def _loss_takes(bench: Workbench, batch: Any, low: Format) -> bool:
-    """Whether the loss can be computed on outputs in a format: one with weights of its own in FP32 may raise."""
-    with training(bench, Candidate("fp32")), bench.no_gradients():
-        output = bench.target.call(bench.model, batch)
+    """Whether the loss can be computed on outputs in a format, and its gradient.
+
+    One with weights of its own in FP32 may raise, and some kernels of a backward take one dtype where the forward
+    promotes: ``mse_loss`` and ``huber_loss`` of an output in BF16 and a target in FP32.
+    """
+    with training(bench, Candidate("fp32")):
+        with bench.no_gradients():
+            output = cast_all(bench.target.call(bench.model, batch), getattr(torch, low.torch_name))
         try:
-            bench.target.loss(cast_all(output, getattr(torch, low.torch_name)), batch)
+            inputs: list[torch.Tensor] = []
+            loss = bench.target.loss(map_tensors(output, functools.partial(_as_input, inputs)), batch)
+            torch.autograd.grad(loss, inputs, allow_unused=True)
         except Exception:  # the loss is the user's code
             takes = False
         else:
             takes = True
     bench.restore()
     return takes
+
+
+def _as_input(inputs: list[torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor without its history, which has a gradient if it is one of numbers."""
+    alone = tensor.detach()
+    if alone.is_floating_point() or alone.is_complex():
+        inputs.append(alone.requires_grad_())
+    return alone
 
 
 def _strided(bench: Workbench, batch: Any, groups: Iterable[Group]) -> frozenset[str]:

@@ -265,8 +265,7 @@ def times_of(function: Callable[[], object], device: Device) -> Iterator[float]:
 
 
 def _shape_of(tensor: torch.Tensor) -> FloatTensor | torch.Tensor:
-    is_floating = tensor.is_floating_point()
-    return FloatTensor(tuple(tensor.shape), tensor.requires_grad) if is_floating else tensor.detach()
+    return FloatTensor.like(tensor) if tensor.is_floating_point() else tensor.detach()
 
 
 def _signature(module: nn.Module, call: Call) -> tuple[Any, ...]:

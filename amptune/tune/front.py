@@ -39,9 +39,9 @@ def front_points(
     points += [_without_pins(space, leaders[0])]
     uniform = [space.uniform(choice) for choice in space.offered()]
     points += [point for base in (*leaders[1:], *uniform) for point in _with_losses(space, base)]
-    points += [_with_cheapest_loss(model, _point(space, other)) for other in others]
+    points += [with_cheapest_loss(model, _point(space, other)) for other in others]
     if knows_fp8:
-        points += [_with_cheapest_loss(model, _point(space, other)) for other in _of_less_error(problem)]
+        points += [with_cheapest_loss(model, _point(space, other)) for other in _of_less_error(problem)]
     legal = (model.made_legal(point) for point in points if space.is_legal(point))
     return distinct(point for point in legal if not _has(point, banned or {}))
 
@@ -103,7 +103,8 @@ def _with_losses(space: Space, point: dict[str, str]) -> list[dict[str, str]]:
     return [point | {":loss": loss} for loss in space.losses] or [point]
 
 
-def _with_cheapest_loss(model: CostModel, point: dict[str, str]) -> dict[str, str]:
+def with_cheapest_loss(model: CostModel, point: dict[str, str]) -> dict[str, str]:
+    """The point with the choice for the loss that costs the least."""
     return min(_with_losses(model.space, point), key=model.predicted)
 
 

@@ -32,10 +32,31 @@ HEAD_START_CYCLES = 60_000_000
 
 @dataclasses.dataclass(frozen=True)
 class FloatTensor:
-    """Stands for a floating tensor argument of this shape."""
+    """Stands for a floating tensor argument of this shape.
+
+    Attributes:
+        order: its dimensions from the slowest to the fastest in memory, where that is not their own order: models
+            that permute images to put the channels last pass them on so, and kernels depend on it.
+    """
 
     shape: tuple[int, ...]
     requires_grad: bool
+    order: tuple[int, ...] = ()
+
+    @classmethod
+    def like(cls, tensor: torch.Tensor) -> FloatTensor:
+        """What stands for a tensor; one that has gaps in memory, or shares it, counts as in its own order."""
+        strides = tensor.stride()
+        order = tuple(sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim)))
+        is_dense = tensor.permute(order).is_contiguous() and not tensor.is_contiguous()
+        return cls(tuple(tensor.shape), tensor.requires_grad, order if is_dense else ())
+
+    def random(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """A tensor of this shape and order."""
+        if not self.order:
+            return torch.randn(self.shape, device=device).to(dtype)
+        made = torch.randn([self.shape[dim] for dim in self.order], device=device).to(dtype)
+        return made.permute(sorted(range(len(self.order)), key=self.order.__getitem__))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +170,9 @@ def _filled(call: Call, variant: Variant, device: Device) -> Call:
     dtype = getattr(torch, variant.choice.output_format.torch_name)
 
     def fill(value: FloatTensor) -> torch.Tensor:
-        layout = torch.channels_last if variant.channels_last and len(value.shape) == 4 else torch.contiguous_format
-        made = torch.randn(value.shape, device=device.torch).to(dtype, memory_format=layout)
+        made = value.random(dtype, device.torch)
+        if variant.channels_last and len(value.shape) == 4:
+            made = made.contiguous(memory_format=torch.channels_last)
         return made.requires_grad_(value.requires_grad)
 
     return Call(map_tensors(call.args, fill, FloatTensor), map_tensors(call.kwargs, fill, FloatTensor))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from amptune.tune.adapt import Knowledge, adds_up, repaired
-from amptune.tune.front import front_points
+from amptune.tune.front import front_points, with_cheapest_loss
 from amptune.tune.stockorder import knows_fp8, recipes_due
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ FRONT_LIKELY = 0.3
 """Plans of the front that train with less of a chance wait for the others."""
 TOO_SLOW = 1.05
 """A plan that is predicted to take this many times the best valid one is passed over, or taken back towards it."""
+AS_STOCK = 1.02
+"""Plans whose best takes more than this many times a stock recipe in 16 bits: its formats are tried as a plan."""
 MIN_SEARCHED = 8
 """Trials after the front before the search may stop for want of a gain."""
 IN_VAIN = 4
@@ -49,7 +51,7 @@ class Steering:
         """
         known = self.search.knowledge()
         is_done = self._enqueue_recipes(recipes_due(self.search, known))
-        if is_done or known is None or self._front(known) or self._repair(known):
+        if is_done or known is None or self._imitation() or self._front(known) or self._repair(known):
             return
         seed, best = self.search.options.seed + len(self.search.study.records()), self.search.best_plans(1)
         if not best:
@@ -121,6 +123,27 @@ class Steering:
         for name in names:
             self.search.enqueue_recipe(name)
         return bool(names)
+
+    def _imitation(self) -> bool:
+        """The formats of the best stock recipe in 16 bits as a plan, where the plans so far are slower than it.
+
+        Then the measured costs are wrong somewhere, and what the recipe has is known to be fast: a plan starts from
+        there, with the choices that autocast does not have.
+        """
+        if self.search.options.objective != "time" or not self.search.plans():
+            return False
+        best, stock = self.search.best_plans(1), self.search.best_stock().outcome
+        recipe = self.search.recipes.get(stock.recipe or "")
+        if recipe is None or recipe.autocast is None or recipe.float8:
+            return False
+        if best and best[0].outcome.median_ms <= AS_STOCK * stock.median_ms:
+            return False
+        costs = self.search.costs
+        point = costs.made_legal(with_cheapest_loss(costs, self.search.stock_point(recipe.name)))
+        if self.search.is_tried(point):
+            return False
+        self.search.study.enqueue(point, "front")
+        return True
 
     def _front(self, known: Knowledge) -> bool:
         point = self._front_point(known)

@@ -35,6 +35,57 @@ def test_calls_keep_shapes_and_real_indices(make_bench: Make) -> None:
     assert torch.equal(calls["embed"].args[0], batches.train[0][0])
 
 
+PERMUTED = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(self.conv(x)[:, :, 1:].mean((2, 3)))
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.randn(4, 8, 5, 6), torch.randint(0, 3, (4,))
+
+
+def loss_fn(output, batch):
+    return nn.functional.cross_entropy(output, batch[1])
+"""
+
+
+def test_a_call_keeps_the_order_of_its_tensors_in_memory(make_bench: Make) -> None:
+    """A norm over channels that come last passes images on so, and a convolution's kernel depends on it."""
+    bench, batches = make_bench(PERMUTED)
+    calls = record_calls(bench, ["conv", "head"], batches.train[0])
+    (images,) = calls["conv"].args
+    assert images.order == (0, 2, 3, 1)
+    made = images.random(torch.bfloat16, torch.device("cpu"))
+    assert made.shape == images.shape
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    assert calls["head"].args[0].order == ()
+    table = measure_costs(bench, {"conv": 1}, batches.train[0], {"conv": (FP32, BF16)})
+    assert all(0 < cost.ms < 1000 for cost in table.sites["conv"].values())
+
+
+def test_a_tensor_with_gaps_counts_as_in_its_own_order() -> None:
+    wide = torch.randn(4, 6, 8)
+    assert FloatTensor.like(wide[:, :, :4]).order == ()
+    assert FloatTensor.like(wide.transpose(1, 2)).order == (0, 2, 1)
+    assert FloatTensor.like(wide.permute(2, 0, 1)).random(torch.float32, wide.device).stride() == (1, 48, 8)
+
+
 def test_every_module_site_gets_a_cost_in_every_format(make_bench: Make) -> None:
     bench, batches = make_bench()
     calls = {"embed": 1, "norm": 1, "fc1": 2, "fc2": 1}

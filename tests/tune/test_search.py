@@ -123,6 +123,34 @@ def test_it_finds_what_the_cost_table_does_not_know(tmp_path: Path, worker: Form
     assert {name: site.choice for name, site in best.sites.items()} == expected
 
 
+def test_formats_of_a_recipe_that_the_costs_get_wrong_are_tried_as_a_plan(
+    tmp_path: Path, worker: FormulaWorker
+) -> None:
+    """The table says that half of the sites are slower in BF16; in truth all of them are faster, as autocast shows."""
+    worker.fragile = False
+    worker.milliseconds = lambda candidate: (
+        10
+        + sum(  # type: ignore[method-assign]
+            1.0 if is_low else 4.0 for is_low in lowered(candidate)
+        )
+    )
+    search = make_search(tmp_path, worker, budget=6)
+    wrong = {name: {FP32: SiteCost(4.0), BF16: SiteCost(1.0 if i % 2 else 40.0)} for i, name in enumerate(SITES)}
+    search.table = dataclasses.replace(search.table, sites=wrong)
+    products = tuple(dataclasses.replace(group, multiplies=True) for group in search.space.groups)
+    search.space = dataclasses.replace(search.space, groups=products)
+    search.run()
+    plans = search.plans()
+    assert plans[0].outcome.median_ms > search.best_stock().outcome.median_ms
+    assert plans[1].outcome.median_ms == pytest.approx(search.best_stock().outcome.median_ms)
+
+
+def lowered(candidate: Candidate) -> list[bool]:
+    if candidate.plan is None:
+        return [candidate.autocast is not None] * len(SITES)
+    return [candidate.plan.sites[name].choice != FP32 for name in SITES]
+
+
 def test_no_plan_is_measured_twice(tmp_path: Path, worker: FormulaWorker) -> None:
     search = make_search(tmp_path, worker, budget=50)
     search.run()

@@ -363,6 +363,22 @@ def test_a_loss_that_takes_fp32_alone_is_given_that_and_keeps_no_layer_there(mak
     assert plain.losses == ("fp32", "follow")
 
 
+HUBER = WEIGHTED.replace("torch.tensor([0, 1, 2, 1])", "torch.randn(4, 3)").replace(
+    "F.cross_entropy(output, batch[1], weight=torch.tensor([1.0, 2.0, 0.5]))", "F.huber_loss(output, batch[1])"
+)
+
+
+def test_a_loss_whose_gradient_takes_one_dtype_is_not_given_another(make_bench: Make) -> None:
+    """huber_loss of a 16-bit output and a target in FP32 promotes in its forward and raises in its backward."""
+    bench, batches = make_bench(HUBER)
+    graph = capture(bench.target).graph
+    space = build_space(bench, graph, batches.train[0], losses=("fp32", "follow"))
+    assert space.losses == ("fp32",)
+    bench, batches = make_bench(HUBER.replace("F.huber_loss(output, batch[1])", "(output - batch[1]).abs().mean()"))
+    plain = build_space(bench, graph, batches.train[0], losses=("fp32", "follow"))
+    assert plain.losses == ("fp32", "follow")
+
+
 DOUBLE = """
 import torch
 from torch import nn
