@@ -25,7 +25,8 @@ from amptune.capture.usercode import headline, place_of
 from amptune.capture.where import current_place
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT
-from amptune.core.ops import Family, joined_by_autocast, op_named
+from amptune.core.ops import Family, joined_by_autocast, lowered_by_autocast, op_named
+from amptune.core.paths import upwards
 
 Place = tuple[str, str, int]
 """One call of a torch function: path of the running module, op, and how many calls of it came before there."""
@@ -62,6 +63,7 @@ class _Run:
         one_dtype: calls of ops that raise on mixed dtypes.
         joined: calls of such ops whose operands an autocast region casts to one dtype.
         fp32_only: calls that raised in 16 bits and not in FP32.
+        kept: calls of products that autocast lowers, which give FP32.
         lines: the user's line that makes a call of these two kinds, as ``model.py:12``; empty where none does.
     """
 
@@ -70,6 +72,7 @@ class _Run:
     one_dtype: set[Place] = dataclasses.field(default_factory=set)
     joined: set[Place] = dataclasses.field(default_factory=set)
     fp32_only: set[Place] = dataclasses.field(default_factory=set)
+    kept: dict[Place, None] = dataclasses.field(default_factory=dict)
     lines: dict[Place, str] = dataclasses.field(default_factory=dict)
 
 
@@ -105,12 +108,16 @@ class Ties:
         idle: groups whose format reaches nothing but casts, as in ``self.p.to(x.dtype)``.
         joined: module path -> groups that meet such a tensor where a function of the module takes one dtype only, in an
             autocast region, which casts both.
+        kept: (module path, op) of products that autocast lowers, and that are in FP32 with all groups low.
+        arriving: name of each group that is a module's region -> groups that decide what its functions meet.
     """
 
     groups: list[set[str]]
     fixing: tuple[Fixing, ...]
     idle: frozenset[str] = frozenset()
     joined: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+    kept: tuple[tuple[str, str], ...] = ()
+    arriving: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def met(self) -> dict[tuple[str, str], frozenset[str]]:
@@ -130,6 +137,7 @@ def tied_by_run(
     low: Format = Format.BF16,
     how: Mapping[str, str] | None = None,
     regions: Collection[str] = (),
+    chosen: Mapping[str, Collection[str]] | None = None,
 ) -> Ties:
     """Disjoint sets of groups that must have one format each, or an op between them raises.
 
@@ -145,10 +153,13 @@ def tied_by_run(
         low: the 16-bit format to probe with.
         how: module path -> "autocast" where a module runs in an autocast region though it could be swapped.
         regions: paths of modules whose own functions run in an autocast region, in ``low``.
+        chosen: name of a further group -> paths of modules whose own functions run in such a region, if they are low.
     """
+    chosen = chosen or {}
+    groups = {**groups, **chosen}
 
     def lowered_but(high: Collection[str]) -> _Run:
-        return _run(model, run, groups, low, how or {}, regions, high=high)
+        return _run(model, run, groups, low, how or {}, regions, chosen, high=high)
 
     refusing: dict[str, Fixing] = {}
     try:
@@ -165,6 +176,8 @@ def tied_by_run(
         for place, operands in found.sources.items()
         if any(operands[0] != other for other in operands)
     }
+    own = _in_chosen(lowered.joined, regions, chosen)
+    ties = {place: names for place, names in ties.items() if place not in own}
     joined = _let_out(ties, lowered.joined)
     meeting = {place: names for place, names in ties.items() if INPUT in names}
     without_kernel = {
@@ -175,8 +188,10 @@ def tied_by_run(
     together = found.inseparable
     if len(together) == 1:  # nobody knows from what
         together = set(left)
-    tied = merged([*ties.values(), *without_kernel.values(), *apart, *([together] if together else [])])
-    return Ties(tied, fixing, frozenset(found.idle), joined)
+    within = _tied_within(own, found, runtime.FORMATS[low.label])
+    tied = merged([*ties.values(), *within, *without_kernel.values(), *apart, *([together] if together else [])])
+    kept = tuple(dict.fromkeys((path, op) for path, op, _ in lowered.kept))
+    return Ties(tied, fixing, frozenset(found.idle), joined, kept, _arriving(own, found))
 
 
 @dataclasses.dataclass
@@ -187,11 +202,13 @@ class _Deciding:
         sources: for the calls that keep groups together or in FP32, the groups that decide each operand's dtype.
         idle: groups that decide nothing that computes.
         inseparable: groups that the user's code wants in one dtype with others.
+        raised: for each group, the dtypes of those operands where it is in FP32.
     """
 
     sources: dict[Place, list[set[str]]]
     idle: set[str] = dataclasses.field(default_factory=set)
     inseparable: set[str] = dataclasses.field(default_factory=set)
+    raised: dict[str, dict[Place, list[torch.dtype]]] = dataclasses.field(default_factory=dict)
 
 
 def _deciding(lowered: _Run, names: Collection[str], raise_one: Callable[[str], _Run], low: Format) -> _Deciding:
@@ -212,11 +229,45 @@ def _deciding(lowered: _Run, names: Collection[str], raise_one: Callable[[str], 
             continue
         if not _differ(lowered, raised):
             found.idle.add(name)
+        found.raised[name] = {place: raised.operands[place] for place in found.sources if place in raised.operands}
         for place, operands in found.sources.items():
             for deciding, dtype in zip(operands, raised.operands.get(place, ()), strict=False):
                 if dtype != low_dtype and INPUT not in deciding:
                     deciding.add(name)
     return found
+
+
+def _in_chosen(
+    joined: Iterable[Place], regions: Collection[str], chosen: Mapping[str, Collection[str]]
+) -> dict[Place, str]:
+    """The calls that a region of a ``chosen`` group joins, each with that group."""
+    owner = dict.fromkeys(regions, "") | {path: name for name, paths in chosen.items() for path in paths}
+    found = {}
+    for place in joined:
+        name = next((owner[path] for path in upwards(place[0]) if path in owner), "")
+        if name:
+            found[place] = name
+    return found
+
+
+def _tied_within(own: Mapping[Place, str], found: _Deciding, low: torch.dtype) -> list[set[str]]:
+    """What has to agree where the region of a call is left out: what comes in from outside of it is cast up there, and
+    what its own layers give is not."""
+    ties = []
+    for place, name in own.items():
+        operands = list(zip(found.sources[place], found.raised.get(name, {}).get(place, ()), strict=False))
+        inner = set[str]().union(*(sources for sources, dtype in operands if dtype == low)) - {INPUT}
+        is_mixed = any(dtype != low for _, dtype in operands)
+        ties.append(inner | {name} if inner and is_mixed else inner)
+    return ties
+
+
+def _arriving(own: Mapping[Place, str], found: _Deciding) -> dict[str, frozenset[str]]:
+    arriving: dict[str, frozenset[str]] = {}
+    for place, name in own.items():
+        sources = frozenset[str]().union(*found.sources[place]) - {INPUT, name}
+        arriving[name] = arriving.get(name, frozenset()) | sources
+    return arriving
 
 
 def _let_out(ties: dict[Place, set[str]], joined: Collection[Place]) -> dict[str, frozenset[str]]:
@@ -269,16 +320,19 @@ def _run(
     low: Format,
     how: Mapping[str, str],
     regions: Collection[str],
+    chosen: Mapping[str, Collection[str]],
     high: Collection[str],
 ) -> _Run:
     """One forward with all groups low but those of ``high``."""
+    own_regions = {path for paths in chosen.values() for path in paths}
+    how = {**how, **dict.fromkeys(own_regions, "autocast")}
     table: dict[str, dict[str, Any]] = {path: {"format": low.label, "how": "autocast"} for path in regions}
     for name, paths in groups.items():
         for path in paths:
             table[path] = {"format": Format.FP32.label if name in high else low.label, "how": how.get(path)}
     applied = runtime.apply_plan(model, table)
     running = ModulePaths(model)
-    mode = _Tolerant(running, set(table).difference(regions))
+    mode = _Tolerant(running, set(table).difference(regions, own_regions))
     try:
         with running.watching(), mode:
             run()
@@ -325,6 +379,8 @@ class _Tolerant(TorchFunctionMode):
             self.seen.lines[place] = _line()
         if op_named(op).family not in (Family.CAST, Family.VIEW) and _gives_floating(result):
             self.seen.computed.add(place)
+        if self._paths.running and lowered_by_autocast(op, tensors[0].device.type) and _is_fp32(tensors, result):
+            self.seen.kept[place] = None
         return result
 
     def _place(self, op: str) -> Place:
@@ -342,6 +398,12 @@ def _is_joined(op: str, tensors: list[torch.Tensor]) -> bool:
         and joined_by_autocast(op, device)
         and all(tensor.dtype != torch.float64 for tensor in tensors)  # which autocast leaves alone
     )
+
+
+def _is_fp32(tensors: list[torch.Tensor], result: Any) -> bool:
+    """Whether a product of FP32 tensors gives FP32."""
+    given = [tensor for tensor in runtime.tensors_in(result) if tensor.is_floating_point()]
+    return bool(given) and len(tensors) > 1 and all(tensor.dtype == torch.float32 for tensor in (*tensors, *given))
 
 
 def _gives_floating(result: Any) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 from amptune.core.graph import INPUT, LOSS, PrecisionGraph, Site, TensorMeta
 from amptune.core.ops import Family, op_named
+from amptune.core.paths import upwards
 
 _FIXED = frozenset({INPUT})
 _OWN_FORMAT = (Family.GEMM, Family.CONV, Family.ATTENTION, Family.RNN, Family.EMBEDDING, Family.NORM)
@@ -58,9 +59,7 @@ def owner_of(site: Site, planned: Collection[str]) -> str | None:
         return site.id
     if site.module == LOSS or not planned:
         return None
-    parts = site.module.split(".")
-    above = (".".join(parts[:count]) for count in range(len(parts), -1, -1))
-    return next((path for path in above if path in planned), None)
+    return next((path for path in upwards(site.module) if path in planned), None)
 
 
 def _decides(site: Site) -> bool:

@@ -226,6 +226,12 @@ def raised_by_autocast(name: str, device_type: str) -> bool:
     return (op.cpu if device_type == "cpu" else op.cuda) in (Autocast.FP32, Autocast.FP32_OUT)
 
 
+def lowered_by_autocast(name: str, device_type: str) -> bool:
+    """Whether autocast on "cuda" or "cpu" casts the op's floating inputs to its 16-bit format."""
+    op = op_named(name)
+    return (op.cpu if device_type == "cpu" else op.cuda) is Autocast.LOWER
+
+
 def joined_by_autocast(name: str, device_type: str) -> bool:
     """Whether autocast on "cuda" or "cpu" casts floating inputs of the op that differ in dtype to one."""
     op = op_named(name)

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from amptune.apply import (
-    Ties,
-    held_tensors,
-    held_values,
     how_to_apply,
     meet_in_one_op,
     multiplies,
-    plannable_modules,
     strided_where_safe,
-    tied_by_run,
 )
 from amptune.capture.fakes import map_tensors
 from amptune.core.choice import BF16, FP16, FP32, Choice
@@ -31,16 +24,16 @@ from amptune.core.hardware import FP8_MULTIPLE
 from amptune.core.ops import Family, op_named
 from amptune.core.plan import HELD, Plan
 from amptune.runtime import cast_all
-from amptune.tune.destinations import Destination, find_destinations, is_destination, pinned
+from amptune.tune.destinations import Destination, is_destination
 from amptune.tune.fixed import why_fixed
+from amptune.tune.foundspace import Found, found_by_running, role_of
 from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.regions import Region, find_regions, with_feeds
+from amptune.tune.regions import Region
 from amptune.tune.space import FOLLOW, Group, How, Space
 from amptune.tune.training import Workbench, loss_of, seed_everything, training
 
 PINNED_FAMILIES = frozenset({Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX, Family.NORM})
 """Functional ops of these families may be pinned in FP32 at their source line; the others follow their inputs."""
-_INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)")
 
 
 def build_space(
@@ -139,7 +132,8 @@ def _strided(bench: Workbench, batch: Any, groups: Iterable[Group]) -> frozenset
 def _no_fp8(model: nn.Module, graph: PrecisionGraph, groups: Iterable[Group]) -> dict[str, str]:
     """Which dimensions keep a Linear from FP8."""
     sites = (site for group in groups if group.kind == "module" for site in group.sites if site not in group.fp8)
-    linears = (site for site in sites if site in graph and type(model.get_submodule(site)) is nn.Linear)
+    modules = (site for site in sites if site in graph and graph[site].is_module)
+    linears = (site for site in modules if type(model.get_submodule(site)) is nn.Linear)
     return {site: why for site in linears if (why := why_no_fp8(graph[site]))}
 
 
@@ -159,11 +153,6 @@ def _meeting(graph: PrecisionGraph, groups: Sequence[Group]) -> tuple[frozenset[
     return tuple(sorted((s for s in sets if len(s) > 1 and not any(s < other for other in sets)), key=sorted))
 
 
-def role_of(path: str) -> str:
-    """The path with every block number replaced by ``*``: what repeated blocks have in common."""
-    return _INDEX.sub("*", path)
-
-
 def _module_groups(
     bench: Workbench, graph: PrecisionGraph, batch: Any, choices: tuple[Choice, ...], destinations: Iterable[Site],
     as_run: Candidate,
@@ -173,82 +162,32 @@ def _module_groups(
 
     And why those stay in FP32 that have to.
     """
-    how, roles, ties, opened, regions = _found_by_running(bench, graph, batch, choices[0].format, destinations, as_run)
+    found = found_by_running(bench, graph, batch, choices[0].format, destinations, as_run)
+    how, roles, ties = found.how, found.roles, found.ties
     tie_of = {name: index for index, tie in enumerate(ties.groups) for name in tie - {INPUT}}
     joined: dict[str, list[str]] = {}
     for name in roles:
         joined.setdefault(f"tie {tie_of[name]}" if name in tie_of else name, []).append(name)
     fixed = [any(INPUT in tie and names[0] in tie for tie in ties.groups) for names in joined.values()]
-    fp8 = frozenset(path for path in how if path in graph and fp8_fits(bench.model.get_submodule(path), graph[path]))
-    modules = [path for path, by in how.items() if by not in HELD]
-    multiply = frozenset(path for path in modules if multiplies(bench.model.get_submodule(path)))
+    modules = {path: bench.model.get_submodule(path) for path, by in how.items() if by not in HELD and "#" not in path}
+    fp8 = frozenset(path for path, module in modules.items() if path in graph and fp8_fits(module, graph[path]))
+    multiply = frozenset(path for path in how if "#" in path or (path in modules and multiplies(modules[path])))
     groups = [
         _joined(names, roles, how, () if is_fixed else choices, fp8, multiply)
         for names, is_fixed in zip(joined.values(), fixed, strict=True)
     ]
+    groups = [_with_arriving(group, names, found) for group, names in zip(groups, joined.values(), strict=True)]
     left = [site for group in groups if group.kind == "fixed" for site in group.sites]
-    groups += _destination_groups(opened, roles, left)
-    groups += _region_groups(regions, roles, left)
+    groups += _destination_groups(found.opened, roles, left)
+    groups += _region_groups(found.regions, roles, left)
     return groups, why_fixed(ties, roles)
 
 
-class _Found(NamedTuple):
-    """What runs of a model show.
-
-    Attributes:
-        how: path of what takes a format -> how that is put in force.
-        roles: name of a group -> its paths.
-        ties: what must agree, and what of it in FP32.
-        opened: where layers write into tensors that the model makes in FP32, once these places are pinned.
-        regions: modules with an autocast region of their own.
-    """
-
-    how: dict[str, How]
-    roles: dict[str, list[str]]
-    ties: Ties
-    opened: list[Destination]
-    regions: list[Region]
-
-
-_ROUNDS = 3
-"""Behind an op that is let out of FP32 another may come to light; chains of more are not looked for."""
-
-
-def _found_by_running(
-    bench: Workbench, graph: PrecisionGraph, batch: Any, low: Format, destinations: Iterable[Site], as_run: Candidate
-) -> _Found:
-    """What can be planned, and what must agree where each group in turn is in FP32 and the others are ``low``.
-
-    ``as_run`` says how the loss is computed meanwhile.
-    """
-    fp32 = Candidate("fp32")
-    with training(bench, fp32):
-
-        def run() -> None:
-            with bench.no_gradients():
-                loss_of(bench, as_run, batch)
-
-        how: dict[str, How] = dict(plannable_modules(bench.model, run))
-        how |= held_tensors(bench.model, graph, how, run)
-        roles = _by_role(bench.model, how)
-        ties = tied_by_run(bench.model, run, roles, low=low, how=how)
-        # Tensors that the user's code casts to what they meet.
-        following = {path for name in ties.idle for path in roles[name] if how[path] in HELD}
-        how = {path: by for path, by in how.items() if path not in following}
-        roles = {name: paths for name, paths in roles.items() if following.isdisjoint(paths)}
-        opened = find_destinations(destinations, ties.met)
-        with pinned(opened):
-            if opened:
-                ties = tied_by_run(bench.model, run, roles, low=low, how=how)
-            regions: dict[str, Region] = {}
-            for _ in range(_ROUNDS):
-                further = find_regions(graph, ties.fixing, how, bench.device.torch.type)
-                if further.keys() <= regions.keys():
-                    break
-                regions = {**further, **regions}
-                ties = tied_by_run(bench.model, run, roles, low=low, how=how, regions=regions)
-    bench.restore()
-    return _Found(how, roles, ties, opened, with_feeds(regions.values(), ties.joined))
+def _with_arriving(group: Group, names: Iterable[str], found: Found) -> Group:
+    """The group with what arrives at the products of its modules' own: in FP32 beside it, they need FP32 there."""
+    arriving = frozenset[str]().union(*(found.ties.arriving.get(name, frozenset()) for name in names))
+    feeds = {site for name in arriving for site in found.roles[name]}.difference(group.sites)
+    return dataclasses.replace(group, feeds=frozenset(feeds)) if feeds else group
 
 
 def _destination_groups(
@@ -279,27 +218,6 @@ def _region_groups(regions: Iterable[Region], roles: Mapping[str, list[str]], fi
 def fp8_fits(module: nn.Module, site: Site) -> bool:
     """Whether FP8 can run this site: a Linear, all three dimensions of its products multiples of 16."""
     return type(module) is nn.Linear and bool(site.gemms) and not why_no_fp8(site)
-
-
-def _by_role(model: nn.Module, paths: Iterable[str]) -> dict[str, list[str]]:
-    """Name of a group -> paths with the same role, class and shapes of parameters: what costs and fails alike."""
-    roles: dict[tuple[str, str, tuple[torch.Size, ...]], list[str]] = {}
-    held = held_values(model)
-    shapes: tuple[torch.Size, ...]
-    for path in paths:
-        if path in held:
-            kind, shapes = "Tensor", (held[path].shape,)
-        else:
-            module = model.get_submodule(path)
-            kind, shapes = type(module).__name__, tuple(parameter.shape for parameter in module.parameters())
-        roles.setdefault((role_of(path), kind, shapes), []).append(path)
-    count = Counter(role for role, _, _ in roles)
-    return {role if count[role] == 1 else _told_apart(role, found): found for (role, _, _), found in roles.items()}
-
-
-def _told_apart(role: str, paths: list[str]) -> str:
-    """A name for one of several groups of a role: its path, or the role with its first member."""
-    return paths[0] if len(paths) == 1 else f"{role} as {paths[0]}"
 
 
 def _joined(

@@ -27,6 +27,7 @@ from amptune.core.tables import CastPrice, CostTable, SiteCost
 from amptune.tune.compilation import as_written
 from amptune.tune.costcache import CostCache
 from amptune.tune.device import Device
+from amptune.tune.functioncalls import FunctionModule, is_function, places_of, watching
 from amptune.tune.recipes import Candidate, backend_flags
 from amptune.tune.sitetimes import HEAD_START_CYCLES, Call, FloatTensor, Variant, time_site
 from amptune.tune.space import Space
@@ -59,11 +60,12 @@ def measure_costs(
     tf32: bool = False,
     cache: CostCache | None = None,
 ) -> CostTable:
-    """Cost of every module site in FP32 and in each of its ``choices``, and the cast prices.
+    """Cost of every module site in FP32 and in each of its ``choices``, of products that a forward computes itself, and
+    the cast prices.
 
     Args:
         bench: the live model.
-        num_calls: path of each module site -> how often one forward of the model calls it.
+        num_calls: each of these sites -> how often one forward of the model calls it.
         batch: what to run it on.
         choices: path -> what may be decided for it.
         progress: told (done, total) of the unique sites.
@@ -72,19 +74,24 @@ def measure_costs(
         tf32: measure what multiplies matrices in FP32 with TF32 as well.
         cache: costs that are known already; None measures all.
     """
-    calls = record_calls(bench, list(num_calls), batch)
+    functions = [site for site in num_calls if is_function(site)]
+    calls = record_calls(bench, [site for site in num_calls if not is_function(site)], batch)
+    recorded: dict[str, tuple[nn.Module, Call]] = {
+        path: (bench.model.get_submodule(path), call) for path, call in calls.items()
+    }
+    recorded.update(record_functions(bench, functions, batch))
     alike: dict[tuple[Any, ...], list[str]] = {}
-    for path, call in calls.items():
-        key = (_signature(bench.model.get_submodule(path), call), tuple(choices[path]))
+    for path, (module, call) in recorded.items():
+        key = (_signature(module, call), tuple(choices[path]))
         alike.setdefault(key, []).append(path)
     measure = SiteMeasure(bench.device, cache or CostCache(bench.device), fused, tf32)
     sites: dict[str, dict[Choice, SiteCost]] = {}
     images: dict[str, dict[Choice, SiteCost]] = {}
     # What FP8's casts are compiled for with a square weight first is for squares alone, and is compiled again.
-    ordered = sorted(alike.items(), key=lambda entry: _has_square(bench.model.get_submodule(entry[1][0])))
+    ordered = sorted(alike.items(), key=lambda entry: _has_square(recorded[entry[1][0]][0]))
     for done, ((_, offered), paths) in enumerate(ordered):
         progress(done, len(alike))
-        module, call = bench.model.get_submodule(paths[0]), calls[paths[0]]
+        module, call = recorded[paths[0]]
         tables = [(sites, measure.site(module, call, offered))]
         if layouts and _takes_images(call):
             tables.append((images, measure.site(module, call, offered, channels_last=True)))
@@ -172,6 +179,8 @@ class SiteMeasure:
 
 def _multiplies(module: nn.Module) -> bool:
     """Whether a module may be a matrix product, of which TF32 changes the time."""
+    if isinstance(module, FunctionModule):
+        return True
     return not isinstance(module, nn.Embedding) and any(parameter.ndim > 1 for parameter in module.parameters())
 
 
@@ -207,6 +216,32 @@ def record_calls(bench: Workbench, paths: Sequence[str], batch: Any) -> dict[str
             for handle in handles:
                 handle.remove()
     return calls
+
+
+def record_functions(bench: Workbench, sites: Sequence[str], batch: Any) -> dict[str, tuple[FunctionModule, Call]]:
+    """The first call of each product that a forward computes itself, in one real forward of ``batch``."""
+    found: dict[str, tuple[FunctionModule, Call]] = {}
+    held = {id(tensor) for tensor in (*bench.model.parameters(), *bench.model.buffers())}
+
+    def shape_of(tensor: torch.Tensor) -> FloatTensor | torch.Tensor:
+        found = _shape_of(tensor)
+        is_held = not held.isdisjoint((id(tensor), id(tensor._base)))
+        return dataclasses.replace(found, is_held=is_held) if isinstance(found, FloatTensor) else found
+
+    def keep(site: str, function: FunctionModule, args: Any, kwargs: Any, _result: Any) -> None:
+        if site not in found:
+            found[site] = function, Call(map_tensors(args, shape_of), map_tensors(kwargs, shape_of))
+
+    def run() -> None:
+        with as_written():
+            loss_of(bench, Candidate("fp32"), batch)
+
+    with training(bench, Candidate("fp32")):
+        places = places_of(bench.model, sites, run)
+        with watching(bench.model, sites, places, keep):
+            if sites:
+                run()
+    return found
 
 
 def measure_casts(formats: Sequence[Format], device: Device) -> dict[frozenset[Format], CastPrice]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from amptune.tune.buildspace import role_of
+from amptune.tune.foundspace import role_of
 from amptune.tune.study import Outcome
 from amptune.tune.timelimit import OVERTIME
 

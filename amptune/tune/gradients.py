@@ -27,7 +27,8 @@ def record_gradients(bench: Workbench, plan: Plan, batches: Batches, seed: int) 
     paths = [name for name, site in plan.sites.items() if site.format is Format.FP16 and site.how != "source"]
     held = held_values(bench.model)
     tensors = [held[path] for path in paths if path in held]
-    modules = [bench.model.get_submodule(path) for path in paths if path not in held]
+    # Of what a forward computes itself, the module that does.
+    modules = [bench.model.get_submodule(path.partition("#")[0]) for path in paths if path not in held]
     steps = []
     with training(bench, Candidate("fp32")) as run:
         recorder = _Recorder()

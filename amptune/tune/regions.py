@@ -13,8 +13,9 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 
 from amptune.apply import Fixing
-from amptune.core.graph import LOSS, PrecisionGraph
-from amptune.core.ops import joined_by_autocast, raised_by_autocast
+from amptune.core.graph import LOSS, PrecisionGraph, Site
+from amptune.core.ops import joined_by_autocast, lowered_by_autocast, raised_by_autocast
+from amptune.core.paths import is_within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,32 @@ def find_regions(
     return found
 
 
+def find_products(
+    graph: PrecisionGraph, kept: Iterable[tuple[str, str]], planned: Collection[str], device_type: str
+) -> dict[str, tuple[str, ...]]:
+    """Module path -> products that its forward computes itself, from nothing that a layer gives in 16 bits: with
+    weights that it reads past their layers or makes anew, by hand from its parameters, of the batch.
+
+    Args:
+        graph: sites of the model.
+        kept: (module path, op) of what is in FP32 with all layers in 16 bits, as a run has shown.
+        planned: paths of the modules that take a format.
+        device_type: "cuda" or "cpu", whose autocast it would be.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for path in dict.fromkeys(path for path, _ in kept):
+        ops = {op for other, op in kept if other == path and lowered_by_autocast(op, device_type)}
+        sites = tuple(site.id for site in graph if site.module == path and site.op in ops and _is_product(site))
+        if sites and not _raises_below(graph, path, planned, device_type):
+            found[path] = sites
+    return found
+
+
+def _is_product(site: Site) -> bool:
+    """Whether a function sums products: an outer one, as that of positions and frequencies, is none."""
+    return not site.is_module and site.module != LOSS and any(gemm.k > 1 for gemm in site.gemms)
+
+
 def with_feeds(regions: Iterable[Region], joined: Mapping[str, frozenset[str]]) -> list[Region]:
     """The regions with all that needs them where it is in 16 bits.
 
@@ -70,7 +97,7 @@ def with_feeds(regions: Iterable[Region], joined: Mapping[str, frozenset[str]]) 
     """
     found = []
     for region in regions:
-        below = [names for path, names in joined.items() if _is_within(path, (region.path,))]
+        below = [names for path, names in joined.items() if is_within(path, (region.path,))]
         found.append(dataclasses.replace(region, feeds=region.feeds.union(*below)))
     return found
 
@@ -79,15 +106,10 @@ def _raises_below(graph: PrecisionGraph, path: str, planned: Collection[str], de
     """Whether autocast computes a function in FP32 that a module within ``path`` calls, and no planned one."""
     return any(
         site.module != path
-        and _is_within(site.module, (path,))
+        and is_within(site.module, (path,))
         and site.module != LOSS
         and raised_by_autocast(site.op, device_type)
-        and not _is_within(site.module, planned)
+        and not is_within(site.module, planned)
         for site in graph
         if not site.is_module
     )
-
-
-def _is_within(path: str, paths: Collection[str]) -> bool:
-    parts = path.split(".")
-    return "" in paths or any(".".join(parts[:count]) in paths for count in range(1, len(parts) + 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from amptune.core.choice import FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.scaler import GradientRecord, GradientStep, static_scale
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity, joined
+from amptune.tune.functioncalls import Place, is_function, places_of, watching
 from amptune.tune.gradients import exponent_histogram
 from amptune.tune.recipes import Candidate, backend_flags
 from amptune.tune.rounding import Result, SiteCall, floats_in, to_format
@@ -52,8 +53,9 @@ def measure_sensitivity(
         magnitudes[path] = _magnitudes(call)
 
     tensors = {path: tensor for path, tensor in held_values(bench.model).items() if path in choices}
-    modules = {path: offered for path, offered in choices.items() if path not in tensors}
-    of_weights = _pass(bench, modules, tensors, batch, seed, look)
+    modules = {path: offered for path, offered in choices.items() if path not in tensors and not is_function(path)}
+    functions = _functions_of(bench, choices, batch)
+    of_weights = _pass(bench, modules, tensors, functions, batch, seed, look)
     scale = static_scale(GradientRecord((of_weights, *(gradients for _, _, gradients in magnitudes.values()))))
 
     def judge(path: str, call: SiteCall) -> None:
@@ -64,14 +66,26 @@ def measure_sensitivity(
         for path, tensor in tensors.items():
             found[path] = _judge_held(tensor, choices[path], scale)
 
-    _pass(bench, modules, tensors, batch, seed, judge, judge_held)
+    _pass(bench, modules, tensors, functions, batch, seed, judge, judge_held)
     return Sensitivity(found, scale)
+
+
+def _functions_of(bench: Workbench, sites: Iterable[str], batch: Any) -> dict[Place, str]:
+    """Where the products stand that a forward computes itself."""
+
+    def run() -> None:
+        with bench.no_gradients():
+            loss_of(bench, Candidate("fp32"), batch)
+
+    with training(bench, Candidate("fp32")):
+        return places_of(bench.model, [site for site in sites if is_function(site)], run)
 
 
 def _pass(
     bench: Workbench,
     paths: Mapping[str, object],
     tensors: Mapping[str, torch.Tensor],
+    functions: Mapping[Place, str],
     batch: Any,
     seed: int,
     seen: Seen,
@@ -84,20 +98,24 @@ def _pass(
     """
     with training(bench, Candidate("fp32")), backend_flags(False):
         seed_everything(seed)
-        with _watched(bench.model, paths, seen):
+        with _watched(bench.model, paths, functions, seen):
             loss_of(bench, Candidate("fp32"), batch).backward()
         after()
-        parameters = (p for path in paths for p in bench.model.get_submodule(path).parameters())
+        holders = [*paths, *(path for path, _, _ in functions)]
+        parameters = (p for path in holders for p in bench.model.get_submodule(path).parameters())
         weights = (p.grad for p in itertools.chain(parameters, tensors.values()))
         return joined(GradientStep(*exponent_histogram(grad)) for grad in weights if grad is not None)
 
 
 @contextmanager
-def _watched(model: nn.Module, paths: Mapping[str, object], seen: Seen) -> Iterator[None]:
+def _watched(
+    model: nn.Module, paths: Mapping[str, object], functions: Mapping[Place, str], seen: Seen
+) -> Iterator[None]:
     watch = _Watch(seen)
     handles = [model.get_submodule(path).register_forward_hook(watch.hook(path), with_kwargs=True) for path in paths]
     try:
-        yield
+        with watching(model, functions.values(), functions, lambda site, *call: watch.hook(site)(*call)):
+            yield
     finally:
         for handle in handles:
             handle.remove()

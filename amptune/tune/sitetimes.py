@@ -23,6 +23,7 @@ from amptune.core.formats import Format
 from amptune.core.tables import SiteCost
 from amptune.runtime import apply_plan
 from amptune.tune.device import Device
+from amptune.tune.functioncalls import FunctionModule
 
 REPEATS = 7
 WARMUPS = 3
@@ -37,11 +38,13 @@ class FloatTensor:
     Attributes:
         order: its dimensions from the slowest to the fastest in memory, where that is not their own order: models
             that permute images to put the channels last pass them on so, and kernels depend on it.
+        is_held: one that the model has in FP32, whatever arrives beside it.
     """
 
     shape: tuple[int, ...]
     requires_grad: bool
     order: tuple[int, ...] = ()
+    is_held: bool = False
 
     @classmethod
     def like(cls, tensor: torch.Tensor) -> FloatTensor:
@@ -61,7 +64,8 @@ class FloatTensor:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """Arguments of one call of a leaf module, with tensors of floats replaced by their shapes to save memory."""
+    """Arguments of one call of a leaf module or a function, with tensors of floats replaced by their shapes to save
+    memory."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -94,6 +98,8 @@ def time_site(module: nn.Module, call: Call, variant: Variant, device: Device, l
     # TF32 is a flag of the process, and is set around this where it is what FP32 means.
     label = Format.FP32.label if choice == TF32 else choice.format.label
     entry = {"format": label, "scaling": choice.scaling, "pad": variant.pad, "pad_in": variant.pad_in}
+    if isinstance(module, FunctionModule):
+        entry["how"] = "autocast"
     try:
         apply_plan(holder, {"0": entry}, channels_last=variant.channels_last)
         cost = _Timer(holder[0], _filled(call, variant, device), device).cost(limit)
@@ -170,7 +176,7 @@ def _filled(call: Call, variant: Variant, device: Device) -> Call:
     dtype = getattr(torch, variant.choice.output_format.torch_name)
 
     def fill(value: FloatTensor) -> torch.Tensor:
-        made = value.random(dtype, device.torch)
+        made = value.random(torch.float32 if value.is_held else dtype, device.torch)
         if variant.channels_last and len(value.shape) == 4:
             made = made.contiguous(memory_format=torch.channels_last)
         return made.requires_grad_(value.requires_grad)

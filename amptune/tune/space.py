@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from amptune.core.choice import BF16, FP32, Choice
 from amptune.core.formats import Format
+from amptune.core.paths import is_within
 from amptune.core.plan import HELD, Plan, ScalerConfig, SitePlan
 from amptune.core.tables import CostTable
 
@@ -40,7 +41,9 @@ class Group:
         choices: what a module group may be, FP32 first.
         fp8: sites that FP8 fits, by their kind and dimensions; the others run in BF16 where the group is FP8.
         multiplies: whether its sites are matrix products or hold some, which autocast lowers too.
-        feeds: of a destination, a region or a loss, the sites that decide what arrives.
+        feeds: of a destination, a region or a loss, the sites that decide what arrives; so too of a ``module`` group
+            with products that a forward computes itself. Those are in an autocast region of their module where they are
+            in 16 bits. In FP32 they have one only if something else arrives, which is cast up there.
     """
 
     name: str
@@ -178,6 +181,24 @@ class Space:
         formats = {chosen[feed].output_format for feed in group.feeds} - {Format.FP32}
         return Format.FP16 if formats == {Format.FP16} else Format.BF16
 
+    def _of_product(self, site: str, group: Group, chosen: Mapping[str, Choice]) -> dict[str, SitePlan]:
+        """What the plan says of a product that a forward computes itself: nothing where all around it is FP32."""
+        path = site.partition("#")[0]
+        around = (other for other in self._products() if other != path and is_within(path, (other,)))
+        lowered = chosen[site] != FP32 or any(chosen[feed] != FP32 for feed in group.feeds)
+        if not lowered and all(chosen[other] == FP32 for above in around for other in self._products()[above]):
+            return {}
+        return {site: SitePlan(chosen[site].format, how="autocast")}
+
+    def _products(self) -> dict[str, list[str]]:
+        """Module path -> products that its forward computes itself, whose region is a choice."""
+        found: dict[str, list[str]] = {}
+        for group in self.groups:
+            for site in group.sites if group.has_format else ():
+                if "#" in site:
+                    found.setdefault(site.partition("#")[0], []).append(site)
+        return found
+
     def fingerprint(self) -> str:
         """Changes when the space does: a study of another space is not continued."""
         groups = [(g.name, g.sites, g.how, sorted(g.fp8)) for g in self.groups]
@@ -190,7 +211,9 @@ class Space:
         sites: dict[str, SitePlan] = {}
         for group in self.groups:
             for site, how in zip(group.sites, group.how, strict=True):
-                if group.has_format:
+                if group.has_format and how == "autocast" and "#" in site:
+                    sites |= self._of_product(site, group, chosen)
+                elif group.has_format:
                     choice, cost = chosen[site], table.site(site, chosen[site])
                     strided = bool(cost.pad) and site in self.strided
                     sites[site] = SitePlan(

@@ -172,5 +172,5 @@ def _order(block: str) -> int:
 
 def _block(site: str) -> str:
     """The number of the outermost repeated block in a path; empty outside of one."""
-    found = _NUMBER.findall(site)
+    found = _NUMBER.findall(site.partition("#")[0])
     return found[0] if found else ""
