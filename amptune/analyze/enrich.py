@@ -1,7 +1,8 @@
 """What rules need of the fx nodes beyond the PrecisionGraph: order of operands, explicit casts, memory layout.
 
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
-``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``viewed``, ``copied``, ``rearranged``, ``channels_last``,
+``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``in_rows``, ``viewed``, ``copied``, ``rearranged``,
+``channels_last``,
 ``integers``, ``fp32_limit``, ``exact``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random``, ``kept``,
 ``triangles``, ``one_hot``, ``pairs``, ``called``, ``later_sources``, ``image`` and, of nn.MultiheadAttention,
 ``fused`` that the class describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up
@@ -23,6 +24,7 @@ from amptune.analyze.dtypes import LITERAL, FollowedDtypes, family, is_in_place,
 from amptune.analyze.einsums import copied
 from amptune.analyze.images import mark_images
 from amptune.analyze.layouts import is_channels_last, order_in_memory
+from amptune.analyze.sequences import IN_ROWS, lay_out
 from amptune.analyze.views import counted_views
 from amptune.core.autocast import UNKNOWN
 from amptune.core.graph import INPUT, PrecisionGraph, Site
@@ -50,6 +52,7 @@ def enrich(graph: PrecisionGraph, module: fx.GraphModule, known: PrecisionGraph 
         module: the captured graph.
         known: another graph of the same capture that has the keys: sites that are alike in both take theirs from it.
     """
+    lay_out(module.graph)
     nodes = {node.name: node for node in module.graph.nodes}
     owners = {name: site.id for site in graph for name in site.nodes}
     dtypes = FollowedDtypes(module.graph.nodes, owners)
@@ -234,6 +237,8 @@ def _facts(
     strided = {index: order for node, index in positions.items() if (order := order_in_memory(node))}
     if strided:
         yield "strided", strided
+        if in_rows := tuple(index for node, index in positions.items() if IN_ROWS in node.meta):
+            yield "in_rows", in_rows
     if site.op in _LAID_OUT and outside:
         layout = is_channels_last(outside[0])
         if layout is not None:

@@ -25,8 +25,8 @@ from amptune.core.roofline import (
 )
 
 ATTRS_READ = ("channels_last", "is_causal", "masked", "mask_strided", "dropout_p", "copied", "rearranged", "stride",
-              "dilation", "in_place", "strided", "fused", "batch_first", "embed_dim", "kdim", "vdim", "dropout",
-              "called", "dim", "mode", "inplace", "s", "image")  # fmt: skip
+              "dilation", "in_place", "strided", "in_rows", "fused", "batch_first", "embed_dim", "kdim", "vdim",
+              "dropout", "called", "dim", "mode", "inplace", "s", "image")  # fmt: skip
 """The arguments of ops that kernels depend on."""
 
 

@@ -21,6 +21,7 @@ from amptune.analyze.kernels import (
 )
 from amptune.analyze.moves import cost_of
 from amptune.analyze.multihead import copies_operands, kept
+from amptune.analyze.strides import kept_copies
 from amptune.core.autocast import SiteDtypes
 from amptune.core.graph import DTYPE_BYTES, PrecisionGraph, Site
 from amptune.core.operands import input_of
@@ -155,7 +156,7 @@ class Saved:
         dtypes = self.dtypes[site.id]
         cast = {index for index, _, _ in dtypes.casts}
         sizes = input_bytes(site, dtypes.inputs)
-        sources = self.sources(site)
+        sources, copied = self.sources(site), kept_copies(site, dtypes)
         for index, source in enumerate(sources):
             if not site.inputs[index].is_floating:
                 continue
@@ -163,6 +164,8 @@ class Saved:
                 continue
             if index in cast:
                 yield cast_key(site, index), sizes[index]
+            elif index in copied:
+                yield f"rows:{site.id}:{index}", sizes[index]
             elif source in self.graph and source in sources[:index] and site.calls < self.graph[source].calls:
                 yield f"call:{site.id}:{index}", sizes[index]  # another call made it
             elif source in self.graph:

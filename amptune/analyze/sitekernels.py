@@ -38,7 +38,7 @@ from amptune.analyze.kernels import (
     trains_bias,
 )
 from amptune.analyze.moves import Cost, cost_of
-from amptune.analyze.strides import ROW_NORMS, copies, mixed_bytes, turns
+from amptune.analyze.strides import ROW_NORMS, copies, is_sequence_norm, mixed_bytes, turns
 from amptune.analyze.transforms import transform_moves
 from amptune.analyze.waiting import least_seconds, waits
 from amptune.core.autocast import HALF, SiteDtypes
@@ -265,15 +265,15 @@ def _traffic(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, ba
         return Traffic.JOINED
     if backward and site.op in _SORTED_BACK:
         return Traffic.LAYOUT
-    if op_named(site.op).family is Family.MEMORY and not backward and turns(site):
-        return Traffic.TURNED
+    if op_named(site.op).family is Family.MEMORY and not backward and (turned := turns(site, dtypes)):
+        return turned
     if cost.traffic is Traffic.GATHER and not backward:
         return Traffic.UNROLLED
     if cost.traffic is Traffic.BATCH_NORM:
         if site.op == "instance_norm":  # a batch norm of one sample, whose channels are those of all, in rows
             return Traffic.BATCH_NORM_NATIVE if dtypes.inputs[0] == "bfloat16" else Traffic.BATCH_NORM
         flat = len(site.inputs[0].shape) == 2
-        last = flat or in_channels_last(site, setting)
+        last = flat or (in_channels_last(site, setting) and not is_sequence_norm(site))
         if flat or dtypes.inputs[0] == "bfloat16":
             return Traffic.BATCH_NORM_NATIVE_LAST if last else Traffic.BATCH_NORM_NATIVE
         return Traffic.BATCH_NORM_LAST if last else Traffic.BATCH_NORM

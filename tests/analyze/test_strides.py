@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from amptune.analyze.enrich import enrich
 from amptune.analyze.kernels import Move, Setting, SiteKernels
+from amptune.analyze.memory import step_memory
 from amptune.analyze.sitekernels import kernels_of
+from amptune.analyze.strides import copies, copy_kind, kept_copies
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.autocast import realise
 from amptune.core.graph import Gemm, Param, Site
@@ -139,3 +142,62 @@ def test_a_copy_into_rows_of_what_lies_across_them_is_slower() -> None:
     assert _moves(pad, Traffic.TURNED) == (0, 0)
     assert _moves(_strided(pad, at0=TURNED), Traffic.TURNED) == (2 * BYTES, 0)
     assert _moves(_strided(pad, at0=SWAPPED), Traffic.TURNED) == (0, 0)
+
+
+@pytest.mark.parametrize(("width", "kind"), [(1024, Traffic.TURNED), (256, Traffic.TURNED), (128, Traffic.UNROLLED)])
+def test_neighbours_in_memory_that_one_block_of_threads_copies_share_what_is_fetched(width: int, kind: Traffic) -> None:
+    assert copy_kind((64, 100, width), TURNED) is kind
+    assert copy_kind((64, 100, width), SWAPPED) is Traffic.LAYOUT
+
+
+SEQUENCES = """
+import torch
+from torch import nn
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 8)
+    def forward(self, x):
+        x = self.first(x){raised}
+        return self.head(self.norm(x.transpose(1, 2)).transpose(1, 2)).sum()
+def make_model():
+    return Model()
+def make_batch():
+    return torch.randn(4, 16, 64), torch.zeros(4)
+def loss_fn(output, batch):
+    return output
+"""
+
+
+@pytest.mark.parametrize("frontend", ["export", "record-fake"])
+@pytest.mark.parametrize(
+    ("raised", "recipe", "in_rows"),
+    [("", "fp32", True), ("", "autocast-fp16", True), ("", "autocast-bf16", False), (" + x", "autocast-bf16", True)],
+)
+def test_a_batch_norm_over_sequences_is_given_rows_and_leaves_rows(
+    frontend: str, raised: str, recipe: str, in_rows: bool, tmp_path: Path
+) -> None:
+    """cuDNN's copies its operand and keeps the copy; what reads its result turned back copies that. torch's own, for
+    BF16, does neither."""
+    (tmp_path / "model.py").write_text(SEQUENCES.replace("{raised}", raised))
+    captured = capture(load_target(TargetSpec(str(tmp_path / "model.py"), {})), frontends=[frontend])
+    enrich(captured.graph, captured.graph_module)
+    dtypes = realise(captured.graph, RECIPES[recipe])
+    norm, head = captured.graph["norm"], captured.graph["head"]
+    assert head.attrs["strided"] == {0: TURNED}
+    for site in (norm, head):
+        assert kept_copies(site, dtypes[site.id]) == ({0} if in_rows else set())
+
+    def copied(*, backward: bool) -> list[int]:
+        return [len(list(copies(site, dtypes[site.id], backward=backward))) for site in (norm, head)]
+
+    assert copied(backward=False) == ([1, 2] if in_rows else [0, 0])  # and the bias of the layer behind it
+    assert copied(backward=True) == ([1, 0] if in_rows else [0, 0])
+
+
+def test_what_autograd_keeps_of_a_turned_operand_is_the_copy() -> None:
+    def kept(site: Site) -> int:
+        graph = graph_of(op("x", "exp", "input", shape=SHAPE), site)
+        return step_memory(graph, realise(graph, RECIPES["fp32"]), Setting(RECIPES["fp32"])).activations
+
+    assert kept(_strided(_linear(), at0=TURNED)) - kept(_linear()) == BYTES
