@@ -44,7 +44,10 @@ _UNSEEN = (
     "and gradients, and a constructor that lay outside was completed as the part shows it to be. So these are "
     "mostly loops with a scaler: they say little of the other families of rules. The packages are released ones, "
     "linted whole; the files that were read are those that train with AMP. No package of the tables above is "
-    "among them."
+    "among them. The third set was written and marked by the rules' author before lint ran on it (Lightning, "
+    "accelerate, Trainers, DDP, FSDP, DeepSpeed, GANs, resumed runs, notebooks; 12 of the 27 scripts are careful): "
+    "three of the 12 that were found stand on another line of the same mistake than the mark, and one is information. "
+    "It lies in `tests/lint/fixtures` now."
 )
 _KEPT = (".py", ".ipynb", ".json", ".yaml", ".yml")
 

@@ -181,6 +181,8 @@ class _Precisions:
         is_reciprocal = isinstance(node.op, ast.Div) and left is Fact.SCALAR and right is not Fact.SCALAR
         if isinstance(node.op, ast.Pow) or is_reciprocal:
             return self._cast("fp32", node, [left, right])
+        if isinstance(node.op, ast.FloorDiv) and left is Fact.SCALAR and right is Fact.UNKNOWN:
+            return Fact.SCALAR  # ``width // self.heads``: sizes of tensors are divided by numbers
         if isinstance(node.op, ast.Div) and {left, right} == {Fact.EXACT}:
             return Fact.WIDE
         if Fact.EXACT in (left, right) and self._has_float(node.left if right is Fact.EXACT else node.right):

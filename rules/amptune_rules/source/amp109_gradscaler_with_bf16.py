@@ -169,6 +169,29 @@ def loss_of(model, x):
 """,
         ),
         Example(
+            "FSDP2 in bfloat16",
+            """\
+import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+class Trainer:
+    def __init__(self, model):
+        half = torch.bfloat16
+        self.model = fully_shard(model, mp_policy=MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32))
+        self.scaler = torch.amp.GradScaler("cuda")  # <- AMP109
+""",
+            fixed="""\
+import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+class Trainer:
+    def __init__(self, model):
+        half = torch.bfloat16
+        self.model = fully_shard(model, mp_policy=MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32))
+        self.scaler = torch.amp.GradScaler("cuda", enabled=False)
+""",
+        ),
+        Example(
             "made bfloat16 where it is built",
             """\
 import torch
@@ -197,6 +220,30 @@ def train(loader):
         ),
     )
     VALID = (
+        Example(
+            "FSDP in bfloat16 or float16, as the caller says",
+            """\
+import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+def build(model, is_bf16):
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if is_bf16 else torch.float16)
+    return fully_shard(model, mp_policy=policy), ShardedGradScaler()
+""",
+        ),
+        Example(
+            "FSDP in bfloat16 where no scaler is made",
+            """\
+import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+def build(model, is_bf16):
+    if is_bf16:
+        return fully_shard(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)), None
+    return model, torch.amp.GradScaler("cuda")
+""",
+        ),
         Example(
             "float16",
             """\
@@ -299,6 +346,9 @@ def train(model, loader, optimizer):
                     "GradScaler with bfloat16 autocast: bfloat16 has the range of float32, there is nothing to scale"
                 )
                 yield self._finding(source, call, message, Severity.WARNING, regions)
+            elif not regions and _is_sharded_in_bf16(source, call):
+                message = "GradScaler with FSDP in bfloat16: it has the range of float32, there is nothing to scale"
+                yield self._finding(source, call, message, Severity.WARNING, regions)
             elif any(region.dtypes == {"bfloat16", "float16"} for region in regions) and not _is_guarded(source, call):
                 message = "GradScaler is on for float16 and bfloat16 autocast alike: only float16 needs it"
                 yield self._finding(source, call, message, Severity.INFO, regions)
@@ -388,10 +438,20 @@ def _bf16_models(source: SourceFile) -> list[ast.Call]:
 
 def _is_cast_to_half(source: SourceFile) -> bool:
     """Whether FSDP casts the model to float16, whatever autocast does."""
-    policies = source.calls(
-        "torch.distributed.fsdp.MixedPrecision", "torch.distributed.fsdp.MixedPrecisionPolicy",
-    )  # fmt: skip
-    return any(source.dtypes(source.argument(call, "param_dtype", 0)) == {"float16"} for call in policies)
+    return any(source.dtypes(source.argument(call, "param_dtype", 0)) == {"float16"} for call in _policies(source))
+
+
+def _is_sharded_in_bf16(source: SourceFile, scaler: ast.Call) -> bool:
+    """Whether FSDP computes in bfloat16 wherever the scaler is made, and no policy of the file has another dtype."""
+    policies = _policies(source)
+    if any(source.dtypes(source.argument(call, "param_dtype", 0)) != _BF16 for call in policies):
+        return False
+    conditions = _conditions(source, scaler)
+    return any(_conditions(source, call) <= conditions for call in policies)
+
+
+def _policies(source: SourceFile) -> list[ast.Call]:
+    return list(source.calls("torch.distributed.fsdp.MixedPrecision", "torch.distributed.fsdp.MixedPrecisionPolicy"))
 
 
 def _receiver(source: SourceFile, call: ast.Call) -> str:

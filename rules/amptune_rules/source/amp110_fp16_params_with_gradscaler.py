@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
+from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
 from amptune_rules.source._trained import casts_back, conversions, is_in_force, trained
+from amptune_rules.source._trainers import is_training_arguments, local_class
 
 _OWN_SCALING = ("fp16", "mixedprecision", "deepspeed", "master")
 
@@ -18,7 +20,8 @@ class Fp16ParamsWithGradscaler(SourceRule):
 
     ## What it does
     Flags `.half()`, `.to(torch.float16)` and `torch_dtype=torch.float16` on a model whose parameters go to the
-    optimizer, in a file that makes a `GradScaler` (error), or makes one under another condition (info).
+    optimizer, in a file that makes a `GradScaler` (error), or makes one under another condition (info); and a model
+    loaded so that the Trainer of Hugging Face gets together with `fp16=True`, for which it makes a scaler.
 
     ## Why is this bad
     `scaler.unscale_` and `scaler.step` raise `ValueError: Attempting to unscale FP16 gradients.`. The scaler is made
@@ -62,7 +65,7 @@ class Fp16ParamsWithGradscaler(SourceRule):
     code = "AMP110"
     name = "fp16-params-with-gradscaler"
     severity = Severity.ERROR
-    keywords = (b"GradScaler",)
+    keywords = (b"GradScaler", b"TrainingArguments")
 
     INVALID = (
         Example(
@@ -108,6 +111,21 @@ scaler = torch.amp.GradScaler("cuda")
 """,
         ),
         Example(
+            "loaded in float16, for a Trainer with fp16",
+            """\
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+class Weighted(Trainer):
+    pass
+
+def main(name, data):
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float16)  # <- AMP110
+    settings = TrainingArguments("out", fp16=True, learning_rate=1e-5)
+    Weighted(model, settings, train_dataset=data).train()
+""",
+        ),
+        Example(
             "converted under another flag",
             """\
 import torch
@@ -122,6 +140,40 @@ def train(model, args):
         ),
     )
     VALID = (
+        Example(
+            "loaded in float16, for a Trainer of adapters",
+            """\
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, TrainingArguments
+from trl import SFTTrainer
+
+model = AutoModelForCausalLM.from_pretrained("gpt2", torch_dtype=torch.float16)
+args = TrainingArguments(output_dir="out", fp16=True)
+SFTTrainer(model=model, args=args, peft_config=LoraConfig()).train()
+""",
+        ),
+        Example(
+            "loaded in bfloat16 or float32, for a Trainer with fp16",
+            """\
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+model = AutoModelForCausalLM.from_pretrained("gpt2")
+Trainer(model=model, args=TrainingArguments(output_dir="out", fp16=True)).train()
+""",
+        ),
+        Example(
+            "float16 without a scaler of the Trainer's",
+            """\
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+def evaluate(name, data):
+    model = AutoModelForCausalLM.from_pretrained(name, torch_dtype=torch.float16)
+    args = TrainingArguments(output_dir="out", fp16=False, fp16_full_eval=True)
+    return Trainer(model=model, args=args, eval_dataset=data).evaluate()
+""",
+        ),
         Example(
             "float32 weights and autocast",
             """\
@@ -213,8 +265,11 @@ def prepare(model, half):
 
     def check(self, source: SourceFile) -> Iterator[Finding]:
         """Conversions to float16 of what the optimizer trains."""
+        if casts_back(source):
+            return
+        yield from self._of_trainers(source)
         scalers = [call for call in source.kinds.scaler_constructors() if _may_be_on(source, call)]
-        if not scalers or casts_back(source):
+        if not scalers:
             return
         for optimizer, model in trained(source):
             for conversion in conversions(source, model, "float16"):
@@ -229,6 +284,40 @@ def prepare(model, half):
                     "gradients': keep float32 weights and use autocast"
                 )
                 yield source.finding(self, conversion, message, severity=Severity.ERROR if certain else Severity.INFO)
+
+    def _of_trainers(self, source: SourceFile) -> Iterator[Finding]:
+        """Models in float16 that a Trainer trains through a scaler of its own; evaluation alone scales nothing."""
+        found: dict[ast.Call, ast.expr] = {}
+        if source.method_calls("train"):
+            for _, model in _scaled_by_trainer(source):
+                found.update(dict.fromkeys(conversions(source, model, "float16"), model))
+        for conversion, model in found.items():
+            message = (
+                f"{source.segment(model)} has float16 weights here, and with fp16=True the Trainer makes a scaler, "
+                "which raises 'Attempting to unscale FP16 gradients': load float32 weights"
+            )
+            yield source.finding(self, conversion, message)
+
+
+def _scaled_by_trainer(source: SourceFile) -> Iterator[tuple[ast.Call, ast.expr]]:
+    """Trainers of Hugging Face with fp16=True that train all of a model, and the model."""
+    if source.method_calls("add_adapter", "requires_grad_"):
+        return
+    for call in source.nodes(ast.Call):
+        model, args = source.argument(call, "model", 0), source.argument(call, "args", 1)
+        is_trainer = last_name(call.func).endswith("Trainer") or _is_derived(source, call.func)
+        if not is_trainer or model is None or args is None or source.argument(call, "peft_config") is not None:
+            continue
+        for leaf in source.values(args):
+            if isinstance(leaf, ast.Call) and is_training_arguments(source, leaf.func):
+                fp16 = source.argument(leaf, "fp16")
+                if fp16 is not None and source.constant(fp16) is True:
+                    yield call, model
+
+
+def _is_derived(source: SourceFile, cls: ast.expr) -> bool:
+    local = local_class(source, cls)
+    return local is not None and any(last_name(base).endswith("Trainer") for base in local.bases)
 
 
 def _may_be_on(source: SourceFile, call: ast.Call) -> bool:
