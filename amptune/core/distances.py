@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from amptune.core.graph import Site
 from amptune.core.operands import input_of
+from amptune.core.parts import NORMS
 from amptune.core.range_rules import exponent_of
-from amptune.core.relations import COPIES_ONE, NORMS, is_self_dot
+from amptune.core.relations import COPIES_ONE, is_self_dot
 from amptune.core.squares import is_square
 
 if TYPE_CHECKING:

@@ -21,9 +21,10 @@ from amptune.core.intervals import ANY, UNIT, Range, point
 from amptune.core.layer_ranges import LAYERS, Weight
 from amptune.core.operands import arity, input_of
 from amptune.core.ops import Family, op_named
+from amptune.core.parts import COPIES_ALL
 from amptune.core.places import beside
 from amptune.core.range_rules import RULES
-from amptune.core.relations import COPIES_ALL, COPIES_ONE, related
+from amptune.core.relations import COPIES_ONE, related
 
 PASSES = 8
 """Rounds after which a bound that still grows is given up."""

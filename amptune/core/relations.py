@@ -6,16 +6,17 @@ import math
 from typing import TYPE_CHECKING
 
 from amptune.core.blends import blended
-from amptune.core.cosines import is_cosine
-from amptune.core.cumulative import between_steps, rest_of_sum, steps_of_sum
+from amptune.core.conditions import chosen, filled, guarded_sum, selected
+from amptune.core.cumulative import rest_of_sum, steps_of_sum
 from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
 from amptune.core.graph import Site
-from amptune.core.intervals import UNIT, Range, point, square, symmetric
+from amptune.core.intervals import Range, point, square, symmetric
 from amptune.core.masked import kept_by_mask, least_kept
 from amptune.core.operands import input_of
-from amptune.core.range_rules import axis_size, limits_of, norm_order, reduced_count
+from amptune.core.parts import MAXIMA, is_unit_vector, part_of, root_of_squares
+from amptune.core.range_rules import axis_size, limits_of, reduced_count
 from amptune.core.rising import is_rise
-from amptune.core.squares import is_square, scaled_square, squareplus
+from amptune.core.squares import scaled_square, squareplus
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
@@ -27,9 +28,6 @@ COPIES_ONE = frozenset(
     }
 )
 """Ops whose result holds numbers of their first operand and no others."""
-COPIES_ALL = frozenset({"cat", "stack"})
-NORMS = frozenset({"norm", "linalg_vector_norm"})
-_MAXIMA = frozenset({"max", "amax", "cummax"})
 _DEPTH = 6
 
 
@@ -51,13 +49,13 @@ def related(ranges: Ranges, site: Site) -> Range | None:
         case "div":
             return _ratio(ranges, site)
         case "where":
-            return _chosen(ranges, site)
+            return chosen(ranges, site)
         case "masked_fill":
-            return _filled(ranges, site)
+            return filled(ranges, site)
         case "masked_select" | "index":
-            return _selected(ranges, site)
+            return selected(ranges, site)
         case "add":
-            return _guarded_sum(ranges, site) or squareplus(ranges, site) or blended(ranges, site)
+            return guarded_sum(ranges, site) or squareplus(ranges, site) or blended(ranges, site)
         case "matmul" | "mm" | "bmm" | "einsum" | "mv" | "linalg_vecdot":
             return _matrix_product(ranges, site)
         case "linear" | "conv1d" | "conv2d" | "conv3d" | "conv_transpose1d" | "conv_transpose2d" | "conv_transpose3d":
@@ -75,7 +73,7 @@ def _dominates(ranges: Ranges, site: Site, index: int, other: Site, place: int, 
     upper = ranges.root(site, index)
     if upper is None or depth > _DEPTH:
         return False
-    if upper.op in _MAXIMA | {"logsumexp", "relu"} and ranges.covers(upper, 0, other, place):
+    if upper.op in MAXIMA | {"logsumexp", "relu"} and ranges.covers(upper, 0, other, place):
         return True
     if upper.op in ("scatter_reduce", "index_reduce") and upper.attrs.get("reduce") in ("amax", "max"):
         # The largest of a segment, read back by the index that it was scattered by: the softmax of a graph's edges.
@@ -138,7 +136,7 @@ def _reaches_zero(ranges: Ranges, site: Site | None) -> bool:
     if site is None or site.op != "sub":
         return False
     maximum = ranges.root(site, 1)
-    return maximum is not None and maximum.op in _MAXIMA and ranges.covers(maximum, 0, site, 0)
+    return maximum is not None and maximum.op in MAXIMA and ranges.covers(maximum, 0, site, 0)
 
 
 def _difference(ranges: Ranges, site: Site) -> Range | None:
@@ -225,127 +223,15 @@ def _product(ranges: Ranges, site: Site) -> Range | None:
             continue
         if factor.op in LOGARITHMS and is_entropy(ranges, site, other, factor):
             return Range(-LOGARITHMS[factor.op] / math.e, math.inf)
-        if factor.op == "rsqrt" and (count := _root_of_squares(ranges, factor, site, other)):
+        if factor.op == "rsqrt" and (count := root_of_squares(ranges, factor, site, other)):
             return symmetric(count)
-        if factor.op == "reciprocal" and (found := _part(ranges, site, other, factor, 0)) is not None:
+        if factor.op == "reciprocal" and (found := part_of(ranges, site, other, factor, 0)) is not None:
             return found
     return None
 
 
 def _ratio(ranges: Ranges, site: Site) -> Range | None:
-    return _part(ranges, site, 0, site, 1)
-
-
-def _part(ranges: Ranges, site: Site, part: int, holder: Site, place: int) -> Range | None:
-    """Bounds of a part divided by a whole that is made of it: its own sum, norm, maximum or deviation."""
-    whole = _without_eps(ranges, ranges.root(holder, place))
-    if whole is None:
-        return None
-    if whole.op == "add":
-        return _part_of_sum(ranges, site, part, whole)
-    if whole.op == "sqrt" and (count := _root_of_squares(ranges, whole, site, part)):
-        return symmetric(count)
-    if whole.op == "mul":
-        return symmetric(1.0) if is_cosine(ranges, site, part, whole) else None
-    inner = ranges.root(whole)
-    if (
-        whole.op in ("sum", *_MAXIMA)
-        and inner is not None
-        and inner.op == "abs"
-        and ranges.covers(inner, 0, site, part)
-    ):
-        return symmetric(1.0)
-    if not ranges.covers(whole, 0, site, part):
-        return None
-    if whole.op in ("sum", *_MAXIMA) and ranges.operand(site, part).low >= 0:
-        return UNIT
-    return symmetric(1.0) if whole.op in NORMS or whole.op == "abs" else None
-
-
-def _without_eps(ranges: Ranges, whole: Site | None) -> Site | None:
-    """What an eps was added to: it makes a denominator that is not negative larger."""
-    for _ in range(_DEPTH):
-        if whole is None or whole.op not in ("add", "clamp", "maximum"):
-            break
-        literal = whole.attrs.get("scalars") or {}
-        if whole.op == "add" and not any(value >= 0 for value in literal.values()):
-            break
-        inner = ranges.root(whole, 1 if 0 in literal else 0)
-        if inner is None or (whole.op == "add" and inner.op not in _SIZES):
-            break
-        whole = inner
-    return whole
-
-
-_SIZES = frozenset(
-    {"sum", "max", "amax", "norm", "linalg_vector_norm", "sqrt", "abs", "mean", "std", "add", "clamp", "mul"}
-)
-
-
-def _part_of_sum(ranges: Ranges, site: Site, part: int, whole: Site) -> Range | None:
-    """x / (x + y) lies within [0, 1], and x / (1 + |x|) within [-1, 1], for what is not negative."""
-    if any(ranges.operand(whole, side).low < 0 for side in (0, 1)):
-        return None
-    for side in (0, 1):
-        if ranges.same(whole, side, site, part) and ranges.operand(site, part).low >= 0:
-            return UNIT
-        inner = ranges.root(whole, side)
-        if inner is not None and inner.op == "abs" and ranges.same(inner, 0, site, part):
-            return symmetric(1.0)
-    return None
-
-
-def _root_of_squares(ranges: Ranges, root: Site, site: Site, part: int) -> float:
-    """For a root of the sum or mean of the squares of a part: how large the quotient can get; 0 where it is not."""
-    total = ranges.root(root)
-    for _ in range(_DEPTH):
-        if total is not None and total.op in ("add", "clamp", "maximum") and total.attrs.get("scalars", True):
-            total = ranges.root(total)
-    if total is None:
-        return 0.0
-    count = math.sqrt(max(reduced_count(total), 1))
-    if total.op == "var":
-        return count + 1 if _is_centred(ranges, site, part, total) else 0.0
-    squares = ranges.root(total)
-    if total.op not in ("sum", "mean") or squares is None or not is_square(ranges, squares):
-        return 0.0
-    if not ranges.covers(squares, 0, site, part):
-        return 0.0
-    return 1.0 if total.op == "sum" else count
-
-
-def _is_centred(ranges: Ranges, site: Site, part: int, variance: Site) -> bool:
-    """Whether a part is x - mean(x), of the x whose variance it is divided by."""
-    made = ranges.root(site, part)
-    if made is None or made.op != "sub" or not ranges.same(made, 0, variance, 0):
-        return False
-    mean = ranges.root(made, 1)
-    return mean is not None and mean.op == "mean" and ranges.same(mean, 0, variance, 0)
-
-
-def is_unit_vector(ranges: Ranges, site: Site, index: int, depth: int = 0) -> bool:
-    """Whether an operand's rows have a norm of at most 1: normalised by a function or by hand."""
-    made = ranges.root(site, index)
-    if made is None or depth > _DEPTH:
-        return False
-    if made.op == "normalize":
-        return bool(made.attrs.get("p", 2) == 2)
-    if made.op == "div":
-        whole = _without_eps(ranges, ranges.root(made, 1))
-        if whole is None:
-            return False
-        if whole.op == "sqrt":
-            return _root_of_squares(ranges, whole, made, 0) == 1.0
-        return whole.op in NORMS and norm_order(whole) in (1, 2, "fro") and ranges.covers(whole, 0, made, 0)
-    if made.op == "mul":
-        return any(
-            factor is not None and factor.op == "rsqrt" and _root_of_squares(ranges, factor, made, 1 - side) == 1.0
-            for side in (0, 1)
-            for factor in [ranges.root(made, side)]
-        )
-    if made.op in COPIES_ALL:
-        return all(is_unit_vector(ranges, made, place, depth + 1) for place in range(len(made.inputs)))
-    return False
+    return part_of(ranges, site, 0, site, 1)
 
 
 def _matrix_product(ranges: Ranges, site: Site) -> Range | None:
@@ -385,79 +271,3 @@ def is_self_dot(ranges: Ranges, site: Site) -> bool:
     left, _, right = equation.partition(",")
     places = [place for place, index in enumerate(site.attrs.get("operands") or ()) if index is not None]
     return left == right != "" and len(places) == 2 and ranges.same(site, places[0], site, places[1])
-
-
-def _chosen(ranges: Ranges, site: Site) -> Range | None:
-    """where(x > c, x, y): the condition bounds the branch that it is about."""
-    branches = []
-    for branch, holds in ((1, True), (2, False)):
-        found = _under(ranges, site, 0, branch, holds)
-        if (later := between_steps(ranges, site, branch, 0, kept=holds)) is not None:
-            found = found.within(later)
-        branches.append(found)
-    return branches[0].union(branches[1])
-
-
-def _filled(ranges: Ranges, site: Site) -> Range | None:
-    """x.masked_fill(x == 0, y): what is left of x is what the mask does not hold for."""
-    value = site.attrs.get("value")
-    filled = point(float(value)) if isinstance(value, (int, float)) else ranges.operand(site, 2)
-    found = _under(ranges, site, 1, 0, holds=False)
-    if (later := between_steps(ranges, site, 0, 1, kept=False)) is not None:
-        found = found.within(later)
-    return found.union(filled)
-
-
-def _selected(ranges: Ranges, site: Site) -> Range | None:
-    """x[x > 0]."""
-    return _under(ranges, site, 1, 0, holds=True) if len(site.inputs) > 1 else None
-
-
-def _guarded_sum(ranges: Ranges, site: Site) -> Range | None:
-    """x + (x == 0), or x + eps * (x == 0), is above zero where x is not negative."""
-    for side in (0, 1):
-        test = ranges.root(site, side)
-        kept, added = ranges.operand(site, 1 - side), 1.0
-        if test is not None and test.op == "mul" and len(test.attrs.get("scalars") or ()) == 1:
-            added, test = ranges.operand(site, side).high, ranges.root(test, 0) or ranges.root(test, 1)
-        if test is None or test.op != "eq" or kept.low < 0 or ranges.operand(test, 1) != point(0.0):
-            continue
-        if 0 < added <= 1 and ranges.same(test, 0, site, 1 - side):
-            return Range(min(added, ranges.smallest(site, 1 - side)), math.inf)
-    return None
-
-
-_NEGATED = {"gt": "le", "ge": "lt", "lt": "ge", "le": "gt", "eq": "ne", "ne": "eq"}
-
-
-def _under(ranges: Ranges, site: Site, condition: int, branch: int, holds: bool) -> Range:
-    """Bounds of an operand at the places where a condition on the same tensor holds, or where it does not."""
-    found = ranges.operand(site, branch)
-    test = ranges.root(site, condition)
-    if test is None or test.op not in _NEGATED or not ranges.same(test, 0, site, branch):
-        return found
-    limit = ranges.operand(test, 1)
-    if limit.low != limit.high:
-        return found
-    relation, value = (test.op if holds else _NEGATED[test.op]), limit.low
-    return _limited(found, relation, value, ranges.smallest(site, branch))
-
-
-def _limited(found: Range, relation: str, value: float, step: float) -> Range:
-    """A range under ``x relation value``; an open end is one step of the format away from zero."""
-    match relation:
-        case "gt":
-            return found.within(Range(value + step, math.inf))
-        case "ge":
-            return found.within(Range(value, math.inf))
-        case "lt":
-            return found.within(Range(-math.inf, value - step))
-        case "le":
-            return found.within(Range(-math.inf, value))
-        case "eq":
-            return found.within(point(value))
-        case "ne" if value == found.low:
-            return Range(value + step, found.high)
-        case "ne" if value == found.high:
-            return Range(found.low, value - step)
-    return found
