@@ -1727,6 +1727,9 @@ def await_no_loss(model: nn.Module) -> None:
     root: _Root | None = model.__dict__.get("_amptune_root")
     if root is not None:
         model.__dict__["_amptune_root"] = dataclasses.replace(root, awaits_loss=False)
+    for key, hook in model._forward_hooks.items():
+        if isinstance(hook, _ApplyLater):
+            model._forward_hooks[key] = dataclasses.replace(hook, awaits_loss=False)
 
 
 def _run_planned(module: Any, root: _Root, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -1975,9 +1978,12 @@ class _ApplyLater:
     output_format: str | None
     parameters: str | None
     compile_loss: bool
+    awaits_loss: bool = True
 
     def __call__(self, model: nn.Module, _args: Any, _output: Any) -> None:
         _apply_now(model, self.sites, self.channels_last, self.output_format, self.parameters, self.compile_loss)
+        if not self.awaits_loss:
+            await_no_loss(model)
 
 
 def _apply_now(
@@ -2367,7 +2373,9 @@ def _paths_of_glob(
     paths = [path for path in match_paths(key, modules) if path and _PARAMETRIZED not in path.split(".")]
     if entry.get("how") in _HELD:
         paths = []
-    elif entry.get("how") != "autocast":
+    elif entry.get("how") == "autocast":
+        paths = [path for path in paths if not isinstance(modules[path], _BYPASSED)]
+    else:
         paths = [path for path in paths if how_to_apply(modules[path])]
         if _is_glob(key.rpartition(".")[2]):  # "blocks.*" means layers, and hardly the dropout among them
             paths = [path for path in paths if next(modules[path].parameters(), None) is not None]
@@ -2461,8 +2469,8 @@ def _site(path: str, module: nn.Module, entry: Mapping[str, Any], *, exact: bool
     possible = how_to_apply(module)
     if how in _HELD:
         raise ValueError(f"{where} is a module, and how={how!r} is for a tensor that a module holds")
-    if possible is None and how != "autocast":
-        raise ValueError(f"{where} takes no format itself; name its children, or give it how='autocast'")
+    if possible is None and (how != "autocast" or isinstance(module, _BYPASSED)):
+        raise ValueError(f"{where} takes no format itself; {_instead_of(path, module)}")
     if how == "swap" and possible != "swap":
         raise ValueError(f"{where} cannot be swapped; leave out 'how', or give it how='autocast'")
     pad, pad_in, how = entry.get("pad") or 0, entry.get("pad_in") or 0, str(how or possible)
@@ -2475,6 +2483,18 @@ def _site(path: str, module: nn.Module, entry: Mapping[str, Any], *, exact: bool
     if site.scaling:
         _check_fp8(where, module, site)
     return site
+
+
+def _instead_of(path: str, module: nn.Module) -> str:
+    """What to do where a module takes no format itself."""
+    if isinstance(module, _BYPASSED):
+        holder = path.rpartition(".")[0]
+        return f"{holder!r} computes with it without calling it, and its format is that of {holder!r}: name that"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is TorchScript, which runs as it was compiled: leave it out"
+    if next(module.children(), None) is not None:
+        return "name its children, or give it how='autocast'"
+    return "it has nothing that a plan could cast: leave it out"
 
 
 def _tensor_site(path: str, holder: nn.Module, entry: Mapping[str, Any]) -> Site:

@@ -54,7 +54,8 @@ def _work(args: argparse.Namespace, finished: Finished) -> int:
 def table(data: dict[str, Any]) -> str:
     """The rows for a terminal, fastest first."""
     device = data["device"]
-    where = f"{device['gpu']}, torch {device['torch']}, {data['mode']} mode, {data['rounds']} rounds"
+    rounds = f"{data['rounds']} round{'' if data['rounds'] == 1 else 's'}"
+    where = f"{device['gpu']}, torch {device['torch']}, {data['mode']} mode, {rounds}"
     times = f"{'ms/step':>9s} {'quartiles':>19s} {'speedup':>8s}"
     lines = [
         f"{data['target']} on {where}",

@@ -101,7 +101,8 @@ def test_exact_path_beats_glob_and_longer_glob_beats_shorter(reverse: bool) -> N
         ({"head": {"format": "bf16", "padding": 8}}, "key 'padding' is not one of .*did you mean 'pad_in'"),
         ({"head": {"format": "bf16", "how": "magic"}}, "how 'magic' is not one of swap"),
         ({"blocks.0": "bf16"}, r"'blocks.0' \(Block\) takes no format itself"),
-        ({"attention.out_proj": "bf16"}, "takes no format itself"),
+        ({"attention.out_proj": "bf16"}, "'attention' computes with it without calling it.*: name that"),
+        ({"attention.out_proj": {"format": "bf16", "how": "autocast"}}, "'attention' computes with it"),
         ({"attention": {"format": "bf16", "how": "swap"}}, "cannot be swapped"),
     ],
 )
@@ -147,8 +148,13 @@ def test_a_replaced_forward_is_refused() -> None:
 def test_torchscript_is_refused() -> None:
     with pytest.warns(DeprecationWarning, match="torch.jit"):
         scripted = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
-    with pytest.raises(ValueError, match="takes no format itself"):
+    with pytest.raises(ValueError, match="takes no format itself; it is TorchScript"):
         apply_plan(nn.Sequential(scripted), {"0": "bf16"})
+
+
+def test_a_glob_of_regions_leaves_out_what_is_never_called() -> None:
+    applied = apply_plan(Net(), {"attention**": {"format": "bf16", "how": "autocast"}})
+    assert set(applied.sites) == {"attention"}
 
 
 # --- undo

@@ -150,6 +150,16 @@ def test_a_model_that_makes_no_loss_says_so_once(kind: str, compiled: list[str])
     assert compiled == []
 
 
+def test_a_caller_that_awaits_no_loss_is_not_told_where_a_plan_waits_for_lazy_layers(compiled: list[str]) -> None:
+    model = Sometimes()
+    model.head = nn.LazyLinear(4)
+    runtime.apply_plan(model, {"head": "bf16"}, compile_loss=True)
+    runtime.await_no_loss(model)
+    model(X)
+    assert model(X).dtype == torch.bfloat16  # a warning would be an error here
+    assert compiled == []
+
+
 def test_one_that_makes_a_loss_in_training_may_do_without_later(compiled: list[str]) -> None:
     model = Sometimes()
     runtime.apply_plan(model, {"head": "bf16"}, compile_loss=True)

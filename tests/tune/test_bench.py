@@ -7,6 +7,7 @@ import pytest
 
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.cli import run
+from amptune.commands.bench import table
 from amptune.core.formats import Format
 from amptune.tune.bench import extras, far_off
 from amptune.tune.job import Job, Measured
@@ -97,6 +98,8 @@ def test_the_command_measures_every_recipe_and_the_plan(
     assert data["best_stock"] in {"fp32", "autocast-bf16", "autocast-fp16"}
     printed = capsys.readouterr().out
     assert f"{data['best_stock']} *" in printed
+    assert "mode, 2 rounds\n" in printed
+    assert "mode, 1 round\n" in table({**data, "rounds": 1})
 
 
 def test_a_plan_for_another_model_is_refused(
