@@ -42,6 +42,7 @@ def outcome_of(base: Outcome, measured: Measured) -> Outcome:
         loss_gap=quality.loss_gap if finite else None,
         loss_gap_upper=quality.upper if finite else None,
         skipped_steps=quality.skipped,
+        loss_scale=quality.loss_scale,
         evaluation=quality.evaluation,
         launch_bound=measured.step.launch_bound,
         launch_ms=measured.step.launch_ms,

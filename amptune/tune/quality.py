@@ -12,7 +12,7 @@ import statistics
 
 from amptune.tune.batches import Batches
 from amptune.tune.gate import NUM_PERTURBED, Bar, GradientGate, bars_of, compare_gradients, perturb, rounding_of
-from amptune.tune.recipes import Candidate
+from amptune.tune.recipes import Candidate, with_scale
 from amptune.tune.reference import CALM, CLEAR, NUM_ORDERS, Reference, know_order, upper_bound
 from amptune.tune.trained import gradients_at, loss_after_training, user_evaluation
 from amptune.tune.training import Workbench, eager
@@ -31,6 +31,7 @@ class Quality:
         threshold: what ``upper`` may be: the larger of the tolerance and the reference's own noise.
         gate: gradients; ``None`` when the candidate's losses were not finite.
         skipped: optimizer steps that the scaler skipped, of ``steps``.
+        loss_scale: where steps were skipped at first, the scale that the loss was multiplied by from then on.
         reason: why it is not valid; empty when it is.
         evaluation: the user's ``evaluate`` after the K steps, in FP32, when there is one.
     """
@@ -43,6 +44,7 @@ class Quality:
     steps: int
     reason: str
     evaluation: float | None = None
+    loss_scale: float | None = None
 
     @property
     def valid(self) -> bool:
@@ -62,12 +64,21 @@ def judge(
 
     One order is enough for a candidate that is too slow to win, and where training is calm: neither the reference's
     noise nor the gap comes near the tolerance. Then the gap itself is judged, without an interval.
+
+    Steps that a scaler skips until its scale suits the model are a few of thousands, but of K steps they are a loss
+    gap: then the candidate trains anew with the scale that it found.
     """
     gaps: list[float] = []
-    skipped, evaluation = 0, None
+    skipped = trained = 0
+    evaluation = loss_scale = None
     threshold = max(reference.tolerance, reference.noise)
     for order in range(num_orders):
         loss, run = loss_after_training(bench, candidate, batches, order, seed)
+        if order == 0 and 0 < run.skipped <= run.steps // 2:
+            skipped, trained = run.skipped, run.steps
+            loss_scale = run.scaler.get_scale()
+            candidate = with_scale(candidate, loss_scale)
+            loss, run = loss_after_training(bench, candidate, batches, order, seed)
         skipped += run.skipped
         if not math.isfinite(loss):
             return _failed(reference, skipped, f"the loss is {loss} after {len(batches.train)} steps")
@@ -77,11 +88,11 @@ def judge(
         gaps.append(reference.gap(order, loss))
         if reference.noise < CALM * reference.tolerance and abs(gaps[0]) < CLEAR * reference.tolerance:
             break
-    steps = len(gaps) * len(batches.train)
+    steps = trained + len(gaps) * len(batches.train)
     gap, upper = statistics.fmean(gaps), upper_bound(gaps)
     gate = _gate(bench, candidate, batches, reference, seed)
     reason = _reason(gap, upper, threshold, gate, skipped, steps)
-    return Quality(gap, upper, threshold, gate, skipped, steps, reason, evaluation)
+    return Quality(gap, upper, threshold, gate, skipped, steps, reason, evaluation, loss_scale)
 
 
 def reference_itself(reference: Reference, batches: Batches) -> Quality:

@@ -108,6 +108,11 @@ def params_candidate(params: str) -> Candidate:
     return Candidate(f"params-{params}", params=params)
 
 
+def with_scale(candidate: Candidate, loss_scale: float) -> Candidate:
+    """The candidate with a scaler that starts at a scale."""
+    return dataclasses.replace(candidate, scaler=dataclasses.replace(candidate.scaler, init_scale=loss_scale))
+
+
 @contextlib.contextmanager
 def backend_flags(tf32: bool) -> Iterator[None]:
     """TF32 on or off for matrix products and convolutions, both ways back afterwards.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -271,7 +272,8 @@ def _final_plan(search: Search, verdict: Verdict) -> tuple[Plan, GradientRecord]
         return plan, GradientRecord()
     search.progress.stage("recording gradients for the loss scale")
     record: GradientRecord = _ask(search.worker, "record_gradients", plan, what="the gradients cannot be recorded")
-    return dataclasses.replace(plan, scaler=choose_scaler(record, largest=search.largest_scale)), record
+    largest = min(search.largest_scale, verdict.record.outcome.loss_scale or math.inf)
+    return dataclasses.replace(plan, scaler=choose_scaler(record, largest=largest)), record
 
 
 def _told(rounded: Format | None, plan: Plan, target: Target, spec: PatchSpec) -> Iterator[str]:

@@ -47,6 +47,7 @@ class Outcome:
     then ``paired`` holds how the step compares with the one of an earlier trial that was timed again in turns with it:
     its number (``trial``), the median ``ratio`` with quartiles, and how many ratios (``count``). ``paired_ms`` is the
     ratio times that trial's step. ``recompiled`` says that torch.compile was still at work in the timed steps.
+    ``loss_scale`` is what a loss scaler started with when training was judged, after it skipped steps with its own.
     ``seconds``: what the trial took to compare the formats that ran, to look at gradients before compiling, to measure
     its step, and to judge how it trains.
     """
@@ -66,6 +67,7 @@ class Outcome:
     worst_cosine: float | None = None
     gradient_noise: Mapping[str, float] | None = None
     skipped_steps: int | None = None
+    loss_scale: float | None = None
     evaluation: float | None = None
     compile_seconds: float | None = None
     launch_bound: bool = False

@@ -107,6 +107,24 @@ def test_overflowing_losses_are_rejected(make_bench: Make) -> None:
     assert not quality.valid
 
 
+@pytest.mark.parametrize("is_stock", [True, False], ids=["stock", "plan"])
+def test_steps_that_a_scaler_skips_until_its_scale_suits_are_no_loss_gap(make_bench: Make, is_stock: bool) -> None:
+    """From 2**30 a scale goes down for some steps, in which nothing is learnt."""
+    bench, batches = make_bench(steps=40)
+    reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
+    scaler = ScalerConfig(enabled=True, init_scale=2.0**30)
+    plan = dataclasses.replace(
+        Plan(sites={name: SitePlan(Format.FP16) for name in ("embed", "norm", "fc1", "fc2")}), scaler=scaler
+    )
+    stock = Candidate("autocast-fp16", autocast=Format.FP16, scaler=scaler)
+    quality = judge(bench, stock if is_stock else plan_candidate(plan), batches, reference, seed=0)
+    assert quality.skipped > 0
+    assert quality.loss_scale is not None
+    assert quality.loss_scale < 2.0**30
+    assert quality.valid, quality.reason
+    assert abs(quality.loss_gap) < 0.002
+
+
 def test_a_reference_that_is_nan_is_an_error_of_the_model(make_bench: Make) -> None:
     bench, batches = make_bench(MLP.replace("return self.fc2(", "return float('nan') * self.fc2("))
     with pytest.raises(TuneError, match="nan before the first step"):
