@@ -6,7 +6,7 @@ decided by a set of planned modules, called its sources here.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from amptune.core.graph import INPUT, LOSS, PrecisionGraph, Site, TensorMeta
 from amptune.core.ops import Family, op_named
@@ -31,7 +31,9 @@ def meet_in_one_op(graph: PrecisionGraph, planned: Collection[str] = ()) -> list
     return found
 
 
-def sources_of(graph: PrecisionGraph, planned: Collection[str] = ()) -> dict[str, frozenset[str]]:
+def sources_of(
+    graph: PrecisionGraph, planned: Collection[str] = (), regions: Mapping[str, Collection[str]] | None = None
+) -> dict[str, frozenset[str]]:
     """Site id -> sites that decide the dtype of its output; INPUT stands for what no plan changes.
 
     Repeats until nothing changes, since a shared module can feed itself.
@@ -39,7 +41,10 @@ def sources_of(graph: PrecisionGraph, planned: Collection[str] = ()) -> dict[str
     Args:
         graph: sites of the model.
         planned: what takes a format, see ``owner_of``; beside them, every module with weights decides.
+        regions: functional site in an autocast region -> the planned sites that bring 16 bits to it, where autocast
+            lowers it; nothing where it computes it in FP32.
     """
+    regions = regions or {}
     owners = {site.id: owner_of(site, planned) or (site.id if _decides(site) else None) for site in graph}
     sources: dict[str, frozenset[str]] = {INPUT: _FIXED}
     changed = True
@@ -47,7 +52,12 @@ def sources_of(graph: PrecisionGraph, planned: Collection[str] = ()) -> dict[str
         before = dict(sources)
         for site in graph:
             owner = owners[site.id]
-            sources[site.id] = _followed(graph, site, sources) if owner is None else frozenset({owner})
+            if owner is None and site.id in regions:
+                arriving = frozenset().union(*arriving_at(graph, site, sources)).intersection(planned)
+                feeds = frozenset(regions[site.id])
+                sources[site.id] = (arriving or feeds) if feeds else _FIXED
+            else:
+                sources[site.id] = _followed(graph, site, sources) if owner is None else frozenset({owner})
         changed = sources != before
     return sources
 

@@ -211,7 +211,8 @@ def _region_groups(regions: Iterable[Region], roles: Mapping[str, list[str]], fi
         if feeds:
             how: How = "autocast"
             name = f"{region.path}#autocast"
-            found.append(Group(name, region.sites, "region", (how,) * len(region.sites), feeds=feeds))
+            methods = (how,) * len(region.sites)
+            found.append(Group(name, region.sites, "region", methods, feeds=feeds, raised=region.raised))
     return found
 
 

@@ -19,28 +19,61 @@ def edges_of(graph: PrecisionGraph, space: Space) -> list[Edge]:
     Ops and modules outside the plan follow their inputs: adds, views, activations. A residual stream is FP32 as soon
     as one of the sites that write it is, and each reader in 16 bits then casts it once, however many wrote it. An
     operand in fewer bits than the others of its op costs the cast of its gradient, and its own cast too where the op is
-    pinned in FP32 for what it writes into. The loss is taken to be FP32: its
+    pinned in FP32 for what it writes into. In an autocast region FP32 operands are cast to the format of those in 16
+    bits, where the op is lowered, and the others are cast up where it is not. The loss is taken to be FP32: its
     edges end in ``LOSS``.
     """
     planned = {site for group in space.groups if group.has_format for site in group.sites}
     destinations = {site for group in space.groups if group.kind == "destination" for site in group.sites}
     losses = {site for group in space.groups if group.kind == "loss" for site in group.sites}
-    sources = {name: _decided(found, planned) for name, found in sources_of(graph, planned).items()}
+    regions = _in_regions(space, planned)
+    sources = {name: _decided(found, planned) for name, found in sources_of(graph, planned, regions).items()}
     edges: list[Edge] = []
     given: set[tuple[str, str]] = set()
     for site in graph:
         owner = owner_of(site, planned)
         if owner is not None:
             edges += _into_planned(graph, site, owner, sources, given)
+            edges += _constants(site, (owner,)) if owner == site.id and not site.is_module else []
         elif site.module == LOSS:
             edges += _into_loss(graph, site, sources)
         elif site.id in losses:
             edges += _into(graph, site, (LOSS,), sources)
-        elif site.id in destinations:
+        elif regions.get(site.id):
+            edges += _into_lowered(graph, site, sources, planned)
+        elif site.id in destinations or site.id in regions:
             edges += [edge for edge in _into(graph, site, (INPUT,), sources) if INPUT not in edge.sources]
         else:
             edges += _promotions(graph, site, sources, planned)
     return edges
+
+
+def _in_regions(space: Space, planned: Collection[str]) -> dict[str, frozenset[str]]:
+    """Functional site in an autocast region -> what brings 16 bits to it; nothing where it is in FP32 there."""
+    found: dict[str, frozenset[str]] = {}
+    for group in space.groups:
+        if group.kind == "region":
+            feeds = group.feeds.intersection(planned)
+            found |= {site: frozenset() if site in group.raised else feeds for site in (*group.sites, *group.raised)}
+    return found
+
+
+def _into_lowered(
+    graph: PrecisionGraph, site: Site, sources: Mapping[str, tuple[str, ...]], planned: Collection[str]
+) -> list[Edge]:
+    """What an op in an autocast region reads in FP32, cast to the format that comes of the others."""
+    into = sources[site.id]
+    read = [edge for edge in _into(graph, site, into, sources) if INPUT in edge.sources]
+    weights = [
+        Edge((INPUT,), into, p.meta.numel, 1.0) for p in site.params if p.meta.is_floating and p.name not in planned
+    ]
+    return [*read, *weights, *_constants(site, into)]
+
+
+def _constants(site: Site, into: tuple[str, ...]) -> list[Edge]:
+    """Tensors that the forward makes of nothing, a mask or a matrix, which have no gradient."""
+    made = (tensor for tensor, source in zip(site.inputs, site.sources, strict=False) if not source)
+    return [Edge((INPUT,), into, tensor.numel, _ONE_WAY) for tensor in made if takes_part(tensor, site)]
 
 
 def _decided(found: frozenset[str], planned: Collection[str]) -> tuple[str, ...]:

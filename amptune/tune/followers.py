@@ -35,11 +35,23 @@ def with_followers(table: CostTable, prices: Prices) -> CostTable:
 
 
 def follower_prices(
-    graph: PrecisionGraph, planned: Collection[str], formats: Iterable[Format], gpu: Gpu | None, *, fused: bool = False
+    graph: PrecisionGraph,
+    planned: Collection[str],
+    formats: Iterable[Format],
+    gpu: Gpu | None,
+    *,
+    fused: bool = False,
+    raised: Collection[str] = (),
 ) -> dict[str, dict[Format, float]]:
     """Prices of the ops that follow, on ``gpu``; nothing without one: a CPU has no roofline here.
 
-    ``fused``: compiled, where only attention and other products have kernels of their own.
+    Args:
+        graph: sites of the model.
+        planned: those that a plan decides.
+        formats: to price them in.
+        gpu: where they run.
+        fused: compiled, where only attention and other products have kernels of their own.
+        raised: what an autocast region computes in FP32, whatever arrives.
     """
     if gpu is None:
         return {}
@@ -51,7 +63,8 @@ def follower_prices(
         sources = planned_sources(graph, site.id, planned)
         for number_format in formats if sources else ():
             setting = settings["tf32" if number_format is Format.TF32 else "fp32"]
-            share = milliseconds_of(site, number_format, setting, gpu) / len(sources)
+            computed = Format.FP32 if site.id in raised else number_format
+            share = milliseconds_of(site, computed, setting, gpu) / len(sources)
             for source in sources:
                 found = prices.setdefault(source, {})
                 found[number_format] = found.get(number_format, 0.0) + share

@@ -27,11 +27,13 @@ class Region:
         sites: its functional sites that take one dtype only, and meet a tensor that no plan casts, or have no 16-bit
             kernel.
         feeds: names of the groups of layers that decide what else arrives there.
+        raised: functional sites of the module that autocast computes in FP32.
     """
 
     path: str
     sites: tuple[str, ...]
     feeds: frozenset[str]
+    raised: frozenset[str] = frozenset()
 
 
 def find_regions(
@@ -58,8 +60,20 @@ def find_regions(
         if sites:
             known = found.get(call.path, Region(call.path, (), frozenset()))
             all_sites = tuple(dict.fromkeys((*known.sites, *sites)))
-            found[call.path] = Region(call.path, all_sites, known.feeds | call.groups)
+            raised = _raised(graph, call.path, all_sites, device_type)
+            found[call.path] = Region(call.path, all_sites, known.feeds | call.groups, raised)
     return found
+
+
+def _raised(graph: PrecisionGraph, path: str, sites: Collection[str], device_type: str) -> frozenset[str]:
+    """What is in FP32 in a region: what autocast raises, and of its sites those that promote what they join."""
+    own = [site for site in graph if site.module == path and not site.is_module and site.module != LOSS]
+    return frozenset(
+        site.id
+        for site in own
+        if raised_by_autocast(site.op, device_type)
+        or (site.id in sites and not lowered_by_autocast(site.op, device_type))
+    )
 
 
 def find_products(

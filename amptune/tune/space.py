@@ -44,6 +44,7 @@ class Group:
         feeds: of a destination, a region or a loss, the sites that decide what arrives; so too of a ``module`` group
             with products that a forward computes itself. Those are in an autocast region of their module where they are
             in 16 bits. In FP32 they have one only if something else arrives, which is cast up there.
+        raised: of a region, the functional sites of its module that autocast computes in FP32.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Group:
     fp8: frozenset[str] = frozenset()
     multiplies: bool = False
     feeds: frozenset[str] = frozenset()
+    raised: frozenset[str] = frozenset()
 
     @property
     def has_format(self) -> bool:

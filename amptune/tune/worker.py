@@ -168,7 +168,9 @@ class Worker:
             self.report("measuring sites", done, total)
 
         fused, batch = self.options.compile_with is not None, self.batches.train[0]
-        planned = {site for group in space.groups for site in group.sites}
+        # What runs in an autocast region has no choice of its own there, and follows what arrives.
+        planned = {site for group in space.groups if group.kind != "region" for site in group.sites}
+        raised = frozenset[str]().union(*(group.raised for group in space.groups))
         formats = {FP32, *(choice for offered in choices.values() for choice in offered)}
         with eager(self.bench, keeps_own=True):
             table = measure_costs(
@@ -184,7 +186,7 @@ class Worker:
                 losses = {choice: ms + losses.get(choice, 0.0) for choice, ms in made.items()} or losses
             update, scaling = measure_update(self.bench) or (None, 0.0)
         gpu = this_gpu(self.device.torch.type)
-        prices = follower_prices(graph, planned, [Format.FP32, Format.TF32, *halves], gpu, fused=fused)
+        prices = follower_prices(graph, planned, [Format.FP32, Format.TF32, *halves], gpu, fused=fused, raised=raised)
         # Without prices of what follows the sites, the optimizer is not all that a step takes beside them.
         update = update if prices and not fused and (losses or self.target.loss_fn is None) else None
         return with_followers(dataclasses.replace(table, losses=losses, update=update, scaling=scaling), prices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,18 @@ from amptune.apply.patching import apply_plan_file
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.choice import BF16, FP16, Choice
 from amptune.core.formats import Format
-from amptune.core.graph import PrecisionGraph
+from amptune.core.graph import INPUT, PrecisionGraph
+from amptune.core.hardware import GPUS
 from amptune.core.plan import Plan
-from amptune.core.tables import CostTable
+from amptune.core.tables import CostTable, Edge
 from amptune.runtime import undo_plan
 from amptune.tune.buildspace import build_space
 from amptune.tune.costmodel import CostModel
 from amptune.tune.device import Device
+from amptune.tune.edges import edges_of
 from amptune.tune.emit import plan_text
 from amptune.tune.explain import with_reasons
+from amptune.tune.followers import follower_prices
 from amptune.tune.options import TuneOptions
 from amptune.tune.recipes import plan_candidate
 from amptune.tune.regions import find_regions
@@ -187,6 +191,45 @@ def test_a_region_that_would_raise_functions_of_modules_within_it_is_none(tmp_pa
     assert find_regions(graph, calls, planned, "cpu").keys() == {"", "blocks.0"}
     other = Fixing("blocks.0", "lerp", "", frozenset({"q"}), has_kernel=True)
     assert find_regions(graph, [other], planned, "cpu") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "numel", "share"),
+    [
+        ("a mask of the fused kernel", 6 * 6, 1.0),
+        ("a softmax in FP32", 4 * 2 * 6 * 6, 1.0),
+        ("a matrix of the forward", 8 * 8, 0.5),
+    ],
+)
+def test_what_a_region_casts_is_priced(tmp_path: Path, name: str, numel: int, share: float) -> None:
+    """The operand in FP32 is cast to what it meets, and what comes of it goes on in 16 bits."""
+    _, graph, space = worker_of(tmp_path, LINES[name])
+    edges = edges_of(graph, space)
+    assert Edge((INPUT,), ("blocks.1.qkv",), numel, share) in edges
+    assert [edge.sources for edge in edges if edge.into == ("blocks.1.out",)] == [("blocks.1.qkv",)]
+    assert not any(edge.sources == ("blocks.1.qkv",) and edge.into == (INPUT,) for edge in edges)
+
+
+def test_what_a_region_raises_is_priced(tmp_path: Path) -> None:
+    """CUDA's autocast computes the softmax in FP32, in the region too."""
+    _, graph, space = worker_of(tmp_path, LINES["a mask of the fused kernel"].replace("q,", "q.softmax(-1),"))
+    planned = {site for group in space.module_groups() for site in group.sites}
+    call = Fixing("blocks.1", "scaled_dot_product_attention", "", frozenset({"blocks.1.qkv"}), has_kernel=True)
+    softmax = "blocks.1#softmax.0"
+    found = {device: find_regions(graph, [call], planned, device)["blocks.1"].raised for device in ("cuda", "cpu")}
+    assert found == {"cuda": {softmax}, "cpu": set()}
+    groups = [
+        dataclasses.replace(g, raised=found["cuda"]) if g.name == "blocks.1#autocast" else g for g in space.groups
+    ]
+    edges = edges_of(graph, dataclasses.replace(space, groups=tuple(groups)))
+    heads = 4 * 2 * 6 * 8
+    assert Edge(("blocks.1.qkv",), (INPUT,), heads, 1.0) in edges, "cast up for the softmax"
+    assert Edge((INPUT,), ("blocks.1.qkv",), heads, 1.0) in edges, "and down again for the attention"
+    formats, gpu = (Format.FP32, Format.BF16), GPUS["h100"]
+    plain = follower_prices(graph, planned, formats, gpu)["blocks.1.qkv"]
+    raised = follower_prices(graph, planned, formats, gpu, raised=found["cuda"])["blocks.1.qkv"]
+    assert raised[Format.FP32] == plain[Format.FP32]
+    assert raised[Format.BF16] > plain[Format.BF16]
 
 
 def test_products_that_autocast_leaves_alone_keep_their_layers(tmp_path: Path) -> None:
