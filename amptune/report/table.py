@@ -140,8 +140,8 @@ def _fastest(
             yield f"  too close to call on {', '.join(gpus)}: {', '.join(names)}"
     if any(len(names) > 1 for names in answers):
         yield (
-            f"     (predicted ratios of two steps are off by {KNOWN_ERROR:.0%} or less in four of five cases, by "
-            f"{WAITING_ERROR:.0%} where one is bound by launches; `amptune bench` measures them)"
+            f"     (on H200s, predicted ratios of two steps are off by {KNOWN_ERROR:.0%} or less in four of five "
+            f"cases, by {WAITING_ERROR:.0%} where one is bound by launches; `amptune bench` measures them)"
         )
 
 
