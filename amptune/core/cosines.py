@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from amptune.core.arguments import norm_order
 from amptune.core.graph import Site
-from amptune.core.range_rules import norm_order
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges

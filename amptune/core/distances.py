@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from amptune.core.arguments import exponent_of
 from amptune.core.graph import Site
 from amptune.core.operands import input_of
 from amptune.core.parts import NORMS
-from amptune.core.range_rules import exponent_of
 from amptune.core.relations import COPIES_ONE, is_self_dot
 from amptune.core.squares import is_square
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from amptune.core.arguments import reduced_count
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, point
-from amptune.core.range_rules import reduced_count
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from amptune.core.arguments import norm_order, reduced_count
 from amptune.core.cosines import is_cosine
 from amptune.core.graph import Site
 from amptune.core.intervals import UNIT, Range, symmetric
-from amptune.core.range_rules import norm_order, reduced_count
 from amptune.core.squares import is_square
 
 if TYPE_CHECKING:

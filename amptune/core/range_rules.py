@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
+from amptune.core.arguments import axis_size, exponent_of, limits_of, norm_order, reduced_count
 from amptune.core.graph import Site
 from amptune.core.intervals import (
     ANY,
@@ -26,68 +26,7 @@ from amptune.core.intervals import (
     symmetric,
 )
 from amptune.core.places import in_order, on_diagonal, places
-
-RangeRule = Callable[[Site, list[Range]], Range]
-"""Bounds of an op's result from the op's arguments and the bounds of its positional operands."""
-
-
-def exponent_of(site: Site) -> float | None:
-    """The literal exponent of a pow site; ``None`` when it is a tensor."""
-    value = site.attrs.get("exponent", (site.attrs.get("scalars") or {}).get(1))
-    return float(value) if isinstance(value, (int, float)) else None
-
-
-def reduced_count(site: Site) -> int:
-    """How many elements a reduction folds into one; 0 where shapes do not say."""
-    if not site.inputs or not site.outputs or not site.outputs[0].numel:
-        return 0
-    return max(site.inputs[0].numel // site.outputs[0].numel, 1)
-
-
-def axis_size(site: Site) -> int:
-    """Elements along the axis of an op that keeps its shape (cumsum, softmax); all of them where none is named."""
-    shape = site.inputs[0].shape if site.inputs else ()
-    dims = site.attrs.get("dim", -1)
-    size = 1
-    for dim in dims if isinstance(dims, list | tuple) else (dims,):
-        if not isinstance(dim, int) or not -len(shape) <= dim < len(shape):
-            return site.inputs[0].numel if site.inputs else 1
-        size *= shape[dim]
-    return size
-
-
-def _fixed(low: float, high: float) -> RangeRule:
-    return lambda site, ranges: Range(low, high)
-
-
-def _first(function: Callable[[Range], Range]) -> RangeRule:
-    return lambda site, ranges: function(ranges[0]) if ranges else ANY
-
-
-def _monotone(function: Callable[[float], float]) -> RangeRule:
-    return lambda site, ranges: Range(function(ranges[0].low), function(ranges[0].high)) if ranges else ANY
-
-
-def _both(function: Callable[[Range, Range], Range]) -> RangeRule:
-    return lambda site, ranges: function(ranges[0], ranges[1]) if len(ranges) > 1 else ANY
-
-
-def _dipping(lowest: float) -> RangeRule:
-    """Activations that lie between 0 and x for positive x and between ``lowest`` and 0 for negative x."""
-    return lambda site, ranges: Range(lowest if ranges[0].low < 0 else 0.0, max(ranges[0].high, 0.0)) if ranges else ANY
-
-
-def _sloped(name: str, default: float) -> RangeRule:
-    """Activations that are a fraction of x below zero."""
-
-    def rule(site: Site, ranges: list[Range]) -> Range:
-        slope = site.attrs.get(name, (site.attrs.get("scalars") or {}).get(1, default))
-        slope = float(slope) if isinstance(slope, (int, float)) else default
-        if not ranges or not 0 <= slope <= 1:
-            return ANY
-        return Range(ranges[0].low, max(ranges[0].high, ranges[0].high * slope))  # rrelu draws any slope up to 1
-
-    return rule
+from amptune.core.range_forms import RangeRule, both, dipping, extreme, first, fixed, integral, monotone, sloped
 
 
 def _alpha(site: Site) -> float:
@@ -128,18 +67,6 @@ def _raised(base: Range, exponent: Range) -> Range:
     return Range(low, high)
 
 
-def limits_of(site: Site) -> tuple[float, float]:
-    """The literal limits of a clamp, infinite where there is none."""
-    scalars = site.attrs.get("scalars") or {}
-    low, high = site.attrs.get("min"), site.attrs.get("max")
-    if low is None and high is None:
-        low, high = scalars.get(1), scalars.get(2)
-    return (
-        float(low) if isinstance(low, (int, float)) else -math.inf,
-        float(high) if isinstance(high, (int, float)) else math.inf,
-    )
-
-
 def _clamp(site: Site, ranges: list[Range]) -> Range:
     base = ranges[0] if ranges else ANY
     floor, ceiling = limits_of(site)
@@ -178,12 +105,6 @@ def _spread(site: Site, ranges: list[Range]) -> Range:
     width = ranges[0].high - ranges[0].low if ranges else math.inf
     width = math.inf if math.isnan(width) else width
     return Range(0.0, width if site.op == "std" else product(width, width))
-
-
-def norm_order(site: Site) -> float | str:
-    """The p of a norm site: 2 unless it is given, infinity for the largest number, ``"fro"`` or ``"nuc"``."""
-    order = site.attrs.get("p", site.attrs.get("ord", 2))
-    return order if isinstance(order, (int, float, str)) else 2
 
 
 def _norm(site: Site, ranges: list[Range]) -> Range:
@@ -304,17 +225,6 @@ def _attention(site: Site, ranges: list[Range]) -> Range:
     return scaled(ranges[2].union(point(0.0)), 1 / keep if keep > 0 else 1.0)
 
 
-def _extreme(pick: Callable[[float, float], float]) -> RangeRule:
-    """max and min: along an axis, or of two tensors."""
-
-    def rule(site: Site, ranges: list[Range]) -> Range:
-        if len(ranges) > 1 and len(site.inputs) > 1:
-            return pairwise(pick, ranges[0], ranges[1])
-        return ranges[0] if ranges else ANY
-
-    return rule
-
-
 def _recurrent(site: Site, ranges: list[Range]) -> Range:
     """A state that each step mixes with a tanh: it stays within 1, or within its first value."""
     if site.attrs.get("nonlinearity") == "relu":
@@ -322,12 +232,8 @@ def _recurrent(site: Site, ranges: list[Range]) -> Range:
     return symmetric(1.0).union(ranges[1]) if len(ranges) > 1 else symmetric(1.0)
 
 
-def _integral(function: Callable[[float], float]) -> RangeRule:
-    return _monotone(lambda x: function(x) if abs(x) < 1e300 else x)
-
-
 def _elu(site: Site, ranges: list[Range]) -> Range:
-    return _dipping(-abs(_alpha(site)))(site, ranges)
+    return dipping(-abs(_alpha(site)))(site, ranges)
 
 
 def _arange(site: Site, ranges: list[Range]) -> Range:
@@ -339,13 +245,13 @@ def _rows(names: str, rule: RangeRule) -> dict[str, RangeRule]:
     return dict.fromkeys(names.split(), rule)
 
 
-_NOT_NEGATIVE = _fixed(0.0, math.inf)
-_NOT_POSITIVE = _fixed(-math.inf, 0.0)
+_NOT_NEGATIVE = fixed(0.0, math.inf)
+_NOT_POSITIVE = fixed(-math.inf, 0.0)
 RULES: dict[str, RangeRule] = {
-    **_rows("softmax sigmoid hardsigmoid one_hot bernoulli eye gumbel_softmax softmin", _fixed(0.0, 1.0)),
-    **_rows("eq ne lt le gt ge logical_and logical_or logical_not isnan isinf any all", _fixed(0.0, 1.0)),
-    **_rows("tanh sin cos softsign sign", _fixed(-1.0, 1.0)),
-    **_rows("cosine_similarity normalize", _fixed(-1.0, 1.0)),
+    **_rows("softmax sigmoid hardsigmoid one_hot bernoulli eye gumbel_softmax softmin", fixed(0.0, 1.0)),
+    **_rows("eq ne lt le gt ge logical_and logical_or logical_not isnan isinf any all", fixed(0.0, 1.0)),
+    **_rows("tanh sin cos softsign sign", fixed(-1.0, 1.0)),
+    **_rows("cosine_similarity normalize", fixed(-1.0, 1.0)),
     **_rows("gru rnn gru_cell rnn_cell", _recurrent),
     **_rows("cdist pdist dist count_nonzero bincount", _NOT_NEGATIVE),
     **_rows("mse_loss l1_loss smooth_l1_loss huber_loss cross_entropy binary_cross_entropy_with_logits", _NOT_NEGATIVE),
@@ -354,18 +260,18 @@ RULES: dict[str, RangeRule] = {
     "sort": in_order,
     **_rows("argmax argmin nonzero searchsorted", places),
     "diag": on_diagonal,
-    "cross": _both(lambda a, b: symmetric(2 * product(a.magnitude, b.magnitude))),
-    "diff": _first(lambda value: subtract(value, value)),
-    "window": _fixed(0.0, 1.0),
-    "max": _extreme(max),
-    "min": _extreme(min),
-    "floor": _integral(math.floor),
-    "ceil": _integral(math.ceil),
-    "round": _integral(round),
+    "cross": both(lambda a, b: symmetric(2 * product(a.magnitude, b.magnitude))),
+    "diff": first(lambda value: subtract(value, value)),
+    "window": fixed(0.0, 1.0),
+    "max": extreme(max),
+    "min": extreme(min),
+    "floor": integral(math.floor),
+    "ceil": integral(math.ceil),
+    "round": integral(round),
     **_rows("norm linalg_vector_norm linalg_matrix_norm", _norm),
     **_rows("var std", _spread),
-    **_rows("zeros zeros_like new_zeros", _fixed(0.0, 0.0)),
-    **_rows("ones ones_like new_ones", _fixed(1.0, 1.0)),
+    **_rows("zeros zeros_like new_zeros", fixed(0.0, 0.0)),
+    **_rows("ones ones_like new_ones", fixed(1.0, 1.0)),
     **_rows("full full_like new_full", _full),
     **_rows("triu tril pad", _pad),
     **_rows("layer_norm rms_norm", _layer),
@@ -373,43 +279,43 @@ RULES: dict[str, RangeRule] = {
     **_rows("rand rand_like", _random),
     **_rows("randn randn_like", lambda site, ranges: NORMAL),
     "arange": _arange,
-    "relu": _monotone(lambda x: max(x, 0.0)),
-    "relu6": _monotone(lambda x: min(max(x, 0.0), 6.0)),
-    "gelu": _dipping(-0.17),
-    "silu": _dipping(-0.2785),
-    "mish": _dipping(-0.309),
-    "hardswish": _dipping(-0.375),
+    "relu": monotone(lambda x: max(x, 0.0)),
+    "relu6": monotone(lambda x: min(max(x, 0.0), 6.0)),
+    "gelu": dipping(-0.17),
+    "silu": dipping(-0.2785),
+    "mish": dipping(-0.309),
+    "hardswish": dipping(-0.375),
     "elu": _elu,
     "selu": lambda site, ranges: (
         Range(-1.7581 if ranges[0].low < 0 else 0.0, max(ranges[0].high, 0.0) * 1.0508) if ranges else ANY
     ),
-    "leaky_relu": _sloped("negative_slope", 0.01),
-    "exp": _monotone(exp),
-    "exp2": _monotone(lambda x: exp(x * math.log(2.0))),
-    "expm1": _monotone(lambda x: exp(x) - 1.0),
-    "log": _monotone(log),
-    "log2": _monotone(lambda x: log(x) / math.log(2.0)),
-    "log10": _monotone(lambda x: log(x) / math.log(10.0)),
-    "log1p": _monotone(lambda x: log(1.0 + x)),
-    "sqrt": _monotone(lambda x: math.sqrt(max(x, 0.0))),
-    "softplus": _first(_softplus),
+    "leaky_relu": sloped("negative_slope", 0.01),
+    "exp": monotone(exp),
+    "exp2": monotone(lambda x: exp(x * math.log(2.0))),
+    "expm1": monotone(lambda x: exp(x) - 1.0),
+    "log": monotone(log),
+    "log2": monotone(lambda x: log(x) / math.log(2.0)),
+    "log10": monotone(lambda x: log(x) / math.log(10.0)),
+    "log1p": monotone(lambda x: log(1.0 + x)),
+    "sqrt": monotone(lambda x: math.sqrt(max(x, 0.0))),
+    "softplus": first(_softplus),
     "logsumexp": _logsumexp,
     "erf": lambda site, ranges: Range(0.0, 2.0) if site.attrs.get("called") == "erfc" else Range(-1.0, 1.0),
-    "atan": _fixed(-math.pi / 2, math.pi / 2),
-    "atan2": _fixed(-math.pi, math.pi),
-    "acos": _fixed(0.0, math.pi),
-    "asin": _fixed(-math.pi / 2, math.pi / 2),
-    "cosh": _fixed(1.0, math.inf),
+    "atan": fixed(-math.pi / 2, math.pi / 2),
+    "atan2": fixed(-math.pi, math.pi),
+    "acos": fixed(0.0, math.pi),
+    "asin": fixed(-math.pi / 2, math.pi / 2),
+    "cosh": fixed(1.0, math.inf),
     "acosh": _NOT_NEGATIVE,
-    "neg": _first(lambda value: -value),
-    "abs": _first(absolute),
-    "square": _first(square),
-    "reciprocal": _first(inverse),
+    "neg": first(lambda value: -value),
+    "abs": first(absolute),
+    "square": first(square),
+    "reciprocal": first(inverse),
     "rsqrt": lambda site, ranges: inverse(RULES["sqrt"](site, ranges)) if ranges else ANY,
-    "mul": _both(multiply),
+    "mul": both(multiply),
     "div": _div,
-    "maximum": _both(lambda a, b: pairwise(max, a, b)),
-    "minimum": _both(lambda a, b: pairwise(min, a, b)),
+    "maximum": both(lambda a, b: pairwise(max, a, b)),
+    "minimum": both(lambda a, b: pairwise(min, a, b)),
     "add": _add,
     "sub": _sub,
     "pow": _power,

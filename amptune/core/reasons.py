@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from amptune.core.arguments import exponent_of, reduced_count
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.ops import op_named
-from amptune.core.range_rules import exponent_of, reduced_count
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges

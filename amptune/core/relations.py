@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from amptune.core.arguments import axis_size, limits_of, reduced_count
 from amptune.core.blends import blended
 from amptune.core.conditions import chosen, filled, guarded_sum, selected
 from amptune.core.cumulative import rest_of_sum, steps_of_sum
@@ -14,7 +15,6 @@ from amptune.core.intervals import Range, point, square, symmetric
 from amptune.core.masked import kept_by_mask, least_kept
 from amptune.core.operands import input_of
 from amptune.core.parts import MAXIMA, is_unit_vector, part_of, root_of_squares
-from amptune.core.range_rules import axis_size, limits_of, reduced_count
 from amptune.core.rising import is_rise
 from amptune.core.squares import scaled_square, squareplus
 

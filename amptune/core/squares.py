@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from amptune.core.arguments import exponent_of
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, scaled, square
 from amptune.core.operands import input_of
-from amptune.core.range_rules import exponent_of
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from amptune.core.arguments import reduced_count
 from amptune.core.autocast import HALF
 from amptune.core.distances import distance_of
 from amptune.core.formats import Format
@@ -12,7 +13,6 @@ from amptune.core.graph_context import GraphContext, Run
 from amptune.core.intervals import Range
 from amptune.core.operands import input_of
 from amptune.core.ops import op_named
-from amptune.core.range_rules import reduced_count
 from amptune.core.relations import reads_back_sum
 from amptune_rules.graph._numeric import (
     SIGNED_FAMILIES,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from amptune.core.arguments import limits_of
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, Site
 from amptune.core.graph_context import GraphContext, Run, formats_in, recipes_in
 from amptune.core.intervals import ANY, Range
 from amptune.core.operands import input_of
 from amptune.core.ops import Family, op_named
-from amptune.core.range_rules import limits_of
 from amptune.core.squares import is_square
 
 _DEPTH = 12

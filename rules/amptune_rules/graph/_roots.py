@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
+from amptune.core.arguments import exponent_of
 from amptune.core.autocast import HALF
 from amptune.core.distances import product_of_distance
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
 from amptune.core.intervals import Range
-from amptune.core.range_rules import exponent_of
 from amptune_rules.graph._numeric import (
     CLOSED_AT_ZERO,
     is_difference_of_means,

@@ -1,0 +1,65 @@
+"""Forms that many rules of ranges have: bounds that are fixed, functions that rise, activations that dip below zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from amptune.core.graph import Site
+from amptune.core.intervals import ANY, Range, pairwise
+
+RangeRule = Callable[[Site, list[Range]], Range]
+"""Bounds of an op's result from the op's arguments and the bounds of its positional operands."""
+
+
+def fixed(low: float, high: float) -> RangeRule:
+    """Bounds whatever the operands are."""
+    return lambda site, ranges: Range(low, high)
+
+
+def first(function: Callable[[Range], Range]) -> RangeRule:
+    """A function of the range of the first operand."""
+    return lambda site, ranges: function(ranges[0]) if ranges else ANY
+
+
+def monotone(function: Callable[[float], float]) -> RangeRule:
+    """A function of the first operand that rises."""
+    return lambda site, ranges: Range(function(ranges[0].low), function(ranges[0].high)) if ranges else ANY
+
+
+def both(function: Callable[[Range, Range], Range]) -> RangeRule:
+    """A function of the ranges of two operands."""
+    return lambda site, ranges: function(ranges[0], ranges[1]) if len(ranges) > 1 else ANY
+
+
+def dipping(lowest: float) -> RangeRule:
+    """Activations that lie between 0 and x for positive x and between ``lowest`` and 0 for negative x."""
+    return lambda site, ranges: Range(lowest if ranges[0].low < 0 else 0.0, max(ranges[0].high, 0.0)) if ranges else ANY
+
+
+def sloped(name: str, default: float) -> RangeRule:
+    """Activations that are a fraction of x below zero."""
+
+    def rule(site: Site, ranges: list[Range]) -> Range:
+        slope = site.attrs.get(name, (site.attrs.get("scalars") or {}).get(1, default))
+        slope = float(slope) if isinstance(slope, (int, float)) else default
+        if not ranges or not 0 <= slope <= 1:
+            return ANY
+        return Range(ranges[0].low, max(ranges[0].high, ranges[0].high * slope))  # rrelu draws any slope up to 1
+
+    return rule
+
+
+def extreme(pick: Callable[[float, float], float]) -> RangeRule:
+    """max and min: along an axis, or of two tensors."""
+
+    def rule(site: Site, ranges: list[Range]) -> Range:
+        if len(ranges) > 1 and len(site.inputs) > 1:
+            return pairwise(pick, ranges[0], ranges[1])
+        return ranges[0] if ranges else ANY
+
+    return rule
+
+
+def integral(function: Callable[[float], float]) -> RangeRule:
+    """A function that rises in whole numbers, which the largest numbers are already."""
+    return monotone(lambda x: function(x) if abs(x) < 1e300 else x)
