@@ -19,7 +19,7 @@ from amptune.capture.sourcecode import code_at
 from amptune.capture.usercode import shown_path
 from amptune.capture.where import parting
 from amptune.core.graph import FLOATING_DTYPES, Gemm, Param, PrecisionGraph, Site, SiteCall, TensorMeta
-from amptune.core.ops import Family, op_named
+from amptune.core.ops import Autocast, Family, op_named
 
 Key = tuple[Any, ...]
 
@@ -244,6 +244,12 @@ def _bytes(visit: Visit, operands: Sequence[Operand], names: ParameterNames, op:
     return written + sum(operand.meta.nbytes for operand in operands)
 
 
+def _ends_in_product(visit: Visit) -> bool:
+    """Whether the last op of a call is one that autocast has in 16 bits, so that its gradient is."""
+    calls = [node.meta["amptune_call"] for node in visit.nodes if node.target is not opaque]
+    return bool(calls) and op_named(max(calls, key=lambda each: each.number).op).cuda is Autocast.LOWER
+
+
 def _attrs(visit: Visit, inputs: Sequence[Operand]) -> dict[str, Any]:
     call, leaf = visit.call, visit.call.leaf
     attrs = module_attrs(leaf.module) if leaf else {} if _is_custom(call) else dict(call.attrs)
@@ -251,6 +257,8 @@ def _attrs(visit: Visit, inputs: Sequence[Operand]) -> dict[str, Any]:
         attrs["autocast"] = call.autocast
     if call.custom is not None and call.custom.cast_inputs and _is_custom(call):
         attrs["cast_inputs"] = call.custom.cast_inputs
+    if call.custom is not None and call.custom.mixes and _is_custom(call) and _ends_in_product(visit):
+        attrs["mixes"] = call.custom.mixes
     casts = {index: operand.cast for index, operand in enumerate(inputs) if operand.cast in FLOATING_DTYPES}
     if casts:
         attrs["casts"] = casts

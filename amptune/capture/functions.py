@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.autograd.function import Function
 
+from amptune.capture.backwards import mixed_product
 from amptune.capture.modulestack import ModuleStack
 from amptune.capture.where import Place, current_place
 
@@ -36,6 +37,7 @@ class FunctionCall:
         place: where it is called.
         modules_before: how many module calls had begun before it.
         cast_inputs: the dtype that ``custom_fwd`` casts its inputs to under CUDA autocast; empty where it casts none.
+        mixes: the op of its backward that multiplies a 16-bit gradient with an FP32 parameter; empty for none.
         holds_modules: whether a module ran inside, as in a checkpointed block: then it is no site of its own.
     """
 
@@ -44,6 +46,7 @@ class FunctionCall:
     place: Place
     modules_before: int
     cast_inputs: str = ""
+    mixes: str = ""
     holds_modules: bool = False
 
 
@@ -56,6 +59,7 @@ class FunctionCalls:
         self.finished: Callable[[FunctionCall, Any], None] = lambda call, result: None
         self.started: Callable[[FunctionCall, tuple[Any, ...]], None] = lambda call, args: None
         self._count = 0
+        self._tried: dict[type[Function], str] = {}
 
     @property
     def outermost(self) -> FunctionCall | None:
@@ -76,6 +80,7 @@ class FunctionCalls:
                 calls.started(call, args)
                 result = run(*args, **kwargs)
             calls.finished(call, result)
+            call.mixes = calls._mixed(cls, result)
             return result
 
         Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
@@ -83,6 +88,12 @@ class FunctionCalls:
             yield
         finally:
             Function.apply = original  # type: ignore[method-assign]
+
+    def _mixed(self, function: type[Function], result: Any) -> str:
+        """As :func:`mixed_product`, tried once for each function."""
+        if function not in self._tried:
+            self._tried[function] = mixed_product(function, result)
+        return self._tried[function]
 
     @contextlib.contextmanager
     def _run(self, function: type[Function]) -> Iterator[FunctionCall]:

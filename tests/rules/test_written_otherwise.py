@@ -148,3 +148,55 @@ def test_a_dimension_that_an_einsum_merges_is_told_by_its_axes(tmp_path: Path) -
     told = [each.message for code in ("G101", "G103") for each in found(code, source, tmp_path)]
     assert len(told) == 2
     assert all("it is 6 x 339, and aligned with 344 for 339 (+1.5% work)" in message for message in told)
+
+
+RECOMPUTED = """
+class Gated(torch.autograd.Function):
+    @staticmethod
+    {forward_by}
+    def forward(ctx, x, gate, weight):
+        ctx.save_for_backward(x, gate, weight)
+        return torch.mm(x * gate, weight)
+
+    @staticmethod
+    {backward_by}
+    def backward(ctx, grad):
+        x, gate, weight = ctx.saved_tensors
+        inner = grad.mm(weight.t(){cast})
+        return inner * gate, (inner * x).sum(0), (x * gate){cast}.t().mm(grad)
+
+
+class Model(nn.Module)"""
+BY = {
+    "forward_by": '@torch.amp.custom_fwd(device_type="cuda")',
+    "backward_by": '@torch.amp.custom_bwd(device_type="cuda")',
+}
+BARE = {"forward_by": "", "backward_by": ""}
+
+
+@pytest.mark.parametrize(
+    ("by", "cast", "count"),
+    [(BARE, "", 1), (BARE, ".to(grad.dtype)", 0), (BY, "", 0)],
+    ids=["bare", "cast", "decorated"],
+)
+def test_a_backward_that_autocast_does_not_reach_is_tried_with_a_gradient_of_16_bits(
+    by: dict[str, str], cast: str, count: int, tmp_path: Path
+) -> None:
+    body = "return self.out(Gated.apply(self.fc(x), self.gate, self.weight))"
+    init = "self.fc, self.out = nn.Linear(64, 64), nn.Linear(64, 8)\n"
+    init += "self.gate, self.weight = nn.Parameter(torch.ones(64)), nn.Parameter(torch.eye(64))"
+    source = model_file(body, init=init).replace("class Model(nn.Module)", RECOMPUTED.format(cast=cast, **by).lstrip())
+    findings = found("G301", source, tmp_path)
+    assert [each.severity for each in findings] == [Severity.ERROR] * count
+    assert all("its mm of a 16-bit gradient" in each.message for each in findings)
+
+
+def test_a_backward_that_computes_a_hidden_layer_again_may_have_it_in_fp32(tmp_path: Path) -> None:
+    again = RECOMPUTED.format(cast=".to(grad.dtype)", **BARE).replace(
+        "inner = grad", "hidden = x.mm(weight)\n        inner = (grad * (hidden > 0))"
+    )
+    body = "return self.out(Gated.apply(self.norm(x), self.gate, self.weight))"
+    init = "self.norm, self.out = nn.LayerNorm(64), nn.Linear(64, 8)\n"
+    init += "self.gate, self.weight = nn.Parameter(torch.ones(64)), nn.Parameter(torch.eye(64))"
+    source = model_file(body, init=init).replace("class Model(nn.Module)", again.lstrip())
+    assert not found("G301", source, tmp_path)

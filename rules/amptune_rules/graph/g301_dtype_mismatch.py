@@ -16,7 +16,8 @@ class DtypeMismatch(GraphRule):
 
     ## What it does
     Follows dtypes through the model as autocast would, and reports products, index_add, lerp and the like whose
-    floating operands then differ and which autocast does not bring together.
+    floating operands then differ and which autocast does not bring together. The backward of an autograd function
+    without `custom_fwd` is tried with a 16-bit gradient, as it runs outside of autocast.
 
     ## Why is this bad
     torch raises: "expected scalar type Float but found BFloat16". Such models train in FP32 and stop at the first step
@@ -75,5 +76,20 @@ class DtypeMismatch(GraphRule):
                     site,
                     f"{runs[0].dtypes[site.id].raises} under {recipes_in(runs)}: cast one of them",
                     dtypes=list(runs[0].dtypes[site.id].inputs),
+                    stops=stopped(runs),
+                )
+        yield from self._of_backwards(context)
+
+    def _of_backwards(self, context: GraphContext) -> Iterable[Finding]:
+        """Autograd functions whose products autocast casts down, and whose backward it does not reach."""
+        for site in context.graph:
+            runs = tuple(run for run in context.runs if run.recipe.autocast and run.device == "cuda")
+            if context.train and runs and "mixes" in site.attrs and site.attrs.get("autocast") is not False:
+                yield context.finding(
+                    self,
+                    site,
+                    f"the backward of {site.op} runs outside of autocast, where its {site.attrs['mixes']} of a 16-bit "
+                    f"gradient and a float32 parameter raises (under {recipes_in(runs)}): decorate its forward with "
+                    "torch.amp.custom_fwd and its backward with custom_bwd",
                     stops=stopped(runs),
                 )
