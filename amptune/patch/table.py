@@ -145,12 +145,17 @@ def _widest_group(path: str, values: Mapping[str, Value], known: Sequence[str], 
 
 def _group(pattern: str, values: Mapping[str, Value], known: Sequence[str]) -> _Group | None:
     members = _matched(pattern, known)
-    # A person may read `*` as "anything, dots too": both readings must name the same modules.
-    loosely = [path for path in known if fnmatch.fnmatchcase(path, pattern)]
-    if len(members) < 2 or len(loosely) != len(members) or any(member not in values for member in members):
+    if len(members) < 2 or any(member not in values for member in members):
         return None
     ((value, count),) = collections.Counter(values[member] for member in members).most_common(1)
-    return _Group(pattern, tuple(members), value) if 2 * count > len(members) else None
+    # A person may read `*` as "anything, dots too": both readings must name the same modules. That a region of a block
+    # is around all that the block holds is what it says.
+    loosely = {path for path in known if fnmatch.fnmatchcase(path, pattern)}
+    below = {path for path in loosely for member in members if path.startswith(f"{member}.")}
+    is_region = dict(value).get("how") == "autocast"
+    if loosely.difference(members, below if is_region else ()) or 2 * count <= len(members):
+        return None
+    return _Group(pattern, tuple(members), value)
 
 
 def _patterns(path: str) -> Iterator[str]:

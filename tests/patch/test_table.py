@@ -109,6 +109,24 @@ def test_a_region_for_an_op_takes_the_16_bit_format_of_its_module():
     assert table_of(plan_of(sites), spec_of(sites)) == [Entry("attn", (("format", "bf16"), ("how", "autocast")))]
 
 
+def test_regions_of_blocks_are_one_line():
+    region = {"format": "bf16", "how": "autocast"}
+    sites = {f"blocks.{index}#matmul.0": region for index in range(3)} | blocks("qkv")
+    modules = [f"blocks.{index}" for index in range(3)]
+    spec = spec_of(sites, modules=modules)
+    entries = table_of(plan_of(sites), spec)
+    check_table(entries, plan_of(sites), spec)
+    assert [(entry.key, spelled(entry.value)) for entry in entries] == [("blocks.*", region), ("blocks.*.qkv", "bf16")]
+    left = {name: site for name, site in sites.items() if name != "blocks.1#matmul.0"}
+    assert keys_of(left, modules=modules) == ["blocks.0", "blocks.2", "blocks.*.qkv"]
+
+
+def test_a_layer_of_a_list_says_nothing_of_what_other_members_hold():
+    """`blocks.*` of layers could be read as matching `blocks.2.fc` too."""
+    sites = {"blocks.0": "bf16", "blocks.1": "bf16", "blocks.0.fc": "bf16"}
+    assert keys_of(sites) == ["blocks.0", "blocks.1", "blocks.0.fc"]
+
+
 def test_a_reason_stands_where_all_sites_of_the_line_have_it():
     sites = {f"a.{i}": {"format": "fp32", "why": "underflows"} for i in range(2)}
     sites |= {f"b.{i}": {"format": "fp32", "why": f"reason {i}"} for i in range(2)}
