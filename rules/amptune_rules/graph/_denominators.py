@@ -13,13 +13,14 @@ from amptune.core.graph_context import GraphContext, Run
 from amptune.core.intervals import Range
 from amptune.core.operands import input_of
 from amptune.core.ops import op_named
-from amptune.core.relations import reads_back_sum
+from amptune.core.relations import is_positive_sum, reads_back_sum
 from amptune_rules.graph._numeric import (
     SIGNED_FAMILIES,
     delivering,
     eps_before,
     gives_zeros,
     is_signed,
+    is_stored,
 )
 
 _CHOSEN = ("where", "masked_fill", "dropout", "one_hot", "eq", "ne", "gt", "lt", "ge", "le")
@@ -183,3 +184,19 @@ def holds_without(run: Run, site: Site, place: int) -> bool:
     """Whether what the eps is added to has both signs, so that the eps protects nothing in any format."""
     root = run.ranges.root(site, place)
     return root is not None and root.op == "add" and run.ranges.operand(root, 0).low < 0
+
+
+def is_kept_off_zero(context: GraphContext, run: Run, site: Site, place: int) -> bool:
+    """Whether how a denominator was made, or the batch, keeps it off zero, though its bounds do not; or whether nothing
+    is known of it."""
+    root = run.ranges.root(site, place)
+    if reads_back_sum(run.ranges, site, place) or is_positive_sum(run.ranges, root):
+        return True
+    if root is None:
+        return input_of(site, place) not in (site.attrs.get("bounds") or {})
+    if is_chosen(run, root) or is_stored(context, root) or is_root_with_eps(context, root):
+        return True
+    if is_off_zero_in_batch(context, site, place, root):
+        return True
+    # G203 says of an exponential that nothing bounds what else it does below.
+    return root.op in ("exp", "exp2") and not math.isfinite(run.ranges.operand(root, 0).high)

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in, stopped
-from amptune.core.intervals import Range
 from amptune.core.observed import Stat
-from amptune.core.operands import input_of
-from amptune.core.relations import COPIES_ONE
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import called, chain, delivering, is_settled
+from amptune_rules.graph._overflows import (
+    FACTORS,
+    LIMIT,
+    factor_limit,
+    is_outside,
+    lies_outside,
+    literals,
+    lost_in_cast,
+    may_be_outside,
+    number_outside,
+    reached,
+    seen_outside,
+)
 
 _FILLS = ("masked_fill", "index_put", "full_like", "clamp")
 _ARITHMETIC = ("add", "sub", "where")
-_FACTORS = ("mul", "div")
-_JUDGED = (*_FILLS, *_ARITHMETIC, *_FACTORS)
-LIMIT = Format.FP16.max
-_LIMITS = frozenset({Format.FP32.max, Format.BF16.max})
+_JUDGED = (*_FILLS, *_ARITHMETIC, *FACTORS)
 
 
 class RangeOverflow(GraphRule):
@@ -131,13 +138,13 @@ class RangeOverflow(GraphRule):
             runs = delivering(context, site, Format.FP16)
             if site.op not in _JUDGED or not runs or is_settled(context, site):
                 continue
-            number = _number_outside(runs[0], site)
+            number = number_outside(runs[0], site)
             if number is not None:
                 found = self._number(context, site, runs, number)
                 if found.severity is Severity.ERROR:
                     told.add(site.id)  # it raises, so that its values are of no interest
                 yield found
-            elif (limit := _factor_limit(runs, site)) is not None:
+            elif (limit := factor_limit(runs, site)) is not None:
                 yield context.finding(
                     self,
                     site,
@@ -152,12 +159,12 @@ class RangeOverflow(GraphRule):
         yield from self._certain(context)
         bounded = {site.id: found for site, found in self._bounded(context)}
         yield from bounded.values()
-        over = _seen_outside(context)
+        over = seen_outside(context)
         yield from self._seen(context, told, over)
         yield from self._possible(context, told | over.keys() | bounded.keys(), first=not over)
 
     def _number(self, context: GraphContext, site: Site, runs: tuple[Run, ...], number: float) -> Finding:
-        raises = site.op in _FILLS and number in _literals(site)
+        raises = site.op in _FILLS and number in literals(site)
         return context.finding(
             self,
             site,
@@ -173,7 +180,7 @@ class RangeOverflow(GraphRule):
         """What was made with a large literal in FP32 and is then cast to FP16, as masks are."""
         for site in context.graph:
             for run in context.runs:
-                number = next((n for place in range(len(site.inputs)) for n in _lost_in_cast(run, site, place)), None)
+                number = next((n for place in range(len(site.inputs)) for n in lost_in_cast(run, site, place)), None)
                 if number is not None:
                     yield context.finding(
                         self,
@@ -218,7 +225,7 @@ class RangeOverflow(GraphRule):
                 continue
             sides = [runs[0].ranges.operand(site, side) for side in (0, 1)]
             reach = runs[0].ranges.exact(site)
-            if all(0 < side.magnitude <= LIMIT for side in sides) and _may_be_outside(reach):
+            if all(0 < side.magnitude <= LIMIT for side in sides) and may_be_outside(reach):
                 found = context.finding(
                     self,
                     site,
@@ -235,7 +242,7 @@ class RangeOverflow(GraphRule):
         """Results of any op that are always outside."""
         for site in context.graph:
             runs = delivering(context, site, Format.FP16)
-            if runs and not is_settled(context, site) and all(_is_outside(run, site) for run in runs):
+            if runs and not is_settled(context, site) and all(is_outside(run, site) for run in runs):
                 found = runs[0].ranges.exact(site)
                 yield context.finding(
                     self,
@@ -253,7 +260,7 @@ class RangeOverflow(GraphRule):
             site = context.graph[name]
             if name in told or any(before.id in over for before in context.graph.producers(name)):
                 continue
-            after = len(_reached(context, name, over)) - 1
+            after = len(reached(context, name, over)) - 1
             more = f", and so {'are' if after > 1 else 'is'} {after} of the results after it" if after else ""
             yield context.finding(
                 self,
@@ -274,9 +281,9 @@ class RangeOverflow(GraphRule):
             return
         open_sites = [site for site in context.graph if site.id not in told and not is_settled(context, site)]
         outside = [site for site in open_sites if "float16" in run.dtypes[site.id].outputs
-                   and _may_be_outside(bounds.exact(site))]  # fmt: skip
-        certain = [site for site in outside if _lies_outside(bounds.exact(site))
-                   and not _lies_outside(run.ranges.exact(site))]  # fmt: skip
+                   and may_be_outside(bounds.exact(site))]  # fmt: skip
+        certain = [site for site in outside if lies_outside(bounds.exact(site))
+                   and not lies_outside(run.ranges.exact(site))]  # fmt: skip
         for site in certain:
             yield context.finding(
                 self,
@@ -305,84 +312,3 @@ class RangeOverflow(GraphRule):
             bound=[bound.low, bound.high],
             chain=chain(context, site),
         )
-
-
-def _seen_outside(context: GraphContext) -> dict[str, Stat]:
-    """Site -> values that a recorded step showed, for those that FP16 would not hold."""
-    observed = context.evidence.observed
-    return {
-        site.id: seen
-        for site in context.graph
-        if observed is not None
-        and (seen := observed.forward.get(site.id)) is not None
-        and seen.overflows(Format.FP16)
-        and delivering(context, site, Format.FP16)
-        and not is_settled(context, site)
-    }
-
-
-def _reached(context: GraphContext, name: str, among: Container[str]) -> set[str]:
-    """A site and what it reaches through others of the same kind."""
-    found, fresh = {name}, [name]
-    while fresh:
-        after = [site.id for each in fresh for site in context.graph.consumers(each)]
-        fresh = [each for each in dict.fromkeys(after) if each in among and each not in found]
-        found.update(fresh)
-    return found
-
-
-def _may_be_outside(found: Range) -> bool:
-    return bool(found.is_known and math.isfinite(found.magnitude) and found.magnitude > LIMIT)
-
-
-def _lies_outside(found: Range) -> bool:
-    return bool(LIMIT < found.low < math.inf or -math.inf < found.high < -LIMIT)
-
-
-def _literals(site: Site) -> list[float]:
-    named = [site.attrs.get(name) for name in ("value", "fill_value", "min", "max")]
-    found = [*(site.attrs.get("scalars") or {}).values(), *named]
-    numbers = [float(value) for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    return [value for value in numbers if not _follows_dtype(site, value)]
-
-
-def _follows_dtype(site: Site, value: float) -> bool:
-    """Whether a number is a limit that torch.finfo(x.dtype) gave, which is another one in another dtype."""
-    return abs(value) in _LIMITS and not site.attrs.get("fp32_limit")
-
-
-def _number_outside(run: Run, site: Site) -> float | None:
-    """A literal, constant or buffer that the op puts into its FP16 result and that FP16 cannot hold."""
-    if site.op in _FACTORS:
-        return None
-    stored = [run.ranges.arriving(site, place) for place in site.attrs.get("bounds") or {}]
-    ends = [end for found in stored for end in (found.low, found.high) if abs(end) not in _LIMITS]
-    return next((value for value in [*_literals(site), *ends] if LIMIT < abs(value) < float("inf")), None)
-
-
-def _lost_in_cast(run: Run, site: Site, index: int) -> Iterable[float]:
-    """Literals behind an operand that its cast to FP16 makes infinite."""
-    dtypes, position = run.dtypes[site.id], input_of(site, index)
-    root = run.ranges.root(site, index)
-    if root is None or position is None or dtypes.inputs[position] != "float16" or site.op in COPIES_ONE:
-        return
-    if "float32" in run.dtypes[root.id].outputs and run.ranges[root.id].magnitude > LIMIT:
-        yield from (number for number in _literals(root) if LIMIT < abs(number) < math.inf)
-
-
-def _factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:
-    """From which |x| a product with a literal passes 65504, where that is under 1 and nothing bounds x by it."""
-    scalars = site.attrs.get("scalars") or {}
-    place = next(iter(scalars), None)
-    if site.op not in _FACTORS or place is None or not scalars[place] or (site.op == "div" and place == 0):
-        return None
-    if _follows_dtype(site, float(scalars[place])):
-        return None
-    factor = abs(float(scalars[place])) if site.op == "mul" else 1 / abs(float(scalars[place]))
-    limit = LIMIT / factor
-    return limit if limit < 1 and all(run.ranges.operand(site, 1 - place).magnitude > limit for run in runs) else None
-
-
-def _is_outside(run: Run, site: Site) -> bool:
-    """Whether the bound was finite before it was rounded to FP16 and is not any more."""
-    return _lies_outside(run.ranges.exact(site))

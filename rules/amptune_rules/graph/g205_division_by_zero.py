@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from amptune.core.autocast import HALF
@@ -10,8 +9,6 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
-from amptune.core.operands import input_of
-from amptune.core.relations import is_positive_sum, reads_back_sum
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._denominators import (
     constant_zeros,
@@ -19,10 +16,9 @@ from amptune_rules.graph._denominators import (
     epsilons,
     holds_without,
     is_chosen,
+    is_kept_off_zero,
     is_needless,
     is_off_zero_by_data,
-    is_off_zero_in_batch,
-    is_root_with_eps,
     leaves_fp16,
     lost_beside,
     lost_numbers,
@@ -335,18 +331,7 @@ class DivisionByZero(GraphRule):
 
     def _unguarded(self, context: GraphContext, site: Site, run: Run, place: int) -> Iterable[Finding]:
         root, found = run.ranges.root(site, place), run.ranges.operand(site, place)
-        position = input_of(site, place)
-        if root is not None and (is_chosen(run, root) or is_stored(context, root)):
-            return
-        if root is not None and is_off_zero_in_batch(context, site, place, root):
-            return
-        if reads_back_sum(run.ranges, site, place):
-            return
-        if is_positive_sum(run.ranges, root) or (root is not None and is_root_with_eps(context, root)):
-            return
-        if root is not None and root.op in ("exp", "exp2") and not math.isfinite(run.ranges.operand(root, 0).high):
-            return  # G203 says of such an exponential what else it does below
-        if root is None and (position is None or position not in (site.attrs.get("bounds") or {})):
+        if is_kept_off_zero(context, run, site, place):
             return
         if found == Range(0.0, 0.0):
             text = "the denominator is a buffer of zeros, as it stands: x / 0 is infinite or NaN until it is written"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, recipes_in
+from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.ops import Family, op_named
 from amptune.core.pairs import is_between_all_pairs
 from amptune.core.rule import Example, GraphRule
@@ -155,30 +155,48 @@ class RootAtZero(GraphRule):
                 )
 
     def _judged(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+        """The gravest of what is to be said of a root."""
         bad = tuple(run for run in context.runs if touches_zero(run.ranges.operand(site, 0)))
+        found = (
+            self._rounded(context, site, bad)
+            or self._of_small_difference(context, site)
+            or self._at_zero(context, site, bad)
+            or self._below_zero(context, site)
+        )
+        if found is not None:
+            yield found
+        else:
+            yield from self._lost(context, site)
+
+    def _rounded(self, context: GraphContext, site: Site, bad: tuple[Run, ...]) -> Finding | None:
+        """An eps that a format rounds to zero where the root needs it."""
         eps = eps_before(context.runs[0], site)
-        exponent = root_exponent(site)
-        is_open = exponent is not None
-        breaks = exponent is not None and (exponent < 0 or not context.train or site.inputs[0].requires_grad)
-        if bad and eps is not None and breaks and not is_signed_sum(context.runs[0], site):
-            yield context.finding(
-                self,
-                site,
-                f"the eps of {eps:g} under the root rounds to zero under {recipes_in(bad)}: at zero the gradient of "
-                "sqrt, and rsqrt itself, is infinite",
-                eps=eps,
-                chain=chain(context, site),
-            )
-        elif is_open and cancels(context.runs[0], site):
-            yield context.finding(
+        if not bad or eps is None or not _breaks(context, site) or is_signed_sum(context.runs[0], site):
+            return None
+        return context.finding(
+            self,
+            site,
+            f"the eps of {eps:g} under the root rounds to zero under {recipes_in(bad)}: at zero the gradient of "
+            "sqrt, and rsqrt itself, is infinite",
+            eps=eps,
+            chain=chain(context, site),
+        )
+
+    def _of_small_difference(self, context: GraphContext, site: Site) -> Finding | None:
+        """A difference that is never negative, but for its rounding: of moments, with an eps or not, of distances."""
+        if root_exponent(site) is None:
+            return None
+        eps = eps_before(context.runs[0], site)
+        if cancels(context.runs[0], site):
+            return context.finding(
                 self,
                 site,
                 f"{site.op} of a difference that rounding can make negative (E[x^2] - E[x]^2): NaN; use var or std",
                 chain=chain(context, site),
             )
-        elif is_open and eps is not None and (below := runs_below_zero(context, site, eps)):
+        if eps is not None and (below := runs_below_zero(context, site, eps)):
             largest = min(mean for _, mean in below)
-            yield context.finding(
+            return context.finding(
                 self,
                 site,
                 f"{site.op} of E[x^2] - E[x]^2 + {eps:g}: rounding takes the difference below -{eps:g} from means over "
@@ -187,35 +205,46 @@ class RootAtZero(GraphRule):
                 eps=eps,
                 chain=chain(context, site),
             )
-        elif is_open and is_of_distance(context.runs[0], site):
-            yield context.finding(
+        if is_of_distance(context.runs[0], site):
+            return context.finding(
                 self,
                 site,
                 f"{site.op} of |a|^2 - 2ab + |b|^2, which rounding makes negative for near points: NaN; clamp it above "
                 "zero, or use torch.cdist",
                 chain=chain(context, site),
             )
-        elif bad and len(bad) == len(context.runs) and breaks and is_between_all_pairs(bad[0].ranges, site):
-            yield context.finding(
+        return None
+
+    def _at_zero(self, context: GraphContext, site: Site, bad: tuple[Run, ...]) -> Finding | None:
+        """What can be exactly zero in every format, without an eps."""
+        if not bad or len(bad) < len(context.runs) or not _breaks(context, site):
+            return None
+        is_inverse = (root_exponent(site) or 0) < 0
+        what = "it" if is_inverse else "its gradient"
+        if is_between_all_pairs(bad[0].ranges, site):
+            return context.finding(
                 self,
                 site,
                 f"{named(site)} over all pairs of one tensor's rows: a row and itself are exactly zero apart, "
-                f"where {'it' if (root_exponent(site) or 0) < 0 else 'its gradient'} is infinite, and no mask behind "
+                f"where {what} is infinite, and no mask behind "
                 "it helps (0 * inf is NaN); add an eps under the root, or leave the diagonal out before it",
                 severity=None if context.train else Severity.INFO,
                 chain=chain(context, site),
             )
-        elif bad and len(bad) == len(context.runs) and breaks and not is_undone(context, site):
-            yield context.finding(
-                self,
-                site,
-                f"{named(site)} of what can be exactly zero, without an eps: "
-                f"{'it' if (root_exponent(site) or 0) < 0 else 'its gradient'} is infinite there",
-                severity=None if (root_exponent(site) or 0) < 0 and gives_zeros(bad[0], site) else Severity.INFO,
-                chain=chain(context, site),
-            )
-        elif is_open and is_of_difference(context, site):
-            yield context.finding(
+        if is_undone(context, site):
+            return None
+        return context.finding(
+            self,
+            site,
+            f"{named(site)} of what can be exactly zero, without an eps: {what} is infinite there",
+            severity=None if is_inverse and gives_zeros(bad[0], site) else Severity.INFO,
+            chain=chain(context, site),
+        )
+
+    def _below_zero(self, context: GraphContext, site: Site) -> Finding | None:
+        """What has both signs, as far as its terms show."""
+        if root_exponent(site) is not None and is_of_difference(context, site):
+            return context.finding(
                 self,
                 site,
                 f"{named(site)} of a difference, which can be below zero as far as its terms show, and is NaN there; "
@@ -223,15 +252,14 @@ class RootAtZero(GraphRule):
                 severity=Severity.INFO,
                 chain=chain(context, site),
             )
-        elif is_signed(context.runs[0], site):
-            yield context.finding(
+        if is_signed(context.runs[0], site):
+            return context.finding(
                 self,
                 site,
                 f"{named(site)} of the output of a layer, which has both signs: NaN below zero",
                 chain=chain(context, site),
             )
-        else:
-            yield from self._lost(context, site)
+        return None
 
     def _lost(self, context: GraphContext, site: Site) -> Iterable[Finding]:
         """An eps that no format of 16 bits has, added to what the user's code alone keeps above zero."""
@@ -246,3 +274,9 @@ class RootAtZero(GraphRule):
                 eps=eps,
                 chain=chain(context, site),
             )
+
+
+def _breaks(context: GraphContext, site: Site) -> bool:
+    """Whether a root or its gradient is infinite at zero, and that counts."""
+    exponent = root_exponent(site)
+    return exponent is not None and (exponent < 0 or not context.train or site.inputs[0].requires_grad)

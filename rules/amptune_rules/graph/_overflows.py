@@ -1,0 +1,103 @@
+"""What FP16 cannot hold, as the rule about its overflows asks: literals, casts, factors, and bounds of results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterable
+
+from amptune.core.formats import Format
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, Run
+from amptune.core.intervals import Range
+from amptune.core.observed import Stat
+from amptune.core.operands import input_of
+from amptune.core.relations import COPIES_ONE
+from amptune_rules.graph._numeric import delivering, is_settled
+
+FACTORS = ("mul", "div")
+LIMIT = Format.FP16.max
+_LIMITS = frozenset({Format.FP32.max, Format.BF16.max})
+
+
+def seen_outside(context: GraphContext) -> dict[str, Stat]:
+    """Site -> values that a recorded step showed, for those that FP16 would not hold."""
+    observed = context.evidence.observed
+    return {
+        site.id: seen
+        for site in context.graph
+        if observed is not None
+        and (seen := observed.forward.get(site.id)) is not None
+        and seen.overflows(Format.FP16)
+        and delivering(context, site, Format.FP16)
+        and not is_settled(context, site)
+    }
+
+
+def reached(context: GraphContext, name: str, among: Container[str]) -> set[str]:
+    """A site and what it reaches through others of the same kind."""
+    found, fresh = {name}, [name]
+    while fresh:
+        after = [site.id for each in fresh for site in context.graph.consumers(each)]
+        fresh = [each for each in dict.fromkeys(after) if each in among and each not in found]
+        found.update(fresh)
+    return found
+
+
+def may_be_outside(found: Range) -> bool:
+    """Whether a bound that is known reaches over 65504."""
+    return bool(found.is_known and math.isfinite(found.magnitude) and found.magnitude > LIMIT)
+
+
+def lies_outside(found: Range) -> bool:
+    """Whether all of a bound lies over it."""
+    return bool(LIMIT < found.low < math.inf or -math.inf < found.high < -LIMIT)
+
+
+def literals(site: Site) -> list[float]:
+    """Numbers that the call is given, but for limits of its own dtype."""
+    named = [site.attrs.get(name) for name in ("value", "fill_value", "min", "max")]
+    found = [*(site.attrs.get("scalars") or {}).values(), *named]
+    numbers = [float(value) for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return [value for value in numbers if not _follows_dtype(site, value)]
+
+
+def _follows_dtype(site: Site, value: float) -> bool:
+    """Whether a number is a limit that torch.finfo(x.dtype) gave, which is another one in another dtype."""
+    return abs(value) in _LIMITS and not site.attrs.get("fp32_limit")
+
+
+def number_outside(run: Run, site: Site) -> float | None:
+    """A literal, constant or buffer that the op puts into its FP16 result and that FP16 cannot hold."""
+    if site.op in FACTORS:
+        return None
+    stored = [run.ranges.arriving(site, place) for place in site.attrs.get("bounds") or {}]
+    ends = [end for found in stored for end in (found.low, found.high) if abs(end) not in _LIMITS]
+    return next((value for value in [*literals(site), *ends] if LIMIT < abs(value) < float("inf")), None)
+
+
+def lost_in_cast(run: Run, site: Site, index: int) -> Iterable[float]:
+    """Literals behind an operand that its cast to FP16 makes infinite."""
+    dtypes, position = run.dtypes[site.id], input_of(site, index)
+    root = run.ranges.root(site, index)
+    if root is None or position is None or dtypes.inputs[position] != "float16" or site.op in COPIES_ONE:
+        return
+    if "float32" in run.dtypes[root.id].outputs and run.ranges[root.id].magnitude > LIMIT:
+        yield from (number for number in literals(root) if LIMIT < abs(number) < math.inf)
+
+
+def factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:
+    """From which |x| a product with a literal passes 65504, where that is under 1 and nothing bounds x by it."""
+    scalars = site.attrs.get("scalars") or {}
+    place = next(iter(scalars), None)
+    if site.op not in FACTORS or place is None or not scalars[place] or (site.op == "div" and place == 0):
+        return None
+    if _follows_dtype(site, float(scalars[place])):
+        return None
+    factor = abs(float(scalars[place])) if site.op == "mul" else 1 / abs(float(scalars[place]))
+    limit = LIMIT / factor
+    return limit if limit < 1 and all(run.ranges.operand(site, 1 - place).magnitude > limit for run in runs) else None
+
+
+def is_outside(run: Run, site: Site) -> bool:
+    """Whether the bound was finite before it was rounded to FP16 and is not any more."""
+    return lies_outside(run.ranges.exact(site))
