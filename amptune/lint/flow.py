@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 
-from amptune.lint.cfg import Cfg, Edge
+from amptune.lint.cfgnodes import Cfg, Edge
 from amptune.lint.events import Event, EventKind
 from amptune.lint.index import FunctionNode
 
