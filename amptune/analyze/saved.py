@@ -106,6 +106,9 @@ class Saved:
             yield from self._inputs(site, _factors(site) if family is Family.GEMM else None)
             if family in (Family.ATTENTION, Family.RNN):
                 yield site.id, 0
+            # Fused attention keeps the logarithm of each row's sum of exponentials.
+            if family is Family.ATTENTION and (products := of_one_call(site)):
+                yield f"sums:{site.id}", FP32_BYTES * products[0].batch * products[0].m
             if family is Family.RNN:
                 yield f"reserve:{site.id}", _reserve_bytes(site, dtypes)
             if converts_to_fp8(site) and self.setting.recipe.fp8:

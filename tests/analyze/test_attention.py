@@ -75,3 +75,16 @@ def test_plain_attention_is_slower_and_keeps_the_scores() -> None:
     scores = 4 * BATCH * HEADS * TOKENS * TOKENS
     kept = [step_memory(graph, realise(graph, setting.recipe), setting).activations for graph in graphs]
     assert kept[1] - kept[0] > 2 * scores
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "autocast-bf16"])
+def test_fused_attention_keeps_one_sum_a_row(recipe: str) -> None:
+    """torch's fused kernels hand back the logarithm of each row's sum of exponentials, in FP32, and keep it."""
+
+    def activations(size: int) -> int:
+        graph = graph_of(attention(size=size))
+        setting = Setting(RECIPES[recipe], holds_output=False)
+        return step_memory(graph, realise(graph, setting.recipe), setting).activations
+
+    # What is kept of query, key, value and result grows with the size of a head; the sums do not.
+    assert 2 * activations(64) - activations(128) == 4 * BATCH * HEADS * TOKENS
