@@ -200,3 +200,33 @@ def test_a_backward_that_computes_a_hidden_layer_again_may_have_it_in_fp32(tmp_p
     init += "self.gate, self.weight = nn.Parameter(torch.ones(64)), nn.Parameter(torch.eye(64))"
     source = model_file(body, init=init).replace("class Model(nn.Module)", again.lstrip())
     assert not found("G301", source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("product", "count"),
+    [
+        ("(h * 32).t() @ (h / 0.125)", 1),
+        ("torch.einsum('nd,ne->de', 300 * h, h)", 1),
+        ("(16 * h.relu()).t() @ (16 * h.relu())", 1),
+        ("(h / 32).t() @ (h * 32)", 0),
+        ("h.t() @ h * 1024", 0),
+        ("(32 * h).t().float() @ (32 * h).float()", 0),
+    ],
+)
+def test_factors_that_literals_raise_before_a_long_product(product: str, count: int, tmp_path: Path) -> None:
+    body = "h = self.fc(x)\n"
+    body += (
+        f"with torch.autocast('cuda', enabled=False):\n    return {product}"
+        if "float" in product
+        else f"return {product}"
+    )
+    findings = found("G207", model_file(body, batch="torch.randn(512, 64)"), tmp_path)
+    assert [each.severity for each in findings] == [Severity.INFO] * count
+
+
+def test_a_variance_of_windows_is_not_told_to_use_var(tmp_path: Path) -> None:
+    body = "a = F.avg_pool2d(x, 3, 1)\nreturn (F.avg_pool2d(x ** 2, 3, 1) - a ** 2) * self.w"
+    source = model_file(body, init="self.w = nn.Parameter(torch.ones(()))", batch="torch.rand(4, 3, 32, 32)")
+    (finding,) = found("G218", source, tmp_path)
+    assert "use var" not in finding.message
+    assert "clamp the difference at zero" in finding.message

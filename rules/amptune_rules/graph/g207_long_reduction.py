@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from amptune.core.entropy import SHARES
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext
+from amptune.core.graph_context import GraphContext, Run
 from amptune.core.ranges import Ranges
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
@@ -95,6 +96,10 @@ class LongReduction(GraphRule):
             if not runs or site.params or len(places) != 2 or not count:
                 continue
             ranges = runs[0].ranges
+            raised = math.prod(_literal(ranges, site, place) for place in places)
+            if raised > 1 and count * raised > Format.FP16.max:
+                yield self._raised(context, site, runs, count, raised)
+                continue
             if any(ranges.operand(site, place).low < 0 for place in places) or _averages(ranges, site, places):
                 continue
             (first, is_known), (second, other_is_known) = (_size(ranges, site, place) for place in places)
@@ -112,6 +117,19 @@ class LongReduction(GraphRule):
                 count=count,
                 format="fp16",
             )
+
+    def _raised(self, context: GraphContext, site: Site, runs: tuple[Run, ...], count: int, raised: float) -> Finding:
+        """Factors that literals make larger before they are multiplied."""
+        return context.finding(
+            self,
+            site,
+            f"{site.op} adds up {count} terms in {where_in(runs, site)}, and literals make its factors {raised:g} times"
+            " larger before: with elements of 1 and one sign it passes 65504; multiply the result instead, or divide a "
+            "factor by its length first",
+            severity=Severity.INFO,
+            count=count,
+            format="fp16",
+        )
 
     def _sums(self, context: GraphContext) -> Iterable[Finding]:
         for site, half in context.sites_in_half("sum"):
@@ -133,6 +151,18 @@ class LongReduction(GraphRule):
 
 
 _PRODUCTS = ("matmul", "mm", "bmm", "mv", "dot", "einsum")
+
+
+def _literal(ranges: Ranges, site: Site, place: int) -> float:
+    """How much larger a literal makes a factor of which nothing else is known: 16 for ``16 * x`` and ``x / 0.0625``."""
+    made = ranges.root(site, place)
+    scalars = (made.attrs.get("scalars") or {}) if made is not None else {}
+    if made is None or len(scalars) != 1 or math.isfinite(ranges.operand(site, place).magnitude):
+        return 1.0
+    ((at, number),) = scalars.items()
+    if made.op == "mul":
+        return max(abs(float(number)), 1.0)
+    return max(1 / abs(float(number)), 1.0) if made.op == "div" and at == 1 and number else 1.0
 
 
 def _size(ranges: Ranges, site: Site, place: int) -> tuple[float, bool]:

@@ -13,6 +13,11 @@ from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import is_difference_of_means, where_in
 
+_IN_WINDOWS = (
+    "of windows there is no var: subtract the mean of the whole first, which changes no variance, average in float32, "
+    "and clamp the difference at zero"
+)
+
 
 class Cancellation(GraphRule):
     """A difference of two nearly equal numbers: E[x^2] - E[x]^2, or a squared distance by its three terms.
@@ -124,11 +129,13 @@ class Cancellation(GraphRule):
         run = context.runs[0]
         for site in context.graph:
             if site.op == "sub" and is_difference_of_means(run, site):
+                first = run.ranges.root(site, 0)
+                is_windowed = first is not None and first.op.startswith(("conv", "avg_pool"))
                 yield context.finding(
                     self,
                     site,
-                    "E[x^2] - E[x]^2 cancels where the mean is large against the deviation, and can be "
-                    "negative; use var, or subtract the mean first",
+                    "E[x^2] - E[x]^2 cancels where the mean is large against the deviation, and can be negative; "
+                    f"{_IN_WINDOWS if is_windowed else 'use var, or subtract the mean first'}",
                 )
             if product := product_of_distance(run.ranges, site):
                 yield from self._distance(context, site, product)
