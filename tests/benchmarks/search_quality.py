@@ -380,6 +380,12 @@ def _stopped_text(stops: dict[str, Any], seeds: int) -> str:
     return f"{count}, with a regret of {stops['regret']:.1%} (median) and {stops['worst']:.1%} at most."
 
 
+def _without(arguments: list[str], dropped: tuple[str, ...]) -> list[str]:
+    """The command line without these options and their values."""
+    values = {index + 1 for index, argument in enumerate(arguments) if argument in dropped}
+    return [each for index, each in enumerate(arguments) if each not in dropped and index not in values]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
@@ -398,7 +404,8 @@ def main() -> None:
     summary = summarised(runs, args.methods)
     facts = {"noise": f"{args.noise:.1%}", "budget": BUDGET, "python": platform.python_version(),
              "optuna": optuna.__version__}  # fmt: skip
-    text = markdown(summary, facts, sys.argv[1:])
+    # Neither the number of processes nor the pieces that a run is done in change what comes out.
+    text = markdown(summary, facts, _without(sys.argv[1:], ("--kept", "--processes")))
     if args.report != "-":
         (REPORTS / f"{args.report}.md").write_text(text)
         (REPORTS / f"{args.report}.json").write_text(
