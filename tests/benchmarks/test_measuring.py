@@ -234,3 +234,18 @@ def test_steps_of_several_runs_are_compared_together(monkeypatch: pytest.MonkeyP
     assert "All 2 models" in text
     assert "- table: within 3 % of the fastest in 1 of 2 models; in others, model0 300.0% behind" in text
     assert "| table | all | 4 | 15.0% | 25.0% | 40.0% | 40.0% | 0.0% | 0.0% |" in text
+
+
+def test_how_often_what_is_named_as_the_fastest_is_nearly_that() -> None:
+    """One model's recipes are far apart and rightly ranked; another's are wrongly ranked, and named together."""
+    steps = {
+        "clear": {"fp32": (10.0, 9.0, "gpu"), "autocast-bf16": (2.0, 2.1, "gpu")},
+        "near": {"tf32": (4.0, 6.0, "launch"), "autocast-bf16": (4.4, 4.5, "launch")},
+    }
+    rows = [
+        {"model": model, "constants": "table", "recipe": recipe, "predicted_ms": predicted, "measured_ms": measured,
+         "bound": bound}
+        for model, table in steps.items() for recipe, (predicted, measured, bound) in table.items()
+    ]  # fmt: skip
+    found = estimate_check.choices(rows)["table"]
+    assert found == {"models": 2, "behind": {"near": 0.3333}, "named": 2, "names": 3, "alone": 1, "right": 1}
