@@ -229,7 +229,9 @@ def test_steps_of_several_runs_are_compared_together(monkeypatch: pytest.MonkeyP
     assert found["median"]["table"]["all"]["speedup_error"] == pytest.approx(0.4)
     assert found["mean"]["table"]["all"]["error"] == pytest.approx(0.25)
     assert found["leave_one_out"] == {"table": 0.0}
-    assert found["choice"] == {"table": {"models": 2, "behind": {"model0": 3.0}}}  # no faster by the prediction
+    chosen = found["choice"]["table"]
+    assert (chosen["models"], chosen["behind"]) == (2, {"model0": 3.0})  # no faster by the prediction
+    assert (chosen["named"], chosen["names"]) == (2, 3)  # but named beside it
     text = (tmp_path / "estimate_none.md").read_text()
     assert "All 2 models" in text
     assert "- table: within 3 % of the fastest in 1 of 2 models; in others, model0 300.0% behind" in text
