@@ -57,6 +57,7 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         "stopped": search.stopped,
         "not_measured": search.unmeasured(),
         "launch_bound": verdict.record.outcome.launch_bound,
+        "launch_ms": verdict.record.outcome.launch_ms,
         "prediction": prediction_json(search.records()),
         "pareto": pareto_numbers(search.records()),
         "trials": [_trial(record) for record in search.records()],
