@@ -125,18 +125,21 @@ class Steering:
         return bool(names)
 
     def _imitation(self) -> bool:
-        """The formats of the best stock recipe in 16 bits as a plan, where the plans so far are slower than it.
+        """The formats of the best stock recipe in 16 bits as a plan, where the plans so far are slower than it, whether
+        they train or not.
 
         Then the measured costs are wrong somewhere, and what the recipe has is known to be fast: a plan starts from
         there, with the choices that autocast does not have.
         """
-        if self.search.options.objective != "time" or not self.search.plans():
+        plans = [record.outcome for record in self.search.plans()]
+        times = [plan.median_ms for plan in plans if plan.step_ms] + [
+            math.inf for plan in plans if plan.state == "slow"
+        ]
+        if self.search.options.objective != "time" or not times:
             return False
-        best, stock = self.search.best_plans(1), self.search.best_stock().outcome
+        stock = self.search.best_stock().outcome
         recipe = self.search.recipes.get(stock.recipe or "")
-        if recipe is None or recipe.autocast is None or recipe.float8:
-            return False
-        if best and best[0].outcome.median_ms <= AS_STOCK * stock.median_ms:
+        if recipe is None or recipe.autocast is None or recipe.float8 or min(times) <= AS_STOCK * stock.median_ms:
             return False
         costs = self.search.costs
         point = costs.made_legal(with_cheapest_loss(costs, self.search.stock_point(recipe.name)))
