@@ -43,6 +43,7 @@ class Knowledge:
         base_ms: what the GPU takes in a step beside the sites that the cost model adds up.
         noise_ms: standard deviation of a measured step.
         banned: group -> choices whose gradients were wrong and that no valid plan has.
+        failing: (name, choice) beside the formats with which plans ended in an error that ran without it.
         max_bytes: what the choices may keep.
         objective: ``time`` or ``memory``.
         host: what Python takes to queue a step; None where that is not known.
@@ -58,6 +59,7 @@ class Knowledge:
     max_bytes: float = math.inf
     objective: str = "time"
     host: Host | None = None
+    failing: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def model(self) -> CostModel:
@@ -107,7 +109,10 @@ class Knowledge:
 
     def hopeless(self) -> dict[str, set[str]]:
         """Group -> labels of choices that are vetoed, did not train, or have no kernel."""
-        return {name: {choice.label for choice in found} for name, found in _hopeless(self.model, self.banned).items()}
+        found = {name: {c.label for c in choices} for name, choices in _hopeless(self.model, self.banned).items()}
+        for name, choice in self.failing:
+            found.setdefault(name, set()).add(choice)
+        return found
 
 
 def can_learn(model: CostModel, stock: Sequence[TrialRecord], *, compiled: bool = False) -> bool:
@@ -139,8 +144,9 @@ def learn(
     banned = _banned(model.space, records)
     limit = _max_bytes(model, measured, max_memory)
     lowered = [r for r in stock if r.outcome.recipe in SHOWING]
-    validity = _validity(encoding, [*lowered, *records], banned)
-    return Knowledge(encoding, records, step, validity, base, noise, banned, limit, objective, host)
+    failing = _failing_sides(records, stock)
+    validity = _validity(encoding, [*lowered, *records], banned, failing)
+    return Knowledge(encoding, records, step, validity, base, noise, banned, limit, objective, host, failing)
 
 
 def repaired(space: Space, record: TrialRecord) -> dict[str, str]:
@@ -187,13 +193,41 @@ def _banned(space: Space, records: Sequence[TrialRecord]) -> dict[str, set[Choic
     return {name: found - cleared.get(name, set()) - {FP32} for name, found in blamed.items()}
 
 
-def _validity(encoding: Encoding, records: Sequence[TrialRecord], banned: Mapping[str, set[Choice]]) -> Validity:
+def side_choices(point: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    """The choices beside the formats: loss, memory format, TF32."""
+    return frozenset((name, choice) for name, choice in point.items() if name.startswith(":"))
+
+
+def ended_in_an_error(record: TrialRecord) -> bool:
+    """Whether the user's model, its loss or a kernel raised under a plan."""
+    return record.outcome.state == "failed" and not record.outcome.worker_lost
+
+
+def _failing_sides(records: Sequence[TrialRecord], stock: Sequence[TrialRecord]) -> frozenset[tuple[str, str]]:
+    """Of plans that ended in an error and whose formats ran otherwise: what nothing that ran had beside its formats."""
+    ran = [record for record in records if record.outcome.step_ms]
+    formats_ran = {frozenset(record.point.items()) - side_choices(record.point) for record in ran}
+    fine = frozenset[tuple[str, str]]().union(*(side_choices(record.point) for record in (*ran, *stock)))
+    found = frozenset[tuple[str, str]]()
+    for record in filter(ended_in_an_error, records):
+        sides = side_choices(record.point)
+        if frozenset(record.point.items()) - sides in formats_ran:
+            found |= sides - fine
+    return found
+
+
+def _validity(
+    encoding: Encoding,
+    records: Sequence[TrialRecord],
+    banned: Mapping[str, set[Choice]],
+    failing: frozenset[tuple[str, str]],
+) -> Validity:
     space = encoding.model.space
     valid = [r for r in records if r.outcome.valid or r.outcome.state == "too_large"]
     unexplained = [r for r in records if r.outcome.state == "invalid" and not _is_explained(space, r, banned)]
     uniform = (encoding.model.error(space.uniform(c)) for c in space.offered() if not c.format.is_fp8)
     unit = max(uniform, default=0.0)
-    forbidden = encoding.columns_of(_hopeless(encoding.model, banned))
+    forbidden = encoding.columns_of(_hopeless(encoding.model, banned)) | encoding.columns_with(failing)
     return learn_validity(encoding, _tried(encoding, valid), _tried(encoding, unexplained), forbidden, unit)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -109,6 +109,11 @@ class Encoding:
     def columns_of(self, of_group: Mapping[str, Iterable[Choice]]) -> np.ndarray:
         """By column of ``one_hot``, whether it is one of these choices."""
         return self._per_value({name: dict.fromkeys(choices, 1.0) for name, choices in of_group.items()}) > 0
+
+    def columns_with(self, choices: Collection[tuple[str, str]]) -> np.ndarray:
+        """By column of ``one_hot``, whether it is one of these names and values."""
+        columns = zip(self.names, self.values, strict=True)
+        return np.array([(name, value) in choices for name, values in columns for value in values], bool)
 
     @functools.cached_property
     def risky(self) -> np.ndarray:

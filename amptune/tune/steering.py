@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from amptune.tune.adapt import Knowledge, adds_up, repaired
+from amptune.tune.adapt import Knowledge, adds_up, ended_in_an_error, repaired, side_choices
 from amptune.tune.front import front_points, with_cheapest_loss
 from amptune.tune.stockorder import knows_fp8, recipes_due
 
@@ -51,7 +51,9 @@ class Steering:
         """
         known = self.search.knowledge()
         is_done = self._enqueue_recipes(recipes_due(self.search, known))
-        if is_done or known is None or self._imitation() or self._front(known) or self._repair(known):
+        if is_done or known is None or self._without_sides() or self._imitation():
+            return
+        if self._front(known) or self._repair(known):
             return
         seed, best = self.search.options.seed + len(self.search.study.records()), self.search.best_plans(1)
         if not best:
@@ -123,6 +125,17 @@ class Steering:
         for name in names:
             self.search.enqueue_recipe(name)
         return bool(names)
+
+    def _without_sides(self) -> bool:
+        """A plan that ended in an error, with the best stock recipe's choices beside the formats, to tell whether the
+        formats are to blame, or the loss, the memory format or TF32."""
+        sides = side_choices(self.search.best_stock().point)
+        for record in self.search.plans():
+            point = self.search.costs.made_legal(record.point | dict(sides))
+            if ended_in_an_error(record) and not self.search.is_tried(point):
+                self.search.study.enqueue(point, "search")
+                return True
+        return False
 
     def _imitation(self) -> bool:
         """The formats of the best stock recipe in 16 bits as a plan, where the plans so far are slower than it, whether

@@ -151,6 +151,47 @@ def lowered(candidate: Candidate) -> list[bool]:
     return [candidate.plan.sites[name].choice != FP32 for name in SITES]
 
 
+def test_a_loss_that_ends_plans_in_an_error_is_not_tried_again_at_once(tmp_path: Path, worker: FormulaWorker) -> None:
+    """The plans of the front are alike but for it."""
+    measure = worker.trial
+
+    def trial(candidate: Candidate) -> Measured:
+        if candidate.plan is not None and candidate.plan.loss_format is None:
+            worker.measured.append(candidate)
+            raise TrialError("mse_loss takes tensors of one dtype, and got FP32 and BF16")
+        return measure(candidate)
+
+    worker.trial = trial  # type: ignore[method-assign]
+    worker.fragile = False
+    search = make_search(tmp_path, worker, budget=8)
+    search.table = dataclasses.replace(search.table, losses={"fp32": 1.0, "follow": 0.1})
+    search.run()
+    states = [record.outcome.state for record in search.plans()]
+    first = states.index("failed")
+    assert states[first:] == ["failed"] + ["valid"] * (len(states) - first - 1), "one error tells"
+
+
+def test_formats_that_end_in_an_error_are_not_blamed_on_the_loss(tmp_path: Path, worker: FormulaWorker) -> None:
+    measure = worker.trial
+
+    def trial(candidate: Candidate) -> Measured:
+        if candidate.plan is not None and candidate.plan.sites[FRAGILE].choice == BF16:
+            worker.measured.append(candidate)
+            raise TrialError("addcmul takes tensors of one dtype, and got FP32 and BF16")
+        return measure(candidate)
+
+    worker.trial = trial  # type: ignore[method-assign]
+    search = make_search(tmp_path, worker, budget=30)
+    search.table = dataclasses.replace(search.table, losses={"fp32": 1.0, "follow": 0.1})
+    search.run()
+    states = [record.outcome.state for record in search.plans()]
+    assert states[:2] == ["failed", "failed"]
+    assert search.best_plans(1), "plans without it are found"
+    known = search.knowledge()
+    assert known is not None
+    assert not known.failing
+
+
 def test_no_plan_is_measured_twice(tmp_path: Path, worker: FormulaWorker) -> None:
     search = make_search(tmp_path, worker, budget=50)
     search.run()
