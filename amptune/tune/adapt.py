@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -108,7 +108,7 @@ class Knowledge:
         return self.encoding.rows(points)
 
     def hopeless(self) -> dict[str, set[str]]:
-        """Group -> labels of choices that are vetoed, did not train, or have no kernel."""
+        """Name of a choice -> labels that are vetoed, did not train, have no kernel, or end plans in an error."""
         found = {name: {c.label for c in choices} for name, choices in _hopeless(self.model, self.banned).items()}
         for name, choice in self.failing:
             found.setdefault(name, set()).add(choice)
@@ -203,17 +203,21 @@ def ended_in_an_error(record: TrialRecord) -> bool:
     return record.outcome.state == "failed" and not record.outcome.worker_lost
 
 
+def unproven_sides(record: TrialRecord, others: Iterable[TrialRecord]) -> frozenset[tuple[str, str]]:
+    """What a trial had beside its formats, and none of the others that ran."""
+    ran = (side_choices(other.point) for other in others if other.outcome.step_ms)
+    return side_choices(record.point).difference(*ran)
+
+
 def _failing_sides(records: Sequence[TrialRecord], stock: Sequence[TrialRecord]) -> frozenset[tuple[str, str]]:
     """Of plans that ended in an error and whose formats ran otherwise: what nothing that ran had beside its formats."""
-    ran = [record for record in records if record.outcome.step_ms]
-    formats_ran = {frozenset(record.point.items()) - side_choices(record.point) for record in ran}
-    fine = frozenset[tuple[str, str]]().union(*(side_choices(record.point) for record in (*ran, *stock)))
-    found = frozenset[tuple[str, str]]()
-    for record in filter(ended_in_an_error, records):
-        sides = side_choices(record.point)
-        if frozenset(record.point.items()) - sides in formats_ran:
-            found |= sides - fine
-    return found
+    formats_ran = {_formats(record) for record in records if record.outcome.step_ms}
+    failed = [record for record in records if ended_in_an_error(record) and _formats(record) in formats_ran]
+    return frozenset[tuple[str, str]]().union(*(unproven_sides(record, (*records, *stock)) for record in failed))
+
+
+def _formats(record: TrialRecord) -> frozenset[tuple[str, str]]:
+    return frozenset(record.point.items()) - side_choices(record.point)
 
 
 def _validity(

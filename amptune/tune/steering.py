@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from amptune.tune.adapt import Knowledge, adds_up, ended_in_an_error, repaired, side_choices
+from amptune.tune.adapt import Knowledge, adds_up, ended_in_an_error, repaired, side_choices, unproven_sides
 from amptune.tune.front import front_points, with_cheapest_loss
 from amptune.tune.stockorder import knows_fp8, recipes_due
 
@@ -129,10 +129,12 @@ class Steering:
     def _without_sides(self) -> bool:
         """A plan that ended in an error, with the best stock recipe's choices beside the formats, to tell whether the
         formats are to blame, or the loss, the memory format or TF32."""
-        sides = side_choices(self.search.best_stock().point)
-        for record in self.search.plans():
+        for record in filter(ended_in_an_error, self.search.plans()):
+            if not unproven_sides(record, self.search.records()):
+                continue
+            sides = side_choices(self.search.best_stock().point)
             point = self.search.costs.made_legal(record.point | dict(sides))
-            if ended_in_an_error(record) and not self.search.is_tried(point):
+            if not self.search.is_tried(point):
                 self.search.study.enqueue(point, "search")
                 return True
         return False
