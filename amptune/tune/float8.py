@@ -15,17 +15,28 @@ STOCK_SCALINGS = ("tensorwise", "rowwise")
 """Names of torchao's recipes, which the stock recipes ``fp8-tensorwise`` and ``fp8-rowwise`` are."""
 
 
-def stock_scalings(device: Device) -> tuple[str, ...]:
-    """The FP8 recipes that run here: on a GPU with FP8 products, where torchao is installed."""
-    return STOCK_SCALINGS if device.has_fp8() and importlib.util.find_spec("torchao") else ()
+def stock_scalings(device: Device, model: nn.Module) -> tuple[str, ...]:
+    """The FP8 recipes that run here: on a GPU with FP8 products, where torchao is installed, and where the model has a
+    linear to convert. Without one, each would be autocast in BF16 under another name."""
+    runs = device.has_fp8() and importlib.util.find_spec("torchao") is not None
+    return STOCK_SCALINGS if runs and _converts(model) else ()
 
 
-def missing_note(device: Device) -> str | None:
+def missing_note(device: Device, model: nn.Module) -> str | None:
     """Why the FP8 recipes are left out on a device that could run them, as a line for the user."""
-    if not device.has_fp8() or stock_scalings(device):
+    if not device.has_fp8() or stock_scalings(device, model):
         return None
     recipes = " and ".join(f"fp8-{scaling}" for scaling in STOCK_SCALINGS)
-    return f"the stock recipes {recipes} are left out: they need torchao, pip install 'amptune[fp8]'"
+    if _converts(model):
+        return f"the stock recipes {recipes} are left out: they need torchao, pip install 'amptune[fp8]'"
+    return (
+        f"the stock recipes {recipes} are left out: no nn.Linear of the model has dimensions that are multiples of "
+        f"{FP8_MULTIPLE}, so they would be autocast-bf16"
+    )
+
+
+def _converts(model: nn.Module) -> bool:
+    return any(takes_fp8(module) for module in model.modules())
 
 
 @contextlib.contextmanager

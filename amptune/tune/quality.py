@@ -63,7 +63,9 @@ def judge(
     """Train ``candidate`` as the reference was trained, and compare.
 
     One order is enough for a candidate that is too slow to win, and where training is calm: neither the reference's
-    noise nor the gap comes near the tolerance. Then the gap itself is judged, without an interval.
+    noise nor the gap comes near the tolerance. Then the gap itself is judged, without an interval. So is a stock
+    recipe's first gap that is clearly small, however noisy the reference: to let a recipe pass that should not only
+    raises what plans are compared with.
 
     Steps that a scaler skips until its scale suits the model are a few of thousands, but of K steps they are a loss
     gap: then the candidate trains anew with the scale that it found.
@@ -86,7 +88,8 @@ def judge(
             evaluation = user_evaluation(bench)
         know_order(bench, batches, reference, order, seed)
         gaps.append(reference.gap(order, loss))
-        if reference.noise < CALM * reference.tolerance and abs(gaps[0]) < CLEAR * reference.tolerance:
+        is_calm = reference.noise < CALM * reference.tolerance
+        if (is_calm or candidate.is_stock) and abs(gaps[0]) < CLEAR * reference.tolerance:
             break
     steps = trained + len(gaps) * len(batches.train)
     gap, upper = statistics.fmean(gaps), upper_bound(gaps)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from amptune.core.formats import Format
 from amptune.core.plan import PARAMS, Plan, ScalerConfig
@@ -80,8 +81,8 @@ def plan_candidate(plan: Plan) -> Candidate:
     return Candidate("plan", plan, None, plan.tf32, plan.scaler, params=plan.params)
 
 
-def stock_candidates(device: Device, params: str | None = None) -> list[Candidate]:
-    """The stock recipes that this device can run, the FP32 reference first.
+def stock_candidates(device: Device, model: nn.Module, params: str | None = None) -> list[Candidate]:
+    """The stock recipes that this device can run for a model, the FP32 reference first.
 
     ``params``: "bf16" for the recipes with parameters in BF16 as well, which are there only when asked for.
     """
@@ -93,7 +94,7 @@ def stock_candidates(device: Device, params: str | None = None) -> list[Candidat
         recipes.append(Candidate("autocast-bf16", autocast=Format.BF16))
     if Format.FP16 in formats:
         recipes.append(Candidate("autocast-fp16", autocast=Format.FP16, scaler=ScalerConfig(enabled=True)))
-    recipes += [float8_candidate(scaling) for scaling in stock_scalings(device)]
+    recipes += [float8_candidate(scaling) for scaling in stock_scalings(device, model)]
     recipes += [params_candidate(name) for name in PARAMS] if params else []
     return recipes
 

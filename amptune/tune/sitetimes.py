@@ -26,9 +26,16 @@ from amptune.tune.device import Device
 from amptune.tune.functioncalls import FunctionModule
 
 REPEATS = 7
+FEWEST_REPEATS = 3
 WARMUPS = 3
+REPEATS_MS = 60.0
+"""Milliseconds that all repeats of a site may take, unless the fewest of them take longer: long ones are much alike."""
 HEAD_START_CYCLES = 60_000_000
 """GPU clock cycles, about 30 ms: longer than Python takes to queue all repeats of a site."""
+CYCLES_PER_MS = 2_000_000
+"""Of a GPU's clock, or more: a head start is so long or longer."""
+SLACK = 1.5
+"""What Python takes to queue repeats may be this many times what it took before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +130,13 @@ class _Timer:
         """Medians over the repeats; infinite when a warm run takes longer than ``limit`` milliseconds."""
         warm = [self._waited() for _ in range(WARMUPS)]
         # The first run sets things up; one slow run among the others may be the machine's noise.
-        if min(warm[1:]) > limit:
+        fastest = min(warm[1:])
+        if fastest > limit:
             return SiteCost(math.inf)
-        self.device.head_start(HEAD_START_CYCLES)
-        marks = [self._once() for _ in range(REPEATS)]
+        repeats = min(REPEATS, max(FEWEST_REPEATS, int(REPEATS_MS / fastest)))
+        # Python queues a run in less time than the run takes from beginning to end.
+        self.device.head_start(min(HEAD_START_CYCLES, int(SLACK * repeats * fastest * CYCLES_PER_MS)))
+        marks = [self._once() for _ in range(repeats)]
         self.device.synchronize()
         times = [[self.device.elapsed(a, b) for a, b in pairs] for pairs in marks]
         forward, both, alone = (statistics.median(column) for column in zip(*times, strict=True))

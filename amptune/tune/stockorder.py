@@ -3,8 +3,8 @@
 Under torch.compile each recipe is compiled anew, one in FP8 for as long as three plans, and on small models FP8 is
 slow. A recipe waits that the measured costs, or the gradients of FP8 so far, clearly say is not the best. Others come
 before any plan: what they show of their formats counts for the plans, and a plan is to be compared with the best
-recipe. In compile mode the one that the costs say is the fastest in 16 bits or more is the first, and where time is
-limited, recipes take a part of it.
+recipe. In compile mode, and where time is limited, the one that the costs say is the fastest in 16 bits or more is the
+first; where time is limited, recipes take a part of it: those in FP32 alone can take all of it with a large model.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ FIRST_PLANS = 3
 LIKELY = 0.3
 """A recipe in FP8 that trains with less of a chance, by the gradients of others in FP8, waits."""
 TIME_SHARE = 0.5
-"""Share of the trials' time that recipes may take in compile mode. On an H200 five of them took 85 s with Llama 0.6 B,
-and those of ResNet-50 compile for 37 s or more each."""
+"""Share of the trials' time that recipes may take. On an H200 under torch.compile five of them took 85 s with
+Llama 0.6 B, and those of ResNet-50 compile for 37 s or more each."""
 
 
 def recipes_in_front(search: Search) -> list[str]:
-    """Recipes that are measured before anything is known: those not in FP8; in compile mode the fastest of them, by
-    costs alone."""
+    """Recipes that are measured before anything is known: those not in FP8; where recipes are spared the fastest of
+    them, by costs alone."""
     plain = _plain(search, list(search.recipes))
     return plain[:1] if _is_sparing(search) else plain
 
@@ -45,7 +45,10 @@ def recipes_due(search: Search, known: Knowledge | None) -> list[str]:
     if not search.space.offered() or trials_left <= len(left) or search.options.objective != "time":
         return left
     plain = _plain(search, left)
-    if known is None or not any(r.outcome.valid for r in search.records() if r.outcome.recipe):
+    is_compared = any(r.outcome.valid for r in search.records() if r.outcome.recipe)
+    if known is None and is_compared and "fp32" in left:
+        return ["fp32"]  # what a step takes beside its sites is known by it
+    if known is None or not is_compared:
         return plain[:1] or left  # one that trains is needed, to be compared with
     if len(search.plans()) < FIRST_PLANS:
         left = [name for name in left if not _waits(search, known, name)]
@@ -54,13 +57,13 @@ def recipes_due(search: Search, known: Knowledge | None) -> list[str]:
 
 
 def _is_sparing(search: Search) -> bool:
-    """Whether recipes may wait that are not in FP8 too."""
-    is_compiled = search.options.compile_with is not None
-    return is_compiled and search.options.objective == "time" and bool(search.space.offered())
+    """Whether recipes may wait that are not in FP8 too: where each takes long, or time is limited."""
+    is_dear = search.options.compile_with is not None or search.options.timeout is not None
+    return is_dear and search.options.objective == "time" and bool(search.space.offered())
 
 
 def _plain(search: Search, names: list[str]) -> list[str]:
-    """Those not in FP8; in compile mode the fastest first, by the sum of the measured costs."""
+    """Those not in FP8; where recipes are spared the fastest first, by the sum of the measured costs."""
     plain = [name for name in names if not search.recipes[name].float8]
     if not _is_sparing(search):
         return plain
@@ -84,8 +87,8 @@ def knows_fp8(search: Search) -> bool:
 
 
 def _has_time(search: Search, name: str) -> bool:
-    """Whether recipes keep to their share of the time with this one, where compiling them takes most of it."""
-    if search.options.compile_with is None or search.options.timeout is None:
+    """Whether recipes keep to their share of the time with this one, where it is limited."""
+    if search.options.timeout is None:
         return True
     measured = [record.outcome for record in search.records()]
     spent = sum(seconds_of(outcome) for outcome in measured if outcome.recipe)

@@ -20,6 +20,10 @@ from amptune.tune.recompiling import ENDLESS, endless, num_compiled
 from amptune.tune.training import Run, Workbench, training
 
 WARMUP_STEPS = 3
+SLOW_MS = 100.0
+"""Steps that take longer are much alike, and each is a good part of what a trial takes: fewer of them will do."""
+FEWEST_STEPS = 5
+"""Timed steps of a slow candidate, if they are steady."""
 ATTEMPTS = 3
 """How often steps are timed, where torch.compile is at work within them."""
 LAUNCH_STEPS = 3
@@ -146,14 +150,14 @@ def _warmed_up(run: Run, batches: Batches, limit: float) -> tuple[float, float |
 
 
 def _warm_steps(run: Run, batches: Batches) -> list[float]:
-    """Milliseconds of the first steps: three, and more until one compiles nothing.
+    """Milliseconds of the first steps: three, or two of a slow candidate, and more until one compiles nothing.
 
     Raises:
         TuneError: each of them compiles something.
     """
     warm: list[float] = []
     is_compiling = True
-    while len(warm) < WARMUP_STEPS or is_compiling:
+    while len(warm) < (WARMUP_STEPS - 1 if warm[1:] and warm[-1] > SLOW_MS else WARMUP_STEPS) or is_compiling:
         batch, before = batches.train[len(warm) % len(batches.train)], num_compiled()
         if len(warm) == ENDLESS:
             raise endless(functools.partial(run.step, batch))
@@ -166,14 +170,16 @@ def _alone(run: Run, batches: Batches, elapsed: float, yardstick: Yardstick | No
     """Steps of a candidate that takes about ``elapsed`` milliseconds; few of them where pairs will follow."""
     device = run.bench.device
     count = min(MAX_STEPS, max(MIN_STEPS, int(SECONDS * 1e3 / max(elapsed, 1e-3))))
+    is_slow = elapsed > SLOW_MS
+    first = FEWEST_STEPS if is_slow else MIN_STEPS
     device.reset_peak_memory()  # the compiler's own trials of kernels are not part of a step
     gc.collect(YOUNG)
-    step = _compiled_steps(run, batches, MIN_STEPS)
+    step = _compiled_steps(run, batches, first)
     if device.is_cuda and not run.waits_for_device:
-        step = dataclasses.replace(step, launch_ms=queueing_ms(run, batches))
-    if count == MIN_STEPS or _is_paired(step, yardstick):
+        step = dataclasses.replace(step, launch_ms=queueing_ms(run, batches, 1 if is_slow else LAUNCH_STEPS))
+    if count == first or (is_slow and not step.unsteady) or _is_paired(step, yardstick):
         return step
-    return joined([step, _compiled_steps(run, batches, count - MIN_STEPS)])
+    return joined([step, _compiled_steps(run, batches, count - first)])
 
 
 def _compiled_steps(run: Run, batches: Batches, count: int) -> StepTime:
@@ -221,13 +227,13 @@ def _block(bench: Workbench, candidate: Candidate, batches: Batches, count: int)
         return _compiled_steps(run, batches, count)
 
 
-def queueing_ms(run: Run, batches: Batches) -> float:
-    """Milliseconds of queueing a step on an idle device: the least of a few steps.
+def queueing_ms(run: Run, batches: Batches, count: int = LAUNCH_STEPS) -> float:
+    """Milliseconds of queueing a step on an idle device: the least of ``count`` steps.
 
     To be asked after the timed steps: in the second and third step of a candidate, which may still ask the device for
     memory, queueing took longer than whole steps later on (34 of 27 ms, ViT-B/16 on an H200).
     """
-    return min(_waited(run, batch)[0] for batch in batches.train[:LAUNCH_STEPS]) * 1e3
+    return min(_waited(run, batch)[0] for batch in batches.train[:count]) * 1e3
 
 
 def timed_steps(run: Run, batches: Batches, count: int) -> StepTime:

@@ -118,7 +118,10 @@ class Worker:
             reference.initial_loss,
             sum(reference.losses) / len(reference.losses),
             self.batches.quality_data,
-            (*self.target.notes, *filter(None, [missing_note(self.device), *self._notes_of_the_model()])),
+            (
+                *self.target.notes,
+                *filter(None, [missing_note(self.device, self.bench.model), *self._notes_of_the_model()]),
+            ),
         )
 
     def _notes_of_the_model(self) -> Iterator[str]:
@@ -149,8 +152,8 @@ class Worker:
         return patch_spec(self.target, self.bench.model, graph)
 
     def recipes(self) -> list[Candidate]:
-        """The stock recipes that this device can run."""
-        return stock_candidates(self.device, self.options.params)
+        """The stock recipes that this device can run for this model."""
+        return stock_candidates(self.device, self.bench.model, self.options.params)
 
     def can_compile_loss(self) -> bool:
         """Whether a recipe can have its loss under torch.compile beside a model that is not."""

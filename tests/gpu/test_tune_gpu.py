@@ -51,7 +51,7 @@ def test_stock_recipes_and_plans_are_valid(model_file: Path) -> None:
     fp16 = Plan(sites={n: SitePlan(Format.FP16) for n in ("embed", "norm", "fc1", "fc2")},
                 scaler=ScalerConfig(enabled=True))  # fmt: skip
     padded = Plan(sites={"fc2": SitePlan(Format.BF16, pad=64)}, loss_compile=True)
-    for candidate in (*stock_candidates(device), plan_candidate(fp16), plan_candidate(padded)):
+    for candidate in (*stock_candidates(device, bench.model), plan_candidate(fp16), plan_candidate(padded)):
         quality = judge(bench, candidate, batches, reference, seed=0)
         if candidate.float8:
             assert_fp8_is_judged_by_its_rounding(quality)

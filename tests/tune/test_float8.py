@@ -24,6 +24,8 @@ from amptune.tune.training import training
 
 from .conftest import MLP, Make
 
+FITS = nn.Linear(32, 16)
+
 
 class Float8Linear(nn.Linear):
     """As torchao's: another module around the same parameters."""
@@ -108,10 +110,10 @@ def test_a_run_trains_under_the_recipe_and_leaves_the_model_as_it_was(make_bench
 
 @pytest.mark.usefixtures("_torchao", "_fp8_device")
 def test_the_recipes_are_there_where_the_device_and_torchao_are() -> None:
-    recipes = {recipe.name: recipe for recipe in stock_candidates(Device("cpu"))}
+    recipes = {recipe.name: recipe for recipe in stock_candidates(Device("cpu"), FITS)}
     for scaling in ("tensorwise", "rowwise"):
         assert recipes[f"fp8-{scaling}"] == float8_candidate(scaling)
-    assert missing_note(Device("cpu")) is None
+    assert missing_note(Device("cpu"), FITS) is None
     keys = [recipe.key for recipe in recipes.values()]
     assert len(set(keys)) == len(keys)
 
@@ -119,15 +121,23 @@ def test_the_recipes_are_there_where_the_device_and_torchao_are() -> None:
 @pytest.mark.usefixtures("_fp8_device")
 def test_without_torchao_the_recipes_are_left_out_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert stock_scalings(Device("cpu")) == ()
-    assert not any(recipe.float8 for recipe in stock_candidates(Device("cpu")))
-    assert "pip install 'amptune[fp8]'" in str(missing_note(Device("cpu")))
+    assert stock_scalings(Device("cpu"), FITS) == ()
+    assert not any(recipe.float8 for recipe in stock_candidates(Device("cpu"), FITS))
+    assert "pip install 'amptune[fp8]'" in str(missing_note(Device("cpu"), FITS))
+
+
+@pytest.mark.usefixtures("_torchao", "_fp8_device")
+def test_a_model_without_a_linear_that_fits_has_no_fp8_recipes_and_that_is_said() -> None:
+    """They would be autocast in BF16 under other names, measured once more each, and one might be called the best."""
+    device, model = Device("cpu"), nn.Sequential(nn.Conv1d(16, 16, 3), nn.Linear(16, 13))
+    assert not any(recipe.float8 for recipe in stock_candidates(device, model))
+    assert "no nn.Linear of the model has dimensions that are multiples of 16" in str(missing_note(device, model))
 
 
 @pytest.mark.usefixtures("_torchao")
 def test_a_device_without_fp8_has_neither_recipes_nor_a_note() -> None:
-    assert stock_scalings(Device("cpu")) == ()
-    assert missing_note(Device("cpu")) is None
+    assert stock_scalings(Device("cpu"), FITS) == ()
+    assert missing_note(Device("cpu"), FITS) is None
 
 
 def test_the_recipe_as_a_plan_is_a_region_with_fp8_linears_in_it() -> None:

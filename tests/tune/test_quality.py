@@ -53,6 +53,21 @@ def test_fp32_candidate_has_no_gap_at_all(make_bench: Make) -> None:
     assert 0 <= reference.noise < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("candidate", "num_orders"),
+    [(Candidate("autocast-bf16", autocast=Format.BF16), 1), (plan_candidate(BF16_EVERYWHERE), 3)],
+    ids=["stock", "plan"],
+)
+def test_a_plan_takes_all_orders_where_the_reference_is_noisy_and_a_recipe_one(
+    make_bench: Make, candidate: Candidate, num_orders: int
+) -> None:
+    bench, batches = make_bench(steps=8)
+    reference = dataclasses.replace(measure_reference(bench, batches, tolerance=0.5, seed=0), noise=0.6)
+    del reference.losses[1:]
+    assert judge(bench, candidate, batches, reference, seed=0).valid
+    assert len(reference.losses) == num_orders
+
+
 def test_a_layer_that_never_trains_is_rejected(make_bench: Make) -> None:
     bench, batches = make_bench()
     reference = measure_reference(bench, batches, tolerance=0.5, seed=0)

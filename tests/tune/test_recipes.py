@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
@@ -20,7 +21,7 @@ def test_backend_flags_go_back_to_what_they_were() -> None:
 
 
 def test_the_reference_comes_first_and_fp16_gets_a_scaler() -> None:
-    recipes = stock_candidates(Device("cpu"))
+    recipes = stock_candidates(Device("cpu"), nn.Linear(16, 16))
     assert recipes[0] == Candidate("fp32")
     assert {r.name for r in recipes} <= {"fp32", "autocast-bf16", "autocast-fp16"}, "a CPU has no TF32"
     assert all(r.scaler.enabled == (r.autocast is Format.FP16) for r in recipes)

@@ -98,6 +98,25 @@ def test_a_recipe_that_time_left_out_is_said(tmp_path: Path, worker: SummingWork
     assert "ms a step by the measured costs" in note
 
 
+def test_where_time_is_limited_the_recipe_that_may_be_the_best_is_the_first(
+    tmp_path: Path, worker: SummingWorker
+) -> None:
+    """Those in FP32 alone took all of the time with a large model, and no plan was tried."""
+    search = search_with(tmp_path, worker, fp8_ms=3.5, budget=12)
+    search.options = dataclasses.replace(search.options, timeout=60.0)
+    search.run()
+    assert order(worker)[:3] == ["autocast-bf16", "fp32", "plan"]
+    assert RECIPE in order(worker)
+
+
+def test_recipes_take_a_part_of_the_time_where_it_is_limited(tmp_path: Path) -> None:
+    worker = CompiledWorker(seconds=20.0)
+    search = search_with(tmp_path, worker, fp8_ms=0.9, budget=12)
+    search.options = dataclasses.replace(search.options, timeout=60.0)
+    search.run()
+    assert order(worker)[:3] == ["autocast-bf16", "fp32", "plan"], "in FP8 another would be beyond half of the time"
+
+
 def test_nothing_is_said_where_all_were_measured(tmp_path: Path, worker: SummingWorker) -> None:
     search = search_with(tmp_path, worker, fp8_ms=3.5, budget=8)
     search.run()

@@ -91,7 +91,7 @@ def test_a_trial_that_would_end_far_beyond_the_limit_does_not_begin(tmp_path: Pa
     search = timed(tmp_path, worker, timeout=20.0)
     search.run()
     assert len(worker.measured) == 1
-    assert "and the next trial (autocast-bf16) would take about 30" in capsys.readouterr().err
+    assert "and the next trial (plan) would take about 30" in capsys.readouterr().err
 
 
 def test_the_first_recipe_is_measured_whatever_it_takes(tmp_path: Path) -> None:

@@ -166,6 +166,29 @@ def test_garbage_is_collected_before_the_timed_steps(
     assert collected == [timing.WARMUP_STEPS]
 
 
+@pytest.mark.parametrize(("ms", "num_steps"), [(40.0, 3 + 25), (700.0, 2 + 5)])
+def test_a_slow_candidate_takes_fewer_steps(
+    make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch, ms: float, num_steps: int
+) -> None:
+    bench, batches = make_bench()
+    monkeypatch.setitem(MS, "tf32", ms)
+    steps = timed_by(Host(0, calm=True))
+    step, _, _ = measure_step(bench, Candidate("tf32", tf32=True), batches)
+    assert step is not None
+    assert step.median == pytest.approx(ms, rel=0.01)
+    assert len(steps) == num_steps
+
+
+def test_an_unsteady_slow_candidate_takes_as_many_as_others(
+    make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, batches = make_bench()
+    monkeypatch.setitem(MS, "tf32", 700.0)
+    steps = timed_by(Host(0, dwell=1.5))
+    measure_step(bench, Candidate("tf32", tf32=True), batches)
+    assert len(steps) == 2 + timing.MIN_STEPS
+
+
 def test_nothing_is_given_up_because_the_host_is_slower_now(
     make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,56 @@
+"""How long one site is timed for."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from amptune.core.choice import FP32
+from amptune.tune.device import Device
+from amptune.tune.sitetimes import FEWEST_REPEATS, REPEATS, WARMUPS, Call, FloatTensor, Variant, time_site
+
+
+class Sleeper(nn.Module):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.calls: list[int] = []
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        self.calls.append(1)
+        return x * self.weight
+
+
+class Counted(Device):
+    """A CPU that notes the head starts that it was to give."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self.cycles: list[int] = []
+
+    def head_start(self, cycles: int) -> None:
+        self.cycles.append(cycles)
+
+
+@pytest.mark.parametrize(("seconds", "repeats"), [(0.0, REPEATS), (0.05, FEWEST_REPEATS)])
+def test_long_sites_are_repeated_less(seconds: float, repeats: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Sleeper(seconds)
+    monkeypatch.setattr(Sleeper, "__deepcopy__", lambda self, _memo: self, raising=False)
+    cost = time_site(module, Call((FloatTensor((4, 3), True),), {}), Variant(FP32), Counted())
+    assert cost.forward >= 1e3 * seconds
+    assert len(module.calls) == 1 + 2 * (WARMUPS + repeats), "a forward for each gradient, and one to know the output"
+
+
+def test_a_head_start_is_as_long_as_queueing_may_take() -> None:
+    device = Counted()
+    for seconds in (0.0, 0.0005, 0.05):
+        time_site(Sleeper(seconds), Call((FloatTensor((4, 3), True),), {}), Variant(FP32), device)
+    quick, longer, longest = device.cycles
+    assert quick < longer < longest
+    assert longer >= 2_000_000 * REPEATS, "two forwards of half a millisecond each"
+    assert longest == 60_000_000
