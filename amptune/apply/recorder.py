@@ -225,6 +225,8 @@ class _Ops(TorchDispatchMode):
         node = torch._C._current_autograd_node()
         paths = self._stack.running
         if node is not None and not paths:
+            if _is_computed_again():
+                return "forward", (None, None)
             return "backward", self._owner_of_node.get(node._sequence_nr(), (None, None))
         planned = next((path for path in reversed(paths) if path in self._planned), None)
         if paths and "parametrizations" in paths[-1].split("."):
@@ -234,6 +236,14 @@ class _Ops(TorchDispatchMode):
         # cast outside of the graph, sees the number of the node before it, which has its owner.
         self._owner_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, owner)
         return "forward", owner
+
+
+def _is_computed_again() -> bool:
+    """In a backward, whether a checkpointed function runs once more, because a node asks for what it had saved.
+
+    That node may belong to any module in the function, and what runs outside of its modules to none of them.
+    """
+    return torch.is_grad_enabled() and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 class _Functions(TorchFunctionMode):

@@ -10,6 +10,7 @@ from amptune import runtime
 from amptune.apply.mend import how_to_mend
 from amptune.apply.plan import apply, pins_of
 from amptune.capture import Target, capture, load_target
+from amptune.capture.target import take_compilation_off, without_compilation
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan
@@ -57,7 +58,8 @@ def _planned(target: Target, plan: Plan, codes: dict[str, str]) -> Target:
     build, loss = planned.build, planned.loss_fn
 
     def built() -> nn.Module:
-        model: nn.Module = build()
+        model = without_compilation(build())
+        take_compilation_off(model)  # the plan's names are those of the model as it was looked at
         # A compiled loss would hide its ops; it has the same formats.
         return apply(model, dataclasses.replace(plan, loss_compile=False), codes=codes, source=text).model
 

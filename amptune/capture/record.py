@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import keyword
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -205,7 +206,8 @@ class GraphRecorder(CallRecorder):
 
 def attribute_name(name: str) -> str:
     """Where a graph module keeps a tensor of the model: under its own name, unless ``fx.GraphModule`` has that name for
-    something else, as it has ``code``."""
+    something else, as it has ``code``, or cannot write it, as it cannot ``heads.class`` of a ModuleDict."""
+    name = ".".join(f"stored_{part}" if keyword.iskeyword(part) else part for part in name.split("."))
     return f"stored_{name}" if hasattr(fx.GraphModule, name.partition(".")[0]) else name
 
 

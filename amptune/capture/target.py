@@ -104,7 +104,7 @@ class Target:
                 f"{self.name}() returned {_kind_of(model)}, not a torch.nn.Module", hint="return the model itself"
             )
         plain = without_compilation(model)
-        has_compiled_parts = _take_compilation_off(plain)
+        has_compiled_parts = take_compilation_off(plain)
         note = COMPILED if plain is not model else PARTS_COMPILED if has_compiled_parts else ""
         if note and note not in self.notes:
             self.notes.append(note)
@@ -160,7 +160,7 @@ def without_compilation(model: nn.Module) -> nn.Module:
     return model if inner is None else inner
 
 
-def _take_compilation_off(model: nn.Module) -> bool:
+def take_compilation_off(model: nn.Module) -> bool:
     """Take torch.compile off the parts of a model, in place; whether there was one under it.
 
     Code that was compiled hears no hooks that come later, and a search would compile it anew for each plan, up to a

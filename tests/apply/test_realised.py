@@ -169,6 +169,32 @@ def test_checkpointed_layers_in_force(use_reentrant: bool) -> None:
     assert check_realised(model, _run(model, torch.ones(2, 4, requires_grad=True)), plan) == []
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize(("norm", "out"), [(FP32, BF16), (BF16, FP32)])
+def test_what_a_checkpointed_method_multiplies_itself_is_no_work_of_a_layer(
+    use_reentrant: bool, norm: Format, out: Format
+) -> None:
+    """It is computed again when the backward of ``out`` asks for what was saved, outside of every forward."""
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.out = nn.LayerNorm(4), nn.Linear(4, 4)
+            self.weight = nn.Parameter(torch.ones(4, 4))
+
+        def inner(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.tanh(self.norm(x) @ self.weight))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return checkpoint(self.inner, x, use_reentrant=use_reentrant)
+
+    model = Checkpointed()
+    plan = Plan({"norm": SitePlan(norm), "out": SitePlan(out), "weight": SitePlan(norm, how="own")})
+    apply(model, plan)
+    assert check_realised(model, _run(model, torch.rand(2, 4, requires_grad=True)), plan) == []
+
+
 def _found(model: nn.Module, plan: Plan, batch: torch.Tensor = TOKENS) -> list[str]:
     return [str(mismatch) for mismatch in check_realised(model, _run(model, batch), plan)]
 

@@ -367,3 +367,19 @@ def test_parameters_may_have_the_names_of_a_graph_modules_own_attributes(load: L
     """
     found = capture(load(text, name="Net", inputs=("2x8",)), frontends=[frontend]).graph
     assert {param.name for site in found for param in site.params} == {"code", "graph.weight", "graph.bias"}
+
+
+@pytest.mark.parametrize("frontend", ["export", "record-fake", "record-real"])
+def test_modules_may_have_the_names_of_keywords(load: Load, frontend: str) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = nn.ModuleDict({"class": nn.Linear(8, 4), "is": nn.LayerNorm(8)})
+
+        def forward(self, x):
+            return self.heads["class"](self.heads["is"](x))
+    """
+    found = capture(load(text, name="Net", inputs=("2x8",)), frontends=[frontend]).graph
+    assert [site.id for site in found] == ["heads.is", "heads.class"]
+    assert {param.name for site in found for param in site.params} >= {"heads.class.weight", "heads.is.bias"}

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from amptune.apply.patching import apply_plan_file
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.capture.target import PARTS_COMPILED
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.tune.compilation import forget_compiled
+from amptune.tune.emit import plan_text
 from amptune.tune.emitted import compare_emitted
 from amptune.tune.options import TuneOptions
 from amptune.tune.quality import judge
@@ -112,6 +115,17 @@ def test_a_patched_model_with_compiled_parts_does_what_the_plan_does(tmp_path: P
     at = "        self.fc2 = nn.Linear(32, 13)\n"
     emitted.write_text(source.replace(at, f"{at}        from amptune.runtime import apply_plan\n        {apply}\n"))
     assert compare_emitted(worker.bench, emitted, candidate, worker.batches.train[0], options.seed) == []
+
+
+def test_a_plan_is_applied_to_a_model_with_compiled_parts(tmp_path: Path) -> None:
+    parts = "nn.Sequential(nn.Linear(16, 16), nn.ReLU()), backend='aot_eager')"
+    source = MLP.replace("        self.fc2 =", f"        self.mix = torch.compile({parts}\n        self.fc2 =")
+    (tmp_path / "net.py").write_text(source.replace("self.norm(self.embed(ids))", "self.mix(self.embed(ids)).float()"))
+    (tmp_path / "plan.json").write_text(plan_text(Plan({"mix.0": SitePlan(Format.BF16)})))
+    apply_plan_file(tmp_path / "plan.json", TargetSpec(str(tmp_path / "net.py")), tmp_path / "out")
+    target = load_target(TargetSpec(str(tmp_path / "out/net_amptuned.py")))
+    model = target.make_model()
+    assert model.mix[0](torch.ones(2, 16)).dtype == torch.bfloat16  # type: ignore[index,operator]
 
 
 def test_nothing_is_imported_to_know_that_nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
