@@ -11,7 +11,7 @@ def main() -> int:
     """Run the command line; the exit code is the return value."""
     from amptune.cli import run
 
-    code = run(sys.argv[1:])
+    code = run(sys.argv[1:], own_process=True)
     if sys.argv[1:2] in (["lint"], ["analyze"]):
         _leave(code)
     return code

@@ -62,12 +62,15 @@ class _Parser(argparse.ArgumentParser):
         self.error(f"unrecognized arguments: {' '.join(arguments)}{f' (did you mean {near}?)' if near else ''}")
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run one command line; never raises for a user's mistake."""
+def run(argv: Sequence[str], *, own_process: bool = False) -> int:
+    """Run one command line; never raises for a user's mistake.
+
+    ``own_process``: this process ends with the exit code, so that a command may do its work in a fork of it.
+    """
     try:
         if sys.stdout is None:  # how Python shows that it was closed
             raise UsageError("standard output is closed", hint="redirect it to a file, or to /dev/null")
-        code = _dispatch(list(argv))
+        code = _dispatch(list(argv), own_process)
         sys.stdout.flush()
         return code
     except AmptuneError as error:
@@ -112,7 +115,7 @@ def _takes_nothing(descriptor: int) -> bool:
     return stat.S_ISCHR(found.st_mode) and not os.isatty(descriptor) and not is_null
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: list[str], own_process: bool) -> int:
     parser = _Parser(prog="amptune", description="Mixed precision for PyTorch training: lint, analyze, tune.")
     parser.add_argument("--version", action="version", version=f"amptune {__version__}")
     chosen = argv[0] if argv and argv[0] in COMMANDS else None
@@ -133,6 +136,7 @@ def _dispatch(argv: list[str]) -> int:
     except SystemExit as stop:  # argparse has printed its message
         return int(stop.code or 0)
     assert module is not None
+    args.own_process = own_process
     try:
         return module.run(args)
     except ModuleNotFoundError as error:

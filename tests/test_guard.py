@@ -87,6 +87,14 @@ def test_a_model_that_forks_gives_one_result() -> None:
     assert run("os.fork()") == (0, "the result\n", "")
 
 
+def test_a_program_that_runs_a_command_line_goes_on_once(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("import torch\n\n\nclass Net(torch.nn.Linear):\n    pass\n")
+    script = "from amptune.cli import run; code = run(['init', 'net.py:Net', '--arg', 'x=1']); print('after', code)"
+    out = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+                         text=True, capture_output=True, check=True, timeout=120).stdout  # fmt: skip
+    assert out.count("after") == 1
+
+
 def test_errors_of_the_work_come_through() -> None:
     code, out, err = run("from amptune.errors import UsageError; raise UsageError('a wrong flag')")
     assert (code, out, err) == (2, "", "error: a wrong flag\n")

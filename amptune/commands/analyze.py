@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html:
         check_file(args.html)
     with _rare_collections():
-        return guarded(args.timeout, lambda finished: _work(args, config, finished))
+        return guarded(args.timeout, lambda finished: _work(args, config, finished), fork=args.own_process)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    return surviving(lambda finished: _work(args, finished))
+    return surviving(args, lambda finished: _work(args, finished))
 
 
 def _work(args: argparse.Namespace, finished: Finished) -> int:

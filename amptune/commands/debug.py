@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Debug and report; 0 for a clean run, 1 when something goes wrong in it."""
-    return surviving(lambda finished: _work(args, finished))
+    return surviving(args, lambda finished: _work(args, finished))
 
 
 def _work(args: argparse.Namespace, finished: Finished) -> int:

@@ -26,20 +26,23 @@ Finished = Callable[[], None]
 """What the work calls when all that may hang is over, before it writes its result."""
 
 
-def guarded(seconds: float | None, work: Callable[[Finished], int], *, patience: float = PATIENCE_SECONDS) -> int:
+def guarded(
+    seconds: float | None, work: Callable[[Finished], int], *, patience: float = PATIENCE_SECONDS, fork: bool = True
+) -> int:
     """Run ``work`` and return its exit code; what has not called ``Finished`` by then is ended.
 
     ``seconds`` None is no limit; ``patience`` is how long the work has to end by itself on a Ctrl-C that a terminal has
-    told it too, before it is told once more.
+    told it too, before it is told once more; ``fork`` False is for a process that goes on when the work is done.
 
     The work runs in a forked child and this process waits for it: a thread of the same process could not end code that
-    holds the interpreter's lock. Where torch is loaded already (a fork would share its threads' locks), or where there
-    is no fork, a thread has to do.
+    holds the interpreter's lock. The child returns from here as well, and is expected to end with that exit code: a
+    caller that goes on would do so twice. Where torch is loaded already (a fork would share its threads' locks), or
+    where there is no fork, a thread has to do.
 
     Raises:
         WorkError: it did not finish, or the model ended the process.
     """
-    if not hasattr(os, "fork") or "torch" in sys.modules or threading.active_count() > 1:
+    if not (fork and hasattr(os, "fork")) or "torch" in sys.modules or threading.active_count() > 1:
         if seconds is None:
             return work(_nothing)
         with _Watchdog(seconds) as watchdog:

@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the functions, or append them to the file."""
-    return surviving(lambda finished: _work(args, finished))
+    return surviving(args, lambda finished: _work(args, finished))
 
 
 def _work(args: argparse.Namespace, finished: Finished) -> int:

@@ -22,13 +22,13 @@ PATIENCE_SECONDS = 3.0
 """How long a Ctrl-C has to end the worker and to leave the study as it is before it is passed on once more."""
 
 
-def surviving(work: Callable[[Finished], int]) -> int:
-    """Run ``work``, which calls ``Finished`` when the last of the user's code has run, and return its exit code.
+def surviving(args: argparse.Namespace, work: Callable[[Finished], int]) -> int:
+    """Run a command's ``work``, which calls ``Finished`` when the last of the user's code has run, and return its exit code.
 
     Raises:
         WorkError: the model ended the process, by ``os._exit`` or a crash in C code.
     """
-    return guarded(None, work, patience=PATIENCE_SECONDS)
+    return guarded(None, work, patience=PATIENCE_SECONDS, fork=args.own_process)
 
 
 def add_target(parser: argparse.ArgumentParser, default: str = "[tool.amptune] model, else model.py") -> None:

@@ -56,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search and print; returns 0 also when nothing beats the stock recipes."""
-    return surviving(lambda finished: _work(args, finished))
+    return surviving(args, lambda finished: _work(args, finished))
 
 
 def _work(args: argparse.Namespace, finished: Finished) -> int:

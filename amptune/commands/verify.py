@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, write the page and print the verdict: 0 when nothing speaks against the patched model, else 1."""
-    return surviving(lambda finished: _work(args, finished))
+    return surviving(args, lambda finished: _work(args, finished))
 
 
 def _work(args: argparse.Namespace, finished: Finished) -> int:
