@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from amptune import __version__
+from amptune.analyze.estimate import launch_words
 from amptune.analyze.kernels import converts_to_fp8, needs_backward
 from amptune.analyze.sitetable import shape_of
 from amptune.core.autocast import SiteDtypes, realise
@@ -72,11 +73,18 @@ def _facts(analysis: Analysis, question: Question, timed: Gpu | None) -> dict[st
         "Captured by": f"{capture.frontend}, in {capture.seconds:.1f} s, torch {question.torch_version}",
         "Sites": f"{len(capture.graph):,}",
         "Parameters": f"{sum(params.values()):,}",
-        "Forward": f"{capture.graph.flops / 1e12:,.3g} TFLOP",
+        "Forward": _flops(capture.graph.flops),
         "Loss": "the target's own" if capture.has_loss else "none in the graph",
         "Mode": question.mode,
         "Efficiencies": f"{timed.name}: {constants}" if timed else "no GPU is timed",
+        **({"Launches": f"{timed.name}: {launch_words(timed, question.mode)}"} if timed else {}),
     }
+
+
+def _flops(count: float) -> str:
+    """With three digits and the unit that makes it shortest."""
+    factor, unit = next(((f, u) for f, u in ((1e15, "P"), (1e12, "T"), (1e9, "G")) if count >= f), (1e6, "M"))
+    return f"{count / factor:,.3g} {unit}FLOP"
 
 
 def _sites(analysis: Analysis, graph: PrecisionGraph, half: str, question: Question) -> Iterable[PageSite]:

@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 3.0
 
 
 def surviving(args: argparse.Namespace, work: Callable[[Finished], int]) -> int:
-    """Run a command's ``work``, which calls ``Finished`` when the last of the user's code has run, and return its exit code.
+    """Run ``work``, which calls ``Finished`` when the last of the user's code has run, and return its exit code.
 
     Raises:
         WorkError: the model ended the process, by ``os._exit`` or a crash in C code.

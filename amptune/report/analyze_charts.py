@@ -82,7 +82,7 @@ def number_lines(data: PageData) -> Markup:
     words = f"{len(shown)} of {len(known)} kinds of sites whose values are bounded, the largest first"
     unknown = sum(site.spread is None for site in data.sites)
     note = (
-        f"Bars: magnitudes that a site's values can have. Striped: not bounded below, zero is possible. "
+        f"Bars: magnitudes that a site's values can have. Dashed: not bounded below, zero is possible. "
         f"Nothing is known of {unknown:,} of {len(data.sites):,} sites: their values depend on the inputs and weights."
     )
     chart = figure("Values on the formats' number lines", words, height, content, class_="chart ranges")

@@ -11,10 +11,10 @@ from amptune.core.recipes import RECIPES
 from amptune.core.sizes import size_text
 from amptune.report.analyze_charts import number_lines, roofline
 from amptune.report.analyze_data import PageData, PageSite, Risk
-from amptune.report.analyze_tree import model_tree, risk_class
+from amptune.report.analyze_tree import model_tree, risk_class, risk_legend
 from amptune.report.page import Markup, folded, join, number_cell, page, section, table, tag
 from amptune.report.svg import symbols
-from amptune.report.table import row_names
+from amptune.report.table import CLOSENESS_NOTE, TOO_CLOSE, fastest_lines, row_names
 from amptune.report.tune_data import ms
 
 MOST_ROWS = 4000
@@ -104,7 +104,7 @@ def _figures(data: PageData) -> Iterator[tuple[str, str]]:
         yield f"fp32 step on {data.gpu.key}", ms(base["step_ms"])
     if best:
         yield f"{best[0]} step", ms(best[1]["step_ms"])
-        yield "Peak memory", size_text(best[1]["memory_bytes"])
+        yield f"{best[0]} memory", size_text(best[1]["memory_bytes"])
     yield "Sites", f"{len(data.sites):,}"
     if "Parameters" in data.facts:
         yield "Parameters", data.facts["Parameters"]
@@ -128,7 +128,11 @@ def _recipes(data: PageData) -> Markup:
         "convolutions in channels_last; left out where that changes nothing."
     )
     content = table("Recipes on each GPU", head, rows, class_="sortable recipes", example="Filter: h100 bf16")
-    return join([content, tag("p", note, class_="note")])
+    fastest = list(fastest_lines(data.estimate, named))
+    if any(line.startswith(TOO_CLOSE) for line in fastest):
+        note = f"{CLOSENESS_NOTE} {note}"
+    answers = (tag("p", f"{line[0].upper()}{line[1:]}.") for line in fastest)
+    return join([content, *answers, tag("p", note, class_="note")])
 
 
 def _ordered(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -203,10 +207,10 @@ def _listed(names: Sequence[str]) -> list[str]:
 def _tree(data: PageData) -> Markup:
     where = f" on {data.gpu.name}" if data.gpu else ""
     note = (
-        f"Milliseconds of the kernels in a step (predicted{where}; waiting for launches comes on top), and what "
-        "becomes of each part in each format under its recipe."
+        f"Milliseconds of the kernels in a step (predicted{where}; the optimizer and waiting for launches come on "
+        "top), and what becomes of each part in each format under its recipe."
     )
-    return join([tag("p", note, class_="note"), model_tree(data)])
+    return join([tag("p", note, class_="note"), risk_legend(), model_tree(data)])
 
 
 def _site_table(data: PageData) -> Markup:

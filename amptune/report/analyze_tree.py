@@ -86,7 +86,7 @@ def model_tree(data: PageData) -> Markup:
     whole = tag("li", tag("div", tag("strong", "the whole model", class_="grow"), heat.cells(data.sites), class_="row"))
     own = [tag("li", _row("(the model's own)", root, heat))] if root.site else []
     tree = tag("ul", whole, *own, *(_branch(*part, depth, heat) for part in _merged(root)), class_="tree map")
-    return tag("div", risk_legend(), head, tree, class_="heatmap", role="region", aria_label="Model tree", tabindex=0)
+    return tag("div", head, tree, class_="heatmap", role="region", aria_label="Model tree", tabindex=0)
 
 
 def risk_legend() -> Markup:

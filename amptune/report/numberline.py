@@ -42,8 +42,12 @@ def span(axis: Axis, low: float, high: float, y: float, height: float, classes: 
 def range_row(
     words: str, low: float, high: float, normal: float | None, axis: Axis, y: float, classes: str
 ) -> list[Markup]:
-    """Words on a line, the range under it; below ``normal`` the range is striped."""
-    parts = [tag("text", words, x="0", y=y + 14)]
+    """Words on a line, the range under it; below ``normal`` the range is dashed.
+
+    The words are HTML, which cuts what is wider than the window with an ellipsis; text of an SVG would stick out.
+    """
+    label = tag("div", tag("span", words), class_="label")
+    parts = [tag("foreignObject", label, x="0", y=y, width="100%", height=ROW - 15)]
     if normal is not None and normal > low:
         parts.append(span(axis, low, normal, y + 19, 9, "subnormal"))
         low = normal
@@ -51,7 +55,7 @@ def range_row(
 
 
 def format_row(number_format: Format, axis: Axis, y: float) -> list[Markup]:
-    """What a format can hold, its subnormal numbers striped."""
+    """What a format can hold, its subnormal numbers dashed."""
     low, normal = math.log2(number_format.smallest_subnormal), math.log2(number_format.smallest_normal)
     high = math.log2(number_format.max)
     words = f"{number_format}: {power(low)} to {plain(number_format.max)}"
@@ -60,7 +64,8 @@ def format_row(number_format: Format, axis: Axis, y: float) -> list[Markup]:
 
 def plain(value: float) -> str:
     """A number without an exponent where that is short."""
-    return f"{value:.0f}" if abs(value) < 1e9 and value == int(value) else f"{value:.3g}"
+    is_whole = abs(value) < 1e9 and (abs(value) >= 1000 or value == int(value))
+    return f"{value:,.0f}" if is_whole else f"{value:.3g}"
 
 
 def power(exponent: float) -> str:

@@ -14,6 +14,12 @@ _SITE_WIDTH = 40
 _MOSTLY = 0.5
 _SHORT = {"bfloat16": "bf16", "float16": "fp16"}
 _MOST_COLUMNS = 4
+TOO_CLOSE = "too close to call"
+CLOSENESS_NOTE = (
+    f"On H200s, predicted ratios of two steps are off by {KNOWN_ERROR:.0%} or less in four of five cases, by "
+    f"{WAITING_ERROR:.0%} where one is bound by launches; `amptune bench` measures them."
+)
+"""Why a prediction cannot tell between recipes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +131,7 @@ def _stopped(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], recipes: S
     return [f"  does not run: {', '.join(names)}; see {place}" for place, names in stopped.items()]
 
 
-def _fastest(
-    estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], named: Mapping[str, str]
-) -> Iterator[str]:  # fmt: skip
+def fastest_lines(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], named: Mapping[str, str]) -> Iterator[str]:
     """Which recipe is the fastest, or between which ones the prediction cannot tell; GPUs of one answer together."""
     answers: dict[tuple[str, ...], list[str]] = {}
     for gpu, table in estimate.items():
@@ -135,14 +139,17 @@ def _fastest(
             answers.setdefault(tuple(named.get(name, name) for name in found), []).append(gpu)
     for names, gpus in answers.items():
         if len(names) == 1:
-            yield f"  fastest on {', '.join(gpus)}: {names[0]}"
+            yield f"fastest on {', '.join(gpus)}: {names[0]}"
         else:
-            yield f"  too close to call on {', '.join(gpus)}: {', '.join(names)}"
-    if any(len(names) > 1 for names in answers):
-        yield (
-            f"     (on H200s, predicted ratios of two steps are off by {KNOWN_ERROR:.0%} or less in four of five "
-            f"cases, by {WAITING_ERROR:.0%} where one is bound by launches; `amptune bench` measures them)"
-        )
+            yield f"{TOO_CLOSE} on {', '.join(gpus)}: {', '.join(names)}"
+
+
+def _fastest(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], named: Mapping[str, str]) -> Iterator[str]:
+    """The same for a terminal, with the error that decides what is close."""
+    lines = list(fastest_lines(estimate, named))
+    yield from (f"  {line}" for line in lines)
+    if any(line.startswith(TOO_CLOSE) for line in lines):
+        yield f"     ({CLOSENESS_NOTE[0].lower()}{CLOSENESS_NOTE[1:-1]})"
 
 
 def _memory(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], recipe: str) -> str:

@@ -64,6 +64,10 @@ def _headline(data: TuneData) -> str:
     if data.verdict == "plan":
         return f"a plan is {data.speedup:.2f} times as fast as the best stock recipe"
     if data.verdict == "stock" and data.best:
+        if not _plans_of(data):
+            measured = sum(run.step is not None for run in data.stock)
+            place = "the only recipe measured" if measured == 1 else f"the fastest valid one of {measured} recipes"
+            return f"no plan was tried; {data.best.name} is {place}"
         if data.best.name == "fp32":
             return "nothing gained, FP32 is the fastest valid choice"
         return f"no plan beats the stock recipe {data.best.name}"
@@ -94,7 +98,7 @@ def _explanation(data: TuneData) -> Iterator[str]:
         )
         yield from _attribution(data)
     else:
-        plans = [run for run in data.trials if run.kind != "stock"]
+        plans = _plans_of(data)
         valid = sum(run.valid for run in plans)
         tried = f"{_plans(len(plans))} tried, {valid} of them valid, and none proved faster beyond the noise"
         yield (
@@ -113,6 +117,10 @@ def _attribution(data: TuneData) -> Iterator[str]:
             f"With the formats alone (loss in FP32, no padding, memory format as written) it is "
             f"{data.formats_only:.2f} times as fast; the rest comes from those choices."
         )
+
+
+def _plans_of(data: TuneData) -> list[Run]:
+    return [run for run in data.trials if run.kind != "stock"]
 
 
 def _plans(count: int) -> str:

@@ -1,5 +1,6 @@
 """Questions to a page in a browser, as the fixture ``opened`` opens it."""
 
+import html
 import json
 import re
 
@@ -14,15 +15,22 @@ def ask(opened, text, expression):
     free = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     document = opened(free.replace("<head>", f"<head>{SPY}").replace("</body>", f"{answer}</body>"))
     title = re.search(r"<title>(.*?)</title>", document, re.DOTALL)[1]
-    return json.loads(title.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    return json.loads(html.unescape(title))
 
 
-def narrow_overflow(opened, text):
-    """Width of a window as wide as a phone, and of what is in it."""
+OUTSIDE = """[...doc.querySelectorAll('main *')].filter((item) => {
+    if (item.getBoundingClientRect().right <= doc.documentElement.clientWidth + 1) return false;
+    for (let box = item.parentElement; box; box = box.parentElement)
+      if (['auto', 'hidden'].includes(doc.defaultView.getComputedStyle(box).overflowX)) return false;
+    return true; }).map((item) => item.textContent)"""
+
+
+def in_a_narrow_window(opened, text):
+    """Width of a window as wide as a phone, of what is in it, and the words of what lies outside and cannot be seen."""
     page = text.replace("&", "&amp;").replace('"', "&quot;")
     frame = f'<head></head><body><iframe style="width:360px;height:800px" srcdoc="{page}"></iframe></body>'
-    wide = """(() => { const body = document.querySelector('iframe').contentDocument.documentElement;
-    return [body.clientWidth, body.scrollWidth]; })()"""
+    wide = f"""(() => {{ const doc = document.querySelector('iframe').contentDocument;
+    return [doc.documentElement.clientWidth, doc.documentElement.scrollWidth, {OUTSIDE}]; }})()"""
     late = f"<script>onload = () => {{ document.title = JSON.stringify({wide}); }}</script>"
     document = opened(f"<title>-</title>{frame.replace('</body>', late + '</body>')}")
-    return json.loads(re.search(r"<title>(.*?)</title>", document)[1])
+    return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", document, re.DOTALL)[1]))

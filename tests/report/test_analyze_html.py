@@ -31,6 +31,18 @@ def test_the_headline_says_what_is_too_close_to_call():
     )
 
 
+def test_each_gpu_has_its_fastest_recipes_beneath_the_table():
+    page = read(sample())
+    assert "Fastest on h100: autocast-bf16." in page.text
+    assert "Fastest on t4: autocast-fp16." in page.text
+    assert "`amptune bench` measures them" not in page.text
+    table = sample().estimate["t4"]
+    near = {"t4": table | {"autocast-fp16": table["fp32"]}}
+    page = read(sample(estimate=near))
+    assert "Too close to call on t4: fp32, autocast-fp16." in page.text
+    assert "`amptune bench` measures them" in page.text
+
+
 def test_a_model_that_gains_nothing_is_told_so():
     slow = {"h100": {name: entry | {"speedup": 1.0} for name, entry in sample().estimate["h100"].items()}}
     assert read(sample(estimate=slow, findings=())).one("h1").text == (

@@ -1,10 +1,13 @@
 """The page of an analysis in a real browser: sorting, filtering, folding by keyboard, both colour schemes, a phone."""
 
+import dataclasses
+
 import pytest
 
+from amptune.report.analyze_data import Spread
 from amptune.report.analyze_html import analyze_report
-from tests.report.analyze_sample import sample
-from tests.report.browser import ask, narrow_overflow
+from tests.report.analyze_sample import block, sample
+from tests.report.browser import ask, in_a_narrow_window
 
 pytestmark = pytest.mark.full
 TABLE = "document.querySelector('#sites').parentElement.querySelector('table')"
@@ -92,6 +95,11 @@ def test_words_on_heat_cells_can_be_read_in_both_schemes(opened, scheme):
 
 
 def test_nothing_sticks_out_of_a_narrow_window(opened):
-    client, scroll = narrow_overflow(opened, analyze_report(sample(40)))
+    name = "encoder.layers.0.attention#scaled_dot_product_attention.0"
+    long = dataclasses.replace(block(0)[2], id=name, op="scaled_dot_product_attention", spread=Spread(0.0, 2.0**21))
+    data = sample(40)
+    data = dataclasses.replace(data, sites=(*data.sites, long))
+    client, scroll, outside = in_a_narrow_window(opened, analyze_report(data))
     assert client > 300
     assert scroll <= client
+    assert outside == []

@@ -69,6 +69,14 @@ def test_a_lost_search_says_so(recipe, headline):
     assert "their lead did not hold up" in page.text, "trial 19 took 85 ms"
 
 
+def test_a_search_that_tried_no_plan_claims_nothing_of_plans():
+    found = trials()[:2]
+    page = read(result(found, (1, 118.3), (1, 118.3), "stock"), Plan())
+    assert page.one("h1").text == "No plan was tried; autocast-bf16 is the fastest valid one of 2 recipes"
+    page = read(result(found[:1], (0, 312.4), (0, 312.4), "stock"), Plan())
+    assert page.one("h1").text == "No plan was tried; fp32 is the only recipe measured"
+
+
 def test_no_repeat_is_claimed_where_no_trial_looked_faster():
     found = trials()[:4]
     assert "hold up" not in read(result(found, (1, 99.0), (1, 99.0), "stock"), Plan()).text
@@ -324,7 +332,7 @@ def test_gradients_are_drawn_against_the_range_of_each_format():
     the_plan = scaled_plan(RECORD)
     page = read(won(), the_plan, scaler=scaler_json(the_plan.scaler, RECORD), record=RECORD)
     chart = page.charts()["Gradients against the range of each format"]
-    for words in ("fp16: 2⁻²⁴ to 65504", "bf16: 2⁻¹³³", "fp8_e4m3: 2⁻⁹ to 448", "2²⁰ to 2²¹: 1.000% of the gradient"):
+    for words in ("fp16: 2⁻²⁴ to 65,504", "bf16: 2⁻¹³³", "fp8_e4m3: 2⁻⁹ to 448", "2²⁰ to 2²¹: 1.000% of the gradient"):
         assert words in chart.text
 
 

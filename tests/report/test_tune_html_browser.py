@@ -7,7 +7,7 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.core.tables import CostTable, SiteCost
 from amptune.report.tune_html import tune_report
-from tests.report.browser import ask, narrow_overflow
+from tests.report.browser import ask, in_a_narrow_window
 from tests.report.tune_sample import plan, won
 
 pytestmark = pytest.mark.full
@@ -62,6 +62,7 @@ def test_the_filter_keeps_rows_that_hold_all_words(opened):
 
 
 def test_nothing_sticks_out_of_a_narrow_window(opened):
-    client, scroll = narrow_overflow(opened, tune_report(won(), plan(40)))
+    client, scroll, outside = in_a_narrow_window(opened, tune_report(won(), plan(40)))
     assert client > 300
     assert scroll <= client
+    assert outside == []
