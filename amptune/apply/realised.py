@@ -167,7 +167,7 @@ def _check_modules(model: nn.Module, sites: Mapping[str, SitePlan], record: Reco
 def _check_ops(path: str, site: SitePlan, ops: list[OpRun], module: nn.Module, forward: str) -> Iterator[Mismatch]:
     """Products by their inputs; in a module without parameters, all arithmetic of the forward by its results."""
     if site.how == "autocast" and how_to_apply(module) != "autocast":
-        yield from _check_region(path, site, ops)
+        yield from _check_region(path, site, ops, forward)
         return
     bare = next(module.parameters(), None) is None
     if site.scaling == "rowwise_gw_hp" and _weight_gradient_is_scaled(module, ops):
@@ -180,11 +180,11 @@ def _check_ops(path: str, site: SitePlan, ops: list[OpRun], module: nn.Module, f
             yield Mismatch(path, phase, site.format, f"{op.op} gives {_names(op.outputs)}")
 
 
-def _check_region(path: str, site: SitePlan, ops: list[OpRun]) -> Iterator[Mismatch]:
+def _check_region(path: str, site: SitePlan, ops: list[OpRun], forward: str) -> Iterator[Mismatch]:
     """Of functions in an autocast region some run in FP32 by its rules, ``cdist`` with a product in it: not all do."""
     products = [op.inputs for op in ops if op.is_gemm and op.phase == "forward"]
     if products and all(inputs - {_dtype(site.format)} for inputs in products):
-        yield Mismatch(path, "forward", site.format, f"its functions multiply {_names(frozenset().union(*products))}")
+        yield Mismatch(path, forward, site.format, f"its functions multiply {_names(frozenset().union(*products))}")
 
 
 def _weight_gradient_is_scaled(module: nn.Module, ops: list[OpRun]) -> bool:

@@ -173,7 +173,7 @@ def _branch(name: str, node: Node, depth: float) -> Markup:
 def _leaf(name: str, row: SiteRow | None) -> Markup:
     if row is None:
         return tag("code", name)
-    padding = f" padded to {row.decision.pad}" if row.decision.pad else ""
+    padding = f" padded to a multiple of {row.decision.pad}" if row.decision.pad else ""
     number_format = tag("span", badge(str(row.decision.format)), title=row.decision.why or None)
     return join([*_title(name), number_format, tag("small", padding), *_saving(row.saved)])
 

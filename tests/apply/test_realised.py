@@ -426,6 +426,18 @@ def test_regions_are_compared_by_the_products_inside() -> None:
     assert "0: planned bf16, but in the backward mm multiplies float32" in found
 
 
+def test_a_region_that_a_trainer_enters_around_its_steps_alone_is_missed_in_eval_alone() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    plan = Plan({"": SitePlan(BF16, how="autocast")})
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(torch.ones(2, 4)).float().sum()
+        loss.backward()
+
+    assert [mismatch.phase for mismatch in check_realised(model, step, plan)] == ["eval"]
+
+
 @pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
 def test_how_a_weight_is_made_is_not_the_modules_work(norm: Callable[[nn.Module], nn.Module]) -> None:
     with warnings.catch_warnings():

@@ -240,6 +240,7 @@ def test_blocks_that_are_alike_are_shown_once_in_the_tree():
     tree = next(e for e in read(won(), plan(12)).all("ul", "tree"))
     words = " ".join(tree.text.split())
     assert "0–10 (11 alike, averaged)" in words
+    assert "padded to a multiple of 64" in words
     assert words.count("softmax") == 2, "once for the first eleven blocks, once for the last"
 
 
