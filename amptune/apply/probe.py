@@ -26,7 +26,7 @@ from amptune.capture.where import current_place
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT
 from amptune.core.ops import Family, joined_by_autocast, lowered_by_autocast, op_named
-from amptune.core.paths import upwards
+from amptune.core.paths import is_within, upwards
 
 Place = tuple[str, str, int]
 """One call of a torch function: path of the running module, op, and how many calls of it came before there."""
@@ -106,7 +106,7 @@ class Ties:
         groups: disjoint sets of groups that must have one format each.
         fixing: the calls that keep groups in FP32.
         idle: groups whose format reaches nothing but casts, as in ``self.p.to(x.dtype)``.
-        joined: module path -> groups that meet such a tensor where a function of the module takes one dtype only, in an
+        joined: module path -> groups that decide what meets where a function of the module takes one dtype only, in an
             autocast region, which casts both.
         kept: (module path, op) of products that autocast lowers, and that are in FP32 with all groups low.
         arriving: name of each group that is a module's region -> groups that decide what its functions meet.
@@ -136,7 +136,7 @@ def tied_by_run(
     *,
     low: Format = Format.BF16,
     how: Mapping[str, str] | None = None,
-    regions: Collection[str] = (),
+    regions: Mapping[str, Collection[str]] | None = None,
     chosen: Mapping[str, Collection[str]] | None = None,
 ) -> Ties:
     """Disjoint sets of groups that must have one format each, or an op between them raises.
@@ -152,14 +152,18 @@ def tied_by_run(
         groups: name -> module paths that decide together; what is in no group stays as the user wrote it.
         low: the 16-bit format to probe with.
         how: module path -> "autocast" where a module runs in an autocast region though it could be swapped.
-        regions: paths of modules whose own functions run in an autocast region, in ``low``.
+        regions: path of a module whose own functions run in an autocast region, in ``low`` -> the groups that it is
+            known to be there for.
         chosen: name of a further group -> paths of modules whose own functions run in such a region, if they are low.
     """
-    chosen = chosen or {}
+    regions, chosen = regions or {}, chosen or {}
     groups = {**groups, **chosen}
+    alike = _alike(regions)
 
     def lowered_but(high: Collection[str]) -> _Run:
-        return _run(model, run, groups, low, how or {}, regions, chosen, high=high)
+        off = {path for name in alike.keys() & set(high) for path in alike[name]}
+        high = {*high}.union(*(regions[path] for path in off))  # or they would be there
+        return _run(model, run, groups, low, how or {}, regions.keys() - off, chosen, high=high)
 
     refusing: dict[str, Fixing] = {}
     try:
@@ -170,15 +174,20 @@ def tied_by_run(
         refusing = refused(groups, lowered_but)
         lowered = lowered_but(refusing)
     left = [name for name in groups if name not in refusing]
-    found = _deciding(lowered, left, lambda name: lowered_but({name, *refusing}), low)
+    found = _deciding(lowered, [*left, *alike], lambda name: lowered_but({name, *refusing}), low)
+    found.idle, found.inseparable = found.idle - alike.keys(), found.inseparable - alike.keys()
+    own = _in_chosen(lowered.joined, regions, chosen)
+    # Where a region casts what another one gives, nothing has to agree.
+    meets_region = {place for place, names in found.sources.items() if alike.keys() & set[str]().union(*names)}
+    passing = meets_region & (lowered.joined - own.keys())
+    joined = _let_in(found, lowered.joined - own.keys(), regions, alike)
     ties = {
         place: set[str]().union(*operands)
         for place, operands in found.sources.items()
-        if any(operands[0] != other for other in operands)
+        if any(operands[0] != other for other in operands) and place not in passing
     }
-    own = _in_chosen(lowered.joined, regions, chosen)
     ties = {place: names for place, names in ties.items() if place not in own}
-    joined = _let_out(ties, lowered.joined)
+    _let_out(ties, lowered.joined)
     meeting = {place: names for place, names in ties.items() if INPUT in names}
     without_kernel = {
         place: {INPUT}.union(*operands) for place, operands in found.sources.items() if place in lowered.fp32_only
@@ -270,14 +279,45 @@ def _arriving(own: Mapping[Place, str], found: _Deciding) -> dict[str, frozenset
     return arriving
 
 
-def _let_out(ties: dict[Place, set[str]], joined: Collection[Place]) -> dict[str, frozenset[str]]:
-    """Take the mark of FP32 off the ties that an autocast region joins; module path -> groups that this concerns."""
-    found: dict[str, frozenset[str]] = {}
+def _alike(regions: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
+    """A name -> regions that are there for the same groups, as those of repeated blocks, which are one to look at."""
+    alike: dict[frozenset[str], list[str]] = {}
+    for path, feeds in regions.items():
+        alike.setdefault(frozenset(feeds), []).append(path)
+    return {f"@{paths[0]}": paths for paths in alike.values()}
+
+
+def _let_in(
+    found: _Deciding, joined: Iterable[Place], regions: Mapping[str, Collection[str]], alike: Mapping[str, list[str]]
+) -> dict[str, frozenset[str]]:
+    """Module path -> groups for which an autocast region has to be there: they decide what meets in its functions.
+
+    What another region decides is decided by the groups that this is there for, which are put in its place in
+    ``found`` too.
+    """
+    names: dict[str, frozenset[str]] = {}
+    for place in joined:
+        operands = found.sources[place]
+        if any(operands[0] != other for other in operands):
+            names[place[0]] = names.get(place[0], frozenset()).union(*operands) - {INPUT}
+    fed = {name: set(regions[paths[0]]) for name, paths in alike.items()}
+    for name, paths in alike.items():
+        fed[name].update(*(groups for path, groups in names.items() if is_within(path, paths)))
+    for _ in fed:  # what goes through as many regions as there are
+        fed = {name: groups.union(*(fed[other] for other in groups & fed.keys())) for name, groups in fed.items()}
+
+    def spelt(groups: Iterable[str]) -> set[str]:
+        return {group for name in groups for group in fed.get(name, {name})} - fed.keys()
+
+    for place, operands in found.sources.items():
+        found.sources[place] = [spelt(operand) for operand in operands]
+    return {path: frozenset(spelt(groups)) for path, groups in names.items()}
+
+
+def _let_out(ties: dict[Place, set[str]], joined: Collection[Place]) -> None:
+    """Take the mark of FP32 off the ties that an autocast region joins."""
     for place in ties.keys() & joined:
-        if INPUT in ties[place]:
-            ties[place].remove(INPUT)
-            found[place[0]] = found.get(place[0], frozenset()) | ties[place]
-    return found
+        ties[place].discard(INPUT)
 
 
 def _fixing(lowered: _Run, found: Mapping[Place, set[str]], has_kernel: bool) -> list[Fixing]:

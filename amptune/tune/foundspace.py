@@ -146,8 +146,9 @@ class _Looking:
 
     def _tie(self) -> None:
         chosen = self._chosen()
+        regions = {path: region.feeds for path, region in self.regions.items()}
         self.ties = tied_by_run(
-            self.model, self.run, self.roles, low=self.low, how=self.how, regions=self.regions, chosen=chosen
+            self.model, self.run, self.roles, low=self.low, how=self.how, regions=regions, chosen=chosen
         )
         self.how, self.roles = _without_followers(self.how, self.roles, self.ties)
 

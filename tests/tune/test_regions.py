@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -239,3 +240,68 @@ def test_products_that_autocast_leaves_alone_keep_their_layers(tmp_path: Path) -
     bench = Workbench.build(target, Device("cpu"), seed=0)
     space = build_space(bench, capture(target).graph, target.make_batch())
     assert set(space.why_fixed) == {"blocks.0.qkv", "blocks.1.qkv"}
+
+
+GENERATED = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Mixed(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.bank = nn.Parameter(torch.randn(2, width, width) / width)
+        self.route = nn.Linear(4, 2)
+
+    def forward(self, x, context):
+        weights = torch.einsum("be,eoi->boi", self.route(context).softmax(-1), self.bank)
+        return torch.bmm(x, weights.mT)
+
+
+class Hyper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.generate = nn.Linear(4, 64)
+
+    def forward(self, x, context):
+        return torch.bmm(x, self.generate(context).view(-1, 8, 8))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.mixed, self.last = Hyper(), Mixed(8), Hyper()
+
+    def forward(self, x, context):
+        return self.last(torch.relu(self.mixed(torch.relu(self.first(x, context)), context)), context)
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(6, 5, 8, generator=generator), torch.randn(6, 4, generator=generator)), None
+
+
+def loss_fn(output, batch):
+    return output.float().square().mean()
+"""
+
+
+def test_what_one_region_gives_lets_the_next_be_there(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(GENERATED)
+    target = load_target(TargetSpec(str(tmp_path / "net.py")))
+    captured = capture(target)
+    options = TuneOptions(target.spec, out=tmp_path / "out", device="cpu", steps=3)
+    worker = Worker(job_of(options, target, captured), lambda *_: None)
+    space = worker.space(captured.graph)
+    groups = [group.name for group in space.module_groups()]
+    assert {"first.generate", "last.generate"} < set(groups)
+    for lowered in itertools.product(["fp32", "bf16"], repeat=len(groups)):
+        plan = space.decode(space.point(dict(zip(groups, lowered, strict=True))), CostTable({}, {}), {})
+        apply(worker.bench.model, plan)
+        target.call(worker.bench.model, target.make_batch())  # raises where two dtypes meet
+        undo_plan(worker.bench.model)
