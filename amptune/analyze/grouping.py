@@ -20,8 +20,9 @@ _OVERFLOWS = frozenset({"G201", "G203", "G207", "G208", "G214", "G215"})
 def group(findings: Iterable[Finding], step_ms: Mapping[tuple[str, str], float], gpus: Sequence[Gpu]) -> list[Finding]:
     """One finding for each rule, line and message, with all sites in its evidence and the predicted gain in words.
 
-    Numbers under ``saves_ms`` are added up over the sites. Sites of a line that have one odd size are one finding, as
-    severe as the gravest, whatever else their shapes are. Sorted by place, then rule.
+    Numbers under ``saves_ms`` and ``bytes`` are added up over the sites. Sites of a line that have one odd size are one
+    finding, as severe as the gravest, whatever else their shapes are; so is information that differs in numbers alone,
+    with those of the first site. Sorted by place, then rule.
     """
     grouped: dict[tuple[Any, ...], list[Finding]] = {}
     for finding in findings:
@@ -36,7 +37,10 @@ def _likeness(finding: Finding) -> tuple[Any, ...]:
     if isinstance(_dimension(finding), str) and "padded" in evidence:
         named = finding.message.partition(" ")[0]
         return finding.rule, location.path, location.line, named, str(evidence["value"]), str(evidence["padded"])
-    return finding.rule, location, finding.message, finding.severity
+    told = finding.message
+    if finding.severity is Severity.INFO and "padded" not in evidence:
+        told = _NUMBER.sub("", told)
+    return finding.rule, location, told, finding.severity
 
 
 def without_repeats(findings: Sequence[Finding]) -> list[Finding]:
@@ -112,14 +116,24 @@ def _merged(same: Sequence[Finding], step_ms: Mapping[tuple[str, str], float], g
         evidence["sites"] = sites
     if "saves_ms" in evidence:
         evidence["saves_ms"] = _summed([finding.evidence["saves_ms"] for finding in same])
-    said = min((finding.message for finding in same), key=len)
-    message = said + _gain(evidence.get("saves_ms", {}), step_ms, gpus) + _others(sites)
+    if "bytes" in evidence:
+        evidence["bytes"] = sum(finding.evidence["bytes"] for finding in same)
+    said = first.message if "padded" not in evidence else min((finding.message for finding in same), key=len)
+    numbers = (
+        ", numbers of the first" if len({finding.message for finding in same}) > 1 and said == first.message else ""
+    )
+    message = said + _traffic(evidence) + _gain(evidence.get("saves_ms", {}), step_ms, gpus) + _others(sites, numbers)
     severity = max(finding.severity for finding in same)
     return dataclasses.replace(first, message=message, severity=severity, evidence=evidence)
 
 
 def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: round(sum(part.get(key, 0.0) for part in parts), 4) for key in parts[0]}
+
+
+def _traffic(evidence: Mapping[str, Any]) -> str:
+    moved = evidence.get("bytes")
+    return f"; about {_figures(moved / 2**20, 2)} MiB of extra traffic a step" if moved else ""
 
 
 def _gain(saves: Mapping[str, float], step_ms: Mapping[tuple[str, str], float], gpus: Sequence[Gpu]) -> str:
@@ -137,8 +151,8 @@ def _figures(value: float, digits: int) -> str:
     return f"{value:,.0f}" if value >= 10**digits else f"{value:.{digits}g}"
 
 
-def _others(sites: Sequence[str]) -> str:
+def _others(sites: Sequence[str], numbers: str = "") -> str:
     if len(sites) < 2:
         return ""
     shown = ", ".join(site or "the model" for site in sites[:_SHOWN_SITES])
-    return f" [{len(sites)} sites: {shown}{', ...' if len(sites) > _SHOWN_SITES else ''}]"
+    return f" [{len(sites)} sites{numbers}: {shown}{', ...' if len(sites) > _SHOWN_SITES else ''}]"

@@ -132,6 +132,8 @@ def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGra
         if recipe.half is not None and not gpu.is_native(recipe.half)
     }
     step_ms = {key: each.step_ms for key, each in every.items() if each.bound == "gpu" and key not in emulated}
+    best = {(gpu.key, f"autocast-{gpu.best_16bit}") for gpu in question.gpus}
+    waiting = {key[0] for key, each in every.items() if key in best and each.bound != "gpu"}
     context = GraphContext(
         graph,
         question.gpus,
@@ -143,6 +145,7 @@ def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGra
         torch_version=question.torch_version,
         path=question.path,
         step_ms=step_ms,
+        waiting=waiting,
         evidence=question.evidence,
         calls=calls,
     )

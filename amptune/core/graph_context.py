@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 from amptune.core.autocast import DeviceType, SiteDtypes, realise
@@ -68,6 +68,7 @@ class GraphContext:
         step_ms: predicted step time by (GPU key, recipe name), where one was made and the GPU sets it: in a step that
             is bound by launches on the processor, faster kernels save nothing. Without recipes whose format the GPU
             emulates, which nobody is to use there.
+        waiting: keys of the GPUs whose step in their best 16-bit format waits for the processor.
         calls: the graph with each call of a site apart, for the rules that judge those; by default ``graph``.
     """
 
@@ -84,6 +85,7 @@ class GraphContext:
         torch_version: str = "",
         path: str = "model.py",
         step_ms: Mapping[tuple[str, str], float] | None = None,
+        waiting: Collection[str] = (),
         evidence: Evidence = NO_EVIDENCE,
         calls: PrecisionGraph | None = None,
     ) -> None:
@@ -99,6 +101,7 @@ class GraphContext:
         self.torch_version = torch_version
         self.path = path
         self.step_ms = dict(step_ms or {})
+        self.waiting = frozenset(waiting)
         self.evidence = evidence
         self._bounds: dict[str, Ranges] = {}
         self._dtypes: dict[tuple[Recipe, DeviceType], Mapping[str, SiteDtypes]] = {}
@@ -119,6 +122,7 @@ class GraphContext:
             torch_version=self.torch_version,
             path=self.path,
             step_ms=self.step_ms,
+            waiting=self.waiting,
             evidence=self.evidence.of_calls(self._calls),
         )
         found._whole = self._whole
@@ -172,22 +176,35 @@ class GraphContext:
         return frozenset(found)
 
     def sites_in_half(self, *ops: str) -> Iterator[tuple[Site, tuple[Run, ...]]]:
-        """Sites of the named ops whose arithmetic and result are in 16 bits, with the runs in which they are."""
+        """Sites of the named ops whose arithmetic and result are in 16 bits, with the runs in which they are; not
+        those in which torch refuses to run them."""
         for site in self.graph:
-            if site.op in ops and (runs := tuple(run for run in self.runs if run.dtypes[site.id].in_half)):
+            if site.op in ops and (runs := tuple(run for run in self.runs if _is_in_half(run.dtypes[site.id]))):
                 yield site, runs
 
     def share(self, site: Site) -> float:
-        """The share of the model's forward FLOPs of a site and its like: the same op on the same line in all blocks."""
+        """The share of the model's forward FLOPs of a site and its like: the same op of the same width on the same
+        line, as in all blocks."""
         return self._group_flops[_group(site)] / self._flops
 
+    def share_of_line(self, site: Site) -> float:
+        """The share of the model's forward FLOPs of the same op on the same line, of any width."""
+        return self._line_flops[_place(site)] / self._flops
+
     def repeats(self, site: Site) -> int:
-        """In how many blocks the site repeats: the same op on the same line, itself included."""
+        """In how many blocks the site repeats: the same op of the same width on the same line, itself included."""
         return self._group_sizes[_group(site)]
 
     @functools.cached_property
     def _group_sizes(self) -> Mapping[object, int]:
         return collections.Counter(_group(site) for site in self._whole)
+
+    @functools.cached_property
+    def _line_flops(self) -> Mapping[object, int]:
+        totals: collections.Counter[object] = collections.Counter()
+        for site in self._whole:
+            totals[_place(site)] += site.flops
+        return totals
 
     @functools.cached_property
     def _group_flops(self) -> Mapping[object, int]:
@@ -232,8 +249,18 @@ class GraphContext:
         )
 
 
+def _is_in_half(dtypes: SiteDtypes) -> bool:
+    return dtypes.in_half and not dtypes.raises
+
+
 def _group(site: Site) -> object:
-    """What repeated blocks have in common: the source line and the op, or else the path without its numbers."""
+    """What repeated blocks have in common: their place, and the widths of what they multiply. All layers of an
+    nn.Sequential, or behind one wrapper, run at one line."""
+    return _place(site), frozenset((gemm.n, gemm.k) for gemm in site.gemms)
+
+
+def _place(site: Site) -> object:
+    """The source line and the op, or else the path without its numbers."""
     return (site.op, site.location) if site.location else re.sub(r"\d+", "*", site.id)
 
 

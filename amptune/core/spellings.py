@@ -11,8 +11,8 @@ FUNCTION_MODULES = ("torch", "torch.nn.functional", "torch.special", "torch.lina
 """Where torch keeps functions on tensors. ``torch.nn.init`` and the like share names with them but are not ops."""
 
 _OTHER_NAMES: dict[str, str] = {
-    "sub": "subtract rsub", "mul": "multiply outer", "div": "divide true_divide", "neg": "negative",
-    "abs": "absolute", "clamp": "clip clamp_min clamp_max", "pow": "float_power", "matmul": "inner", "addr": "ger",
+    "sub": "subtract rsub", "mul": "multiply outer ger", "div": "divide true_divide", "neg": "negative",
+    "abs": "absolute", "clamp": "clip clamp_min clamp_max", "pow": "float_power", "matmul": "inner",
     "acos": "arccos", "asin": "arcsin", "atan": "arctan", "atan2": "arctan2", "atanh": "arctanh", "acosh": "arccosh",
     "gt": "greater", "ge": "greater_equal", "lt": "less", "le": "less_equal", "ne": "not_equal",
     "logical_or": "logical_xor", "floor": "fix", "sigmoid": "expit", "digamma": "psi", "lgamma": "gammaln",

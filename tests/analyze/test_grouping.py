@@ -44,6 +44,24 @@ def test_a_step_bound_by_launches_saves_nothing() -> None:
     assert "would save" not in found.message
 
 
+def test_traffic_is_added_up_over_the_sites() -> None:
+    (found,) = group([finding(f"b.{i}", "pow casts", bytes=2**30) for i in range(12)], {}, [])
+    assert found.evidence["bytes"] == 12 * 2**30
+    assert found.message.startswith("pow casts; about 12,288 MiB of extra traffic a step [12 sites")
+
+
+def test_information_of_a_line_that_differs_in_numbers_alone_is_one_finding() -> None:
+    first, second = (
+        Finding("G408", "sdpa-backend", Severity.INFO, f"{size} x {size} scores", PLACE, f"stages.{size}", {})
+        for size in (256, 64)
+    )
+    (found,) = group([first, second], {}, [])
+    assert found.message == "256 x 256 scores [2 sites, numbers of the first: stages.256, stages.64]"
+    assert found.evidence["sites"] == ["stages.256", "stages.64"]
+    grave = [dataclasses.replace(each, severity=Severity.WARNING) for each in (first, second)]
+    assert len(group(grave, {}, [])) == 2
+
+
 def test_different_lines_and_messages_stay_apart_and_are_sorted() -> None:
     other = Location("model.py", 1)
     found = group([finding("b"), finding("a", message="K = 9"), finding("c", place=other)], {}, [])

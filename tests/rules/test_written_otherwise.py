@@ -230,3 +230,58 @@ def test_a_variance_of_windows_is_not_told_to_use_var(tmp_path: Path) -> None:
     (finding,) = found("G218", source, tmp_path)
     assert "use var" not in finding.message
     assert "clamp the difference at zero" in finding.message
+
+
+def test_an_outer_product_of_vectors_is_no_product_of_matrices_under_autocast(tmp_path: Path) -> None:
+    body = (
+        "turns = torch.{name}(torch.arange(0.0, 1280.0, 40.0), torch.rand(32))\nreturn self.fc(x) * turns.sin().sum()"
+    )
+    for name in ("ger", "outer"):
+        assert not found("G211", model_file(body.format(name=name)), tmp_path)
+
+
+def test_a_loss_that_raises_is_in_no_format(tmp_path: Path) -> None:
+    loss = "sum(F.binary_cross_entropy(output, t) for t in (torch.ones_like(output), torch.zeros_like(output)))"
+    source = model_file("return torch.sigmoid(self.fc(x))", loss=loss)
+    assert found("G401", source, tmp_path)
+    assert not found("G212", source, tmp_path)
+
+
+def test_a_narrow_layer_of_a_sequential_has_its_own_share_of_the_work(tmp_path: Path) -> None:
+    init = "self.fc = nn.Sequential(nn.Linear(1024, 1020), nn.ReLU(), nn.Linear(1020, 8192), nn.Linear(8192, 11))"
+    source = model_file("return self.fc(x)", init=init, batch="torch.randn(8192, 1024)")
+    assert [each.evidence["value"] for each in found("G102", source, tmp_path)] == [1020]
+
+
+@pytest.mark.parametrize(("width", "size"), [(20, 24), (1004, 1024)])
+def test_a_size_for_fp8_too_is_advised_where_it_is_next_to_no_work(width: int, size: int, tmp_path: Path) -> None:
+    source = model_file(
+        "return self.fc(x)", init=f"self.fc = nn.Linear(1024, {width})", batch="torch.randn(8192, 1024)"
+    )
+    (finding,) = found("G102", source, tmp_path)
+    assert finding.evidence["padded"] == size
+    assert ("FP8 takes it too" in finding.message) is (size % 16 == 0)
+
+
+SCALE = "return self.down(F.silu(self.up(x) * self.scale))"
+
+
+@pytest.mark.parametrize(("first", "told"), [(1.0, "autocast-bf16 and autocast-fp16"), (1e-6, "autocast-bf16")])
+def test_a_scale_that_fp16_does_not_hold_is_left_in_fp32_there(first: float, told: str, tmp_path: Path) -> None:
+    init = (
+        "self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)\n"
+        f"self.scale = nn.Parameter(torch.full((1024,), {first}))"
+    )
+    (finding,) = found("G306", model_file(SCALE, init=init, batch="torch.randn(65536, 64)"), tmp_path)
+    assert f"({told})" in finding.message
+
+
+def test_what_is_read_in_fp32_alone_is_promoted_for_nothing_more(tmp_path: Path) -> None:
+    init = (
+        "self.up = nn.Linear(64, 1024)\nself.down = nn.Linear(1024, 64)\n"
+        "self.register_buffer('mask', torch.zeros(1024))"
+    )
+    body = "scores = self.up(x) + self.mask\nreturn self.down(F.softmax(scores{cast}, dim=-1).type_as(x))"
+    for cast, count in ((".float()", 0), ("", 1)):
+        source = model_file(body.format(cast=cast), init=init, batch="torch.randn(65536, 64)")
+        assert len(found("G306", source, tmp_path)) == count

@@ -48,6 +48,8 @@ def misaligned(context: GraphContext, dimension: Literal["k", "n"]) -> Iterator[
             yield Misaligned(site, gemm, value, advised_size(context, site, value), _savings(context, site, gemm))
 
 
+CHEAP = 0.05
+"""Share of the work that a size for FP8 too may cost beside one for 16 bits."""
 DIVIDED = 3
 """Numbers of rows at one line from which they are told together: what each expert gets, another every step."""
 
@@ -62,9 +64,11 @@ def rows_of_lines(first: Mapping[int, Site]) -> list[tuple[list[int], Site]]:
 
 
 def advised_size(context: GraphContext, site: Site, value: int) -> int:
-    """The size to pad K or N to: one for all formats, so a multiple of 16 where a recipe would run the site in FP8."""
+    """The size to pad K or N to: one for all formats, so a multiple of 16 where a recipe would run the site in FP8 and
+    that is next to no work more."""
     size = padded_size(value, Format.BF16, context.tensor_core_gpus()[0])
-    return padded(size, FP8_MULTIPLE) if _may_be_fp8(context, site) else size
+    both = padded(size, FP8_MULTIPLE)
+    return both if _may_be_fp8(context, site) and both <= (1 + CHEAP) * size else size
 
 
 def asks_for_fp8(context: GraphContext) -> bool:
@@ -121,7 +125,7 @@ def padding(context: GraphContext, found: Misaligned) -> str:
     """The size to pad to, what that costs, and whether FP8 takes it too."""
     if text := merged(found.site, found.value):
         return text
-    fp8 = "; FP8 takes it too" if _may_be_fp8(context, found.site) else ""
+    fp8 = "; FP8 takes it too" if _may_be_fp8(context, found.site) and found.padded % FP8_MULTIPLE == 0 else ""
     return f"pad to {found.padded} (+{found.waste:.1%} work{fp8})"
 
 

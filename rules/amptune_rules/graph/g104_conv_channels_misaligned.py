@@ -18,12 +18,12 @@ class ConvChannelsMisaligned(GraphRule):
     """Input or output channels of a convolution are not a multiple of 8.
 
     ## What it does
-    Looks at the channels of every ungrouped convolution that is a noticeable part of the model's FLOPs.
+    Looks at the channels of every ungrouped convolution that is a noticeable part of the model's FLOPs. Sides of 8
+    channels and fewer, as the 3 of an image, are left out: to pad them would double the work or more.
 
     ## Why is this bad
     In channels_last layout the channels are the contiguous dimension, loaded 16 bytes at a time. Since cuDNN 7.6.3
-    odd channels are padded by the library, which costs a copy of the tensor and the padded share of the work. The
-    first layer's 3 channels are the common case, and usually a small part of the step.
+    odd channels are padded by the library, which costs a copy of the tensor and the padded share of the work.
 
     ## Example
     ```python
@@ -50,6 +50,8 @@ class ConvChannelsMisaligned(GraphRule):
                                           batch="torch.randn(4, 62, 32, 32)")),
     )  # fmt: skip
     VALID = (
+        Example("an image", model_file("return self.conv(x)", init="self.conv = nn.Conv2d(3, 64, 3)",
+                                       batch="torch.randn(4, 3, 32, 32)")),
         Example("64 channels", model_file("return self.conv(x)", init="self.conv = nn.Conv2d(64, 64, 3)",
                                           batch="torch.randn(4, 64, 32, 32)")),
         Example("a depthwise convolution", model_file("return self.conv(x)",
@@ -65,7 +67,7 @@ class ConvChannelsMisaligned(GraphRule):
         for site in context.graph:
             if op_named(site.op).family is not Family.CONV or context.share(site) < SMALL_SHARE:
                 continue
-            sides = {name: size for name, size in channels(site).items() if size % multiple}
+            sides = {name: size for name, size in channels(site).items() if size > multiple and size % multiple}
             if sides:
                 listed = " and ".join(
                     f"{name} = {size} (pad to {padded(size, multiple)})" for name, size in sides.items()

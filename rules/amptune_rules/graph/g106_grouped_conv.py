@@ -64,7 +64,7 @@ class GroupedConv(GraphRule):
             return
         for site in context.graph:
             groups = int(site.attrs.get("groups") or 1)
-            if op_named(site.op).family is not Family.CONV or groups == 1 or context.share(site) < LARGE_SHARE:
+            if op_named(site.op).family is not Family.CONV or groups == 1 or context.share_of_line(site) < LARGE_SHARE:
                 continue
             narrow = min((gemm.n for gemm in site.gemms), default=TILE)
             if narrow < TILE:
@@ -76,5 +76,5 @@ class GroupedConv(GraphRule):
                     "tensor core tile: bound by memory in every format",
                     groups=groups,
                     value=narrow,
-                    flops_share=round(context.share(site), 4),
+                    flops_share=round(context.share_of_line(site), 4),
                 )

@@ -25,7 +25,8 @@ class WaveQuantisation(GraphRule):
     ## What it does
     Cuts the output of each large product into the tiles that libraries use (128 x 256, 128 x 128, 64 x 64, ...) and
     counts the waves over the GPU's multiprocessors; reports where the best tile loses 30 % or more. Long reductions
-    are split over the idle multiprocessors and are not reported.
+    are split over the idle multiprocessors and are not reported, and on a GPU whose step waits for the processor
+    nothing is.
 
     ## Why is this bad
     A wave takes as long for 5 tiles as for 132. The waste is the same in all formats of the tensor cores, so the gain
@@ -53,10 +54,13 @@ class WaveQuantisation(GraphRule):
     severity = Severity.INFO
     INVALID = (
         Example("17 x 8 tiles on 132 multiprocessors", model_file(
-            "return self.fc(x)  # <- G109", init="self.fc = nn.Linear(1024, 17 * 128)",
-            batch="torch.randn(8 * 128, 1024)"), options={"gpus": ("h100",)}),
+            "return self.fc(x)  # <- G109", init="self.fc = nn.Linear(8192, 8 * 256)",
+            batch="torch.randn(17 * 128, 8192)"), options={"gpus": ("h100",)}),
     )  # fmt: skip
     VALID = (
+        Example("a step that waits for the processor", model_file(
+            "return self.fc(x)", init="self.fc = nn.Linear(1024, 17 * 128)",
+            batch="torch.randn(8 * 128, 1024)"), options={"gpus": ("h100",)}),
         Example("16 x 8 tiles on 132 multiprocessors", model_file(
             "return self.fc(x)", init="self.fc = nn.Linear(1024, 16 * 128)",
             batch="torch.randn(8 * 128, 1024)"), options={"gpus": ("h100",)}),
@@ -75,7 +79,9 @@ class WaveQuantisation(GraphRule):
             if context.share(site) < LARGE_SHARE:
                 continue
             lost = {
-                gpu.key: 1 - share for gpu in context.tensor_core_gpus() if (share := _share(gemm, gpu)) is not None
+                gpu.key: 1 - share
+                for gpu in context.tensor_core_gpus()
+                if gpu.key not in context.waiting and (share := _share(gemm, gpu)) is not None
             }
             bad = {key: round(value, 2) for key, value in lost.items() if value >= WASTED}
             if bad:
@@ -87,7 +93,7 @@ class WaveQuantisation(GraphRule):
         self, context: GraphContext, shape: list[object], same: Sequence[tuple[Site, Mapping[str, float]]]
     ) -> Finding:
         first, bad = same[0]
-        sites = list(dict.fromkeys(site.id for site, _ in same))
+        flops = {site.id: site.flops for site, _ in same}
         listed = ", ".join(f"{value:.0%} on {key}" for key, value in bad.items())
         return context.finding(
             self,
@@ -97,13 +103,9 @@ class WaveQuantisation(GraphRule):
             dimension="M x N",
             value=shape,
             lost=dict(bad),
-            sites=sites,
-            flops_share=round(sum(context.share(site) for site in {_line(site): site for site, _ in same}.values()), 4),
+            sites=list(flops),
+            flops_share=round(sum(flops.values()) / max(context.graph.flops, 1), 4),
         )
-
-
-def _line(site: Site) -> object:
-    return site.op, site.location
 
 
 def _share(gemm: Gemm, gpu: Gpu) -> float | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
-from amptune.core.ops import Family, op_named
+from amptune.core.ops import Autocast, Family, op_named
 from amptune.core.roofline import Traffic, traffic_seconds
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
@@ -16,6 +16,12 @@ from amptune_rules.graph._examples import model_file
 WORTH = 0.01
 _CHEAP = (Family.SENSITIVE, Family.POINTWISE, Family.REDUCTION)
 _LOWERED = (Family.GEMM, Family.CONV, Family.ATTENTION)
+_AROUND_ONE = (
+    "reads 16-bit tensors that the code casts up, and its result is cast back: a pointwise op computes in float32 "
+    "anyhow and rounds once, so that the casts change no number"
+)
+_CAST_UP = "casts its 16-bit input to float32 and the result reaches a product that casts it back"
+_WIDENED = "gives float32 for its 16-bit input and the result reaches a product that casts it back"
 
 
 class CastPingPong(GraphRule):
@@ -91,32 +97,30 @@ class CastPingPong(GraphRule):
             return
         runs = tuple(run for run in context.runs if run.recipe.autocast is not None and run.device == "cuda")
         for run in runs[:1]:  # BF16 and FP16 move the same bytes
+            lines: dict[tuple[object, str], list[tuple[Site, int]]] = {}
             for site in context.graph:
-                if (moved := _bytes_around_one(context, run, site)) and self._is_worth(context, run, site, moved):
-                    yield context.finding(
-                        self,
-                        site,
-                        f"{site.op} reads 16-bit tensors that the code casts up, and its result is cast back: a "
-                        "pointwise op computes in float32 anyhow and rounds once, so that the casts change no number; "
-                        f"about {moved / 2**20:.0f} MiB of extra traffic a step (under {recipes_in(runs)})",
-                        bytes=moved,
-                        saves_ms=self._saved(context, moved),
-                    )
-                elif (moved := _bytes_of_detour(context, run, site)) and self._is_worth(context, run, site, moved):
-                    yield context.finding(
-                        self,
-                        site,
-                        f"{site.op} casts its 16-bit input to float32 and the result reaches a product that casts "
-                        "it back:"
-                        f" about {moved / 2**20:.0f} MiB of extra traffic a step (under {recipes_in(runs)})",
-                        bytes=moved,
-                        saves_ms=self._saved(context, moved),
-                    )
+                if moved := _bytes_around_one(context, run, site):
+                    told = _AROUND_ONE
+                elif moved := _bytes_of_detour(context, run, site):
+                    told = _WIDENED if op_named(site.op).cuda is Autocast.FP32_OUT else _CAST_UP
+                else:
+                    continue
+                lines.setdefault((context.location(site), f"{site.op} {told}"), []).append((site, moved))
+            for (_, told), same in lines.items():
+                if self._is_worth(context, run, [moved for _, moved in same]):
+                    for site, moved in same:
+                        yield context.finding(
+                            self,
+                            site,
+                            f"{told} (under {recipes_in(runs)})",
+                            bytes=moved,
+                            saves_ms=self._saved(context, moved),
+                        )
 
-    def _is_worth(self, context: GraphContext, run: Run, site: Site, moved: int) -> bool:
-        repeats = context.repeats(site)
+    def _is_worth(self, context: GraphContext, run: Run, moved: Sequence[int]) -> bool:
+        """Whether all sites of a line, as those of repeated blocks, take a noticeable part of the step together."""
         for gpu in context.tensor_core_gpus():
-            milliseconds = traffic_seconds(moved, Traffic.CAST, gpu) * 1e3 * repeats
+            milliseconds = sum(traffic_seconds(each, Traffic.CAST, gpu) for each in moved) * 1e3
             native = run.recipe.half is None or gpu.is_native(run.recipe.half)
             recipe = run.recipe.name if native else f"autocast-{gpu.best_16bit}"
             share = context.step_share(gpu, recipe, milliseconds)
@@ -139,7 +143,9 @@ def _bytes_of_detour(context: GraphContext, run: Run, site: Site) -> int:
     if not large or not _reaches_product(context, run, site):
         return 0
     # Forward reads 2 bytes and writes 4, backward reads 4 and writes 2; the result is 2 bytes wider, twice each way.
-    return sum(12 * site.inputs[index].numel for index in large) + 8 * site.outputs[0].numel
+    # What only names its result's dtype, as softmax, reads 16 bits as they are.
+    cast = 0 if op_named(site.op).cuda is Autocast.FP32_OUT else 12
+    return sum(cast * site.inputs[index].numel for index in large) + 8 * site.outputs[0].numel
 
 
 def _bytes_around_one(context: GraphContext, run: Run, site: Site) -> int:

@@ -58,7 +58,7 @@ class Fp32Island(GraphRule):
         """One finding for each product."""
         for site in context.graph:
             is_product = op_named(site.op).family in (Family.GEMM, Family.CONV) or "cast_inputs" in site.attrs
-            if not is_product or context.share(site) < LARGE_SHARE:
+            if not is_product or context.share_of_line(site) < LARGE_SHARE:
                 continue
             runs = tuple(r for r in context.runs if r.recipe.autocast and r.dtypes[site.id].compute == "float32")
             if runs:
@@ -66,9 +66,9 @@ class Fp32Island(GraphRule):
                 yield context.finding(
                     self,
                     site,
-                    f"{site.op} with {context.share(site):.0%} of the FLOPs stays in float32 under "
+                    f"{site.op} with {context.share_of_line(site):.0%} of the FLOPs stays in float32 under "
                     f"{recipes_in(runs)}: {reason}",
-                    flops_share=round(context.share(site), 4),
+                    flops_share=round(context.share_of_line(site), 4),
                 )
 
 
