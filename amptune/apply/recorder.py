@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from amptune import runtime
 from amptune.capture.names import op_name
+from amptune.capture.where import current_place
 from amptune.core.graph import LOSS
 
 Phase = Literal["forward", "backward"]
@@ -83,7 +84,8 @@ class ModuleRun:
 
 @dataclasses.dataclass(frozen=True)
 class FunctionRun:
-    """One call of a torch function as the user wrote it, in the forward of ``path``."""
+    """One call of a torch function in the forward of ``path``, as the user or a package wrote it: not one that torch's
+    own code makes, as the entropy of a distribution does."""
 
     path: str
     op: str
@@ -256,7 +258,8 @@ class _Functions(TorchFunctionMode):
         args, kwargs = runtime.as_met(args, kwargs or {})
         result = func(*args, **kwargs)
         inputs, outputs = _floating(runtime.tensors_in((args, kwargs))), _floating(runtime.tensors_in(result))
-        if outputs:
+        place = current_place(1)
+        if outputs and place.origin == place.reader:
             path = self._stack.running[-1] if self._stack.running else LOSS
             self._record.functions.append(FunctionRun(path, op_name(func, args), inputs, outputs))
         return result

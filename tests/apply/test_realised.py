@@ -195,6 +195,26 @@ def test_what_a_checkpointed_method_multiplies_itself_is_no_work_of_a_layer(
     assert check_realised(model, _run(model, torch.rand(2, 4, requires_grad=True)), plan) == []
 
 
+def test_what_torchs_own_code_computes_is_not_the_users_line() -> None:
+    """The entropy of a distribution sums too, in the format of what it is given."""
+
+    class Acts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.actor = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = self.actor(x)
+            return torch.distributions.Categorical(logits=logits).entropy() + logits.float().sum(-1)
+
+    model, x = Acts(), torch.rand(2, 4, requires_grad=True)
+    plan = Plan({"actor": SitePlan(BF16), "#sum.0": SitePlan(FP32, how="source")})
+    apply(model, plan)
+    assert check_realised(model, _run(model, x), plan) == []
+    plan = Plan({"actor": SitePlan(BF16), "#sum.0": SitePlan(BF16, how="follow")})
+    assert _found(model, plan, x) == ["#sum: planned bf16, but in the forward sum computes in float32"]
+
+
 def _found(model: nn.Module, plan: Plan, batch: torch.Tensor = TOKENS) -> list[str]:
     return [str(mismatch) for mismatch in check_realised(model, _run(model, batch), plan)]
 
