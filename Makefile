@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 JOBS ?= 2
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test test-full lint types layers unit format bench-lint bench-lint-accuracy bench-op-support bench-estimate bench-search clean
+.PHONY: demo test test-full programs lint types layers unit format bench-lint bench-lint-accuracy bench-op-support bench-estimate bench-search clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -28,8 +28,17 @@ unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS)
 
 # Nothing may be left out: a test that is skipped, for want of a browser or of a library, has failed.
-test-full: $(VENV)/.dev $(VENV)/.exports
+test-full: programs $(VENV)/.dev $(VENV)/.exports
 	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu" --no-skips
+
+# What the full tests run beside Python: known before minutes of installing and testing.
+programs:
+	@missing=; for name in git patch; do command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	browser=; for name in chromium chromium-browser google-chrome chrome; do \
+	  if command -v $$name >/dev/null; then browser=$$name; fi; done; \
+	if [ -z "$$browser" ]; then missing="$$missing chromium"; fi; \
+	if [ -n "$$missing" ]; then \
+	  echo "make test-full: not on the PATH:$$missing; install it, on Debian or Ubuntu: apt-get install$$missing"; exit 1; fi
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

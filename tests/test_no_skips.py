@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +41,23 @@ def test_a_skip_fails_where_none_is_taken(tmp_path: Path, options: list[str], co
     assert ("1 failed, 1 xfailed, 1 error" if options else "2 skipped, 1 xfailed") in done.stdout
     assert "no browser" in done.stdout
     assert "no pipes" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [((), " git patch chromium"), (("git", "patch", "google-chrome"), ""), (("git", "chromium"), " patch")],
+)
+def test_programs_that_are_missing_are_named_before_anything_is_installed(
+    tmp_path: Path, there: tuple[str, ...], missing: str
+) -> None:
+    for name in there:
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    make = shutil.which("make")
+    assert make
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [make, "-C", str(root), "programs"], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode != 0) == bool(missing)
+    assert (f"apt-get install{missing}\n" in done.stdout) == bool(missing)

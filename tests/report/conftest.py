@@ -11,7 +11,9 @@ def browser():
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        pytest.skip("no chromium on the PATH")
+        pytest.skip(
+            f"no browser on the PATH, none of {', '.join(names)}: on Debian or Ubuntu, apt-get install chromium"
+        )
     return found
 
 
