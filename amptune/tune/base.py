@@ -25,7 +25,8 @@ AUTOCAST = {"autocast-bf16": Format.BF16, "autocast-fp16": Format.FP16}
 
 def is_known(model: CostModel, stock: Mapping[str, float], *, compiled: bool = False) -> bool:
     """Whether the steps of these stock recipes say what a step takes beside its sites."""
-    return "fp32" in stock or (compiled and bool(_of_autocast(model, stock)))
+    is_point = "fp32" in stock or ("tf32" in stock and bool(model.space.tf32))
+    return is_point or (compiled and bool(_of_autocast(model, stock)))
 
 
 def _of_autocast(model: CostModel, stock: Mapping[str, float]) -> list[tuple[float, float]]:

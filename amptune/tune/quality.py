@@ -17,6 +17,9 @@ from amptune.tune.reference import CALM, CLEAR, NUM_ORDERS, Reference, know_orde
 from amptune.tune.trained import gradients_at, loss_after_training, user_evaluation
 from amptune.tune.training import Workbench, eager
 
+SETTLING = 3
+"""How often a candidate trains anew with the loss scale that its scaler has come to: a summed loss of tens of thousands
+takes more halvings of 65536 than there are steps."""
 CLEARLY_WRONG = 1.25
 """Noise in the gradients, as a share of what their bar allows, that compiling does not bring below the bar."""
 
@@ -71,19 +74,21 @@ def judge(
     gap: then the candidate trains anew with the scale that it found.
     """
     gaps: list[float] = []
-    skipped = trained = 0
+    skipped = settling = trained = 0
     evaluation = loss_scale = None
     threshold = max(reference.tolerance, reference.noise)
     for order in range(num_orders):
         loss, run = loss_after_training(bench, candidate, batches, order, seed)
-        if order == 0 and 0 < run.skipped <= run.steps // 2:
-            skipped, trained = run.skipped, run.steps
+        for _ in range(SETTLING if order == 0 else 0):
+            if not run.skipped:
+                break
+            settling, trained = settling + run.skipped, trained + run.steps
             loss_scale = run.scaler.get_scale()
             candidate = with_scale(candidate, loss_scale)
             loss, run = loss_after_training(bench, candidate, batches, order, seed)
         skipped += run.skipped
         if not math.isfinite(loss):
-            return _failed(reference, skipped, f"the loss is {loss} after {len(batches.train)} steps")
+            return _failed(reference, settling + skipped, f"the loss is {loss} after {len(batches.train)} steps")
         if order == 0:
             evaluation = user_evaluation(bench)
         know_order(bench, batches, reference, order, seed)
@@ -91,11 +96,11 @@ def judge(
         is_calm = reference.noise < CALM * reference.tolerance
         if (is_calm or candidate.is_stock) and abs(gaps[0]) < CLEAR * reference.tolerance:
             break
-    steps = trained + len(gaps) * len(batches.train)
+    steps = len(gaps) * len(batches.train)
     gap, upper = statistics.fmean(gaps), upper_bound(gaps)
     gate = _gate(bench, candidate, batches, reference, seed)
     reason = _reason(gap, upper, threshold, gate, skipped, steps)
-    return Quality(gap, upper, threshold, gate, skipped, steps, reason, evaluation, loss_scale)
+    return Quality(gap, upper, threshold, gate, settling + skipped, trained + steps, reason, evaluation, loss_scale)
 
 
 def reference_itself(reference: Reference, batches: Batches) -> Quality:

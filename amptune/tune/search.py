@@ -32,7 +32,7 @@ from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.space import FOLLOW, Space
 from amptune.tune.steering import Steering
-from amptune.tune.stockorder import recipes_in_front
+from amptune.tune.stockorder import TELLING, recipes_in_front
 from amptune.tune.study import Outcome, StudyFile, TrialRecord
 from amptune.tune.timelimit import OutOfTimeError, TimeLimit
 from amptune.tune.timing import Yardstick
@@ -272,9 +272,7 @@ class Search:
         )
         if not candidate.is_stock:
             base = self._with_prediction(base, point)
-        limit = min((r.outcome.median_ms for r in self.records() if r.outcome.valid), default=math.inf)
-        limit_ms = max(GIVE_UP_FACTOR * limit, limit + GIVE_UP_MS) if math.isfinite(limit) else None
-        beside = self._beside()
+        limit_ms, beside = self._limit_ms(candidate), self._beside()
         yardstick = self._yardstick(beside) if beside else None
         try:
             measured = self.worker.request("trial", candidate, limit_ms, yardstick, timeout=seconds)
@@ -284,6 +282,13 @@ class Search:
             return dataclasses.replace(base, reason=failure.reason, worker_lost=failure.worker_lost)
         outcome = limited(outcome_of(base, measured), self.options.max_memory)
         return paired(outcome, measured, beside.number, yardstick) if beside and yardstick else outcome
+
+    def _limit_ms(self, candidate: Candidate) -> float | None:
+        """Milliseconds of a step from which on a candidate is given up; None for what predictions need."""
+        best = min((r.outcome.median_ms for r in self.records() if r.outcome.valid), default=math.inf)
+        if math.isinf(best) or (candidate.name in TELLING and self.knowledge() is None):
+            return None
+        return max(GIVE_UP_FACTOR * best, best + GIVE_UP_MS)
 
     def _beside(self) -> TrialRecord | None:
         """The trial that unsteady steps are compared with: the first unsteady one that is not far slower than the best.

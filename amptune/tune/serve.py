@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from amptune.tune.childprocess import (
 from amptune.tune.compilation import cause_in_compiler
 from amptune.tune.job import Job
 from amptune.tune.kernelerrors import plain_reason
-from amptune.tune.worker import Worker
+from amptune.tune.worker import Report, Worker
 
 
 def serve(connection: Connection) -> None:
@@ -39,7 +40,6 @@ def serve(connection: Connection) -> None:
     def report(text: str, done: int, total: int) -> None:
         connection.send(("progress", (text, done, total)))
 
-    worker: Worker | None = None
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         import_ahead()
@@ -47,19 +47,30 @@ def serve(connection: Connection) -> None:
     except (EOFError, KeyboardInterrupt):
         return
     torch.set_num_threads(job.threads)
+    answers = _Answers(job, report)
     while True:
         try:
             name, arguments = connection.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
+            connection.send(answers.to(name, arguments))
+        except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+            return  # the parent has gone, or given this trial up: nobody waits for an answer
+
+
+class _Answers:
+    """What a worker, made for the first request, answers."""
+
+    def __init__(self, job: Job, report: Report) -> None:
+        self._job, self._report = job, report
+        self._worker: Worker | None = None
+
+    def to(self, name: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
+        """A result, an error for the user, or what failed."""
         try:
-            worker = worker or Worker(job, report)
-            connection.send(("result", getattr(worker, name)(*arguments)))
-        except KeyboardInterrupt:
-            return
+            self._worker = self._worker or Worker(self._job, self._report)
+            return "result", getattr(self._worker, name)(*arguments)
         except AmptuneError as error:
-            connection.send(("error", error))
+            return "error", error
         except Exception as error:
             place = place_of(error)
             reason = cause_in_compiler(error) or plain_reason(error, place)
-            connection.send(("failure", (reason, traceback.format_exc(), is_fatal(error), bool(place))))
+            return "failure", (reason, traceback.format_exc(), is_fatal(error), bool(place))

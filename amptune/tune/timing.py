@@ -119,8 +119,8 @@ def measure_step(
     """Step time, peak memory in bytes (``None`` on a CPU), and seconds of compiling (``None`` in eager mode).
 
     The time is ``None`` when a step of the warm-up takes longer than ``limit_ms``: hopelessly slow candidates (16-bit
-    convolutions on a CPU can be 90 times slower) are not worth the wait. An unsteady candidate is measured in turns
-    with the ``yardstick``, where there is one, in place of more steps by itself.
+    convolutions on a CPU can be 90 times slower) are not worth the wait. An unsteady candidate is measured in few steps
+    where there is a ``yardstick``, which :func:`compared` measures it beside.
     """
     limit = math.inf if limit_ms is None else limit_ms
     with training(bench, candidate) as run:
@@ -131,10 +131,16 @@ def measure_step(
         if yardstick is None or elapsed > limit * _slower_now(bench, yardstick, batches):
             return None, None, compiling
         return measure_step(bench, candidate, batches, None, yardstick)
-    if _is_paired(step, yardstick):
-        assert yardstick is not None
-        step = _beside(bench, candidate, yardstick.candidate, batches, step)
     return step, memory, compiling
+
+
+def compared(
+    bench: Workbench, candidate: Candidate, batches: Batches, step: StepTime, yardstick: Yardstick | None
+) -> StepTime:
+    """The step of an unsteady candidate, in turns with the yardstick's; a steady one as it is."""
+    if yardstick is None or not _is_paired(step, yardstick):
+        return step
+    return _beside(bench, candidate, yardstick.candidate, batches, step)
 
 
 def _warmed_up(run: Run, batches: Batches, limit: float) -> tuple[float, float | None]:

@@ -48,7 +48,7 @@ from amptune.tune.roundedloss import rounded_loss
 from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.space import COMPILED_LOSS, Space
 from amptune.tune.structure import check_structure
-from amptune.tune.timing import StepTime, Yardstick, measure_interleaved, measure_step
+from amptune.tune.timing import StepTime, Yardstick, compared, measure_interleaved, measure_step
 from amptune.tune.training import Workbench, eager, seed_everything, training, whole
 
 COULD_WIN = 1.1
@@ -207,7 +207,7 @@ class Worker:
     def trial(self, candidate: Candidate, limit_ms: float | None, yardstick: Yardstick | None = None) -> Measured:
         """Check the realised formats, measure the step, then the quality of one candidate.
 
-        An unsteady step is measured in turns with the yardstick's.
+        An unsteady step is measured in turns with the yardstick's, if the candidate trains: it takes seconds.
         """
         self.prepare()
         self.model_loss.forget()
@@ -230,10 +230,12 @@ class Worker:
         clock.lap("step")
         if step is None:
             return Measured(None, None, None, compile_seconds=compile_seconds, seconds=clock.laps)
-        step_ms = yardstick.milliseconds_of(step) if yardstick else step.median
-        quality = self._judge(candidate, step_ms)
+        quality = self._judge(candidate, step.median)
         clock.lap("quality")
         if quality.valid:
+            step = compared(self.bench, candidate, self.batches, step, yardstick)
+            clock.lap("pairs")
+            step_ms = yardstick.milliseconds_of(step) if yardstick else step.median
             self._best_ms = min(self._best_ms, step_ms)
         return Measured(step, memory, quality, compile_seconds=compile_seconds, seconds=clock.laps)
 

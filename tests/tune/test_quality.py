@@ -111,7 +111,7 @@ def test_gradients_are_not_compared_where_a_batch_is_learnt_by_heart(make_bench:
 
 
 def test_overflowing_losses_are_rejected(make_bench: Make) -> None:
-    bench, batches = make_bench(MLP.replace("return self.fc2(", "return 3e4 * self.fc2("))
+    bench, batches = make_bench(MLP.replace("return self.fc2(", "return 3e6 * self.fc2("))
     reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
     plan = dataclasses.replace(
         Plan(sites={name: SitePlan(Format.FP16) for name in ("embed", "norm", "fc1", "fc2")}),
@@ -120,6 +120,7 @@ def test_overflowing_losses_are_rejected(make_bench: Make) -> None:
     )
     quality = judge(bench, plan_candidate(plan), batches, reference, seed=0)
     assert not quality.valid
+    assert "skipped" in quality.reason, "no loss scale brings the outputs into FP16's range"
 
 
 @pytest.mark.parametrize("is_stock", [True, False], ids=["stock", "plan"])
@@ -138,6 +139,18 @@ def test_steps_that_a_scaler_skips_until_its_scale_suits_are_no_loss_gap(make_be
     assert quality.loss_scale < 2.0**30
     assert quality.valid, quality.reason
     assert abs(quality.loss_gap) < 0.002
+
+
+def test_a_scale_may_need_more_halvings_than_there_are_steps(make_bench: Make) -> None:
+    """A loss that is a sum may be a hundred thousand; its user's scaler has settled long before the epoch ends."""
+    bench, batches = make_bench(MLP.replace("F.cross_entropy(", "1e5 * F.cross_entropy("), steps=20)
+    reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
+    stock = Candidate("autocast-fp16", autocast=Format.FP16, scaler=ScalerConfig(enabled=True, init_scale=2.0**30))
+    quality = judge(bench, stock, batches, reference, seed=0)
+    assert quality.skipped >= 20
+    assert quality.loss_scale is not None
+    assert quality.loss_scale < 2.0**30 / 2**20
+    assert quality.valid, quality.reason
 
 
 def test_a_reference_that_is_nan_is_an_error_of_the_model(make_bench: Make) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,14 +99,28 @@ def test_a_recipe_that_time_left_out_is_said(tmp_path: Path, worker: SummingWork
     assert "ms a step by the measured costs" in note
 
 
-def test_where_time_is_limited_the_recipe_that_may_be_the_best_is_the_first(
-    tmp_path: Path, worker: SummingWorker
-) -> None:
+class LimitedWorker(SummingWorker):
+    """Keeps from which step on each trial was to be given up."""
+
+    def __init__(self) -> None:
+        super().__init__(most=100.0)
+        self.limits: list[float | None] = []
+
+    def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+        if name == "trial":
+            self.limits.append(arguments[1])
+        return super().request(name, *arguments, timeout=timeout)
+
+
+def test_where_time_is_limited_the_recipe_that_may_be_the_best_is_the_first(tmp_path: Path) -> None:
     """Those in FP32 alone took all of the time with a large model, and no plan was tried."""
+    worker = LimitedWorker()
     search = search_with(tmp_path, worker, fp8_ms=3.5, budget=12)
     search.options = dataclasses.replace(search.options, timeout=60.0)
     search.run()
     assert order(worker)[:3] == ["autocast-bf16", "fp32", "plan"]
+    assert worker.limits[:2] == [None, None], "predictions need the second, however slow it is"
+    assert worker.limits[2] == pytest.approx(90.0)
     assert RECIPE in order(worker)
 
 

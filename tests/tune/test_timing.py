@@ -8,9 +8,18 @@ from typing import Any
 import pytest
 
 from amptune.tune import timing
+from amptune.tune.batches import Batches
 from amptune.tune.recipes import Candidate
-from amptune.tune.timing import StepTime, Yardstick, measure_interleaved, measure_step, pooled, queueing_ms
-from amptune.tune.training import Run, training
+from amptune.tune.timing import (
+    StepTime,
+    Yardstick,
+    compared,
+    measure_interleaved,
+    measure_step,
+    pooled,
+    queueing_ms,
+)
+from amptune.tune.training import Run, Workbench, training
 
 from .conftest import MLP, Make
 from .hosts import Host
@@ -91,6 +100,14 @@ def timed_by(monkeypatch: pytest.MonkeyPatch) -> Any:
     return use
 
 
+def beside(bench: Workbench, batches: Batches, yardstick: Yardstick) -> StepTime:
+    """The step of a candidate as a trial measures it that trains."""
+    candidate = Candidate("tf32", tf32=True)
+    step, _, _ = measure_step(bench, candidate, batches, yardstick=yardstick)
+    assert step is not None
+    return compared(bench, candidate, batches, step, yardstick)
+
+
 @pytest.mark.parametrize("dwell", [0.3, 1.5, 30.0])
 def test_an_unsteady_step_is_compared_with_its_neighbours(
     make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch, dwell: float
@@ -99,15 +116,14 @@ def test_an_unsteady_step_is_compared_with_its_neighbours(
     bench, batches = make_bench()
     monkeypatch.setattr(StepTime, "launch_bound", True)
     yardstick = Yardstick(Candidate("fp32"), 27.0)
-    alone, beside = [], []
+    alone, paired = [], []
     for seed in range(40):
         timed_by(Host(seed, dwell))
-        step, _, _ = measure_step(bench, Candidate("tf32", tf32=True), batches, yardstick=yardstick)
-        assert step is not None
+        step = beside(bench, batches, yardstick)
         alone.append(abs(step.median / MS["tf32"] - 1))
-        beside.append(abs(yardstick.milliseconds_of(step) / MS["tf32"] - 1))
+        paired.append(abs(yardstick.milliseconds_of(step) / MS["tf32"] - 1))
     assert sum(alone) / len(alone) > 0.1
-    assert sum(beside) / len(beside) < 0.02
+    assert sum(paired) / len(paired) < 0.02
 
 
 def test_a_calm_host_needs_fewer_pairs(make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,18 +131,14 @@ def test_a_calm_host_needs_fewer_pairs(make_bench: Make, timed_by: Any, monkeypa
     monkeypatch.setattr(StepTime, "launch_bound", True)
     monkeypatch.setattr(Host, "step", lambda self, ms: self.wait(ms / 1e3))
     timed_by(Host(0))
-    step, _, _ = measure_step(
-        bench, Candidate("tf32", tf32=True), batches, yardstick=Yardstick(Candidate("fp32"), 27.0)
-    )
-    assert step is not None
+    step = beside(bench, batches, Yardstick(Candidate("fp32"), 27.0))
     assert step.ratios == pytest.approx([1 / 1.08] * 4)
 
 
 def test_a_steady_step_is_not_paired(make_bench: Make, timed_by: Any) -> None:
     bench, batches = make_bench()
     steps = timed_by(Host(0, calm=True))
-    step, _, _ = measure_step(bench, Candidate("tf32", tf32=True), batches, yardstick=Yardstick(Candidate("fp32"), 1.0))
-    assert step is not None
+    step = beside(bench, batches, Yardstick(Candidate("fp32"), 1.0))
     assert not step.unsteady
     assert step.ratios == ()
     assert set(steps) == {"tf32"}
@@ -140,8 +152,7 @@ def test_a_candidate_that_is_clearly_slower_is_not_paired_to_the_end(
     monkeypatch.setitem(MS, "tf32", 40.0)
     monkeypatch.setattr(StepTime, "launch_bound", True)
     steps = timed_by(Host(0, calm=True))
-    step, _, _ = measure_step(bench, Candidate("tf32", tf32=True), batches, yardstick=Yardstick(Candidate("fp32"), 9.0))
-    assert step is not None
+    step = beside(bench, batches, Yardstick(Candidate("fp32"), 9.0))
     assert len(step.ratios) == 2
     assert steps.count("fp32") < 10
 

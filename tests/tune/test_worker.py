@@ -173,6 +173,22 @@ def test_the_worker_ends_with_its_parent(tmp_path: Path) -> None:
     wait_until(lambda: not is_running(int(pid.read_text())), seconds=20)
 
 
+def test_an_answer_that_nobody_waits_for_ends_the_worker_in_silence(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As at the end of ``--timeout``, when the trial in flight is given up in the moment in which it is done."""
+    options = TuneOptions(TargetSpec(str(folder / "net.py")), folder / "out", steps=2)
+    with WorkerProcess(None, lambda *_: None) as process:
+        connection = process.start()
+        (child,) = multiprocessing.active_children()
+        connection.send(Job(options, None, {}, (), threads=1))
+        connection.send(("recipes", ()))
+        connection.close()
+        child.join(100)
+        assert child.exitcode == 0
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
