@@ -8,8 +8,6 @@ import pytest
 import torch
 
 from amptune.apply import apply
-from amptune.apply.patching import apply_plan_file
-from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.choice import BF16, FP16, FP32
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph
@@ -17,12 +15,10 @@ from amptune.core.plan import Plan
 from amptune.core.tables import CostTable
 from amptune.runtime import undo_plan
 from amptune.tune.edges import edges_of
-from amptune.tune.emit import plan_text
-from amptune.tune.options import TuneOptions
-from amptune.tune.recipes import plan_candidate
-from amptune.tune.run import job_of
 from amptune.tune.space import Space
 from amptune.tune.worker import Worker
+
+from .shipping import assert_valid, shipped, worker_of_file
 
 SOURCE = """
 import torch
@@ -114,11 +110,7 @@ KINDS = (*AS_AUTOCAST, "Adapted")
 def worker_of(folder: Path, kind: str) -> tuple[Worker, PrecisionGraph, Space]:
     path = folder / "net.py"
     path.write_text(SOURCE.replace("KIND", kind))
-    target = load_target(TargetSpec(str(path)))
-    captured = capture(target)
-    options = TuneOptions(target.spec, out=folder / "out", device="cpu", steps=3)
-    worker = Worker(job_of(options, target, captured), lambda *_: None)
-    return worker, captured.graph, worker.space(captured.graph)
+    return worker_of_file(path)
 
 
 def decoded(space: Space, point: dict[str, str]) -> Plan:
@@ -136,18 +128,9 @@ def test_products_without_a_layer_have_a_choice_that_is_measured_and_shipped(tmp
     worker, _, space = worker_of(tmp_path, kind)
     assert products_of(space) == {"first#autocast", "last#autocast"}
     plan = decoded(space, space.uniform(BF16))
-    measured = worker.trial(plan_candidate(plan), None)
-    assert measured.mismatches == ()
-    assert measured.quality is not None
-    assert measured.quality.valid
-    (tmp_path / "plan.json").write_text(plan_text(plan))
-    apply_plan_file(tmp_path / "plan.json", TargetSpec(str(tmp_path / "net.py")), tmp_path / "applied")
-    target = load_target(TargetSpec(str(tmp_path / "applied/net_amptuned.py")))
-    model, batch = target.make_model(), target.make_batch()
-    output = target.call(model, batch)
-    assert output.dtype == torch.bfloat16
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    assert torch.equal(target.call(compiled, batch), output)
+    assert_valid(worker, plan)
+    target, model, batch = shipped(tmp_path / "net.py", plan)
+    assert target.call(model, batch).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", AS_AUTOCAST)
@@ -167,10 +150,7 @@ def test_they_give_what_autocast_gives(tmp_path: Path, kind: str) -> None:
 def test_each_may_stay_in_fp32_beside_the_other(tmp_path: Path, kind: str, low: str) -> None:
     worker, _, space = worker_of(tmp_path, kind)
     plan = decoded(space, space.point({group.name: "bf16" for group in space.module_groups() if low in group.name}))
-    measured = worker.trial(plan_candidate(plan), None)
-    assert measured.mismatches == ()
-    assert measured.quality is not None
-    assert measured.quality.valid
+    assert_valid(worker, plan)
     products = {site: entry for site, entry in plan.sites.items() if entry.how == "autocast"}
     regions = {site.partition("#")[0]: entry.format for site, entry in products.items()}
     # What comes after the other in 16 bits raises that itself; before it there is nothing to say.
@@ -195,10 +175,7 @@ def test_blocks_of_one_role_decide_together(tmp_path: Path) -> None:
     blocks = "self.blocks = nn.ModuleList([KIND(64, 64), KIND(64, 64)])"
     source = source.replace("self.first = KIND(64, 32)", blocks).replace("self.last = KIND(32, 16)", "pass")
     (tmp_path / "net.py").write_text(source.replace("KIND", "Quantised"))
-    target = load_target(TargetSpec(str(tmp_path / "net.py")))
-    captured = capture(target)
-    options = TuneOptions(target.spec, out=tmp_path / "out", device="cpu", steps=3)
-    space = Worker(job_of(options, target, captured), lambda *_: None).space(captured.graph)
+    _, _, space = worker_of_file(tmp_path / "net.py")
     (group,) = space.module_groups()
     assert group.name == "blocks.*#autocast"
     assert group.sites == ("blocks.0#linear.0", "blocks.1#linear.0")
@@ -213,8 +190,5 @@ def test_what_the_user_keeps_in_fp32_and_outer_products_are_no_choice(tmp_path: 
     source = SOURCE.replace("return self.last(F.gelu(self.first(x)))", lines.strip())
     source = source.replace("self.first = KIND(64, 32)", "self.weight = nn.Parameter(torch.randn(64, 16))")
     (tmp_path / "net.py").write_text(source.replace("self.last = KIND(32, 16)", "self.unused = nn.Linear(2, 2)"))
-    target = load_target(TargetSpec(str(tmp_path / "net.py")))
-    captured = capture(target)
-    options = TuneOptions(target.spec, out=tmp_path / "out", device="cpu", steps=3)
-    space = Worker(job_of(options, target, captured), lambda *_: None).space(captured.graph)
+    _, _, space = worker_of_file(tmp_path / "net.py")
     assert space.module_groups() == []

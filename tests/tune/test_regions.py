@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from amptune.apply import Fixing, apply, check_realised
-from amptune.apply.patching import apply_plan_file
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.choice import BF16, FP16, Choice
 from amptune.core.formats import Format
@@ -23,16 +22,14 @@ from amptune.tune.buildspace import build_space
 from amptune.tune.costmodel import CostModel
 from amptune.tune.device import Device
 from amptune.tune.edges import edges_of
-from amptune.tune.emit import plan_text
 from amptune.tune.explain import with_reasons
 from amptune.tune.followers import follower_prices
-from amptune.tune.options import TuneOptions
-from amptune.tune.recipes import plan_candidate
 from amptune.tune.regions import find_regions
-from amptune.tune.run import job_of
 from amptune.tune.space import Space
 from amptune.tune.training import Workbench
 from amptune.tune.worker import Worker
+
+from .shipping import assert_valid, shipped, worker_of_file
 
 SOURCE = """
 import torch
@@ -105,11 +102,7 @@ def write(folder: Path, lines: str) -> Path:
 
 
 def worker_of(folder: Path, lines: str) -> tuple[Worker, PrecisionGraph, Space]:
-    target = load_target(TargetSpec(str(write(folder, lines))))
-    captured = capture(target)
-    options = TuneOptions(target.spec, out=folder / "out", device="cpu", steps=3)
-    worker = Worker(job_of(options, target, captured), lambda *_: None)
-    return worker, captured.graph, worker.space(captured.graph)
+    return worker_of_file(write(folder, lines))
 
 
 def decoded(space: Space, choice: Choice, *names: str) -> Plan:
@@ -123,21 +116,13 @@ def test_what_meets_fp32_is_cast_there_and_measured_and_shipped(tmp_path: Path, 
     assert {group.name for group in space.module_groups()} == ALL_LOW
     assert space.why_fixed == {}
     plan = decoded(space, BF16)
-    measured = worker.trial(plan_candidate(plan), None)
-    assert measured.mismatches == ()
-    assert measured.quality is not None
-    assert measured.quality.valid
-    (tmp_path / "plan.json").write_text(plan_text(plan))
-    apply_plan_file(tmp_path / "plan.json", TargetSpec(str(tmp_path / "net.py")), tmp_path / "applied")
-    target = load_target(TargetSpec(str(tmp_path / "applied/net_amptuned.py")))
-    model, batch = target.make_model(), target.make_batch()
+    assert_valid(worker, plan)
+    target, model, batch = shipped(tmp_path / "net.py", plan)
     seen: list[torch.dtype] = []
     model.blocks[1].qkv.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
     target.loss(target.call(model, batch), batch).backward()
     assert seen == [torch.bfloat16]
     assert all(parameter.grad is not None for parameter in model.parameters())
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    assert torch.equal(target.call(compiled, batch), target.call(model, batch))
 
 
 def test_what_autocast_computes_in_fp32_needs_no_16_bit_kernel(tmp_path: Path) -> None:
@@ -145,10 +130,7 @@ def test_what_autocast_computes_in_fp32_needs_no_16_bit_kernel(tmp_path: Path) -
     lines = "y = F.scaled_dot_product_attention(q, k, torch.fft.irfft(torch.fft.rfft(v), 8))"
     worker, _, space = worker_of(tmp_path, lines)
     assert space.why_fixed == {}
-    measured = worker.trial(plan_candidate(decoded(space, BF16)), None)
-    assert measured.mismatches == ()
-    assert measured.quality is not None
-    assert measured.quality.valid
+    assert_valid(worker, decoded(space, BF16))
 
 
 def test_regions_are_there_only_where_16_bits_arrive(tmp_path: Path) -> None:
@@ -293,15 +275,11 @@ def loss_fn(output, batch):
 
 def test_what_one_region_gives_lets_the_next_be_there(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(GENERATED)
-    target = load_target(TargetSpec(str(tmp_path / "net.py")))
-    captured = capture(target)
-    options = TuneOptions(target.spec, out=tmp_path / "out", device="cpu", steps=3)
-    worker = Worker(job_of(options, target, captured), lambda *_: None)
-    space = worker.space(captured.graph)
+    worker, _, space = worker_of_file(tmp_path / "net.py")
     groups = [group.name for group in space.module_groups()]
     assert {"first.generate", "last.generate"} < set(groups)
     for lowered in itertools.product(["fp32", "bf16"], repeat=len(groups)):
         plan = space.decode(space.point(dict(zip(groups, lowered, strict=True))), CostTable({}, {}), {})
         apply(worker.bench.model, plan)
-        target.call(worker.bench.model, target.make_batch())  # raises where two dtypes meet
+        worker.bench.target.call(worker.bench.model, worker.bench.target.make_batch())  # raises where two dtypes meet
         undo_plan(worker.bench.model)
