@@ -2,7 +2,7 @@
 
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
 ``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``in_rows``, ``viewed``, ``copied``, ``rearranged``,
-``channels_last``,
+``channels_last``, ``filled``,
 ``integers``, ``fp32_limit``, ``exact``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random``, ``kept``,
 ``triangles``, ``one_hot``, ``pairs``, ``called``, ``later_sources``, ``image`` and, of nn.MultiheadAttention,
 ``fused`` that the class describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up
@@ -227,11 +227,13 @@ def _facts(
         yield from _fused_inside(covered)
     if site.op == "einsum" and (found := copied(site.attrs.get("equation"), _multiplied(site, covered[0], positions))):
         yield "rearranged", found
-    integers = {index: count for node, index in positions.items() if (count := _integers(root(node)))}
+    integers = {index: count for node, index in positions.items() if (count := _counted(node))}
     if integers:
         yield "integers", integers
     if counts := tuple(index for node, index in positions.items() if _is_given_integers(root(node))):
         yield "batch_integers", counts
+    if filled := {index: op for node, index in positions.items() if (op := _filled_like(node))}:
+        yield "filled", filled
     if tests := tuple(index for node, index in positions.items() if _is_test(root(node))):
         yield "tested", tests
     strided = {index: order for node, index in positions.items() if (order := order_in_memory(node))}
@@ -305,6 +307,15 @@ def _spelling(node: fx.Node) -> str:
     return name.split(".")[0].strip("_")
 
 
+def _counted(node: fx.Node) -> int:
+    """How many integers from 0 a tensor holds, or the tensors do that it joins, as the axes of a grid; 0 for others."""
+    for step in walk(node):
+        if step.meta.get("amptune_op") in _JOINS:
+            parts = [_counted(each) for each in _one_by_one(step.args) if isinstance(each, fx.Node)]
+            return max(parts, default=0) if all(parts) else 0
+    return _integers(root(node))
+
+
 def _integers(node: fx.Node) -> int:
     """How many integers from 0 a tensor counts or is drawn from; 0 for other tensors."""
     op, value = node.meta.get("amptune_op"), node.meta.get("val")
@@ -314,12 +325,20 @@ def _integers(node: fx.Node) -> int:
     return max(numbers[:2], default=0) if op == "randint" else 0
 
 
+def _filled_like(node: fx.Node) -> str:
+    """The op that made a tensor out of one number in the dtype of another tensor; empty for other tensors."""
+    while op_named(op := str(node.meta.get("amptune_op"))).family is Family.VIEW and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return op if op in ("full_like", "new_full") else ""
+
+
 def _is_given_integers(node: fx.Node) -> bool:
     """Whether a tensor of the batch holds integers, as timesteps and positions."""
     value = node.meta.get("val")
     return node.op == "placeholder" and isinstance(value, torch.Tensor) and value.dtype in _INTEGERS
 
 
+_JOINS = ("stack", "cat", "meshgrid", "broadcast_tensors")
 _INTEGERS = (torch.int64, torch.int32, torch.int16)
 
 

@@ -1,4 +1,4 @@
-"""Files of first_reading/ and second_reading/ give what was read of them."""
+"""Files of first_reading/, second_reading/ and third_reading/ give what was read of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ import pytest
 
 from tests.benchmarks.first_reading import ROUNDS, differences, expected_of, files, read
 
-QUICK = ("boxes", "cell_counts", "click_through", "hardest_triplets", "score_matching", "set_detector")
+QUICK = (
+    "boxes",
+    "cell_counts",
+    "click_through",
+    "hardest_triplets",
+    "score_matching",
+    "set_detector",
+    "skip_gram",
+    "style",
+    "interests",
+)
 FILES = [file for name in ROUNDS for file in files(name)]
 
 

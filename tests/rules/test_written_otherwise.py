@@ -285,3 +285,57 @@ def test_what_is_read_in_fp32_alone_is_promoted_for_nothing_more(tmp_path: Path)
     for cast, count in ((".float()", 0), ("", 1)):
         source = model_file(body.format(cast=cast), init=init, batch="torch.randn(65536, 64)")
         assert len(found("G306", source, tmp_path)) == count
+
+
+AXES = {
+    "by meshgrid":
+        "y, u = torch.meshgrid(torch.arange(8), torch.arange(640), indexing='ij')\ngrid = torch.stack([u, y])",
+    "by broadcasting": "grid = torch.cat([torch.arange(8)[:, None].expand(8, 640), torch.arange(640)[None]], 0)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", AXES.values(), ids=AXES)
+def test_the_axes_of_a_grid_are_integers_too(body: str, tmp_path: Path) -> None:
+    source = model_file(f"h = self.fc(x)\n{body}\nreturn h.mean() + grid.to(h.dtype)")
+    (finding,) = found("G211", source, tmp_path)
+    assert "integers 0 to 639 are rounded to bf16" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("made", "severity"),
+    [("torch.full_like(h, -1e9)", Severity.ERROR), ("h.new_full((64,), -1e9).expand_as(h)", Severity.ERROR),
+     ("torch.full(h.shape, -1e9, device=x.device).to(h.dtype)", Severity.WARNING),
+     ("-1e9", Severity.WARNING)],
+)  # fmt: skip
+def test_a_tensor_that_is_filled_in_fp16_raises_where_a_cast_gives_infinity(
+    made: str, severity: Severity, tmp_path: Path
+) -> None:
+    findings = found("G201", model_file(f"h = self.fc(x)\nreturn torch.where(x > 0, h, {made})"), tmp_path)
+    assert [each.severity for each in findings] == [severity]
+    assert ("raises" in findings[0].message) is (severity is Severity.ERROR)
+
+
+GRAM = "h = self.fc(x).relu().view(2, 2048, 64)\n"
+
+
+@pytest.mark.parametrize(
+    ("product", "severities"),
+    [("torch.einsum('bnc,bnd->bcd', h, h) / 2048", [Severity.WARNING]),
+     ("(h.transpose(1, 2) @ h).div(2048)", [Severity.WARNING]),
+     ("(h[:, :64].mT @ h[:, :64]) / 64", [Severity.INFO]),
+     ("(h / 64).transpose(1, 2) @ (h / 64)", []),
+     ("h.float().tanh().transpose(1, 2) @ h.float().tanh()", []),
+     ("h[:, :64].mT @ h[:, 64:128]", [])],
+)  # fmt: skip
+def test_a_product_of_a_matrix_with_itself_sums_squares(
+    product: str, severities: list[Severity], tmp_path: Path
+) -> None:
+    source = model_file(f"{GRAM}return {product}", batch="torch.randn(4096, 64)")
+    assert [each.severity for each in found("G214", source, tmp_path)] == severities
+
+
+def test_few_columns_are_not_padded_for_fp8(tmp_path: Path) -> None:
+    init = "self.fc = nn.Sequential(nn.Linear(64, {n}), nn.Linear({n}, 64))"
+    for columns, count in ((8, 0), (40, 1)):
+        source = model_file("return self.fc(x)", init=init.format(n=columns), batch="torch.randn(4096, 64)")
+        assert bool(found("G108", source, tmp_path)) is bool(count)

@@ -13,7 +13,7 @@ from amptune_rules.graph._alignment import advised_size, asks_for_fp8, rows_of_l
 from amptune_rules.graph._examples import model_file
 
 FEW = 8
-"""Columns under which padding to 16 would more than double the work: nobody wants such a layer in FP8."""
+"""Columns up to which padding to 16 would double the work or more: nobody wants such a layer in FP8."""
 
 
 class Fp8Dims(GraphRule):
@@ -73,7 +73,7 @@ class Fp8Dims(GraphRule):
         for site, gemm in _candidates(context, linears=asked):
             certain = site.op == "scaled_mm" or context.recipes_named
             sides = {name: value for name, value in (("K", gemm.k), ("N", gemm.n)) if value % FP8_MULTIPLE}
-            if not sides or (not certain and min(sides.values()) < FEW):
+            if not sides or (not certain and min(sides.values()) <= FEW):
                 continue
             sizes = [padded(advised_size(context, site, value), FP8_MULTIPLE) for value in sides.values()]
             listed = " and ".join(

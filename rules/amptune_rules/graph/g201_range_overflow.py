@@ -164,12 +164,14 @@ class RangeOverflow(GraphRule):
         yield from self._possible(context, told | over.keys() | bounded.keys(), first=not over)
 
     def _number(self, context: GraphContext, site: Site, runs: tuple[Run, ...], number: float) -> Finding:
-        raises = site.op in _FILLS and number in literals(site)
+        filled = _filled_with(runs[0], site, number)
+        raises = bool(filled) or (site.op in _FILLS and number in literals(site))
         return context.finding(
             self,
             site,
-            f"{number:g} is outside of fp16 (65504): this {called(site)} {'raises' if raises else 'gives infinity'} in "
-            f"fp16 (under {recipes_in(runs)}); use torch.finfo(x.dtype).min, or float32",
+            f"{number:g} is outside of fp16 (65504): this {filled or called(site)} "
+            f"{'raises' if raises else 'gives infinity'} in fp16 (under {recipes_in(runs)}); use "
+            "torch.finfo(x.dtype).min, or float32",
             severity=Severity.ERROR if raises else Severity.WARNING,
             value=number,
             format="fp16",
@@ -312,3 +314,16 @@ class RangeOverflow(GraphRule):
             bound=[bound.low, bound.high],
             chain=chain(context, site),
         )
+
+
+def _filled_with(run: Run, site: Site, number: float) -> str:
+    """The op, as full_like, that makes an operand out of a number in the dtype of an FP16 tensor."""
+    for place, op in (site.attrs.get("filled") or {}).items():
+        bounds, given = run.ranges.arriving(site, place), run.dtypes[site.id].given
+        if (
+            place in (site.attrs.get("like") or {})
+            and given[place] == "float16"
+            and number in (bounds.low, bounds.high)
+        ):
+            return str(op)
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from amptune.core.arguments import exponent_of
@@ -16,6 +17,8 @@ from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import BATCH_MARGIN, of_batch, reads_weights_alone, runs_in, where_in
 
 LIMIT = Format.FP16.max**0.5
+SMALL = 8.0
+"""Up to here numbers are common in activations: a product of a tensor with itself that they overflow is a warning."""
 
 
 class SquareOverflow(GraphRule):
@@ -23,7 +26,7 @@ class SquareOverflow(GraphRule):
 
     ## What it does
     Reports squares that run in FP16. Under CUDA autocast pow runs in FP32, but `x * x` and square do not. The output
-    of a norm layer is taken as small.
+    of a norm layer is taken as small. So are products of a matrix with itself (Gram matrices), which sum many squares.
 
     ## Why is this bad
     256 squared is 65536, which is infinite in FP16. Hand-written RMS norms and squared ReLUs meet such activations.
@@ -55,8 +58,18 @@ class SquareOverflow(GraphRule):
             h = self.fc(x)
             return h * torch.rsqrt((h * h).mean(-1, keepdim=True) + 1e-5)  # <- G214
             """)),
+        Example("a Gram matrix", model_file(
+            "h = torch.relu(self.fc(x)).t()\nreturn torch.mm(h, h.t()) / 4096  # <- G214",
+            batch="torch.randn(4096, 64)")),
     )  # fmt: skip
     VALID = (
+        Example("a Gram matrix of what was divided before", model_file(
+            "h = torch.relu(self.fc(x)).t() / 64\nreturn torch.mm(h, h.t())", batch="torch.randn(4096, 64)")),
+        Example("a Gram matrix of unit vectors", model_file(
+            "h = F.normalize(self.fc(x), dim=-1)\nreturn h @ h.t()", batch="torch.randn(4096, 64)")),
+        Example("scores of queries and keys that one layer gives", model_file(
+            "q, k = self.fc(x).chunk(2, -1)\nreturn q @ k.t()",
+            init="self.fc = nn.Linear(64, 128)", batch="torch.randn(64, 64)")),
         Example("pow, which autocast runs in FP32", model_file(
             """
             h = self.fc(x)
@@ -84,6 +97,7 @@ class SquareOverflow(GraphRule):
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each square."""
+        yield from self._grams(context)
         for site, half in context.sites_in_half("mul", "square", "pow", "einsum"):
             if not _is_square(half[0], site) or reads_weights_alone(context, site):
                 continue
@@ -102,6 +116,54 @@ class SquareOverflow(GraphRule):
                     format="fp16",
                 )
 
+    def _grams(self, context: GraphContext) -> Iterable[Finding]:
+        """Products of a tensor with itself, transposed: their diagonal sums the squares of the reduction."""
+        for site, half in context.sites_in_half("matmul", "bmm", "mm", "einsum"):
+            runs = tuple(run for run in runs_in(half, site, Format.FP16) if _is_gram(run, site))
+            if not runs or reads_weights_alone(context, site):
+                continue
+            length = site.gemms[0].k
+            scaled = math.sqrt(Format.FP16.max / length)
+            limit = scaled / _factor(runs[0], site)
+            place = _tensors(site)[0]
+            of_data = BATCH_MARGIN * of_batch(context, site, place).magnitude
+            largest = min(runs[0].ranges.operand(site, place).magnitude, of_data)
+            if largest > scaled and limit < LIMIT - 1 and not _is_normalised(runs[0], site, place):
+                yield context.finding(
+                    self,
+                    site,
+                    f"a product of a tensor with itself sums {length} squares in {where_in(runs, site)}: numbers of "
+                    f"size {limit:.2g} give 65504, and nothing in the graph bounds them; divide before the product, "
+                    "not after it, or compute it in float32",
+                    severity=Severity.WARNING if limit <= SMALL else Severity.INFO,
+                    limit=round(limit, 4),
+                    format="fp16",
+                )
+
+
+def _is_gram(run: Run, site: Site) -> bool:
+    """Whether both operands are one tensor, and each row is multiplied with all."""
+    if len(site.gemms) != 1 or not site.gemms[0].m == site.gemms[0].n > 1 or len(places := _tensors(site)) != 2:
+        return False
+    return all(run.ranges.covers(site, first, site, second) for first, second in (places, places[::-1]))
+
+
+def _tensors(site: Site) -> list[int]:
+    """The operands that are tensors, rather than an equation."""
+    return [place for place, index in enumerate(site.attrs.get("operands") or ()) if index is not None]
+
+
+def _factor(run: Run, site: Site) -> float:
+    """What the operands were multiplied with before."""
+    root = run.ranges.root(site, _tensors(site)[0])
+    scalars = (root.attrs.get("scalars") or {}) if root is not None else {}
+    if root is None or len(scalars) != 1 or root.op not in ("mul", "div"):
+        return 1.0
+    ((place, value),) = scalars.items()
+    if root.op == "div":
+        return abs(1 / float(value)) if place == 1 and value else 1.0
+    return abs(float(value)) or 1.0
+
 
 def _is_square(run: Run, site: Site) -> bool:
     if site.op == "einsum":
@@ -112,6 +174,6 @@ def _is_square(run: Run, site: Site) -> bool:
     return site.op == "square" or (exponent is not None and exponent >= 2 and exponent % 2 == 0)
 
 
-def _is_normalised(run: Run, site: Site) -> bool:
-    root = run.ranges.root(site, 0)
+def _is_normalised(run: Run, site: Site, place: int = 0) -> bool:
+    root = run.ranges.root(site, place)
     return root is not None and op_named(root.op).family is Family.NORM

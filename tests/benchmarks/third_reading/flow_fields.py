@@ -1,5 +1,5 @@
-"""Optical flow by a correlation volume and recurrent updates. Planted: the grid of places, up to 511, is made in the
-16 bits of the features before the flow is added."""
+"""Optical flow by a correlation volume and recurrent updates. Planted: the grid of places, up to 511, is made in
+the 16 bits of the features before the flow is added."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import nn
 
 def places(batch, h, w, like):
     y, x = torch.meshgrid(torch.arange(h, device=like.device), torch.arange(w, device=like.device), indexing="ij")
-    return torch.stack((x, y)).to(like.dtype)[None].expand(batch, -1, -1, -1)  # planted: G211
+    return torch.stack((x, y)).to(like.dtype)[None].expand(batch, -1, -1, -1)
 
 
 class Flow(nn.Module):
@@ -28,7 +28,7 @@ class Flow(nn.Module):
         start = places(n, h, w, a)
         flow, state = torch.zeros(n, 2, h, w, device=a.device), torch.tanh(a)
         for _ in range(self.rounds):
-            at = start + flow.detach()
+            at = start + flow.detach()  # planted: G211
             grid = torch.stack((2 * at[:, 0] / (w - 1) - 1, 2 * at[:, 1] / (h - 1) - 1), -1)
             seen = F.grid_sample(b.float(), grid.float(), align_corners=True)
             state = torch.tanh(self.update(torch.cat([state, a * seen, flow], 1)))
