@@ -152,3 +152,31 @@ def test_another_model_is_refused(folder: Path) -> None:
     result = amptune(folder, "verify", "net.py", "other.py")
     assert result.returncode == 3
     assert "the two files are not one model: only one of them has fc2.weight" in result.stderr
+
+
+BACKWARD = """
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient @ (2 * torch.eye(gradient.shape[-1]))
+
+
+class Net(nn.Module):"""
+
+
+def test_a_step_that_fails_with_a_plan_names_the_line(folder: Path) -> None:
+    source = MLP.replace("\nclass Net(nn.Module):", BACKWARD).replace("self.norm(self.embed", "Double.apply(self.embed")
+    (folder / "net.py").write_text(source)
+    write_plan(folder, Plan(sites={name: SitePlan(Format.BF16) for name in ("embed", "fc1", "fc2")}))
+    result = amptune(folder, "verify", "net.py", "--plan", "plan.json", "--steps", "3")
+    assert result.returncode == 3
+    message, hint = result.stderr.splitlines()[-2:]
+    assert "net.py under plan.json: a training step failed: " in message
+    assert "BF16" in message
+    assert "(net_amptuned.py:" in message
+    assert "amptune-verify" not in message
+    assert "amptune apply plan.json net.py writes net_amptuned.py" in hint

@@ -17,6 +17,7 @@ from amptune.capture.functions import FunctionCall
 from amptune.capture.modulestack import ModuleCall, ModuleStack
 from amptune.capture.names import spelling_of, written_by
 from amptune.capture.target import tensors_in
+from amptune.errors import CaptureError
 
 _PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, type(...))
 _OPERATORS: Mapping[str, Callable[..., Any]] = {
@@ -218,7 +219,16 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def summary(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of device meta with the same shape, stride, dtype and requires_grad: what a node keeps of a value."""
+    """A tensor of device meta with the same shape, stride, dtype and requires_grad: what a node keeps of a value.
+
+    Raises:
+        CaptureError: it is a nested tensor, whose shape has no numbers.
+    """
+    if tensor.is_nested:
+        raise CaptureError(
+            "the model computes with nested tensors, which cannot be analyzed",
+            hint="pad the samples to one length and mask what is beyond theirs",
+        )
     with torch._C.DisableTorchFunction():
         stride = tensor.stride() if tensor.layout is torch.strided else None
         if stride is None:

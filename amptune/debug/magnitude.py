@@ -78,6 +78,8 @@ class Magnitude:
 
 def measure(tensor: torch.Tensor, number_format: Format | None = None) -> Magnitude:
     """The magnitude of a floating tensor; with a format also what it would lose. Waits for the device."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # inside vmap and grad: all samples at once
+        tensor = torch._C._functorch.get_unwrapped(tensor)
     with torch.no_grad():
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             return _measured(_plain(tensor), number_format)

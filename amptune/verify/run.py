@@ -75,7 +75,15 @@ def _subject(
         files = apply_plan_file(plan, spec, Path(folder), say)
         path = next(path for name, path in files.items() if name.endswith("_amptuned.py"))
         seed_everything(seed)
-        yield load_target(patched_spec(original, path)), read_plan(plan).scaler, f"{spec.text} under {plan}"
+        name = f"{spec.text} under {plan}"
+        try:
+            yield load_target(patched_spec(original, path)), read_plan(plan).scaler, name
+        except WorkError as error:  # of a file that is gone by then
+            rest = error.message.removeprefix(str(path))
+            told = error.message if rest == error.message else f"{name}{rest}"
+            raise WorkError(
+                told.replace(f"{folder}/", ""), hint=f"amptune apply {plan} {spec.text} writes {path.name}, to look at"
+            ) from error
 
 
 def _scaler_beside(patched: Path) -> ScalerConfig | None:

@@ -11,10 +11,12 @@ from torch import nn
 
 from amptune.capture import Target
 from amptune.capture.prepare import run_lazy_layers
+from amptune.capture.usercode import place_of
 from amptune.core.plan import ScalerConfig
 from amptune.errors import CaptureError, WorkError
 from amptune.tune.batches import to_device
 from amptune.tune.device import Device
+from amptune.tune.kernelerrors import plain_reason
 from amptune.tune.recipes import backend_flags
 from amptune.tune.state import tensors_of
 from amptune.tune.training import make_optimizer, seed_everything
@@ -128,4 +130,5 @@ def _raising(target: Target) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise WorkError("out of memory: verify holds four models", hint="use a smaller batch") from None
     except (RuntimeError, ValueError, TypeError) as error:
-        raise WorkError(f"{target.spec.text}: a training step raised {error}") from error
+        reason = plain_reason(error, place_of(error))
+        raise WorkError(f"{target.spec.text}: a training step failed: {reason}") from error

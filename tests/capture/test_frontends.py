@@ -383,3 +383,19 @@ def test_modules_may_have_the_names_of_keywords(load: Load, frontend: str) -> No
     found = capture(load(text, name="Net", inputs=("2x8",)), frontends=[frontend]).graph
     assert [site.id for site in found] == ["heads.is", "heads.class"]
     assert {param.name for site in found for param in site.params} >= {"heads.class.weight", "heads.is.bias"}
+
+
+def test_nested_tensors_are_refused_with_what_to_do(load: Load) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x):
+            rows = torch.nested.as_nested_tensor([x[:2], x[2:]], layout=torch.jagged)
+            return self.fc(rows).values()
+    """
+    with pytest.raises(CaptureError, match="nested tensors") as raised:
+        capture(load(text, name="Net", inputs=("5x8",)))
+    assert "pad the samples" in raised.value.hint

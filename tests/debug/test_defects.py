@@ -161,6 +161,13 @@ def test_a_clean_run_gives_its_margins(run: Run) -> None:
     assert result.margins["gradient"].value < result.limit == 65504
 
 
+def test_what_runs_under_vmap_is_measured(run: Run) -> None:
+    members = part("y = torch.vmap(lambda w: F.linear(x, w * 1000))(torch.stack([self.fc.weight] * 2)).sum(0)  # BAD")
+    result = run(members, steps=2)
+    assert result.verdict == "clean"
+    assert result.margins["activation"].value > 100
+
+
 def test_starved_gradients_are_found_and_a_scale_feeds_them(run: Run) -> None:
     source = part("y = x").replace("return self.head(self.part", "return 1e-6 * self.head(self.part")
     starved = run(source, scaler=False)
