@@ -18,6 +18,8 @@ SHAPES = {"gemm": "square", "conv": "diamond", "attention": "circle", "rnn": "tr
 CEILINGS = (Format.FP32, Format.TF32, Format.BF16, Format.FP16, Format.FP8_E4M3)
 SMALLEST_SHARE = 0.002
 """Of the step: smaller sites are not drawn."""
+NEAR = 14
+"""Pixels between the middle of a mark and the foot of words that it would lie on."""
 MOST_LINES = 24
 """Sites whose values are drawn, those with the largest first."""
 
@@ -51,8 +53,12 @@ def roofline(data: PageData) -> Markup:
     lowest = min(gpu.peaks[Format.FP32] * 1e12, *(spot.rate for spot in spots))
     y = _log_axis([top, max(top / 1e4, lowest / 1.5)], "FLOP/s", _rate)
     plot = Plot(x, y, height=340)
-    content = [piece for number_format in CEILINGS for piece in _ceiling(plot, gpu, number_format)]
+    shown = [number_format for number_format in CEILINGS if _has_own_peak(gpu, number_format)]
+    content = [piece for number_format in shown for piece in _ceiling(plot, gpu, number_format)]
     content += [plot.mark(_point(spot)) for spot in sorted(spots, key=lambda spot: -spot.site.ms(data.half))]
+    content += [
+        _ceiling_name(plot, gpu, number_format, spots) for number_format in shown
+    ]  # above the marks, to be read
     words = f"{len(spots)} kinds of sites under {data.half} on {gpu.name}, of which {_bound(spots, gpu)}"
     families = dict.fromkeys(spot.site.family for spot in spots)
     entries = [key(_shape(family), f"valid kind-{_shape(family)}", family) for family in families]
@@ -111,18 +117,33 @@ def _shape(family: str) -> str:
     return SHAPES.get(family, "cross")
 
 
-def _ceiling(plot: Plot, gpu: Gpu, number_format: Format) -> list[Markup]:
-    """The bandwidth's slope up to the format's peak, and the peak from there on, named at its right end."""
+def _has_own_peak(gpu: Gpu, number_format: Format) -> bool:
+    """Whether the GPU computes in the format; FP16 as fast as BF16 is shown with it."""
     peak = gpu.peaks.get(number_format)
-    if not peak or (number_format is Format.FP16 and gpu.peaks.get(Format.BF16) == peak):
-        return []
-    top, slope = math.log10(peak * 1e12), math.log10(gpu.bandwidth * 1e9)
-    label = "bf16, fp16" if number_format is Format.BF16 and gpu.peaks.get(Format.FP16) == peak else str(number_format)
+    return bool(peak) and not (number_format is Format.FP16 and gpu.peaks.get(Format.BF16) == peak)
+
+
+def _ceiling(plot: Plot, gpu: Gpu, number_format: Format) -> list[Markup]:
+    """The bandwidth's slope up to the format's peak, and the peak from there on."""
+    top, slope = math.log10(gpu.peaks[number_format] * 1e12), math.log10(gpu.bandwidth * 1e9)
     classes = f"ceiling format-{number_format.label.replace('_', '-')}"
     start = max(plot.x.low, plot.y.low - slope)
     points = [(start, min(start + slope, top)), (top - slope, top), (plot.x.high, top)]
-    name = tag("text", f"{label} {peak:,.0f} TFLOP/s", x="100%", y=plot.down(top) - 5, text_anchor="end", class_="note")
-    return [*plot.line(points, classes), name]
+    return plot.line(points, classes)
+
+
+def _ceiling_name(plot: Plot, gpu: Gpu, number_format: Format, spots: Sequence[_Spot]) -> Markup:
+    """At the right end of its level; where marks are in the way there alone, at the left one."""
+    peak = gpu.peaks[number_format]
+    label = "bf16, fp16" if number_format is Format.BF16 and gpu.peaks.get(Format.FP16) == peak else str(number_format)
+    top = math.log10(peak * 1e12)
+    start, y = max(plot.x.low, top - math.log10(gpu.bandwidth * 1e9)), plot.down(top) - 5
+    marks = map(_point, spots)
+    near = [mark.x for mark in marks if mark.x >= start and abs(plot.down(mark.y) - y) < NEAR]
+    middle = (start + plot.x.high) / 2
+    at_start = bool(near) and min(near) > middle
+    place = {"x": plot.x.percent(start), "text_anchor": "start"} if at_start else {"x": "100%", "text_anchor": "end"}
+    return tag("text", f"{label} {peak:,.0f} TFLOP/s", y=y, class_="note above", **place)
 
 
 def _bound(spots: Sequence[_Spot], gpu: Gpu) -> str:

@@ -1,15 +1,17 @@
 """The page of an analysis says what was found, holds together, and stays readable for a model of a thousand sites."""
 
+import dataclasses
 import html
 import re
 import time
 
 import pytest
 
+from amptune.core.formats import Format
 from amptune.core.hardware import GPUS
 from amptune.report.analyze_data import PageSite, Risk
 from amptune.report.analyze_html import analyze_report
-from tests.report.analyze_sample import KEPT, sample
+from tests.report.analyze_sample import KEPT, block, sample
 from tests.report.tune_sample import Page
 
 
@@ -154,3 +156,23 @@ def test_a_thousand_sites_make_a_page_of_bearable_size_in_bearable_time():
 
 def test_every_risk_has_its_own_word():
     assert len({risk.words for risk in Risk}) == len(Risk)
+
+
+def test_the_names_of_the_rooflines_levels_lie_above_the_marks():
+    page = read(sample())
+    marks = [page.elements.index(mark) for mark in page.marks("Roofline of H100 SXM5 80GB", "mark")]
+    names = [index for index, e in enumerate(page.elements) if "above" in e.classes]
+    assert [page.elements[index].text.split()[0] for index in names] == ["fp32", "tf32", "bf16,", "fp8_e4m3"]
+    assert max(marks) < min(names)
+
+
+@pytest.mark.parametrize(("intensities", "anchor"), [((2000.0,), "start"), ((400.0,), "end"), ((400.0, 2000.0), "end")])
+def test_the_name_of_a_level_stands_where_no_mark_is_in_its_way(intensities, anchor):
+    flops = 1.05 * GPUS["h100"].peaks[Format.TF32] * 1e12 * 0.5e-3
+    sites = [
+        dataclasses.replace(block(0)[1], id=f"fc{number}", intensity=intensity, flops=flops)
+        for number, intensity in enumerate(intensities)
+    ]
+    page = read(sample(sites=tuple(sites)))
+    (name,) = (e for e in page.elements if "above" in e.classes and e.text.startswith("tf32"))
+    assert name.attributes["text-anchor"] == anchor
