@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -85,12 +85,19 @@ def headline(error: BaseException) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """``path:line`` of the innermost frame that is neither torch's, the standard library's nor ours; may be empty."""
+    """``path:line`` of the innermost frame that is neither torch's, the standard library's nor ours; may be empty. An
+    error that knows its ``place`` is asked."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{shown_path(error.filename)}:{error.lineno or 1}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_readable_code(frame.filename)]
-    own_code = [frame for frame in frames if not is_package_code(frame.filename)] or frames
-    return f"{shown_path(own_code[-1].filename)}:{own_code[-1].lineno}" if own_code else ""
+    frames = ((frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__))
+    return getattr(error, "place", "") or innermost_place(frames)
+
+
+def innermost_place(frames: Iterable[tuple[str, int]]) -> str:
+    """``path:line`` of the last of these files and lines that is the user's, else a package's; may be empty."""
+    readable = [frame for frame in frames if is_readable_code(frame[0])]
+    own_code = [frame for frame in readable if not is_package_code(frame[0])] or readable
+    return f"{shown_path(own_code[-1][0])}:{own_code[-1][1]}" if own_code else ""
 
 
 def is_readable_code(filename: str) -> bool:

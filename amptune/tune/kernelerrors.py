@@ -10,7 +10,7 @@ _DTYPE = re.compile(r"(?:(?<![a-z])|(?<=got))(bfloat16|float16|float32|BFloat16|
 _LABELS = {"bfloat16": "BF16", "half": "FP16", "float16": "FP16", "float": "FP32", "float32": "FP32"}
 _CLASH = re.compile(
     r"same (?:d|scalar )?types?\b|mixed dtype|dtypes? (?:match|must be)|expected scalar type|found dtype"
-    r"|equal to src\.dtype|type\b.* should be the same|but got dtype",
+    r"|equal to src\.dtype|type\b.* should be the same|but got dtype|changed the type of value",
     re.IGNORECASE,
 )
 _MISSING = re.compile(
@@ -26,6 +26,12 @@ _OP = (
     re.compile(r"^([a-z][\w.]*)(?:\([^)]*\))?:"),
     re.compile(r"^([a-z][\w.]*)\(\)"),
 )
+
+
+def is_of_formats(error: Exception) -> bool:
+    """Whether formats clash in an error, or have no kernel."""
+    text = headline(error)
+    return isinstance(error, RuntimeError) and bool(_CLASH.search(text) or _MISSING.search(text))
 
 
 def plain_reason(error: Exception, place: str) -> str:

@@ -19,6 +19,7 @@ from amptune.capture.target import Target
 from amptune.core.formats import Format
 from amptune.errors import CaptureError
 from amptune.runtime import compile_kept_loss, keep_loss, loss_in, losses_compiled, undo_plan
+from amptune.tune.backwardplace import say_where
 from amptune.tune.batches import Batches, to_device
 from amptune.tune.compilation import BACKEND, Compilation, as_written, compiled, own_code_of_autocast
 from amptune.tune.device import Device
@@ -236,9 +237,17 @@ class Run:
         """One whole training step; the loss comes back on the device, so that nothing waits for it."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(batch)
-        self.bench.backward(self.scaler.scale(loss))
+        self.backward(self.scaler.scale(loss), batch)
         self.update()
         return loss.detach()
+
+    def backward(self, loss: torch.Tensor, batch: Any) -> None:
+        """The backward of the loss of a batch. Where formats clash in it, the error has the place in the forward."""
+        try:
+            self.bench.backward(loss)
+        except Exception as error:
+            say_where(error, lambda: self.bench.backward(self.loss(batch)))
+            raise
 
     @property
     def waits_for_device(self) -> bool:

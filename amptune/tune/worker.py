@@ -324,7 +324,7 @@ class Worker:
             batch = self.batches.train[0]
 
             def forward_and_backward() -> None:
-                run.loss(batch).backward()
+                run.backward(run.loss(batch), batch)
 
             def forward() -> None:
                 run.loss(batch)

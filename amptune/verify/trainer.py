@@ -14,6 +14,7 @@ from amptune.capture.prepare import run_lazy_layers
 from amptune.capture.usercode import place_of
 from amptune.core.plan import ScalerConfig
 from amptune.errors import CaptureError, WorkError
+from amptune.tune.backwardplace import say_where
 from amptune.tune.batches import to_device
 from amptune.tune.device import Device
 from amptune.tune.kernelerrors import plain_reason
@@ -45,11 +46,18 @@ class Trainer:
                 self._set_flags()
             self.optimizer.zero_grad(set_to_none=True)
             seed_everything(seed)
-            loss = self.target.loss(self.target.call(self.model, batch), batch)
-            self.scaler.scale(loss).backward()
+            loss = self._loss(batch)
+            try:
+                self.scaler.scale(loss).backward()
+            except Exception as error:
+                say_where(error, lambda: self._loss(batch).backward())
+                raise
             self.scaler.step(self.optimizer)
             self.scaler.update()
         return float(loss.detach())
+
+    def _loss(self, batch: Any) -> torch.Tensor:
+        return self.target.loss(self.target.call(self.model, batch), batch)
 
     def evaluation(self) -> float | None:
         """What the user's ``evaluate`` says of the model, where there is one."""
