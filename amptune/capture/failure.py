@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import (
 from amptune.capture.fakerecord import UnknownValueError
 from amptune.capture.modulestack import ModuleCall
 from amptune.capture.target import tensors_in
-from amptune.capture.usercode import UserCodeError
+from amptune.capture.usercode import UserCodeError, text_of
 from amptune.errors import CaptureError
 
 _FAKE_LIMITS = (
@@ -89,7 +89,7 @@ def shown(tensor: torch.Tensor) -> str:
 
 
 def _hint(attempt: Attempt) -> str:
-    cause, text = attempt.error.cause, str(attempt.error.cause).lower()
+    cause, text = attempt.error.cause, text_of(attempt.error.cause).lower()
     if isinstance(cause, IndexError) and any(word in text for word in _INDEX_WORDS):
         return "make the indices of the batch smaller: change make_batch(), or give --input SHAPE:int64:BOUND"
     if any(word in text for word in _SHAPE_WORDS):

@@ -124,7 +124,13 @@ class Target:
         if not any(True for _ in batch_tensors(batch)):
             raise TargetError(
                 f"make_batch() returned {_kind_of(batch)}, which holds no tensor",
-                hint="return (inputs, targets), or a dict with the names of forward's parameters",
+                hint="return (inputs, targets), or a dict with the names of forward's parameters"
+                + ("; torch.from_numpy makes a tensor of an array" if _holds_array(batch) else ""),
+            )
+        if all(tensor.numel() == 0 for tensor in batch_tensors(batch)):
+            raise TargetError(
+                "make_batch() returned a batch without a sample: all its tensors are empty",
+                hint="return as many samples as a training step has",
             )
         return batch
 
@@ -293,6 +299,16 @@ def _kind_of(value: Any) -> str:
     return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
+def _holds_array(batch: Any) -> bool:
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else [batch]
+    return any(type(value).__module__ == "numpy" for value in values)
+
+
+_WANTS_GPU = ("not compiled with CUDA", "no NVIDIA driver", "No CUDA GPUs")
+
+
 def _failed(what: str, error: UserCodeError) -> TargetError:
     where = f"{error.place}: " if error.place else ""
-    return TargetError(f"{where}{what}: {error}")
+    hint = "leave out .cuda() and device='cuda': amptune moves the model and the batch by itself"
+    wants_gpu = any(words in str(error) for words in _WANTS_GPU)
+    return TargetError(f"{where}{what}: {error}", hint=hint if wants_gpu else None)

@@ -69,16 +69,24 @@ def quiet() -> Iterator[None]:
 
 def describe(error: BaseException) -> str:
     """``ValueError: text``, cut where torch's explanations grow long."""
-    text = error.msg if isinstance(error, SyntaxError) else str(error).strip()
+    text = error.msg if isinstance(error, SyntaxError) else text_of(error).strip()
     text = "\n".join(text.splitlines()[:LONGEST_LINES])
     text = text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " ..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def text_of(error: BaseException) -> str:
+    """An error's text; empty where a class of the user's fails to give one."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 def headline(error: BaseException) -> str:
     """The line of an error's text that says what is wrong: the first, and under TorchScript, which tells its own call
     stack before, the last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in text_of(error).splitlines() if line.strip()]
     if not lines:
         return ""
     return lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from amptune.capture import capture
 from amptune.capture.target import COMPILED, STAND_IN, call_arguments, loss_inside, stand_in_loss, tensors_in
-from amptune.errors import CaptureError, WorkError
+from amptune.errors import CaptureError, TargetError, WorkError
 from tests.capture.conftest import Load
 
 
@@ -146,3 +147,51 @@ def test_run_replaces_the_call(load: Load) -> None:
 def test_tensors_of_nested_values() -> None:
     nested = {"a": X, "b": [Y, (Z, {"c": X})], "d": Output(X), "e": 3}
     assert [id(tensor) for tensor in tensors_in(nested)] == [id(t) for t in (X, Y, Z, X, X)]
+
+
+MODEL = """
+def make_model():
+    return nn.Linear(8, 8)
+
+def make_batch():
+    return {batch}
+"""
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ("torch.rand(0, 8), torch.zeros(0)", "without a sample"),
+        ("__import__('numpy').zeros((4, 8)), 3", "torch.from_numpy"),
+        ("(_ for _ in ()).throw(RuntimeError('Found no NVIDIA driver'))", "leave out .cuda()"),
+    ],
+)
+def test_a_batch_that_cannot_be_trained_on_says_what_to_change(batch: str, words: str, load: Load) -> None:
+    with pytest.raises(TargetError) as caught:
+        load(MODEL.format(batch=batch)).make_batch()
+    assert words in str(caught.value)
+
+
+def test_empty_tensors_beside_others_are_no_fault(load: Load) -> None:
+    batch = load(MODEL.format(batch="torch.rand(4, 8), torch.zeros(0, 4)")).make_batch()
+    assert batch[1].numel() == 0
+
+
+def test_an_error_that_gives_no_text_is_told_by_its_name(load: Load) -> None:
+    source = """
+    class Odd(Exception):
+        def __str__(self):
+            raise RuntimeError("no text")
+
+    class Net(nn.Module):
+        def forward(self, x):
+            raise Odd
+
+    def make_model():
+        return Net()
+
+    def make_batch():
+        return torch.rand(4, 8)
+    """
+    with pytest.raises(CaptureError, match="failed: Odd"):
+        capture(load(source))
