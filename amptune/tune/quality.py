@@ -123,6 +123,14 @@ def refused_ahead(
     return dataclasses.replace(quality, gate=gate)
 
 
+def misled(
+    bench: Workbench, candidate: Candidate, batches: Batches, reference: Reference, seed: int
+) -> tuple[str, ...]:
+    """The parameters whose gradients miss their bar under a candidate, in eager mode."""
+    with eager(bench):
+        return _gate(bench, candidate, batches, reference, seed).failing
+
+
 def _gate(bench: Workbench, candidate: Candidate, batches: Batches, reference: Reference, seed: int) -> GradientGate:
     gradients, _ = gradients_at(bench, candidate, batches, reference.state, seed)
     return compare_gradients(reference.gradients, gradients, _bars(bench, candidate, batches, reference, seed))

@@ -194,6 +194,7 @@ def _start(
         _announce_resumed(study, progress)
         table = CostTable.from_json(header["costs"])
         sensitivity = Sensitivity.from_json(header["sensitivity"])
+        fragile: dict[str, tuple[str, ...]] = header.get("fragile", {})
     else:
         if options.existing == "resume":
             progress.line(f"nothing to resume in {options.out}: a new study begins")
@@ -201,8 +202,10 @@ def _start(
             table = _ask(worker, "costs", space, graph, what="the cost table cannot be measured")
         with progress.timed("sensitivity"):
             sensitivity = _ask(worker, "sensitivity", space, what="the rounding errors cannot be measured")
-        study.start({"identity": identity, "costs": table.to_json(), "sensitivity": sensitivity.to_json()})
-    costs, split = split_where_it_pays(CostModel(space, table, edges_of(graph, space), sensitivity))
+            fragile = _ask(worker, "fragile", what="the gradients under autocast cannot be compared")
+        measured = {"costs": table.to_json(), "sensitivity": sensitivity.to_json(), "fragile": fragile}
+        study.start({"identity": identity, **measured})
+    costs, split = split_where_it_pays(CostModel(space, table, edges_of(graph, space), sensitivity), fragile)
     for text in split:
         progress.line(f"note: {text}")
     return Search(

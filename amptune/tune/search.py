@@ -232,7 +232,7 @@ class Search:
         """The point that is most like a recipe, which itself is not in the space."""
         candidate = self.recipes[name]
         if candidate.low is None:
-            return self.space.point({TF32: "on"} if candidate.tf32 and self.space.tf32 else {})
+            return self.space.point({TF32: "on" if candidate.tf32 else "off"} if self.space.tf32 else {})
         if candidate.autocast is not None and not candidate.float8:
             return self.space.under_autocast(candidate.autocast)
         pins = {group.name: FOLLOW for group in self.space.groups if group.kind == "pin"}

@@ -7,6 +7,9 @@ FP8 everywhere often errs a few times more than trains, so how much of it a plan
 which FP8 saves time therefore become two halves, by the error that it adds to their blocks. In a simulation that is
 worth 0.6 and 1.3 % of a step after three plans where FP8 everywhere errs 1.3 and 3 times too much, and nothing where it
 trains or errs 12 times too much (tests/benchmarks/reports/fp8_halves.md).
+
+Where some blocks' gradients miss their bar under autocast, in whatever 16-bit format, these are taken apart too: in
+Whisper-base on an H200 it is the queries and keys of the last encoder layer, whose attention takes a third of the step.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ import dataclasses
 import itertools
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from amptune.core.choice import FP32
+from amptune.tune.adapt import owns
 from amptune.tune.allocate import allocate
 from amptune.tune.caps import Caps
 from amptune.tune.costmodel import CostModel
@@ -38,8 +42,13 @@ FP8_WORTH = 0.005
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
 
-def split_where_it_pays(model: CostModel) -> tuple[CostModel, list[str]]:
-    """The model with its space split, and a sentence for each split."""
+def split_where_it_pays(
+    model: CostModel, fragile: Mapping[str, Collection[str]] | None = None
+) -> tuple[CostModel, list[str]]:
+    """The model with its space split, and a sentence for each split.
+
+    ``fragile``: 16-bit format -> the parameters whose gradients miss their bar under autocast in it.
+    """
     said: list[str] = []
     error = _largest_error(model)
     value = _value(model, error)
@@ -51,6 +60,9 @@ def split_where_it_pays(model: CostModel) -> tuple[CostModel, list[str]]:
         saved, (value, space, text) = value - best[0], best
         model = _in(model, space)
         said.append(f"{text}: saves {saved:.3g} ms by the cost table")
+    for name, blocks in _fragile_blocks(model, [*(fragile or {}).values()])[:MAX_SPLITS]:
+        model, text = _without_fragile(model, name, blocks)
+        said.append(text)
     for name in _worth_in_fp8(model):
         model, text = _halved(model, name)
         said.append(text)
@@ -72,6 +84,37 @@ def _part(group: Group, name: str, sites: set[str] | frozenset[str]) -> Group:
     fp8 = group.fp8 & sites
     choices = tuple(choice for choice in group.choices if fp8 or not choice.format.is_fp8)
     return Group(name, tuple(s for s, _ in kept), group.kind, tuple(h for _, h in kept), choices, fp8, group.multiplies)
+
+
+def _fragile_blocks(model: CostModel, failing: Sequence[Collection[str]]) -> list[tuple[str, frozenset[str]]]:
+    """Groups and the fewest of their blocks that do not train in a 16-bit format, the most time to save first.
+
+    None of a group that trains as a whole in one of the formats.
+    """
+    times, found = model.problem().times, []
+    for group in (g for g in model.space.module_groups() if g.multiplies):
+        blocks = _blocks(group.sites)
+        fails = [_owning(blocks, parameters) for parameters in failing]
+        fewest = min(fails, key=len, default=frozenset())
+        if len(blocks) >= MIN_BLOCKS and 0 < len(fewest) < len(blocks):
+            saved = times[group.name][FP32] - min(times[group.name].values())
+            found.append((saved, group.name, fewest))
+    return [(name, fewest) for _, name, fewest in sorted(found, key=lambda entry: -entry[0])]
+
+
+def _owning(blocks: Mapping[str, Sequence[str]], parameters: Collection[str]) -> frozenset[str]:
+    """The blocks that own some of the parameters."""
+    return frozenset(
+        block for block, sites in blocks.items() if any(owns(site, name) for site in sites for name in parameters)
+    )
+
+
+def _without_fragile(model: CostModel, name: str, blocks: frozenset[str]) -> tuple[CostModel, str]:
+    group = next(group for group in model.space.module_groups() if group.name == name)
+    apart = frozenset(site for block, sites in _blocks(group.sites).items() if block in blocks for site in sites)
+    label = _ranges(sorted(map(_order, blocks)))
+    text = f"{name}: blocks {label}, whose gradients autocast gets wrong, decide by themselves"
+    return _in(model, split(model.space, name, apart, label)), text
 
 
 def _worth_in_fp8(model: CostModel) -> list[str]:

@@ -40,7 +40,7 @@ from amptune.tune.kernels import tensor_core_share
 from amptune.tune.losses import measure_losses, measure_update
 from amptune.tune.lowparams import check_params
 from amptune.tune.modelloss import ModelLoss
-from amptune.tune.quality import Quality, judge, reference_itself, refused_ahead
+from amptune.tune.quality import Quality, judge, misled, reference_itself, refused_ahead
 from amptune.tune.recipes import Candidate, autocast_region, stock_candidates
 from amptune.tune.recompiling import num_compiled
 from amptune.tune.reference import NUM_ORDERS, Reference, measure_reference
@@ -203,6 +203,22 @@ class Worker:
 
         with eager(self.bench):  # each site is looked at by a hook, for which a compiler would compile again
             return measure_sensitivity(self.bench, choices, self.batches.train[0], self.options.seed, progress)
+
+    def fragile(self) -> dict[str, tuple[str, ...]]:
+        """16-bit format -> the parameters whose gradients miss their bar under autocast in it.
+
+        Not FP16 on a CPU, which may take a hundred times as long.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        for candidate in self.recipes():
+            low = candidate.autocast
+            if low is None or candidate.float8 or (low is Format.FP16 and not self.device.is_cuda):
+                continue
+            try:
+                found[low.label] = misled(self.bench, candidate, self.batches, self.reference, self.options.seed)
+            except Exception:  # the user's model may not run under autocast, as the recipe's trial will say
+                continue
+        return found
 
     def trial(self, candidate: Candidate, limit_ms: float | None, yardstick: Yardstick | None = None) -> Measured:
         """Check the realised formats, measure the step, then the quality of one candidate.

@@ -14,7 +14,7 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
 from amptune.errors import CaptureError, TuneError
 from amptune.tune.gate import Bar, bars_of, compare_gradients, perturb
-from amptune.tune.quality import judge
+from amptune.tune.quality import judge, misled
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.reference import measure_reference, upper_bound
 from amptune.tune.training import Workbench, training
@@ -80,6 +80,19 @@ def test_a_layer_that_never_trains_is_rejected(make_bench: Make) -> None:
     assert quality.upper < 0.5, "the loss alone must not be what gives it away here"
     assert not quality.valid
     assert "fc1.weight" in quality.reason
+
+
+FROZEN_UNDER_AUTOCAST = MLP.replace(
+    "F.relu(self.fc1(x))",
+    "F.relu(F.linear(x, self.fc1.weight.detach() if torch.is_autocast_enabled('cpu') else self.fc1.weight))",
+)
+
+
+def test_the_parameters_are_named_whose_gradients_autocast_gets_wrong(make_bench: Make) -> None:
+    for source, wrong in ((FROZEN_UNDER_AUTOCAST, ("fc1.weight",)), (MLP, ())):
+        bench, batches = make_bench(source)
+        reference = measure_reference(bench, batches, tolerance=0.5, seed=0)
+        assert misled(bench, Candidate("autocast-bf16", autocast=Format.BF16), batches, reference, seed=0) == wrong
 
 
 def test_a_stale_weight_cast_is_rejected(make_bench: Make) -> None:

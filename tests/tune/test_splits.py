@@ -103,3 +103,27 @@ def test_no_group_is_halved_where_fp8_saves_nothing_or_blocks_are_few() -> None:
         model, said = split_where_it_pays(before)
         assert model.space == before.space
         assert said == []
+
+
+def of_products(blocks: int = 12) -> CostModel:
+    before = model_of({}, set(), (FP32, BF16))
+    sites = tuple(site for site in SITES if int(site.split(".")[1]) < blocks)
+    group = dataclasses.replace(before.space.groups[0], sites=sites, how=("swap",) * len(sites), multiplies=True)
+    return dataclasses.replace(before, space=dataclasses.replace(before.space, groups=(group, before.space.groups[1])))
+
+
+def test_blocks_whose_gradients_autocast_gets_wrong_are_taken_apart() -> None:
+    """The fewest of them: here one format is wrong in a block of twelve, the other in two."""
+    fragile = {"bf16": ["blocks.7.fc1.weight"], "fp16": ["blocks.7.fc2.bias", "blocks.8.fc1.weight"]}
+    model, said = split_where_it_pays(of_products(), fragile)
+    assert [group.name for group in model.space.groups] == ["blocks.*.fc in 7", "blocks.*.fc elsewhere", "head"]
+    assert model.space.groups[0].sites == ("blocks.7.fc1", "blocks.7.fc2")
+    assert said == ["blocks.*.fc: blocks 7, whose gradients autocast gets wrong, decide by themselves"]
+
+
+def test_nothing_is_taken_apart_that_trains_in_a_format_or_nowhere() -> None:
+    wrong = ["blocks.7.fc1.weight"]
+    everywhere = [f"{site}.weight" for site in SITES]
+    for fragile in ({"bf16": wrong, "fp16": []}, {"bf16": everywhere}, {"bf16": ["norm.weight"]}, {}):
+        assert split_where_it_pays(of_products(), fragile)[1] == []
+    assert split_where_it_pays(of_products(3), {"bf16": ["blocks.1.fc1.weight"]})[1] == []

@@ -99,6 +99,14 @@ def test_a_recipe_that_time_left_out_is_said(tmp_path: Path, worker: SummingWork
     assert "ms a step by the measured costs" in note
 
 
+def test_tf32_is_what_the_recipes_in_fp32_differ_in(tmp_path: Path, worker: SummingWorker) -> None:
+    search = search_with(tmp_path, worker, fp8_ms=3.5, budget=12)
+    search.recipes["tf32"] = Candidate("tf32", tf32=True)
+    search.space = dataclasses.replace(search.space, tf32=True)
+    fp32, tf32 = (search.stock_point(name) for name in ("fp32", "tf32"))
+    assert (fp32[":tf32"], tf32[":tf32"]) == ("off", "on")
+
+
 class LimitedWorker(SummingWorker):
     """Keeps from which step on each trial was to be given up."""
 
