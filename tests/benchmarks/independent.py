@@ -74,8 +74,10 @@ def _step_of(name: str, module: ModuleType, batch: Any) -> Step:
 
 
 def _loss(module: ModuleType, model: Any, batch: Any) -> torch.Tensor:
-    """As the files of tests/benchmarks/models have it: a dict of arguments, or (inputs, targets)."""
-    if isinstance(batch, dict):
+    """As the files of tests/benchmarks/models have it: ``run``, a dict of arguments, or (inputs, targets)."""
+    if hasattr(module, "run"):
+        output = module.run(model, batch)
+    elif isinstance(batch, dict):
         output = model(**batch)
     else:
         output = model(*batch[0]) if isinstance(batch[0], tuple) else model(batch[0])
