@@ -24,6 +24,8 @@ SLOW_MS = 100.0
 """Steps that take longer are much alike, and each is a good part of what a trial takes: fewer of them will do."""
 FEWEST_STEPS = 5
 """Timed steps of a slow candidate, if they are steady."""
+HOPELESS = 2.0
+"""A candidate that takes this many times the limit is given up at once: no other program slows all of its steps so."""
 ATTEMPTS = 3
 """How often steps are timed, where torch.compile is at work within them."""
 LAUNCH_STEPS = 3
@@ -149,9 +151,11 @@ def _warmed_up(run: Run, batches: Batches, limit: float) -> tuple[float, float |
     # The first step sets up kernels and optimizer state, so it says nothing; the fastest of the others does.
     elapsed = min(warm[1:])
     compiling = (sum(warm) - len(warm) * elapsed) / 1e3 if run.bench.compilation else None
-    if elapsed > limit:
+    for batch in batches.train[:WARMUP_STEPS]:
         # Another program may have had the machine: a second look before the candidate is given up.
-        elapsed = min(_seconds(run, batch) * 1e3 for batch in batches.train[:WARMUP_STEPS])
+        if not limit < elapsed <= HOPELESS * limit:
+            break
+        elapsed = min(elapsed, _seconds(run, batch) * 1e3)
     return elapsed, compiling
 
 

@@ -200,6 +200,18 @@ def test_an_unsteady_slow_candidate_takes_as_many_as_others(
     assert len(steps) == 2 + timing.MIN_STEPS
 
 
+@pytest.mark.parametrize(("limit", "num_steps"), [(40.0, 2), (400.0, 2 + 3)])
+def test_a_candidate_is_looked_at_again_only_where_it_may_have_been_unlucky(
+    make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch, limit: float, num_steps: int
+) -> None:
+    """A step in FP16 on a CPU may take a hundred times as long, and seconds."""
+    bench, batches = make_bench()
+    monkeypatch.setitem(MS, "tf32", 700.0)
+    steps = timed_by(Host(0, calm=True))
+    assert measure_step(bench, Candidate("tf32", tf32=True), batches, limit) == (None, None, None)
+    assert len(steps) == num_steps
+
+
 def test_nothing_is_given_up_because_the_host_is_slower_now(
     make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
