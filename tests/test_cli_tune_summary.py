@@ -37,3 +37,23 @@ def test_a_step_bound_by_launches_is_told_once() -> None:
     text = _summary(launch_ms=84.0, launch_bound=True)
     assert "bound by Python launching kernels" in text
     assert "on a slower host" not in text
+
+
+@pytest.mark.parametrize(
+    ("refused_ms", "said"),
+    [(100.0, "What was written is 1.1"), (60.0, "What was written is slower"), (130.0, "")],
+)
+def test_a_refused_recipe_that_is_faster_than_the_best_stock_recipe_is_told(refused_ms: float, said: str) -> None:
+    """Whisper took 49 ms under autocast, which was refused: a plan of 90 ms is slower for its user, 1.9x FP32 or no."""
+    data = won(repeated=True, objective="time", not_measured=[], stopped="budget", launch_bound=False, launch_ms=None)
+    recipe = {"recipe": "autocast-fp16", "valid": False, "reason": "the gradient of k_proj points elsewhere"}
+    step = {"median": refused_ms, "low": refused_ms, "high": refused_ms, "repeats": 10}
+    data["stock"] = [
+        *(entry for entry in data["stock"] if entry["valid"]),
+        {**data["stock"][0], **recipe, "step_ms": step},
+    ]
+    record = cast("TrialRecord", None)
+    verdict = Verdict("plan", record, STEP, record, STEP, 1.39, 1.36)
+    text = summary(TuneResult(data, plan(), verdict, {"patched": Path("net_amptuned.py")}))
+    assert ("Refused, though faster than the best stock recipe: autocast-fp16" in text) is bool(said)
+    assert said in text

@@ -106,6 +106,7 @@ def summary(result: TuneResult) -> str:
         )
     else:
         lines.append(f"Nothing beat the best stock recipe, {stock_text}, beyond the noise. It is what was written.")
+    lines += _refused(data)
     lines.append(_next_step(result))
     if data["not_measured"]:
         spent = "time" if data["stopped"] == "timeout" else "budget"
@@ -126,6 +127,22 @@ def summary(result: TuneResult) -> str:
         )
     lines += [f"{LABELS[key] + ':':15s} {path}" for key, path in result.files.items() if key in LABELS]
     return "\n".join(lines)
+
+
+def _refused(data: dict[str, Any]) -> list[str]:
+    """A line about a stock recipe that does not train well enough and is faster than the best one that does: its users
+    would otherwise take the gain for what they get."""
+    stock_ms, best_ms = data["repeats"]["stock"]["step_ms"]["median"], data["best"]["step_ms"]["median"]
+    wrong = [entry for entry in data["stock"] if entry["step_ms"] and not entry["valid"]]
+    fastest = min(wrong, key=lambda entry: entry["step_ms"]["median"], default=None)
+    if data["objective"] != "time" or fastest is None or fastest["step_ms"]["median"] >= stock_ms:
+        return []
+    ms = fastest["step_ms"]["median"]
+    named = f"{fastest['recipe']} at {ms:.2f} ms a step ({fastest['reason']})"
+    said = f"Refused, though faster than the best stock recipe: {named}."
+    if ms < best_ms:
+        return [f"{said} What was written is slower; whether your model trains with the recipe, a longer run tells."]
+    return [f"{said} What was written is {ms / best_ms:.2f}x faster than it."]
 
 
 def _next_step(result: TuneResult) -> str:
