@@ -76,6 +76,7 @@ class CallRecorder(TorchFunctionMode):
         self.regions = AutocastRegions()
         self.functions = FunctionCalls(stack)
         self.in_loss = False
+        self.has_gradient = False
         self._dtypes = DtypeReads()
 
     @contextlib.contextmanager

@@ -13,6 +13,7 @@ from amptune.capture.build import build_calls, build_graph
 from amptune.capture.failure import Attempt, explained
 from amptune.capture.frontends import Frontends, Recorded, TooLargeError
 from amptune.capture.target import Target
+from amptune.capture.untrained import untrained_note
 from amptune.capture.usercode import UserCodeError, quiet, user_code
 from amptune.core.graph import PrecisionGraph, Site
 from amptune.core.ops import OPS
@@ -92,13 +93,13 @@ def capture(target: Target, *, frontends: Sequence[str] = FRONTENDS, train: bool
     attempts = _Attempts(target, train)
     with quiet():
         done = attempts.first(frontends)
-    notes = tuple(dict.fromkeys([*target.notes, *attempts.frontends.notes, *attempts.notes, *_remarks(done)]))
+    notes = tuple(dict.fromkeys([*target.notes, *attempts.frontends.notes, *attempts.notes, *_remarks(done, train)]))
     return Capture(
         done.module, done.graph, done.frontend, time.perf_counter() - start, done.has_loss, notes, done.model
     )
 
 
-def _remarks(done: _Done) -> Iterator[str]:
+def _remarks(done: _Done, train: bool) -> Iterator[str]:
     """What the user should know about a graph."""
     gradients = _own_gradients(done.graph)
     if gradients:
@@ -114,6 +115,9 @@ def _remarks(done: _Done) -> Iterator[str]:
         yield f"code whose inside stays as it is: {', '.join(opaque)}"
     if done.frontend == "record-real":
         yield "the path through the model is that of one real run with this batch"
+    hidden = any(site.opaque for site in done.graph)  # what such code gives on fake tensors may lack its gradient
+    if train and not hidden and (note := untrained_note(done.model, has_gradient=done.has_gradient)):
+        yield note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +126,7 @@ class _Done:
     module: fx.GraphModule
     graph: PrecisionGraph
     has_loss: bool
+    has_gradient: bool
     model: nn.Module
 
 
@@ -191,7 +196,8 @@ class _Attempts:
             self._too_large = error
             return None
         model = found.prepared.model
-        return _Done(frontend, found.module, build_graph(found.module, model), found.has_loss, model)
+        graph = build_graph(found.module, model)
+        return _Done(frontend, found.module, graph, found.has_loss, found.has_gradient, model)
 
 
 def _same_sites(first: PrecisionGraph, second: PrecisionGraph) -> bool:

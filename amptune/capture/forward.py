@@ -36,8 +36,12 @@ def run(prepared: Prepared, recorder: CallRecorder) -> tuple[list[torch.Tensor],
         output = target.call(prepared.model, prepared.batch)
         if target.loss_fn is not None:
             recorder.in_loss = True
-            return [target.loss(output, prepared.batch)], True
-    return list(tensors_in(output)), loss_inside(output) is not None
+            loss = target.loss(output, prepared.batch)
+            recorder.has_gradient = loss.requires_grad
+            return [loss], True
+    loss, outputs = loss_inside(output), list(tensors_in(output))
+    recorder.has_gradient = any(tensor.requires_grad for tensor in (outputs if loss is None else tensors_in(loss)))
+    return outputs, loss is not None
 
 
 @contextlib.contextmanager

@@ -30,11 +30,13 @@ class TooLargeError(CaptureError):
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """A captured forward: its graph, the model that ran, and whether the user's loss is in it."""
+    """A captured forward: its graph, the model that ran, whether the user's loss is in it, and whether that loss (or
+    the output, without one) requires a gradient."""
 
     module: fx.GraphModule
     prepared: Prepared
     has_loss: bool
+    has_gradient: bool
 
 
 class Frontends:
@@ -72,7 +74,7 @@ class Frontends:
         self.recorder = stamper
         with repeatable():
             module, has_loss = export(prepared, stamper)
-        return Recorded(module, prepared, has_loss)
+        return Recorded(module, prepared, has_loss, stamper.has_gradient)
 
     def record_fake(self) -> Recorded:
         """A forward on fake tensors: nothing is computed, no memory is used."""
@@ -115,7 +117,7 @@ class Frontends:
             recorder.add_input(name, tensor)
         with repeatable():
             outputs, has_loss = run(prepared, recorder)
-        return Recorded(recorder.module(outputs), prepared, has_loss)
+        return Recorded(recorder.module(outputs), prepared, has_loss, recorder.has_gradient)
 
     def _stack(self, prepared: Prepared) -> ModuleStack:
         self.module_count = sum(1 for _ in prepared.model.modules())

@@ -257,9 +257,10 @@ def checked_scalar(value: Any, what: str) -> torch.Tensor:
     """
     if isinstance(value, torch.Tensor) and value.numel() == 1 and value.is_floating_point():
         return value.reshape(()) if value.dim() else value
+    is_number = isinstance(value, float | int)
     raise CaptureError(
         f"{what} returned {_kind_of(value)}, expected a floating tensor of one element",
-        hint="reduce it, as in loss.mean()",
+        hint="leave out .item() or float(): a number has no gradient" if is_number else "reduce it, as in loss.mean()",
     )
 
 

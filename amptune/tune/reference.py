@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from amptune.capture.untrained import CUT_OFF, CUT_OFF_HINT
 from amptune.errors import TuneError
 from amptune.tune.batches import Batches
 from amptune.tune.gate import Bar, perturb
@@ -156,8 +157,8 @@ def _initial_loss(bench: Workbench, batches: Batches) -> float:
         )
     if not loss_of(bench, Candidate("fp32"), batches.train[0]).requires_grad:
         raise TuneError(
-            "the loss does not depend on any parameter of the model that requires a gradient",
-            hint="look for .detach(), .item(), argmax or torch.no_grad() between the model's layers and the loss",
+            CUT_OFF,
+            hint=CUT_OFF_HINT,
         )
     with still(bench):
         trained_from = held_back_loss(bench, batches, train_mode=True)

@@ -16,6 +16,7 @@ from torch import nn
 from amptune.apply import apply
 from amptune.capture.prepare import run_lazy_layers
 from amptune.capture.target import Target
+from amptune.capture.untrained import FROZEN, FROZEN_HINT
 from amptune.core.formats import Format
 from amptune.errors import CaptureError
 from amptune.runtime import compile_kept_loss, keep_loss, loss_in, losses_compiled, undo_plan
@@ -157,7 +158,7 @@ def make_optimizer(target: Target, model: nn.Module, device: Device) -> torch.op
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
-        raise CaptureError("the model has no parameter that requires a gradient, so there is nothing to train")
+        raise CaptureError(FROZEN, hint=FROZEN_HINT)
     if target.make_optimizer is None:
         fits = all(p.is_floating_point() for p in trainable)  # the fused kernel takes no complex numbers
         return torch.optim.AdamW(trainable, lr=3e-4, fused=fits)

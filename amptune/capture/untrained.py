@@ -1,0 +1,26 @@
+"""Steps that train nothing: every parameter is frozen, or the loss is cut off from those that are not."""
+
+from __future__ import annotations
+
+from torch import nn
+
+FROZEN = "the model has no parameter that requires a gradient, so there is nothing to train"
+FROZEN_HINT = "call requires_grad_(True) on the parameters that are to be trained"
+CUT_OFF = "the loss does not depend on any parameter of the model that requires a gradient"
+CUT_OFF_HINT = "look for .detach(), .item(), argmax or torch.no_grad() between the model's layers and the loss"
+
+
+def untrained_note(model: nn.Module, *, has_gradient: bool) -> str | None:
+    """What to say of a training step that has no backward; None where it has one.
+
+    A model without parameters is a function that is looked at for itself: nobody means to train it.
+
+    Args:
+        model: the model that ran.
+        has_gradient: whether its loss, or its output where there is no loss, requires one.
+    """
+    params = list(model.parameters())
+    if not params or has_gradient:
+        return None
+    what, hint = (CUT_OFF, CUT_OFF_HINT) if any(param.requires_grad for param in params) else (FROZEN, FROZEN_HINT)
+    return f"{what}: {hint}"
