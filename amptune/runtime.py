@@ -2306,11 +2306,17 @@ def _to_channels_last(model: nn.Module) -> None:
 
 def _keep_channels_last(model: nn.Module) -> nn.Module:
     """Lays the weights of convolutions out so, at first and after Module.to and its like: a memory format that the
-    user's file sets later must not undo the plan's."""
+    user's file sets later must not undo the plan's.
+
+    By ``to``, as the strides of a 1 x 1 weight say which one it is in: ``is_contiguous`` holds for both, and where the
+    image is 1 x 1 as well (squeeze and excitation, pooled context) the kernel is chosen by them.
+    """
     for module in model.modules():
         weight: Any = module._parameters.get("weight") if "_amptune_stride" in module.__dict__ else None
-        if weight is not None and not weight.is_contiguous(memory_format=_CHANNELS_LAST[weight.dim()]):
-            weight.data = weight.data.contiguous(memory_format=_CHANNELS_LAST[weight.dim()])
+        if weight is not None:
+            laid_out = weight.data.to(memory_format=_CHANNELS_LAST[weight.dim()])
+            if laid_out.stride() != weight.stride():
+                weight.data = laid_out
     return model
 
 

@@ -12,7 +12,7 @@ from amptune.core.tables import SiteCost
 from amptune.errors import InputError
 from amptune.tune.device import Device
 
-VERSION = 1
+VERSION = 2
 """Changes with the way sites are measured, so that old numbers are not mixed with new ones."""
 _FACTS = ("gpu", "capability", "driver", "torch", "cuda")
 

@@ -58,8 +58,9 @@ class FloatTensor:
         """What stands for a tensor; one that has gaps in memory, or shares it, counts as in its own order."""
         strides = tensor.stride()
         order = tuple(sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim)))
-        is_dense = tensor.permute(order).is_contiguous() and not tensor.is_contiguous()
-        return cls(tuple(tensor.shape), tensor.requires_grad, order if is_dense else ())
+        is_dense = tensor.permute(order).is_contiguous()
+        is_own = order == tuple(range(tensor.ndim))  # strides tell of images of 1 x 1 too, is_contiguous does not
+        return cls(tuple(tensor.shape), tensor.requires_grad, order if is_dense and not is_own else ())
 
     def random(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """A tensor of this shape and order."""
@@ -188,7 +189,7 @@ def _filled(call: Call, variant: Variant, device: Device) -> Call:
     def fill(value: FloatTensor) -> torch.Tensor:
         made = value.random(torch.float32 if value.is_held else dtype, device.torch)
         if variant.channels_last and len(value.shape) == 4:
-            made = made.contiguous(memory_format=torch.channels_last)
+            made = made.to(memory_format=torch.channels_last)  # by its strides too where it is 1 x 1
         return made.requires_grad_(value.requires_grad)
 
     return Call(map_tensors(call.args, fill, FloatTensor), map_tensors(call.kwargs, fill, FloatTensor))

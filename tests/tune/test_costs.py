@@ -83,6 +83,8 @@ def test_a_tensor_with_gaps_counts_as_in_its_own_order() -> None:
     wide = torch.randn(4, 6, 8)
     assert FloatTensor.like(wide[:, :, :4]).order == ()
     assert FloatTensor.like(wide.transpose(1, 2)).order == (0, 2, 1)
+    pooled = torch.randn(4, 6, 1, 1).to(memory_format=torch.channels_last)
+    assert FloatTensor.like(pooled).random(torch.float32, wide.device).stride() == pooled.stride() == (6, 1, 6, 6)
     assert FloatTensor.like(wide.permute(2, 0, 1)).random(torch.float32, wide.device).stride() == (1, 48, 8)
 
 

@@ -37,6 +37,27 @@ class Counted(Device):
         self.cycles.append(cycles)
 
 
+class Strides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.add(x.stride())
+        return x * 2
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images_of_one_by_one_have_the_strides_of_their_format(
+    channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = Strides()
+    monkeypatch.setattr(Strides, "__deepcopy__", lambda self, _memo: self, raising=False)
+    call = Call((FloatTensor((4, 8, 1, 1), True),), {})
+    time_site(module, call, Variant(FP32, channels_last=channels_last), Counted())
+    assert module.seen == {(8, 1, 8, 8) if channels_last else (8, 1, 1, 1)}
+
+
 @pytest.mark.parametrize(("seconds", "repeats"), [(0.0, REPEATS), (0.05, FEWEST_REPEATS)])
 def test_long_sites_are_repeated_less(seconds: float, repeats: int, monkeypatch: pytest.MonkeyPatch) -> None:
     module = Sleeper(seconds)
