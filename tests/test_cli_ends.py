@@ -57,6 +57,15 @@ def test_a_loss_that_ends_the_process_after_some_steps_is_told_so(tmp_path: Path
     assert "code 5" in result.stderr
 
 
+def test_a_model_that_ends_the_process_under_autocast_is_tuned_all_the_same(tmp_path: Path) -> None:
+    """It fails the trials of those recipes, and nothing before them."""
+    (tmp_path / "net.py").write_text(ending("if torch.is_autocast_enabled('cpu'): import os; os._exit(5)"))
+    result = amptune(tmp_path, "tune", "net.py", "--budget", "3", *FAST)
+    assert result.returncode == 0, result.stderr
+    assert "gradients under autocast were not compared: the worker process died (exit code 5)" in result.stderr
+    assert (tmp_path / "amptune-out/net/net_amptuned.py").exists()
+
+
 OUTPUTS = {
     "tune": ("--out", "cannot make the folder"),
     "bench": ("--out", "cannot write"),

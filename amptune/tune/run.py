@@ -16,7 +16,7 @@ from amptune.capture import Capture, Target, capture, load_target
 from amptune.capture.capturing import takes_gradients
 from amptune.core.files import write_atomic
 from amptune.core.formats import Format
-from amptune.core.graph import Site
+from amptune.core.graph import PrecisionGraph, Site
 from amptune.core.plan import Plan
 from amptune.core.scaler import GradientRecord, choose_scaler
 from amptune.core.sensitivity import Sensitivity
@@ -36,7 +36,7 @@ from amptune.tune.finals import Verdict, decide
 from amptune.tune.job import Job, Prepared
 from amptune.tune.options import TuneOptions
 from amptune.tune.ownautocast import own_autocast_notes
-from amptune.tune.process import WorkerProcess, must
+from amptune.tune.process import TrialError, WorkerProcess, must
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.result import result_json
@@ -198,11 +198,7 @@ def _start(
     else:
         if options.existing == "resume":
             progress.line(f"nothing to resume in {options.out}: a new study begins")
-        with progress.timed("costs"):
-            table = _ask(worker, "costs", space, graph, what="the cost table cannot be measured")
-        with progress.timed("sensitivity"):
-            sensitivity = _ask(worker, "sensitivity", space, what="the rounding errors cannot be measured")
-            fragile = _ask(worker, "fragile", what="the gradients under autocast cannot be compared")
+        table, sensitivity, fragile = _measured_ahead(options, worker, space, graph, progress)
         measured = {"costs": table.to_json(), "sensitivity": sensitivity.to_json(), "fragile": fragile}
         study.start({"identity": identity, **measured})
     costs, split = split_where_it_pays(CostModel(space, table, edges_of(graph, space), sensitivity), fragile)
@@ -214,6 +210,22 @@ def _start(
         progress=progress, sensitivity=sensitivity,
         on_best=lambda plan: write_atomic(options.out / "plan.json", plan_text(plan)),
     )  # fmt: skip
+
+
+def _measured_ahead(
+    options: TuneOptions, worker: WorkerProcess, space: Space, graph: PrecisionGraph, progress: Progress
+) -> tuple[CostTable, Sensitivity, dict[str, tuple[str, ...]]]:
+    """What is measured before the first trial: costs, rounding errors, and the parameters that autocast misleads."""
+    with progress.timed("costs"):
+        table: CostTable = _ask(worker, "costs", space, graph, what="the cost table cannot be measured")
+    with progress.timed("sensitivity"):
+        sensitivity: Sensitivity = _ask(worker, "sensitivity", space, what="the rounding errors cannot be measured")
+        try:
+            fragile: dict[str, tuple[str, ...]] = worker.request("fragile", timeout=options.trial_timeout)
+        except TrialError as failure:  # as a trial of that recipe will fail, and nothing else
+            progress.line(f"note: gradients under autocast were not compared: {failure.reason}")
+            fragile = {}
+    return table, sensitivity, fragile
 
 
 def _announce_resumed(study: StudyFile, progress: Progress) -> None:

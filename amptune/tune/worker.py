@@ -28,6 +28,7 @@ from amptune.core.tables import CostTable
 from amptune.patch.spec import PatchSpec
 from amptune.tune.batches import Batches, load_batches
 from amptune.tune.buildspace import build_space
+from amptune.tune.childprocess import is_fatal
 from amptune.tune.compilation import BACKEND, Compilation, compile_apart, forget_compiled
 from amptune.tune.costs import measure_costs, with_held
 from amptune.tune.device import Device
@@ -216,8 +217,9 @@ class Worker:
                 continue
             try:
                 found[low.label] = misled(self.bench, candidate, self.batches, self.reference, self.options.seed)
-            except Exception:  # the user's model may not run under autocast, as the recipe's trial will say
-                continue
+            except Exception as error:  # the user's model may not run under autocast, as the recipe's trial will say
+                if is_fatal(error):
+                    raise
         return found
 
     def trial(self, candidate: Candidate, limit_ms: float | None, yardstick: Yardstick | None = None) -> Measured:
