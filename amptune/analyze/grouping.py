@@ -14,6 +14,7 @@ from amptune.core.hardware import Gpu
 _SHOWN_SITES = 2
 _SHOWN_CALLS = 3
 _WORTH_MS = 0.005
+_DIVISION, _ROOT = "G205", "G206"
 _OVERFLOWS = frozenset({"G201", "G203", "G207", "G208", "G214", "G215"})
 
 
@@ -44,18 +45,28 @@ def _likeness(finding: Finding) -> tuple[Any, ...]:
 
 
 def without_repeats(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings but for information about dimensions of a site that other findings name one by one, with their size, and
-    for what is said of an overflow of a site that a more severe finding is about."""
+    """Findings but for information about dimensions of a site that other findings name one by one, with their size, for
+    what is said of an overflow of a site that a more severe finding is about, and for normalisations by a root that
+    another finding, as severe, is about: an eps under the root is what both need."""
     named = {(each.site, dimension) for each in findings if isinstance(dimension := _dimension(each), str)}
     worst: dict[str | None, Severity] = {}
     for each in findings:
         if _is_overflow(each):
             worst[each.site] = max(each.severity, worst.get(each.site, each.severity))
+    roots = {each.site: each.severity for each in findings if each.rule == _ROOT}
     return [
         each
         for each in findings
-        if not _is_repeat(each, named) and not (_is_overflow(each) and each.severity < worst[each.site])
+        if not _is_repeat(each, named)
+        and not (_is_overflow(each) and each.severity < worst[each.site])
+        and not _is_told_at_root(each, roots)
     ]
+
+
+def _is_told_at_root(finding: Finding, roots: Mapping[str | None, Severity]) -> bool:
+    """Whether a finding about a denominator has the cause of one about the root that is the denominator."""
+    root = finding.evidence.get("root") if finding.rule == _DIVISION else None
+    return root in roots and root is not None and finding.severity <= roots[root]
 
 
 def _is_overflow(finding: Finding) -> bool:

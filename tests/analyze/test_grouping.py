@@ -50,6 +50,18 @@ def test_traffic_is_added_up_over_the_sites() -> None:
     assert found.message.startswith("pow casts; about 12,288 MiB of extra traffic a step [12 sites")
 
 
+def test_a_normalisation_by_a_root_without_eps_is_told_at_the_root() -> None:
+    root = Finding("G206", "root-at-zero", Severity.INFO, "sqrt of zero", PLACE, "norm", {})
+    divisions = [
+        Finding("G205", "division-by-zero", Severity.INFO, "x / 0", Location("model.py", line, 5), f"div.{line}", seen)
+        for line, seen in enumerate(({"root": "norm"}, {"root": "norm"}, {"root": "other"}, {}), 4)
+    ]
+    assert without_repeats([root, *divisions]) == [root, *divisions[2:]]
+    graver = dataclasses.replace(divisions[0], severity=Severity.WARNING)
+    assert without_repeats([root, graver]) == [root, graver]
+    assert without_repeats(divisions) == divisions
+
+
 def test_information_of_a_line_that_differs_in_numbers_alone_is_one_finding() -> None:
     first, second = (
         Finding("G408", "sdpa-backend", Severity.INFO, f"{size} x {size} scores", PLACE, f"stages.{size}", {})

@@ -105,6 +105,54 @@ def test_rules_are_selected_by_prefix(
     assert {finding.rule for finding in judge(tmp_path, select=select, ignore=ignore).findings} == expected
 
 
+UNIT = """\
+import torch
+from torch import nn
+
+
+def unit(x):
+    return x / {root}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image = nn.Linear(16, 8)
+        self.text = nn.Linear(16, 8)
+
+    def forward(self, x):
+        return (unit(self.image(x)) * unit(self.text(x))).sum(-1)
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.randn(32, 16), torch.randn(32)
+
+
+def loss_fn(output, batch):
+    return torch.nn.functional.mse_loss(output, batch[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("root", "rule", "words"),
+    [
+        ("torch.pow((x * x).sum(-1, keepdim=True), 0.5)", "G206", "what is normalised by it NaN"),
+        ("x.norm(dim=-1, keepdim=True)", "G205", "0 / 0 is NaN"),
+    ],
+)
+def test_a_normalisation_by_hand_is_told_once(tmp_path: Path, root: str, rule: str, words: str) -> None:
+    file = tmp_path / "model.py"
+    file.write_text(UNIT.format(root=root))
+    question = dataclasses.replace(QUESTION, path=str(file), select=("G205", "G206"))
+    (found,) = analyze(capture(load_target(TargetSpec(str(file)))), question).findings
+    assert (found.rule, found.location.line) == (rule, 6)
+    assert words in found.message
+
+
 def test_a_selector_that_matches_nothing_is_an_error() -> None:
     with pytest.raises(ConfigError, match="G999"):
         analyze_graph(mlp(), dataclasses.replace(QUESTION, select=("G999",)))

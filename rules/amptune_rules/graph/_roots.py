@@ -13,12 +13,17 @@ from amptune.core.graph_context import GraphContext, Run
 from amptune.core.intervals import Range
 from amptune_rules.graph._numeric import (
     CLOSED_AT_ZERO,
+    floating_sites,
     is_difference_of_means,
     is_guarded_after,
     is_signed,
     is_stored,
     of_batch,
 )
+
+_OF_NORMS = frozenset({"sum", "mean", "pow", "square", "mul", "abs", "einsum"})
+_STEPS = 5
+"""Ops from a root back to the vector that it is the norm of."""
 
 
 def root_exponent(site: Site) -> float | None:
@@ -99,3 +104,29 @@ def is_undone(context: GraphContext, site: Site) -> bool:
 def is_of_distance(run: Run, site: Site) -> bool:
     root = run.ranges.root(site)
     return root is not None and product_of_distance(run.ranges, root) is not None
+
+
+def normalises(run: Run, division: Site, root: Site) -> bool:
+    """Whether a division by a root is of what stands under the root: ``x / (x * x).sum().sqrt()``."""
+    above = run.ranges.root(division, 0) if division.op == "div" else None
+    current: Site | None = root
+    for _ in range(_STEPS):
+        current = run.ranges.root(current) if current is not None and _is_of_norm(current) else None
+        if current is None or above is None:
+            return False
+        if current.id == above.id:
+            return True
+    return False
+
+
+def _is_of_norm(site: Site) -> bool:
+    """Whether a site is a step from a vector to its norm."""
+    return is_root(site) or site.op in _OF_NORMS
+
+
+def normalised_by(context: GraphContext, site: Site) -> bool:
+    """Whether something is normalised by a root, in any of its calls, and is not guarded behind that."""
+    run = context.runs[0]
+    divisions = ((each, run.ranges.root(each, 1)) for each in floating_sites(context, "div"))
+    own = [(each, root) for each, root in divisions if root is not None and root.site_id == site.site_id]
+    return any(normalises(run, each, root) and not is_guarded_after(context, each) for each, root in own)

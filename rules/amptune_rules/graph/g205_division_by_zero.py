@@ -39,6 +39,7 @@ from amptune_rules.graph._numeric import (
     is_stored,
     source_dtype,
 )
+from amptune_rules.graph._roots import normalises
 
 
 class DivisionByZero(GraphRule):
@@ -349,4 +350,5 @@ class DivisionByZero(GraphRule):
             f"{quotient(run, site, place)} {where}",
             severity=None if gives_zeros(run, site, place) else Severity.INFO,
             chain=chain(context, site),
+            **({"root": root.site_id} if root is not None and normalises(run, site, root) else {}),
         )

@@ -30,6 +30,7 @@ from amptune_rules.graph._roots import (
     is_undone,
     may_be_negative,
     named,
+    normalised_by,
     root_exponent,
     runs_below_zero,
     touches_zero,
@@ -233,10 +234,11 @@ class RootAtZero(GraphRule):
             )
         if is_undone(context, site):
             return None
+        normalised = ", and what is normalised by it NaN" if not is_inverse and normalised_by(context, site) else ""
         return context.finding(
             self,
             site,
-            f"{named(site)} of what can be exactly zero, without an eps: {what} is infinite there",
+            f"{named(site)} of what can be exactly zero, without an eps: {what} is infinite there{normalised}",
             severity=None if is_inverse and gives_zeros(bad[0], site) else Severity.INFO,
             chain=chain(context, site),
         )
