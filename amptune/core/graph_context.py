@@ -215,8 +215,12 @@ class GraphContext:
 
     def large_gemms(self, *families: Family) -> Iterator[tuple[Site, Gemm]]:
         """Matrix products worth a word, one for each shape of a site: neither tiny nor a tiny part of the model."""
+        return ((site, gemm) for site, gemm in self.gemms(*families) if self.share(site) >= SMALL_SHARE)
+
+    def gemms(self, *families: Family) -> Iterator[tuple[Site, Gemm]]:
+        """Matrix products that are not bound by their launch, one for each shape of a site."""
         for site in self.graph:
-            if op_named(site.op).family in families and self.share(site) >= SMALL_SHARE:
+            if op_named(site.op).family in families:
                 for gemm in dict.fromkeys(site.gemms):
                     if gemm.flops >= SMALL_GEMM_FLOPS:
                         yield site, gemm

@@ -250,7 +250,23 @@ def test_a_loss_that_raises_is_in_no_format(tmp_path: Path) -> None:
 def test_a_narrow_layer_of_a_sequential_has_its_own_share_of_the_work(tmp_path: Path) -> None:
     init = "self.fc = nn.Sequential(nn.Linear(1024, 1020), nn.ReLU(), nn.Linear(1020, 8192), nn.Linear(8192, 11))"
     source = model_file("return self.fc(x)", init=init, batch="torch.randn(8192, 1024)")
-    assert [each.evidence["value"] for each in found("G102", source, tmp_path)] == [1020]
+    told = {each.evidence["value"]: each for each in found("G102", source, tmp_path)}
+    assert {value: each.severity for value, each in told.items()} == {1020: Severity.WARNING, 11: Severity.INFO}
+    assert told[11].evidence["flops_share"] < 0.01 < told[1020].evidence["flops_share"]  # not that of the whole line
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(16384, [61]), (64, [])])
+def test_a_narrow_layer_is_told_where_padding_saves_a_part_of_the_step(
+    rows: int, sizes: list[int], tmp_path: Path
+) -> None:
+    init = (
+        "self.fc = nn.Sequential(nn.Linear(2048, 2048), nn.Linear(2048, 2048), nn.Linear(2048, 2048))\n"
+        "self.head = nn.Linear(2048, 61)"
+    )
+    source = model_file("return self.head(self.fc(x))", init=init, batch=f"torch.randn({rows}, 2048)")
+    findings = found("G102", source, tmp_path)
+    assert [each.evidence["value"] for each in findings] == sizes
+    assert all(each.severity is Severity.INFO and each.evidence["flops_share"] < 0.01 for each in findings)
 
 
 @pytest.mark.parametrize(("width", "size"), [(20, 24), (1004, 1024)])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from amptune.core.finding import Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm, Site
-from amptune.core.graph_context import LARGE_SHARE, GraphContext
+from amptune.core.graph_context import LARGE_SHARE, SMALL_SHARE, GraphContext
 from amptune.core.hardware import FP8_MULTIPLE, multiple_for, padded
 from amptune.core.ops import Family, op_named
 from amptune.core.roofline import padded_size, training_gemm_seconds
@@ -36,16 +36,18 @@ class Misaligned:
 
 
 def misaligned(context: GraphContext, dimension: Literal["k", "n"]) -> Iterator[Misaligned]:
-    """Matrix products worth a word whose K or N is over 8 and not a multiple of it."""
+    """Matrix products worth a word whose K or N is over 8 and not a multiple of it: a noticeable part of the model's
+    FLOPs, or of the step that padding would save, as of narrow layers over many rows."""
     gpus = context.tensor_core_gpus()
     if not gpus or not any(recipe.half for recipe in context.recipes):
         return
-    for site, gemm in context.large_gemms(Family.GEMM, Family.RNN, Family.ATTENTION):
-        if not _is_own_choice(site, gemm, dimension):
-            continue
+    for site, gemm in context.gemms(Family.GEMM, Family.RNN, Family.ATTENTION):
         value = getattr(gemm, dimension)
-        if padded_size(value, Format.BF16, gpus[0]) != value:
-            yield Misaligned(site, gemm, value, advised_size(context, site, value), _savings(context, site, gemm))
+        if not _is_own_choice(site, gemm, dimension) or padded_size(value, Format.BF16, gpus[0]) == value:
+            continue
+        found = Misaligned(site, gemm, value, advised_size(context, site, value), _savings(context, site, gemm))
+        if context.share(site) >= SMALL_SHARE or _is_worth(context, found):
+            yield found
 
 
 CHEAP = 0.05
@@ -112,13 +114,17 @@ def severity_of(context: GraphContext, found: Misaligned) -> Severity:
     """Speed is a warning only where the shape is a large part of the model and the fix a real part of the step."""
     if context.mode == "compile" or context.share(found.site) < LARGE_SHARE:
         return Severity.INFO
+    return Severity.WARNING if _is_worth(context, found) else Severity.INFO
+
+
+def _is_worth(context: GraphContext, found: Misaligned) -> bool:
+    """Whether padding saves a real part of the step, in all blocks together."""
     shares = [
         context.step_share(gpu, f"autocast-{gpu.best_16bit}", milliseconds * context.repeats(found.site))
         for gpu in context.tensor_core_gpus()
         if (milliseconds := found.saves_ms[gpu.key]) > 0
     ]
-    worth = any(share is not None and share >= WORTH_A_WARNING for share in shares)
-    return Severity.WARNING if worth else Severity.INFO
+    return any(share is not None and share >= WORTH_A_WARNING for share in shares)
 
 
 def padding(context: GraphContext, found: Misaligned) -> str:

@@ -18,7 +18,8 @@ class GemmKMisaligned(GraphRule):
     """The reduction length K of a matrix product is not a multiple of 8 elements (16 bytes in 16-bit formats).
 
     ## What it does
-    Looks at K of every linear, matmul, bmm, addmm, einsum and RNN that is a noticeable part of the model's FLOPs.
+    Looks at K of every linear, matmul, bmm, addmm, einsum and RNN that is a noticeable part of the model's FLOPs, or
+    whose padding saves a noticeable part of the predicted step.
 
     ## Why is this bad
     Rows of K 16-bit elements then start at addresses that are not multiples of 16 bytes. The fast kernels load 16

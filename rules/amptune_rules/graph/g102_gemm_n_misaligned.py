@@ -19,8 +19,8 @@ class GemmNMisaligned(GraphRule):
     """The output width N of a matrix product is not a multiple of 8 elements (16 bytes in 16-bit formats).
 
     ## What it does
-    Looks at N of every linear, matmul, bmm, addmm, einsum and RNN that is a noticeable part of the model's FLOPs;
-    vocabulary heads above all.
+    Looks at N of every linear, matmul, bmm, addmm, einsum and RNN that is a noticeable part of the model's FLOPs, or
+    whose padding saves a noticeable part of the predicted step; vocabulary heads above all.
 
     ## Why is this bad
     The rows of the output, and of its gradient in both backward products, then start at addresses that are not
