@@ -19,13 +19,17 @@ SUM_ERROR = 0.02
 UNPRICED = 0.03
 """What a step may hold that has no price, as a share of the fastest stock step."""
 
-
 AUTOCAST = {"autocast-bf16": Format.BF16, "autocast-fp16": Format.FP16}
+
+
+def point_recipes(model: CostModel) -> dict[str, str]:
+    """Recipes that are points of the space -> the flag of TF32, which they differ in; the faster one is the first."""
+    return {"tf32": "on", "fp32": "off"} if model.space.tf32 else {"fp32": "off"}
 
 
 def is_known(model: CostModel, stock: Mapping[str, float], *, compiled: bool = False) -> bool:
     """Whether the steps of these stock recipes say what a step takes beside its sites."""
-    is_point = "fp32" in stock or ("tf32" in stock and bool(model.space.tf32))
+    is_point = not stock.keys().isdisjoint(point_recipes(model))
     return is_point or (compiled and bool(_of_autocast(model, stock)))
 
 
@@ -44,8 +48,8 @@ def base_ms(model: CostModel, stock: Mapping[str, float], *, compiled: bool = Fa
     casts, so there it is the plan of one format, and the best evidence.
     """
     evidence = _of_autocast(model, stock) if compiled else []
-    for recipe, flag in (("fp32", "off"), ("tf32", "on")):
-        if recipe in stock and (recipe == "fp32" or model.space.tf32):
+    for recipe, flag in point_recipes(model).items():
+        if recipe in stock:
             total = model.predicted(model.space.point({TF32: flag}))
             evidence.append((stock[recipe] - total, SUM_ERROR * total))
     if model.table.update is not None:

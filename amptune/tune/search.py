@@ -20,6 +20,7 @@ from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
 from amptune.tune.adapt import Knowledge, can_learn, learn
+from amptune.tune.base import point_recipes
 from amptune.tune.costmodel import TF32, CostModel
 from amptune.tune.encoded import Encoding
 from amptune.tune.explain import why_all_fp32
@@ -32,7 +33,7 @@ from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.space import FOLLOW, Space
 from amptune.tune.steering import Steering
-from amptune.tune.stockorder import TELLING, recipes_in_front
+from amptune.tune.stockorder import recipes_in_front
 from amptune.tune.study import Outcome, StudyFile, TrialRecord
 from amptune.tune.timelimit import OutOfTimeError, TimeLimit
 from amptune.tune.timing import Yardstick
@@ -286,7 +287,7 @@ class Search:
     def _limit_ms(self, candidate: Candidate) -> float | None:
         """Milliseconds of a step from which on a candidate is given up; None for what predictions need."""
         best = min((r.outcome.median_ms for r in self.records() if r.outcome.valid), default=math.inf)
-        if math.isinf(best) or (candidate.name in TELLING and self.knowledge() is None):
+        if math.isinf(best) or (candidate.name in point_recipes(self.costs) and self.knowledge() is None):
             return None
         return max(GIVE_UP_FACTOR * best, best + GIVE_UP_MS)
 

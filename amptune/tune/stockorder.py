@@ -13,6 +13,7 @@ import math
 from typing import TYPE_CHECKING
 
 from amptune.tune.adapt import Knowledge
+from amptune.tune.base import point_recipes
 from amptune.tune.timelimit import expected_seconds, seconds_of
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ FIRST_PLANS = 3
 """So many plans come before the recipes that wait."""
 LIKELY = 0.3
 """A recipe in FP8 that trains with less of a chance, by the gradients of others in FP8, waits."""
-TELLING = ("tf32", "fp32")
-"""Recipes that say what a step takes beside its sites, which predictions need; the faster one is first."""
 TIME_SHARE = 0.5
 """Share of the trials' time that recipes may take. On an H200 under torch.compile five of them took 85 s with
 Llama 0.6 B, and those of ResNet-50 compile for 37 s or more each."""
@@ -48,8 +47,9 @@ def recipes_due(search: Search, known: Knowledge | None) -> list[str]:
         return left
     plain = _plain(search, left)
     is_compared = any(r.outcome.valid for r in search.records() if r.outcome.recipe)
-    if known is None and is_compared and (telling := [name for name in TELLING if name in left]):
-        return telling[:1]
+    telling = [name for name in point_recipes(search.costs) if name in left]
+    if known is None and is_compared and telling:
+        return telling[:1]  # predictions need one
     if known is None or not is_compared:
         return plain[:1] or left  # one that trains is needed, to be compared with
     if len(search.plans()) < FIRST_PLANS:

@@ -132,6 +132,15 @@ def test_where_time_is_limited_the_recipe_that_may_be_the_best_is_the_first(tmp_
     assert RECIPE in order(worker)
 
 
+def test_tf32_tells_nothing_of_a_model_where_it_is_no_choice(tmp_path: Path) -> None:
+    worker = LimitedWorker()
+    search = search_with(tmp_path, worker, fp8_ms=3.5, budget=12)
+    search.recipes["tf32"] = Candidate("tf32", tf32=True)
+    search.options = dataclasses.replace(search.options, timeout=60.0)
+    search.run()
+    assert order(worker)[:3] == ["autocast-bf16", "fp32", "plan"]
+
+
 def test_recipes_take_a_part_of_the_time_where_it_is_limited(tmp_path: Path) -> None:
     worker = CompiledWorker(seconds=20.0)
     search = search_with(tmp_path, worker, fp8_ms=0.9, budget=12)
