@@ -25,7 +25,7 @@ SLOW_MS = 100.0
 FEWEST_STEPS = 5
 """Timed steps of a slow candidate, if they are steady."""
 HOPELESS = 2.0
-"""A candidate that takes this many times the limit is given up at once: no other program slows all of its steps so."""
+"""A candidate that takes this many times the limit in two steps is given up: no other program slows both of them so."""
 ATTEMPTS = 3
 """How often steps are timed, where torch.compile is at work within them."""
 LAUNCH_STEPS = 3
@@ -145,9 +145,17 @@ def compared(
     return _beside(bench, candidate, yardstick.candidate, batches, step)
 
 
+def roughly_ms(bench: Workbench, batches: Batches, step: StepTime, yardstick: Yardstick | None) -> float:
+    """Milliseconds of a step; of an unsteady one what it would take if the host were as fast as when the yardstick was
+    measured, by a few steps of that."""
+    if yardstick is None or not _is_paired(step, yardstick):
+        return step.median
+    return step.median / _slower_now(bench, yardstick, batches)
+
+
 def _warmed_up(run: Run, batches: Batches, limit: float) -> tuple[float, float | None]:
     """Milliseconds of a step once it is warm, and the seconds of compiling."""
-    warm = _warm_steps(run, batches)
+    warm = _warm_steps(run, batches, limit)
     # The first step sets up kernels and optimizer state, so it says nothing; the fastest of the others does.
     elapsed = min(warm[1:])
     compiling = (sum(warm) - len(warm) * elapsed) / 1e3 if run.bench.compilation else None
@@ -159,21 +167,27 @@ def _warmed_up(run: Run, batches: Batches, limit: float) -> tuple[float, float |
     return elapsed, compiling
 
 
-def _warm_steps(run: Run, batches: Batches) -> list[float]:
-    """Milliseconds of the first steps: three, or two of a slow candidate, and more until one compiles nothing.
+def _warm_steps(run: Run, batches: Batches, limit: float) -> list[float]:
+    """Milliseconds of the first steps, and of more until one compiles nothing.
 
     Raises:
         TuneError: each of them compiles something.
     """
     warm: list[float] = []
     is_compiling = True
-    while len(warm) < (WARMUP_STEPS - 1 if warm[1:] and warm[-1] > SLOW_MS else WARMUP_STEPS) or is_compiling:
+    while is_compiling or not _is_warm(warm, limit):
         batch, before = batches.train[len(warm) % len(batches.train)], num_compiled()
         if len(warm) == ENDLESS:
             raise endless(functools.partial(run.step, batch))
         warm.append(_seconds(run, batch) * 1e3)
         is_compiling = num_compiled() > before
     return warm
+
+
+def _is_warm(warm: Sequence[float], limit: float) -> bool:
+    """After three steps; of a slow candidate after two, unless that one step alone would have it given up."""
+    is_told = len(warm) == WARMUP_STEPS - 1 and SLOW_MS < warm[-1] <= limit
+    return is_told or len(warm) >= WARMUP_STEPS
 
 
 def _alone(run: Run, batches: Batches, elapsed: float, yardstick: Yardstick | None) -> StepTime:

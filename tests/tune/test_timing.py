@@ -18,6 +18,7 @@ from amptune.tune.timing import (
     measure_step,
     pooled,
     queueing_ms,
+    roughly_ms,
 )
 from amptune.tune.training import Run, Workbench, training
 
@@ -200,7 +201,7 @@ def test_an_unsteady_slow_candidate_takes_as_many_as_others(
     assert len(steps) == 2 + timing.MIN_STEPS
 
 
-@pytest.mark.parametrize(("limit", "num_steps"), [(40.0, 2), (400.0, 2 + 3)])
+@pytest.mark.parametrize(("limit", "num_steps"), [(40.0, 3), (400.0, 3 + 3)])
 def test_a_candidate_is_looked_at_again_only_where_it_may_have_been_unlucky(
     make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch, limit: float, num_steps: int
 ) -> None:
@@ -210,6 +211,31 @@ def test_a_candidate_is_looked_at_again_only_where_it_may_have_been_unlucky(
     steps = timed_by(Host(0, calm=True))
     assert measure_step(bench, Candidate("tf32", tf32=True), batches, limit) == (None, None, None)
     assert len(steps) == num_steps
+
+
+def test_one_step_that_another_program_held_up_is_no_reason_to_give_up(
+    make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, batches = make_bench()
+    steps = timed_by(Host(0, calm=True))
+    step, held_up = Host.step, 1e3
+    monkeypatch.setattr(Host, "step", lambda host, ms: step(host, held_up if len(steps) == 2 else ms))
+    measured, _, _ = measure_step(bench, Candidate("tf32", tf32=True), batches, 40.0)
+    assert measured is not None
+    assert measured.median == pytest.approx(25.0, rel=0.01)
+
+
+def test_an_unsteady_step_counts_as_at_the_yardsticks_moment_before_it_is_compared(
+    make_bench: Make, timed_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, batches = make_bench()
+    timed_by(Host(0, calm=True))
+    step = StepTime.of([25.0, 25.0, 25.0])
+    twice_as_fast_then = Yardstick(Candidate("fp32"), 13.5)
+    assert roughly_ms(bench, batches, step, twice_as_fast_then) == 25.0, "steady"
+    monkeypatch.setattr(StepTime, "launch_bound", True)
+    assert roughly_ms(bench, batches, step, None) == 25.0
+    assert roughly_ms(bench, batches, step, twice_as_fast_then) == pytest.approx(12.5, rel=0.01)
 
 
 def test_nothing_is_given_up_because_the_host_is_slower_now(

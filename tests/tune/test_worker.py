@@ -22,6 +22,8 @@ from amptune.tune.job import Job
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess, must
 from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.timing import StepTime, Yardstick
+from amptune.tune.worker import Worker
 
 from .conftest import MLP
 
@@ -33,6 +35,12 @@ MISBEHAVING = MLP.replace(
             print("printed by the model")
             how = open(__file__.replace(".py", ".how")).read()
             os._exit(7) if how == "exit" else time.sleep(60) if how == "hang" else 1 / 0""",
+)
+SLOW_IN_BF16 = MLP.replace(
+    "        x = self.norm(self.embed(ids))",
+    """        x = self.norm(self.embed(ids))
+        import time
+        time.sleep(0.02 if x.dtype == torch.bfloat16 else 0)""",
 )
 LOWERED = plan_candidate(Plan(sites={name: SitePlan(Format.BF16) for name in ("embed", "norm", "fc1", "fc2")}))
 
@@ -63,6 +71,19 @@ def test_a_crash_a_hang_and_an_exception_fail_one_trial_each(worker: WorkerProce
         worker.request("trial", LOWERED, None, timeout=15)
     measured = worker.request("trial", Candidate("fp32"), None, timeout=120)
     assert measured.quality.valid
+
+
+def test_a_slow_moment_of_the_host_does_not_spare_a_candidate_orders_of_the_batches(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One order is enough for what is too slow to win, and what is compared with another's step may not be."""
+    (folder / "net.py").write_text(SLOW_IN_BF16)
+    monkeypatch.setattr(StepTime, "launch_bound", True)
+    options = TuneOptions(TargetSpec(str(folder / "net.py")), folder / "out", steps=4, tolerance=1e-9)
+    worker = Worker(Job(options, None, {}, (), threads=1), lambda *_: None)
+    assert worker.trial(Candidate("fp32"), None).quality.valid
+    then_as_fast, then_faster = (Yardstick(Candidate("fp32"), ms) for ms in (1e3, 1e-3))
+    assert [worker.trial(LOWERED, None, beside).quality.steps for beside in (then_as_fast, then_faster)] == [4, 12]
 
 
 def test_a_long_silence_of_the_worker_is_told(
