@@ -52,9 +52,9 @@ def deciding(lowered: Arrivals, names: Collection[str], raise_one: Callable[[str
             found.idle.add(name)
         found.raised[name] = {place: raised.operands[place] for place in found.sources if place in raised.operands}
         for place, operands in found.sources.items():
-            for deciding, dtype in zip(operands, raised.operands.get(place, ()), strict=False):
-                if dtype != low_dtype and INPUT not in deciding:
-                    deciding.add(name)
+            for groups, dtype in zip(operands, raised.operands.get(place, ()), strict=False):
+                if dtype != low_dtype and INPUT not in groups:
+                    groups.add(name)
     return found
 
 

@@ -15,7 +15,7 @@ from amptune.tune.gate import NUM_PERTURBED, Bar, GradientGate, bars_of, compare
 from amptune.tune.recipes import Candidate, with_scale
 from amptune.tune.reference import CALM, CLEAR, NUM_ORDERS, Reference, know_order, upper_bound
 from amptune.tune.trained import gradients_at, loss_after_training, user_evaluation
-from amptune.tune.training import Workbench, eager
+from amptune.tune.training import Run, Workbench, eager
 
 SETTLING = 3
 """How often a candidate trains anew with the loss scale that its scaler has come to: a summed loss of tens of thousands
@@ -73,22 +73,15 @@ def judge(
     Steps that a scaler skips until its scale suits the model are a few of thousands, but of K steps they are a loss
     gap: then the candidate trains anew with the scale that it found.
     """
-    gaps: list[float] = []
-    skipped = settling = trained = 0
-    evaluation = loss_scale = None
+    settled = _settled(bench, candidate, batches, seed)
+    candidate, gaps, skipped = settled.candidate, list[float](), 0
+    evaluation = None
     threshold = max(reference.tolerance, reference.noise)
     for order in range(num_orders):
-        loss, run = loss_after_training(bench, candidate, batches, order, seed)
-        for _ in range(SETTLING if order == 0 else 0):
-            if not run.skipped:
-                break
-            settling, trained = settling + run.skipped, trained + run.steps
-            loss_scale = run.scaler.get_scale()
-            candidate = with_scale(candidate, loss_scale)
-            loss, run = loss_after_training(bench, candidate, batches, order, seed)
+        loss, run = settled.first if order == 0 else loss_after_training(bench, candidate, batches, order, seed)
         skipped += run.skipped
         if not math.isfinite(loss):
-            return _failed(reference, settling + skipped, f"the loss is {loss} after {len(batches.train)} steps")
+            return _failed(reference, settled.skipped + skipped, f"the loss is {loss} after {len(batches.train)} steps")
         if order == 0:
             evaluation = user_evaluation(bench)
         know_order(bench, batches, reference, order, seed)
@@ -100,7 +93,40 @@ def judge(
     gap, upper = statistics.fmean(gaps), upper_bound(gaps)
     gate = _gate(bench, candidate, batches, reference, seed)
     reason = _reason(gap, upper, threshold, gate, skipped, steps)
-    return Quality(gap, upper, threshold, gate, settling + skipped, trained + steps, reason, evaluation, loss_scale)
+    skipped, steps = settled.skipped + skipped, settled.steps + steps
+    return Quality(gap, upper, threshold, gate, skipped, steps, reason, evaluation, settled.loss_scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settled:
+    """A candidate with the loss scale that suits the model, and what it took to find that.
+
+    Attributes:
+        first: the loss and the run of the first order of the batches with it.
+        skipped: optimizer steps that were skipped until then, of ``steps``.
+        loss_scale: None where none was skipped.
+    """
+
+    candidate: Candidate
+    first: tuple[float, Run]
+    skipped: int
+    steps: int
+    loss_scale: float | None
+
+
+def _settled(bench: Workbench, candidate: Candidate, batches: Batches, seed: int) -> _Settled:
+    """Train on the first order until no step is skipped, each time with the scale that the scaler has come to."""
+    skipped = steps = 0
+    loss_scale = None
+    loss, run = loss_after_training(bench, candidate, batches, 0, seed)
+    for _ in range(SETTLING):
+        if not run.skipped:
+            break
+        skipped, steps = skipped + run.skipped, steps + run.steps
+        loss_scale = run.scaler.get_scale()
+        candidate = with_scale(candidate, loss_scale)
+        loss, run = loss_after_training(bench, candidate, batches, 0, seed)
+    return _Settled(candidate, (loss, run), skipped, steps, loss_scale)
 
 
 def reference_itself(reference: Reference, batches: Batches) -> Quality:

@@ -33,7 +33,7 @@ REPEATS_MS = 60.0
 HEAD_START_CYCLES = 60_000_000
 """GPU clock cycles, about 30 ms: longer than Python takes to queue all repeats of a site."""
 CYCLES_PER_MS = 2_000_000
-"""Of a GPU's clock, or more: a head start is so long or longer."""
+"""Of a GPU's clock: of faster ones a head start is shorter, by less than SLACK makes it longer."""
 SLACK = 1.5
 """What Python takes to queue repeats may be this many times what it took before."""
 

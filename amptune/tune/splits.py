@@ -61,7 +61,7 @@ def split_where_it_pays(
         model = _in(model, space)
         said.append(f"{text}: saves {saved:.3g} ms by the cost table")
     for name, blocks in _fragile_blocks(model, [*(fragile or {}).values()])[:MAX_SPLITS]:
-        model, text = _without_fragile(model, name, blocks)
+        model, text = _with_apart(model, name, blocks, "whose gradients autocast gets wrong")
         said.append(text)
     for name in _worth_in_fp8(model):
         model, text = _halved(model, name)
@@ -109,14 +109,6 @@ def _owning(blocks: Mapping[str, Sequence[str]], parameters: Collection[str]) ->
     )
 
 
-def _without_fragile(model: CostModel, name: str, blocks: frozenset[str]) -> tuple[CostModel, str]:
-    group = next(group for group in model.space.module_groups() if group.name == name)
-    apart = frozenset(site for block, sites in _blocks(group.sites).items() if block in blocks for site in sites)
-    label = _ranges(sorted(map(_order, blocks)))
-    text = f"{name}: blocks {label}, whose gradients autocast gets wrong, decide by themselves"
-    return _in(model, split(model.space, name, apart, label)), text
-
-
 def _worth_in_fp8(model: CostModel) -> list[str]:
     """Groups of enough blocks in which FP8 saves time, the most first."""
     problem = model.problem()
@@ -136,10 +128,16 @@ def _halved(model: CostModel, name: str) -> tuple[CostModel, str]:
         block: sum(model.sensitivity.error(site, fp8) for site in sites) for block, sites in _blocks(group.fp8).items()
     }
     apart = sorted(errors, key=lambda block: -errors[block])[: len(errors) // 2]
+    return _with_apart(model, name, apart, "where FP8 adds most error")
+
+
+def _with_apart(model: CostModel, name: str, apart: Collection[str], which: str) -> tuple[CostModel, str]:
+    """The model with some blocks of a group in a group of their own, and a sentence."""
+    group = next(group for group in model.space.module_groups() if group.name == name)
     sites = frozenset(site for block, sites in _blocks(group.sites).items() if block in apart for site in sites)
     label = _ranges(sorted(map(_order, apart)))
     model = _in(model, split(model.space, name, sites, label))
-    return model, f"{name}: blocks {label}, where FP8 adds most error, decide by themselves"
+    return model, f"{name}: blocks {label}, {which}, decide by themselves"
 
 
 def _in(model: CostModel, space: Space) -> CostModel:
