@@ -129,10 +129,9 @@ def _merged(same: Sequence[Finding], step_ms: Mapping[tuple[str, str], float], g
         evidence["saves_ms"] = _summed([finding.evidence["saves_ms"] for finding in same])
     if "bytes" in evidence:
         evidence["bytes"] = sum(finding.evidence["bytes"] for finding in same)
-    said = first.message if "padded" not in evidence else min((finding.message for finding in same), key=len)
-    numbers = (
-        ", numbers of the first" if len({finding.message for finding in same}) > 1 and said == first.message else ""
-    )
+    told = list(dict.fromkeys(finding.message for finding in same))
+    said = min(told, key=len) if "padded" in evidence else first.message
+    numbers = ", numbers of the first" if len(told) > 1 and said == first.message else ""
     message = said + _traffic(evidence) + _gain(evidence.get("saves_ms", {}), step_ms, gpus) + _others(sites, numbers)
     severity = max(finding.severity for finding in same)
     return dataclasses.replace(first, message=message, severity=severity, evidence=evidence)

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 from amptune.core.autocast import DeviceType, SiteDtypes, realise
@@ -201,16 +201,16 @@ class GraphContext:
 
     @functools.cached_property
     def _line_flops(self) -> Mapping[object, int]:
-        totals: collections.Counter[object] = collections.Counter()
-        for site in self._whole:
-            totals[_place(site)] += site.flops
-        return totals
+        return self._flops_by(_place)
 
     @functools.cached_property
     def _group_flops(self) -> Mapping[object, int]:
+        return self._flops_by(_group)
+
+    def _flops_by(self, key: Callable[[Site], object]) -> Mapping[object, int]:
         totals: collections.Counter[object] = collections.Counter()
         for site in self._whole:
-            totals[_group(site)] += site.flops
+            totals[key(site)] += site.flops
         return totals
 
     def large_gemms(self, *families: Family) -> Iterator[tuple[Site, Gemm]]:

@@ -56,9 +56,8 @@ def roofline(data: PageData) -> Markup:
     shown = [number_format for number_format in CEILINGS if _has_own_peak(gpu, number_format)]
     content = [piece for number_format in shown for piece in _ceiling(plot, gpu, number_format)]
     content += [plot.mark(_point(spot)) for spot in sorted(spots, key=lambda spot: -spot.site.ms(data.half))]
-    content += [
-        _ceiling_name(plot, gpu, number_format, spots) for number_format in shown
-    ]  # above the marks, to be read
+    # Above the marks, to be read.
+    content += [_ceiling_name(plot, gpu, number_format, spots) for number_format in shown]
     words = f"{len(spots)} kinds of sites under {data.half} on {gpu.name}, of which {_bound(spots, gpu)}"
     families = dict.fromkeys(spot.site.family for spot in spots)
     entries = [key(_shape(family), f"valid kind-{_shape(family)}", family) for family in families]
