@@ -30,5 +30,18 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
+def _without_working_directory() -> None:
+    """Take off the path what ``python -m`` puts first, as the script has it: torch and Python's own modules would be
+    looked for among the user's files, of which one may be called ``random.py``. It stays where amptune lies there."""
+    ours = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    try:
+        here = os.getcwd()
+    except OSError:  # it was deleted
+        return
+    if not sys.flags.safe_path and sys.path[:1] == [here] and os.path.realpath(here) != ours:
+        del sys.path[0]
+
+
 if __name__ == "__main__":
+    _without_working_directory()
     sys.exit(main())

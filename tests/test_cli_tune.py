@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,16 +24,17 @@ NO_AMPTUNE = (
 )
 
 
-def amptune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def amptune(folder: Path, *arguments: str, first: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "amptune", *arguments],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=300, env=_environment(),
+        cwd=folder, capture_output=True, text=True, check=False, timeout=300, env=_environment(*first),
     )  # fmt: skip
 
 
-def _environment() -> dict[str, str]:
+def _environment(*first: Path) -> dict[str, str]:
     root = Path(__file__).resolve().parents[1]
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "rules")]), "OMP_NUM_THREADS": "1"}
+    places = os.pathsep.join(map(str, [*first, root, root / "rules"]))
+    return os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
 
 
 def in_fresh_python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
@@ -271,14 +273,31 @@ def test_an_optimizer_that_needs_a_closure_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_hides_a_module_is_named(tmp_path: Path) -> None:
-    """``python -m`` puts the working directory first, so that torch itself finds the user's file."""
+    """PYTHONPATH comes before Python's own modules, so that torch itself finds the user's file."""
     (tmp_path / "net.py").write_text(MLP)
     (tmp_path / "random.py").write_text("")
-    result = amptune(tmp_path, "tune", "net.py", "--budget", "3", *FAST)
+    result = amptune(tmp_path, "tune", "net.py", "--budget", "3", *FAST, first=[tmp_path])
     assert result.returncode == 2
     assert f"{tmp_path / 'random.py'} is imported in place of the module random" in result.stderr
     assert "rename random.py" in result.stderr
     assert "bug of amptune" not in result.stderr
+
+
+def test_files_of_the_working_directory_hide_no_modules(tmp_path: Path) -> None:
+    """``python -m`` puts it first on the path, as Python does where the worker and multiprocessing's tracker start."""
+    (tmp_path / "net.py").write_text(MLP)
+    for name in ("random.py", "signal.py", "subprocess.py"):
+        (tmp_path / name).write_text("")
+    result = amptune(tmp_path, "tune", "net.py", "--budget", "1", *FAST)
+    assert (result.returncode, "Error" in result.stderr) == (0, False), result.stderr
+
+
+def test_a_package_of_the_working_directory_is_a_target(tmp_path: Path) -> None:
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets/__init__.py").write_text("")
+    (tmp_path / "nets/mlp.py").write_text(MLP)
+    result = amptune(tmp_path, "analyze", "nets.mlp:make_model", "--gpu", "h100")
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_bench_with_a_plan_that_is_missing_loads_nothing(tmp_path: Path) -> None:

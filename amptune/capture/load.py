@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -87,6 +88,8 @@ def _is_package_target(place: str, name: str) -> bool:
 
 
 def _from_package(spec: TargetSpec, place: str, name: str) -> Target:
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, folder)  # as for a script: the package may lie here
     try:
         with user_code():
             module = importlib.import_module(place)

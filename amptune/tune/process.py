@@ -17,7 +17,7 @@ from typing import Any
 
 from amptune.errors import AmptuneError, WorkError
 from amptune.tune.job import Job
-from amptune.tune.serve import serve
+from amptune.tune.serve import OURS, SAFE_PATH, serve
 
 GRACE_SECONDS = 5.0
 SILENCE_SECONDS = 15.0
@@ -105,11 +105,11 @@ class WorkerProcess:
         self.stop()
         # spawn: a forked child cannot use CUDA, and would inherit the parent's threads.
         context = multiprocessing.get_context("spawn")
-        _start_tracker()
         ours, theirs = context.Pipe()
         # No daemon, which could have no children: the user's DataLoader starts some. It ends with us all the same.
         self._process = context.Process(target=serve, args=(theirs,), daemon=False)
         with _deaf_to_interrupts(), _path_before_target():
+            _start_tracker()
             self._process.start()
         theirs.close()
         self._connection, self._has_job = ours, False
@@ -165,12 +165,18 @@ def _start_tracker() -> None:
 @contextlib.contextmanager
 def _path_before_target() -> Iterator[None]:
     """A process that starts here imports torch from where this one has it: the user's folder, first on the path since
-    the target was loaded, may hold a ``random.py``. The worker puts it there when it loads the target itself."""
+    the target was loaded, may hold a ``random.py``. The worker puts it there when it loads the target itself. Nor does
+    Python put the working directory there, as it does for code of the command line, which starts such a process."""
     kept, sys.path = sys.path, list(_PATH)
+    is_ours = SAFE_PATH not in os.environ
+    if is_ours:
+        os.environ[SAFE_PATH] = OURS
     try:
         yield
     finally:
         sys.path = kept
+        if is_ours:
+            del os.environ[SAFE_PATH]
 
 
 @contextlib.contextmanager

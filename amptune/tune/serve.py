@@ -26,6 +26,9 @@ from amptune.tune.job import Job
 from amptune.tune.kernelerrors import plain_reason
 from amptune.tune.worker import Report, Worker
 
+SAFE_PATH, OURS = "PYTHONSAFEPATH", "amptune"
+"""The variable that keeps the working directory off a starting Python's path, and its value where we set it."""
+
 
 def serve(connection: Connection) -> None:
     """Entry point of the child: take a job, build a Worker, answer requests until the pipe closes."""
@@ -33,6 +36,8 @@ def serve(connection: Connection) -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # it is seen when it is printed, not when the process ends
+    if os.environ.get(SAFE_PATH) == OURS:
+        del os.environ[SAFE_PATH]  # programs that the user's code starts find their files as ever
     quieten_torch()
     end_with_parent()
     start_children_as_usual()
