@@ -81,9 +81,8 @@ def _subject(
         except WorkError as error:  # of a file that is gone by then
             rest = error.message.removeprefix(str(path))
             told = error.message if rest == error.message else f"{name}{rest}"
-            raise WorkError(
-                told.replace(f"{folder}/", ""), hint=f"amptune apply {plan} {spec.text} writes {path.name}, to look at"
-            ) from error
+            look = f"amptune apply {plan} {spec.text} writes {path.name}, to look at"
+            raise WorkError(told.replace(f"{folder}/", ""), hint=error.hint or look) from error
 
 
 def _scaler_beside(patched: Path) -> ScalerConfig | None:
