@@ -79,7 +79,7 @@ def test_rounds_are_timed_again_too(make_bench: Make, compiled_within: list[int]
 
 def test_steps_that_go_on_compiling_are_marked(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, batches = make_bench()
-    monkeypatch.setattr(timing, "_warm_steps", lambda _run, _batches: [1.0, 1.0, 1.0])
+    monkeypatch.setattr(timing, "_warm_steps", lambda *_: [1.0, 1.0, 1.0])
     monkeypatch.setattr(timing, "num_compiled", iter(range(100)).__next__)
     step, _, _ = measure_step(bench, Candidate("fp32"), batches)
     assert step is not None

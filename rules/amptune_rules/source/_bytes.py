@@ -83,7 +83,8 @@ class _Use:
 
 
 # An expression of numbers: no call but those that make one, and no new line outside of brackets.
-_NUMBERS = re.compile(rb"(?:[\[({,]\s*+|(?:float|int|tensor|finfo)\(|(?<!\w)\(|[^=\n(])*+\Z")
+# As an atomic group: a repeated group that is possessive itself matches wrongly in Python 3.11.0 to 3.11.3 (gh-101955).
+_NUMBERS = re.compile(rb"(?>(?:[\[({,]\s*+|(?:float|int|tensor|finfo)\(|(?<!\w)\(|[^=\n(])*)\Z")
 _TARGET = re.compile(rb"(?<!\w)(\w+)\s*(?::[^=\n,()]{0,80})?\Z")
 
 
@@ -97,7 +98,7 @@ def _bound_to_number(head: bytes) -> bytes:
 
 
 # The beginning of a call, to a place in its arguments: a new line where it is seen to go on.
-_ARGUMENTS = rb"\(\s*+(?:[\[({,=+*/-]\s*+|[^\n]|\n\s*+(?:[-+*/@.)\]]|(?:if|else|for|or|and)\b))*+"
+_ARGUMENTS = rb"\(\s*+(?>(?:[\[({,=+*/-]\s*+|[^\n]|\n\s*+(?:[-+*/@.)\]]|(?:if|else|for|or|and)\b))*)"
 _TINY_GUARD = _Use(
     _TINY, (b"+", b"clamp", b"clip", b"max"),
     rb"\+\s*(?:[\w.]+\([\w.]*|(?:\w+\.)*[\d.]*)|(?:clamp|clip|max)\w*" + _ARGUMENTS, rb"\)*\s*\+",
@@ -111,7 +112,7 @@ _LARGE_MASK = _Use(
     rb"\)*\s*\*(?!\*)(?=[^=]{0,200}" + _MASK + rb")",
 )
 _ASSIGNED = re.compile(rb"(?<!\w)(\w+)\s*(?::[^=\n]{0,80})?=(?!=)[^=]*\Z")
-_NEXT_WORD = re.compile(rb"=?\s{0,9}(?:\w++\.)*+(\w++)")
+_NEXT_WORD = re.compile(rb"=?\s{0,9}(?>(?:\w++\.)*)(\w++)")
 _LAST_WORD = re.compile(rb"(?<!\w)(\w+)[)\]\s]*\Z")
 _LARGE_NUMBER = re.compile(_LARGE)
 _CASTS_UP = (b".float()", b".to(torch.float32)")
