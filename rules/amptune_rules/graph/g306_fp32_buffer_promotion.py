@@ -97,10 +97,12 @@ class Fp32BufferPromotion(GraphRule):
             if those := tuple(run for run in runs if extra[run]):
                 written = tuple(run for run in those if run.recipe.half is None)
                 found.append((site, written or those, max(extra.values())))
+        by_line: dict[object, list[int]] = {}
+        for site, _, moved in found:
+            by_line.setdefault(_line(site), []).append(moved)
         for site, those, moved in found:
             own = those[0].recipe.half is None
-            same = [each for other, _, each in found if _line(other) == _line(site)]
-            if own or _is_worth(context, those, same):
+            if own or _is_worth(context, those, by_line[_line(site)]):
                 yield context.finding(
                     self,
                     site,
