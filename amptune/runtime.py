@@ -2308,8 +2308,8 @@ def _keep_channels_last(model: nn.Module) -> nn.Module:
     """Lays the weights of convolutions out so, at first and after Module.to and its like: a memory format that the
     user's file sets later must not undo the plan's.
 
-    By ``to``, as the strides of a 1 x 1 weight say which one it is in: ``is_contiguous`` holds for both, and where the
-    image is 1 x 1 as well (squeeze and excitation, pooled context) the kernel is chosen by them.
+    By ``to``, as the strides of a 1 x 1 weight say which one it is in: ``is_contiguous`` holds for both. torch takes
+    the layout of a convolution from the strides of its image and its weight, and those of a 1 x 1 image may not tell.
     """
     for module in model.modules():
         weight: Any = module._parameters.get("weight") if "_amptune_stride" in module.__dict__ else None
