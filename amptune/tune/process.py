@@ -17,6 +17,7 @@ from typing import Any
 
 from amptune.errors import AmptuneError, WorkError
 from amptune.tune.job import Job
+from amptune.tune.messages import MessageError, packed, unpacked
 from amptune.tune.serve import OURS, SAFE_PATH, serve
 
 GRACE_SECONDS = 5.0
@@ -80,8 +81,10 @@ class WorkerProcess:
             if not self._has_job:
                 connection.send(self.job)
                 self._has_job = True
-            connection.send((name, arguments))
+            connection.send_bytes(packed((name, arguments)))
             return self._wait(connection, deadline, timeout)
+        except MessageError as error:  # the worker was not asked, or has answered: it goes on
+            raise TrialError(f"what goes to the worker or comes from it for {name!r} {error}") from None
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise TrialError(f"the worker process died ({self._exit_reason()})", worker_lost=True) from None
 
@@ -126,7 +129,7 @@ class WorkerProcess:
                 self.on_silence(heard - began)
                 continue
             heard = time.monotonic()
-            kind, content = connection.recv()
+            kind, content = unpacked(connection.recv_bytes())
             if kind == "progress":
                 self.on_progress(*content)
             elif kind == "result":

@@ -24,6 +24,7 @@ from amptune.tune.childprocess import (
 from amptune.tune.compilation import cause_in_compiler
 from amptune.tune.job import Job
 from amptune.tune.kernelerrors import plain_reason
+from amptune.tune.messages import MessageError, packed, unpacked
 from amptune.tune.worker import Report, Worker
 
 SAFE_PATH, OURS = "PYTHONSAFEPATH", "amptune"
@@ -55,10 +56,19 @@ def serve(connection: Connection) -> None:
     answers = _Answers(job, report)
     while True:
         try:
-            name, arguments = connection.recv()
-            connection.send(answers.to(name, arguments))
+            connection.send_bytes(_answer(answers, connection.recv_bytes()))
         except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
             return  # the parent has gone, or given this trial up: nobody waits for an answer
+
+
+def _answer(answers: _Answers, request: bytes) -> bytes:
+    """The answer to a request, or that one of the two cannot go through the pipe."""
+    name = "a request"
+    try:
+        name, arguments = unpacked(request)
+        return packed(answers.to(name, arguments))
+    except MessageError as error:
+        return packed(("failure", (f"the worker's answer to {name!r} {error}", "", False, False)))
 
 
 class _Answers:

@@ -73,6 +73,29 @@ def test_a_crash_a_hang_and_an_exception_fail_one_trial_each(worker: WorkerProce
     assert measured.quality.valid
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("lambda: 0", "worker's answer to 'recipes' cannot be sent"), ("Own()", "for 'recipes' cannot be read")],
+)
+def test_an_answer_that_cannot_be_pickled_or_read_fails_one_request(
+    worker: WorkerProcess, folder: Path, answer: str, said: str
+) -> None:
+    """One of a class that the file of the user alone has can be sent, but not be read where that file is not loaded."""
+    cannot_go = f"""
+from amptune.tune.worker import Worker
+class Own:
+    pass
+Worker.recipes_of_before, Worker.recipes = Worker.recipes, lambda self: {answer}
+"""
+    (folder / "net.py").write_text(MLP + cannot_go)
+    with pytest.raises(TrialError, match=said) as failure:
+        worker.request("recipes", timeout=120)
+    assert not failure.value.worker_lost
+    (child,) = multiprocessing.active_children()
+    assert [candidate.name for candidate in worker.request("recipes_of_before", timeout=120)][0] == "fp32"
+    assert multiprocessing.active_children() == [child]
+
+
 def test_a_slow_moment_of_the_host_does_not_spare_a_candidate_orders_of_the_batches(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
