@@ -25,7 +25,7 @@ INTERVALS = (2000, 1000, 500, 4000, 250)
 """Growth intervals to compare where a record is long enough; the first is torch's default and wins a tie."""
 
 # The scale multiplies an FP32 loss and divides FP32 gradients: both must stay far inside FP32.
-_SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-24, 2.0**48
+SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-24, 2.0**48
 _OVERFLOWS_FROM = 65520.0  # what rounds to infinity in FP16; 65504 is its largest number
 _FLUSHED_BELOW = -25  # log2 of the largest magnitude that rounds to zero in FP16: half the smallest subnormal
 
@@ -100,7 +100,7 @@ def static_scale(record: GradientRecord) -> float:
     if record.amax_log2 == -math.inf:
         return DEFAULT.init_scale
     exponent = math.floor(math.log2(Format.FP16.max / MARGIN) - record.amax_log2)
-    return min(max(2.0**exponent, _SMALLEST_SCALE), _LARGEST_SCALE)
+    return min(max(2.0**exponent, SMALLEST_SCALE), _LARGEST_SCALE)
 
 
 def simulate(config: ScalerConfig, record: GradientRecord) -> ScalerSimulation:

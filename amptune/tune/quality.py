@@ -13,7 +13,7 @@ import statistics
 from amptune.tune.batches import Batches
 from amptune.tune.gate import NUM_PERTURBED, Bar, GradientGate, bars_of, compare_gradients, perturb, rounding_of
 from amptune.tune.recipes import Candidate, with_scale
-from amptune.tune.reference import CALM, CLEAR, NUM_ORDERS, Reference, know_order, upper_bound
+from amptune.tune.reference import CALM, CLEAR, NUM_ORDERS, Compared, Reference, know_order, upper_bound
 from amptune.tune.trained import gradients_at, loss_after_training, user_evaluation
 from amptune.tune.training import Run, Workbench, eager
 
@@ -141,8 +141,7 @@ def refused_ahead(
 ) -> Quality | None:
     """The verdict on a candidate whose gradients are clearly wrong in eager mode already: compiled code fuses more, but
     rounds as much. None where they are not."""
-    with eager(bench):
-        gate = _gate(bench, candidate, batches, reference, seed)
+    gate = _gate_ahead(bench, candidate, batches, reference, seed)
     if gate.passed or (gate.noise is not None and gate.noise.worst < CLEARLY_WRONG):
         return None
     quality = _failed(reference, 0, _reason(0.0, 0.0, 0.0, gate, 0, 0))
@@ -153,13 +152,42 @@ def misled(
     bench: Workbench, candidate: Candidate, batches: Batches, reference: Reference, seed: int
 ) -> tuple[str, ...]:
     """The parameters whose gradients miss their bar under a candidate, in eager mode."""
+    return _gate_ahead(bench, candidate, batches, reference, seed).failing
+
+
+def _gate_ahead(
+    bench: Workbench, candidate: Candidate, batches: Batches, reference: Reference, seed: int
+) -> GradientGate:
+    """How the gradients compare in eager mode, kept for the trial of the same candidate."""
     with eager(bench):
-        return _gate(bench, candidate, batches, reference, seed).failing
+        found = _compared(bench, candidate, batches, reference, seed)
+        if _runs_as_written(bench, candidate):
+            reference.ahead[candidate.key] = found
+        return found.gate
 
 
 def _gate(bench: Workbench, candidate: Candidate, batches: Batches, reference: Reference, seed: int) -> GradientGate:
-    gradients, _ = gradients_at(bench, candidate, batches, reference.state, seed)
-    return compare_gradients(reference.gradients, gradients, _bars(bench, candidate, batches, reference, seed))
+    """How the gradients compare: as they were found ahead, where they would be the same again."""
+    known = reference.ahead.get(candidate.key)
+    if known is not None and known.holds_for(_asked_scale(candidate)) and _runs_as_written(bench, candidate):
+        return known.gate
+    return _compared(bench, candidate, batches, reference, seed).gate
+
+
+def _compared(bench: Workbench, candidate: Candidate, batches: Batches, reference: Reference, seed: int) -> Compared:
+    found = gradients_at(bench, candidate, batches, reference.state, seed)
+    gate = compare_gradients(reference.gradients, found.named, _bars(bench, candidate, batches, reference, seed))
+    return Compared(gate, _asked_scale(candidate), found.scale)
+
+
+def _asked_scale(candidate: Candidate) -> float:
+    return candidate.scaler.init_scale if candidate.scaler.enabled else 1.0
+
+
+def _runs_as_written(bench: Workbench, candidate: Candidate) -> bool:
+    """Whether gradients are of code that nothing compiles, as ``still`` and what is around it have it."""
+    is_eager = bench.compilation is None or bench.has_dropout is not False
+    return is_eager and not candidate.compiles and not bench.compiles_itself
 
 
 def _bars(
@@ -176,7 +204,7 @@ def _bars(
             for copy in range(NUM_PERTURBED)
         )
         with eager(bench):
-            found = (gradients_at(bench, Candidate("fp32"), batches, state, seed)[0] for state in states)
+            found = (gradients_at(bench, Candidate("fp32"), batches, state, seed).named for state in states)
             reference.bars[rounding] = bars_of(reference.gradients, found)
     return reference.bars[rounding]
 

@@ -12,7 +12,7 @@ import torch
 from amptune.capture.untrained import CUT_OFF, CUT_OFF_HINT
 from amptune.errors import TuneError
 from amptune.tune.batches import Batches
-from amptune.tune.gate import Bar, perturb
+from amptune.tune.gate import Bar, GradientGate, perturb
 from amptune.tune.parting import Parting
 from amptune.tune.recipes import Candidate
 from amptune.tune.state import tensors_of
@@ -37,11 +37,25 @@ T_95_TWO_DEGREES = 2.92
 
 
 @dataclasses.dataclass(frozen=True)
+class Compared:
+    """How a candidate's gradients compare, with the loss scale that was asked for and what it was found to bear."""
+
+    gate: GradientGate
+    asked: float
+    scale: float
+
+    def holds_for(self, scale: float) -> bool:
+        """Whether the gradients are the same from another scale on: those between the two are known to overflow."""
+        return self.scale <= scale <= self.asked
+
+
+@dataclasses.dataclass(frozen=True)
 class Reference:
     """What the FP32 run did: noise, the gradients at the weights ``state``, and the user's ``evaluate`` after the first
     order, when there is one. ``state`` is what the first order ended with, or passed through before the loss was nearly
     gone. ``losses`` are those of the orders that were trained so far: the first alone as long as nothing asks for more.
-    ``bars`` holds what gradients have to reach, by rounding."""
+    ``bars`` holds what gradients have to reach, by rounding, and ``ahead`` how those of candidates compare that
+    were looked at before their trial."""
 
     losses: list[float]
     initial_loss: float
@@ -51,6 +65,7 @@ class Reference:
     tolerance: float
     evaluation: float | None = None
     bars: dict[float, dict[str, Bar]] = dataclasses.field(default_factory=dict)
+    ahead: dict[str, Compared] = dataclasses.field(default_factory=dict)
 
     def gap(self, order: int, loss: float) -> float:
         """Signed relative gap of ``loss`` to this order's reference."""
@@ -81,7 +96,7 @@ def measure_reference(bench: Workbench, batches: Batches, tolerance: float, seed
     state = judged.state(loss)
     draft = Reference([loss], initial, 0.0, state, {}, tolerance, user_evaluation(bench))
     noise = _noise(bench, fp32, batches, draft, seed, losses)
-    gradients, _ = gradients_at(bench, fp32, batches, state, seed)
+    gradients = gradients_at(bench, fp32, batches, state, seed).named
     return dataclasses.replace(draft, noise=noise, gradients=bench.keep("gradients", gradients))
 
 

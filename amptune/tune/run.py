@@ -220,6 +220,7 @@ def _measured_ahead(
         table: CostTable = _ask(worker, "costs", space, graph, what="the cost table cannot be measured")
     with progress.timed("sensitivity"):
         sensitivity: Sensitivity = _ask(worker, "sensitivity", space, what="the rounding errors cannot be measured")
+    with progress.timed("gradients"):
         try:
             fragile: dict[str, tuple[str, ...]] = worker.request("fragile", timeout=options.trial_timeout)
         except TrialError as failure:  # as a trial of that recipe will fail, and nothing else

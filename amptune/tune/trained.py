@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 
+from amptune.core.scaler import SMALLEST_SCALE
 from amptune.errors import CaptureError
 from amptune.tune.batches import Batches
 from amptune.tune.recipes import Candidate, backend_flags
@@ -61,28 +63,49 @@ def held_back_loss(bench: Workbench, batches: Batches, *, train_mode: bool = Fal
     return statistics.fmean(losses)
 
 
+class Gradients(NamedTuple):
+    """Unscaled gradients by parameter, the loss they are of, and the scale it was multiplied by."""
+
+    named: dict[str, torch.Tensor]
+    loss: float
+    scale: float
+
+
 def gradients_at(
     bench: Workbench, candidate: Candidate, batches: Batches, state: dict[str, torch.Tensor], seed: int
-) -> tuple[dict[str, torch.Tensor], float]:
+) -> Gradients:
     """Unscaled gradients of the first training batch at the weights ``state``, under ``candidate``.
 
     One step is trained first and the weights are set back, so that a cast kept from older weights shows.
     """
-    scale = candidate.scaler.init_scale if candidate.scaler.enabled else 1.0
+    scaler = candidate.scaler
     with still(bench), training(bench, candidate) as run:
         seed_everything(seed)
         run.step(batches.train[0])
-        while True:
+
+        def scaled_by(scale: float) -> Gradients:
             bench.restore(state)
             seed_everything(seed)
             loss = run.loss(batches.train[0])
             bench.backward(loss * scale)
             named = bench.model.named_parameters()
             gradients = {name: dense(p.grad).float() / scale for name, p in named if p.grad is not None}
-            if scale <= 1 or all(bool(torch.isfinite(g).all()) for g in gradients.values()):
-                return gradients, loss.item()
-            # What the scaler does after an overflow: back off and try again.
-            scale *= candidate.scaler.backoff_factor
+            return Gradients(gradients, loss.item(), scale)
+
+        found = scaled_by(scaler.init_scale if scaler.enabled else 1.0)
+        if not scaler.enabled or _is_finite(found):
+            return found
+        least = scaled_by(SMALLEST_SCALE)
+        if not _is_finite(least):  # no scale cures that
+            return least
+        while not _is_finite(found) and found.scale > least.scale:
+            # What the scaler does after an overflow: back off and try again. A summed loss may need a scale below 1.
+            found = scaled_by(found.scale * scaler.backoff_factor)
+        return found
+
+
+def _is_finite(gradients: Gradients) -> bool:
+    return all(bool(torch.isfinite(gradient).all()) for gradient in gradients.named.values())
 
 
 def user_evaluation(bench: Workbench) -> float | None:

@@ -215,6 +215,7 @@ class Worker:
             low = candidate.autocast
             if low is None or candidate.float8 or (low is Format.FP16 and not self.device.is_cuda):
                 continue
+            self.report("comparing gradients under autocast", 0, 0)
             try:
                 found[low.label] = misled(self.bench, candidate, self.batches, self.reference, self.options.seed)
             except Exception as error:  # the user's model may not run under autocast, as the recipe's trial will say

@@ -172,7 +172,7 @@ def measured(source: str) -> Iterator[Row]:
             if plan.uses_fp16:
                 plan = dataclasses.replace(plan, scaler=dataclasses.replace(plan.scaler, init_scale=errors.loss_scale))
             candidate = plan_candidate(plan)
-            gradients, _ = gradients_at(bench, candidate, batches, reference.state, seed=0)
+            gradients = gradients_at(bench, candidate, batches, reference.state, seed=0).named
             bars = _bars(bench, candidate, batches, reference, seed=0)
             noise = compare_gradients(reference.gradients, gradients, bars).noise
             if noise is not None and noise.typical > 0:

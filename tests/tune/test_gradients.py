@@ -83,7 +83,7 @@ def make_optimizer(params):
 
 def test_sparse_gradients_are_looked_at_with_all_their_rows(make_bench: Make) -> None:
     bench, batches = make_bench(SPARSE)
-    gradients, _ = gradients_at(bench, Candidate("fp32"), batches, bench.initial, seed=0)
+    gradients = gradients_at(bench, Candidate("fp32"), batches, bench.initial, seed=0).named
     assert gradients["embed.weight"].shape == (20, 8)
     assert measure_sensitivity(bench, {"embed": (FP32, BF16), "bag": (FP32, BF16)}, batches.train[0], seed=0)
     record = record_gradients(bench, Plan({"embed": SitePlan(Format.FP16)}), batches, seed=0)
@@ -99,6 +99,6 @@ def test_complex_gradients_count_with_both_of_their_parts(make_bench: Make) -> N
         .replace("self.bag(ids))", "self.bag(ids)) .to(torch.cfloat) @ self.fc.conj()).abs()")
         .replace(", sparse=True", "")
     )
-    gradients, _ = gradients_at(bench, Candidate("fp32"), batches, bench.initial, seed=0)
+    gradients = gradients_at(bench, Candidate("fp32"), batches, bench.initial, seed=0).named
     assert gradients["fc"].shape == (8, 3, 2)
     assert bool(gradients["fc"].abs().amin() > 0)

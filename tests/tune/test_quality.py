@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ import torch
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
 from amptune.errors import CaptureError, TuneError
+from amptune.tune import quality as judging
 from amptune.tune.gate import Bar, bars_of, compare_gradients, perturb
 from amptune.tune.quality import judge, misled
-from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.recipes import Candidate, plan_candidate, with_scale
 from amptune.tune.reference import measure_reference, upper_bound
+from amptune.tune.trained import Gradients, gradients_at
 from amptune.tune.training import Workbench, training
 
 from .conftest import MLP, Make
@@ -164,6 +167,49 @@ def test_a_scale_may_need_more_halvings_than_there_are_steps(make_bench: Make) -
     assert quality.loss_scale is not None
     assert quality.loss_scale < 2.0**30 / 2**20
     assert quality.valid, quality.reason
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0**24], ids=["mean", "sum of very many"])
+def test_gradients_in_fp16_are_compared_under_a_scale_that_they_bear(make_bench: Make, factor: float) -> None:
+    """Of a summed loss that may be one below 1: under a larger one all of them are infinite."""
+    bench, batches = make_bench(MLP.replace("F.cross_entropy(", f"{factor} * F.cross_entropy("))
+    reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
+    stock = Candidate("autocast-fp16", autocast=Format.FP16, scaler=ScalerConfig(enabled=True))
+    assert misled(bench, stock, batches, reference, seed=0) == ()
+    found = gradients_at(bench, stock, batches, reference.state, seed=0)
+    assert found.scale < 1 if factor > 1 else found.scale > 1
+
+
+def test_no_loss_scale_is_looked_for_where_none_helps(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    under_autocast = "(float('nan') if torch.is_autocast_enabled('cpu') else 1)"
+    bench, batches = make_bench(MLP.replace("weights + F.relu", f"weights + {under_autocast} * F.relu"))
+    reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
+    losses = list[float]()
+    monkeypatch.setattr(bench, "backward", lambda loss: (losses.append(loss.item()), loss.backward()))
+    stock = Candidate("autocast-fp16", autocast=Format.FP16, scaler=ScalerConfig(enabled=True))
+    assert "fc2.weight" in misled(bench, stock, batches, reference, seed=0)
+    assert sum(map(math.isnan, losses)) == 3, "a step, the scale that was asked for, and the least one"
+
+
+def test_gradients_of_a_recipe_are_compared_once(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found before the first trial is what its own trial finds, unless that has come to a scale between."""
+    compared = list[str]()
+
+    def counted(bench: Workbench, candidate: Candidate, *rest: Any) -> Gradients:
+        compared.append(candidate.name)
+        return gradients_at(bench, candidate, *rest)
+
+    bench, batches = make_bench()
+    reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
+    monkeypatch.setattr(judging, "gradients_at", counted)
+    bf16 = Candidate("autocast-bf16", autocast=Format.BF16)
+    fp16 = Candidate("autocast-fp16", autocast=Format.FP16, scaler=ScalerConfig(enabled=True))
+    for candidate in (bf16, fp16):
+        assert misled(bench, candidate, batches, reference, seed=0) == ()
+        assert judge(bench, candidate, batches, reference, seed=0).valid
+    assert compared.count("autocast-bf16") == compared.count("autocast-fp16") == 1
+    judge(bench, with_scale(fp16, 1.0), batches, reference, seed=0)
+    assert compared.count("autocast-fp16") == 2, "gradients under a smaller scale are others"
 
 
 def test_a_reference_that_is_nan_is_an_error_of_the_model(make_bench: Make) -> None:
