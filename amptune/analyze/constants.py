@@ -76,6 +76,40 @@ class NodeBounds:
         above = torch.ones_like(holds).triu(1)
         return not bool((holds & above).any()), bool((holds | ~above).all())
 
+    def rises(self, node: fx.Node) -> tuple[int, ...]:
+        """Axes, counted from the last as -1, along which a tensor never falls: one that is worked out from constants,
+        or such a one with random numbers on top that are too small to change its order."""
+        value, above = self._folded.of(node), None
+        if value is None and _op(node) == "add" and len(node.args) == 2:
+            value, above = self._jittered(node)
+        if value is None or not value.is_floating_point() or value.dim() == 0:
+            return ()
+        low, high = value, value
+        if above is not None:
+            low, high = value + above.clamp(max=0), value + above.clamp(min=0)
+        rounding = 4 * torch.finfo(value.dtype).eps * float(value.abs().max()) if value.numel() else 0.0
+        found = range(-low.dim(), 0)
+        return tuple(axis for axis in found if low.shape[axis] > 1 and _stays_in_order(low, high, axis, rounding))
+
+    def _jittered(self, node: fx.Node) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """A constant and the constant to add of which a random number in [0, 1) says how much: ``x + rand() * y``."""
+        for base, share in (node.args, node.args[::-1]):
+            if not isinstance(base, fx.Node) or not isinstance(share, fx.Node) or _op(share) not in ("mul", "rand"):
+                continue
+            value = self._folded.of(base)
+            if value is None:
+                continue
+            if _op(share) == "rand":
+                return value, torch.ones((), dtype=value.dtype)
+            for number, drawn in (share.args[:2], share.args[1::-1]):
+                if not isinstance(drawn, fx.Node) or _op(_root(drawn)) not in _RANDOM:
+                    continue
+                if isinstance(number, int | float):
+                    return value, torch.tensor(float(number), dtype=value.dtype)
+                if isinstance(number, fx.Node) and (most := self._folded.of(number)) is not None:
+                    return value, most
+        return None, None
+
     def pairs_with_itself(self, node: fx.Node) -> bool:
         """Whether a mask says which numbers of a vector are equal, so that its diagonal holds whatever they are."""
         test, seen = _root(node), _tensor(node)
@@ -195,6 +229,12 @@ def _axes_kept(value: torch.Tensor | None) -> tuple[tuple[int, ...], tuple[int, 
     return tuple(axis for axis in axes if bool(kept.any(axis).all())), tuple(
         axis for axis in axes if not bool(kept.all(axis).any())
     )
+
+
+def _stays_in_order(low: torch.Tensor, high: torch.Tensor, axis: int, rounding: float) -> bool:
+    """Whether the highest value at each place along an axis is no larger than the lowest at the next."""
+    count = low.shape[axis]
+    return bool((high.narrow(axis, 0, count - 1) <= low.narrow(axis, 1, count - 1) + rounding).all())
 
 
 def _is_index_from_one(node: fx.Node) -> bool:

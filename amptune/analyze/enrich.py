@@ -3,8 +3,8 @@
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
 ``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``in_rows``, ``viewed``, ``copied``, ``rearranged``,
 ``channels_last``, ``filled``,
-``integers``, ``fp32_limit``, ``exact``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random``, ``kept``,
-``triangles``, ``one_hot``, ``pairs``, ``called``, ``later_sources``, ``image`` and, of nn.MultiheadAttention,
+``integers``, ``fp32_limit``, ``exact``, ``rises``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random``,
+``kept``, ``triangles``, ``one_hot``, ``pairs``, ``called``, ``later_sources``, ``image`` and, of nn.MultiheadAttention,
 ``fused`` that the class describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up
 with its inputs is left as it is.
 """
@@ -122,6 +122,8 @@ def _origins(
         yield "batch", batch
     if len(calls) == 1 and (exact := bounds.exact(calls[0][-1])) is not None:
         yield "exact", exact
+    if len(calls) == 1 and not site.is_module and (rises := bounds.rises(calls[0][-1])):
+        yield "rises", rises
     views = {index: seen for index, node in enumerate(outside) if any(seen := _views(node))}
     if views:
         yield "views", views

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, scaled
 from amptune.core.operands import input_of
+from amptune.core.order import stepped_axis
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
@@ -59,18 +60,11 @@ def _is_last(site: Site, whole: Site, selected: int) -> bool:
     return site.inputs[position].shape == tuple(picked[selected:])
 
 
-_LATER = re.compile(
-    r"slice\((-?\d+), 1, 9223372036854775807\)\{\}|slice\(\((Ellipsis), slice\(1, None, None\)\),\)\{\}"
-)
-_EARLIER = re.compile(r"slice\((-?\d+), 0, -1\)\{\}|slice\(\((Ellipsis), slice\(None, -1, None\)\),\)\{\}")
-"""Views of all elements along an axis but the first one, and but the last one."""
-
-
 def steps_of_sum(ranges: Ranges, site: Site) -> Range | None:
     """Bounds of ``c[..., 1:] - c[..., :-1]`` and of ``c.diff()`` where c is a cumulative sum, scaled and shifted by
     literals or not, that may start with a zero: those of its terms, as far as the rounding of c leaves them."""
     made = ranges.root(site, 0)
-    axis = _stepped_axis(site) if site.op == "sub" else site.attrs.get("dim", -1)
+    axis = stepped_axis(site) if site.op == "sub" else site.attrs.get("dim", -1)
     if (
         made is None
         or not isinstance(axis, int)
@@ -86,15 +80,6 @@ def steps_of_sum(ranges: Ranges, site: Site) -> Range | None:
     if terms.low > 2 * lost:
         return Range(terms.low - lost, terms.high + lost)
     return None
-
-
-def _stepped_axis(site: Site) -> int | None:
-    """The axis along which one operand is a step behind the other; ``None`` where they are other parts."""
-    views = site.attrs.get("views") or {}
-    later, earlier = (views.get(input_of(site, index), ("", "")) for index in (0, 1))
-    matches = _LATER.fullmatch(later[1]), _EARLIER.fullmatch(earlier[1])
-    axes = [-1 if each[2] else int(each[1]) for each in matches if each]
-    return axes[0] if len(axes) == 2 and axes[0] == axes[1] else None
 
 
 def _sum_behind(ranges: Ranges, site: Site, axis: int) -> tuple[Site, float] | None:

@@ -14,6 +14,7 @@ from amptune.core.graph import Site
 from amptune.core.intervals import Range, point, square, symmetric
 from amptune.core.masked import kept_by_mask, least_kept
 from amptune.core.operands import input_of
+from amptune.core.order import steps_upwards
 from amptune.core.parts import MAXIMA, is_unit_vector, part_of, root_of_squares
 from amptune.core.rising import is_rise
 from amptune.core.squares import scaled_square, squareplus
@@ -37,7 +38,7 @@ def related(ranges: Ranges, site: Site) -> Range | None:
         case "sub":
             return _difference(ranges, site)
         case "diff":
-            return steps_of_sum(ranges, site)
+            return steps_of_sum(ranges, site) or steps_upwards(ranges, site)
         case "cdist" | "pdist":
             return _distance(ranges, site)
         case "max" | "amax":
@@ -148,7 +149,7 @@ def _difference(ranges: Ranges, site: Site) -> Range | None:
         return point(0.0)
     if _exceeds(ranges, ranges.root(site, 0), ranges.root(site, 1)) or is_rise(ranges, site):
         return Range(0.0, math.inf)
-    return rest_of_sum(ranges, site) or steps_of_sum(ranges, site)
+    return rest_of_sum(ranges, site) or steps_of_sum(ranges, site) or steps_upwards(ranges, site)
 
 
 def _exceeds(ranges: Ranges, total: Site | None, least: Site | None) -> bool:

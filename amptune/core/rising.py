@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from amptune.core.graph import Site
+from amptune.core.order import RISING
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
 
-_RISING = frozenset({"sigmoid", "erf", "tanh", "atan", "exp", "exp2", "expm1", "softplus", "logsigmoid", "relu", "elu"})
 _DEPTH = 6
 
 
 def is_rise(ranges: Ranges, site: Site) -> bool:
     """Whether a difference is ``f((x + a) / s) - f((x - b) / s)`` of a rising f: never below zero."""
     first, second = ranges.root(site, 0), ranges.root(site, 1)
-    if first is None or second is None or first.op != second.op or first.op not in _RISING:
+    if first is None or second is None or first.op != second.op or first.op not in RISING:
         return False
     if any(each.attrs.get("called") == "erfc" for each in (first, second)):
         return False  # it falls, and shares its name in the op table
@@ -34,7 +34,7 @@ def _is_above(ranges: Ranges, first: Site, place: int, second: Site, other: int,
         return shift >= 0
     if left.op != right.op:
         return False
-    if left.op in _RISING:
+    if left.op in RISING:
         return _is_above(ranges, left, 0, right, 0, depth + 1)
     if left.op == "div":
         return _is_same_scale(ranges, left, right, 1) and _is_above(ranges, left, 0, right, 0, depth + 1)

@@ -214,3 +214,30 @@ def test_an_eps_beside_the_sum_of_many_numbers_is_not_what_it_comes_down_to(
     source = model_file(forward, cast=".half()", batch="torch.randn(32, 64).half()")
     found = [each for each in messages("G205", source, tmp_path) if "guards nothing" in each]
     assert len(found) == count
+
+
+HEADS = """
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def heads(self, x):
+        return x.view(2, 32, 2, 32).transpose(1, 2).contiguous()
+
+    def forward(self, x):
+        k = self.heads(self.k(x))
+        q = self.heads({queries})
+        return torch.softmax(q @ k.transpose(-2, -1){after}, -1)
+"""
+
+
+@pytest.mark.parametrize(("queries", "after", "count"), [("self.q(x) / 6", "", 0), ("self.q(x)", " / 6", 1)])
+def test_a_scale_is_seen_through_what_lays_out_queries_and_keys(
+    queries: str, after: str, count: int, tmp_path: Path
+) -> None:
+    source = model_file("return x", batch="torch.randn(2, 32, 64)")
+    start, _, rest = source.partition("class Model")
+    end = rest[rest.index("\n\n\ndef make_model") :]
+    source = start + HEADS.format(queries=queries, after=after).strip() + end
+    assert len(messages("G210", source, tmp_path)) == count

@@ -114,7 +114,8 @@ class ExpOverflow(GraphRule):
             unbounded = _may_pass(context.runs[0], site, FP32_LIMIT) and data > FP32_LIMIT
             if unbounded and is_minus_distance(context.runs[0].ranges, site, 1 if site.op == "pow" else 0):
                 continue  # above zero by rounding alone
-            harm = _harm(context, site) if unbounded and not _is_decay(context.runs[0], site) else ""
+            signless = _without_sign(context, site) if unbounded else None
+            harm = _harm(context, site) if unbounded and signless is None else ""
             runs = tuple(run for run in runs_in(half.get(site, ()), site, Format.FP16)
                          if _may_pass(run, site, FP16_LIMIT) and data > FP16_LIMIT)  # fmt: skip
             if harm:
@@ -125,14 +126,14 @@ class ExpOverflow(GraphRule):
                 unbounded
                 and not is_merged(context, site)
                 and (readers := _cast_down(context, site))
-                and not _is_decay(context.runs[0], site)
+                and signless is None
             ):
                 yield self._then_cast(context, site, readers)
             elif unbounded and not is_merged(context, site):
                 yield context.finding(
                     self,
                     site,
-                    f"{_reach(context.runs[0], site)}: it overflows over {FP32_LIMIT / _scale(site):.2f} in "
+                    f"{_reach(context.runs[0], site, signless)}: it overflows over {FP32_LIMIT / _scale(site):.2f} in "
                     "every format; clamp it where large inputs can come",
                     severity=Severity.INFO,
                     limit=round(FP32_LIMIT / _scale(site), 2),
@@ -242,8 +243,13 @@ def _input(site: Site) -> str:
     return f"exponent of {_base(site):g}" if site.op == "pow" else f"input of {site.op}"
 
 
-def _reach(run: Run, site: Site) -> str:
+def _reach(run: Run, site: Site, signless: str | None) -> str:
     """How far the input may go, for a message."""
+    if signless is not None:
+        return (
+            f"the {_input(site)} is a product of what has one sign and of {signless}, whose sign no op shows: where it "
+            "makes the exponent positive"
+        )
     found = _given(run, site)
     far = found.magnitude if site.op in ("cosh", "sinh") else found.high
     return (
@@ -267,19 +273,22 @@ def _data(context: GraphContext, site: Site) -> float:
     return BATCH_MARGIN * far * _scale(site)
 
 
-def _is_decay(run: Run, site: Site) -> bool:
-    """Whether the exponent is a product of which one factor has one sign and nothing is known of the other: a density
-    times a distance, which the user takes to be positive where the ops do not show it."""
+def _without_sign(context: GraphContext, site: Site) -> str | None:
+    """The factor of which the ops show no sign, where the exponent is a product and the other has one: a density times
+    a distance, which the user takes to be positive. ``None`` for any other exponent."""
+    run = context.runs[0]
     root = run.ranges.root(site)
     if root is not None and root.op == "neg":
         root = run.ranges.root(root)
     if root is None or root.op != "mul":
-        return False
-    first, second = (run.ranges.operand(root, side) for side in (0, 1))
-    return any(
-        one.is_known and math.isinf(one.magnitude) and (one.low >= 0 or one.high <= 0) and not other.is_known
-        for one, other in ((first, second), (second, first))
-    )
+        return None
+    for side in (0, 1):
+        one, other = run.ranges.operand(root, side), run.ranges.operand(root, 1 - side)
+        has_sign = one.is_known and math.isinf(one.magnitude) and (one.low >= 0 or one.high <= 0)
+        made = run.ranges.root(root, 1 - side)
+        if has_sign and (not other.is_known or (made is not None and made.id not in context.weighted)):
+            return "data" if made is None else called(made)
+    return None
 
 
 def _harm(context: GraphContext, site: Site) -> str:
