@@ -53,9 +53,9 @@ MEMORY = 18 * 2**30
     ("refused_ms", "most", "said"),
     [
         (100.0, None, "What was written is 1.1"),
-        (60.0, None, "What was written is slower"),
+        (60.0, None, "The trial of what was written took 8"),
         (130.0, None, ""),
-        (60.0, MEMORY, "What was written is slower"),
+        (60.0, MEMORY, "more --steps tell"),
         (60.0, MEMORY - 1, ""),
     ],
 )
@@ -70,7 +70,7 @@ def test_a_refused_recipe_that_is_faster_than_the_best_stock_recipe_is_told(
     (refused,) = (trial for trial in data["trials"] if trial["recipe"] == "autocast-fp16")
     refused["step_ms"]["median"] = refused_ms
     text = _said_of(data)
-    assert ("Refused, though faster than the best stock recipe: autocast-fp16" in text) is bool(said)
+    assert ("faster than that of the best stock recipe (autocast-bf16): autocast-fp16, " in text) is bool(said)
     assert said in text
 
 
@@ -79,4 +79,5 @@ def test_a_refused_recipe_is_compared_as_it_was_measured() -> None:
     data = won(**REST)
     data["repeats"]["stock"]["step_ms"] = STEP.to_json()
     text = _said_of(data)
-    assert "autocast-fp16 at 117.00 ms a step (the scaler skipped 14 of 60 steps). What was written is 1.37x" in text
+    assert "autocast-fp16, 117.00 ms a step against" in text
+    assert "(the scaler skipped 14 of 60 steps). What was written is 1.37x" in text

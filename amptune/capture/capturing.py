@@ -112,7 +112,7 @@ def _remarks(done: _Done, train: bool) -> Iterator[str]:
         yield f"ops outside amptune's table, which no rule looks at: {', '.join(unknown)}"
     opaque = sorted({site.op for site in done.graph if site.opaque and site.op not in OPS})
     if opaque:
-        yield f"code whose inside stays as it is: {', '.join(opaque)}"
+        yield f"code that amptune does not look into, and that computes in what it is given: {', '.join(opaque)}"
     if done.frontend == "record-real":
         yield "the path through the model is that of one real run with this batch"
     hidden = any(site.opaque for site in done.graph)  # what such code gives on fake tensors may lack its gradient
@@ -165,7 +165,9 @@ class _Attempts:
         exported = self._try("export")
         if exported is None or recorded is None or _same_sites(exported.graph, recorded.graph):
             return exported or recorded
-        self.notes.append("torch.export shows another path than a forward does; the forward counts")
+        self.notes.append(
+            "torch.export shows other operations than a forward of your model does: the forward's are taken"
+        )
         return recorded
 
     def _too_long_for_export(self, recorded: _Done) -> str:

@@ -132,7 +132,8 @@ def summary(result: TuneResult) -> str:
 
 def _refused(data: dict[str, Any]) -> list[str]:
     """A line about a stock recipe that does not train well enough and is faster than the best one that does: its users
-    would otherwise take the gain for what they get. By trials alone: repeats may be compiled otherwise."""
+    would otherwise take the gain for what they get. By trials alone: repeats may be compiled otherwise, or come in a
+    slower moment of the host."""
     ms = {trial["number"]: trial["step_ms"]["median"] for trial in data["trials"] if trial["step_ms"]}
     most = math.inf if data["max_memory"] is None else data["max_memory"]
     wrong = [entry for entry in data["stock"] if not entry["valid"] and (entry["memory_bytes"] or 0) <= most]
@@ -144,11 +145,15 @@ def _refused(data: dict[str, Any]) -> list[str]:
     theirs, stock, best = (ms[each["trial"]] for each in (fastest, data["repeats"]["stock"], data["best"]))
     if theirs >= stock:
         return []
-    named = f"{fastest['recipe']} at {theirs:.2f} ms a step ({fastest['reason']})"
-    said = f"Refused, though faster than the best stock recipe: {named}."
-    if theirs < best:
-        return [f"{said} What was written is slower; whether your model trains with the recipe, a longer run tells."]
-    return [f"{said} What was written is {theirs / best:.2f}x faster than it."]
+    recipe = data["repeats"]["stock"]["recipe"]
+    said = (
+        f"Refused, though its trial was faster than that of the best stock recipe ({recipe}): {fastest['recipe']}, "
+        f"{theirs:.2f} ms a step against {stock:.2f} ({fastest['reason']})."
+    )
+    if theirs >= best:
+        return [f"{said} What was written is {theirs / best:.2f}x faster than it."]
+    slower = "" if best == stock else f"The trial of what was written took {best:.2f} ms, which is slower. "
+    return [f"{said} {slower}Whether your model trains with {fastest['recipe']}, more --steps tell."]
 
 
 def _next_step(result: TuneResult) -> str:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from amptune.capture.untrained import CUT_OFF, CUT_OFF_HINT
+from amptune.capture.usercode import place_of
 from amptune.errors import TuneError
 from amptune.tune.batches import Batches
 from amptune.tune.gate import Bar, GradientGate, perturb
+from amptune.tune.kernelerrors import plain_reason
 from amptune.tune.parting import Parting
 from amptune.tune.recipes import Candidate
 from amptune.tune.state import tensors_of
@@ -186,8 +188,8 @@ def _evaluated(bench: Workbench, batches: Batches) -> float:
         return held_back_loss(bench, batches)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # the user's code: it may be that this model cannot be evaluated, or that it fails altogether
-        bench.evaluates = False
+    except Exception as error:  # the user's code: this model cannot be evaluated, or fails altogether
+        bench.evaluates, bench.eval_error = False, plain_reason(error, place_of(error))
         return held_back_loss(bench, batches)
 
 

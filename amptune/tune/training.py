@@ -41,6 +41,7 @@ class Workbench:
     it, and ``dropout_off`` is set while dropout is switched off. ``takes_gradients``: the forward or the loss does.
     ``compiles_itself``: the user's own code puts something under torch.compile when it runs.
     ``evaluates``: the model gives a loss in eval mode too; a detector gives its loss in train mode alone.
+    ``eval_error``: why not; empty where it does.
     ``kept``: what is held on the device beside the model, by name, the initial weights among it.
     """
 
@@ -57,6 +58,7 @@ class Workbench:
     takes_gradients: bool = False
     compiles_itself: bool = False
     evaluates: bool = True
+    eval_error: str = ""
     kept: dict[str, Mapping[str, torch.Tensor]] = dataclasses.field(default_factory=dict)
     _targets: dict[tuple[Format | None, str | None], Target] = dataclasses.field(default_factory=dict)
 

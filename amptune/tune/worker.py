@@ -128,7 +128,10 @@ class Worker:
     def _notes_of_the_model(self) -> Iterator[str]:
         """What the reference has shown of the user's code."""
         if not self.bench.evaluates:
-            yield "the model gives no loss in eval mode: its held-back loss is taken in train mode, without dropout"
+            yield (
+                f"the model gives no loss in eval mode ({self.bench.eval_error}): its held-back loss is taken in train "
+                "mode, without dropout"
+            )
         if self._batch_versions() != self._versions:
             yield (
                 "the model or its loss writes into the batch (as x.sub_(...) does), so that each trial gets what "

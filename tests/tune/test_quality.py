@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -395,12 +396,22 @@ def test_perturbed_weights_differ_by_their_share_and_buffers_not_at_all() -> Non
     assert torch.equal(perturb(state, ["w"], 1e-3, 0, torch.device("cpu"))["w"], found["w"])
 
 
-@pytest.mark.parametrize("instead", ["raise RuntimeError('predict() instead')", "return [{'boxes': ids}]"])
-def test_a_model_that_gives_no_loss_in_eval_mode_is_judged_in_train_mode(make_bench: Make, instead: str) -> None:
+@pytest.mark.parametrize(
+    ("instead", "why"),
+    [
+        ("raise RuntimeError('predict() instead')", r"RuntimeError: predict\(\) instead \(.*model\.py:\d+\)"),
+        ("return [{'boxes': ids}]", r"AttributeError: 'list' object has no attribute 'flatten' \(.*model\.py:\d+\)"),
+    ],
+    ids=["raises", "gives something else"],
+)
+def test_a_model_that_gives_no_loss_in_eval_mode_is_judged_in_train_mode(
+    make_bench: Make, instead: str, why: str
+) -> None:
     before = "        x = self.norm("
     detector = MLP.replace(before, f"        if not self.training:\n            {instead}\n{before}")
     bench, batches = make_bench(detector)
     reference = measure_reference(bench, batches, 0.005, seed=0)
     assert not bench.evaluates
+    assert re.fullmatch(why, bench.eval_error)
     expected, usual = make_bench(MLP)
     assert reference.losses == measure_reference(expected, usual, 0.005, seed=0).losses, "there is no dropout"
