@@ -220,9 +220,15 @@ def _gemms(visit: Visit) -> tuple[Gemm, ...]:
 
 
 def _outputs(visit: Visit) -> tuple[TensorMeta, ...]:
-    """What is read outside; what the last node gives where nothing is."""
-    own = set(visit.nodes)
+    """What is read outside; what the last node gives where nothing is.
+
+    Of a convolution or linear layer that is what the layer is named after alone: the state of a parametrization, which
+    the layer's next call reads (spectral_norm's vectors), is no output.
+    """
+    own, op = set(visit.nodes), _op(visit)
     read = [node for node in visit.nodes if any(user not in own for user in node.users)]
+    if op == "linear" or op_named(op).family is Family.CONV:
+        read = [node for node in read if node.meta["amptune_call"].op == op] or read
     return tuple(meta for node in read or visit.nodes[-1:] for meta in metas_of(node))
 
 

@@ -1,4 +1,4 @@
-"""Files of first_reading/, second_reading/ and third_reading/ give what was read of them."""
+"""Files of first_reading/ and of the later readings give what was read of them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ QUICK = (
     "skip_gram",
     "style",
     "interests",
+    "squashed_actor",
+    "same_class",
+    "spectral_critic",
 )
 FILES = [file for name in ROUNDS for file in files(name)]
 

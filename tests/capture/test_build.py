@@ -456,3 +456,20 @@ def test_parameters_set_in_a_forward_are_captured(load: Load) -> None:
             return self.fast(x) * self.slow(x)
     """
     assert {"fast", "slow"} <= {site.id for site in graph_of(load, text, "4x8")}
+
+
+@pytest.mark.parametrize("layer", ["nn.Conv2d(3, 8, 3)", "nn.Linear(6, 8)", "nn.ConvTranspose2d(3, 8, 3)"])
+def test_vectors_that_spectral_norm_keeps_from_call_to_call_are_no_output_of_its_layer(load: Load, layer: str) -> None:
+    text = f"""
+    from torch.nn.utils.parametrizations import spectral_norm
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.critic = spectral_norm({layer})
+
+        def forward(self, x):
+            return self.critic(x).mean() - self.critic(-x).mean()
+    """
+    graph = graph_of(load, text, "2x3x6x6")
+    assert [meta.shape[0] for meta in graph["critic"].outputs] == [2]

@@ -13,7 +13,7 @@ def turns(width, length, base=10000.0):
 
 
 def turned(x, by):
-    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))  # planted: G403
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))  # planted: G401|G403
     return torch.view_as_real(pairs * by).flatten(-2).type_as(x)
 
 
