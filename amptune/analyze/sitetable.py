@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from amptune.analyze.estimate import SiteTimes
 from amptune.core.closeness import FIXED
@@ -16,15 +17,19 @@ _MULTIPLE = 8
 """Elements of 16 bits in the 16 bytes that a row is aligned to."""
 
 
-def site_rows(times: Sequence[SiteTimes], half: str) -> list[SiteRow]:
+def site_rows(times: Sequence[SiteTimes], half: str, stopped: Collection[str] = ()) -> list[SiteRow]:
     """Lines for the sites, like ones together, largest gain first; what is under 0.5 % of the FP32 step is left out.
 
     Args:
         times: of the sites on one GPU.
         half: the 16-bit recipe that is shown, whose times the notes are about.
+        stopped: recipes that do not run, whose times are nobody's.
     """
     groups: dict[object, list[SiteTimes]] = {}
+    left_out = {*stopped, *(name + FIXED for name in stopped)}
     for entry in times:
+        kept = {name: value for name, value in entry.milliseconds.items() if name not in left_out}
+        entry = dataclasses.replace(entry, milliseconds=kept)
         groups.setdefault(_group(entry.site), []).append(entry)
     rows = [_row(entries, half) for entries in groups.values()]
     total = sum(row.milliseconds.get("fp32", 0.0) for row in rows)

@@ -24,6 +24,7 @@ __all__ = ["FakeRules", "FakeTensorMode", "fake_batch", "fake_model", "map_tenso
 LARGE = 1 << 20
 """Elements from which a tensor that the user's code makes is made as a fake."""
 _FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _Memo = dict[int, tuple["weakref.ref[nn.Parameter]", nn.Parameter]]
 
 
@@ -34,7 +35,8 @@ def new_fake_mode() -> FakeTensorMode:
 
 class FakeRules(TorchFunctionMode):
     """What running on fakes needs beside torch's own rules: large tensors of the factory functions are made as fakes,
-    and indices that are real are checked, since a fake table takes any of them."""
+    what is assigned to the data of a fake is a fake, as ``layer.weight.data = torch.linalg.qr(...)[0]`` needs, and
+    indices that are real are checked, since a fake table takes any of them."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
@@ -44,6 +46,8 @@ class FakeRules(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func == _SET_DATA and isinstance(args[0], FakeTensor) and not isinstance(args[1], FakeTensor):
+            args = (args[0], self.mode.from_tensor(args[1].detach(), static_shapes=True))
         if func in _FACTORIES and _numel(args, kwargs) >= LARGE:
             with self.mode:
                 return func(*args, **kwargs)

@@ -235,9 +235,8 @@ def _text(analysis: Analysis, question: Question) -> str:
         stopped = {name for name, each in analysis.estimates.get(timed[0].key, {}).items() if each.stops}
         wanted = [name for name in ("fp32", "tf32", half) if name not in stopped]
         columns = [name for name in wanted if any(name in row.milliseconds for row in analysis.sites)]
-        parts.append(
-            table.render_sites(site_rows(analysis.sites, half), columns, timed[0].key, named=table.row_names(estimate))
-        )
+        rows = site_rows(analysis.sites, half, stopped)
+        parts.append(table.render_sites(rows, columns, timed[0].key, named=table.row_names(estimate)))
     return "\n".join(part for part in parts if part)
 
 

@@ -17,7 +17,7 @@ from amptune.core.operands import input_of
 from amptune.core.order import steps_upwards
 from amptune.core.parts import MAXIMA, is_unit_vector, part_of, root_of_squares
 from amptune.core.rising import is_rise
-from amptune.core.squares import scaled_square, squareplus
+from amptune.core.squares import mean_square_left, scaled_square, squareplus
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
@@ -149,7 +149,12 @@ def _difference(ranges: Ranges, site: Site) -> Range | None:
         return point(0.0)
     if _exceeds(ranges, ranges.root(site, 0), ranges.root(site, 1)) or is_rise(ranges, site):
         return Range(0.0, math.inf)
-    return rest_of_sum(ranges, site) or steps_of_sum(ranges, site) or steps_upwards(ranges, site)
+    return (
+        rest_of_sum(ranges, site)
+        or steps_of_sum(ranges, site)
+        or steps_upwards(ranges, site)
+        or mean_square_left(ranges, site)
+    )
 
 
 def _exceeds(ranges: Ranges, total: Site | None, least: Site | None) -> bool:

@@ -66,3 +66,20 @@ def squareplus(ranges: Ranges, site: Site) -> Range | None:
             if kept and ranges.operand(total, 1 - part).low >= 0:
                 return Range(0.0, math.inf)
     return None
+
+
+def mean_square_left(ranges: Ranges, site: Site) -> Range | None:
+    """What is left of a mean of squares less a share below 1 of the square of the mean is not negative: the mean of
+    squares is the larger one (scale-invariant losses). A share next to 1 is left to the rounding of the format."""
+    means, number, other = ranges.root(site, 0), 1.0, ranges.root(site, 1)
+    if means is None or means.op != "mean" or other is None or site.attrs.get("alpha"):
+        return None
+    if not is_square(ranges, other) and (times := _number_times(other)) is not None:
+        number, other = times[1], ranges.root(other, times[0])
+    squares, mean = ranges.root(means), None if other is None or not is_square(ranges, other) else ranges.root(other)
+    if squares is None or not is_square(ranges, squares) or mean is None or mean.op != "mean":
+        return None
+    one_axis = means.attrs.get("dim") == mean.attrs.get("dim") and ranges.same(squares, 0, mean, 0)
+    rest = 1 - number
+    kept = one_axis and 4 * max(ranges.epsilon(site, side) for side in (0, 1)) < rest <= 1
+    return Range(0.0, math.inf) if kept else None

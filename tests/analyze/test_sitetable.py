@@ -60,3 +60,16 @@ def test_a_misaligned_site_names_its_odd_size(layer: str, batch: str, expected: 
     analysis = judge(Example("a model", source), tmp_path, RULES[0])
     (row,) = [row for row in site_rows(analysis.sites, "autocast-bf16") if row.op == "linear"]
     assert row.note.startswith(expected)
+
+
+def test_a_recipe_that_does_not_run_has_no_part_in_the_table(tmp_path: Path) -> None:
+    """BCE raises under autocast: what padding would give there is nobody's gain."""
+    source = model_file(
+        "return self.fc(x).sigmoid()", init="self.fc = nn.Linear(1021, 1024)", batch="torch.rand(4096, 1021)",
+        loss="F.binary_cross_entropy(output, torch.rand_like(output))",
+    )  # fmt: skip
+    analysis = judge(Example("a model", source), tmp_path, RULES[0])
+    stopped = ("autocast-bf16", "autocast-fp16")
+    rows = site_rows(analysis.sites, "autocast-bf16", stopped)
+    assert not any(name.startswith("autocast") for row in rows for name in row.milliseconds)
+    assert not [row.note for row in rows if "when fixed" in row.note]

@@ -42,6 +42,7 @@ def test_weights_take_no_memory(load: Load) -> None:
         "nn.init.trunc_normal_(self.fc.weight, std=0.02)",
         "nn.init.orthogonal_(self.fc.weight)",
         "self.fc.weight.data.normal_(0, 0.1); self.fc.bias.data.zero_()",
+        "self.fc.weight.data = torch.linalg.qr(torch.randn(8, 8))[0]",
         "self.to(torch.bfloat16).float()",
         "self.to('cpu')",
         "self.load_state_dict(self.state_dict())",

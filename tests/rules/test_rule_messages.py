@@ -241,3 +241,75 @@ def test_a_scale_is_seen_through_what_lays_out_queries_and_keys(
     end = rest[rest.index("\n\n\ndef make_model") :]
     source = start + HEADS.format(queries=queries, after=after).strip() + end
     assert len(messages("G210", source, tmp_path)) == count
+
+
+@pytest.mark.parametrize(("share", "what"), [("0.85 * d.mean()**2", "exactly zero"), ("d.mean()**2", "E[x^2]"),
+                                             ("1.5 * d.mean()**2", "below zero"),
+                                             ("0.85 * self.fc(x).mean()**2", "below zero")])  # fmt: skip
+def test_a_scale_invariant_loss_is_not_below_zero(share: str, what: str, tmp_path: Path) -> None:
+    source = model_file(f"d = self.fc(x).softmax(-1).log_softmax(-1)\nreturn torch.sqrt((d**2).mean() - {share})")
+    (message,) = messages("G206", source, tmp_path)
+    assert what in message
+
+
+BUCKETS = """
+far = (places[:, None] - places[None]).abs()
+n = torch.log(far.float() / 8) * 8
+buckets = torch.where(far < 8, far, (8 + n.{cast}).clamp(max=15).long())
+return self.fc(x).sum() + self.bias(buckets).sum(){rest}
+"""
+
+
+@pytest.mark.parametrize(
+    ("cast", "rest", "count"),
+    [("to(torch.long)", "", 0), ("float()", "", 0), ("float()", " + self.fc(n[:, :8]).sum()", 1)],
+)
+def test_a_logarithm_of_places_that_makes_indices_is_none_of_the_loss(
+    cast: str, rest: str, count: int, tmp_path: Path
+) -> None:
+    source = model_file(
+        BUCKETS.format(cast=cast, rest=rest), init="self.fc, self.bias = nn.Linear(8, 8), nn.Embedding(32, 4)",
+        batch="(torch.randn(8, 8), torch.randint(0, 100, (8,)))", takes="x, places",
+    )  # fmt: skip
+    assert len(messages("G204", source, tmp_path)) == count
+
+
+@pytest.mark.parametrize(("reads", "count"), [("x.masked_fill(share > 0.1, 0)", 0), ("x * share", 1)])
+def test_a_quotient_that_is_compared_alone_may_be_nan(reads: str, count: int, tmp_path: Path) -> None:
+    source = model_file(f"h = self.fc(x)\nshare = x / h.norm(dim=-1, keepdim=True)\nreturn h + {reads}")
+    assert len(messages("G205", source, tmp_path)) == count
+
+
+def test_a_layout_that_is_predicted_to_lose_is_not_advised(tmp_path: Path) -> None:
+    """Norms of groups take longer in channels_last than the transposes around the convolutions."""
+    init = """
+    self.first = nn.Conv2d(64, 64, 3, padding=1)
+    self.rest = nn.Sequential(*[layer for _ in range(8) for layer in ({norm}, nn.Conv2d(64, 64, 3, padding=1))])
+    """
+    batch = "torch.randn(32, 64, 128, 128)"
+    plain, grouped = (
+        model_file("return self.rest(self.first(x))", init=init.format(norm=norm), batch=batch)
+        for norm in ("nn.ReLU()", "*[nn.GroupNorm(32, 64) for _ in range(4)]")
+    )
+    assert messages("G110", plain, tmp_path)
+    assert not messages("G110", grouped, tmp_path)
+
+
+@pytest.mark.parametrize(("width", "count"), [(17, 0), (23, 1)])
+def test_padding_that_costs_work_and_saves_nothing_is_not_advised(width: int, count: int, tmp_path: Path) -> None:
+    """A small step waits for the processor: 17 numbers as 24 are work alone."""
+    init = f"self.fc = nn.Linear({width}, 256)\nself.rest = nn.Sequential(*[nn.Linear(256, 256) for _ in range(4)])"
+    source = model_file("return self.rest(self.fc(x))", init=init, batch=f"torch.randn(512, {width})")
+    assert len(messages("G101", source, tmp_path)) == count
+
+
+def test_a_transform_in_bf16_raises_over_any_size_and_is_told_once(tmp_path: Path) -> None:
+    source = model_file(
+        "return self.spectrum(self.fc(x)).sum() + self.other(self.short(x)).sum()",
+        init="self.fc, self.short = nn.Linear(64, 60), nn.Linear(64, 30)\n"
+        "self.spectrum, self.other = Spectrum(), Spectrum()",
+    )
+    spectrum = "class Spectrum(nn.Module):\n    def forward(self, x):\n        return torch.fft.rfft(x).abs()\n\n\n"
+    source = source.replace("class Model", spectrum + "class Model")
+    (message,) = messages("G403", source, tmp_path)
+    assert "a Fourier transform of bfloat16 and float16 raises" in message

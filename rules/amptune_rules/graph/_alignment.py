@@ -46,8 +46,19 @@ def misaligned(context: GraphContext, dimension: Literal["k", "n"]) -> Iterator[
         if not _is_own_choice(site, gemm, dimension) or padded_size(value, Format.BF16, gpus[0]) == value:
             continue
         found = Misaligned(site, gemm, value, advised_size(context, site, value), _savings(context, site, gemm))
-        if context.share(site) >= SMALL_SHARE or _is_worth(context, found):
+        if _is_worth(context, found) or (context.share(site) >= SMALL_SHARE and not _costs_alone(context, found)):
             yield found
+
+
+DEAR = 0.1
+"""Share of the work that padding adds from which it is not advised where it saves no time."""
+
+
+def _costs_alone(context: GraphContext, found: Misaligned) -> bool:
+    """Whether padding adds real work, as 17 numbers that are given to the first layer become 24, and saves no time: on
+    no GPU, or where the step waits for the processor."""
+    gains = (found.saves_ms[gpu.key] > 0 and gpu.key not in context.waiting for gpu in context.tensor_core_gpus())
+    return found.waste >= DEAR and not any(gains)
 
 
 CHEAP = 0.05

@@ -94,7 +94,7 @@ def what_may_vanish(context: GraphContext, root: Site) -> str:
     bounds = context.bounds(context.runs[0])
     if root.op in ("sum", "mean") and bounds is not None and bounds.operand(root, 0).low >= 0:
         return f"a {root.op}, which is zero where all its terms are"
-    return f"a {root.op} of what has both signs, which can be zero"
+    return f"a {root.op} of what can have both signs, which can then be zero"
 
 
 def is_off_zero_by_data(context: GraphContext, site: Site, place: int) -> bool:

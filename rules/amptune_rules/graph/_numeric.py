@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from amptune.core.arguments import limits_of
 from amptune.core.formats import Format
-from amptune.core.graph import INPUT, Site
+from amptune.core.graph import INPUT, OUTPUT, Site
 from amptune.core.graph_context import GraphContext, Run, formats_in, recipes_in
 from amptune.core.intervals import ANY, Range
 from amptune.core.operands import input_of
@@ -185,6 +185,39 @@ def is_guarded_after(context: GraphContext, site: Site) -> bool:
                 ):
                     return True
     return False
+
+
+_COMPARES = frozenset({"gt", "lt", "ge", "le", "eq", "ne", "isinf", "isnan"})
+
+
+def is_compared_alone(context: GraphContext, site: Site) -> bool:
+    """Whether all that reads a site compares it: NaN is neither above nor below, and no gradient comes back."""
+    readers = context.graph.consumers(site.id)
+    return bool(readers) and all(each.op in _COMPARES for each in readers)
+
+
+def ends_as_integers(context: GraphContext, site: Site) -> bool:
+    """Whether what has no gradient is read as integers in the end, as places in a table: an
+    infinity there is the largest place, which a choice right behind takes out."""
+    if not context.train or any(tensor.requires_grad for tensor in site.outputs):
+        return False
+    fresh, reached = [site.id], {site.id}
+    while fresh:
+        name = fresh.pop()
+        readers = context.graph.consumers(name)
+        after = [each for each in readers if _reads_numbers(context, each, name)]
+        is_trained = any(tensor.requires_grad for each in after for tensor in each.outputs)
+        if is_trained or not readers or OUTPUT in context.graph.graph.successors(name):
+            return False
+        fresh += [each.id for each in after if each.id not in reached]
+        reached.update(each.id for each in after)
+    return True
+
+
+def _reads_numbers(context: GraphContext, site: Site, source: str) -> bool:
+    """Whether a site reads what another one made as the numbers that they are, and not as integers made of them."""
+    sources = context.runs[0].ranges.sources(site) if context.runs else site.sources
+    return any(each == source and tensor.is_floating for each, tensor in zip(sources, site.inputs, strict=False))
 
 
 def axis_length(site: Site) -> int:

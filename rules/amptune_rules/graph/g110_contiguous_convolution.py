@@ -80,6 +80,8 @@ class ContiguousConvolution(GraphRule):
         share = sum(site.flops for site in contiguous) / max(context.graph.flops, 1)
         if share < LARGE_SHARE:
             return
+        if _loses(context):
+            return
         largest = max(contiguous, key=lambda site: site.flops)
         moved = sum(_transposed_bytes(site, context.train) for site in contiguous)
         saves = {gpu.key: _net(context, gpu, moved) for gpu in context.tensor_core_gpus()}
@@ -100,6 +102,17 @@ class ContiguousConvolution(GraphRule):
         ]
         worth = any(share is not None and share >= WORTH_A_WARNING for share in shares)
         return Severity.WARNING if worth else Severity.INFO
+
+
+def _loses(context: GraphContext) -> bool:
+    """Whether the other layout is predicted to take longer wherever a step was predicted that the GPU bounds: what
+    other ops lose in it, as norms of groups, is more than the transposes take."""
+    steps = [
+        [context.step_ms.get((gpu.key, f"autocast-{gpu.best_16bit}{suffix}")) for suffix in ("", "+fixed")]
+        for gpu in context.tensor_core_gpus()
+    ]
+    known = [fixed - now for now, fixed in steps if now is not None and fixed is not None]
+    return bool(known) and min(known) > 0
 
 
 def _net(context: GraphContext, gpu: Gpu, moved: int) -> float:

@@ -15,6 +15,7 @@ from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import (
     chain,
+    ends_as_integers,
     eps_before,
     floating_sites,
     is_signed,
@@ -98,6 +99,8 @@ class LogDomain(GraphRule):
         for site in floating_sites(context, "log", "log2", "log10", "log1p"):
             if reads_weights_alone(context, site):
                 yield from self._of_parameter(context, site)
+                continue
+            if ends_as_integers(context, site):
                 continue
             bad = tuple(
                 run

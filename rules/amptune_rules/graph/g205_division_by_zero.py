@@ -33,6 +33,7 @@ from amptune_rules.graph._numeric import (
     eps_before,
     floating_sites,
     gives_zeros,
+    is_compared_alone,
     is_guarded_after,
     is_settled,
     is_signed_sum,
@@ -190,7 +191,7 @@ class DivisionByZero(GraphRule):
                 yield context.finding(self, site, f"{text}infinite, and 0 / 0 NaN", zeros=zeros)
                 continue
             bad = tuple(run for run in context.runs if touches_zero(run.ranges.operand(site, place)))
-            if is_guarded_after(context, site):
+            if is_guarded_after(context, site) or is_compared_alone(context, site):
                 continue
             if (distance := denominator_of_distance(context, site, place)) is not None:
                 yield from self._of_distance(context, site, *distance)

@@ -104,12 +104,13 @@ class FftComplex(GraphRule):
             if runs and op_named(site.op).family is Family.GEMM:
                 yield self._product(context, site, runs)
             elif runs:
-                dtypes = " and ".join(dict.fromkeys(run.dtypes[site.id].inputs[0] for run in runs))
+                dtypes = list(dict.fromkeys(run.dtypes[site.id].inputs[0] for run in runs))
+                sizes = f" over {_size(site)} elements" if dtypes == ["float16"] else ""  # BF16 raises over any
                 yield context.finding(
                     self,
                     site,
-                    f"a Fourier transform of {dtypes} over {_size(site)} elements raises "
-                    f"under {recipes_in(runs)}: cast its input with .float()",
+                    f"a Fourier transform of {' and '.join(dtypes)}{sizes} raises under {recipes_in(runs)}: cast its "
+                    "input with .float()",
                     stops=stopped(runs),
                 )
 
