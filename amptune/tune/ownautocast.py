@@ -17,8 +17,8 @@ def own_autocast_notes(graph: PrecisionGraph) -> Iterator[str]:
     if lowered:
         yield (
             f"the model switches autocast on itself ({lowered[0].attrs['autocast']}{_place(lowered)}): the FP32 "
-            "reference and the stock recipes run with it too, only the layers of a plan do not; take it out to have "
-            "each format measured, and judged by FP32"
+            f"reference and the stock recipes run with it too, only the layers of a plan do not{_kept_text(lowered)}; "
+            "take it out to have each format measured, and judged by FP32"
         )
     off = [site for site in products if site.attrs.get("autocast") is False]
     if sum(site.flops for site in off) > _MOST * sum(site.flops for site in products):
@@ -26,6 +26,16 @@ def own_autocast_notes(graph: PrecisionGraph) -> Iterator[str]:
             f"the model switches autocast off itself{_place(off, ' (', ')')}: the autocast recipes leave in FP32 what "
             "runs there; take it out to have them measured"
         )
+
+
+def _kept_text(lowered: Sequence[Site]) -> str:
+    """What stays in such a region under a plan too: products that a forward computes itself."""
+    own = [site for site in lowered if not site.is_module]
+    if not own:
+        return ""
+    named = f"{own[0].op}{_place(own, ' in ')}" + (f" and {len(own) - 1} more" if len(own) > 1 else "")
+    kept = own[0].attrs["autocast"]
+    return f", while products that its forward computes itself ({named}) stay in {kept} under each plan"
 
 
 def _place(sites: Sequence[Site], before: str = ", ", after: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,24 @@ def test_a_region_that_lowers_is_no_fp32_reference(tmp_path: Path) -> None:
     (note,) = notes_of(tmp_path / "net.py", NET.replace("ENABLED", "True"))
     assert "switches autocast on itself (bfloat16, " in note
     assert "net.py:13): the FP32 reference" in note
+    assert "computes itself" not in note
+
+
+BY_HAND = (
+    NET.replace("ENABLED", "True")
+    .replace("torch.relu(self.fc1(x))", "torch.relu(self.fc1(x)) @ self.mix")
+    .replace("        self.fc2", "        self.mix = nn.Parameter(torch.randn(32, 32) / 6)\n        self.fc2")
+)
+
+
+def test_a_product_by_hand_stays_in_such_a_region_and_plans_agree_with_what_runs(tmp_path: Path) -> None:
+    (note,) = notes_of(tmp_path / "net.py", BY_HAND)
+    assert "computes itself (matmul in " in note
+    assert "net.py:14) stay in bfloat16 under each plan" in note
+    result = amptune(tmp_path, "tune", "net.py", "--budget", "6", "--steps", "3", "--format", "json")
+    assert result.returncode == 0, result.stderr
+    trials = json.loads(result.stdout)["trials"]
+    assert [trial["state"] for trial in trials if trial["kind"] != "stock"].count("valid") >= 2, trials
 
 
 @pytest.mark.parametrize(("classes", "is_said"), [(13, True), (130, False)])
