@@ -1325,15 +1325,17 @@ _BYPASSED = (nn.modules.linear.NonDynamicallyQuantizableLinear,)
 def how_to_apply(module: nn.Module) -> str | None:
     """ "swap" or "autocast", as a format is put in force on this module; None for one that takes no format itself.
 
-    None: containers, TorchScript, modules whose parameters are not there yet or not floating, and the ``out_proj`` of
-    MultiheadAttention, which the attention reads without calling it.
+    None: containers, TorchScript, modules whose parameters are not there yet or not floating (complex ones are not),
+    and the ``out_proj`` of MultiheadAttention, which the attention reads without calling it.
     """
     if isinstance(module, (torch.jit.ScriptModule, *_BYPASSED)):
         return None
     base = base_class(type(module))
+    parameters = [parameter for parameter in module.parameters() if parameter is not None]
+    if parameters and not any(parameter.is_floating_point() for parameter in parameters):
+        return None
     if base in SWAPS or rms_epsilon(module) is not None or linear_layout(module) is not None:
         return "swap"
-    parameters = [parameter for parameter in module.parameters() if parameter is not None]
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
         return None
     has_children = any(name != _PARAMETRIZED for name, _ in module.named_children())
@@ -1341,7 +1343,7 @@ def how_to_apply(module: nn.Module) -> str | None:
         return None
     if not parameters:
         return "swap"
-    return "autocast" if any(parameter.is_floating_point() for parameter in parameters) else None
+    return "autocast"
 
 
 # --- layers by hand, known by trying ---------------------------------------------------------------------------------

@@ -234,6 +234,8 @@ def test_a_pinned_loss_module_stays_in_fp32() -> None:
         (nn.Sequential(nn.Linear(2, 2)), None),
         (nn.ModuleList(), None),
         (nn.LazyLinear(3), None),
+        (nn.Linear(2, 2, dtype=torch.cfloat), None),
+        (nn.Conv1d(2, 2, 1, dtype=torch.cfloat), None),
         (nn.ParameterList([nn.Parameter(torch.ones(1))]), None),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),

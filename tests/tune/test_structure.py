@@ -87,8 +87,14 @@ def loss_fn(output, batch):
 """
 
 
-def test_checkpointed_layers_with_dropout_and_complex_parameters_are_searched(tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(CHECKPOINTED)
+COMPLEX_LAYER = CHECKPOINTED.replace(
+    "nn.Parameter(torch.randn(8, 8, dtype=torch.cfloat) / 8)", "nn.Linear(8, 8, dtype=torch.cfloat)"
+).replace("(x.to(torch.cfloat) @ self.mix)", "self.mix(x.to(torch.cfloat))")
+
+
+@pytest.mark.parametrize("source", [CHECKPOINTED, COMPLEX_LAYER], ids=["parameter", "layer"])
+def test_checkpointed_layers_with_dropout_and_complex_parameters_are_searched(tmp_path: Path, source: str) -> None:
+    (tmp_path / "net.py").write_text(source)
     result = amptune(tmp_path, "tune", "net.py", "--budget", "4", "--steps", "3", "--device", "cpu")
     assert result.returncode == 0, result.stderr
     trials = json.loads((tmp_path / "amptune-out/net/result.json").read_text())["trials"]
