@@ -150,6 +150,14 @@ class CostTable:
         casts = {pair: CastPrice(price.fixed + self.launching, price.per_byte) for pair, price in self.casts.items()}
         return dataclasses.replace(self, casts=casts)
 
+    def with_kernels(self, choices: Mapping[str, Choice]) -> CostTable:
+        """The table where these are known to run: what has no kernel by it costs what FP32 does there."""
+        return dataclasses.replace(
+            self,
+            sites=_with_kernels(self.sites, choices),
+            channels_last=_with_kernels(self.channels_last, choices),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """A form that JSON holds: choices by their labels."""
         return {
@@ -196,6 +204,17 @@ class CostTable:
         sites = sum(self.site(name, chosen).ms for name, chosen in choices.items())
         casts = sum(self.cast(arriving(e.sources), arriving(e.into), e.numel) * e.share for e in edges)
         return sites + casts
+
+
+def _with_kernels(
+    sites: Mapping[str, Mapping[Choice, SiteCost]], choices: Mapping[str, Choice]
+) -> dict[str, Mapping[Choice, SiteCost]]:
+    found = dict(sites)
+    for name, choice in choices.items():
+        costs = sites.get(name, {})
+        if choice in costs and FP32 in costs and math.isinf(costs[choice].ms):
+            found[name] = {**costs, choice: costs[FP32]}
+    return found
 
 
 def _costs_to_json(sites: Mapping[str, Mapping[Choice, SiteCost]]) -> dict[str, Any]:

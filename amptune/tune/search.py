@@ -47,7 +47,10 @@ AS_FAST = 1.5
 
 @dataclasses.dataclass
 class Search:
-    """The state of one study: what was learnt before trial 1, and what every trial needs."""
+    """The state of one study: what was learnt before trial 1, and what every trial needs.
+
+    ``corrections``: how often trials have shown the table to be wrong.
+    """
 
     options: TuneOptions
     study: StudyFile
@@ -63,6 +66,7 @@ class Search:
     on_best: Callable[[Plan], None] = lambda _plan: None
     stopped: str = "budget"
     limit: TimeLimit = dataclasses.field(default_factory=lambda: TimeLimit(None))
+    corrections: int = 0
     _learnt: tuple[int, Knowledge | None] | None = None
 
     def run(self) -> None:
@@ -79,6 +83,8 @@ class Search:
         if not self.study.lined_up:
             self._enqueue_start()
             self.study.mark_lined_up()
+        for record in self.plans():
+            self._correct_costs(record.point, record.outcome)
         self.progress.resume(len(self.records()))
         steering, duplicates = Steering(self), 0
         while len(self.records()) < self.options.budget and duplicates <= MAX_DUPLICATES:
@@ -123,6 +129,7 @@ class Search:
         outcome = self._measure(trial.number, trial.user_attrs.get("kind", "search"), candidate, point)
         best = self.best_plans(1)
         self.study.tell(trial, outcome, self.options.objective)
+        self._correct_costs(point, outcome)
         if outcome.valid and not outcome.recipe and (not best or self._score(outcome) < self._score(best[0].outcome)):
             self.on_best(self.plan_at(point))
         self.progress.trial(describe(trial.number, outcome), self._best_text())
@@ -187,6 +194,19 @@ class Search:
     def encoding(self) -> Encoding:
         """The rows of the space."""
         return Encoding(self.costs)
+
+    def _correct_costs(self, point: Mapping[str, str], outcome: Outcome) -> None:
+        """Of a plan that ran though the table has no kernel for a choice in it: that was timed in a slow moment.
+
+        Beside an infinite time of the best plan nothing could be expected to gain.
+        """
+        if outcome.recipe or outcome.step_ms is None or math.isfinite(self.costs.predicted(point)):
+            return
+        self.table = self.table.with_kernels(self.space.site_choices(point))
+        self.corrections += 1
+        self._learnt = None
+        for name in ("costs", "encoding"):  # they are made of the table
+            self.__dict__.pop(name, None)
 
     def evidence(self, group: str, choice: Choice) -> str:
         """What the trials of plans with this choice showed, as half a sentence."""

@@ -180,7 +180,7 @@ class Steering:
         space = self.search.space
         on_gpu, on_host = known.predicted_by_part(best[0].point if best else space.uniform(space.offered()[0]))
         limits = knows_fp8(self.search)
-        key = banned, on_host > on_gpu, limits
+        key = banned, on_host > on_gpu, limits, self.search.corrections
         if key not in self._fronts:
             costs = self.search.costs.with_launches() if on_host > on_gpu else self.search.costs
             self._fronts[key] = front_points(costs, self.search.options.objective, known.banned, knows_fp8=limits)
