@@ -1571,7 +1571,10 @@ def _make_class(original: Any, kind: str) -> Any:
         body[_KEPT_LOSS] = _read_as_compiled(getattr(original, _KEPT_LOSS))
     else:
         body["forward"] = _made_forward(original, base, kind)
-    if kind == "root":
+    if kind == "root:in_parts":
+        # Whatever compiles around it, as torch.compile(model) does, has to leave the parts as they were measured.
+        body["forward"] = torch.compiler.disable(body["forward"])
+    if kind_of_run == "root":
         body["_apply"] = lambda self, *args, **kwargs: _keep_channels_last(original._apply(self, *args, **kwargs))
     if kind_of_run == "own":
         body |= {name: _read_as_cast(name) for name in names.split(".") if name}
@@ -1932,6 +1935,8 @@ def apply_plan(
     output_format: str | None = None,
     parameters: str | None = None,
     compile_loss: bool = False,
+    compile_parts: Sequence[str] = (),
+    backend: Any = "inductor",
 ) -> AppliedPlan:
     """Put a precision plan in force on ``model``, in place; one that is in force already is undone first.
 
@@ -1954,6 +1959,10 @@ def apply_plan(
         compile_loss: run the loss that the model makes in its forward under torch.compile: by its ``loss_function``, as
             models of transformers do, or by a cross entropy that it calls. For a loss outside of the model see
             ``loss_in``.
+        compile_parts: paths or globs of modules that run under torch.compile, each by itself and in the formats of the
+            plan, when they are called. What is around them runs in eager mode, also within a torch.compile of the whole
+            model. A copy of the model, or an unpickled one, runs them in eager mode until the plan is applied to it.
+        backend: of torch.compile, for the parts.
 
     Where lazy layers (``LazyLinear``) lack their parameters, the plan comes into force after the first forward, which
     gives them: that one runs as the user wrote the model.
@@ -1964,44 +1973,49 @@ def apply_plan(
     """
     model = _unwrap(model)
     _refuse_sharded(model)
+    order = _Order(sites, channels_last, output_format, parameters, compile_loss, tuple(compile_parts), backend)
     if any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
         undo_plan(model)
-        model.register_forward_hook(_ApplyLater(sites, channels_last, output_format, parameters, compile_loss))
+        model.register_forward_hook(_ApplyLater(order))
         return AppliedPlan(model, {})
-    return _apply_now(model, sites, channels_last, output_format, parameters, compile_loss)
+    return _apply_now(model, order)
 
 
 @dataclasses.dataclass(frozen=True)
-class _ApplyLater:
-    """A forward hook that puts a plan in force, and goes."""
+class _Order:
+    """What ``apply_plan`` was asked for."""
 
     sites: Mapping[str, str | Mapping[str, Any]]
     channels_last: bool
     output_format: str | None
     parameters: str | None
     compile_loss: bool
+    compile_parts: tuple[str, ...]
+    backend: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _ApplyLater:
+    """A forward hook that puts a plan in force, and goes."""
+
+    order: _Order
     awaits_loss: bool = True
 
     def __call__(self, model: nn.Module, _args: Any, _output: Any) -> None:
-        _apply_now(model, self.sites, self.channels_last, self.output_format, self.parameters, self.compile_loss)
+        _apply_now(model, self.order)
         if not self.awaits_loss:
             await_no_loss(model)
 
 
-def _apply_now(
-    model: nn.Module,
-    sites: Mapping[str, str | Mapping[str, Any]],
-    channels_last: bool,
-    output_format: str | None,
-    parameters: str | None,
-    compile_loss: bool,
-) -> AppliedPlan:
+def _apply_now(model: nn.Module, order: _Order) -> AppliedPlan:
+    output_format, compile_loss = order.output_format, order.compile_loss
     output_dtype = None if output_format is None else FORMATS[_known("output format", output_format, FORMATS)]
-    resolved = _resolve(model, sites)
-    if parameters is not None:
-        _known("format of parameters", parameters, ("bf16",))
+    resolved = _resolve(model, order.sites)
+    parts = _parts_of(model, order.compile_parts)
+    if order.parameters is not None:
+        _known("format of parameters", order.parameters, ("bf16",))
     undo_plan(model)
-    if parameters is not None:
+    if order.parameters is not None:
         _lower_parameters(model)
     modules = {id(module): (module, resolved[path]) for path, module in _all_modules(model).items() if path in resolved}
     for module, site in modules.values():
@@ -2010,14 +2024,16 @@ def _apply_now(
         _change_class(module, site)
     _change_holders(model, resolved)
     _turn_off_fast_paths(model)
-    if channels_last:
+    if order.channels_last:
         _to_channels_last(model)
     for module in keep_loss(model) if compile_loss else ():
         compile_kept_loss(module)
-    model.__class__ = _made_class(type(model), "root")
+    model.__class__ = _made_class(type(model), "root:in_parts" if parts else "root")
     paths = {path: module for path, module in _all_modules(model).items() if id(module) in modules}
     has_late = any(site.how == "late" for site in resolved.values())
     model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths), has_late, compile_loss, compile_loss)
+    for part in parts:
+        _compile_part(part, order.backend)
     return AppliedPlan(model, resolved)
 
 
@@ -2078,6 +2094,8 @@ def undo_plan(model: nn.Module) -> None:
             module.__class__ = base
         if "_amptune_stride" in state:
             _restore_strides(module)
+        if "_amptune_part" in state:
+            module.__dict__.pop("_compiled_call_impl", None)
         if "_amptune_nested" in state:
             module.use_nested_tensor = state["_amptune_nested"]
         for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, _ApplyLater)]:
@@ -2188,6 +2206,42 @@ def held_tensor(module: nn.Module, name: str) -> Tensor:
     """The module's own parameter or buffer, as it is whatever the plan says."""
     found = module._parameters.get(name)
     return found if found is not None else module._buffers[name]  # type: ignore[return-value]
+
+
+# --- parts under torch.compile ---------------------------------------------------------------------------------------
+
+_codes: dict[Any, types.CodeType] = {}
+
+
+def _parts_of(model: nn.Module, keys: Iterable[str]) -> list[nn.Module]:
+    """The modules that paths and globs name, each once."""
+    modules = {path: module for path, module in _all_modules(model).items() if path}
+    found: dict[int, nn.Module] = {}
+    for key in keys:
+        paths = [key] if key in modules else match_paths(key, modules)
+        if not paths:
+            raise ValueError(f"the part to compile {key!r} is not in the model{_nearest(key, modules)}")
+        found |= {id(modules[path]): modules[path] for path in paths}
+    return list(found.values())
+
+
+def _compile_part(module: nn.Module, backend: Any) -> None:
+    """Run the module under torch.compile from now on. ``undo_plan`` takes it back.
+
+    Parts of one class and equal formats share their code, and with it what was compiled; others never: together they
+    would soon exceed the number of versions that torch allows for one code.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)
+
+    alike = tuple(
+        (path, type(part), part.__dict__.get("_amptune"), str(part.__dict__.get("_amptune_own")))
+        for path, part in module.named_modules()
+    )
+    call.__code__ = _codes.setdefault(alike, call.__code__.replace())
+    module.__dict__["_amptune_part"] = True
+    module._compiled_call_impl = torch.compile(call, backend=backend)
 
 
 # --- the loss that a model makes -------------------------------------------------------------------------------------

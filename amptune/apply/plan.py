@@ -62,6 +62,8 @@ def apply(
             output_format=output_format,
             parameters=Format.BF16.label if plan.params else None,
             compile_loss=plan.loss_compile,
+            compile_parts=plan.compile_parts,
+            backend=plan.backend,
         )
     except (ValueError, RuntimeError) as error:
         raise ApplyError(f"the plan does not fit this model: {error}") from error

@@ -107,7 +107,7 @@ def summary(result: TuneResult) -> str:
         )
     else:
         lines.append(f"Nothing beat the best stock recipe, {stock_text}, beyond the noise. It is what was written.")
-    lines += _refused(data)
+    lines += [*_parts(data), *_refused(data)]
     lines.append(_next_step(result))
     if data["not_measured"]:
         spent = "time" if data["stopped"] == "timeout" else "budget"
@@ -128,6 +128,15 @@ def summary(result: TuneResult) -> str:
         )
     lines += [f"{LABELS[key] + ':':15s} {path}" for key, path in result.files.items() if key in LABELS]
     return "\n".join(lines)
+
+
+def _parts(data: dict[str, Any]) -> list[str]:
+    """A line about what the gain of a plan that is compiled in parts owes to that."""
+    gain, name = data["attribution"]["stock_in_parts"], data["repeats"]["stock"]["recipe"]
+    if data["compiled"] != "parts":
+        return []
+    share = "" if gain is None else f": {name} is {gain:.2f}x faster too when it is compiled so"
+    return [f"The plan's blocks are compiled each by itself, not the model as a whole{share}."]
 
 
 def _refused(data: dict[str, Any]) -> list[str]:
@@ -162,6 +171,8 @@ def _next_step(result: TuneResult) -> str:
     if not (plan.sites or plan.tf32 or plan.channels_last or plan.loss_compile or plan.params):
         return f"What to do now: train your file as it is, without torch.autocast; {patched} computes the same."
     calls = " and call its set_backend_flags() first" if plan.tf32 else ""
+    if plan.compile_parts:
+        calls += " (it compiles its blocks itself: torch.compile(model) is not needed, and changes nothing)"
     scaled = ", with the GradScaler of scaler.json" if plan.scaler.enabled else ""
     return f"What to do now: train with {patched} in place of your file{calls}, without torch.autocast{scaled}."
 

@@ -21,12 +21,15 @@ HELD = ("own", "read", "late")
 BF16_MASTER = "bf16-master"
 PARAMS = ("bf16", BF16_MASTER)
 """Parameters in BF16 that are stepped themselves, or by way of FP32 master copies in the optimizer."""
-_FIELDS = ("version", "tool", "model", "measured_on", "flags", "loss", "output_format", "sites", "scaler", "params")
+_FIELDS = (
+    "version", "tool", "model", "measured_on", "flags", "loss", "output_format", "sites", "scaler", "params", "compile",
+)  # fmt: skip
 _FIELDS_OF = {
     "model": ("target", "source_sha256", "fingerprint"),
     "flags": ("tf32", "channels_last"),
     "loss": ("format", "compile"),
 }
+_NO_PARTS: dict[str, Any] = {"parts": [], "backend": "inductor"}
 _FIELDS_OF_SITE = ("format", "scaling", "pad", "pad_in", "strided", "how", "why")
 
 
@@ -99,6 +102,9 @@ class Plan:
         loss_compile: run the loss alone under torch.compile.
         output_format: floating outputs of the model are cast to it; ``None`` leaves them.
         params: one of PARAMS; ``None`` leaves the parameters in their dtype.
+        compile_parts: paths of the modules that run under torch.compile, each by itself, and all else in eager mode;
+            empty leaves compiling to the user.
+        backend: of torch.compile, for these parts.
         scaler: loss scaling of the training loop.
         target, source_sha256, fingerprint: the model it is for.
         measured_on: gpu, capability, torch, driver, mode, and inputs: shapes of the batch.
@@ -116,6 +122,8 @@ class Plan:
     fingerprint: str = ""
     measured_on: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     params: str | None = None
+    compile_parts: tuple[str, ...] = ()
+    backend: str = "inductor"
 
     @property
     def uses_fp16(self) -> bool:
@@ -129,6 +137,7 @@ class Plan:
         }
         flags = [self.tf32, self.channels_last, str(self.loss_format), self.loss_compile, str(self.output_format)]
         flags += [self.params] if self.params else []
+        flags += [self.backend, *self.compile_parts] if self.compile_parts else []
         text = json.dumps([sites, flags, self.scaler.to_json()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -149,7 +158,8 @@ class Plan:
             "sites": {name: site.to_json() for name, site in self.sites.items()},
             "scaler": self.scaler.to_json(),
         }
-        return data | ({"params": self.params} if self.params else {})
+        parts = {"parts": [*self.compile_parts], "backend": self.backend}
+        return data | ({"params": self.params} if self.params else {}) | ({"compile": parts} if parts["parts"] else {})
 
     @classmethod
     def from_json(cls, data: object, where: str = "plan.json") -> Plan:
@@ -172,6 +182,7 @@ class Plan:
         model, flags, loss = (
             Fields(reader.get(key, dict), f"{where}: {key}").know(known) for key, known in _FIELDS_OF.items()
         )
+        compiling = Fields(reader.data.get("compile", _NO_PARTS), f"{where}: compile").know(_NO_PARTS)
         return cls(
             sites={k: _site(k, entry, f"{where}: sites[{k!r}]") for k, entry in reader.get("sites", dict).items()},
             tf32=flags.get("tf32", bool),
@@ -185,6 +196,8 @@ class Plan:
             fingerprint=model.get("fingerprint", str),
             measured_on=reader.get("measured_on", dict),
             params=_params(reader),
+            compile_parts=_parts(compiling),
+            backend=compiling.get("backend", str),
         )
 
 
@@ -214,6 +227,13 @@ def _params(reader: Fields) -> str | None:
     if value is not None and value not in PARAMS:
         raise PlanError(f"{reader.where}: field 'params' is {value!r}, not one of {', '.join(PARAMS)}")
     return None if value is None else str(value)
+
+
+def _parts(reader: Fields) -> tuple[str, ...]:
+    parts = reader.get("parts", list)
+    if not all(isinstance(part, str) and part for part in parts):
+        raise PlanError(f"{reader.where}: field 'parts' must be a list of module paths")
+    return tuple(parts)
 
 
 def _site(name: str, entry: object, where: str) -> SitePlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from amptune.patch.merge import Merged, OpAt, as_call, merged
 from amptune.patch.pins import rewrite_ops
 from amptune.patch.spec import PatchSpec
 from amptune.patch.structure import ADDED_MARK, Placement, place, remove
-from amptune.patch.table import check_table, table_of
+from amptune.patch.table import check_table, globs, table_of
 from amptune.patch.text import BOM, parse, read_source
 from amptune.patch.unpin import OPERATOR_MODULES, unpin
 
@@ -225,6 +226,9 @@ def _placement(tree: ast.Module, plan: Plan, spec: PatchSpec, names: LocalNames)
         arguments += f', parameters="{Format.BF16}"'
     if plan.loss_compile and (spec.loss is None or spec.makes_loss):
         arguments += ", compile_loss=True"
+    if plan.compile_parts:
+        arguments += f", compile_parts={json.dumps(globs(plan.compile_parts, spec.modules))}"
+        arguments += f', backend="{plan.backend}"' if plan.backend != "inductor" else ""
     top_class, function = (spec.top_class or "").replace("<locals>.", "") or None, spec.make_model
     if top_class and not defines_class(tree, top_class):
         raise InputError(f"{spec.path} does not define the class {top_class}", hint="it changed since it was tuned")

@@ -87,6 +87,15 @@ def check_table(entries: Sequence[Entry], plan: Plan, spec: PatchSpec) -> None:
     assert all(expected.get(path) == value for path, value in found.items()), "the table does not resolve to the plan"
 
 
+def globs(paths: Sequence[str], known: Sequence[str]) -> list[str]:
+    """``paths`` as a person writes them: globs where they match no other of the ``known`` modules."""
+    found: dict[str, None] = {}
+    for path in paths:
+        fitting = (glob for glob in _patterns(path) if set(_matched(glob, known)) <= {*paths})
+        found[next(fitting, path) if path in known else path] = None
+    return list(found)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Group:
     key: str

@@ -17,6 +17,7 @@ from amptune.errors import TuneError
 from amptune.tune.job import Measured, Prepared
 from amptune.tune.options import TuneOptions
 from amptune.tune.ownautocast import own_autocast_notes
+from amptune.tune.parts import Parts
 from amptune.tune.process import TrialError, WorkerProcess, must
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
@@ -89,6 +90,10 @@ def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: P
         candidates = {candidate.name: ("stock", candidate) for candidate in recipes}
         can_compile: bool = must(lambda: worker.request("can_compile_loss", timeout=SETUP_TIMEOUT), "the loss failed")
         candidates |= {c.name: ("extra", c) for c in extras(recipes, captured.graph, compile_loss=can_compile)}
+        if options.compile_with:
+            parts: Parts = must(lambda: worker.request("parts", timeout=SETUP_TIMEOUT), "the model cannot be described")
+            in_parts = [parts.of_recipe(r) for r in recipes if parts and r.autocast and not r.float8]
+            candidates |= {candidate.name: ("extra", candidate) for candidate in in_parts}
         if plan is not None:
             candidates["plan"] = ("plan", plan_candidate(plan))
         rows = _measure(worker, candidates, rounds, options, progress)

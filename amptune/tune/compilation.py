@@ -154,7 +154,7 @@ def _caller(module: nn.Module) -> Callable[..., Any]:
     ``module.compile()`` does nothing for a class of torch.nn, whose code the compiler does not enter from the outside:
     a function of ours makes it.
     """
-    if not type(module).__module__.startswith("torch."):
+    if not base_class(type(module)).__module__.startswith("torch."):
         return module._call_impl
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -16,7 +16,14 @@ from typing import Literal
 
 from amptune.core.formats import Format
 from amptune.core.plan import Plan
-from amptune.tune.finaltime import CHOICE_ROUNDS, MAX_ROUNDS, NUM_FINALISTS, FinalTime, seconds_of_rounds
+from amptune.tune.finaltime import (
+    CHOICE_ROUNDS,
+    MAX_ROUNDS,
+    NUM_FINALISTS,
+    FinalTime,
+    compiling_whole,
+    seconds_of_rounds,
+)
 from amptune.tune.process import TrialError
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.search import Search
@@ -65,7 +72,10 @@ class Verdict:
         speedup_low: lower end of its one-sided 95 % interval.
         repeated: whether the repeats ran; without them the recorded trials decide.
         left_out: what there was no time for in the repeats, a sentence each.
-        formats_only: speedup of the same plan without padding, layout and loss choices; None when not measured.
+        formats_only: speedup of the same plan without padding, layout and loss choices, compiled whole; None when not
+            measured.
+        in_parts: whether the winner has parts of the model compiled, each by itself.
+        stock_in_parts: speedup of the best stock recipe with these parts compiled; None when not measured.
     """
 
     kind: Literal["plan", "stock"]
@@ -78,6 +88,8 @@ class Verdict:
     formats_only: float | None = None
     repeated: bool = True
     left_out: tuple[str, ...] = ()
+    in_parts: bool = False
+    stock_in_parts: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +113,10 @@ class Finalist:
 def decide(search: Search) -> Verdict:
     """Repeat the best plans and the best stock recipe in turns, and name the winner."""
     record = search.best_stock()
-    plans = [Finalist(found, plan_candidate(search.plan_of(found)), []) for found in _finalists(search)]
+    plans = [
+        Finalist(found, plan_candidate(search.parts.of(search.plan_of(found))), []) for found in _finalists(search)
+    ]
+    plans += _recipe_in_parts(search, record, plans)
     if not plans:
         return _stock_verdict(record, _recorded(record), repeated=False)
     clock = FinalTime(search)
@@ -115,6 +130,7 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
     record = stock.record
     _announce(search, [stock, plans[0]], clock)
     leader = _leader(search, stock, plans, clock)
+    leader = _faster_way(search, stock, leader, clock)
     pair = [stock, leader]
     if failure := _repeat_pair(search, pair, clock):
         search.progress.line(f"the repeats failed ({failure.reason}): the best stock recipe stands")
@@ -128,8 +144,11 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
     if not won:
         return _stock_verdict(record, stock.step)
     step = stock.step
-    formats_only = _speedup_of_formats(search, stock, leader, clock)
-    return Verdict("plan", record, step, leader.record, leader.step, found.ratio, found.low, formats_only)
+    return Verdict(
+        "plan", record, step, leader.record, leader.step, found.ratio, found.low,
+        _speedup_of_formats(search, stock, leader, clock), in_parts=leader.candidate.in_parts,
+        stock_in_parts=_speedup_of_parts(search, stock, leader, clock),
+    )  # fmt: skip
 
 
 def _announce(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> None:
@@ -190,7 +209,7 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
     first = plans[0]
     if len(plans) == 1:
         return first
-    if clock.is_compiled and not clock.is_limited:
+    if clock.is_compiled and not clock.is_limited and not search.parts:
         if _repeat(search, [first], 1, clock):  # which tells what compiling one model whole takes
             return first
         others = clock.longest * len(plans)  # the stock recipe is one of them
@@ -219,6 +238,33 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
         _go_on(search, near, min(NEAR_ROUNDS, clock.rounds_left(len(near)) // CHOICE_SHARE), clock)
         leader = fastest(near)
     return dataclasses.replace(leader, times=[])
+
+
+def _recipe_in_parts(search: Search, record: TrialRecord, plans: Sequence[Finalist]) -> list[Finalist]:
+    """The best stock recipe with parts of the model compiled, where its trial was faster than any plan's: trials have
+    compiled these parts."""
+    recipe = search.recipes[str(record.outcome.recipe)]
+    is_possible = search.parts and recipe.float8 is None and recipe.params is None and not record.outcome.reason
+    if not is_possible or any(plan.record.outcome.median_ms <= record.outcome.median_ms for plan in plans):
+        return []
+    return [Finalist(record, search.parts.of_recipe(recipe), [])]
+
+
+def _faster_way(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> Finalist:
+    """The leader with the whole model compiled in place of its parts, where that is faster."""
+    if not (search.parts and clock.is_whole) or leader.record.outcome.recipe:
+        return leader
+    whole = Finalist(leader.record, plan_candidate(search.plan_of(leader.record)), [])
+    takes = clock.expected(_outcomes([stock, leader]), 2 * CHOICE_ROUNDS + MAX_ROUNDS)
+    if clock.is_limited and takes + compiling_whole(search, leader.record.outcome) > clock.left():
+        clock.leave_out("no time to compile the plan's model whole: its parts are compiled, each by itself")
+        return leader
+    search.progress.stage("compiling the plan's model whole")
+    ways = [dataclasses.replace(leader, times=[]), whole]
+    if _repeat(search, ways, CHOICE_ROUNDS, clock):
+        return leader
+    faster = max(ways, key=lambda way: ways[0].speedup_of(way).ratio)
+    return dataclasses.replace(faster, times=[])
 
 
 def _judged(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> Speedup:
@@ -285,6 +331,8 @@ def _saves_memory(plan: TrialRecord, stock: TrialRecord) -> bool:
 def _speedup_of_formats(search: Search, stock: Finalist, winner: Finalist, clock: FinalTime) -> float | None:
     """Speedup of the winner without padding, layout and loss choices; None where it could not be measured well, or
     where compiling one more whole model takes longer than repeats may."""
+    if winner.record.outcome.recipe:
+        return 1.0
     whole = winner.candidate.plan
     assert whole is not None
     bare = plan_candidate(_formats_only(whole))
@@ -304,10 +352,29 @@ def _speedup_of_formats(search: Search, stock: Finalist, winner: Finalist, clock
     return found.ratio if _width(found) <= VAGUE else None
 
 
+def _speedup_of_parts(search: Search, stock: Finalist, winner: Finalist, clock: FinalTime) -> float | None:
+    """Speedup of the stock recipe with the winner's parts compiled: what a user can have without the plan."""
+    recipe = stock.candidate
+    if not winner.candidate.in_parts or recipe.float8 is not None or recipe.params is not None:
+        return None
+    if winner.record.outcome.recipe:
+        return stock.speedup_of(winner).ratio
+    if clock.is_limited and clock.expected(_outcomes([winner]), 2 * FORMATS_ROUNDS) > clock.left() + clock.overtime:
+        clock.leave_out("no time to measure what compiling in parts gives by itself")
+        return None
+    search.progress.stage("repeating the stock recipe in parts")
+    pair = [dataclasses.replace(stock, times=[]), Finalist(stock.record, search.parts.of_recipe(recipe), [])]
+    if _repeat(search, pair, FORMATS_ROUNDS, clock):
+        return None
+    return pair[0].speedup_of(pair[1]).ratio
+
+
 def _formats_only(plan: Plan) -> Plan:
     """The plan's formats with an eager loss in FP32, no padding and the user's memory format."""
     sites = {name: dataclasses.replace(site, pad=0, pad_in=0, strided=False) for name, site in plan.sites.items()}
-    return dataclasses.replace(plan, sites=sites, channels_last=False, loss_format=Format.FP32, loss_compile=False)
+    return dataclasses.replace(
+        plan, sites=sites, channels_last=False, loss_format=Format.FP32, loss_compile=False, compile_parts=()
+    )
 
 
 def _stock_verdict(stock: TrialRecord, step: StepTime, repeated: bool = True) -> Verdict:

@@ -117,10 +117,23 @@ def seconds_needed(search: Search) -> float:
 
 
 def compiling(search: Search, outcomes: Sequence[Outcome], *, is_whole: bool) -> float:
-    """Seconds that compiling these candidates is expected to take, by what compiling blocks took in trials."""
+    """Seconds that compiling these candidates is expected to take, by what compiling blocks took in trials.
+
+    Plans have their parts compiled, where there are any, and not the whole model.
+    """
     measured = [record.outcome for record in search.records()]
-    total = sum(_compiling_blocks(outcome, measured) for outcome in outcomes)
-    return total * max(1.0, WHOLE * _sharing(search)) if is_whole else total
+    return sum(
+        compiling_whole(search, outcome)
+        if is_whole and (outcome.recipe or not search.parts)
+        else _compiling_blocks(outcome, measured)
+        for outcome in outcomes
+    )
+
+
+def compiling_whole(search: Search, outcome: Outcome) -> float:
+    """Seconds that compiling the whole model for a candidate is expected to take."""
+    measured = [record.outcome for record in search.records()]
+    return _compiling_blocks(outcome, measured) * max(1.0, WHOLE * _sharing(search))
 
 
 def seconds_of_rounds(outcomes: Sequence[Outcome], rounds: int) -> float:

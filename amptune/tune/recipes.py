@@ -65,6 +65,17 @@ class Candidate:
         return self.float8 is not None or any(site.format.is_fp8 for site in sites)
 
     @property
+    def in_parts(self) -> bool:
+        """Whether its plan has parts of the model compiled, each by itself."""
+        return self.plan is not None and bool(self.plan.compile_parts)
+
+    def as_written(self) -> Candidate:
+        """The same with no part of the model compiled."""
+        if self.plan is None or not self.plan.compile_parts:
+            return self
+        return dataclasses.replace(self, plan=dataclasses.replace(self.plan, compile_parts=()))
+
+    @property
     def compiles_loss(self) -> bool:
         """Whether its loss is compiled by itself."""
         return self.loss_compile or (self.plan is not None and self.plan.loss_compile)

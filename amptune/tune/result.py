@@ -49,7 +49,12 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         "best": _entry(verdict.record, verdict.step) | {"plan": plan_file},
         "speedup_over_best_stock": round(verdict.speedup, 4),
         "speedup_low": round(verdict.speedup_low, 4),
-        "attribution": {"full": round(verdict.speedup, 4), "without_loss_and_layout": _rounded(verdict.formats_only)},
+        "attribution": {
+            "full": round(verdict.speedup, 4),
+            "without_loss_and_layout": _rounded(verdict.formats_only),
+            "stock_in_parts": _rounded(verdict.stock_in_parts),
+        },
+        "compiled": _compiled(search, verdict),
         "repeated": verdict.repeated,
         "repeats": {"stock": _entry(verdict.stock, verdict.stock_step)},
         "objective": options.objective,
@@ -64,6 +69,13 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         "seconds": round(seconds, 1),
         "seconds_in": {what: round(spent, 1) for what, spent in search.progress.spent.items()},
     }
+
+
+def _compiled(search: Search, verdict: Verdict) -> str | None:
+    """How the winner is compiled: ``parts`` as the plan says, ``whole`` as the user does it; None in eager mode."""
+    if search.options.compile_with is None:
+        return None
+    return "parts" if verdict.in_parts else "whole"
 
 
 def _entry(record: TrialRecord, step: StepTime | None = None) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from amptune.tune.finals import Verdict, decide
 from amptune.tune.job import Job, Prepared
 from amptune.tune.options import TuneOptions
 from amptune.tune.ownautocast import own_autocast_notes
+from amptune.tune.parts import Parts
 from amptune.tune.process import TrialError, WorkerProcess, must
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
@@ -176,6 +177,7 @@ def _start(
     with progress.timed("space"):
         space: Space = _ask(worker, "space", graph, what="the search space cannot be built")
     recipes: list[Candidate] = _ask(worker, "recipes", what="the device cannot be asked for its formats")
+    parts: Parts = _ask(worker, "parts", what="the model cannot be described") if options.compile_with else Parts()
     identity = {
         "model": graph.fingerprint(),
         "search_space": space.fingerprint(),
@@ -207,7 +209,7 @@ def _start(
     return Search(
         options=options, study=study, worker=worker, prepared=prepared, recipes={c.name: c for c in recipes},
         space=costs.space, table=table, edges=costs.edges, plan_header=plan_header,
-        progress=progress, sensitivity=sensitivity,
+        progress=progress, sensitivity=sensitivity, parts=parts,
         on_best=lambda plan: write_atomic(options.out / "plan.json", plan_text(plan)),
     )  # fmt: skip
 
@@ -278,12 +280,15 @@ def _announce(search: Search) -> None:
 
 def _final_plan(search: Search, verdict: Verdict) -> tuple[Plan, GradientRecord]:
     """The winner as a plan, with reasons and the tuned scaler."""
-    if verdict.kind == "plan":
+    recipe = verdict.record.outcome.recipe
+    if recipe is None:
         plan = search.plan_of(verdict.record)
         plan = with_reasons(plan, search.costs, verdict.record.point, search.evidence)
     else:
         fp8_sites = {site for group in search.space.groups for site in group.fp8}
-        plan = plan_of_stock(search.recipes[str(verdict.record.outcome.recipe)], search.plan_header, fp8_sites)
+        plan = plan_of_stock(search.recipes[recipe], search.plan_header, fp8_sites)
+    if verdict.in_parts:
+        plan = search.parts.of(plan)
     if not plan.uses_fp16:
         return plan, GradientRecord()
     search.progress.stage("recording gradients for the loss scale")

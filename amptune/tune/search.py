@@ -28,6 +28,7 @@ from amptune.tune.finaltime import seconds_kept
 from amptune.tune.job import Prepared
 from amptune.tune.options import TuneOptions
 from amptune.tune.outcomes import GIVE_UP_FACTOR, describe, limited, outcome_of, paired
+from amptune.tune.parts import Parts
 from amptune.tune.process import TrialError, WorkerProcess
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
@@ -63,6 +64,7 @@ class Search:
     plan_header: dict[str, str]
     progress: Progress
     sensitivity: Sensitivity = dataclasses.field(default_factory=Sensitivity)
+    parts: Parts = dataclasses.field(default_factory=Parts)
     on_best: Callable[[Plan], None] = lambda _plan: None
     stopped: str = "budget"
     limit: TimeLimit = dataclasses.field(default_factory=lambda: TimeLimit(None))

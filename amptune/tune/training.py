@@ -323,7 +323,11 @@ def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tens
     bench.restore(state)
     bench.attributes.restore(bench.model)  # not while a plan is in force, which sets some itself
     swapped = float8_linears(bench.model, candidate.float8) if candidate.float8 else contextlib.nullcontext()
-    with backend_flags(candidate.tf32), swapped, parameters_in(bench.model, candidate.params) as lowered:
+    if bench.compilation is None:
+        candidate = candidate.as_written()  # compile mode is set aside, if this is it
+    # What a plan compiles in parts is not compiled otherwise, and its loss as in eager mode.
+    own = _compiled_as(bench, None) if candidate.in_parts else contextlib.nullcontext()
+    with own, backend_flags(candidate.tf32), swapped, parameters_in(bench.model, candidate.params) as lowered:
         plan = candidate.plan
         applied = apply(bench.model, plan, codes=bench.codes, source=bench.source) if plan else None
         compiling = _compile_kept_loss(bench, candidate)

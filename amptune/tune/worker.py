@@ -41,6 +41,7 @@ from amptune.tune.kernels import tensor_core_share
 from amptune.tune.losses import measure_losses, measure_update
 from amptune.tune.lowparams import check_params
 from amptune.tune.modelloss import ModelLoss
+from amptune.tune.parts import Parts, parts_of
 from amptune.tune.quality import Quality, judge, misled, reference_itself, refused_ahead
 from amptune.tune.recipes import Candidate, autocast_region, stock_candidates
 from amptune.tune.recompiling import num_compiled
@@ -164,6 +165,16 @@ class Worker:
         with eager(self.bench):
             return COMPILED_LOSS in self._losses() or self._can_compile_model_loss()
 
+    def parts(self) -> Parts:
+        """What of the model a plan can have compiled by itself; none in eager mode, or where the user's code compiles
+        parts itself."""
+        backend = self.options.compile_with
+        self.prepare()
+        if backend is None or self.bench.compiles_itself:
+            return Parts()
+        with eager(self.bench):
+            return parts_of(self.bench.model, backend, makes_loss=self.model_loss.is_made)
+
     def costs(self, space: Space, graph: PrecisionGraph) -> CostTable:
         """Measure the cost table of the sites of ``space``; ``graph`` says how often each is called."""
         held = space.held()
@@ -280,6 +291,8 @@ class Worker:
         self, candidates: list[Candidate], rounds: int, is_more: bool = False, is_whole: bool = True
     ) -> list[list[StepTime]]:
         """Measure finalists in turns; in compile mode each model whole, as the user will run it, or its blocks alone.
+
+        A plan that says itself which parts are compiled has these.
 
         ``is_more``: of what was repeated just before, whose compiled code is still good.
         """

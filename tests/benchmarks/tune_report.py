@@ -47,6 +47,7 @@ def markdown(result: dict[str, Any], command: str) -> str:
         f"- verdict: **{result['verdict']}**, {result['speedup_over_best_stock']:.3f}x the best stock recipe",
         f"- at least {result['speedup_low']:.3f}x with 95 % confidence",
         f"- without loss and layout choices: {result['attribution']['without_loss_and_layout']}",
+        *_in_parts(result),
         f"- search: {len(result['trials'])} trials in {result['seconds']:.0f} s, ended by: {result['stopped']}",
         f"- seconds in: {', '.join(f'{k} {v:.0f}' for k, v in result['seconds_in'].items())}",
         f"- seconds of a plan's trial (means): {_parts(result['trials'])}",
@@ -64,6 +65,13 @@ def markdown(result: dict[str, Any], command: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _in_parts(result: dict[str, Any]) -> list[str]:
+    if result.get("compiled") != "parts":
+        return []
+    gain = result["attribution"]["stock_in_parts"]
+    return [f"- the plan compiles parts of the model by themselves; the best stock recipe compiled so: {gain}x"]
 
 
 def _row(name: str, entry: dict[str, Any]) -> str:

@@ -54,6 +54,14 @@ def test_parameters_in_bf16_are_in_the_file_where_they_are_asked_for() -> None:
     assert Plan.from_json(data) == plan
 
 
+def test_parts_that_are_compiled_are_in_the_file_where_there_are_some() -> None:
+    plan = dataclasses.replace(PLAN, compile_parts=("blocks.0", "head"), backend="aot_eager")
+    assert plan.behaviour_hash() != PLAN.behaviour_hash()
+    data = plan.to_json("amptune 0")
+    assert data["compile"] == {"parts": ["blocks.0", "head"], "backend": "aot_eager"}
+    assert Plan.from_json(data) == plan
+
+
 SITE = {"format": "bf16", "scaling": None, "pad": 0, "how": "swap", "why": ""}
 
 
@@ -79,6 +87,9 @@ SITE = {"format": "bf16", "scaling": None, "pad": 0, "how": "swap", "why": ""}
         ({"scaler": PLAN.scaler.to_json() | {"init_scale": float("inf")}}, "numbers that are finite"),
         ({"scaler": PLAN.scaler.to_json() | {"growth_factor": float("nan")}}, "numbers that are finite"),
         ({"scaler": PLAN.scaler.to_json() | {"growth_interval": 0}}, "growth_interval of a step or more"),
+        ({"compile": {"parts": ["a", 1], "backend": "inductor"}}, "compile: field 'parts' must be a list of module"),
+        ({"compile": {"parts": ["a"], "backend": None}}, "compile: field 'backend' is None, expected str"),
+        ({"compile": {"backend": "inductor"}}, "compile: field 'parts' is missing"),
         ({"version": 0}, "schema version 0 does not exist"),
         ({"loss": {"format": "fp8_e4m3", "compile": False}}, "'format' is fp8_e4m3, not one of fp32, bf16, fp16"),
         ({"output_format": "tf32"}, "'output_format' is tf32, not one of fp32, bf16, fp16"),
@@ -100,6 +111,7 @@ def test_a_wrong_field_is_named(changes: dict[str, Any], message: str) -> None:
         ({"sites": {"a": SITE | {"pads": 8}}}, r"sites\['a'\]: unknown field 'pads'", "did you mean pad?"),
         ({"flags": {"tf32": True, "channel_last": True}}, "flags: unknown field", "did you mean channels_last?"),
         ({"loss": {"format": None, "kind": "mse"}}, "loss: unknown field 'kind'", "known: format, compile"),
+        ({"compile": {"part": ["a"], "backend": "inductor"}}, "compile: unknown field 'part'", "did you mean parts?"),
     ],
 )
 def test_a_field_that_would_change_nothing_is_named(changes: dict[str, Any], message: str, hint: str) -> None:

@@ -14,6 +14,7 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.tune import finaltime
 from amptune.tune.finals import Verdict, decide
+from amptune.tune.parts import Parts
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.study import Outcome
 from amptune.tune.timing import StepTime
@@ -84,7 +85,7 @@ class _Simulated:
         compile_with = "inductor" if is_compiled else None
         self.options = SimpleNamespace(objective="time", trial_timeout=1.0, compile_with=compile_with, timeout=None)
         self.progress = SimpleNamespace(seconds=lambda: seconds, stage=lambda *_: None, line=lambda *_: None)
-        self.recipes = {name: Candidate(name) for name in stock}
+        self.recipes, self.parts = {name: Candidate(name) for name in stock}, Parts()
         self.stock = [_record(len(speedups), trial, name) for name, (trial, _) in stock.items()]
         self.plans = [_record(index, STEP_MS / speedup) for index, speedup in enumerate(speedups)]
         self.milliseconds = {

@@ -1,0 +1,128 @@
+"""Parts of a planned model under torch.compile, each by itself."""
+
+import copy
+import pickle
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from amptune.runtime import apply_plan, undo_plan
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.tanh(self.fc(x))
+
+
+class Net(nn.Module):
+    def __init__(self, blocks: int = 4) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(blocks))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 1e9:  # depends on data: a compiler that follows this forward breaks its graph here
+            x = x / 2
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+TABLE = {"blocks.*.fc": "bf16", "head": "bf16"}
+PARTS = ("blocks.*", "head")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def num_graphs() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def in_parts(model: nn.Module, table: dict[str, str] | None = None, backend: str = "aot_eager") -> nn.Module:
+    return apply_plan(model, table or TABLE, compile_parts=PARTS, backend=backend).model
+
+
+def test_parts_compute_what_the_plan_says_in_one_graph_for_equal_ones() -> None:
+    model, x = Net(), torch.randn(5, 8)
+    expected = apply_plan(copy.deepcopy(model), TABLE).model(x)
+    found = in_parts(model)(x)
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found, expected)
+    assert num_graphs() == 3, "for the first block, which meets FP32, the other blocks, the head"
+    found.float().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("how", ["torch.compile(model)", "model.compile()"])
+def test_compiling_around_the_parts_changes_nothing(how: str) -> None:
+    model, x = in_parts(Net()), torch.randn(5, 8)
+    expected = model(x)
+    if how == "model.compile()":
+        model.compile(backend="aot_eager")
+    run = torch.compile(model, backend="aot_eager") if how == "torch.compile(model)" else model
+    assert torch.equal(run(x), expected)
+    assert num_graphs() == 3
+
+
+def test_many_kinds_of_parts_are_compiled_all() -> None:
+    """Of one code torch compiles eight versions, and then goes on in eager mode with no more than a warning."""
+    model, x = Net(blocks=20), torch.randn(5, 8)
+    for index, block in enumerate(model.blocks):
+        block.fc.extra = nn.Parameter(torch.ones(index + 1))
+        block.fc.__class__ = type(f"Own{index}", (nn.Linear,), {})
+    in_parts(model, {"head": "fp32"})
+    for _ in range(2):
+        model(x)
+    assert num_graphs() == 21
+
+
+def test_undo_takes_compiling_back_and_to_apply_again_compiles_nothing_anew() -> None:
+    model, x = Net(), torch.randn(5, 8)
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    expected = in_parts(model)(x)
+    undo_plan(model)
+    assert type(model) is Net
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
+    assert torch.equal(in_parts(model)(x), expected)
+    assert num_graphs() == 3
+
+
+def test_a_copy_and_an_unpickled_model_run_in_eager_mode_and_can_be_planned_again() -> None:
+    model, x = in_parts(Net()), torch.randn(5, 8)
+    expected = model(x)
+    for found in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(found(x), expected)
+        assert num_graphs() == 3, "those of the model"
+        in_parts(found)
+        torch.testing.assert_close(found(x), expected)
+        undo_plan(found)
+        assert found(x).dtype is torch.float32
+
+
+def test_a_lazy_model_is_compiled_in_parts_after_its_first_forward() -> None:
+    model, x = Net(), torch.randn(5, 8)
+    model.head = nn.LazyLinear(3)  # type: ignore[assignment]
+    in_parts(model)
+    model(x)
+    assert num_graphs() == 0
+    assert model(x).dtype is torch.bfloat16
+    assert num_graphs() == 3
+
+
+def test_a_part_that_the_model_does_not_have_is_named() -> None:
+    model = Net()
+    with pytest.raises(ValueError, match=r"the part to compile 'block\.\*' is not in the model"):
+        apply_plan(model, TABLE, compile_parts=("block.*",))
+    assert type(model) is Net

@@ -1,0 +1,219 @@
+"""Compile mode: a plan may have its blocks compiled each by itself, where that is faster than the model as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from amptune.capture import TargetSpec, capture, load_target
+from amptune.core.formats import Format
+from amptune.core.plan import Plan, SitePlan
+from amptune.patch.output import patched_files
+from amptune.tune.compilation import forget_compiled
+from amptune.tune.finals import Verdict, decide
+from amptune.tune.job import Job
+from amptune.tune.options import TuneOptions
+from amptune.tune.parts import Parts
+from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.result import result_json
+from amptune.tune.search import Search
+from amptune.tune.training import training
+from amptune.tune.worker import Worker
+
+from .test_search import FormulaWorker, make_search, step
+
+MASKED = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, x, mask=None):
+        x = x + self.fc(F.gelu(self.norm(x)))
+        return x if mask is None else x * mask
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(16, 16)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        mask = torch.ones_like(x) if torch.compiler.is_compiling() else None
+        masks.append(mask is None)
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.head(x)
+
+
+masks = []
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.randn(8, 16), torch.arange(8) % 5
+
+
+def loss_fn(output, batch):
+    return F.cross_entropy(output, batch[1])
+"""
+PATHS = ("stem", "blocks.0", "blocks.1", "blocks.2", "head")
+IN_BF16 = {site: SitePlan(Format.BF16) for site in ("stem", "head", *(f"blocks.{i}.{n}" for i in range(3) for n in ("norm", "fc")))}  # fmt: skip  # noqa: E501
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    forget_compiled()
+    yield
+    forget_compiled()
+
+
+Open = Callable[..., Worker]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Open:
+    def open_worker(text: str = MASKED, compile_with: str | None = "aot_eager") -> Worker:
+        path = tmp_path / "net.py"
+        path.write_text(text)
+        options = TuneOptions(TargetSpec(str(path)), tmp_path / "out", steps=2, compile_with=compile_with)
+        return Worker(Job(options, None, {}, (), threads=1), lambda *_: None)
+
+    return open_worker
+
+
+def test_parts_are_the_repeated_blocks_and_what_multiplies_beside_them(opened: Open) -> None:
+    assert opened().parts() == Parts(PATHS, "aot_eager", makes_loss=False)
+    assert not opened(compile_with=None).parts(), "eager mode compiles nothing"
+    without_blocks = MASKED.replace("range(3)", "range(1)")
+    assert not opened(without_blocks).parts(), "trials compile it whole"
+
+
+def test_around_parts_the_forward_is_not_traced(opened: Open) -> None:
+    worker = opened()
+    plan = Plan(IN_BF16)
+    for chosen, graphs in ((worker.parts().of(plan), 3), (plan, 3)):
+        forget_compiled()
+        torch._dynamo.utils.counters.clear()
+        with training(worker.bench, plan_candidate(chosen)) as run:
+            run.step(worker.batches.train[0])
+            run.step(worker.batches.train[0])
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "one for the blocks, stem and head"
+        assert all("_compiled_call_impl" not in vars(module) for module in worker.bench.model.modules())
+
+
+def test_parts_are_eager_where_compile_mode_is_set_aside(opened: Open) -> None:
+    worker = opened()
+    candidate = plan_candidate(worker.parts().of(Plan(IN_BF16)))
+    forget_compiled()
+    torch._dynamo.utils.counters.clear()
+    measured = worker.trial(candidate, None)
+    assert measured.quality is not None
+    assert not measured.mismatches
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3, "its steps alone are compiled"
+
+
+def test_the_emitted_model_compiles_its_parts_itself(opened: Open, tmp_path: Path) -> None:
+    worker = opened()
+    path = tmp_path / "net.py"
+    plan = worker.parts().of(Plan(IN_BF16))
+    target = load_target(TargetSpec(str(path)))
+    spec = worker.patch_spec(capture(target).graph)
+    for name, content in patched_files(path, plan, spec).items():
+        (tmp_path / name).write_bytes(content)
+    patched = tmp_path / "net_amptuned.py"
+    assert 'compile_parts=["stem", "blocks.*", "head"], backend="aot_eager"' in patched.read_text()
+    assert worker.check_emitted(patched, plan_candidate(plan)) == []
+    emitted = load_target(TargetSpec(str(patched)))
+    model, batch = emitted.module.make_model(), emitted.make_batch()
+    masks = emitted.module.masks
+    for run in (model, torch.compile(model, backend="aot_eager")):
+        forget_compiled()
+        torch._dynamo.utils.counters.clear()
+        masks.clear()
+        loss = emitted.loss(run(batch[0]), batch)
+        loss.backward()
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+        assert masks == [True], "what is around the parts is run, not traced"
+
+
+class Compiler(FormulaWorker):
+    """Models that are compiled whole take so many times as long as in parts."""
+
+    def __init__(self, whole: float) -> None:
+        super().__init__()
+        self.whole = whole
+        self.repeated: list[list[tuple[str, bool]]] = []
+
+    def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+        if name == "trial":
+            return self.trial(arguments[0])
+        candidates, rounds, _, is_whole = arguments
+        self.repeated.append([(candidate.name, candidate.in_parts) for candidate in candidates])
+        assert is_whole
+        return [[step(self.milliseconds(c) * (1.0 if c.in_parts else self.whole))] * rounds for c in candidates]
+
+    def milliseconds(self, candidate: Candidate) -> float:
+        if candidate.plan is not None and not candidate.plan.sites:
+            candidate = dataclasses.replace(candidate, plan=None)
+        return super().milliseconds(candidate)
+
+
+def decided(folder: Path, worker: Compiler, budget: int = 12) -> tuple[Search, Verdict]:
+    search = make_search(folder, worker, budget)
+    search.parts = Parts(("blocks.0", "blocks.1"))
+    search.options = dataclasses.replace(search.options, compile_with="inductor")
+    search.run()
+    return search, decide(search)
+
+
+def test_parts_are_compiled_where_that_is_faster(tmp_path: Path) -> None:
+    search, verdict = decided(tmp_path, Compiler(whole=1.4))
+    assert verdict.kind == "plan"
+    assert verdict.in_parts
+    assert verdict.stock_in_parts == pytest.approx(1.4), "which a user can have by hand"
+    data = result_json(search, verdict, 1.0, "plan.json")
+    assert data["compiled"] == "parts"
+    assert data["attribution"]["stock_in_parts"] == pytest.approx(1.4)
+    trials = verdict.stock.outcome.median_ms / verdict.record.outcome.median_ms
+    assert verdict.speedup == pytest.approx(1.4 * trials)
+    assert verdict.formats_only == pytest.approx(trials)
+
+
+def test_the_model_is_compiled_whole_where_that_is_faster(tmp_path: Path) -> None:
+    worker = Compiler(whole=0.9)
+    search, verdict = decided(tmp_path, worker)
+    assert verdict.kind == "plan"
+    assert not verdict.in_parts
+    assert ["plan", "plan"] in [[name for name, _ in names] for names in worker.repeated], "both were measured"
+    assert result_json(search, verdict, 1.0, "plan.json")["compiled"] == "whole"
+
+
+def test_a_recipe_in_parts_may_be_what_is_left(tmp_path: Path) -> None:
+    """No plan is faster than the recipe is in parts, but that is faster than the recipe compiled whole."""
+    search, verdict = decided(tmp_path, Compiler(whole=1.4), budget=2)
+    assert verdict.kind == "plan"
+    assert verdict.record.outcome.recipe == "autocast-bf16"
+    assert verdict.in_parts
+    assert (verdict.speedup, verdict.stock_in_parts, verdict.formats_only) == pytest.approx((1.4, 1.4, 1.0))
+    assert result_json(search, verdict, 1.0, "plan.json")["verdict"] == "plan"
+    other = tmp_path / "other"
+    other.mkdir()
+    assert decided(other, Compiler(whole=1.0), budget=2)[1].kind == "stock"
