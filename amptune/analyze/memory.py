@@ -65,7 +65,12 @@ def step_memory(graph: PrecisionGraph, dtypes: Mapping[str, SiteDtypes], setting
 
 
 def _unique_params(graph: PrecisionGraph) -> list[Param]:
-    found = {param.key or param.name: param for site in graph for param in site.params}
+    """Each once; one that any site trains is trained."""
+    found: dict[str, Param] = {}
+    for param in (param for site in graph for param in site.params):
+        key = param.key or param.name
+        if key not in found or param.meta.requires_grad:
+            found[key] = param
     return list(found.values())
 
 

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from amptune.capture.attrs import module_attrs
 from amptune.capture.calls import Call
+from amptune.capture.cutoff import cut_off
 from amptune.capture.flow import Flow, Operand, has_channels_last, is_transparent, is_transparent_op, metas_of
 from amptune.capture.layers import is_opaque, layer_op
 from amptune.capture.parameters import ParameterNames
@@ -109,6 +110,7 @@ def _graph(module: fx.GraphModule, model: nn.Module, visits: Sequence[Visit], id
         graph.add_site(_site(site_id, made, names, model))
     for source, target, tensor in flow.edges:
         graph.add_tensor(source, target, tensor)
+    cut_off(graph)
     return graph
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import fx, nn
 
 from amptune.capture.build import build_calls, build_graph
+from amptune.capture.cutoff import cut_off
 from amptune.capture.failure import Attempt, explained
 from amptune.capture.frontends import Frontends, Recorded, TooLargeError
 from amptune.capture.target import Target
@@ -115,9 +116,15 @@ def _remarks(done: _Done, train: bool) -> Iterator[str]:
         yield f"code that amptune does not look into, and that computes in what it is given: {', '.join(opaque)}"
     if done.frontend == "record-real":
         yield "the path through the model is that of one real run with this batch"
-    hidden = any(site.opaque for site in done.graph)  # what such code gives on fake tensors may lack its gradient
-    if train and not hidden and (note := untrained_note(done.model, has_gradient=done.has_gradient)):
-        yield note
+    hidden = _is_hidden(done.graph)
+    note = untrained_note(done.model, has_gradient=done.has_gradient, is_hidden=hidden) if train else None
+    if note:
+        yield f"{note}; what is predicted has no backward"
+
+
+def _is_hidden(graph: PrecisionGraph) -> bool:
+    """Whether code that no graph shows has a part in it: what that gives on fake tensors may lack its gradient."""
+    return any(site.opaque and site.op not in OPS for site in graph)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +206,7 @@ class _Attempts:
             return None
         model = found.prepared.model
         graph = build_graph(found.module, model)
+        cut_off(graph, whole=not (found.has_gradient or _is_hidden(graph)))
         return _Done(frontend, found.module, graph, found.has_loss, found.has_gradient, model)
 
 

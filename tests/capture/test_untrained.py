@@ -103,3 +103,61 @@ def test_a_loss_that_is_a_number_is_told_to_stay_a_tensor(load: Load) -> None:
         notes(load, loss="loss.item()")
     assert "a float" in str(caught.value)
     assert "leave out .item()" in str(caught.value)
+
+
+PACKED = """
+class Multiplied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        return x @ weight.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.ones(8, 8, dtype=torch.int8))
+
+    def forward(self, x):
+        return Multiplied.apply(x, self.weight)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = Packed(), {head}
+
+    def forward(self, x):
+        return self.head(self.body(x))
+"""
+
+
+@pytest.mark.parametrize(
+    ("head", "count"),
+    [
+        ("nn.Identity()", 1),
+        ("nn.LayerNorm(8).requires_grad_(False)", 1),
+        ("nn.Linear(8, 8)", 0),
+        ("nn.Linear(8, 8, bias=False)", 0),
+    ],
+)
+def test_a_model_of_packed_weights_trains_nothing(head: str, count: int, load: Load) -> None:
+    said = capture(load(PACKED.format(head=head), inputs=("4x8",))).notes
+    assert len([note for note in said if FROZEN in note]) == count
+    assert not [note for note in said if CUT_OFF in note]
+
+
+def test_layers_of_torch_that_no_graph_shows_are_known_to_train(load: Load) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.LSTM(8, 8)
+
+        def forward(self, x):
+            return self.cell(x)[0]{end}
+    """
+    for end, count in (("", 0), (".detach()", 1)):
+        said = capture(load(text.format(end=end), inputs=("4x2x8",))).notes
+        assert len([note for note in said if CUT_OFF in note]) == count
