@@ -136,7 +136,8 @@ def _parts(data: dict[str, Any]) -> list[str]:
     if data["compiled"] != "parts":
         return []
     share = "" if gain is None else f": {name} is {gain:.2f}x faster too when it is compiled so"
-    return [f"The plan's blocks are compiled each by itself, not the model as a whole{share}."]
+    what = "plan's" if data["verdict"] == "plan" else "recipe's"
+    return [f"The {what} blocks are compiled each by itself, not the model as a whole{share}."]
 
 
 def _refused(data: dict[str, Any]) -> list[str]:
@@ -168,11 +169,11 @@ def _refused(data: dict[str, Any]) -> list[str]:
 def _next_step(result: TuneResult) -> str:
     """What the user does now."""
     plan, patched = result.plan, result.files["patched"].name
-    if not (plan.sites or plan.tf32 or plan.channels_last or plan.loss_compile or plan.params):
+    itself = " (it compiles its blocks itself: torch.compile(model) is not needed, and changes nothing)"
+    if not (plan.sites or plan.tf32 or plan.channels_last or plan.loss_compile or plan.params or plan.compile_parts):
         return f"What to do now: train your file as it is, without torch.autocast; {patched} computes the same."
     calls = " and call its set_backend_flags() first" if plan.tf32 else ""
-    if plan.compile_parts:
-        calls += " (it compiles its blocks itself: torch.compile(model) is not needed, and changes nothing)"
+    calls += itself if plan.compile_parts else ""
     scaled = ", with the GradScaler of scaler.json" if plan.scaler.enabled else ""
     return f"What to do now: train with {patched} in place of your file{calls}, without torch.autocast{scaled}."
 

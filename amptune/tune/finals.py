@@ -142,7 +142,8 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
         found = _judged(search, stock, leader, clock)
         won = found.low > WORTH
     if not won:
-        return _stock_verdict(record, stock.step)
+        # Compiled by its blocks, as a plan in parts is: so it has to ship.
+        return dataclasses.replace(_stock_verdict(record, stock.step), in_parts=_is_in_parts(search, clock))
     step = stock.step
     return Verdict(
         "plan", record, step, leader.record, leader.step, found.ratio, found.low,
@@ -238,6 +239,11 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
         _go_on(search, near, min(NEAR_ROUNDS, clock.rounds_left(len(near)) // CHOICE_SHARE), clock)
         leader = fastest(near)
     return dataclasses.replace(leader, times=[])
+
+
+def _is_in_parts(search: Search, clock: FinalTime) -> bool:
+    """Whether the stock recipe was measured in parts, for want of time to compile its model whole."""
+    return bool(search.parts) and not clock.is_whole
 
 
 def _recipe_in_parts(search: Search, record: TrialRecord, plans: Sequence[Finalist]) -> list[Finalist]:

@@ -1,6 +1,6 @@
 """Stock recipes and a patched model side by side, timed without amptune's measuring: a check on what tune claims.
 
-    python tests/benchmarks/independent.py MODEL.py OUT/MODEL_amptuned.py [--rounds 5]
+    python tests/benchmarks/independent.py MODEL.py OUT/MODEL_amptuned.py [--rounds 5] [--compile] [--recipes tf32]
 
 Both files are imported as their users import them, each recipe trains its own model in a plain loop with fused AdamW
 (or the file's ``make_optimizer``) on one batch, and the rounds go through the recipes in turns.
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 STEPS = 6
-RECIPES = {"tf32": None, "autocast-bf16": torch.bfloat16, "autocast-fp16": torch.float16, "plan": None}
+STOCK = {"tf32": None, "autocast-bf16": torch.bfloat16, "autocast-fp16": torch.float16}
 Step = Callable[[], Any]
 
 
@@ -30,11 +30,16 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("patched", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="all under torch.compile(model)")
+    parser.add_argument("--recipes", default=",".join(STOCK), help="stock recipes beside the plan")
     args = parser.parse_args()
     original, patched = _imported(args.model), _imported(args.patched)
     torch.manual_seed(0)
     batch = _on_gpu(original.make_batch())
-    steps = {name: _step_of(name, patched if name == "plan" else original, batch) for name in RECIPES}
+    names = [*filter(None, args.recipes.split(",")), "plan"]
+    steps = {
+        name: _step_of(name, patched if name == "plan" else original, batch, compiles=args.compile) for name in names
+    }
     times = _in_turns(steps, args.rounds)
     for name, found in times.items():
         print(f"{name:14} {statistics.median(found):8.2f} ms a step, {min(found):.2f} to {max(found):.2f}")
@@ -53,12 +58,13 @@ def _imported(path: Path) -> ModuleType:
     return module
 
 
-def _step_of(name: str, module: ModuleType, batch: Any) -> Step:
+def _step_of(name: str, module: ModuleType, batch: Any, *, compiles: bool) -> Step:
     """One training step of a recipe, as its user would write it."""
     torch.manual_seed(0)
     model = module.make_model().cuda().train()
     make = getattr(module, "make_optimizer", lambda params: torch.optim.AdamW(params, lr=3e-4, fused=True))
-    optimizer, low = make(model.parameters()), RECIPES[name]
+    optimizer, low = make(model.parameters()), STOCK.get(name)
+    model = torch.compile(model) if compiles else model
     scaler = torch.amp.GradScaler("cuda", enabled=low is torch.float16)
 
     def step() -> Any:

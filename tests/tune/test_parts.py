@@ -14,6 +14,7 @@ from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.patch.output import patched_files
+from amptune.tune import finals
 from amptune.tune.compilation import forget_compiled
 from amptune.tune.finals import Verdict, decide
 from amptune.tune.job import Job
@@ -167,8 +168,8 @@ class Compiler(FormulaWorker):
             return self.trial(arguments[0])
         candidates, rounds, _, is_whole = arguments
         self.repeated.append([(candidate.name, candidate.in_parts) for candidate in candidates])
-        assert is_whole
-        return [[step(self.milliseconds(c) * (1.0 if c.in_parts else self.whole))] * rounds for c in candidates]
+        longer = self.whole if is_whole else 1.0
+        return [[step(self.milliseconds(c) * (1.0 if c.in_parts else longer))] * rounds for c in candidates]
 
     def milliseconds(self, candidate: Candidate) -> float:
         if candidate.plan is not None and not candidate.plan.sites:
@@ -217,3 +218,18 @@ def test_a_recipe_in_parts_may_be_what_is_left(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     assert decided(other, Compiler(whole=1.0), budget=2)[1].kind == "stock"
+
+
+def test_a_recipe_that_was_measured_in_parts_ships_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no time to compile a model whole, its user would not get the step that was measured."""
+
+    class Short(finals.FinalTime):
+        def __init__(self, search: Search) -> None:
+            super().__init__(search)
+            self.is_whole = False
+
+    monkeypatch.setattr(finals, "FinalTime", Short)
+    search, verdict = decided(tmp_path, Compiler(whole=1.4), budget=2)
+    assert verdict.kind == "stock"
+    assert verdict.in_parts
+    assert result_json(search, verdict, 1.0, "plan.json")["compiled"] == "parts"
