@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import statistics
 import sys
 import time
@@ -65,7 +66,7 @@ def _step_of(name: str, module: ModuleType, batch: Any, *, compiles: bool) -> St
     make = getattr(module, "make_optimizer", lambda params: torch.optim.AdamW(params, lr=3e-4, fused=True))
     optimizer, low = make(model.parameters()), STOCK.get(name)
     model = torch.compile(model) if compiles else model
-    scaler = torch.amp.GradScaler("cuda", enabled=low is torch.float16)
+    scaler = torch.amp.GradScaler("cuda", enabled=low is torch.float16 or (name == "plan" and _is_scaled(module)))
 
     def step() -> Any:
         torch.set_float32_matmul_precision("high")  # TF32; cuDNN allows it anyway
@@ -77,6 +78,12 @@ def _step_of(name: str, module: ModuleType, batch: Any, *, compiles: bool) -> St
         scaler.update()
 
     return step
+
+
+def _is_scaled(module: ModuleType) -> bool:
+    """Whether the scaler.json beside a patched model has a loss scale."""
+    beside = Path(str(module.__file__)).with_name("scaler.json")
+    return bool(json.loads(beside.read_text())["gradscaler"]["enabled"])
 
 
 def _loss(module: ModuleType, model: Any, batch: Any) -> torch.Tensor:
