@@ -52,7 +52,7 @@ class NodeBounds:
             if isinstance(written := node.meta.get("amptune_writes"), fx.Node):
                 self._first_writers.setdefault(_root(written), node)
         self._folded = Folded(self._tensor, lambda node: node not in self._written)
-        self._axes: dict[fx.Node, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._axes: dict[_Numbers, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def exact(self, node: fx.Node) -> tuple[float, float, int] | None:
         """Extremes and number of zeros of a node that is worked out from constants; ``None`` for others."""
@@ -63,9 +63,13 @@ class NodeBounds:
     def axes_kept(self, node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Axes of a constant mask, counted from the last as -1, along which every line has a number that is not zero,
         and those along which every line has a zero."""
-        if node not in self._axes:
-            self._axes[node] = _axes_kept(self._folded.of(node))
-        return self._axes[node]
+        value = self._folded.of(node)
+        if value is None:
+            return (), ()
+        key = _numbers_of(value)
+        if key not in self._axes:
+            self._axes[key] = _axes_kept(value)
+        return self._axes[key]
 
     def triangles(self, node: fx.Node) -> tuple[bool, bool]:
         """Whether a constant mask holds nowhere above the diagonal, and whether it holds everywhere above it."""
@@ -219,8 +223,16 @@ class NodeBounds:
         return point(float(argument)) if isinstance(argument, int | float) else ANY
 
 
-def _axes_kept(value: torch.Tensor | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if value is None or value.dim() == 0 or value.is_complex():
+_Numbers = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
+
+
+def _numbers_of(value: torch.Tensor) -> _Numbers:
+    """What two views of a constant share that are the same numbers in the same shape: each layer makes its own."""
+    return value.data_ptr(), tuple(value.shape), tuple(value.stride()), value.dtype
+
+
+def _axes_kept(value: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if value.dim() == 0 or value.is_complex():
         return (), ()
     kept = value != 0
     if value.numel() and bool(kept.all()):
@@ -234,7 +246,10 @@ def _axes_kept(value: torch.Tensor | None) -> tuple[tuple[int, ...], tuple[int, 
 def _stays_in_order(low: torch.Tensor, high: torch.Tensor, axis: int, rounding: float) -> bool:
     """Whether the highest value at each place along an axis is no larger than the lowest at the next."""
     count = low.shape[axis]
-    return bool((high.narrow(axis, 0, count - 1) <= low.narrow(axis, 1, count - 1) + rounding).all())
+    for last in (1, count - 1):  # most are out of order at the start
+        if not bool((high.narrow(axis, 0, last) <= low.narrow(axis, 1, last) + rounding).all()):
+            return False
+    return True
 
 
 def _is_index_from_one(node: fx.Node) -> bool:

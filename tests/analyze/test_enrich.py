@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from amptune.analyze.enrich import enrich
 from amptune.capture import TargetSpec, capture, load_target
@@ -252,3 +254,54 @@ def test_padding_puts_a_sequence_into_rows(frontend: str, tmp_path: Path) -> Non
     weight = "self.fc.weight.flatten()[: x.shape[1] ** 2].view(x.shape[1], x.shape[1], 1)"
     body = f"x = h.t()[None].expand(2, -1, -1); w = {weight}; y = torch.conv1d(F.pad(x, (1, 0)), w); return y"
     assert graph_of(body, tmp_path, frontend)["#conv1d.0"].attrs["channels_last"] is False
+
+
+class Reductions(TorchDispatchMode):
+    """How often a constant is read along an axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten.any.dim, torch.ops.aten.all.dim)
+        return func(*args, **(kwargs or {}))
+
+
+TABLE = """\
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range({layers}))
+
+    def forward(self, x):
+        angles = torch.arange(32.0)[:, None] * torch.arange(16.0)
+        table = angles.sin()
+        for layer in self.layers:
+            x = layer(x) * table[None]
+        return x
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.randn(4, 32, 16), None
+"""
+
+
+def test_a_table_that_all_layers_multiply_with_is_looked_at_once(tmp_path: Path) -> None:
+    counts = []
+    for layers in (2, 8):
+        path = tmp_path / "model.py"
+        path.write_text(TABLE.format(layers=layers))
+        found = capture(load_target(TargetSpec(str(path))), frontends=["record-fake"])
+        with Reductions() as seen:
+            enrich(found.graph, found.graph_module)
+        counts.append(seen.count)
+    assert counts[0] == counts[1] > 0
