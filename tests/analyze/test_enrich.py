@@ -273,16 +273,25 @@ import torch
 from torch import nn
 
 
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, x, table):
+        return self.fc(x) * table[None]
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range({layers}))
+        self.layers = nn.ModuleList(Layer() for _ in range({layers}))
 
     def forward(self, x):
         angles = torch.arange(32.0)[:, None] * torch.arange(16.0)
         table = angles.sin()
         for layer in self.layers:
-            x = layer(x) * table[None]
+            x = layer(x, table)
         return x
 
 
