@@ -79,6 +79,10 @@ def kernels_of(site: Site, dtypes: SiteDtypes, setting: Setting) -> SiteKernels:
     elif not setting.fused and (cost := cost_of(site.op)) is not None:
         forward += [*_moves(site, dtypes, setting, cost, backward=False), *waits(site, dtypes, setting, backward=False)]
         backward += [*_moves(site, dtypes, setting, cost, backward=True), *waits(site, dtypes, setting, backward=True)]
+    if family not in _PRODUCTS and site.opaque:
+        own = list(_own_products(site, dtypes, setting))
+        forward += [kernel for kernel, is_backward in own if not is_backward]
+        backward += [kernel for kernel, is_backward in own if is_backward]
     trained = setting.train and needs_backward(site)
     if site.calls > 1:
         share, work = call_share(site) / site.calls, _work_share(site)
@@ -307,6 +311,16 @@ def _products(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
             yield product, direction is not Pass.FORWARD
     if trains_bias(site):
         yield move(Traffic.REDUCTION, sum(output_bytes(site, dtypes)), dtypes.compute), True
+
+
+def _own_products(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
+    """The products in an autograd function of the user's own, whose backward is taken to have two for each: no graph
+    shows what it does."""
+    number_format = format_of(dtypes.compute, setting.recipe)
+    for gemm in of_one_call(site):
+        for direction in Pass:
+            product = Product(gemm, number_format, direction, setting.fixed, setting.fused)
+            yield product, direction is not Pass.FORWARD
 
 
 def _fp8_casts(site: Site, setting: Setting) -> Timed:

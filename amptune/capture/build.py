@@ -258,6 +258,18 @@ def _ends_in_product(visit: Visit) -> bool:
     return bool(calls) and op_named(max(calls, key=lambda each: each.number).op).cuda is Autocast.LOWER
 
 
+def _ends_in_16_bits(visit: Visit) -> bool:
+    """Whether a call gives 16 bits under autocast: an op in it does, and none behind it has FP32 as its result."""
+    calls = {call.number: call for node in visit.nodes if node.target is not opaque
+             and (call := node.meta["amptune_call"])}  # fmt: skip
+    found = False
+    for number in sorted(calls):
+        op = op_named(calls[number].op)
+        kept = op.cuda is Autocast.FOLLOW and op.family is not Family.CAST
+        found = op.cuda is Autocast.LOWER or (found and kept)
+    return found
+
+
 def _attrs(visit: Visit, inputs: Sequence[Operand]) -> dict[str, Any]:
     call, leaf = visit.call, visit.call.leaf
     attrs = module_attrs(leaf.module) if leaf else {} if _is_custom(call) else dict(call.attrs)
@@ -265,8 +277,10 @@ def _attrs(visit: Visit, inputs: Sequence[Operand]) -> dict[str, Any]:
         attrs["autocast"] = call.autocast
     if call.custom is not None and call.custom.cast_inputs and _is_custom(call):
         attrs["cast_inputs"] = call.custom.cast_inputs
-    if call.custom is not None and call.custom.mixes and _is_custom(call) and _ends_in_product(visit):
-        attrs["mixes"] = call.custom.mixes
+    if call.custom is not None and _is_custom(call) and _ends_in_16_bits(visit):
+        attrs["lowers"] = True
+        if call.custom.mixes and _ends_in_product(visit):
+            attrs["mixes"] = call.custom.mixes
     casts = {index: operand.cast for index, operand in enumerate(inputs) if operand.cast in FLOATING_DTYPES}
     if casts:
         attrs["casts"] = casts

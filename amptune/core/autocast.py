@@ -163,6 +163,8 @@ def _site_dtypes(site: Site, given: tuple[str, ...], recipe: Recipe, device: Dev
 
 
 def _policy(site: Site, op: Op, device: DeviceType) -> Autocast:
+    if "lowers" in site.attrs and "cast_inputs" not in site.attrs:
+        return Autocast.LOWER  # a function of the user's own that ends in a product
     if device == "cuda":
         return op.cuda
     return Autocast.FOLLOW if _only_multiplies(site) else op.cpu
