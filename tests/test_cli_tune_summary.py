@@ -46,6 +46,22 @@ def test_a_step_bound_by_launches_is_told_once() -> None:
     assert "on a slower host" not in text
 
 
+@pytest.mark.parametrize(
+    ("stopped", "said"),
+    [
+        ("exhausted", "No plan differs from the stock recipes"),
+        ("timeout", "A larger --budget or --timeout leaves room"),
+    ],
+)
+def test_why_only_recipes_were_measured_is_told(stopped: str, said: str) -> None:
+    data = won(**REST | {"stopped": stopped})
+    data["trials"] = [trial for trial in data["trials"] if trial["kind"] == "stock"]
+    data["best"] = data["stock"][1]
+    record = cast("TrialRecord", None)
+    verdict = Verdict("stock", record, STEP, record, STEP)
+    assert said in summary(TuneResult(data, plan(), verdict, {"patched": Path("net_amptuned.py")}))
+
+
 MEMORY = 18 * 2**30
 
 

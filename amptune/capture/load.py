@@ -216,7 +216,10 @@ def _supply_batch(target: Target, module: ModuleType) -> None:
     target.inputs = specs
     target.feed = lambda: make_inputs(specs)
     if target.loss_fn is not None:
-        target.notes.append("loss_fn is left out: inputs that are given by --input or guessed have no targets")
+        target.notes.append(
+            "loss_fn is left out, since inputs that are given by --input or guessed have no targets: write "
+            "make_batch() to have it"
+        )
         target.loss_fn, target.has_loss = None, False
 
 

@@ -19,7 +19,7 @@ from amptune.errors import CaptureError, TargetError
 
 Kind = Literal["functions", "class", "callable"]
 STAND_IN = (
-    "there is no loss_fn and no loss in the output: the mean of the squares of the outputs stands in for the loss, "
+    "there is no loss to train by: the mean of the squares of the outputs stands in for it, "
     "so what is said about quality and gradients means little"
 )
 COMPILED = "the model comes under torch.compile, and is looked at without it; --compile measures under it"

@@ -99,7 +99,9 @@ def summary(result: TuneResult) -> str:
             f"({stock_text}), at least {verdict.speedup_low:.2f}x with 95 % confidence; "
             f"loss gap to FP32 {data['best']['loss_gap']:+.3%}."
         )
-    elif all(trial["kind"] == "stock" for trial in data["trials"]):
+    elif data["stopped"] == "exhausted" and _has_only_recipes(data):
+        lines.append(f"No plan differs from the stock recipes: the best of them, {stock_text}, is what was written.")
+    elif _has_only_recipes(data):
         tried = f"stock recipes ({len(data['trials'])})" if len(data["trials"]) > 1 else "one stock recipe"
         lines.append(
             f"No plan was tried, only {tried}: the best, {stock_text}, is what was written. "
@@ -138,6 +140,10 @@ def _parts(data: dict[str, Any]) -> list[str]:
     share = "" if gain is None else f": {name} is {gain:.2f}x faster too when it is compiled so"
     what = "plan's" if data["verdict"] == "plan" else "recipe's"
     return [f"The {what} blocks are compiled each by itself, not the model as a whole{share}."]
+
+
+def _has_only_recipes(data: dict[str, Any]) -> bool:
+    return all(trial["kind"] == "stock" for trial in data["trials"])
 
 
 def _refused(data: dict[str, Any]) -> list[str]:

@@ -130,6 +130,15 @@ class Plan:
         """Whether any site computes in FP16, so that small gradients need a loss scale."""
         return any(site.format is Format.FP16 for site in self.sites.values())
 
+    @property
+    def is_fp32(self) -> bool:
+        """Whether everything is computed in FP32 as it is written, or in TF32."""
+        as_written = (
+            site.format is Format.FP32 and not (site.pad or site.pad_in or site.strided) for site in self.sites.values()
+        )
+        beside = self.channels_last or self.loss_compile or self.params or self.output_format or self.compile_parts
+        return not beside and self.loss_format in (None, Format.FP32) and all(as_written)
+
     def behaviour_hash(self) -> str:
         """Hash of what the plan does (not of why, or where it was measured): equal plans are measured once."""
         sites = {

@@ -91,6 +91,12 @@ class CostModel:
             legal[":loss"] = HIGH
         return legal
 
+    def without_idle(self, point: Point) -> dict[str, str]:
+        """The point with the loss in FP32 where it follows outputs that are: the same plan by its other name."""
+        if point.get(":loss") == FOLLOW and self._arriving(self.space.site_choices(point)) == {Format.FP32}:
+            return {**point, ":loss": HIGH}
+        return dict(point)
+
     def _arriving(self, choices: Mapping[str, Choice]) -> set[Format]:
         """Formats of the model's outputs that the loss reads."""
         sources = {site for edge in self.edges if edge.into == (LOSS,) for site in edge.sources}

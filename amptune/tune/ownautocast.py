@@ -10,6 +10,16 @@ _MOST = 0.5
 """Share of the model's products in regions without autocast from which on an autocast recipe says little of it."""
 
 
+def is_in_fp32(graph: PrecisionGraph) -> bool:
+    """Whether the model by itself computes in FP32: it opens no region of autocast, and holds and makes no tensor in
+    another format."""
+    tensors = (
+        tensor for site in graph for tensor in (*site.inputs, *site.outputs, *(p.meta for p in site.params))
+    )  # fmt: skip
+    opens = any(site.attrs.get("autocast") is not None for site in graph)
+    return not opens and all(tensor.dtype == "float32" for tensor in tensors if tensor.is_floating)
+
+
 def own_autocast_notes(graph: PrecisionGraph) -> Iterator[str]:
     """What the user has to know of such regions to read the recipes' numbers."""
     products = [site for site in graph if site.flops and site.module != LOSS]

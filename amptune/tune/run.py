@@ -35,7 +35,7 @@ from amptune.tune.explain import with_reasons
 from amptune.tune.finals import Verdict, decide
 from amptune.tune.job import Job, Prepared
 from amptune.tune.options import TuneOptions
-from amptune.tune.ownautocast import own_autocast_notes
+from amptune.tune.ownautocast import is_in_fp32, own_autocast_notes
 from amptune.tune.parts import Parts
 from amptune.tune.process import TrialError, WorkerProcess, must
 from amptune.tune.progress import Progress
@@ -209,7 +209,7 @@ def _start(
     return Search(
         options=options, study=study, worker=worker, prepared=prepared, recipes={c.name: c for c in recipes},
         space=costs.space, table=table, edges=costs.edges, plan_header=plan_header,
-        progress=progress, sensitivity=sensitivity, parts=parts,
+        progress=progress, sensitivity=sensitivity, parts=parts, is_plain=is_in_fp32(graph),
         on_best=lambda plan: write_atomic(options.out / "plan.json", plan_text(plan)),
     )  # fmt: skip
 

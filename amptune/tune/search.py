@@ -50,7 +50,8 @@ AS_FAST = 1.5
 class Search:
     """The state of one study: what was learnt before trial 1, and what every trial needs.
 
-    ``corrections``: how often trials have shown the table to be wrong.
+    ``corrections``: how often trials have shown the table to be wrong. ``is_plain``: the model computes in FP32 by
+    itself, so that a plan in FP32 is the recipe by another name.
     """
 
     options: TuneOptions
@@ -69,6 +70,7 @@ class Search:
     stopped: str = "budget"
     limit: TimeLimit = dataclasses.field(default_factory=lambda: TimeLimit(None))
     corrections: int = 0
+    is_plain: bool = False
     _learnt: tuple[int, Knowledge | None] | None = None
 
     def run(self) -> None:
@@ -177,7 +179,7 @@ class Search:
 
     def plan_at(self, point: Mapping[str, str]) -> Plan:
         """The plan of a point, with the loss scale that the gradients ask for: what is measured is what ships."""
-        plan = self.space.decode(point, self.table, self.plan_header)
+        plan = self.space.decode(self.costs.without_idle(point), self.table, self.plan_header)
         scale = min(self.sensitivity.loss_scale, self.largest_scale)
         scaler = dataclasses.replace(plan.scaler, init_scale=scale)
         return dataclasses.replace(plan, scaler=scaler) if plan.uses_fp16 else plan
@@ -264,13 +266,10 @@ class Search:
 
     def is_tried(self, point: dict[str, str]) -> bool:
         """Whether the plan of a point was measured, or failed."""
-        return self._key(point) in {record.outcome.plan_hash for record in self.plans()}
+        return self._known(plan_candidate(self.plan_at(point))) is not None
 
     def _score(self, outcome: Outcome) -> tuple[float, float]:
         return outcome.score(self.options.objective)
-
-    def _key(self, point: dict[str, str]) -> str:
-        return self.plan_at(point).behaviour_hash()
 
     def _candidate(self, trial: Trial, point: dict[str, str]) -> Candidate:
         recipe = trial.user_attrs.get("recipe")
@@ -281,7 +280,12 @@ class Search:
     def _known(self, candidate: Candidate) -> TrialRecord | None:
         if candidate.is_stock:
             return next((r for r in self.records() if r.outcome.recipe == candidate.name), None)
-        return next((r for r in self.records() if r.outcome.plan_hash == candidate.key), None)
+        records = self.records()
+        if self.is_plain and candidate.plan is not None and candidate.plan.is_fp32:
+            name = "tf32" if candidate.tf32 else "fp32"
+            if recipe := next((r for r in records if r.outcome.recipe == name and r.outcome.step_ms), None):
+                return recipe
+        return next((r for r in records if r.outcome.plan_hash == candidate.key), None)
 
     def _measure(self, number: int, kind: str, candidate: Candidate, point: dict[str, str]) -> Outcome:
         seconds = self.limit.seconds_for(candidate, [r.outcome for r in self.records()], self.options.trial_timeout)

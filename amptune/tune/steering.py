@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 FRONT_SHARE = 0.4
 """Share of the trials left after the stock recipes that the front may take."""
+NOTHING = 5e-5
+"""Share of a step that is told as nothing: it would read 0.00 %."""
 FRONT_SLOW = 1.01
 """The front goes on while a plan of it is predicted to take at most this many times the best valid one."""
 FRONT_IN_VAIN = 4
@@ -105,10 +107,8 @@ class Steering:
             noise, unit, size = MEMORY_NOISE * (outcome.memory_bytes or 0), "bytes", outcome.memory_bytes or 0
         if not size or gain >= noise:
             return ""
-        return (
-            f"the next {IN_VAIN} plans are expected to save {gain:.3g} {unit} ({gain / size:.2%}), less than the noise "
-            f"of {noise:.3g}"
-        )
+        saved = f"{gain:.3g} {unit} ({gain / size:.2%})" if gain >= NOTHING * size else "next to nothing"
+        return f"the next {IN_VAIN} plans are expected to save {saved}, less than the noise of {noise:.3g} {unit}"
 
     def _searched(self) -> list[TrialRecord]:
         return [record for record in self.search.records() if record.outcome.kind == "search"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from amptune.capture import TargetSpec, capture, load_target
-from amptune.tune.ownautocast import own_autocast_notes
+from amptune.tune.ownautocast import is_in_fp32, own_autocast_notes
 from tests.inprocess import amptune
 
 NET = """
@@ -78,6 +78,24 @@ def test_a_region_that_switches_off_is_said_where_it_is_most_of_the_model(
 def test_a_model_without_regions(tmp_path: Path) -> None:
     region = "with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=ENABLED):"
     assert notes_of(tmp_path / "net.py", NET.replace(region, "if self.training:")) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", ""),
+        ("with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=ENABLED)", "if self.training"),
+        ("self.fc2(x.float())", "self.fc2(x.float()).half().float()"),
+        ("nn.Linear(16, 32)", "nn.Linear(16, 32).bfloat16()"),
+    ],
+    ids=["region", "plain", "cast", "weights"],
+)
+def test_a_model_in_fp32_has_no_other_formats(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(NET.replace(old, new).replace("enabled=ENABLED", "enabled=True"))
+    if "bfloat16()" in new:
+        path.write_text(path.read_text().replace("self.fc1(x)", "self.fc1(x.bfloat16()).float()"))
+    assert is_in_fp32(capture(load_target(TargetSpec(str(path)))).graph) is (new == "if self.training")
 
 
 def test_bench_says_it_in_a_line_of_its_own(tmp_path: Path) -> None:

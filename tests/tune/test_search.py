@@ -165,6 +165,21 @@ def test_a_choice_that_ran_has_a_kernel_whatever_the_costs_say(tmp_path: Path, w
     assert resumed.table.sites == search.table.sites
 
 
+@pytest.mark.parametrize("is_plain", [True, False], ids=["plain", "with formats of its own"])
+def test_a_plan_in_fp32_is_the_recipe_by_another_name(tmp_path: Path, worker: FormulaWorker, is_plain: bool) -> None:
+    """Where 16 bits are slower everywhere, nothing that could be handed over as a gain is a plan in FP32."""
+    worker.milliseconds = lambda candidate: 10.0 + 5.0 * sum(lowered(candidate))  # type: ignore[method-assign]
+    search = make_search(tmp_path, worker, budget=20)
+    slow = {name: {FP32: SiteCost(4.0), BF16: SiteCost(9.0)} for name in SITES}
+    search.table, search.is_plain = dataclasses.replace(search.table, sites=slow), is_plain
+    search.edges = [Edge((SITES[-1],), (LOSS,), 1)]
+    search.run()
+    in_fp32 = [c for c in worker.measured if c.plan is not None and c.plan.is_fp32]
+    assert len(in_fp32) == (0 if is_plain else 1), "a loss that follows FP32 is no other plan either"
+    assert len(search.plans()) > 1
+    assert decide(search).kind == "stock"
+
+
 def lowered(candidate: Candidate) -> list[bool]:
     if candidate.plan is None:
         return [candidate.autocast is not None] * len(SITES)
