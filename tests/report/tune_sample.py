@@ -68,7 +68,8 @@ def result(found, best, best_stock, verdict="plan", **fields):
         "stock": [entry(one) for one in found if one["recipe"]],
         "best": entry(by_number[best[0]], best[1]) | {"plan": "plan.json"},
         "speedup_over_best_stock": round(speedup, 4), "speedup_low": round(speedup * 0.98, 4),
-        "attribution": {"full": speedup, "without_loss_and_layout": None},
+        "attribution": {"full": speedup, "without_loss_and_layout": None, "stock_in_parts": None},
+        "compiled": None,
         "repeats": {"stock": entry(by_number[best_stock[0]], best_stock[1])}, "trials": found, "seconds": 131.0,
     } | fields  # fmt: skip
 
