@@ -19,7 +19,7 @@ STEP = StepTime.of([85.0, 85.5, 86.0])
 
 
 REST: dict[str, Any] = {"repeated": True, "objective": "time", "not_measured": [], "stopped": "budget",
-                        "launch_bound": False, "launch_ms": None, "max_memory": None}  # fmt: skip
+                        "launch_bound": False, "launch_ms": None, "max_memory": None, "compiled": None}  # fmt: skip
 
 
 def _summary(**fields: Any) -> str:
@@ -97,3 +97,17 @@ def test_a_refused_recipe_is_compared_as_it_was_measured() -> None:
     text = _said_of(data)
     assert "autocast-fp16, 117.00 ms a step against" in text
     assert "(the scaler skipped 14 of 60 steps). What was written is 1.37x" in text
+
+
+@pytest.mark.parametrize(
+    ("compiled", "gain", "said"),
+    [
+        ("parts", 1.43, "not the model as a whole: autocast-bf16 is 1.43x faster too when it is compiled so."),
+        ("parts", None, "The plan's blocks are compiled each by itself, not the model as a whole."),
+        ("whole", None, ""),
+    ],
+)
+def test_what_compiling_by_blocks_gives_by_itself_is_told(compiled: str, gain: float | None, said: str) -> None:
+    text = _summary(compiled=compiled, attribution={"full": 1.57, "stock_in_parts": gain})
+    assert said in text
+    assert ("blocks" in text) is bool(said)

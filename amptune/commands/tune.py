@@ -134,9 +134,9 @@ def summary(result: TuneResult) -> str:
 
 def _parts(data: dict[str, Any]) -> list[str]:
     """A line about what the gain of a plan that is compiled in parts owes to that."""
-    gain, name = data["attribution"]["stock_in_parts"], data["repeats"]["stock"]["recipe"]
     if data["compiled"] != "parts":
         return []
+    gain, name = data["attribution"]["stock_in_parts"], data["repeats"]["stock"]["recipe"]
     share = "" if gain is None else f": {name} is {gain:.2f}x faster too when it is compiled so"
     what = "plan's" if data["verdict"] == "plan" else "recipe's"
     return [f"The {what} blocks are compiled each by itself, not the model as a whole{share}."]

@@ -71,7 +71,8 @@ def _in_parts(result: dict[str, Any]) -> list[str]:
     if result.get("compiled") != "parts":
         return []
     gain = result["attribution"]["stock_in_parts"]
-    return [f"- the plan compiles parts of the model by themselves; the best stock recipe compiled so: {gain}x"]
+    said = "not measured" if gain is None else f"{gain}x"
+    return [f"- the plan compiles parts of the model, each by itself; the best stock recipe compiled so: {said}"]
 
 
 def _row(name: str, entry: dict[str, Any]) -> str:
