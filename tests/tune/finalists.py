@@ -80,13 +80,14 @@ class _Simulated:
         *,
         is_compiled: bool,
         stock: Mapping[str, tuple[float, float]],
+        by_clock: Mapping[str, float],
     ) -> None:
         self.host, self.worker, self.blocks = host, self, 0
         compile_with = "inductor" if is_compiled else None
         self.options = SimpleNamespace(objective="time", trial_timeout=1.0, compile_with=compile_with, timeout=None)
         self.progress = SimpleNamespace(seconds=lambda: seconds, stage=lambda *_: None, line=lambda *_: None)
         self.recipes, self.parts = {name: Candidate(name) for name in stock}, Parts()
-        self.stock = [_record(len(speedups), trial, name) for name, (trial, _) in stock.items()]
+        self.stock = [_record(len(speedups), trial, name, by_clock.get(name)) for name, (trial, _) in stock.items()]
         self.plans = [_record(index, STEP_MS / speedup) for index, speedup in enumerate(speedups)]
         self.milliseconds = {
             plan_candidate(self.plan_of(record)).key: record.outcome.median_ms for record in self.plans
@@ -117,9 +118,10 @@ class _Simulated:
         return times
 
 
-def _record(number: int, milliseconds: float, recipe: str | None = None) -> _Record:
-    step = StepTime.of([milliseconds]).to_json()
-    return _Record(number, Outcome("stock" if recipe else "search", "valid", recipe=recipe, step_ms=step))
+def _record(number: int, milliseconds: float, recipe: str | None = None, by_clock: float | None = None) -> _Record:
+    step = StepTime.of([by_clock or milliseconds]).to_json()
+    outcome = Outcome("stock" if recipe else "search", "valid", recipe=recipe, step_ms=step)
+    return _Record(number, dataclasses.replace(outcome, paired_ms=milliseconds) if by_clock else outcome)
 
 
 STOCK = {"fp32": (STEP_MS, STEP_MS)}
@@ -132,12 +134,14 @@ def repeated(
     *,
     is_compiled: bool = False,
     stock: Mapping[str, tuple[float, float]] = STOCK,
+    by_clock: Mapping[str, float] | None = None,
 ) -> Said:
     """Repeats after a search of so many seconds, on the host's own clock, of plans with these true speedups.
 
     ``stock``: stock recipes, best trial first -> milliseconds of its trial, and what its step really takes.
+    ``by_clock``: what the clock had in trials that were compared with another.
     """
-    search = _Simulated(host, speedups, seconds, is_compiled=is_compiled, stock=stock)
+    search = _Simulated(host, speedups, seconds, is_compiled=is_compiled, stock=stock, by_clock=by_clock or {})
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(finaltime, "time", SimpleNamespace(monotonic=lambda: host.now))
         verdict = decide(search)  # type: ignore[arg-type]

@@ -52,6 +52,13 @@ def test_of_two_stock_recipes_the_really_faster_one_is_what_a_plan_has_to_beat()
     assert far.verdict.stock.outcome.recipe == "autocast-bf16", "a trial that is a tenth slower says enough"
 
 
+def test_where_time_is_short_a_recipe_is_not_the_best_by_a_fast_moment_of_another_trial() -> None:
+    """7.25 ms by the ratio to a trial in a fast moment, 12.8 ms by the clock, and slower than what was timed alone."""
+    stock = {"autocast-fp16": (7.25, 12.0), "autocast-bf16": (7.77, 7.77)}
+    said = repeated(Host(0, calm=True), [27.0 / 7.0], seconds=TINY, stock=stock, by_clock={"autocast-fp16": 12.83})
+    assert said.verdict.stock.outcome.recipe == "autocast-bf16"
+
+
 def test_where_time_is_short_the_best_trial_is_judged_alone() -> None:
     said = repeated(Host(0, calm=True), [1.2, 1.1, 1.0], seconds=TINY)
     assert said.truth == 1.2
