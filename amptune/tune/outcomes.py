@@ -79,7 +79,8 @@ def describe(number: int, outcome: Outcome) -> str:
     name = outcome.recipe or f"{outcome.kind} plan"
     if outcome.step_ms is None:
         return f"trial {number}: {name}: {outcome.state}: {outcome.reason}"
-    gap = f", loss gap {outcome.loss_gap:+.3%}" if outcome.loss_gap is not None else ""
+    is_told = outcome.loss_gap is None or "loss gap" in outcome.reason
+    gap = "" if is_told else f", loss gap {outcome.loss_gap:+.3%}"
     tail = "" if outcome.valid else f", not valid: {outcome.reason}"
     beside = ""
     if outcome.paired:

@@ -213,7 +213,8 @@ def _reason(gap: float, upper: float, threshold: float, gate: GradientGate, skip
     if skipped > steps // 2:
         return f"the scaler skipped {skipped} of {steps} steps"
     if upper > threshold:
-        return f"loss gap {gap:+.3%}, up to {upper:+.3%}, allowed {threshold:.3%}"
+        likely = f", with its noise up to {upper:+.3%}" if upper > gap else ""
+        return f"loss gap {gap:+.3%}{likely}, allowed {threshold:.3%}"
     if gate.failures:
         more = f" (and {len(gate.failures) - 1} more)" if len(gate.failures) > 1 else ""
         return gate.failures[0] + more

@@ -115,7 +115,7 @@ def test_failed_and_invalid_runs_are_listed_by_reason():
         ["autocast-fp16", "invalid", "the scaler skipped 14 of 60 steps"],
         ["fp8-tensorwise", "failed", "OutOfMemoryError: CUDA out of memory"],
         ["4", "slow", "a step takes over 3x the best so far"],
-        ["8, 12, 16", "invalid", "loss gap +1.100%, up to +1.200%, allowed 0.500%"],
+        ["8, 12, 16", "invalid", "loss gap +1.100%, with its noise up to +1.200%, allowed 0.500%"],
     ]
 
 

@@ -50,7 +50,7 @@ def trials(memory=True):
             trial(number, "front" if number < 12 else "search", median, predicted_ms=median * 1.02,
                   memory_bytes=16 * GIB + number, loss_gap=0.0001 * number if valid else 0.011,
                   state="valid" if valid else "invalid",
-                  reason="" if valid else "loss gap +1.100%, up to +1.200%, allowed 0.500%")
+                  reason="" if valid else "loss gap +1.100%, with its noise up to +1.200%, allowed 0.500%")
         )  # fmt: skip
     return found if memory else [one | {"memory_bytes": None} for one in found]
 

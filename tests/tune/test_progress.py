@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
+from amptune.tune.outcomes import describe
 from amptune.tune.progress import Progress
+from amptune.tune.study import Outcome
 
 
 def test_without_a_terminal_each_stage_and_each_note_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,3 +39,12 @@ def test_trials_of_an_earlier_run_are_counted(capsys: pytest.CaptureFixture[str]
     progress.trial("trial 8: plan", "")
     progress.trial("trial 9: plan", "")
     assert capsys.readouterr().err.splitlines() == ["[8/9] trial 8: plan", "[9/9] trial 9: plan"]
+
+
+def test_the_loss_gap_of_a_trial_is_told_once() -> None:
+    step = {"median": 5.0, "low": 4.9, "high": 5.1, "repeats": 5}
+    wide = "loss gap +1.000%, with its noise up to +3.000%, allowed 0.500%"
+    outcome = Outcome("search", "invalid", wide, step_ms=step, loss_gap=0.01)
+    assert describe(3, outcome) == f"trial 3: search plan: 5.00 ms a step, not valid: {wide}"
+    wrong = dataclasses.replace(outcome, reason="the gradient of fc is not finite")
+    assert describe(3, wrong).count("loss gap +1.000%") == 1

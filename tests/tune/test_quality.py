@@ -170,6 +170,18 @@ def test_a_scale_may_need_more_halvings_than_there_are_steps(make_bench: Make) -
     assert quality.valid, quality.reason
 
 
+def test_a_loss_gap_says_what_its_noise_may_make_of_it(make_bench: Make) -> None:
+    """One order of the batches says nothing of noise, and three do."""
+    bench, batches = make_bench(MLP.replace("lr=3e-3", "lr=0.3"), steps=8)
+    reference = measure_reference(bench, batches, tolerance=1e-9, seed=0)
+    reference = dataclasses.replace(reference, noise=0.0, losses=[loss / 2 for loss in reference.losses])
+    stock = Candidate("autocast-bf16", autocast=Format.BF16)
+    one = judge(bench, stock, batches, reference, seed=0, num_orders=1)
+    assert re.fullmatch(r"loss gap \S+%, allowed 0\.000%", one.reason)
+    three = judge(bench, plan_candidate(BF16_EVERYWHERE), batches, reference, seed=0)
+    assert re.fullmatch(r"loss gap \S+%, with its noise up to \S+%, allowed 0\.000%", three.reason)
+
+
 @pytest.mark.parametrize("factor", [1.0, 2.0**24], ids=["mean", "sum of very many"])
 def test_gradients_in_fp16_are_compared_under_a_scale_that_they_bear(make_bench: Make, factor: float) -> None:
     """Of a summed loss that may be one below 1: under a larger one all of them are infinite."""
