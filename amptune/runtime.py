@@ -1573,7 +1573,7 @@ def _make_class(original: Any, kind: str) -> Any:
         body["forward"] = _made_forward(original, base, kind)
     if kind == "root:in_parts":
         # Whatever compiles around it, as torch.compile(model) does, has to leave the parts as they were measured.
-        body["forward"] = torch.compiler.disable(body["forward"])
+        body["forward"] = torch.compiler.disable(body["forward"], reason=_IN_PARTS)
     if kind_of_run == "root":
         body["_apply"] = lambda self, *args, **kwargs: _keep_channels_last(original._apply(self, *args, **kwargs))
     if kind_of_run == "own":
@@ -2211,6 +2211,10 @@ def held_tensor(module: nn.Module, name: str) -> Tensor:
 # --- parts under torch.compile ---------------------------------------------------------------------------------------
 
 _codes: dict[Any, types.CodeType] = {}
+_IN_PARTS = (
+    "its precision plan compiles parts of this model by themselves, and the rest runs in eager mode: "
+    "leave fullgraph=True out, or compile_parts of apply_plan, and call undo_plan(model) before the model is exported"
+)
 
 
 def _parts_of(model: nn.Module, keys: Iterable[str]) -> list[nn.Module]:

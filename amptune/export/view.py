@@ -107,7 +107,7 @@ def by_format(sites: Mapping[str, SitePlan]) -> str:
 
 
 def execution_lost(plan: Plan, *, tf32: str = "Set it in your script.") -> list[Lost]:
-    """What only the patched model or the runtime can do: padding, layout, TF32.
+    """What only the patched model or the runtime can do: padding, layout, compiled parts, TF32.
 
     Args:
         plan: the plan.
@@ -131,6 +131,13 @@ def execution_lost(plan: Plan, *, tf32: str = "Set it in your script.") -> list[
         )
     if plan.channels_last:
         lost.append(Lost("The channels_last layout of convolutions is not part of it", "Convert the model by hand."))
+    if plan.compile_parts:
+        lost.append(
+            Lost(
+                f"Compiling parts of the model by themselves is not part of it: {listed(plan.compile_parts)}",
+                "Call compile() of each of these modules, not torch.compile of the model.",
+            )
+        )
     if plan.tf32:
         lost.append(Lost("TF32 is not part of it", tf32))
     return lost

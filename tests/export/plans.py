@@ -132,6 +132,7 @@ PLANS: dict[str, Plan] = {
     "empty": Plan(target="net.py"),
     "package": dataclasses.replace(plan(Format.BF16), target="pack.models:build"),
     "images": dataclasses.replace(plan(Format.BF16), channels_last=True, output_format=Format.FP32),
+    "in-parts": dataclasses.replace(plan(Format.BF16), compile_parts=("blocks.0", "blocks.1")),
 }
 
 

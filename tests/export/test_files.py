@@ -222,6 +222,8 @@ def test_layout_and_padding_are_told_as_lost(files, target):
     assert "channels_last layout" in read(files, "images", target)
     assert "a multiple of 24" in " ".join(read(files, "mixed", target).replace("#", " ").split())
     assert "Padding" not in read(files, "bf16", target)
+    told = " ".join(read(files, "in-parts", target).replace("#", " ").split())
+    assert "Compiling parts of the model by themselves is not part of it: blocks.0, blocks.1" in told
 
 
 def test_bitsandbytes_computes_in_the_plans_format(files):

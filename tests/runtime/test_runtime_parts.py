@@ -126,3 +126,9 @@ def test_a_part_that_the_model_does_not_have_is_named() -> None:
     with pytest.raises(ValueError, match=r"the part to compile 'block\.\*' is not in the model"):
         apply_plan(model, TABLE, compile_parts=("block.*",))
     assert type(model) is Net
+
+
+def test_what_wants_one_graph_is_told_why_there_is_none() -> None:
+    model = in_parts(Net())
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="compile_parts of apply_plan"):
+        torch.compile(model, backend="aot_eager", fullgraph=True)(torch.randn(5, 8))
