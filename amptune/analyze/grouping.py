@@ -23,12 +23,13 @@ def group(findings: Iterable[Finding], step_ms: Mapping[tuple[str, str], float],
 
     Numbers under ``saves_ms`` and ``bytes`` are added up over the sites. Sites of a line that have one odd size are one
     finding, as severe as the gravest, whatever else their shapes are; so is information that differs in numbers alone,
-    with those of the first site. Sorted by place, then rule.
+    with those of the first site, and that of lines that follow each other: the norms of images and of texts. Sorted by
+    place, then rule.
     """
     grouped: dict[tuple[Any, ...], list[Finding]] = {}
     for finding in findings:
         grouped.setdefault(_likeness(finding), []).append(finding)
-    merged = [_merged(same, step_ms, gpus) for same in grouped.values()]
+    merged = [_merged(same, step_ms, gpus) for same in _with_neighbours(list(grouped.values()))]
     return sorted(merged, key=lambda finding: (*finding.sort_key, finding.site or ""))
 
 
@@ -42,6 +43,36 @@ def _likeness(finding: Finding) -> tuple[Any, ...]:
     if finding.severity is Severity.INFO and "padded" not in evidence:
         told = _NUMBER.sub("", told)
     return finding.rule, location, told, finding.severity
+
+
+def _with_neighbours(groups: Sequence[list[Finding]]) -> list[list[Finding]]:
+    """The groups, those of information that lines which follow each other have in common as one, first line first."""
+    alike: dict[tuple[Any, ...], list[list[Finding]]] = {}
+    kept = []
+    for same in groups:
+        key = _beside_place(same[0])
+        if key is None:
+            kept.append(same)
+        else:
+            alike.setdefault(key, []).append(same)
+    for several in alike.values():
+        last = None
+        for same in sorted(several, key=lambda each: each[0].sort_key):
+            line = same[0].location.line
+            if last is not None and 0 < line - last <= 1:
+                kept[-1] = [*kept[-1], *same]
+            else:
+                kept.append(same)
+            last = max(same[0].location.end_line or line, line)
+    return kept
+
+
+def _beside_place(finding: Finding) -> tuple[Any, ...] | None:
+    """What information has in common with that of the next line; ``None`` for other findings, and for sizes: a layer
+    each is one to change each."""
+    if finding.severity is not Severity.INFO or "padded" in finding.evidence or finding.site is None:
+        return None
+    return finding.rule, finding.location.path, _NUMBER.sub("", finding.message)
 
 
 def without_repeats(findings: Sequence[Finding]) -> list[Finding]:
@@ -132,9 +163,18 @@ def _merged(same: Sequence[Finding], step_ms: Mapping[tuple[str, str], float], g
     told = list(dict.fromkeys(finding.message for finding in same))
     said = min(told, key=len) if "padded" in evidence else first.message
     numbers = ", numbers of the first" if len(told) > 1 and said == first.message else ""
-    message = said + _traffic(evidence) + _gain(evidence.get("saves_ms", {}), step_ms, gpus) + _others(sites, numbers)
+    lines = list(dict.fromkeys(finding.location.line for finding in same))
+    if len(lines) > 1:
+        evidence["lines"] = lines
+    gain = _gain(evidence.get("saves_ms", {}), step_ms, gpus)
+    message = said + _traffic(evidence) + gain + _places(lines[1:]) + _others(sites, numbers)
     severity = max(finding.severity for finding in same)
     return dataclasses.replace(first, message=message, severity=severity, evidence=evidence)
+
+
+def _places(lines: Sequence[int]) -> str:
+    """The further lines that a finding is about."""
+    return f"; the same on line{'s' * (len(lines) > 1)} {', '.join(map(str, lines))}" if lines else ""
 
 
 def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

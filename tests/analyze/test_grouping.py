@@ -93,3 +93,16 @@ def test_dimensions_that_are_named_one_by_one_are_not_named_again() -> None:
     assert without_repeats([finding("other", dimension="K"), n, both])[-1] == both
     certain = dataclasses.replace(both, severity=Severity.ERROR)
     assert without_repeats([k, n, certain])[-1] == certain
+
+
+def test_information_of_lines_that_follow_each_other_is_one_finding() -> None:
+    def norm(site: str, line: int, severity: Severity = Severity.INFO, **evidence: object) -> Finding:
+        place = Location("model.py", line, 5, line, 20)
+        return dataclasses.replace(finding(site, "no eps", place, **evidence), severity=severity)
+
+    (found,) = group([norm("image", 3), norm("text", 4)], {}, [])
+    assert (found.location.line, found.evidence["lines"]) == (3, [3, 4])
+    assert found.message == "no eps; the same on line 4 [2 sites: image, text]"
+    assert len(group([norm("image", 3), norm("text", 6)], {}, [])) == 2
+    assert len(group([norm("image", 3), norm("text", 4, Severity.WARNING)], {}, [])) == 2
+    assert len(group([norm(name, line, padded=8) for name, line in (("q", 3), ("k", 4))], {}, [])) == 2

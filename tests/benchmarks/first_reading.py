@@ -51,7 +51,9 @@ class Reading:
     @property
     def named(self) -> list[int]:
         """The planted lines that are reported."""
-        seen = {(each["line"], each["rule"]) for each in self.findings}
+        seen = {
+            (line, each["rule"]) for each in self.findings for line in each["evidence"].get("lines", [each["line"]])
+        }
         return [line for line, rules in self.planted.items() if any((line, rule) in seen for rule in rules)]
 
     def keys(self, file: str) -> list[str]:
