@@ -80,8 +80,13 @@ def convolution_kernels(site: Site, dtypes: SiteDtypes, setting: Setting) -> Tim
 
 def workspace(site: Site, dtypes: SiteDtypes, setting: Setting, *, backward: bool) -> int:
     """Bytes that the library takes beside the tensors of a call (kernels_further_h200.json): transposed copies of input
-    and result, in FP32 where the gradient of many weights is put together; the tiles of Winograd's algorithm. What
-    FP32's Fourier transforms take is more and not foreseen."""
+    and result, in FP32 where the gradient of many weights is put together; the tiles of Winograd's algorithm.
+
+    What FP32's Fourier transforms take is more and not foreseen: twice the spectra of all weights and once those of
+    input and result, complex numbers over the image's sides as powers of two. That is what the forward from 256 to 256
+    channels over 8 images of 128 x 128 takes (33 GiB, to a thousandth) and what the steps of unet and latent lack (one
+    convolution of 1024 to 512 channels over 16 x 16, of 256 to 256 over 64 x 64). Which ones run so is the library's
+    guess: 256 to 256 over 8 images of 80 x 80 (fcos) and over 16 of 128 x 128 (deeplab) do not."""
     number_format = format_of(dtypes.compute, setting.recipe)
     gemms = of_one_call(site)
     if not gemms or not site.inputs or any(_is_depthwise(site, gemm) for gemm in gemms):
