@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._subclasses import FakeTensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -88,10 +89,22 @@ def shown(tensor: torch.Tensor) -> str:
     return f"{shape} {str(tensor.dtype).removeprefix('torch.')}"
 
 
+def _rows(attempt: Attempt) -> str:
+    """Which row was asked for of how many, where a real table says so."""
+    module = attempt.module.module if attempt.module is not None else None
+    asked = [each for each in tensors_in(attempt.inputs) if not isinstance(each, FakeTensor) and each.numel()]
+    if not isinstance(module, torch.nn.Embedding) or len(asked) != 1 or asked[0].is_floating_point():
+        return ""
+    return f"row {int(asked[0].max())} was asked for, and the table has {module.num_embeddings}: "
+
+
 def _hint(attempt: Attempt) -> str:
     cause, text = attempt.error.cause, text_of(attempt.error.cause).lower()
     if isinstance(cause, IndexError) and any(word in text for word in _INDEX_WORDS):
-        return "make the indices of the batch smaller: change make_batch(), or give --input SHAPE:int64:BOUND"
+        return (
+            f"{_rows(attempt)}make the indices of the batch smaller, or its sequences shorter where they are "
+            "positions: change make_batch(), or give --input SHAPE:int64:BOUND"
+        )
     if any(word in text for word in _SHAPE_WORDS):
         if attempt.module is not None and attempt.module.path:
             return (f"make what goes into {attempt.module.path} fit it: the layers before it, or the batch of "

@@ -96,3 +96,21 @@ def test_layerdrop_is_switched_off_and_said(load: Load) -> None:
     found = capture(load(text, inputs=("2x4",)))
     assert sum(site.op == "linear" for site in found.graph) == 8
     assert any("layerdrop" in note for note in found.notes)
+
+
+def test_a_row_that_a_table_has_not_is_named_with_its_size(load: Load) -> None:
+    """Positions that the forward counts: the batch is to be shorter, not its numbers smaller."""
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.places = nn.Embedding(100, 8), nn.Embedding(16, 8)
+
+        def forward(self, ids):
+            return self.words(ids) + self.places((ids != 0).long().cumsum(1))
+    """
+    with pytest.raises(WorkError) as caught:
+        capture(load(text, inputs=("2x20:int64:99",)), frontends=["record-real"])
+    assert "places (torch.nn.Embedding)" in str(caught.value)
+    assert "and the table has 16: " in str(caught.value)
+    assert "sequences shorter" in str(caught.value)
