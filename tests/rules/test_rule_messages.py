@@ -301,6 +301,7 @@ def test_padding_that_costs_work_and_saves_nothing_is_not_advised(width: int, co
     init = f"self.fc = nn.Linear({width}, 256)\nself.rest = nn.Sequential(*[nn.Linear(256, 256) for _ in range(4)])"
     source = model_file("return self.rest(self.fc(x))", init=init, batch=f"torch.randn(512, {width})")
     assert len(messages("G101", source, tmp_path)) == count
+    assert not messages("G108", source, tmp_path)
 
 
 def test_a_transform_in_bf16_raises_over_any_size_and_is_told_once(tmp_path: Path) -> None:

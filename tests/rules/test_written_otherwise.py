@@ -134,8 +134,9 @@ def test_products_of_a_function_that_casts_its_inputs_up_stay_in_fp32(cast: str,
     source = source.replace("class Model(nn.Module)", PRODUCT.format(cast=cast).lstrip())
     findings = found("G303", source, tmp_path)
     lines = source.splitlines()
-    assert ["Product.apply" in lines[each.location.line - 1] for each in findings] == [True] * count
-    assert len({each.location.line for each in findings}) == count
+    told = [line for each in findings for line in each.evidence.get("lines", [each.location.line])]
+    assert ["Product.apply" in lines[line - 1] for line in told] == [True] * count
+    assert len(set(told)) == count
 
 
 def test_a_dimension_that_an_einsum_merges_is_told_by_its_axes(tmp_path: Path) -> None:
@@ -352,6 +353,6 @@ def test_a_product_of_a_matrix_with_itself_sums_squares(
 
 def test_few_columns_are_not_padded_for_fp8(tmp_path: Path) -> None:
     init = "self.fc = nn.Sequential(nn.Linear(64, {n}), nn.Linear({n}, 64))"
-    for columns, count in ((8, 0), (40, 1)):
+    for columns, count in ((8, 0), (200, 1)):
         source = model_file("return self.fc(x)", init=init.format(n=columns), batch="torch.randn(4096, 64)")
         assert bool(found("G108", source, tmp_path)) is bool(count)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from amptune.core.finding import Finding, Severity
+from amptune.core.formats import Format
 from amptune.core.graph import Gemm, Site
 from amptune.core.graph_context import SMALL_GEMM_FLOPS, SMALL_SHARE, GraphContext
 from amptune.core.hardware import FP8_MULTIPLE, padded
 from amptune.core.rule import Example, GraphRule
-from amptune_rules.graph._alignment import advised_size, asks_for_fp8, rows_of_lines
+from amptune_rules.graph._alignment import advised_size, asks_for_fp8, is_dear, rows_of_lines
 from amptune_rules.graph._examples import model_file
 
 FEW = 8
@@ -76,6 +77,10 @@ class Fp8Dims(GraphRule):
             if not sides or (not certain and min(sides.values()) <= FEW):
                 continue
             sizes = [padded(advised_size(context, site, value), FP8_MULTIPLE) for value in sides.values()]
+            fp8 = [gpu.key for gpu in context.tensor_core_gpus() if gpu.is_native(Format.FP8_E4M3)]
+            waste = max(size / value - 1 for value, size in zip(sides.values(), sizes, strict=True))
+            if not certain and is_dear(context, waste, fp8):
+                continue
             listed = " and ".join(
                 f"{name} = {value} (pad to {size})" for (name, value), size in zip(sides.items(), sizes, strict=True)
             )
