@@ -60,6 +60,34 @@ def _is_last(site: Site, whole: Site, selected: int) -> bool:
     return site.inputs[position].shape == tuple(picked[selected:])
 
 
+def whole_and_rest(ranges: Ranges, site: Site) -> Range | None:
+    """Bounds of ``t.sum() + (c - t).cumsum()`` with t within 0 and c, as in the union of the Lovasz extension: at each
+    place c for what came so far, and the terms that are still to come."""
+    for side in (0, 1):
+        whole, rest = ranges.root(site, side), ranges.root(site, 1 - side)
+        if whole is None or rest is None or whole.op != "sum" or rest.op != "cumsum" or site.attrs.get("alpha"):
+            continue
+        terms = ranges.root(rest)
+        number = (terms.attrs.get("scalars") or {}).get(0) if terms is not None and terms.op == "sub" else None
+        if terms is None or not isinstance(number, int | float) or not ranges.same(whole, 0, terms, 1):
+            continue
+        within = ranges.operand(terms, 1)
+        if within.low >= 0 and within.high <= number and _is_one_axis(whole, rest):
+            return Range(float(number), math.inf)
+    return None
+
+
+def _is_one_axis(whole: Site, rest: Site) -> bool:
+    """Whether a sum runs over the axis of a cumulative sum, or over all there is."""
+    rank = len(rest.outputs[0].shape)
+    dims, dim = whole.attrs.get("dim"), rest.attrs.get("dim")
+    if dims is None or rank == 1:
+        return rank == 1 or not whole.outputs[0].shape
+    if isinstance(dims, list | tuple):
+        dims = dims[0] if len(dims) == 1 else None
+    return isinstance(dims, int) and isinstance(dim, int) and dims % rank == dim % rank
+
+
 def steps_of_sum(ranges: Ranges, site: Site) -> Range | None:
     """Bounds of ``c[..., 1:] - c[..., :-1]`` and of ``c.diff()`` where c is a cumulative sum, scaled and shifted by
     literals or not, that may start with a zero: those of its terms, as far as the rounding of c leaves them."""

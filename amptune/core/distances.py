@@ -3,51 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
 from typing import TYPE_CHECKING
 
 from amptune.core.arguments import exponent_of
 from amptune.core.graph import Site
-from amptune.core.operands import input_of
 from amptune.core.parts import NORMS
 from amptune.core.relations import COPIES_ONE, is_self_dot
 from amptune.core.squares import is_square
+from amptune.core.terms import ADDED, Term, terms_of
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
 
 _PRODUCTS = frozenset({"matmul", "mm", "bmm", "einsum", "addmm", "baddbmm", "linear"})
-_ADDED = frozenset({"addmm", "baddbmm"})
 _DEPTH = 8
 _PICKS = COPIES_ONE | {"sort", "topk", "min", "amin"}
 """Ops that pick some of several distances."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Term:
-    """A term of a sum, with the factor that it has there, and whether it is the diagonal of a matrix."""
-
-    site: Site
-    factor: float
-    is_diagonal: bool = False
-
-
 def product_of_distance(ranges: Ranges, site: Site) -> Site | None:
     """The product 2ab, where ``site`` adds up |a|^2 - 2ab + |b|^2 or its negative; ``None`` where it does not."""
-    if site.op not in ("add", "sub", *_ADDED):
+    if site.op not in ("add", "sub", *ADDED):
         return None
-    product = _product_among(ranges, list(_terms(ranges, site, 1.0)))
+    product = _product_among(ranges, list(terms_of(ranges, site, 1.0)))
     return None if product is None else product.site
 
 
-def is_minus_distance(ranges: Ranges, site: Site, index: int) -> bool:
-    """Whether an operand is such a distance times a negative number, as kernels raise it."""
+def is_minus_distance(ranges: Ranges, site: Site, index: int, depth: int = 0) -> bool:
+    """Whether an operand is such a distance times a negative number, as kernels raise it, over a learnt width too."""
     made = ranges.root(site, index)
-    product = None if made is None else _product_among(ranges, list(_terms(ranges, made, 1.0)))
-    return product is not None and product.factor > 0
+    if made is None or depth > _DEPTH:
+        return False
+    product = _product_among(ranges, list(terms_of(ranges, made, 1.0)))
+    if product is not None:
+        return product.factor > 0
+    sides = {"mul": (0, 1), "div": (0,)}.get(made.op, ())
+    return any(
+        ranges.operand(made, 1 - side).low >= 0 and is_minus_distance(ranges, made, side, depth + 1) for side in sides
+    )
 
 
-def _product_among(ranges: Ranges, terms: list[_Term]) -> _Term | None:
+def _product_among(ranges: Ranges, terms: list[Term]) -> Term | None:
     """The term -2ab of terms that add up to a distance, or to a multiple of one."""
     if (gram := _gram(terms)) is not None:
         return gram
@@ -56,11 +53,11 @@ def _product_among(ranges: Ranges, terms: list[_Term]) -> _Term | None:
     if len(products) != 1 or len(squares) < 2:
         return None
     product = products[0]
-    factor = product.factor * _literals_within(ranges, product.site)
+    sides = [_side(ranges, product.site, place, squares) for place in _factors(product.site)]
+    factor = product.factor * math.prod(literal for literal, _ in sides)
     if any(factor != -2 * square.factor for square in squares):
         return None
-    reads = any(_reads(ranges, square.site, product.site) for square in squares)
-    return dataclasses.replace(product, factor=factor) if reads else None
+    return dataclasses.replace(product, factor=factor) if any(reads for _, reads in sides) else None
 
 
 def distance_of(ranges: Ranges, site: Site, index: int) -> tuple[Site, float] | None:
@@ -81,7 +78,7 @@ def distance_of(ranges: Ranges, site: Site, index: int) -> tuple[Site, float] | 
     return None
 
 
-def _gram(terms: list[_Term]) -> _Term | None:
+def _gram(terms: list[Term]) -> Term | None:
     """The product g of diag(g) - 2g + diag(g)'."""
     whole = [term for term in terms if not term.is_diagonal]
     if len(terms) != 3 or len(whole) != 1 or whole[0].site.op not in _PRODUCTS:
@@ -90,59 +87,21 @@ def _gram(terms: list[_Term]) -> _Term | None:
     return whole[0] if same else None
 
 
-def _terms(ranges: Ranges, site: Site, factor: float, depth: int = 0, *, is_diagonal: bool = False) -> Iterator[_Term]:
-    """What a site adds up, through sums, differences, signs and factors."""
-    scalars = site.attrs.get("scalars") or {}
-    if depth > _DEPTH:
-        return
-    if is_diagonal:
-        yield _Term(site, factor, is_diagonal=True)
-    elif site.op in ("diag", "diagonal"):
-        made = ranges.root(site)
-        yield _Term(site if made is None else made, factor, is_diagonal=made is not None)
-    elif site.op in ("add", "sub"):
-        for side in (0, 1):
-            sign = (-1.0 if site.op == "sub" and side else 1.0) * (_number(site, "alpha") if side else 1.0)
-            yield from _inner(ranges, site, side, factor * sign, depth)
-    elif site.op == "neg":
-        yield from _inner(ranges, site, 0, -factor, depth)
-    elif site.op == "mul" and len(scalars) == 1:
-        ((place, value),) = scalars.items()
-        yield from _inner(ranges, site, 1 - place, factor * float(value), depth)
-    elif site.op == "div" and isinstance(by := scalars.get(1), int | float) and by:
-        yield from _inner(ranges, site, 0, factor / by, depth)
-    elif site.op in _ADDED:
-        yield _Term(site, factor * _number(site, "alpha"))
-        yield from _inner(ranges, site, 0, factor * _number(site, "beta"), depth)
-    else:
-        yield _Term(site, factor)
-
-
-def _inner(ranges: Ranges, site: Site, index: int, factor: float, depth: int) -> Iterator[_Term]:
-    made = ranges.root(site, index)
-    if made is not None:
-        views = (site.attrs.get("views") or {}).get(input_of(site, index), ("", ""))[1]
-        yield from _terms(ranges, made, factor, depth + 1, is_diagonal="diagonal" in views)
-
-
-def _number(site: Site, name: str) -> float:
-    value = site.attrs.get(name)
-    return float(value) if isinstance(value, int | float) else 1.0
-
-
 def _factors(site: Site) -> tuple[int, int]:
     """The places of the two factors of a product."""
-    return (1, 2) if site.op in _ADDED else (0, 1)
+    return (1, 2) if site.op in ADDED else (0, 1)
 
 
-def _literals_within(ranges: Ranges, product: Site) -> float:
-    """The literals that the factors of a product were multiplied with, as in (2 * a) @ b."""
-    found = 1.0
-    for place in _factors(product):
-        made = ranges.root(product, place)
-        if made is not None and made.op == "mul" and len(made.attrs.get("scalars") or {}) == 1:
-            found *= float(next(iter(made.attrs["scalars"].values())))
-    return found
+def _side(ranges: Ranges, product: Site, place: int, squares: list[Term]) -> tuple[float, bool]:
+    """The literal that a factor of a product was multiplied with, as in (2 * a) @ b, and whether one of the squares is
+    of that factor: a literal that the square has too, as in a = 3 * x, is none of the product's."""
+    if any(_reads(ranges, square.site, product, place) for square in squares):
+        return 1.0, True
+    made = ranges.root(product, place)
+    if made is None or made.op != "mul" or len(made.attrs.get("scalars") or {}) != 1:
+        return 1.0, False
+    ((at, value),) = made.attrs["scalars"].items()
+    return float(value), any(_reads(ranges, square.site, made, 1 - at) for square in squares)
 
 
 def _is_sum_of_squares(ranges: Ranges, site: Site) -> bool:
@@ -154,16 +113,8 @@ def _is_sum_of_squares(ranges: Ranges, site: Site) -> bool:
     return site.op == "einsum" and is_self_dot(ranges, site)
 
 
-def _reads(ranges: Ranges, squares: Site, product: Site) -> bool:
-    """Whether the squares are of a factor of the product."""
+def _reads(ranges: Ranges, squares: Site, holder: Site, index: int) -> bool:
+    """Whether the squares are of an operand."""
     inner = squares if squares.op == "einsum" else ranges.root(squares)
-    if inner is None:
-        return False
-    for place in _factors(product):
-        holder, index = product, place
-        made = ranges.root(product, place)
-        if made is not None and made.op == "mul" and len(made.attrs.get("scalars") or {}) == 1:
-            holder, index = made, 1 - next(iter(made.attrs["scalars"]))
-        if ranges.covers(inner, 0, holder, index):
-            return True
-    return False
+    own = next((place for place, at in enumerate((inner or squares).attrs.get("operands") or ()) if at is not None), 0)
+    return inner is not None and ranges.covers(inner, own, holder, index)

@@ -15,9 +15,11 @@ from amptune.core.finding import Finding, Location, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm, PrecisionGraph, Site
 from amptune.core.hardware import Gpu
+from amptune.core.operands import input_of
 from amptune.core.ops import Family, op_named
 from amptune.core.ranges import NOTHING, Assumptions, Ranges
 from amptune.core.recipes import STOCK, Recipe
+from amptune.core.relations import COPIES_ONE
 from amptune.core.rule import GraphRule
 
 NO_EVIDENCE = Evidence()
@@ -171,6 +173,7 @@ class GraphContext:
         found = set(fresh)
         while fresh:
             new = set(self.graph.graph.successors(fresh.pop())) - found
+            new = {name for name in new if name not in self.graph or _takes_part(self.graph[name], found)}
             found |= new
             fresh += new
         return frozenset(found)
@@ -251,6 +254,17 @@ class GraphContext:
             site=site.site_id if site else None,
             evidence=evidence if site is None or site.call is None else {**evidence, "calls": [site.call]},
         )
+
+
+def _takes_part(site: Site, among: Collection[str]) -> bool:
+    """Whether the numbers of a site come from one of the named ones, rather than the places that it takes them from."""
+    if site.op not in _PICKS or site.attrs.get("in_place") or "later_sources" in site.attrs:
+        return True
+    position = input_of(site, 0)
+    return position is None or site.sources[position] in among
+
+
+_PICKS = COPIES_ONE | {"grid_sample"}
 
 
 def _is_in_half(dtypes: SiteDtypes) -> bool:

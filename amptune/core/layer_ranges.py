@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amptune.core.graph import Site
-from amptune.core.intervals import ANY, Range, add, multiply, product, scaled, symmetric
+from amptune.core.intervals import ANY, Range, add, multiply, point, product, scaled, symmetric
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
@@ -46,6 +46,10 @@ def _weight(ranges: Ranges, site: Site, ending: str) -> Weight | None:
 
 def _linear(ranges: Ranges, site: Site) -> Range | None:
     """Linear layers and convolutions: padding adds zeros, which change no bound on the magnitude."""
+    if not site.params and len(site.inputs) == 2 and site.op.startswith("conv") and site.gemms:
+        # A window: at most as many terms as it has numbers, fewer where it stands over the edge.
+        each = multiply(ranges.input(site, 0), ranges.input(site, 1)).union(point(0.0))
+        return scaled(each, max(gemm.k for gemm in site.gemms))
     if not site.params or not site.inputs:
         return None if site.op in _PRODUCTS else ANY
     found = [ranges.assumed.weights.get(param.name) for param in site.params]

@@ -170,6 +170,15 @@ def _soft(value: float) -> float:
     return value if value > 30 else math.log1p(exp(value))
 
 
+def _lgamma(value: Range) -> Range:
+    """Of what is above zero: it falls to -0.1215 at 1.4616, and rises from there."""
+    if value.low <= 0:
+        return ANY
+    ends = [math.lgamma(end) if end < 1e300 else math.inf for end in (value.low, value.high)]
+    lowest = -0.1215 if value.low < 1.4617 and value.high > 1.4616 else min(ends)
+    return Range(lowest, max(ends))
+
+
 def _lerp(site: Site, ranges: list[Range]) -> Range:
     weight = site.attrs.get("weight", (site.attrs.get("scalars") or {}).get(2))
     inside = (isinstance(weight, (int, float)) and 0 <= weight <= 1) or (len(ranges) > 2 and _is_unit(ranges[2]))
@@ -192,6 +201,23 @@ def _layer(site: Site, ranges: list[Range]) -> Range:
     shape = site.attrs.get("normalized_shape") or site.inputs[0].shape[-1:]
     count = math.prod(shape) if isinstance(shape, list | tuple) else int(shape)
     return symmetric(math.sqrt(max(count, 1)))
+
+
+def _sampled(site: Site, ranges: list[Range]) -> Range:
+    """Means of what is near a place, and zeros outside; cubic ones go beyond by their weights, of at most 1.375 an
+    axis."""
+    beyond = site.attrs.get("mode") in ("bicubic", 2)
+    return scaled(ranges[0].union(point(0.0)), 1.375**2 if beyond else 1.0) if ranges else ANY
+
+
+def _spectrum(site: Site, ranges: list[Range]) -> Range:
+    """Sums of as many numbers as a window has, each times one of it: their size is that of the largest sum."""
+    size = site.attrs.get("n_fft")
+    if not isinstance(size, int) or not ranges:
+        return ANY
+    window = ranges[1].magnitude if len(ranges) > 1 and len(site.inputs) > 1 else 1.0
+    most = product(size, product(ranges[0].magnitude, window))
+    return symmetric(most / math.sqrt(size) if site.attrs.get("normalized") else most)
 
 
 def _added_at(site: Site, ranges: list[Range]) -> Range:
@@ -300,6 +326,7 @@ RULES: dict[str, RangeRule] = {
     "sqrt": monotone(lambda x: math.sqrt(max(x, 0.0))),
     "softplus": first(_softplus),
     "logsumexp": _logsumexp,
+    "lgamma": first(_lgamma),
     "erf": lambda site, ranges: Range(0.0, 2.0) if site.attrs.get("called") == "erfc" else Range(-1.0, 1.0),
     "atan": fixed(-math.pi / 2, math.pi / 2),
     "atan2": fixed(-math.pi, math.pi),
@@ -332,6 +359,8 @@ RULES: dict[str, RangeRule] = {
     "masked_fill": _masked_fill,
     "index_put": _written,
     "scatter": _scattered,
+    "grid_sample": _sampled,
+    "stft": _spectrum,
     "dropout": _dropout,
     "scaled_dot_product_attention": _attention,
 }

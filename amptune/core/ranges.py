@@ -179,6 +179,8 @@ class Ranges:
     def same(self, site: Site, first: int, other: Site, second: int) -> bool:
         """Whether two operands are equal number by number: one tensor under the same views, or the same arithmetic on
         the same tensors."""
+        if site is other and input_of(site, first) == input_of(site, second) is not None:
+            return True
         left, right = self._place(site, first), self._place(other, second)
         return left is not None and right is not None and (left.made, left.views) == (right.made, right.views)
 

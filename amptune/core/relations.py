@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from amptune.core.arguments import axis_size, limits_of, reduced_count
 from amptune.core.blends import blended
 from amptune.core.conditions import chosen, filled, guarded_sum, selected
-from amptune.core.cumulative import rest_of_sum, steps_of_sum
+from amptune.core.cumulative import rest_of_sum, steps_of_sum, whole_and_rest
 from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, point, square, symmetric
@@ -18,6 +18,7 @@ from amptune.core.order import steps_upwards
 from amptune.core.parts import MAXIMA, is_unit_vector, part_of, root_of_squares
 from amptune.core.rising import is_rise
 from amptune.core.squares import mean_square_left, scaled_square, squareplus
+from amptune.core.variances import covariance
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
@@ -56,7 +57,13 @@ def related(ranges: Ranges, site: Site) -> Range | None:
         case "masked_select" | "index":
             return selected(ranges, site)
         case "add":
-            return guarded_sum(ranges, site) or squareplus(ranges, site) or blended(ranges, site)
+            return (
+                guarded_sum(ranges, site)
+                or squareplus(ranges, site)
+                or blended(ranges, site)
+                or whole_and_rest(ranges, site)
+                or covariance(ranges, site)
+            )
         case "matmul" | "mm" | "bmm" | "einsum" | "mv" | "linalg_vecdot":
             return _matrix_product(ranges, site)
         case "linear" | "conv1d" | "conv2d" | "conv3d" | "conv_transpose1d" | "conv_transpose2d" | "conv_transpose3d":
@@ -154,6 +161,7 @@ def _difference(ranges: Ranges, site: Site) -> Range | None:
         or steps_of_sum(ranges, site)
         or steps_upwards(ranges, site)
         or mean_square_left(ranges, site)
+        or covariance(ranges, site)
     )
 
 

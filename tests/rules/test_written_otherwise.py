@@ -356,3 +356,227 @@ def test_few_columns_are_not_padded_for_fp8(tmp_path: Path) -> None:
     for columns, count in ((8, 0), (200, 1)):
         source = model_file("return self.fc(x)", init=init.format(n=columns), batch="torch.randn(4096, 64)")
         assert bool(found("G108", source, tmp_path)) is bool(count)
+
+
+@pytest.mark.parametrize(("most", "codes"), [(9000, {"G201"}), (40, set())])
+def test_a_logarithm_of_factorials_of_the_batch_is_beyond_fp16_and_not_at_an_end_of_its_domain(
+    most: int, codes: set[str], tmp_path: Path
+) -> None:
+    body = "rate = self.fc(x)\nseen = (counts + 0.5).to(rate.dtype)\nreturn rate * seen - torch.lgamma(seen)"
+    batch = f"(torch.randn(32, 64), torch.randint(0, {most}, (32, 64)))"
+    source = model_file(body, takes="x, counts", batch=batch)
+    assert {code for code in ("G201", "G213") if found(code, source, tmp_path)} == codes
+
+
+def test_the_end_of_the_domain_of_a_logarithm_of_factorials_is_at_zero(tmp_path: Path) -> None:
+    (finding,) = found("G213", model_file("return torch.lgamma(torch.relu(self.fc(x)))"), tmp_path)
+    assert "below 1" not in finding.message
+
+
+@pytest.mark.parametrize(("length", "count"), [(400, 1), (200, 0)])
+def test_squares_of_places_in_fp16_are_infinite_in_every_step(length: int, count: int, tmp_path: Path) -> None:
+    body = f"""
+    share = self.fc(x).softmax(-1).half()
+    place = torch.arange({length}, device=x.device, dtype=torch.float16)
+    return (share * (place * place)).sum(-1)
+    """
+    source = model_file(body, init=f"self.fc = nn.Linear(64, {length})")
+    findings = [each for each in found("G214", source, tmp_path) if "every step" in each.message]
+    assert len(findings) == count
+
+
+SUMS_OF_SQUARES = "h = {made}\nreturn torch.einsum('nct,nct->nc', h, h) / h.shape[-1]"
+
+
+@pytest.mark.parametrize(
+    ("made", "length", "says"),
+    [
+        ("F.instance_norm(self.fc(x))", 80000, "80000 squares are summed"),
+        ("F.instance_norm(self.fc(x))", 4000, None),
+        ("self.fc(x)", 4000, "inputs of size 4.05"),
+    ],
+)
+def test_sums_of_squares_are_beyond_fp16_from_smaller_numbers_on_the_more_they_are(
+    made: str, length: int, says: str | None, tmp_path: Path
+) -> None:
+    source = model_file(
+        SUMS_OF_SQUARES.format(made=made), init="self.fc = nn.Conv1d(4, 8, 1)", batch=f"torch.randn(2, 4, {length})"
+    )
+    findings = found("G214", source, tmp_path)
+    assert len(findings) == (says is not None)
+    assert all(str(says) in each.message for each in findings)
+
+
+def test_a_mean_that_fp16_does_not_have_is_no_mask(tmp_path: Path) -> None:
+    body = "h = self.fc(x)\nreturn h * self.spread.to(h.dtype) + self.middle.to(h.dtype)"
+    init = "self.fc = nn.Linear(64, 64)\nself.register_buffer('middle', torch.full((64,), 86000.0))\n"
+    init += "self.register_buffer('spread', torch.rand(64))"
+    (finding,) = found("G201", model_file(body, init=init), tmp_path)
+    assert "finfo" not in finding.message
+    (mask,) = found("G201", model_file("return self.fc(x).masked_fill(x > 0, -1e9).softmax(-1)"), tmp_path)
+    assert "finfo" in mask.message
+
+
+ROWS = """
+score = self.fc(x)
+row = (score[:, 0] * 70 + score[:, 1]).round().clamp(0, {most} - 1){cast}.long()
+return {read}
+"""
+
+
+@pytest.mark.parametrize(
+    "read", ["self.table(row)", "self.table.weight.index_select(0, row)", "self.table.weight[row]"]
+)
+@pytest.mark.parametrize(("most", "formats"), [(9000, 1), (200, 0)])
+def test_rows_whose_numbers_16_bits_do_not_have(read: str, most: int, formats: int, tmp_path: Path) -> None:
+    init = f"self.fc = nn.Linear(64, 2)\nself.table = nn.Embedding({most}, 16)"
+    source = model_file(ROWS.format(most=most, cast="", read=read), init=init)
+    assert len(found("G211", source, tmp_path)) == formats
+
+
+def test_rows_whose_numbers_are_worked_out_in_fp32_and_columns_of_a_table_are_no_matter(tmp_path: Path) -> None:
+    init = "self.fc = nn.Linear(64, 2)\nself.table = nn.Embedding(9000, 16)"
+    with_cast = ROWS.replace("self.fc(x)", "self.fc(x).float()")
+    assert not found(
+        "G211", model_file(with_cast.format(most=9000, cast="", read="self.table(row)"), init=init), tmp_path
+    )
+    columns = ROWS.format(most=16, cast="", read="self.table.weight[:, row]")
+    assert not found("G211", model_file(columns, init=init), tmp_path)
+
+
+KERNEL = """
+z = {factor}self.fc(x)
+size = (z * z).sum(-1)
+away = size.unsqueeze(1) - 2.0 * torch.matmul(z, z.transpose(0, 1)) + size.unsqueeze(0)
+return torch.exp(-away / (2 * F.softplus(self.width)))
+"""
+
+
+@pytest.mark.parametrize("factor", ["", "0.5 * ", "4 * "])
+def test_distances_of_what_a_literal_scaled_before(factor: str, tmp_path: Path) -> None:
+    init = "self.fc = nn.Linear(64, 64)\nself.width = nn.Parameter(torch.ones(()))"
+    source = model_file(KERNEL.format(factor=factor), init=init)
+    assert len(found("G218", source, tmp_path)) == 1
+    assert not found("G203", source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("return (torch.sqrt(h.abs() * 0.02 + 1) - 1) / 0.005", 1),
+        ("return 300 * (-1 + (1 + h * h).sqrt())", 1),
+        ("return torch.sqrt(h.abs() + 1) - 1 + 0.01 * h", 0),
+        ("return (torch.sqrt(h.float().abs() * 0.02 + 1) - 1) / 0.005", 0),
+    ],
+)
+def test_one_less_than_a_root_near_one_times_a_large_number(line: str, count: int, tmp_path: Path) -> None:
+    assert len(found("G218", model_file(f"h = self.fc(x)\n{line}"), tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("after", "count"),
+    [
+        ("return ((2e-9 * x - small) / 2e-9).pow(2)", 1),
+        ("return (x * 1e-9 + small) * 1e9", 1),
+        ("return ((x + small) / 8).pow(2)", 0),
+    ],
+)
+def test_a_term_that_vanishes_matters_where_its_sum_is_raised(after: str, count: int, tmp_path: Path) -> None:
+    source = model_file(f"small = torch.sigmoid(self.fc(x)) * 2e-9\nsmall = small.float()\n{after}")
+    assert len(found("G202", source, tmp_path)) == count
+
+
+VARIANCES = """
+h = torch.sigmoid(self.fc(x)).view(32, 1, 8, 8).float()
+one = torch.ones(1, 1, 3, 3, device=x.device)
+total, squares = F.conv2d(h, one, padding=1), F.conv2d(h.square(), one, padding=1)
+{spread}
+return spread.sum((1, 2, 3))
+"""
+
+
+@pytest.mark.parametrize(
+    ("spread", "count"),
+    [
+        ("m = total / 9\nspread = squares + m * m * 9 - 2 * m * total", 1),
+        ("spread = (squares - total * total / 9) / 8", 1),
+        ("spread = 0.5 * (total * total - squares)", 0),  # pairs of a factorisation machine
+        ("spread = squares + total * total / 9", 0),
+    ],
+)
+def test_variances_of_windows_in_several_terms(spread: str, count: int, tmp_path: Path) -> None:
+    findings = found("G218", model_file(VARIANCES.format(spread=spread)), tmp_path)
+    assert len(findings) == count, [str(each) for each in findings]
+
+
+CORRELATION = """
+seen = F.grid_sample(x.view(32, 1, 8, 8), torch.tanh(self.fc(x)).view(32, 8, 4, 2).float(), align_corners=False)
+one = torch.ones(1, 1, 3, 3, device=x.device)
+a, b = F.conv2d(seen, one), F.conv2d(y.view(32, 1, 8, 8)[..., :4], one)
+both = F.conv2d(seen * y.view(32, 1, 8, 8)[..., :4], one)
+cross = both - a * b / 9
+return cross * cross
+"""
+
+
+@pytest.mark.parametrize(("most", "count"), [("1", 0), ("90", 1)])
+def test_a_covariance_of_images_is_bounded_by_them(most: str, count: int, tmp_path: Path) -> None:
+    batch = f"({most} * torch.rand(32, 64), {most} * torch.rand(32, 64))"
+    source = model_file(CORRELATION, takes="x, y", batch=batch)
+    assert len(found("G214", source, tmp_path)) == count
+
+
+RECURRENCE = """
+keep, add = self.fc(x).float().chunk(2, -1)
+log_keep = F.pad(F.logsigmoid(keep).cumsum(1), (0, 0, 1, 0))[:, 1:]
+entering = {entering}
+state = log_keep + torch.logcumsumexp(entering - log_keep, 1)
+return self.out(torch.exp(state))
+"""
+
+
+@pytest.mark.parametrize(("entering", "count"), [("torch.log1p(add.relu()) + F.logsigmoid(-keep)", 0), ("add", 1)])
+def test_a_recurrence_in_logarithms_is_as_large_as_what_enters_it(entering: str, count: int, tmp_path: Path) -> None:
+    source = model_file(
+        RECURRENCE.format(entering=entering),
+        init="self.fc = nn.Linear(64, 128)\nself.out = nn.Linear(64, 64)",
+        batch="torch.randn(4, 16, 64)",
+    )
+    assert len(found("G203", source, tmp_path)) == count
+
+
+@pytest.mark.parametrize(("rest", "count"), [("1 - seen", 0), ("1 - share", 1)])
+def test_all_of_it_and_what_is_not_of_it_so_far_are_never_zero_together(rest: str, count: int, tmp_path: Path) -> None:
+    body = f"""
+    share = self.fc(x).sigmoid().float()
+    order = share.argsort(-1, descending=True)
+    seen = (x > 0).float().gather(-1, order)
+    union = ({rest}).cumsum(-1) + seen.sum(-1, keepdim=True)
+    return (share * (1 - seen / union)).sum(-1)
+    """
+    assert len(found("G205", model_file(body), tmp_path)) == count
+
+
+POWER = """
+spectrum = torch.stft(x, 512, 128, window=self.window, return_complex=True)
+power = {power}
+return self.fc(torch.einsum("mf,bft->btm", self.bands, power))
+"""
+
+
+@pytest.mark.parametrize(
+    ("power", "loud", "count"),
+    [
+        ("spectrum.abs().pow(2)", "1", 1),
+        ("spectrum.abs().pow(2)", "1e-2", 0),
+        ("torch.log1p(spectrum.abs().pow(2))", "1", 0),
+        ("(spectrum.abs().pow(2) - 3).sin() / (x.abs().amax() + 1e-8)", "1", 0),
+    ],
+)
+def test_powers_of_a_spectrum_that_a_product_with_bands_casts_to_fp16(
+    power: str, loud: str, count: int, tmp_path: Path
+) -> None:
+    init = "self.fc = nn.Linear(40, 8)\nself.register_buffer('bands', torch.rand(40, 257))"
+    init += "\nself.register_buffer('window', torch.hann_window(512))"
+    source = model_file(POWER.format(power=power), init=init, batch=f"{loud} * (2 * torch.rand(4, 8000) - 1)")
+    assert len(found("G201", source, tmp_path)) == count

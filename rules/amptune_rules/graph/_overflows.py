@@ -101,3 +101,20 @@ def factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:
 def is_outside(run: Run, site: Site) -> bool:
     """Whether the bound was finite before it was rounded to FP16 and is not any more."""
     return lies_outside(run.ranges.exact(site))
+
+
+_GROWS = COPIES_ONE | {"stft", "fft", "square", "pow", "mul", "abs", "sum", "norm", "linalg_vector_norm", "pad"}
+_STEPS = 8
+
+
+def only_grows(context: GraphContext, site: Site, depth: int = 0) -> bool:
+    """Whether a site is powers, spectra and sums of numbers of the batch, of which a bound is not far off what comes:
+    differences and quotients have bounds that nothing reaches."""
+    bounds = context.bounds(context.runs[0])
+    if bounds is None or depth > _STEPS:
+        return False
+    is_sum = site.op == "add" and all(bounds.operand(site, side).low >= 0 for side in (0, 1))
+    makers = [context.graph[source] for source in bounds.sources(site) if source in context.graph]
+    if not (is_sum or site.op in _GROWS):
+        return False
+    return all(is_settled(context, made) or only_grows(context, made, depth + 1) for made in makers)

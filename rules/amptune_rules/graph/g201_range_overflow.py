@@ -9,10 +9,11 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in, stopped
+from amptune.core.intervals import ANY
 from amptune.core.observed import Stat
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import called, chain, delivering, is_settled
+from amptune_rules.graph._numeric import called, chain, delivering, is_settled, of_batch
 from amptune_rules.graph._overflows import (
     FACTORS,
     LIMIT,
@@ -23,12 +24,14 @@ from amptune_rules.graph._overflows import (
     lost_in_cast,
     may_be_outside,
     number_outside,
+    only_grows,
     reached,
     seen_outside,
 )
 
 _FILLS = ("masked_fill", "index_put", "full_like", "clamp")
 _ARITHMETIC = ("add", "sub", "where")
+_GROWING = ("lgamma", "exp", "exp2", "expm1", "cosh", "sinh")
 _JUDGED = (*_FILLS, *_ARITHMETIC, *FACTORS)
 
 
@@ -156,6 +159,8 @@ class RangeOverflow(GraphRule):
                 )
         yield from self._narrowed(context)
         yield from self._given(context)
+        yield from self._worked_out(context)
+        yield from self._grown(context)
         yield from self._certain(context)
         bounded = {site.id: found for site, found in self._bounded(context)}
         yield from bounded.values()
@@ -170,8 +175,8 @@ class RangeOverflow(GraphRule):
             self,
             site,
             f"{number:g} is outside of fp16 (65504): this {filled or called(site)} "
-            f"{'raises' if raises else 'gives infinity'} in fp16 (under {recipes_in(runs)}); use "
-            "torch.finfo(x.dtype).min, or float32",
+            f"{'raises' if raises else 'gives infinity'} in fp16 (under {recipes_in(runs)}); "
+            f"{_instead(site, filled, number)}",
             severity=Severity.ERROR if raises else Severity.WARNING,
             value=number,
             format="fp16",
@@ -218,6 +223,54 @@ class RangeOverflow(GraphRule):
                         format="fp16",
                     )
                     break
+
+    def _worked_out(self, context: GraphContext) -> Iterable[Finding]:
+        """What is worked out from the batch alone in FP32, and cast to FP16 though its bound is over it."""
+        run = next((run for run in context.runs if run.recipe.half is Format.FP16), None)
+        bounds = context.bounds(run) if run is not None else None
+        if run is None or bounds is None:
+            return
+        for site in context.graph:
+            for position, source in enumerate(bounds.sources(site)):
+                if source not in context.graph or source in context.weighted or source == site.id:
+                    continue
+                found, made = bounds.arriving(site, position), context.graph[source]
+                if is_settled(context, made) or not may_be_outside(found) or not only_grows(context, made):
+                    continue
+                dtypes = run.dtypes[site.id]
+                if (dtypes.given[position], dtypes.inputs[position]) == ("float32", "float16"):
+                    yield context.finding(
+                        self,
+                        site,
+                        f"what is worked out from the batch may reach {found.magnitude:.3g}, and is cast to fp16 for "
+                        f"this {called(site)} (under {recipes_in((run,))}): infinity over 65504; scale it first, or "
+                        "run this in float32 with autocast off",
+                        severity=Severity.INFO,
+                        bound=[found.low, found.high],
+                        format="fp16",
+                        chain=chain(context, site),
+                    )
+                    break
+
+    def _grown(self, context: GraphContext) -> Iterable[Finding]:
+        """Functions of numbers of the batch, which no weight has a part in, that FP16 holds, unlike their results."""
+        for site in context.graph:
+            runs = delivering(context, site, Format.FP16)
+            if site.op not in _GROWING or not runs or is_settled(context, site):
+                continue
+            data, bounds = of_batch(context, site), context.bounds(runs[0])
+            reach = bounds.exact(site) if bounds is not None else ANY
+            if data.is_known and data.magnitude <= LIMIT and may_be_outside(reach):
+                yield context.finding(
+                    self,
+                    site,
+                    f"numbers of the batch in {data} give {reach.magnitude:.3g} by this {called(site)}, over fp16's "
+                    f"65504: infinity under {recipes_in(runs)}; compute it in float32",
+                    severity=Severity.WARNING,
+                    bound=[reach.low, reach.high],
+                    format="fp16",
+                    chain=chain(context, site),
+                )
 
     def _bounded(self, context: GraphContext) -> Iterable[tuple[Site, Finding]]:
         """Products of two tensors, each of them within FP16 by ops and literals alone, that may leave it together."""
@@ -314,6 +367,12 @@ class RangeOverflow(GraphRule):
             bound=[bound.low, bound.high],
             chain=chain(context, site),
         )
+
+
+def _instead(site: Site, filled: str, number: float) -> str:
+    """What to write: a mask takes the limit of its own dtype, a mean or an offset is no mask."""
+    is_mask = filled or number < 0 or site.op not in _ARITHMETIC or site.op == "where"
+    return "use torch.finfo(x.dtype).min, or float32" if is_mask else "compute it in float32"
 
 
 def _filled_with(run: Run, site: Site, number: float) -> str:

@@ -171,7 +171,7 @@ _STEPS = 4
 
 
 def _use(context: GraphContext, site: Site) -> str:
-    """What the vanished result is used for; empty where it is only added to something."""
+    """What the vanished result is used for; empty where it is only added to something that is not raised after it."""
     fresh = [site]
     for _ in range(_STEPS):
         after = [consumer for each in fresh for consumer in context.graph.consumers(each.id)]
@@ -179,4 +179,30 @@ def _use(context: GraphContext, site: Site) -> str:
             if consumer.op in _HARMED:
                 return _HARMED[consumer.op]
         fresh = [each for each in after if each.op in _CARRIES or (each.op == "add" and each.attrs.get("scalars"))]
-    return ""
+    return "factor that raises what it is added to" if _is_raised(context, site) else ""
+
+
+def _is_raised(context: GraphContext, site: Site) -> bool:
+    """Whether literals multiply what the vanished result is a term of by so much that its loss shows."""
+    fresh = {site.id: FLUSHED}
+    for _ in range(_STEPS):
+        after = {
+            consumer.id: lost * _factor(consumer)
+            for name, lost in fresh.items()
+            for consumer in context.graph.consumers(name)
+            if consumer.op in _CARRIES or consumer.op in ("add", "sub", "mul", "div")
+        }
+        if any(lost >= SHARE for lost in after.values()):
+            return True
+        fresh = after
+    return False
+
+
+def _factor(site: Site) -> float:
+    """What a site multiplies its operand by, where that is a literal; 1 for anything else that is linear."""
+    numbers = site.attrs.get("scalars") or {}
+    number = numbers.get(1, numbers.get(0)) if site.op == "mul" else numbers.get(1)
+    if site.op not in ("mul", "div"):
+        return 1.0
+    size = abs(float(number or 0))
+    return size if site.op == "mul" or not size else 1 / size

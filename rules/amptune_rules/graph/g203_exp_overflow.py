@@ -11,6 +11,7 @@ from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
+from amptune.core.logarithms import is_logarithmic
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import (
@@ -114,6 +115,8 @@ class ExpOverflow(GraphRule):
             unbounded = _may_pass(context.runs[0], site, FP32_LIMIT) and data > FP32_LIMIT
             if unbounded and is_minus_distance(context.runs[0].ranges, site, 1 if site.op == "pow" else 0):
                 continue  # above zero by rounding alone
+            if unbounded and is_logarithmic(context.runs[0].ranges, site, 1 if site.op == "pow" else 0):
+                continue  # as large as what was logged
             signless = _without_sign(context, site) if unbounded else None
             harm = _harm(context, site) if unbounded and signless is None else ""
             runs = tuple(run for run in runs_in(half.get(site, ()), site, Format.FP16)

@@ -25,7 +25,8 @@ class IntegersInLowPrecision(GraphRule):
     with more of them than the format counts exactly: 256 in BF16, 2048 in FP16. Autocast does this to a matmul with
     positions. Integers of the batch, up to the largest one in it, are reported on their way to a sine or cosine alone,
     and so are its other numbers, as times, where the rounding moves the angle by a quarter of a radian and more. So is
-    a sum of a mask that counts further than its format does.
+    a sum of a mask that counts further than its format does, and a number computed in 16 bits that is cast to an
+    integer and picks a row of a table with more of them.
 
     ## Why is this bad
     BF16 has no 257: positions 256 and 257 become one. Rotary embeddings computed so are wrong for long sequences.
@@ -135,6 +136,7 @@ class IntegersInLowPrecision(GraphRule):
             else:
                 yield from self._moved(context, site)
                 yield from self._counted(context, site)
+                yield from self._looked_up(context, site)
 
     def _moved(self, context: GraphContext, site: Site) -> Iterable[Finding]:
         """Numbers of the batch that are no integers, rounded on their way to a sine or cosine."""
@@ -174,6 +176,23 @@ class IntegersInLowPrecision(GraphRule):
                 )
                 return
 
+    def _looked_up(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+        """Numbers computed in 16 bits that are cast to integers and then pick a row of a table."""
+        rows = max((_rows_picked(after, site) for after in context.graph.consumers(site.id)), default=0)
+        for number_format in (Format.BF16, Format.FP16):
+            runs = delivering(context, site, number_format)
+            if runs and rows > number_format.largest_exact_integer + 1:
+                yield context.finding(
+                    self,
+                    site,
+                    f"the numbers of {rows} rows are computed in {number_format} (under {recipes_in(runs)}), which has "
+                    f"no {number_format.largest_exact_integer + 1}: many rows are never picked, and others in their "
+                    "place; compute the number in integers, or in float32 with autocast off",
+                    count=rows,
+                    format=str(number_format),
+                )
+                return
+
     def _rounded(self, context: GraphContext, site: Site) -> Iterable[tuple[int, Format, tuple[Run, ...]]]:
         made = {**(site.attrs.get("integers") or {}), **_given(context, site)}
         for index, length in made.items():
@@ -182,6 +201,24 @@ class IntegersInLowPrecision(GraphRule):
                 runs = tuple(run for run in context.runs if run.dtypes[site.id].inputs[index] == name)
                 if runs and length > number_format.largest_exact_integer:
                     yield length, number_format, runs
+
+
+_TABLES = ("embedding", "embedding_bag", "index_select", "gather", "index")
+
+
+def _rows_picked(table: Site, number: Site) -> int:
+    """How many rows a lookup has whose row numbers are the floating numbers of another site, cast to integers."""
+    reads = any(
+        source == number.id and tensor.dtype in ("int64", "int32")
+        for source, tensor in zip(table.sources, table.inputs, strict=False)
+    )
+    if table.op not in _TABLES or not reads or not all(output.is_floating for output in number.outputs):
+        return 0
+    shape = table.params[0].meta.shape if table.params else table.inputs[0].shape if len(table.inputs) > 1 else ()
+    dim = table.attrs.get("dim", 0)
+    if table.op == "index" and (table.attrs.get("operands") or ())[1:] != [0 if table.params else 1]:
+        return 0  # of several axes
+    return shape[dim] if isinstance(dim, int) and dim < len(shape) else 0
 
 
 COARSE = 0.25

@@ -87,13 +87,13 @@ class DomainBoundary(GraphRule):
                     site,
                     f"{site.op} of the output of a layer, which leaves its domain: NaN there; bound it first",
                 )
-            elif runs:
-                steps = ", ".join(f"{1 - f.epsilon / 2:.5g} is the last below 1 in {f}" for f in formats_in(runs, site))
+            elif runs and not _is_above_by_data(context, site):
                 yield context.finding(
                     self,
                     site,
                     f"{site.op} runs in {where_in(runs, site)} and its input can round to the end of the "
-                    f"domain ({steps}): infinite there; compute it in float32",
+                    f"domain ({_next_to_end(site, runs)}): {_AT_END.get(site.op, 'infinite there')}; compute it in "
+                    "float32",
                 )
             elif lost := tuple(run for run in context.runs if _is_at_end(run, site)):
                 dtypes = ", ".join(dict.fromkeys(source_dtype(run, site, 0) or "16 bits" for run in lost))
@@ -113,6 +113,18 @@ class DomainBoundary(GraphRule):
                     severity=Severity.INFO,
                     chain=chain(context, site),
                 )
+
+
+_AT_END = {"acosh": "its gradient is infinite there"}
+
+
+def _next_to_end(site: Site, runs: tuple[Run, ...]) -> str:
+    formats = formats_in(runs, site)
+    if _ENDS[site.op] == (0.0, math.inf):
+        return ", ".join(f"what is under {f.smallest_subnormal / 2:.2g} is zero in {f}" for f in formats)
+    if site.op == "acosh":
+        return ", ".join(f"{1 + f.epsilon:.5g} is the first above 1 in {f}" for f in formats)
+    return ", ".join(f"{1 - f.epsilon / 2:.5g} is the last below 1 in {f}" for f in formats)
 
 
 def _is_above_by_data(context: GraphContext, site: Site) -> bool:

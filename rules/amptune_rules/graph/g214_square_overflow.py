@@ -10,11 +10,12 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
+from amptune.core.intervals import ANY
 from amptune.core.ops import Family, op_named
 from amptune.core.relations import is_self_dot
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import BATCH_MARGIN, of_batch, reads_weights_alone, runs_in, where_in
+from amptune_rules.graph._numeric import BATCH_MARGIN, is_settled, of_batch, reads_weights_alone, runs_in, where_in
 
 LIMIT = Format.FP16.max**0.5
 SMALL = 8.0
@@ -99,22 +100,44 @@ class SquareOverflow(GraphRule):
         """One finding for each square."""
         yield from self._grams(context)
         for site, half in context.sites_in_half("mul", "square", "pow", "einsum"):
-            if not _is_square(half[0], site) or reads_weights_alone(context, site):
+            if not _is_square(half[0], site):
                 continue
+            if is_settled(context, site):
+                yield from self._constant(context, site, runs_in(half, site, Format.FP16))
+            if reads_weights_alone(context, site):
+                continue
+            place, count = _tensors(site)[0], _summed(site)
+            limit = math.sqrt(Format.FP16.max / count)
             runs = tuple(
-                run for run in runs_in(half, site, Format.FP16) if run.ranges.operand(site, 0).magnitude > LIMIT
+                run for run in runs_in(half, site, Format.FP16) if run.ranges.operand(site, place).magnitude > limit
             )
-            is_small = of_batch(context, site).magnitude * BATCH_MARGIN <= LIMIT
-            if runs and not is_small and not _is_normalised(runs[0], site):
+            of_data = of_batch(context, site, place).magnitude
+            if not runs or of_data * BATCH_MARGIN <= limit:
+                continue
+            if not (is_normalised := _is_normalised(runs[0], site, place)) or limit < 1:
+                known = "a norm makes them 1 on average" if is_normalised else "nothing in the graph bounds them"
                 yield context.finding(
                     self,
                     site,
-                    f"a square runs in {where_in(runs, site)}: inputs over {LIMIT:.1f} give infinity, and nothing "
-                    "in the "
-                    "graph bounds them; compute it in float32",
-                    limit=round(LIMIT, 1),
+                    f"{_told(count, limit, where_in(runs, site))} give infinity, and "
+                    f"{known if of_data > limit else f'this batch may give {of_data:.3g}'}; compute it in float32",
+                    severity=None if of_data > limit else Severity.INFO,
+                    limit=round(limit, 1 if count == 1 else 4),
                     format="fp16",
                 )
+
+    def _constant(self, context: GraphContext, site: Site, runs: tuple[Run, ...]) -> Iterable[Finding]:
+        """Squares of numbers that are the same in every step, as those of an arange."""
+        numbers = runs[0].ranges.operand(site, 0) if runs and site.op in ("mul", "square") else ANY
+        if LIMIT < numbers.magnitude < math.inf:
+            yield context.finding(
+                self,
+                site,
+                f"a square of {numbers} runs in {where_in(runs, site)} and reaches "
+                f"{numbers.magnitude**2:.4g} in every step, which is infinite there; compute it in float32",
+                limit=round(LIMIT, 1),
+                format="fp16",
+            )
 
     def _grams(self, context: GraphContext) -> Iterable[Finding]:
         """Products of a tensor with itself, transposed: their diagonal sums the squares of the reduction."""
@@ -139,6 +162,17 @@ class SquareOverflow(GraphRule):
                     limit=round(limit, 4),
                     format="fp16",
                 )
+
+
+def _summed(site: Site) -> int:
+    """How many squares each number of the result sums."""
+    return max((gemm.k for gemm in site.gemms), default=1) if site.op == "einsum" else 1
+
+
+def _told(count: int, limit: float, where: str) -> str:
+    if count == 1:
+        return f"a square runs in {where}: inputs over {limit:.1f}"
+    return f"{count} squares are summed in {where}: inputs of size {limit:.3g}"
 
 
 def _is_gram(run: Run, site: Site) -> bool:

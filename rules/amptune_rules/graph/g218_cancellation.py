@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from amptune.core.distances import product_of_distance
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, formats_in
+from amptune.core.graph_context import GraphContext, Run, formats_in
 from amptune.core.rule import Example, GraphRule
+from amptune.core.variances import spread_of
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import is_difference_of_means, where_in
 
@@ -24,8 +25,9 @@ class Cancellation(GraphRule):
 
     ## What it does
     Recognises a subtraction of the square of a mean from a mean of squares of the same tensor, over an axis, by pooling
-    or by a convolution with a window (SSIM), which autocast runs in 16 bits; and squared distances as two sums of
-    squares less twice a product, where that product runs in 16 bits.
+    or by a convolution with a window (SSIM), which autocast runs in 16 bits, in two terms or in more; squared distances
+    as two sums of squares less twice a product, where that product runs in 16 bits; and `sqrt(1 + y) - 1` in 16 bits
+    that is multiplied up right after it.
 
     ## Why is this bad
     Where the mean is large against the deviation, the leading digits cancel and what is left are rounding errors: in
@@ -129,16 +131,35 @@ class Cancellation(GraphRule):
         run = context.runs[0]
         for site in context.graph:
             if site.op == "sub" and is_difference_of_means(run, site):
-                first = run.ranges.root(site, 0)
-                is_windowed = first is not None and first.op.startswith(("conv", "avg_pool"))
-                yield context.finding(
-                    self,
-                    site,
-                    "E[x^2] - E[x]^2 cancels where the mean is large against the deviation, and can be negative; "
-                    f"{_IN_WINDOWS if is_windowed else 'use var, or subtract the mean first'}",
-                )
+                yield self._variance(context, site, "E[x^2] - E[x]^2", run.ranges.root(site, 0))
+            elif (squares := _variance(run, site)) is not None:
+                yield self._variance(context, site, "a sum of squares less products of sums", squares)
             if product := product_of_distance(run.ranges, site):
                 yield from self._distance(context, site, product)
+            if raised := _raised_after(run, site):
+                yield from self._root_less_one(context, site, raised)
+
+    def _variance(self, context: GraphContext, site: Site, called: str, squares: Site | None) -> Finding:
+        is_windowed = squares is not None and squares.op.startswith(("conv", "avg_pool"))
+        return context.finding(
+            self,
+            site,
+            f"{called} cancels where the mean is large against the deviation, and can be negative; "
+            f"{_IN_WINDOWS if is_windowed else 'use var, or subtract the mean first'}",
+        )
+
+    def _root_less_one(self, context: GraphContext, site: Site, raised: float) -> Iterable[Finding]:
+        runs = tuple(each for each in context.runs if each.dtypes[site.id].in_half)
+        errors = {each: each.epsilon / 2 * raised for each in formats_in(runs, site)}
+        if runs and max(errors.values()) >= COARSE:
+            told = ", ".join(f"{error:.2g} in {each}" for each, error in errors.items())
+            yield context.finding(
+                self,
+                site,
+                f"sqrt(1 + y) - 1 in {where_in(runs, site)}: where y is small it is the rounding of the root, and is "
+                f"multiplied by {raised:g} after it: an error of {told}; write y / (sqrt(1 + y) + 1), or compute it "
+                "in float32",
+            )
 
     def _distance(self, context: GraphContext, site: Site, product: Site) -> Iterable[Finding]:
         runs = tuple(each for each in context.runs if each.dtypes[product.id].in_half)
@@ -153,3 +174,34 @@ class Cancellation(GraphRule):
             f"|a|^2 - 2ab + |b|^2 with a product in {where_in(runs, product)}: the distance of points nearer than "
             f"{near} is a rounding error, and can be negative; compute the product in float32, or use torch.cdist",
         )
+
+
+def _variance(run: Run, site: Site) -> Site | None:
+    """The average of squares in a sum of terms that is a variance, and no part of such a sum itself."""
+    found = spread_of(run.ranges, site)
+    if found is None or not found.is_variance:
+        return None
+    whole = any(spread_of(run.ranges, after) for after in run.ranges.graph.consumers(site.id))
+    return None if whole else found.products
+
+
+COARSE = 0.05
+"""An error by which the rounding of a number next to 1 is told, once it is multiplied by what comes after."""
+
+
+def _raised_after(run: Run, site: Site) -> float:
+    """By how much ``sqrt(1 + y) - 1`` is multiplied right after it; 0 for anything else."""
+    numbers = site.attrs.get("scalars") or {}
+    root = run.ranges.root(site) if site.op in ("sub", "add") and len(numbers) == 1 else None
+    inner = run.ranges.root(root) if root is not None and root.op == "sqrt" else None
+    is_one_less = numbers.get(1) == (1 if site.op == "sub" else -1)
+    if not is_one_less or inner is None or inner.op != "add" or 1 not in (inner.attrs.get("scalars") or {}).values():
+        return 0.0
+    return max((_factor(after) for after in run.ranges.graph.consumers(site.id)), default=0.0)
+
+
+def _factor(site: Site) -> float:
+    number = (site.attrs.get("scalars") or {}).get(1)
+    if not isinstance(number, int | float) or not number:
+        return 0.0
+    return {"mul": abs(float(number)), "div": 1 / abs(float(number))}.get(site.op, 0.0)
