@@ -41,14 +41,16 @@ UNARY = {
     "elu": torch.nn.functional.elu, "erf_": torch.erf, "sin": torch.sin, "atan": torch.atan, "expm1": torch.expm1,
     "exp2": torch.exp2, "softplus": torch.nn.functional.softplus, "relu6": torch.nn.functional.relu6,
     "logsigmoid": torch.nn.functional.logsigmoid, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "log": torch.log,
-    "log1p": torch.log1p, "reciprocal": torch.reciprocal,
+    "log1p": torch.log1p, "reciprocal": torch.reciprocal, "lgamma": torch.lgamma,
 }  # fmt: skip
 
 
 @given(st.floats(-30, 30), st.floats(0, 20), st.floats(0, 1), st.sampled_from(sorted(set(UNARY) & set(RULES))))
 def test_bounds_of_unary_ops_hold(low: float, width: float, share: float, op: str) -> None:
     low, high = (
-        (abs(low) + 1e-3, abs(low) + 1e-3 + width) if op in ("sqrt", "rsqrt", "log", "log1p") else (low, low + width)
+        (abs(low) + 1e-3, abs(low) + 1e-3 + width)
+        if op in ("sqrt", "rsqrt", "log", "log1p", "lgamma")
+        else (low, low + width)
     )
     found = RULES[op](site("x", op, "a"), [Range(low, high)])
     value = UNARY[op](torch.tensor(low + share * (high - low), dtype=torch.float64)).item()
