@@ -14,8 +14,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from amptune.core.formats import Format
-from amptune.core.plan import Plan
+from amptune.tune.attribution import VAGUE, speedup_of_formats, speedup_of_parts
+from amptune.tune.finalist import Finalist, outcomes_of, repeat, width
 from amptune.tune.finaltime import (
     CHOICE_ROUNDS,
     MAX_ROUNDS,
@@ -25,11 +25,11 @@ from amptune.tune.finaltime import (
     seconds_of_rounds,
 )
 from amptune.tune.process import TrialError
-from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.recipes import plan_candidate
 from amptune.tune.search import Search
 from amptune.tune.speedup import ERROR, Speedup
-from amptune.tune.study import Outcome, TrialRecord
-from amptune.tune.timing import StepTime, pooled
+from amptune.tune.study import TrialRecord
+from amptune.tune.timing import StepTime
 
 NUM_STOCK = 2
 CLOSE = 1.1
@@ -44,15 +44,10 @@ CHOSEN = 0.03
 """Width of the interval of a plan's speedup over another up to which it does not matter which is chosen."""
 LOOKS = 2
 """Rounds are looked at when the first are there, and when all are. Each look may err with a part of ``ERROR``."""
-FORMATS_ROUNDS = 5
-FORMATS_MORE_ROUNDS = 20
-"""Rounds of the formats alone on a calm host, and on one where the first rounds were not enough."""
 MAX_PAIRED_ROUNDS = 40
 """Rounds of the leading plan and the best stock recipe, where the first rounds did not tell them apart."""
 TOLD_APART = 0.01
 """Width of the interval of a speedup up to which more rounds would not tell who is faster."""
-VAGUE = 0.1
-"""Width of the interval up to which a speedup is worth telling."""
 MEMORY_NOISE = 0.99
 WORTH = 1.003
 """A plan has to be faster than the best stock recipe by this factor: clocks and temperature alone change as much."""
@@ -92,24 +87,6 @@ class Verdict:
     stock_in_parts: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Finalist:
-    """A trial that is repeated, with the step times of its rounds so far."""
-
-    record: TrialRecord
-    candidate: Candidate
-    times: list[StepTime]
-
-    @property
-    def step(self) -> StepTime:
-        """All repeats of all rounds."""
-        return pooled(self.times)
-
-    def speedup_of(self, plan: Finalist, error: float = ERROR) -> Speedup:
-        """How much faster a plan is than this one."""
-        return Speedup.of(self.times, plan.times, error)
-
-
 def decide(search: Search) -> Verdict:
     """Repeat the best plans and the best stock recipe in turns, and name the winner."""
     record = search.best_stock()
@@ -147,8 +124,8 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
     step = stock.step
     return Verdict(
         "plan", record, step, leader.record, leader.step, found.ratio, found.low,
-        _speedup_of_formats(search, stock, leader, clock), in_parts=leader.candidate.in_parts,
-        stock_in_parts=_speedup_of_parts(search, stock, leader, clock),
+        speedup_of_formats(search, stock, leader, clock), in_parts=leader.candidate.in_parts,
+        stock_in_parts=speedup_of_parts(search, stock, leader, clock),
     )  # fmt: skip
 
 
@@ -156,7 +133,7 @@ def _announce(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> Non
     """Where time is limited, say what the repeats take, and compile blocks alone where whole models take too long."""
     if not clock.is_limited:
         return
-    outcomes = _outcomes(pair)
+    outcomes = outcomes_of(pair)
     if clock.is_whole and (seconds := clock.expected(outcomes, MAX_ROUNDS)) > clock.allowed + clock.overtime:
         clock.is_whole = False
         clock.leave_out(
@@ -170,15 +147,15 @@ def _announce(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> Non
 def _repeat_pair(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> TrialError | None:
     """The first rounds of the chosen plan and the best stock recipe; with blocks compiled alone where compiling whole
     models takes far longer than was expected."""
-    fitting = int(clock.left() / seconds_of_rounds(_outcomes(pair), 1))
+    fitting = int(clock.left() / seconds_of_rounds(outcomes_of(pair), 1))
     # Beside compiling two models rounds take no time.
     rounds = MAX_ROUNDS if clock.is_compiled else max(2, min(MAX_ROUNDS, fitting))
-    failure = _repeat(search, pair, rounds, clock)
+    failure = repeat(search, pair, rounds, clock)
     if failure is None or not (failure.worker_lost and clock.is_whole and clock.is_limited):
         return failure
     clock.is_whole = False
     clock.leave_out(f"the finalists are compiled by their blocks, as in the trials: whole, {failure.reason}")
-    return _repeat(search, pair, rounds, clock)
+    return repeat(search, pair, rounds, clock)
 
 
 def _stock(search: Search, clock: FinalTime) -> Finalist:
@@ -195,10 +172,10 @@ def _stock(search: Search, clock: FinalTime) -> Finalist:
         if record.outcome.median_ms <= CLOSE * records[0].outcome.median_ms
     ]
     first, *others = near
-    takes = seconds_of_rounds(_outcomes(near), CHOICE_ROUNDS)
+    takes = seconds_of_rounds(outcomes_of(near), CHOICE_ROUNDS)
     if not others or search.options.objective != "time" or clock.is_compiled:
         return first
-    if takes > clock.left() / CHOICE_SHARE or _repeat(search, near, CHOICE_ROUNDS, clock):
+    if takes > clock.left() / CHOICE_SHARE or repeat(search, near, CHOICE_ROUNDS, clock):
         return min(near, key=lambda stock: stock.record.outcome.measured_ms)
     fastest = max(near, key=lambda stock: first.speedup_of(stock).ratio)
     return dataclasses.replace(fastest, times=[])
@@ -213,13 +190,13 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
     if len(plans) == 1:
         return first
     if clock.is_compiled and not clock.is_limited and not search.parts:
-        if _repeat(search, [first], 1, clock):  # which tells what compiling one model whole takes
+        if repeat(search, [first], 1, clock):  # which tells what compiling one model whole takes
             return first
         others = clock.longest * len(plans)  # the stock recipe is one of them
     else:
-        others = clock.expected(_outcomes([stock, *plans]), 0)
-    rounds = seconds_of_rounds(_outcomes(plans), CHOICE_ROUNDS) + seconds_of_rounds(
-        _outcomes([stock, first]), MAX_ROUNDS
+        others = clock.expected(outcomes_of([stock, *plans]), 0)
+    rounds = seconds_of_rounds(outcomes_of(plans), CHOICE_ROUNDS) + seconds_of_rounds(
+        outcomes_of([stock, first]), MAX_ROUNDS
     )
     first.times.clear()
     if others + rounds > clock.left():
@@ -228,7 +205,7 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
                 f"no time to repeat plans beside the one whose trial was the fastest: {len(plans) - 1} near it"
             )
         return first
-    if _repeat(search, plans, CHOICE_ROUNDS, clock):
+    if repeat(search, plans, CHOICE_ROUNDS, clock):
         return first
 
     def fastest(among: Sequence[Finalist]) -> Finalist:
@@ -236,7 +213,7 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
 
     leader = fastest(plans)
     near = [plan for plan in plans if plan is leader or leader.speedup_of(plan).high > 1]
-    if any(_width(leader.speedup_of(plan)) > CHOSEN for plan in near):
+    if any(width(leader.speedup_of(plan)) > CHOSEN for plan in near):
         search.progress.line(f"{CHOICE_ROUNDS} rounds leave open which plan is the fastest: more")
         _go_on(search, near, min(NEAR_ROUNDS, clock.rounds_left(len(near)) // CHOICE_SHARE), clock)
         leader = fastest(near)
@@ -263,13 +240,13 @@ def _faster_way(search: Search, stock: Finalist, leader: Finalist, clock: FinalT
     if not (search.parts and clock.is_whole) or leader.record.outcome.recipe:
         return leader
     whole = Finalist(leader.record, plan_candidate(search.plan_of(leader.record)), [])
-    takes = clock.expected(_outcomes([stock, leader]), 2 * CHOICE_ROUNDS + MAX_ROUNDS)
+    takes = clock.expected(outcomes_of([stock, leader]), 2 * CHOICE_ROUNDS + MAX_ROUNDS)
     if clock.is_limited and takes + compiling_whole(search, leader.record.outcome) > clock.left():
         clock.leave_out("no time to compile the plan's model whole: its parts are compiled, each by itself")
         return leader
     search.progress.stage("compiling the plan's model whole")
     ways = [dataclasses.replace(leader, times=[]), whole]
-    if _repeat(search, ways, CHOICE_ROUNDS, clock):
+    if repeat(search, ways, CHOICE_ROUNDS, clock):
         return leader
     faster = max(ways, key=lambda way: ways[0].speedup_of(way).ratio)
     return dataclasses.replace(faster, times=[])
@@ -287,40 +264,16 @@ def _judged(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime)
     return stock.speedup_of(leader, ERROR / LOOKS)
 
 
-def _width(speedup: Speedup) -> float:
-    return speedup.high - speedup.low
-
-
 def _is_open(so_far: Speedup) -> bool:
     """Whether more rounds should tell more: who is faster, where there is a difference, or by how much."""
-    width = _width(so_far)
-    return width > VAGUE or (so_far.low <= WORTH <= so_far.high and width > TOLD_APART)
+    wide = width(so_far)
+    return wide > VAGUE or (so_far.low <= WORTH <= so_far.high and wide > TOLD_APART)
 
 
 def _go_on(search: Search, finalists: Sequence[Finalist], rounds: int, clock: FinalTime) -> None:
     """Add rounds; where they fail, those so far stand."""
-    if rounds > 0 and (failure := _repeat(search, finalists, rounds, clock)):
+    if rounds > 0 and (failure := repeat(search, finalists, rounds, clock)):
         search.progress.line(f"they failed ({failure.reason}): the rounds so far stand")
-
-
-def _repeat(search: Search, finalists: Sequence[Finalist], rounds: int, clock: FinalTime) -> TrialError | None:
-    """Add rounds of these in turns; why there are none, or nothing. After the first rounds compiled code is good."""
-    candidates = [finalist.candidate for finalist in finalists]
-    before, patience = clock.spent(), clock.patience(_outcomes(finalists), rounds)
-    try:
-        found: list[list[StepTime]] = search.worker.request(
-            "repeat", candidates, rounds, clock.blocks > 0, clock.is_whole, timeout=patience
-        )
-    except TrialError as failure:
-        return failure
-    for finalist, times in zip(finalists, found, strict=True):
-        finalist.times.extend(times)
-    clock.note(clock.spent() - before, len(finalists), rounds)
-    return None
-
-
-def _outcomes(finalists: Sequence[Finalist]) -> list[Outcome]:
-    return [finalist.record.outcome for finalist in finalists]
 
 
 def _finalists(search: Search) -> list[TrialRecord]:
@@ -334,55 +287,6 @@ def _saves_memory(plan: TrialRecord, stock: TrialRecord) -> bool:
     """Whether a plan takes noticeably less memory than a recipe: an allocator rounds by less than a percent."""
     mine, theirs = plan.outcome.memory_bytes, stock.outcome.memory_bytes
     return mine is not None and theirs is not None and mine < MEMORY_NOISE * theirs
-
-
-def _speedup_of_formats(search: Search, stock: Finalist, winner: Finalist, clock: FinalTime) -> float | None:
-    """Speedup of the winner without padding, layout and loss choices; None where it could not be measured well, or
-    where compiling one more whole model takes longer than repeats may."""
-    if winner.record.outcome.recipe:
-        return 1.0
-    whole = winner.candidate.plan
-    assert whole is not None
-    bare = plan_candidate(_formats_only(whole))
-    if bare.key == winner.candidate.key:
-        return stock.speedup_of(winner).ratio
-    if clock.is_compiled and clock.longest > clock.left():
-        if clock.is_limited:
-            clock.leave_out("no time to measure what the plan's formats alone give")
-        return None
-    search.progress.stage("repeating the formats alone")
-    pair = [dataclasses.replace(stock, times=[]), Finalist(winner.record, bare, [])]
-    more = min(FORMATS_MORE_ROUNDS, clock.rounds_left(len(pair))) if len(stock.times) > MAX_ROUNDS else 0
-    rounds = max(FORMATS_ROUNDS, more)
-    if _repeat(search, pair, rounds, clock):
-        return None
-    found = pair[0].speedup_of(pair[1])
-    return found.ratio if _width(found) <= VAGUE else None
-
-
-def _speedup_of_parts(search: Search, stock: Finalist, winner: Finalist, clock: FinalTime) -> float | None:
-    """Speedup of the stock recipe with the winner's parts compiled: what a user can have without the plan."""
-    recipe = stock.candidate
-    if not winner.candidate.in_parts or recipe.float8 is not None or recipe.params is not None:
-        return None
-    if winner.record.outcome.recipe:
-        return stock.speedup_of(winner).ratio
-    if clock.is_limited and clock.expected(_outcomes([winner]), 2 * FORMATS_ROUNDS) > clock.left() + clock.overtime:
-        clock.leave_out("no time to measure what compiling in parts gives by itself")
-        return None
-    search.progress.stage("repeating the stock recipe in parts")
-    pair = [dataclasses.replace(stock, times=[]), Finalist(stock.record, search.parts.of_recipe(recipe), [])]
-    if _repeat(search, pair, FORMATS_ROUNDS, clock):
-        return None
-    return pair[0].speedup_of(pair[1]).ratio
-
-
-def _formats_only(plan: Plan) -> Plan:
-    """The plan's formats with an eager loss in FP32, no padding and the user's memory format."""
-    sites = {name: dataclasses.replace(site, pad=0, pad_in=0, strided=False) for name, site in plan.sites.items()}
-    return dataclasses.replace(
-        plan, sites=sites, channels_last=False, loss_format=Format.FP32, loss_compile=False, compile_parts=()
-    )
 
 
 def _stock_verdict(stock: TrialRecord, step: StepTime, repeated: bool = True) -> Verdict:

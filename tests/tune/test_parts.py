@@ -233,3 +233,8 @@ def test_a_recipe_that_was_measured_in_parts_ships_so(tmp_path: Path, monkeypatc
     assert verdict.kind == "stock"
     assert verdict.in_parts
     assert result_json(search, verdict, 1.0, "plan.json")["compiled"] == "parts"
+    other = tmp_path / "other"
+    other.mkdir()
+    plan = decided(other, Compiler(whole=1.4))[1]
+    assert plan.kind == "plan"
+    assert plan.stock_in_parts is None, "both were in parts"

@@ -1,0 +1,69 @@
+"""What a plan's gain owes to what is no format: its formats without padding, layout and loss choices, and the stock
+recipe compiled in its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from amptune.core.formats import Format
+from amptune.core.plan import Plan
+from amptune.tune.finalist import Finalist, outcomes_of, repeat, width
+from amptune.tune.finaltime import MAX_ROUNDS, FinalTime
+from amptune.tune.recipes import plan_candidate
+from amptune.tune.search import Search
+
+FORMATS_ROUNDS = 5
+FORMATS_MORE_ROUNDS = 20
+"""Rounds of the formats alone on a calm host, and on one where the first rounds were not enough."""
+VAGUE = 0.1
+"""Width of the interval up to which a speedup is worth telling."""
+
+
+def speedup_of_formats(search: Search, stock: Finalist, winner: Finalist, clock: FinalTime) -> float | None:
+    """Speedup of the winner without padding, layout and loss choices; None where it could not be measured well, or
+    where compiling one more whole model takes longer than repeats may."""
+    if winner.record.outcome.recipe:
+        return 1.0
+    whole = winner.candidate.plan
+    assert whole is not None
+    bare = plan_candidate(_formats_only(whole))
+    if bare.key == winner.candidate.key:
+        return stock.speedup_of(winner).ratio
+    if clock.is_compiled and clock.longest > clock.left():
+        if clock.is_limited:
+            clock.leave_out("no time to measure what the plan's formats alone give")
+        return None
+    search.progress.stage("repeating the formats alone")
+    pair = [dataclasses.replace(stock, times=[]), Finalist(winner.record, bare, [])]
+    more = min(FORMATS_MORE_ROUNDS, clock.rounds_left(len(pair))) if len(stock.times) > MAX_ROUNDS else 0
+    rounds = max(FORMATS_ROUNDS, more)
+    if repeat(search, pair, rounds, clock):
+        return None
+    found = pair[0].speedup_of(pair[1])
+    return found.ratio if width(found) <= VAGUE else None
+
+
+def speedup_of_parts(search: Search, stock: Finalist, winner: Finalist, clock: FinalTime) -> float | None:
+    """Speedup of the stock recipe with the winner's parts compiled: what a user can have without the plan."""
+    recipe = stock.candidate
+    is_whole = clock.is_whole  # else it was compiled in parts itself
+    if not (winner.candidate.in_parts and is_whole) or recipe.float8 is not None or recipe.params is not None:
+        return None
+    if winner.record.outcome.recipe:
+        return stock.speedup_of(winner).ratio
+    if clock.is_limited and clock.expected(outcomes_of([winner]), 2 * FORMATS_ROUNDS) > clock.left() + clock.overtime:
+        clock.leave_out("no time to measure what compiling in parts gives by itself")
+        return None
+    search.progress.stage("repeating the stock recipe in parts")
+    pair = [dataclasses.replace(stock, times=[]), Finalist(stock.record, search.parts.of_recipe(recipe), [])]
+    if repeat(search, pair, FORMATS_ROUNDS, clock):
+        return None
+    return pair[0].speedup_of(pair[1]).ratio
+
+
+def _formats_only(plan: Plan) -> Plan:
+    """The plan's formats with an eager loss in FP32, no padding and the user's memory format."""
+    sites = {name: dataclasses.replace(site, pad=0, pad_in=0, strided=False) for name, site in plan.sites.items()}
+    return dataclasses.replace(
+        plan, sites=sites, channels_last=False, loss_format=Format.FP32, loss_compile=False, compile_parts=()
+    )

@@ -1,0 +1,58 @@
+"""A finalist: a trial that is measured again, and the rounds of several in turns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from amptune.tune.finaltime import FinalTime
+from amptune.tune.process import TrialError
+from amptune.tune.recipes import Candidate
+from amptune.tune.search import Search
+from amptune.tune.speedup import ERROR, Speedup
+from amptune.tune.study import Outcome, TrialRecord
+from amptune.tune.timing import StepTime, pooled
+
+
+@dataclasses.dataclass(frozen=True)
+class Finalist:
+    """A trial that is repeated, with the step times of its rounds so far."""
+
+    record: TrialRecord
+    candidate: Candidate
+    times: list[StepTime]
+
+    @property
+    def step(self) -> StepTime:
+        """All repeats of all rounds."""
+        return pooled(self.times)
+
+    def speedup_of(self, plan: Finalist, error: float = ERROR) -> Speedup:
+        """How much faster a plan is than this one."""
+        return Speedup.of(self.times, plan.times, error)
+
+
+def repeat(search: Search, finalists: Sequence[Finalist], rounds: int, clock: FinalTime) -> TrialError | None:
+    """Add rounds of these in turns; why there are none, or nothing. After the first rounds compiled code is good."""
+    candidates = [finalist.candidate for finalist in finalists]
+    before, patience = clock.spent(), clock.patience(outcomes_of(finalists), rounds)
+    try:
+        found: list[list[StepTime]] = search.worker.request(
+            "repeat", candidates, rounds, clock.blocks > 0, clock.is_whole, timeout=patience
+        )
+    except TrialError as failure:
+        return failure
+    for finalist, times in zip(finalists, found, strict=True):
+        finalist.times.extend(times)
+    clock.note(clock.spent() - before, len(finalists), rounds)
+    return None
+
+
+def outcomes_of(finalists: Sequence[Finalist]) -> list[Outcome]:
+    """Of their trials."""
+    return [finalist.record.outcome for finalist in finalists]
+
+
+def width(speedup: Speedup) -> float:
+    """Of the interval that it lies in."""
+    return speedup.high - speedup.low
