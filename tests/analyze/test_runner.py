@@ -261,7 +261,7 @@ def test_idle_tiles_are_said_once_for_a_shape() -> None:
     assert [(finding.location.line, finding.evidence["sites"]) for finding in found] == [(1, [s.id for s in sites])]
 
 
-def test_channels_last_is_no_gain_where_the_predicted_step_is_none(tmp_path: Path) -> None:
+def test_channels_last_is_not_advised_where_the_predicted_step_is_longer(tmp_path: Path) -> None:
     """GroupNorm costs more in channels_last than the transposes of small convolutions do in contiguous layout."""
     file = tmp_path / "model.py"
     file.write_text(NORMS)
@@ -269,8 +269,8 @@ def test_channels_last_is_no_gain_where_the_predicted_step_is_none(tmp_path: Pat
     found = analyze(capture(load_target(TargetSpec(str(file)))), dataclasses.replace(QUESTION, gpus=gpus))
     table = found.estimates["v100"]
     now, fixed = (table[f"autocast-fp16{suffix}"].step_ms for suffix in ("", "+fixed"))
-    (said,) = [finding for finding in found.findings if finding.rule == "G110"]
-    assert said.evidence["saves_ms"]["v100"] <= max(0.0, now - fixed) + 1e-3
+    assert fixed > now
+    assert "G110" not in {finding.rule for finding in found.findings}
 
 
 NORMS = """\

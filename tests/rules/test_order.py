@@ -69,4 +69,4 @@ def test_a_factor_of_unknown_sign_is_named(gaps: str, tmp_path: Path) -> None:
         batch="(torch.randn(32, 64), torch.randn(32, 64))", takes="x, steps",
     )  # fmt: skip
     (message,) = messages("G203", source, tmp_path)
-    assert "whose sign no op shows: where it makes the exponent positive: it overflows over 88.72" in message
+    assert "whose sign no op shows; where that is positive, nothing bounds it: it overflows over 88.72" in message

@@ -250,8 +250,8 @@ def _reach(run: Run, site: Site, signless: str | None) -> str:
     """How far the input may go, for a message."""
     if signless is not None:
         return (
-            f"the {_input(site)} is a product of what has one sign and of {signless}, whose sign no op shows: where it "
-            "makes the exponent positive"
+            f"the {_input(site)} is a product of what has one sign and of {signless}, whose sign no op shows; where "
+            "that is positive, nothing bounds it"
         )
     found = _given(run, site)
     far = found.magnitude if site.op in ("cosh", "sinh") else found.high
