@@ -257,11 +257,20 @@ def checked_scalar(value: Any, what: str) -> torch.Tensor:
     """
     if isinstance(value, torch.Tensor) and value.numel() == 1 and value.is_floating_point():
         return value.reshape(()) if value.dim() else value
-    is_number = isinstance(value, float | int)
     raise CaptureError(
-        f"{what} returned {_kind_of(value)}, expected a floating tensor of one element",
-        hint="leave out .item() or float(): a number has no gradient" if is_number else "reduce it, as in loss.mean()",
+        f"{what} returned {_kind_of(value)}, expected a floating tensor of one element", hint=_loss_hint(value)
     )
+
+
+def _loss_hint(value: Any) -> str:
+    """What to write in place of what is no loss."""
+    if isinstance(value, float | int):
+        return "leave out .item() or float(): a number has no gradient"
+    if value is None:
+        return "end it with return loss"
+    if isinstance(value, tuple | list | Mapping):
+        return "return the loss alone, without what is logged beside it"
+    return "reduce it, as in loss.mean()"
 
 
 def is_floating_scalar(value: Any) -> bool:

@@ -1,8 +1,12 @@
-"""Autocast regions that the model opens itself: they are in force in every recipe, the FP32 reference included."""
+"""Autocast regions that the model opens itself, and dtypes of its parameters: they are in every recipe, the FP32
+reference included."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
 
 from amptune.core.graph import LOSS, PrecisionGraph, Site
 
@@ -36,6 +40,22 @@ def own_autocast_notes(graph: PrecisionGraph) -> Iterator[str]:
             f"the model switches autocast off itself{_place(off, ' (', ')')}: the autocast recipes leave in FP32 what "
             "runs there; take it out to have them measured"
         )
+
+
+def own_dtype_note(model: nn.Module) -> str | None:
+    """What the user has to know of parameters that are trained in another dtype than FP32."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()]
+    others = [(name, p.dtype) for name, p in trained if p.dtype is not torch.float32]
+    if not others:
+        return None
+    (name, dtype), more = others[0], len(others) - 1
+    label = str(dtype).removeprefix("torch.")
+    lost = ", in which small steps of the optimizer are lost" if dtype.itemsize < torch.float32.itemsize else ""
+    named = f"{name} and {more} more parameters are" if more else f"{name} is"
+    return (
+        f"{named} trained in {label}{lost}: the FP32 reference and the stock recipes train so too; make the model in "
+        "float32 to have each format measured, and judged by FP32"
+    )
 
 
 def _kept_text(lowered: Sequence[Site]) -> str:

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import torch
 
+from amptune.capture.usercode import place_of
 from amptune.core.scaler import SMALLEST_SCALE
 from amptune.errors import CaptureError
 from amptune.tune.batches import Batches
+from amptune.tune.kernelerrors import plain_reason
 from amptune.tune.recipes import Candidate, backend_flags
 from amptune.tune.state import dense
 from amptune.tune.training import Run, Workbench, eager, loss_of, seed_everything, still, training
@@ -118,6 +120,12 @@ def user_evaluation(bench: Workbench) -> float | None:
         return None
     try:
         with backend_flags(False):
-            return float(bench.target.evaluate(bench.model))
+            value = bench.target.evaluate(bench.model)
     except Exception as error:
-        raise CaptureError(f"evaluate(model) raised {type(error).__name__}: {error}") from error
+        raise CaptureError(f"evaluate(model) raised {plain_reason(error, place_of(error))}") from error
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # of a tensor of several elements it is the last
+        raise CaptureError(
+            f"evaluate(model) returned {type(value).__name__}, not a number", hint="return a float, higher is better"
+        ) from None

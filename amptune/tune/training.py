@@ -17,6 +17,7 @@ from amptune.apply import apply
 from amptune.capture.prepare import run_lazy_layers
 from amptune.capture.target import Target
 from amptune.capture.untrained import FROZEN, FROZEN_HINT
+from amptune.capture.usercode import place_of
 from amptune.core.formats import Format
 from amptune.errors import CaptureError
 from amptune.runtime import compile_kept_loss, keep_loss, loss_in, losses_compiled, undo_plan
@@ -27,9 +28,16 @@ from amptune.tune.device import Device
 from amptune.tune.dropout import DropoutOff
 from amptune.tune.float8 import float8_linears
 from amptune.tune.keeping import bytes_beside, fits_beside, on_host
+from amptune.tune.kernelerrors import plain_reason
 from amptune.tune.lowparams import Lowered, parameters_in
 from amptune.tune.recipes import Candidate, autocast_region, backend_flags
 from amptune.tune.state import Attributes, set_state, tensors_of
+
+SCHEDULED_HINT = "return the optimizer and not its scheduler: trials have no schedule"
+ONE_OPTIMIZER_HINT = (
+    "return one optimizer for all parameters; parts that train in other ways are groups of it: "
+    'torch.optim.Adam([{"params": first}, {"params": second, "lr": 1e-4}])'
+)
 
 
 @dataclasses.dataclass
@@ -167,12 +175,11 @@ def make_optimizer(target: Target, model: nn.Module, device: Device) -> torch.op
     try:
         optimizer = target.make_optimizer(trainable)
     except Exception as error:
-        raise CaptureError(f"make_optimizer(params) raised {type(error).__name__}: {error}") from error
+        raise CaptureError(f"make_optimizer(params) raised {plain_reason(error, place_of(error))}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise CaptureError(
             f"make_optimizer(params) returned {type(optimizer).__name__}, not a torch.optim.Optimizer",
-            hint="return one optimizer for all parameters; parts that train in other ways are groups of it: "
-            'torch.optim.Adam([{"params": first}, {"params": second, "lr": 1e-4}])',
+            hint=SCHEDULED_HINT if hasattr(optimizer, "optimizer") else ONE_OPTIMIZER_HINT,
         )
     _check_step(optimizer)
     return optimizer

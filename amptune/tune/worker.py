@@ -41,6 +41,7 @@ from amptune.tune.kernels import tensor_core_share
 from amptune.tune.losses import measure_losses, measure_update
 from amptune.tune.lowparams import check_params
 from amptune.tune.modelloss import ModelLoss
+from amptune.tune.ownautocast import own_dtype_note
 from amptune.tune.parts import Parts, parts_of
 from amptune.tune.quality import Quality, judge, misled, reference_itself, refused_ahead
 from amptune.tune.recipes import Candidate, autocast_region, stock_candidates
@@ -128,6 +129,8 @@ class Worker:
 
     def _notes_of_the_model(self) -> Iterator[str]:
         """What the reference has shown of the user's code."""
+        if note := own_dtype_note(self.bench.model):
+            yield note
         if not self.bench.evaluates:
             yield (
                 f"the model gives no loss in eval mode ({self.bench.eval_error}): its held-back loss is taken in train "

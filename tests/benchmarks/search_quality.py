@@ -175,15 +175,22 @@ class TruthWorker:
         if candidate.plan is None:
             low = space.uniform(Choice(candidate.autocast)) if candidate.autocast else space.point({})
             # A stock recipe is no plan of this space: it costs a trial and gives nothing to hand over.
-            true = self.trials.truth.ms(space.made_legal(low))
+            point = space.made_legal(low)
+            true = self.trials.truth.ms(point)
             self.trials.note(float("inf"), true)
-            return Measured(_step(true), None, _quality([]))
+            if candidate.autocast is None:
+                return Measured(_step(true), None, _quality([]))
+            return Measured(_step(true), None, self._quality_of(point, self.trials.truth.trains(point)))
         point = self.decode(candidate.plan)
         ms, trains = self.trials(point)
+        return Measured(_step(ms), None, self._quality_of(point, trains))
+
+    def _quality_of(self, point: Point, trains: bool) -> Quality:
+        """What is seen of formats, whether a recipe or a plan has them."""
         truth = self.trials.truth
-        failing = [f"{site}.weight" for name in truth.failing(point) if truth.nature.is_named
-                   for group in space.module_groups() if group.name == name for site in group.sites]  # fmt: skip
-        return Measured(_step(ms), None, _quality(failing, trains, truth.noise(point)))
+        groups = [group for group in truth.model.space.module_groups() if group.name in truth.failing(point)]
+        failing = [f"{site}.weight" for group in groups for site in group.sites] if truth.nature.is_named else []
+        return _quality(failing, trains, truth.noise(point))
 
 
 def _step(ms: float) -> StepTime:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from amptune.capture import TargetSpec, capture, load_target
-from amptune.tune.ownautocast import is_in_fp32, own_autocast_notes
+from amptune.tune.ownautocast import is_in_fp32, own_autocast_notes, own_dtype_note
 from tests.inprocess import amptune
 
 NET = """
@@ -96,6 +97,15 @@ def test_a_model_in_fp32_has_no_other_formats(tmp_path: Path, old: str, new: str
     if "bfloat16()" in new:
         path.write_text(path.read_text().replace("self.fc1(x)", "self.fc1(x.bfloat16()).float()"))
     assert is_in_fp32(capture(load_target(TargetSpec(str(path)))).graph) is (new == "if self.training")
+
+
+def test_parameters_that_are_trained_in_another_dtype_are_said() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert own_dtype_note(model) is None
+    model[1].half()
+    assert "1.weight and 1 more parameters are trained in float16, in which small steps" in str(own_dtype_note(model))
+    assert own_dtype_note(model.requires_grad_(False)) is None, "a frozen part in 16 bits is nobody's mistake"
+    assert "trained in float64: the FP32" in str(own_dtype_note(model.double().requires_grad_(True)))
 
 
 def test_bench_says_it_in_a_line_of_its_own(tmp_path: Path) -> None:
