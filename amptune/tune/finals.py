@@ -90,9 +90,7 @@ class Verdict:
 def decide(search: Search) -> Verdict:
     """Repeat the best plans and the best stock recipe in turns, and name the winner."""
     record = search.best_stock()
-    plans = [
-        Finalist(found, plan_candidate(search.parts.of(search.plan_of(found))), []) for found in _finalists(search)
-    ]
+    plans = [_in_parts(search, found) for found in _finalists(search)]
     plans += _recipe_in_parts(search, record, plans)
     if not plans:
         return _stock_verdict(record, _recorded(record), repeated=False)
@@ -108,8 +106,13 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
     _announce(search, [stock, plans[0]], clock)
     leader = _leader(search, stock, plans, clock)
     leader = _faster_way(search, stock, leader, clock)
-    pair = [stock, leader]
-    if failure := _repeat_pair(search, pair, clock):
+    failure = _repeat_pair(search, [stock, leader], clock)
+    if failure is not None and _may_do_in_blocks(search, failure, clock):
+        clock.is_whole = False
+        clock.leave_out(f"the finalists are compiled by their blocks, as in the trials: whole, {failure.reason}")
+        leader = leader if leader.candidate.in_parts else _in_parts(search, leader.record)
+        failure = _repeat_pair(search, [stock, leader], clock)
+    if failure is not None:
         search.progress.line(f"the repeats failed ({failure.reason}): the best stock recipe stands")
         return _stock_verdict(record, _recorded(record), repeated=False)
     if search.options.objective == "memory":
@@ -145,17 +148,19 @@ def _announce(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> Non
 
 
 def _repeat_pair(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> TrialError | None:
-    """The first rounds of the chosen plan and the best stock recipe; with blocks compiled alone where compiling whole
-    models takes far longer than was expected."""
+    """The first rounds of the chosen plan and the best stock recipe."""
     fitting = int(clock.left() / seconds_of_rounds(outcomes_of(pair), 1))
     # Beside compiling two models rounds take no time.
     rounds = MAX_ROUNDS if clock.is_compiled else max(2, min(MAX_ROUNDS, fitting))
-    failure = repeat(search, pair, rounds, clock)
-    if failure is None or not (failure.worker_lost and clock.is_whole and clock.is_limited):
-        return failure
-    clock.is_whole = False
-    clock.leave_out(f"the finalists are compiled by their blocks, as in the trials: whole, {failure.reason}")
     return repeat(search, pair, rounds, clock)
+
+
+def _may_do_in_blocks(search: Search, failure: TrialError, clock: FinalTime) -> bool:
+    """Whether to compile blocks alone: whole models cannot be compiled or take far longer than was expected.
+
+    Where they cannot be, the blocks have to ship so.
+    """
+    return clock.is_whole and bool(search.parts or (failure.worker_lost and clock.is_limited))
 
 
 def _stock(search: Search, clock: FinalTime) -> Finalist:
@@ -223,6 +228,11 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
 def _is_in_parts(search: Search, clock: FinalTime) -> bool:
     """Whether the stock recipe was measured in parts, for want of time to compile its model whole."""
     return bool(search.parts) and not clock.is_whole
+
+
+def _in_parts(search: Search, record: TrialRecord) -> Finalist:
+    """The plan of a trial, in parts where there are any."""
+    return Finalist(record, plan_candidate(search.parts.of(search.plan_of(record))), [])
 
 
 def _recipe_in_parts(search: Search, record: TrialRecord, plans: Sequence[Finalist]) -> list[Finalist]:

@@ -285,12 +285,19 @@ def measure_interleaved(
     progress: Callable[[int], None] = lambda _round: None,
 ) -> list[list[StepTime]]:
     """Step times of several candidates, one list of rounds each, measured in turns, so that a drift of the machine
-    hits all of them alike. Every other round goes backwards, so that none always has the same neighbours."""
+    hits all of them alike. Every other round goes backwards, so that none always has the same neighbours.
+
+    Raises:
+        TuneError: in compile mode, each step of a candidate compiles something.
+    """
     repeats: list[list[StepTime]] = [[] for _ in candidates]
+    is_compiled = bench.compilation is not None
     for index in range(rounds):
         order = list(zip(candidates, repeats, strict=True))
         for candidate, times in reversed(order) if index % 2 else order:
             with training(bench, candidate) as run:
+                if index == 0 and is_compiled:
+                    _warm_steps(run, batches, math.inf)
                 warm = timed_steps(run, batches, BLOCK_WARMUP)
                 count = min(MAX_STEPS, max(5, int(BLOCK_MS / max(warm.repeats[-1], 1e-3))))
                 bench.device.reset_peak_memory()

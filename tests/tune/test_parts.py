@@ -13,6 +13,7 @@ import torch
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
+from amptune.errors import TuneError
 from amptune.patch.output import patched_files
 from amptune.tune import finals
 from amptune.tune.compilation import forget_compiled
@@ -20,6 +21,7 @@ from amptune.tune.finals import Verdict, decide
 from amptune.tune.job import Job
 from amptune.tune.options import TuneOptions
 from amptune.tune.parts import Parts
+from amptune.tune.process import TrialError
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.result import result_json
 from amptune.tune.search import Search
@@ -238,3 +240,29 @@ def test_a_recipe_that_was_measured_in_parts_ships_so(tmp_path: Path, monkeypatc
     plan = decided(other, Compiler(whole=1.4))[1]
     assert plan.kind == "plan"
     assert plan.stock_in_parts is None, "both were in parts"
+
+
+def test_where_a_model_cannot_be_compiled_whole_its_parts_are_judged(tmp_path: Path) -> None:
+    class Unable(Compiler):
+        def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+            if name == "repeat" and arguments[3] and not all(candidate.in_parts for candidate in arguments[0]):
+                raise TrialError("torch.compile compiles this model anew in each of its first 10 steps")
+            return super().request(name, *arguments, timeout=timeout)
+
+    search, verdict = decided(tmp_path, Unable(whole=1.4))
+    assert (verdict.kind, verdict.in_parts, verdict.repeated) == ("plan", True, True)
+    assert verdict.stock_in_parts is None
+    notes = result_json(search, verdict, 1.0, "plan.json")["notes"]
+    assert any("compiled by their blocks, as in the trials: whole, torch.compile compiles this" in n for n in notes)
+
+
+ANEW = MASKED.replace("masks.append(mask is None)", "masks.append(mask is None)\n        self.calls = len(masks)")
+
+
+def test_a_model_that_is_compiled_anew_in_every_step_is_no_endless_round(opened: Open) -> None:
+    worker = opened(ANEW)
+    recipe = Candidate("fp32")
+    with pytest.raises(TuneError, match="compiles this model anew in each of its first 10 steps"):
+        worker.repeat([recipe], 1)
+    ((found,),) = worker.repeat([worker.parts().of_recipe(recipe)], 1)
+    assert found.repeats
