@@ -314,3 +314,15 @@ def test_a_transform_in_bf16_raises_over_any_size_and_is_told_once(tmp_path: Pat
     source = source.replace("class Model", spectrum + "class Model")
     (message,) = messages("G403", source, tmp_path)
     assert "a Fourier transform of bfloat16 and float16 raises" in message
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [("attention(x, x, x)", "products of queries, keys and values"),
+     ("attention(x, x, x, need_weights=False)", "padded by a copy")],
+)  # fmt: skip
+def test_a_head_of_an_attention_that_returns_its_weights_is_not_padded(call: str, what: str, tmp_path: Path) -> None:
+    source = model_file(f"return self.{call}[0]", init="self.attention = nn.MultiheadAttention(50, 1)",
+                        batch="torch.randn(200, 128, 50)")  # fmt: skip
+    (message,) = messages("G105", source, tmp_path)
+    assert what in message

@@ -68,7 +68,15 @@ class HeadDim(GraphRule):
             return
         for site in context.graph:
             size = head_dim(site)
-            if size > FLASH_LIMIT:
+            by_products = site.op == "multi_head_attention" and not site.attrs.get("fused")
+            if by_products and size % FLASH_MULTIPLE:
+                problem = (
+                    f"is not a multiple of {FLASH_MULTIPLE}: the products of queries, keys and values, which run "
+                    "one by one as the weights are returned, have rows that are not 16-byte aligned"
+                )
+            elif by_products:
+                continue  # there is no fused kernel to miss
+            elif size > FLASH_LIMIT:
                 problem = f"is over {FLASH_LIMIT}, the limit of the fused kernels: the whole score matrix is written"
             elif size % FLASH_MULTIPLE:
                 problem = f"is not a multiple of {FLASH_MULTIPLE}: queries, keys and values are padded by a copy"
@@ -81,6 +89,7 @@ class HeadDim(GraphRule):
                 self,
                 site,
                 f"head dimension {size} {problem}; use {wanted}{whole}",
+                severity=Severity.INFO if by_products else None,
                 dimension="head_dim",
                 value=size,
                 padded=wanted,
