@@ -2033,7 +2033,8 @@ def _apply_now(model: nn.Module, order: _Order) -> AppliedPlan:
     has_late = any(site.how == "late" for site in resolved.values())
     model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths), has_late, compile_loss, compile_loss)
     for part in parts:
-        _compile_part(part, order.backend)
+        compile_part(part, order.backend)
+        part.__dict__["_amptune_part"] = True
     return AppliedPlan(model, resolved)
 
 
@@ -2229,11 +2230,12 @@ def _parts_of(model: nn.Module, keys: Iterable[str]) -> list[nn.Module]:
     return list(found.values())
 
 
-def _compile_part(module: nn.Module, backend: Any) -> None:
-    """Run the module under torch.compile from now on. ``undo_plan`` takes it back.
+def compile_part(module: nn.Module, backend: Any = "inductor") -> None:
+    """Run the module under torch.compile from now on, by itself.
 
-    Parts of one class and equal formats share their code, and with it what was compiled; others never: together they
-    would soon exceed the number of versions that torch allows for one code.
+    Parts of one class, with equal formats and parameters, share their code, and with it what was compiled. Others have
+    not even the name of their code in common: torch compiles eight versions of a code at most, and once it met two
+    sizes, even under another code of one name and line, it compiles the next for any size, which is slower.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -2242,9 +2244,10 @@ def _compile_part(module: nn.Module, backend: Any) -> None:
     alike = tuple(
         (path, type(part), part.__dict__.get("_amptune"), str(part.__dict__.get("_amptune_own")))
         for path, part in module.named_modules()
-    )
-    call.__code__ = _codes.setdefault(alike, call.__code__.replace())
-    module.__dict__["_amptune_part"] = True
+    ) + tuple(tuple(parameter.shape) for parameter in module.parameters())
+    if alike not in _codes:
+        _codes[alike] = call.__code__.replace(co_name=f"part_{len(_codes)}")
+    call.__code__ = _codes[alike]
     module._compiled_call_impl = torch.compile(call, backend=backend)
 
 

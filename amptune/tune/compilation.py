@@ -1,7 +1,7 @@
 """Compile mode: which parts of a model run under torch.compile, and how that is taken back.
 
-A search compiles repeated blocks alone: they share one compiled code, so a trial waits seconds for the compiler and
-not a minute. The finalists are compiled whole, as the user will run them.
+A search compiles repeated blocks alone: those alike share one compiled code, so a trial waits seconds for the compiler
+and not a minute. The finalists are compiled as they will run: the recipe whole, a plan whole or by its blocks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch._functorch.config
 from torch import nn
 
 from amptune.capture.usercode import shown_path
-from amptune.runtime import base_class
+from amptune.runtime import base_class, compile_part
 
 BACKEND = "inductor"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -128,7 +128,10 @@ def compiled(model: nn.Module, compilation: Compilation | None) -> Iterator[None
         return
     parts = parts_to_compile(model, compilation.scope)
     for part in parts:
-        part._compiled_call_impl = torch.compile(_caller(part), backend=compilation.backend)
+        if part is model:
+            part._compiled_call_impl = torch.compile(_caller(part), backend=compilation.backend)
+        else:
+            compile_part(part, compilation.backend)
     try:
         # A graph that is compiled too often would go on in eager mode without a word: that is a failed trial.
         with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True):

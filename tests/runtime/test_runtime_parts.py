@@ -132,3 +132,27 @@ def test_what_wants_one_graph_is_told_why_there_is_none() -> None:
     model = in_parts(Net())
     with pytest.raises(torch._dynamo.exc.Unsupported, match="compile_parts of apply_plan"):
         torch.compile(model, backend="aot_eager", fullgraph=True)(torch.randn(5, 8))
+
+
+class Stage(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv(x))
+
+
+def test_parts_of_other_sizes_are_compiled_for_theirs_alone() -> None:
+    """From the second size on torch compiles one code for any size: kernels that work out their sizes are slower."""
+    sizes: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[object]) -> object:
+        sizes.extend(value for value in inputs if not isinstance(value, torch.Tensor))  # type: ignore[misc]
+        return graph.forward
+
+    model = nn.Sequential(Stage(2), Stage(4), Stage(8))
+    apply_plan(model, {"*.conv": "bf16"}, compile_parts=("*",), backend=backend)
+    model(torch.randn(1, 2, 32, 32)).float().sum().backward()
+    assert num_graphs() == 3
+    assert sizes == []

@@ -322,3 +322,27 @@ def test_what_the_compiler_stumbled_over_is_named_with_its_line() -> None:
         torch.compile(torch.sin, backend=backend)(torch.ones(2))
     assert cause_in_compiler(refused.value).startswith("under torch.compile, ValueError: no such kernel")
     assert cause_in_compiler(ValueError("got RuntimeError('x')")) == ""
+
+
+def test_blocks_of_other_sizes_are_compiled_for_theirs_alone() -> None:
+    sizes: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[object]) -> object:
+        sizes.extend(value for value in inputs if not isinstance(value, torch.Tensor))
+        return graph.forward
+
+    blocks = nn.ModuleDict({"blocks": nn.ModuleList([Strided(2), Strided(4), Strided(8)])})
+    with compiled(blocks, Compilation(backend)):  # type: ignore[arg-type]
+        x = torch.randn(1, 2, 32, 32)
+        for block in blocks["blocks"]:
+            x = block(x)
+    assert sizes == []
+
+
+class Strided(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, 2 * width, 3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
