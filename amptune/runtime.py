@@ -1571,9 +1571,9 @@ def _make_class(original: Any, kind: str) -> Any:
         body[_KEPT_LOSS] = _read_as_compiled(getattr(original, _KEPT_LOSS))
     else:
         body["forward"] = _made_forward(original, base, kind)
-    if kind == "root:in_parts":
+    if kind == _IN_PARTS:
         # Whatever compiles around it, as torch.compile(model) does, has to leave the parts as they were measured.
-        body["forward"] = torch.compiler.disable(body["forward"], reason=_IN_PARTS)
+        body["forward"] = torch.compiler.disable(body["forward"], reason=_WHY_IN_PARTS)
     if kind_of_run == "root":
         body["_apply"] = lambda self, *args, **kwargs: _keep_channels_last(original._apply(self, *args, **kwargs))
     if kind_of_run == "own":
@@ -1721,7 +1721,7 @@ def _run_awaiting_loss(
             f"compile_loss=True compiles nothing: {name} made no loss in its first forward in training, neither by a "
             "loss_function that it keeps nor by torch.nn.functional.cross_entropy. Give it the labels, if it makes a "
             'loss of them; @loss_in("fp32", compile=True) compiles a loss function outside of it.',
-            stacklevel=6,
+            stacklevel=7 if _IN_PARTS in type(module)._amptune_made[1] else 6,  # what disables compiling is a call more
         )
     return result
 
@@ -1969,7 +1969,8 @@ def apply_plan(
 
     Raises:
         ValueError: a path or glob that matches nothing, a format or key that is unknown or does not fit the module.
-        RuntimeError: the model is sharded already, or its FP8 sites are on a GPU without FP8 products.
+        RuntimeError: the model is sharded already, its FP8 sites are on a GPU without FP8 products, or torch.compile
+            has no such backend.
     """
     model = _unwrap(model)
     _refuse_sharded(model)
@@ -2012,6 +2013,8 @@ def _apply_now(model: nn.Module, order: _Order) -> AppliedPlan:
     output_dtype = None if output_format is None else FORMATS[_known("output format", output_format, FORMATS)]
     resolved = _resolve(model, order.sites)
     parts = _parts_of(model, order.compile_parts)
+    if parts:
+        torch.compile(_apply_now, backend=order.backend)  # one that is not known is refused before anything changes
     if order.parameters is not None:
         _known("format of parameters", order.parameters, ("bf16",))
     undo_plan(model)
@@ -2028,13 +2031,14 @@ def _apply_now(model: nn.Module, order: _Order) -> AppliedPlan:
         _to_channels_last(model)
     for module in keep_loss(model) if compile_loss else ():
         compile_kept_loss(module)
-    model.__class__ = _made_class(type(model), "root:in_parts" if parts else "root")
+    model.__class__ = _made_class(type(model), _IN_PARTS if parts else "root")
     paths = {path: module for path, module in _all_modules(model).items() if id(module) in modules}
     has_late = any(site.how == "late" for site in resolved.values())
     model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths), has_late, compile_loss, compile_loss)
     for part in parts:
-        compile_part(part, order.backend)
         part.__dict__["_amptune_part"] = True
+        _compiled_before[part] = part.__dict__.get("_compiled_call_impl")
+        compile_part(part, order.backend)
     return AppliedPlan(model, resolved)
 
 
@@ -2096,7 +2100,7 @@ def undo_plan(model: nn.Module) -> None:
         if "_amptune_stride" in state:
             _restore_strides(module)
         if "_amptune_part" in state:
-            module.__dict__.pop("_compiled_call_impl", None)
+            _let_go(module)
         if "_amptune_nested" in state:
             module.use_nested_tensor = state["_amptune_nested"]
         for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, _ApplyLater)]:
@@ -2212,7 +2216,11 @@ def held_tensor(module: nn.Module, name: str) -> Tensor:
 # --- parts under torch.compile ---------------------------------------------------------------------------------------
 
 _codes: dict[Any, types.CodeType] = {}
-_IN_PARTS = (
+_compiled_before: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+"""How the user had compiled a part, by ``block.compile()``; None for one that was in eager mode."""
+_IN_PARTS = "root:in_parts"
+"""The kind of root whose forward no torch.compile around it follows."""
+_WHY_IN_PARTS = (
     "its precision plan compiles parts of this model by themselves, and the rest runs in eager mode: "
     "leave fullgraph=True out, or compile_parts of apply_plan, and call undo_plan(model) before the model is exported"
 )
@@ -2226,8 +2234,16 @@ def _parts_of(model: nn.Module, keys: Iterable[str]) -> list[nn.Module]:
         paths = [key] if key in modules else match_paths(key, modules)
         if not paths:
             raise ValueError(f"the part to compile {key!r} is not in the model{_nearest(key, modules)}")
-        found |= {id(modules[path]): modules[path] for path in paths}
+        called = [path for path in paths if _has_forward(modules[path])]
+        if not called:
+            listed = type(modules[paths[0]]).__name__
+            raise ValueError(f"the part to compile {key!r} is a {listed}, which is never called: name what it holds")
+        found |= {id(modules[path]): modules[path] for path in called}
     return list(found.values())
+
+
+def _has_forward(module: nn.Module) -> bool:
+    return "forward" in vars(module) or type(module).forward is not nn.Module.forward
 
 
 def compile_part(module: nn.Module, backend: Any = "inductor") -> None:
@@ -2249,6 +2265,13 @@ def compile_part(module: nn.Module, backend: Any = "inductor") -> None:
         _codes[alike] = call.__code__.replace(co_name=f"part_{len(_codes)}")
     call.__code__ = _codes[alike]
     module._compiled_call_impl = torch.compile(call, backend=backend)
+
+
+def _let_go(module: nn.Module) -> None:
+    """Run a part as the user had it. A copy has none of what was compiled."""
+    module.__dict__.pop("_compiled_call_impl", None)
+    if (compiled := _compiled_before.pop(module, None)) is not None:
+        module._compiled_call_impl = compiled
 
 
 # --- the loss that a model makes -------------------------------------------------------------------------------------

@@ -99,6 +99,17 @@ def test_undo_takes_compiling_back_and_to_apply_again_compiles_nothing_anew() ->
     assert num_graphs() == 3
 
 
+def test_undo_gives_blocks_back_as_the_user_compiled_them() -> None:
+    model, x = Net(), torch.randn(5, 8)
+    for block in model.blocks:
+        block.compile(backend="aot_eager")
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    for _ in range(2):
+        in_parts(model)(x)
+    undo_plan(model)
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
+
+
 def test_a_copy_and_an_unpickled_model_run_in_eager_mode_and_can_be_planned_again() -> None:
     model, x = in_parts(Net()), torch.randn(5, 8)
     expected = model(x)
@@ -126,6 +137,29 @@ def test_a_part_that_the_model_does_not_have_is_named() -> None:
     with pytest.raises(ValueError, match=r"the part to compile 'block\.\*' is not in the model"):
         apply_plan(model, TABLE, compile_parts=("block.*",))
     assert type(model) is Net
+
+
+def test_what_cannot_be_compiled_is_refused_before_anything_changes() -> None:
+    model = Net()
+    with pytest.raises(ValueError, match=r"'blocks' is a ModuleList, which is never called: name what it holds"):
+        apply_plan(model, TABLE, compile_parts=("blocks",), backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"Invalid backend: 'nonesuch'"):
+        in_parts(model, backend="nonesuch")
+    assert type(model) is Net
+    assert type(model.head) is nn.Linear
+
+
+def test_a_glob_leaves_lists_out() -> None:
+    model, x = Net(), torch.randn(5, 8)
+    apply_plan(model, TABLE, compile_parts=("*", "*.*"), backend="aot_eager").model(x)
+    assert num_graphs() == 3
+
+
+def test_that_no_loss_was_compiled_is_said_of_the_line_that_calls_the_model() -> None:
+    model = apply_plan(Net(), TABLE, compile_loss=True, compile_parts=PARTS, backend="aot_eager").model
+    with pytest.warns(UserWarning, match="compile_loss=True compiles nothing") as found:
+        model(torch.randn(5, 8))
+    assert found[0].filename == __file__
 
 
 def test_what_wants_one_graph_is_told_why_there_is_none() -> None:
