@@ -60,6 +60,7 @@ def test_without_a_model_it_is_the_plans(folder: Path) -> None:
         ({"version": 9}, ("schema version 9",)),
         ({"sites": {"layer9": SitePlan(Format.BF16)}}, ("another model", "layer9")),
         ({"model": {"target": "", "source_sha256": "", "fingerprint": "0123"}}, ("shapes differ",)),
+        ({"compile": {"parts": ["fc1"], "backend": 'in"ductor'}}, ("Invalid backend: 'in\"ductor'",)),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(folder: Path, changes: dict[str, Any], words: tuple[str, ...]) -> None:

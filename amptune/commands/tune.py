@@ -137,7 +137,7 @@ def _parts(data: dict[str, Any]) -> list[str]:
     if data["compiled"] != "parts":
         return []
     gain, name = data["attribution"]["stock_in_parts"], data["repeats"]["stock"]["recipe"]
-    share = "" if gain is None else f": {name} is {gain:.2f}x faster too when it is compiled so"
+    share = "" if gain is None else f": compiled so, {name} is {gain:.2f}x as fast as compiled whole"
     what = "plan's" if data["verdict"] == "plan" else "recipe's"
     return [f"The {what} blocks are compiled each by itself, not the model as a whole{share}."]
 

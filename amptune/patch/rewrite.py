@@ -228,7 +228,7 @@ def _placement(tree: ast.Module, plan: Plan, spec: PatchSpec, names: LocalNames)
         arguments += ", compile_loss=True"
     if plan.compile_parts:
         arguments += f", compile_parts={json.dumps(globs(plan.compile_parts, spec.modules))}"
-        arguments += f', backend="{plan.backend}"' if plan.backend != "inductor" else ""
+        arguments += f", backend={json.dumps(plan.backend)}" if plan.backend != "inductor" else ""
     top_class, function = (spec.top_class or "").replace("<locals>.", "") or None, spec.make_model
     if top_class and not defines_class(tree, top_class):
         raise InputError(f"{spec.path} does not define the class {top_class}", hint="it changed since it was tuned")

@@ -237,17 +237,23 @@ def _in_parts(search: Search, record: TrialRecord) -> Finalist:
 
 def _recipe_in_parts(search: Search, record: TrialRecord, plans: Sequence[Finalist]) -> list[Finalist]:
     """The best stock recipe with parts of the model compiled, where its trial was faster than any plan's: trials have
-    compiled these parts."""
+    compiled these parts. It takes no less memory than in its trial."""
     recipe = search.recipes[str(record.outcome.recipe)]
-    is_possible = search.parts and recipe.float8 is None and recipe.params is None and not record.outcome.reason
+    is_wanted = search.parts and search.options.objective == "time"
+    is_possible = is_wanted and recipe.float8 is None and recipe.params is None and not record.outcome.reason
     if not is_possible or any(plan.record.outcome.median_ms <= record.outcome.median_ms for plan in plans):
         return []
     return [Finalist(record, search.parts.of_recipe(recipe), [])]
 
 
 def _faster_way(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> Finalist:
-    """The leader with the whole model compiled in place of its parts, where that is faster."""
-    if not (search.parts and clock.is_whole) or leader.record.outcome.recipe:
+    """The leader with the whole model compiled in place of its parts, where that is faster.
+
+    Where memory is to be small, it stays as it was measured in its trial: whole it can take far more. So it does where
+    it then takes more than it may.
+    """
+    is_wanted = search.parts and clock.is_whole and search.options.objective == "time"
+    if not is_wanted or leader.record.outcome.recipe:
         return leader
     whole = Finalist(leader.record, plan_candidate(search.plan_of(leader.record)), [])
     takes = clock.expected(outcomes_of([stock, leader]), 2 * CHOICE_ROUNDS + MAX_ROUNDS)
@@ -256,10 +262,16 @@ def _faster_way(search: Search, stock: Finalist, leader: Finalist, clock: FinalT
         return leader
     search.progress.stage("compiling the plan's model whole")
     ways = [dataclasses.replace(leader, times=[]), whole]
-    if repeat(search, ways, CHOICE_ROUNDS, clock):
+    if repeat(search, ways, CHOICE_ROUNDS, clock) or not _fits(search, whole):
         return leader
     faster = max(ways, key=lambda way: ways[0].speedup_of(way).ratio)
     return dataclasses.replace(faster, times=[])
+
+
+def _fits(search: Search, finalist: Finalist) -> bool:
+    """Whether its repeats kept the memory limit, if there is one."""
+    most = search.options.max_memory
+    return most is None or all((step.memory or 0) <= most for step in finalist.times)
 
 
 def _judged(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> Speedup:

@@ -334,12 +334,12 @@ def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tens
         candidate = candidate.as_written()  # compile mode is set aside, if this is it
     # What a plan compiles in parts is not compiled otherwise, and its loss as in eager mode.
     own = _compiled_as(bench, None) if candidate.in_parts else contextlib.nullcontext()
+    within = bench.compilation is not None and candidate.autocast is not None
     with own, backend_flags(candidate.tf32), swapped, parameters_in(bench.model, candidate.params) as lowered:
         plan = candidate.plan
         applied = apply(bench.model, plan, codes=bench.codes, source=bench.source) if plan else None
         compiling = _compile_kept_loss(bench, candidate)
         try:
-            within = bench.compilation is not None and candidate.autocast is not None
             with own_code_of_autocast(within), compiled(bench.model, bench.compilation):
                 yield Run(bench, candidate, lowered)
         finally:

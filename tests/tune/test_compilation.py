@@ -31,6 +31,7 @@ from amptune.tune.job import Job
 from amptune.tune.losses import PLAIN_LOSS
 from amptune.tune.options import TuneOptions
 from amptune.tune.outcomes import outcome_of
+from amptune.tune.parts import Parts
 from amptune.tune.recipes import Candidate, float8_candidate, plan_candidate
 from amptune.tune.space import COMPILED_LOSS
 from amptune.tune.study import Outcome
@@ -300,6 +301,9 @@ def test_a_cache_that_mixes_up_autocast_regions_is_not_used_for_them(
     config = torch._functorch.config
     with config.patch(enable_autograd_cache=True):
         with training(bench, Candidate("autocast-fp16", autocast=Format.FP16)):
+            assert config.enable_autograd_cache is apart
+        in_parts = Parts(("head",), "aot_eager").of_recipe(Candidate("autocast-fp16", autocast=Format.FP16))
+        with training(bench, in_parts):
             assert config.enable_autograd_cache is apart
         with training(bench, plan_candidate(Plan({"head": SitePlan(Format.BF16)}))):
             assert config.enable_autograd_cache, "a plan's regions are part of the code that is looked up"

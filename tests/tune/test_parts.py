@@ -179,10 +179,10 @@ class Compiler(FormulaWorker):
         return super().milliseconds(candidate)
 
 
-def decided(folder: Path, worker: Compiler, budget: int = 12) -> tuple[Search, Verdict]:
+def decided(folder: Path, worker: Compiler, budget: int = 12, **options: Any) -> tuple[Search, Verdict]:
     search = make_search(folder, worker, budget)
     search.parts = Parts(("blocks.0", "blocks.1"))
-    search.options = dataclasses.replace(search.options, compile_with="inductor")
+    search.options = dataclasses.replace(search.options, compile_with="inductor", **options)
     search.run()
     return search, decide(search)
 
@@ -240,6 +240,52 @@ def test_a_recipe_that_was_measured_in_parts_ships_so(tmp_path: Path, monkeypatc
     plan = decided(other, Compiler(whole=1.4))[1]
     assert plan.kind == "plan"
     assert plan.stock_in_parts is None, "both were in parts"
+
+
+class Hungry(Compiler):
+    """Plans are slower than the recipe and take half of its memory, unless their model is compiled whole."""
+
+    def __init__(self, slower: float, whole: float) -> None:
+        super().__init__(whole)
+        self.slower, self.fragile = slower, False
+        self.memory = lambda candidate: 1000 if candidate.is_stock else 500
+
+    def milliseconds(self, candidate: Candidate) -> float:
+        has_formats = candidate.plan is not None and candidate.plan.sites
+        return super().milliseconds(candidate) * (self.slower if has_formats else 1.0)
+
+    def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+        found = super().request(name, *arguments, timeout=timeout)
+        if name != "repeat":
+            return found
+        memory = [500 if candidate.in_parts else 1000 for candidate in arguments[0]]
+        return [
+            [dataclasses.replace(time, memory=size) for time in times]
+            for times, size in zip(found, memory, strict=True)
+        ]
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is time to repeat all finalists."""
+    monkeypatch.setattr(finals.FinalTime, "left", lambda _clock: 1e3)
+
+
+@pytest.mark.usefixtures("patient")
+def test_where_memory_counts_a_plan_that_saves_it_wins_in_parts(tmp_path: Path) -> None:
+    """Its parts are what was measured, and no recipe takes its place because it is faster."""
+    _, verdict = decided(tmp_path, Hungry(slower=1.3, whole=0.9), objective="memory")
+    assert (verdict.kind, verdict.record.outcome.recipe, verdict.in_parts) == ("plan", None, True)
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_plan_that_takes_too_much_when_compiled_whole_stays_in_parts(tmp_path: Path) -> None:
+    _, verdict = decided(tmp_path, Hungry(slower=0.7, whole=0.9))
+    assert (verdict.kind, verdict.in_parts) == ("plan", False)
+    other = tmp_path / "other"
+    other.mkdir()
+    _, limited = decided(other, Hungry(slower=0.7, whole=0.9), max_memory=800)
+    assert (limited.kind, limited.in_parts) == ("plan", True)
 
 
 def test_where_a_model_cannot_be_compiled_whole_its_parts_are_judged(tmp_path: Path) -> None:
