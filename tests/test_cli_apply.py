@@ -60,7 +60,6 @@ def test_without_a_model_it_is_the_plans(folder: Path) -> None:
         ({"version": 9}, ("schema version 9",)),
         ({"sites": {"layer9": SitePlan(Format.BF16)}}, ("another model", "layer9")),
         ({"model": {"target": "", "source_sha256": "", "fingerprint": "0123"}}, ("shapes differ",)),
-        ({"compile": {"parts": ["fc1"], "backend": 'in"ductor'}}, ("Invalid backend: 'in\"ductor'",)),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(folder: Path, changes: dict[str, Any], words: tuple[str, ...]) -> None:
@@ -70,6 +69,21 @@ def test_a_plan_that_does_not_fit_is_refused(folder: Path, changes: dict[str, An
     assert result.returncode == 2
     assert all(word in result.stderr for word in words), result.stderr
     assert "Traceback" not in result.stderr
+    assert not (folder / "amptune-out").exists()
+
+
+@pytest.mark.parametrize(
+    ("parts", "backend", "said"),
+    [
+        ("fc1", 'in"ductor', "Invalid backend: 'in\"ductor'"),
+        ("fc9", "inductor", "the part to compile 'fc9' is not in the model; did you mean"),
+    ],
+)
+def test_parts_that_cannot_be_compiled_are_refused(folder: Path, parts: str, backend: str, said: str) -> None:
+    write_plan(folder, compile={"parts": [parts], "backend": backend})
+    result = amptune_here(folder, "apply", "plan.json", "net.py")
+    assert result.returncode == 3
+    assert f"the plan does not fit this model: {said}" in result.stderr
     assert not (folder / "amptune-out").exists()
 
 

@@ -106,12 +106,19 @@ def by_format(sites: Mapping[str, SitePlan]) -> str:
     return ", ".join(f"{count} {label}" for label, count in counts.most_common())
 
 
-def execution_lost(plan: Plan, *, tf32: str = "Set it in your script.") -> list[Lost]:
+BY_TORCH = "Call compile() of each of these modules, not torch.compile of the model."
+"""How modules are compiled by themselves in torch."""
+NO_TORCH = "Nothing stands for it here: what was faster so is torch's compiler."
+"""The same for targets without it."""
+
+
+def execution_lost(plan: Plan, *, tf32: str = "Set it in your script.", compiling: str = BY_TORCH) -> list[Lost]:
     """What only the patched model or the runtime can do: padding, layout, compiled parts, TF32.
 
     Args:
         plan: the plan.
         tf32: how TF32 is switched on with the target.
+        compiling: what to do about parts that are compiled.
     """
     lost = []
     padded = {path: site.pad for path, site in plan.sites.items() if site.pad}
@@ -131,16 +138,18 @@ def execution_lost(plan: Plan, *, tf32: str = "Set it in your script.") -> list[
         )
     if plan.channels_last:
         lost.append(Lost("The channels_last layout of convolutions is not part of it", "Convert the model by hand."))
-    if plan.compile_parts:
-        lost.append(
-            Lost(
-                f"Compiling parts of the model by themselves is not part of it: {listed(plan.compile_parts)}",
-                "Call compile() of each of these modules, not torch.compile of the model.",
-            )
-        )
+    lost += parts_lost(plan, compiling)
     if plan.tf32:
         lost.append(Lost("TF32 is not part of it", tf32))
     return lost
+
+
+def parts_lost(plan: Plan, compiling: str = BY_TORCH) -> list[Lost]:
+    """The parts that the plan has compiled by themselves, where the target does not."""
+    if not plan.compile_parts:
+        return []
+    what = f"Compiling parts of the model by themselves is not part of it: {listed(plan.compile_parts)}"
+    return [Lost(what, compiling)]
 
 
 def scaler_lost(

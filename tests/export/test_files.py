@@ -217,13 +217,22 @@ def test_keras_and_jax_name_every_module(files):
     ]
 
 
+IN_PARTS = "Compiling parts of the model by themselves is not part of it: blocks.0, blocks.1"
+
+
 @pytest.mark.parametrize("target", ["torchtitan", "megatron", "ms-swift", "keras", "jax", "bitsandbytes"])
 def test_layout_and_padding_are_told_as_lost(files, target):
     assert "channels_last layout" in read(files, "images", target)
     assert "a multiple of 24" in " ".join(read(files, "mixed", target).replace("#", " ").split())
     assert "Padding" not in read(files, "bf16", target)
     told = " ".join(read(files, "in-parts", target).replace("#", " ").split())
-    assert "Compiling parts of the model by themselves is not part of it: blocks.0, blocks.1" in told
+    assert IN_PARTS in told
+    assert ("Call compile() of each of these modules" in told) is (target not in ("keras", "jax"))
+
+
+@pytest.mark.parametrize("target", ["torchao", "transformer-engine"])
+def test_parts_that_the_runtime_does_not_compile_are_told_as_lost(files, target):
+    assert IN_PARTS in " ".join(read(files, "in-parts", target).replace("#", " ").split())
 
 
 def test_bitsandbytes_computes_in_the_plans_format(files):

@@ -7,7 +7,16 @@ from amptune.core.plan import Plan
 from amptune.export.code import dict_literal, python_file
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
-from amptune.export.view import execution_lost, functions, listed, modules, scale_literal, scaler_lost, stock_autocast
+from amptune.export.view import (
+    NO_TORCH,
+    execution_lost,
+    functions,
+    listed,
+    modules,
+    scale_literal,
+    scaler_lost,
+    stock_autocast,
+)
 
 _FILE = """\
 import jax.numpy as jnp
@@ -87,5 +96,7 @@ def _lost(plan: Plan) -> list[Lost]:
         )
     return [
         *lost,
-        *execution_lost(plan, tf32='Set jax.config.update("jax_default_matmul_precision", "tensorfloat32").'),
+        *execution_lost(
+            plan, compiling=NO_TORCH, tf32='Set jax.config.update("jax_default_matmul_precision", "tensorfloat32").'
+        ),
     ]

@@ -7,7 +7,16 @@ from amptune.core.plan import Plan
 from amptune.export.code import dict_literal, python_file
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
-from amptune.export.view import execution_lost, functions, listed, modules, scale_literal, scaler_lost, stock_autocast
+from amptune.export.view import (
+    NO_TORCH,
+    execution_lost,
+    functions,
+    listed,
+    modules,
+    scale_literal,
+    scaler_lost,
+    stock_autocast,
+)
 
 POLICIES = {
     Format.FP32: "float32",
@@ -81,4 +90,4 @@ def _lost(plan: Plan) -> list[Lost]:
                 "Cast there by hand: keras.ops.cast(x, 'float32').",
             )
         )
-    return [*lost, *execution_lost(plan, tf32="Set it in the backend.")]
+    return [*lost, *execution_lost(plan, compiling=NO_TORCH, tf32="Set it in the backend.")]

@@ -8,7 +8,7 @@ from amptune.core.runtimetable import runtime_table
 from amptune.export.code import dict_literal, python_file
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
-from amptune.export.view import fp8_modules, listed, unpinned
+from amptune.export.view import fp8_modules, listed, parts_lost, unpinned
 
 RECIPES = {"tensorwise": "tensorwise", "rowwise": "rowwise", "rowwise_gw_hp": "rowwise_with_gw_hp"}
 """Our names of scalings -> torchao's names of recipes."""
@@ -89,7 +89,7 @@ def rest_arguments(plan: Plan) -> str:
 
 
 def _lost(plan: Plan) -> list[Lost]:
-    lost = unpinned(plan)
+    lost = [*unpinned(plan), *parts_lost(plan)]
     if plan.loss_format is Format.FP32 and plan.output_format is not Format.FP32:
         lost.append(
             Lost(

@@ -8,7 +8,7 @@ from amptune.export.code import dict_literal, python_file
 from amptune.export.export import Export, Lost
 from amptune.export.model import ModelFile
 from amptune.export.targets.torchao import rest_arguments, rest_table
-from amptune.export.view import fp8_modules, listed, unpinned
+from amptune.export.view import fp8_modules, listed, parts_lost, unpinned
 
 RECIPES = {
     "tensorwise": "Float8CurrentScaling(fp8_format=Format.HYBRID)",
@@ -115,7 +115,7 @@ def _lost(plan: Plan) -> list[Lost]:
                 f"Pure E5M2 is refused by Transformer Engine: {listed(backwards)}", "E4M3 forward is written for them."
             )
         )
-    lost += unpinned(plan)
+    lost += [*unpinned(plan), *parts_lost(plan)]
     padded = [path for path, site in planned.items() if site.pad]
     if padded:
         lost.append(
