@@ -105,6 +105,7 @@ def _explanation(data: TuneData) -> Iterator[str]:
             f"{best.name} takes {ms(best.median)} a training step; {tried if plans else 'no plan was tried'}. "
             "The recipe itself is what was written."
         )
+        yield from _parts(data)
         if data.repeated and any(run.valid and run.median < best.median for run in plans):
             yield "The fastest of them were measured again, in turns with it, and their lead did not hold up."
     if data.raw.get("quality_data") == "single-batch":
@@ -112,16 +113,23 @@ def _explanation(data: TuneData) -> Iterator[str]:
 
 
 def _attribution(data: TuneData) -> Iterator[str]:
-    if data.formats_only is not None:
+    in_parts = data.raw.get("compiled") == "parts"
+    if data.formats_only is not None and not (in_parts and data.best and data.best.name != "plan"):
+        compiled, also = (", compiled as the recipe is", " and from how it is compiled") if in_parts else ("", "")
         yield (
-            f"With the formats alone (loss in FP32, no padding, memory format as written) it is "
-            f"{data.formats_only:.2f} times as fast; the rest comes from those choices."
+            f"With the formats alone (loss in FP32, no padding, memory format as written{compiled}) it is "
+            f"{data.formats_only:.2f} times as fast; the rest comes from those choices{also}."
         )
+    yield from _parts(data)
+
+
+def _parts(data: TuneData) -> Iterator[str]:
+    """That what was written compiles parts of the model, and what that gives by itself."""
+    if data.raw.get("compiled") != "parts":
+        return
+    yield "What was written compiles blocks of the model, each by itself, and not the model as a whole."
     if data.stock_in_parts is not None:
-        yield (
-            "The plan's blocks are compiled each by itself, not the model as a whole. Compiled so, the best stock "
-            f"recipe is {data.stock_in_parts:.2f} times as fast as compiled whole."
-        )
+        yield f"Compiled so, the best stock recipe is {data.stock_in_parts:.2f} times as fast as compiled whole."
 
 
 def _plans_of(data: TuneData) -> list[Run]:

@@ -44,6 +44,18 @@ def test_the_attribution_is_left_out_when_it_was_not_measured():
     assert "formats alone" not in read(won()).text
 
 
+def test_what_compiling_by_blocks_gives_is_told_apart_from_the_formats():
+    share = {"full": 1.39, "without_loss_and_layout": 1.11, "stock_in_parts": 0.96}
+    page = read(won(compiled="parts", attribution=share))
+    (told,) = [each for each in page.all("p", "lede") if "formats alone" in each.text]
+    assert "memory format as written, compiled as the recipe is" in told.text
+    assert told.text.endswith("the rest comes from those choices and from how it is compiled.")
+    assert "the best stock recipe is 0.96 times as fast as compiled whole" in page.text
+    assert "compiles blocks of the model" not in read(won(compiled="whole")).text
+    lost = result(trials(), (1, 118.9), (1, 118.9), verdict="stock", compiled="parts")
+    assert "What was written compiles blocks of the model, each by itself" in read(lost).text
+
+
 def test_a_loss_that_is_rounded_all_the_same_is_not_said_to_be_in_fp32():
     in_fp32 = dataclasses.replace(plan(), loss_format=Format.FP32)
     assert "loss computed in fp32" in read(won(), in_fp32).text
