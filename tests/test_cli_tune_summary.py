@@ -112,3 +112,9 @@ def test_what_compiling_by_blocks_gives_by_itself_is_told(compiled: str, gain: f
     text = _summary(compiled=compiled, attribution={"full": 1.57, "stock_in_parts": gain})
     assert said in text
     assert ("blocks" in text) is bool(said)
+
+
+def test_a_recipe_that_is_faster_by_blocks_is_named() -> None:
+    data = won(**REST | {"compiled": "parts", "attribution": {"full": 1.4, "stock_in_parts": 1.4}})
+    data["best"]["recipe"] = "autocast-bf16"
+    assert "It is autocast-bf16 with its blocks compiled each by itself" in _said_of(data)

@@ -136,10 +136,11 @@ def _parts(data: dict[str, Any]) -> list[str]:
     """A line about what the gain of a plan that is compiled in parts owes to that."""
     if data["compiled"] != "parts":
         return []
+    if data["best"]["recipe"] != "plan":
+        return [f"It is {data['best']['recipe']} with its blocks compiled each by itself, not the model as a whole."]
     gain, name = data["attribution"]["stock_in_parts"], data["repeats"]["stock"]["recipe"]
     share = "" if gain is None else f": compiled so, {name} is {gain:.2f}x as fast as compiled whole"
-    what = "plan's" if data["verdict"] == "plan" else "recipe's"
-    return [f"The {what} blocks are compiled each by itself, not the model as a whole{share}."]
+    return [f"The plan's blocks are compiled each by itself, not the model as a whole{share}."]
 
 
 def _has_only_recipes(data: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from amptune.tune.attribution import VAGUE, speedup_of_formats, speedup_of_parts
+from amptune.tune.attribution import VAGUE, recipe_in_parts, speedup_of_formats
 from amptune.tune.finalist import Finalist, outcomes_of, repeat, width
 from amptune.tune.finaltime import (
     CHOICE_ROUNDS,
@@ -91,7 +91,7 @@ def decide(search: Search) -> Verdict:
     """Repeat the best plans and the best stock recipe in turns, and name the winner."""
     record = search.best_stock()
     plans = [_in_parts(search, found) for found in _finalists(search)]
-    plans += _recipe_in_parts(search, record, plans)
+    plans = [*_recipe_in_parts(search, record, plans), *plans]
     if not plans:
         return _stock_verdict(record, _recorded(record), repeated=False)
     clock = FinalTime(search)
@@ -115,12 +115,17 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
     if failure is not None:
         search.progress.line(f"the repeats failed ({failure.reason}): the best stock recipe stands")
         return _stock_verdict(record, _recorded(record), repeated=False)
+    rival = None
     if search.options.objective == "memory":
         found = stock.speedup_of(leader)
         won = _saves_memory(leader.record, record)
     else:
         found = _judged(search, stock, leader, clock)
         won = found.low > WORTH
+        rival = recipe_in_parts(search, stock, leader, clock)
+        if rival is not None and rival[1].low > (found.ratio if won else WORTH):
+            leader, found = rival
+            won = True
     if not won:
         # Compiled by its blocks, as a plan in parts is: so it has to ship.
         return dataclasses.replace(_stock_verdict(record, stock.step), in_parts=_is_in_parts(search, clock))
@@ -128,7 +133,7 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
     return Verdict(
         "plan", record, step, leader.record, leader.step, found.ratio, found.low,
         speedup_of_formats(search, stock, leader, clock), in_parts=leader.candidate.in_parts,
-        stock_in_parts=speedup_of_parts(search, stock, leader, clock),
+        stock_in_parts=rival[1].ratio if rival else None,
     )  # fmt: skip
 
 

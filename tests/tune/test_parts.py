@@ -312,3 +312,21 @@ def test_a_model_that_is_compiled_anew_in_every_step_is_no_endless_round(opened:
         worker.repeat([recipe], 1)
     ((found,),) = worker.repeat([worker.parts().of_recipe(recipe)], 1)
     assert found.repeats
+
+
+@pytest.mark.parametrize("slower", [2.0, 1.2])
+def test_a_recipe_that_is_faster_in_parts_than_the_plan_is_handed_over(tmp_path: Path, slower: float) -> None:
+    """A plan's trial may have had a better moment: the repeats show it to be slower than the recipe in parts, and
+    faster than the recipe compiled whole, or not even that."""
+
+    class Misled(Compiler):
+        def milliseconds(self, candidate: Candidate) -> float:
+            found = super().milliseconds(candidate)
+            return found * slower if self.repeated and candidate.name == "plan" else found
+
+    _, verdict = decided(tmp_path, Misled(whole=1.4))
+    assert verdict.kind == "plan"
+    assert verdict.record.outcome.recipe == "autocast-bf16"
+    assert verdict.in_parts
+    assert verdict.speedup == pytest.approx(1.4)
+    assert verdict.formats_only == 1.0
