@@ -84,7 +84,7 @@ class NodeBounds:
         """Axes, counted from the last as -1, along which a tensor never falls: one that is worked out from constants,
         or such a one with random numbers on top that are too small to change its order."""
         value, above = self._folded.of(node), None
-        if value is None and _op(node) == "add" and len(node.args) == 2:
+        if value is None and _op(node) == "add" and len(node.args) == 2 and not node.kwargs:
             value, above = self._jittered(node)
         if value is None or not value.is_floating_point() or value.dim() == 0:
             return ()

@@ -95,14 +95,20 @@ def _rows(attempt: Attempt) -> str:
     asked = [each for each in tensors_in(attempt.inputs) if not isinstance(each, FakeTensor) and each.numel()]
     if not isinstance(module, torch.nn.Embedding) or len(asked) != 1 or asked[0].is_floating_point():
         return ""
-    return f"row {int(asked[0].max())} was asked for, and the table has {module.num_embeddings}: "
+    lowest, highest = int(asked[0].min()), int(asked[0].max())
+    if lowest < 0:
+        return f"row {lowest} was asked for, and rows are counted from 0: "
+    return f"row {highest} was asked for, and the table has {module.num_embeddings}: "
 
 
 def _hint(attempt: Attempt) -> str:
     cause, text = attempt.error.cause, text_of(attempt.error.cause).lower()
     if isinstance(cause, IndexError) and any(word in text for word in _INDEX_WORDS):
+        rows = _rows(attempt)
+        if rows.startswith("row -"):
+            return f"{rows}look for -1 where the batch of make_batch() is padded, or how the forward computes the rows"
         return (
-            f"{_rows(attempt)}make the indices of the batch smaller, or its sequences shorter where they are "
+            f"{rows}make the indices of the batch smaller, or its sequences shorter where they are "
             "positions: change make_batch(), or give --input SHAPE:int64:BOUND"
         )
     if any(word in text for word in _SHAPE_WORDS):

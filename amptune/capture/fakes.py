@@ -54,7 +54,8 @@ class FakeRules(TorchFunctionMode):
         if func is functional.embedding:
             _check_indices("index", _given(args, kwargs, 0, "input"), _given(args, kwargs, 1, "weight"), 0)
         elif func is functional.cross_entropy:
-            ignored = _given(args, kwargs, 4, "ignore_index")
+            given = _given(args, kwargs, 4, "ignore_index")
+            ignored = -100 if given is None else given
             _check_indices("target", _given(args, kwargs, 1, "target"), _given(args, kwargs, 0, "input"), 1, ignored)
         return func(*args, **kwargs)
 
@@ -69,9 +70,10 @@ def _check_indices(what: str, indices: Any, table: Any, axis: int, ignored: int 
     if not known or isinstance(indices, FakeTensor) or indices.is_floating_point():
         return
     read = indices if ignored is None else indices.masked_fill(indices == ignored, 0)
-    count, largest = table.shape[min(axis, table.dim() - 1)], int(read.max())
-    if largest >= count:
-        raise IndexError(f"{what} {largest} is out of range: there are {count} entries")
+    count, smallest, largest = table.shape[min(axis, table.dim() - 1)], int(read.min()), int(read.max())
+    if smallest < 0 or largest >= count:
+        wrong = smallest if smallest < 0 else largest
+        raise IndexError(f"{what} {wrong} is out of range: there are {count} entries")
 
 
 def _numel(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

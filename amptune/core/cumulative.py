@@ -10,6 +10,7 @@ from amptune.core.graph import Site
 from amptune.core.intervals import Range, scaled
 from amptune.core.operands import input_of
 from amptune.core.order import stepped_axis
+from amptune.core.terms import is_as_made
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
@@ -68,24 +69,32 @@ def whole_and_rest(ranges: Ranges, site: Site) -> Range | None:
         if whole is None or rest is None or whole.op != "sum" or rest.op != "cumsum" or site.attrs.get("alpha"):
             continue
         terms = ranges.root(rest)
-        number = (terms.attrs.get("scalars") or {}).get(0) if terms is not None and terms.op == "sub" else None
-        if terms is None or not isinstance(number, int | float) or not ranges.same(whole, 0, terms, 1):
+        if terms is None or terms.op != "sub" or terms.attrs.get("alpha") or not ranges.same(whole, 0, terms, 1):
             continue
-        within = ranges.operand(terms, 1)
-        if within.low >= 0 and within.high <= number and _is_one_axis(whole, rest):
+        number, within = (terms.attrs.get("scalars") or {}).get(0), ranges.operand(terms, 1)
+        if not isinstance(number, int | float) or within.low < 0 or within.high > number:
+            continue
+        if is_as_made(ranges, rest, 0) and _is_beside(ranges, site, side, whole, rest):
             return Range(float(number), math.inf)
     return None
 
 
-def _is_one_axis(whole: Site, rest: Site) -> bool:
-    """Whether a sum runs over the axis of a cumulative sum, or over all there is."""
-    rank = len(rest.outputs[0].shape)
-    dims, dim = whole.attrs.get("dim"), rest.attrs.get("dim")
-    if dims is None or rank == 1:
-        return rank == 1 or not whole.outputs[0].shape
+def _is_beside(ranges: Ranges, site: Site, side: int, whole: Site, rest: Site) -> bool:
+    """Whether each line of a cumulative sum meets the sum over that line, or over all there is."""
+    position, other = input_of(site, side), input_of(site, 1 - side)
+    if position is None or other is None or not all(is_as_made(ranges, site, index) for index in (0, 1)):
+        return False
+    if whole.outputs[0].numel == 1:
+        return True
+    line, shape, dim = list(rest.outputs[0].shape), whole.inputs[0].shape, rest.attrs.get("dim")
+    if not isinstance(dim, int) or site.inputs[other].shape != tuple(line) or shape != tuple(line):
+        return False
+    line[dim] = 1
+    dims = whole.attrs.get("dim")
     if isinstance(dims, list | tuple):
         dims = dims[0] if len(dims) == 1 else None
-    return isinstance(dims, int) and isinstance(dim, int) and dims % rank == dim % rank
+    same_axis = isinstance(dims, int) and dims % len(line) == dim % len(line)
+    return same_axis and site.inputs[position].shape == tuple(line)
 
 
 def steps_of_sum(ranges: Ranges, site: Site) -> Range | None:
@@ -113,6 +122,8 @@ def steps_of_sum(ranges: Ranges, site: Site) -> Range | None:
 def _sum_behind(ranges: Ranges, site: Site, axis: int) -> tuple[Site, float] | None:
     """The cumulative sum along an axis that literals scaled and shifted, and the scale."""
     current: Site | None = site
+    if not site.outputs:  # what is written into a part of a tensor
+        return None
     scale, rank = 1.0, len(site.outputs[0].shape)
     while current is not None and current.op != "cumsum":
         numbers = current.attrs.get("scalars") or {}

@@ -26,7 +26,7 @@ def product_of_distance(ranges: Ranges, site: Site) -> Site | None:
     """The product 2ab, where ``site`` adds up |a|^2 - 2ab + |b|^2 or its negative; ``None`` where it does not."""
     if site.op not in ("add", "sub", *ADDED):
         return None
-    product = _product_among(ranges, list(terms_of(ranges, site, 1.0)))
+    product = _product_among(ranges, list(terms_of(ranges, site)))
     return None if product is None else product.site
 
 
@@ -35,7 +35,7 @@ def is_minus_distance(ranges: Ranges, site: Site, index: int, depth: int = 0) ->
     made = ranges.root(site, index)
     if made is None or depth > _DEPTH:
         return False
-    product = _product_among(ranges, list(terms_of(ranges, made, 1.0)))
+    product = _product_among(ranges, list(terms_of(ranges, made)))
     if product is not None:
         return product.factor > 0
     sides = {"mul": (0, 1), "div": (0,)}.get(made.op, ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 
 from amptune.core.formats import Format
@@ -65,6 +66,7 @@ ANY = Range()
 UNIT = Range(0.0, 1.0)
 _EXP_LIMIT = 709.0
 _LARGEST = Format.FP32.max
+_FINITE = sys.float_info.max
 
 
 def symmetric(magnitude: float) -> Range:
@@ -125,8 +127,8 @@ def inverse(value: Range) -> Range:
     Where x is not bounded, the largest number of FP32 stands in: 1 / x does not become zero.
     """
     low, high = max(value.low, -_LARGEST), min(value.high, _LARGEST)
-    if low > 0 or high < 0:
-        return Range(1 / high, 1 / low)
+    if low > 0 or high < 0:  # the end that is nearer to zero is finite, though floats may not have it
+        return Range(min(1 / high, _FINITE), max(1 / low, -_FINITE))
     if low == 0:
         return Range(1 / high if high else 0.0, math.inf)
     if high == 0:

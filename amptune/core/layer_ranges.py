@@ -49,7 +49,8 @@ def _linear(ranges: Ranges, site: Site) -> Range | None:
     if not site.params and len(site.inputs) == 2 and site.op.startswith("conv") and site.gemms:
         # A window: at most as many terms as it has numbers, fewer where it stands over the edge.
         each = multiply(ranges.input(site, 0), ranges.input(site, 1)).union(point(0.0))
-        return scaled(each, max(gemm.k for gemm in site.gemms))
+        window = math.prod(site.inputs[1].shape[2:]) if "transpose" in site.op else 1  # else it is part of the product
+        return scaled(each, window * max(gemm.k for gemm in site.gemms))
     if not site.params or not site.inputs:
         return None if site.op in _PRODUCTS else ANY
     found = [ranges.assumed.weights.get(param.name) for param in site.params]

@@ -124,7 +124,8 @@ def never_falls(ranges: Ranges, site: Site, axis: int, depth: int = 0) -> bool:
                 for side in ((0, 1) if site.op == "mul" else (1,))
             )
     rising = site.op in RISING and site.attrs.get("called") != "erfc"
-    return (rising or site.op == "clamp") and _operand_never_falls(ranges, site, 0, axis, depth)
+    limited = site.op == "clamp" and len(site.inputs) == 1  # by numbers, not by tensors of no known order
+    return (rising or limited) and _operand_never_falls(ranges, site, 0, axis, depth)
 
 
 def _operand_never_falls(ranges: Ranges, site: Site, index: int, axis: int, depth: int) -> bool:

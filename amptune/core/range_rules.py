@@ -27,6 +27,7 @@ from amptune.core.intervals import (
 )
 from amptune.core.places import in_order, on_diagonal, places
 from amptune.core.range_forms import RangeRule, both, dipping, extreme, first, fixed, integral, monotone, sloped
+from amptune.core.sampling import averaged, resized, sampled, spectrum, steps, summed_powers
 
 
 def _alpha(site: Site) -> float:
@@ -203,23 +204,6 @@ def _layer(site: Site, ranges: list[Range]) -> Range:
     return symmetric(math.sqrt(max(count, 1)))
 
 
-def _sampled(site: Site, ranges: list[Range]) -> Range:
-    """Means of what is near a place, and zeros outside; cubic ones go beyond by their weights, of at most 1.375 an
-    axis."""
-    beyond = site.attrs.get("mode") in ("bicubic", 2)
-    return scaled(ranges[0].union(point(0.0)), 1.375**2 if beyond else 1.0) if ranges else ANY
-
-
-def _spectrum(site: Site, ranges: list[Range]) -> Range:
-    """Sums of as many numbers as a window has, each times one of it: their size is that of the largest sum."""
-    size = site.attrs.get("n_fft")
-    if not isinstance(size, int) or not ranges:
-        return ANY
-    window = ranges[1].magnitude if len(ranges) > 1 and len(site.inputs) > 1 else 1.0
-    most = product(size, product(ranges[0].magnitude, window))
-    return symmetric(most / math.sqrt(size) if site.attrs.get("normalized") else most)
-
-
 def _added_at(site: Site, ranges: list[Range]) -> Range:
     """What is there, and any number of terms on top of it: those of ``x.index_add(dim, index, source)``."""
     if len(ranges) < 2 or _alpha(site) < 0:
@@ -287,7 +271,7 @@ RULES: dict[str, RangeRule] = {
     **_rows("argmax argmin nonzero searchsorted", places),
     "diag": on_diagonal,
     "cross": both(lambda a, b: symmetric(2 * product(a.magnitude, b.magnitude))),
-    "diff": first(lambda value: subtract(value, value)),
+    "diff": steps,
     "window": fixed(0.0, 1.0),
     "max": extreme(max),
     "min": extreme(min),
@@ -359,8 +343,11 @@ RULES: dict[str, RangeRule] = {
     "masked_fill": _masked_fill,
     "index_put": _written,
     "scatter": _scattered,
-    "grid_sample": _sampled,
-    "stft": _spectrum,
+    **_rows("avg_pool1d avg_pool2d avg_pool3d", averaged),
+    "lp_pool": summed_powers,
+    "grid_sample": sampled,
+    "interpolate": resized,
+    "stft": spectrum,
     "dropout": _dropout,
     "scaled_dot_product_attention": _attention,
 }

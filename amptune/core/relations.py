@@ -39,7 +39,7 @@ def related(ranges: Ranges, site: Site) -> Range | None:
         case "sub":
             return _difference(ranges, site)
         case "diff":
-            return steps_of_sum(ranges, site) or steps_upwards(ranges, site)
+            return (steps_of_sum(ranges, site) or steps_upwards(ranges, site)) if len(site.inputs) == 1 else None
         case "cdist" | "pdist":
             return _distance(ranges, site)
         case "max" | "amax":

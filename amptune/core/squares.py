@@ -9,6 +9,7 @@ from amptune.core.arguments import exponent_of
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, scaled, square
 from amptune.core.operands import input_of
+from amptune.core.terms import stays_in_place
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
@@ -74,11 +75,15 @@ def mean_square_left(ranges: Ranges, site: Site) -> Range | None:
     means, number, other = ranges.root(site, 0), 1.0, ranges.root(site, 1)
     if means is None or means.op != "mean" or other is None or site.attrs.get("alpha"):
         return None
+    in_place = stays_in_place(ranges, site, 0) and stays_in_place(ranges, site, 1)
     if not is_square(ranges, other) and (times := _number_times(other)) is not None:
+        in_place = in_place and stays_in_place(ranges, other, times[0])
         number, other = times[1], ranges.root(other, times[0])
     squares, mean = ranges.root(means), None if other is None or not is_square(ranges, other) else ranges.root(other)
-    if squares is None or not is_square(ranges, squares) or mean is None or mean.op != "mean":
+    if squares is None or not is_square(ranges, squares) or mean is None or mean.op != "mean" or other is None:
         return None
+    if not (in_place and stays_in_place(ranges, other, 0)):
+        return None  # pairs of all with all
     one_axis = means.attrs.get("dim") == mean.attrs.get("dim") and ranges.same(squares, 0, mean, 0)
     rest = 1 - number
     kept = one_axis and 4 * max(ranges.epsilon(site, side) for side in (0, 1)) < rest <= 1

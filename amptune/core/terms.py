@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -19,46 +20,82 @@ _DEPTH = 8
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """A term of a sum, with the factor that it has there, and whether it is the diagonal of a matrix."""
+    """A term of a sum, with the factor that it has there, whether it is the diagonal of a matrix, and whether each of
+    its numbers is added at the place where it was made."""
 
     site: Site
     factor: float
     is_diagonal: bool = False
+    in_place: bool = True
 
 
-def terms_of(ranges: Ranges, site: Site, factor: float, depth: int = 0, *, is_diagonal: bool = False) -> Iterator[Term]:
+def terms_of(ranges: Ranges, site: Site, factor: float = 1.0) -> Iterator[Term]:
     """What a site adds up, through sums, differences, signs and factors."""
+    yield from _added(ranges, Term(site, factor), 0)
+
+
+def _added(ranges: Ranges, term: Term, depth: int) -> Iterator[Term]:
+    site, factor = term.site, term.factor
     scalars = site.attrs.get("scalars") or {}
     if depth > _DEPTH:
         return
-    if is_diagonal:
-        yield Term(site, factor, is_diagonal=True)
+    if term.is_diagonal:
+        yield term
     elif site.op in ("diag", "diagonal"):
         made = ranges.root(site)
-        yield Term(site if made is None else made, factor, is_diagonal=made is not None)
+        yield Term(site if made is None else made, factor, is_diagonal=made is not None, in_place=False)
     elif site.op in ("add", "sub"):
         for side in (0, 1):
             sign = (-1.0 if site.op == "sub" and side else 1.0) * (_number(site, "alpha") if side else 1.0)
-            yield from _within(ranges, site, side, factor * sign, depth)
+            yield from _within(ranges, term, side, factor * sign, depth)
     elif site.op == "neg":
-        yield from _within(ranges, site, 0, -factor, depth)
+        yield from _within(ranges, term, 0, -factor, depth)
     elif site.op == "mul" and len(scalars) == 1:
         ((place, value),) = scalars.items()
-        yield from _within(ranges, site, 1 - place, factor * float(value), depth)
+        yield from _within(ranges, term, 1 - place, factor * float(value), depth)
     elif site.op == "div" and isinstance(by := scalars.get(1), int | float) and by:
-        yield from _within(ranges, site, 0, factor / by, depth)
+        yield from _within(ranges, term, 0, factor / by, depth)
     elif site.op in ADDED:
-        yield Term(site, factor * _number(site, "alpha"))
-        yield from _within(ranges, site, 0, factor * _number(site, "beta"), depth)
+        yield dataclasses.replace(term, factor=factor * _number(site, "alpha"))
+        yield from _within(ranges, term, 0, factor * _number(site, "beta"), depth)
     else:
-        yield Term(site, factor)
+        yield term
 
 
-def _within(ranges: Ranges, site: Site, index: int, factor: float, depth: int) -> Iterator[Term]:
+def _within(ranges: Ranges, term: Term, index: int, factor: float, depth: int) -> Iterator[Term]:
+    site = term.site
     made = ranges.root(site, index)
     if made is not None:
         views = (site.attrs.get("views") or {}).get(input_of(site, index), ("", ""))[1]
-        yield from terms_of(ranges, made, factor, depth + 1, is_diagonal="diagonal" in views)
+        in_place = term.in_place and stays_in_place(ranges, site, index)
+        yield from _added(ranges, Term(made, factor, "diagonal" in views, in_place), depth + 1)
+
+
+def stays_in_place(ranges: Ranges, site: Site, index: int) -> bool:
+    """Whether elementwise arithmetic reads each number of what made an operand once, in the order in which it made
+    them: no part, no other order, no pairs of all with all."""
+    made = ranges.root(site, index)
+    if made is None or not made.outputs or not site.outputs:
+        return False
+    return is_as_made(ranges, site, index) and made.outputs[0].numel == site.outputs[0].numel
+
+
+def is_as_made(ranges: Ranges, site: Site, index: int) -> bool:
+    """Whether an operand is all of what a site made, in that order, be it under another shape."""
+    position = input_of(site, index)
+    if position is None or (source := ranges.sources(site)[position]) not in ranges.graph:
+        return False
+    if set(_VIEW.findall((site.attrs.get("views") or {}).get(position, ("", ""))[1])) - _KEEP_ORDER:
+        return False
+    copy = ranges.graph[source]
+    return copy is ranges.root(site, index) or (
+        copy.op in ("clone", "contiguous") and not copy.attrs.get("in_place") and is_as_made(ranges, copy, 0)
+    )
+
+
+_VIEW = re.compile(r"([a-z_]+)\(")
+_KEEP_ORDER = frozenset({"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"})
+"""Views that give the same numbers in the same order."""
 
 
 def _number(site: Site, name: str) -> float:

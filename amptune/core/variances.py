@@ -9,14 +9,14 @@ from amptune.core.arguments import reduced_count
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, scaled, symmetric
 from amptune.core.squares import is_square
-from amptune.core.terms import Term, terms_of
+from amptune.core.terms import Term, stays_in_place, terms_of
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
 
 _WINDOWS = ("conv1d", "conv2d", "conv3d")
 _MEANS = frozenset({"mean", "avg_pool1d", "avg_pool2d", "avg_pool3d"})
-_AXES = ("dim", "kernel_size", "stride", "padding")
+_AXES = ("dim", "kernel_size", "stride", "padding", "dilation", "groups", "ceil_mode", "count_include_pad")
 _DEPTH = 6
 _CLOSE = 1e-3
 
@@ -45,7 +45,9 @@ def spread_of(ranges: Ranges, site: Site) -> Spread | None:
     """The variance or covariance that a sum of terms is; ``None`` where it is none."""
     if site.op not in ("add", "sub"):
         return None
-    terms = list(terms_of(ranges, site, 1.0))
+    terms = list(terms_of(ranges, site))
+    if not all(term.in_place for term in terms):
+        return None  # pairs of all with all
     means = [term for term in terms if _average(term.site) and _multiplied(ranges, term.site)]
     if len(means) != 1 or len(terms) < 2:
         return None
@@ -79,7 +81,7 @@ def covariance(ranges: Ranges, site: Site) -> Range | None:
 def _average(site: Site) -> float:
     """How many times the mean of its first operand a site is; 0 where it is none."""
     if site.op in _MEANS:
-        return 1.0
+        return 0.0 if site.attrs.get("divisor_override") else 1.0
     if site.op == "sum":
         return float(reduced_count(site))
     if site.op not in _WINDOWS or site.params or len(site.inputs) != 2 or not site.gemms:
@@ -126,20 +128,27 @@ def _mean_behind(ranges: Ranges, site: Site, place: int, like: Site) -> tuple[Si
     """The average, of the kind of another one, that an operand is but for literals, and how many times the mean."""
     factor, made = 1.0, ranges.root(site, place)
     for _ in range(_DEPTH):
-        if made is None:
+        if made is None or not stays_in_place(ranges, site, place):
             return None
         if average := _average(made):
-            is_alike = made.op == like.op or {made.op, like.op} == {"mean", "sum"}
-            is_alike = is_alike and all(made.attrs.get(name) == like.attrs.get(name) for name in _AXES)
-            is_window = made.op in _WINDOWS and not ranges.same(made, 1, like, 1) and _weights(made) != _weights(like)
-            return (made, factor * average) if is_alike and not is_window else None
+            return (made, factor * average) if _is_alike(ranges, made, like) else None
         numbers = made.attrs.get("scalars") or {}
         if made.op not in ("mul", "div") or len(numbers) != 1 or (made.op == "div" and not numbers.get(1)):
             return None
         ((at, value),) = numbers.items()
         factor *= float(value) if made.op == "mul" else 1 / float(value)
-        made = ranges.root(made, 1 - at)
+        site, place, made = made, 1 - at, ranges.root(made, 1 - at)
     return None
+
+
+def _is_alike(ranges: Ranges, made: Site, like: Site) -> bool:
+    """Whether two averages are over the same parts of tensors of one shape, with the same weights."""
+    if made.op != like.op and {made.op, like.op} != {"mean", "sum"}:
+        return False
+    shapes = [[tensor.shape for tensor in each.inputs] for each in (made, like)]
+    if shapes[0] != shapes[1] or any(made.attrs.get(name) != like.attrs.get(name) for name in _AXES):
+        return False
+    return made.op not in _WINDOWS or ranges.same(made, 1, like, 1) or _weights(made) == _weights(like)
 
 
 def _weights(site: Site) -> tuple[float, ...] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from amptune.capture import capture
+from amptune.capture.capturing import Frontend
 from amptune.errors import CaptureError, WorkError
 from tests.capture.conftest import Load
 
@@ -114,3 +115,34 @@ def test_a_row_that_a_table_has_not_is_named_with_its_size(load: Load) -> None:
     assert "places (torch.nn.Embedding)" in str(caught.value)
     assert "and the table has 16: " in str(caught.value)
     assert "sequences shorter" in str(caught.value)
+
+
+@pytest.mark.parametrize("frontend", ["record-fake", "record-real"])
+def test_a_row_below_zero_is_named(frontend: Frontend, load: Load) -> None:
+    """As where -1 stands for what is padded: smaller indices would not help."""
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(100, 8)
+
+        def forward(self, ids):
+            return self.words(ids - 1)
+    """
+    with pytest.raises(WorkError) as caught:
+        capture(load(text, inputs=("2x400:int64:9",)), frontends=[frontend])
+    assert "row -1 was asked for, and rows are counted from 0" in str(caught.value)
+    assert "smaller" not in str(caught.value)
+
+
+def test_targets_that_a_loss_leaves_out_are_no_rows(load: Load) -> None:
+    text = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x):
+            return F.cross_entropy(self.fc(x), torch.tensor([-100, 4]))
+    """
+    assert "fc" in capture(load(text, inputs=("2x8",)), frontends=["record-fake"]).graph

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from amptune.core.autocast import realise
@@ -60,6 +60,7 @@ def test_bounds_of_unary_ops_hold(low: float, width: float, share: float, op: st
 
 @given(st.floats(-9, 9), st.floats(0, 9), st.floats(-9, 9), st.floats(0, 9), st.floats(0, 1), st.floats(0, 1),
        st.sampled_from(["add", "sub", "mul", "div", "maximum", "minimum"]))  # fmt: skip
+@example(1e-137, 0.0, 2e-313, 0.0, 0.0, 0.0, "div")
 def test_bounds_of_binary_ops_hold(
     a: float, wide: float, b: float, other: float, first: float, second: float, op: str
 ) -> None:

@@ -580,3 +580,35 @@ def test_powers_of_a_spectrum_that_a_product_with_bands_casts_to_fp16(
     init += "\nself.register_buffer('window', torch.hann_window(512))"
     source = model_file(POWER.format(power=power), init=init, batch=f"{loud} * (2 * torch.rand(4, 8000) - 1)")
     assert len(found("G201", source, tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("row", "count"), [("score.sigmoid() * 100", 0), ("score.round().clamp(0, 200)", 0), ("score.sigmoid() * 8999", 1)]
+)
+def test_the_first_rows_of_a_large_table_have_numbers_that_16_bits_have(row: str, count: int, tmp_path: Path) -> None:
+    init = "self.fc = nn.Linear(64, 64)\nself.table = nn.Embedding(9000, 16)"
+    source = model_file(f"score = self.fc(x)[:, 0]\nreturn self.table(({row}).long())", init=init)
+    assert len(found("G211", source, tmp_path)) == count
+
+
+@pytest.mark.parametrize(("size", "count"), [("h.abs()", 1), ("h.abs().clamp(min=2)", 0)])
+def test_one_less_than_a_root_of_what_is_not_near_one_has_its_digits(size: str, count: int, tmp_path: Path) -> None:
+    source = model_file(f"h = self.fc(x)\nreturn 300 * (torch.sqrt(1 + {size}) - 1)")
+    assert len(found("G218", source, tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("spread", "count"),
+    [
+        ("squares - mean * mean", 1),
+        ("squares[:, None] - (mean * mean)[:, None]", 1),
+        ("squares[None] - (mean * mean)[:, None]", 0),
+        ("squares[None] - 2 * mean[None] * mean[:, None] + (mean * mean)[:, None]", 0),
+        ("(squares * 64)[None] - (mean * mean * 64)[:, None]", 0),
+    ],
+)
+def test_a_mean_of_squares_of_one_row_and_the_mean_of_another_are_no_variance(
+    spread: str, count: int, tmp_path: Path
+) -> None:
+    body = f"h = torch.sigmoid(self.fc(x)).float()\nsquares, mean = (h * h).mean(-1), h.mean(-1)\nreturn {spread}"
+    assert len(found("G218", model_file(body), tmp_path)) == count

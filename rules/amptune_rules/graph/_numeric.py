@@ -241,7 +241,7 @@ _AVERAGES = frozenset({"mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "conv1d
 def is_difference_of_means(run: Run, site: Site) -> bool:
     """Whether a subtraction is E[x^2] - E[x]^2."""
     first, second = run.ranges.root(site, 0), run.ranges.root(site, 1)
-    if first is None or second is None or not is_square(run.ranges, second):
+    if first is None or second is None or not is_square(run.ranges, second) or _are_pairs(site, first):
         return False
     if first.op == "div":
         return _is_difference_of_quotients(run, first, second)
@@ -252,6 +252,11 @@ def is_difference_of_means(run: Run, site: Site) -> bool:
         inner is not None and is_square(run.ranges, inner) and mean is not None and mean.op == first.op
         and run.ranges.same(inner, 0, mean, 0) and (first.op == "mean" or _is_one_window(run, first, mean))
     )  # fmt: skip
+
+
+def _are_pairs(site: Site, first: Site) -> bool:
+    """Whether each number meets many: a mean of squares of one row less the squared mean of another."""
+    return bool(site.outputs and first.outputs) and site.outputs[0].numel > first.outputs[0].numel
 
 
 def _is_difference_of_quotients(run: Run, first: Site, second: Site) -> bool:

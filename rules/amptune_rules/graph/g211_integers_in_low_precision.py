@@ -180,14 +180,16 @@ class IntegersInLowPrecision(GraphRule):
         """Numbers computed in 16 bits that are cast to integers and then pick a row of a table."""
         rows = max((_rows_picked(after, site) for after in context.graph.consumers(site.id)), default=0)
         for number_format in (Format.BF16, Format.FP16):
+            most = number_format.largest_exact_integer
             runs = delivering(context, site, number_format)
-            if runs and rows > number_format.largest_exact_integer + 1:
+            runs = tuple(run for run in runs if _reach(context, run, site) > most)
+            if runs and rows > most + 1:
                 yield context.finding(
                     self,
                     site,
                     f"the numbers of {rows} rows are computed in {number_format} (under {recipes_in(runs)}), which has "
-                    f"no {number_format.largest_exact_integer + 1}: many rows are never picked, and others in their "
-                    "place; compute the number in integers, or in float32 with autocast off",
+                    f"no {most + 1}: many rows are never picked, and others in their place; compute the number in "
+                    "integers, or in float32 with autocast off",
                     count=rows,
                     format=str(number_format),
                 )
@@ -201,6 +203,12 @@ class IntegersInLowPrecision(GraphRule):
                 runs = tuple(run for run in context.runs if run.dtypes[site.id].inputs[index] == name)
                 if runs and length > number_format.largest_exact_integer:
                     yield length, number_format, runs
+
+
+def _reach(context: GraphContext, run: Run, site: Site) -> float:
+    """How large the numbers of a site may be: clamped ones, or codes of a few bits, may pick the first rows alone."""
+    bounds = context.bounds(run)
+    return min(each[site.id].magnitude for each in (run.ranges, bounds or run.ranges))
 
 
 _TABLES = ("embedding", "embedding_bag", "index_select", "gather", "index")

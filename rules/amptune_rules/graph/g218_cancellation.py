@@ -185,6 +185,8 @@ def _variance(run: Run, site: Site) -> Site | None:
     return None if whole else found.products
 
 
+FAR = 2.0
+"""What is under the root from here on leaves a result with most of its digits."""
 COARSE = 0.05
 """An error by which the rounding of a number next to 1 is told, once it is multiplied by what comes after."""
 
@@ -196,6 +198,8 @@ def _raised_after(run: Run, site: Site) -> float:
     inner = run.ranges.root(root) if root is not None and root.op == "sqrt" else None
     is_one_less = numbers.get(1) == (1 if site.op == "sub" else -1)
     if not is_one_less or inner is None or inner.op != "add" or 1 not in (inner.attrs.get("scalars") or {}).values():
+        return 0.0
+    if run.ranges[inner.id].low >= FAR:
         return 0.0
     return max((_factor(after) for after in run.ranges.graph.consumers(site.id)), default=0.0)
 

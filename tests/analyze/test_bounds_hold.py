@@ -1,0 +1,89 @@
+"""Bounds from ops and literals alone hold for what the forward computes, where relations and samplings meet tensors
+that look alike: pairs of all with all, parts, other orders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from amptune_rules.graph._examples import model_file
+
+from amptune.analyze.runner import enriched
+from amptune.capture import TargetSpec, capture, load_target
+from amptune.core.autocast import realise
+from amptune.core.ranges import Ranges
+from amptune.core.recipes import RECIPES
+
+MEANS = """
+h = torch.sigmoid(9 * x[:, :1] + self.fc(x))
+squares, mean = (h * h).mean(-1), h.mean(-1)
+return {spread}
+"""
+WINDOWS = """
+h = torch.sigmoid(40 * self.fc(x)).view(32, 1, 8, 8)
+return {sampled}
+"""
+ORDERED = """
+d = self.fc(x).sort(-1).values
+{then}
+return d[:, 1:] - d[:, :-1]
+"""
+REST = """
+share = torch.sigmoid(900 * x[:, :1] + self.fc(x))
+return {rest}
+"""
+FORWARDS = {
+    "a mean of squares beside another row's mean": MEANS.format(spread="squares[None] - (mean * mean)[:, None]"),
+    "less than a square of another row's mean": MEANS.format(spread="squares[None] - 0.5 * (mean * mean)[:, None]"),
+    "a mean of squares beside a mean out of order": MEANS.format(spread="squares - mean.flip(0) * mean.flip(0)"),
+    "sums that are called averages": WINDOWS.format(
+        sampled="F.avg_pool2d(h * h, 2, divisor_override=1) - F.avg_pool2d(h, 2, divisor_override=1) ** 2"
+    ),
+    "averages over an edge of zeros": WINDOWS.format(sampled="F.avg_pool2d(h + 1, 3, padding=1)"),
+    "norms of windows": WINDOWS.format(sampled="F.lp_pool2d(h, 2, 3)"),
+    "averages over an edge that is not counted": WINDOWS.format(
+        sampled="F.avg_pool2d(h + 1, 3, padding=1, count_include_pad=False)"
+    ),
+    "an average in a layer": WINDOWS.format(sampled="nn.AvgPool2d(3, padding=1)(h + 1)"),
+    "a cubic layer": WINDOWS.format(sampled="nn.Upsample(scale_factor=2.5, mode='bicubic')(h)"),
+    "cubic places": WINDOWS.format(
+        sampled="F.grid_sample(h, torch.rand(32, 9, 9, 2) * 2 - 1, mode='bicubic', align_corners=False)"
+    ),
+    "cubic sizes": WINDOWS.format(sampled="F.interpolate(h, scale_factor=2.5, mode='bicubic')"),
+    "smeared out": WINDOWS.format(sampled="F.conv_transpose2d(h, torch.ones(1, 1, 5, 5))"),
+    "limits that are tensors": ORDERED.format(then="d = d.clamp(min=x)"),
+    "written into a part": ORDERED.format(then="d = d.clone()\nd[:, 3] = -9.0"),
+    "random numbers times more than a step": ORDERED.format(
+        then="d = torch.add(torch.linspace(0.0, 1.0, 64), torch.rand(32, 64) * 0.01, alpha=100)"
+    ),
+    "a first step from elsewhere": "d = self.fc(x).sort(-1).values\nreturn d.diff(prepend=x[:, :1] + 9)",
+    "steps of steps": "return torch.sigmoid(40 * self.fc(x)).diff(n=2)",
+    "the rest of another line": REST.format(rest="share.sum(-1, keepdim=True).flip(0) + (1 - share).cumsum(-1)"),
+    "twice what is taken away": REST.format(
+        rest="share.sum(-1, keepdim=True) + torch.sub(1, share, alpha=2).cumsum(-1)"
+    ),
+    "a variance": MEANS.format(spread="squares - mean * mean"),
+    "a covariance": MEANS.format(spread="(h * h.flip(1)).mean(-1) - mean * h.flip(1).mean(-1)"),
+    "what is in order": ORDERED.format(then="d = 2 * d.clamp(min=-1) + 1"),
+    "the rest of a line": REST.format(rest="share.sum(-1, keepdim=True) + (1 - share).cumsum(-1)"),
+}
+
+
+@pytest.mark.parametrize("forward", FORWARDS.values(), ids=FORWARDS)
+def test_bounds_hold_for_the_output(forward: str, tmp_path: Path) -> None:
+    source = model_file(forward, init="torch.manual_seed(0)\nself.fc = nn.Linear(64, 64)", loss="output.mean()")
+    file = tmp_path / "model.py"
+    file.write_text(source)
+    captured = capture(load_target(TargetSpec(str(file))))
+    graph = enriched(captured)
+    ranges = Ranges(graph, realise(graph, RECIPES["fp32"]))
+    found = ranges.operand(list(graph)[-1], 0)
+    names: dict[str, Any] = {}
+    exec(source, names)
+    model = names["make_model"]()
+    with torch.no_grad():
+        output = torch.stack([model(names["make_batch"]()[0]) for _ in range(8)])
+    low, high = float(output.min()), float(output.max())
+    assert found.low - 1e-4 <= low <= high <= found.high + 1e-4, (found, low, high)
