@@ -2246,6 +2246,10 @@ def _has_forward(module: nn.Module) -> bool:
     return "forward" in vars(module) or type(module).forward is not nn.Module.forward
 
 
+REGIONS_APART = torch.__version__ >= "2.13"
+"""Whether torch's cache of compiled code tells autocast in BF16 from autocast in FP16."""
+
+
 def compile_part(module: nn.Module, backend: Any = "inductor") -> None:
     """Run the module under torch.compile from now on, by itself.
 
@@ -2264,7 +2268,21 @@ def compile_part(module: nn.Module, backend: Any = "inductor") -> None:
     if alike not in _codes:
         _codes[alike] = call.__code__.replace(co_name=f"part_{len(_codes)}")
     call.__code__ = _codes[alike]
-    module._compiled_call_impl = torch.compile(call, backend=backend)
+    compiled = torch.compile(call, backend=backend)
+    module._compiled_call_impl = compiled if REGIONS_APART else _without_cache_in_regions(compiled)
+
+
+def _without_cache_in_regions(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """``compiled``, which gets no code from torch's cache on disk where a region of autocast is around it: the cache
+    would give it that of another region."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if _is_compiling() or not _is_any_autocast_enabled():
+            return compiled(*args, **kwargs)
+        with torch._functorch.config.patch(enable_autograd_cache=False):
+            return compiled(*args, **kwargs)
+
+    return run
 
 
 def _let_go(module: nn.Module) -> None:

@@ -18,7 +18,7 @@ import torch._functorch.config
 from torch import nn
 
 from amptune.capture.usercode import shown_path
-from amptune.runtime import base_class, compile_part
+from amptune.runtime import REGIONS_APART, base_class, compile_part
 
 BACKEND = "inductor"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -27,8 +27,6 @@ _RAISED = re.compile(r"raised:\n(\w+): (.*)")
 _USER_CODE = re.compile(r'File "([^"]+)", line (\d+)')
 RECOMPILE_LIMIT = 64
 """Versions that one piece of code may be compiled in: blocks of one class that a plan gives different formats."""
-REGIONS_APART = torch.__version__ >= "2.13"
-"""Whether torch's cache of compiled code tells autocast in BF16 from autocast in FP16."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,6 +99,28 @@ def test_undo_takes_compiling_back_and_to_apply_again_compiles_nothing_anew() ->
     assert num_graphs() == 3
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_parts_in_a_region_of_autocast_get_no_code_of_another_region(
+    monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    """Before torch 2.13 its cache on disk does not tell BF16 from FP16 there."""
+    monkeypatch.setattr("amptune.runtime.REGIONS_APART", apart)
+    seen: list[bool] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
+        seen.append(torch._functorch.config.enable_autograd_cache)
+        return graph
+
+    region = {"": {"format": "bf16", "how": "autocast"}}
+    with torch._functorch.config.patch(enable_autograd_cache=True):
+        for table, is_cached in ((region, apart), (TABLE, True)):
+            seen.clear()
+            found = apply_plan(Net(), table, compile_parts=PARTS, backend=backend).model(torch.randn(5, 8))
+            assert found.dtype is torch.bfloat16
+            assert set(seen) == {is_cached}
+            assert torch._functorch.config.enable_autograd_cache
+
+
 def test_undo_gives_blocks_back_as_the_user_compiled_them() -> None:
     model, x = Net(), torch.randn(5, 8)
     for block in model.blocks:
