@@ -11,7 +11,6 @@ from amptune.tune.finalist import Finalist, outcomes_of, repeat, width
 from amptune.tune.finaltime import MAX_ROUNDS, FinalTime
 from amptune.tune.recipes import plan_candidate
 from amptune.tune.search import Search
-from amptune.tune.speedup import Speedup
 
 FORMATS_ROUNDS = 5
 FORMATS_MORE_ROUNDS = 20
@@ -46,15 +45,15 @@ def speedup_of_formats(search: Search, stock: Finalist, winner: Finalist, clock:
 
 def recipe_in_parts(
     search: Search, stock: Finalist, leader: Finalist, clock: FinalTime
-) -> tuple[Finalist, Speedup] | None:
-    """The stock recipe with the parts compiled that the leader has, and its speedup over the model compiled whole: what
-    a user can have without the plan. None where there is no such recipe, or no time."""
+) -> tuple[Finalist, Finalist] | None:
+    """The stock recipe compiled whole, and with the parts compiled that the leader has, in rounds of the two: what a
+    user can have without the plan. None where there is no such recipe, or no time."""
     recipe = stock.candidate
     is_whole = clock.is_whole  # else it was compiled in parts itself
     if not (leader.candidate.in_parts and is_whole) or recipe.float8 is not None or recipe.params is not None:
         return None
     if leader.record.outcome.recipe:
-        return leader, stock.speedup_of(leader)
+        return stock, leader
     if clock.is_limited and clock.expected(outcomes_of([leader]), 2 * MAX_ROUNDS) > clock.left() + clock.overtime:
         clock.leave_out("no time to measure what compiling in parts gives by itself")
         return None
@@ -62,7 +61,7 @@ def recipe_in_parts(
     pair = [dataclasses.replace(stock, times=[]), Finalist(stock.record, search.parts.of_recipe(recipe), [])]
     if repeat(search, pair, MAX_ROUNDS, clock):
         return None
-    return pair[1], pair[0].speedup_of(pair[1])
+    return pair[0], pair[1]
 
 
 def _formats_only(plan: Plan) -> Plan:

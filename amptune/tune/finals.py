@@ -1,11 +1,11 @@
 """The finalists: measured again in turns, so that the winner is decided by paired rounds and not by one lucky trial.
 
 First the plans alone say which of them is judged, and two close stock recipes which of them it is judged beside. Then
-these two are measured in rounds that had no part in that choice. They are looked at twice at most, each time with half
-of the error, so that a plan whose steps take as long as the recipe's is said to be faster in at most 5 % of searches,
-and the lower end of the speedup lies above the true one in at most 5 %: whatever the noise is like, where it treats
-both alike and rounds are independent. Where time is so short that only two to four rounds fit, noise has to be normal
-for that.
+these two are measured in rounds that had no part in that choice. They are looked at twice at most, and the recipe in
+parts once beside them, each time with an equal part of the error, so that a plan whose steps take as long as the
+recipe's is said to be faster in at most 5 % of searches, and the lower end of the speedup lies above the true one in at
+most 5 %: whatever the noise is like, where it treats both alike and rounds are independent. Where time is so short that
+only two to four rounds fit, noise has to be normal for that.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ CHOICE_SHARE = 3
 CHOSEN = 0.03
 """Width of the interval of a plan's speedup over another up to which it does not matter which is chosen."""
 LOOKS = 2
-"""Rounds are looked at when the first are there, and when all are. Each look may err with a part of ``ERROR``."""
+"""Rounds are looked at when the first are there, and when all are; where parts can be compiled, the recipe in parts has
+a look of its own. Each may err with a part of ``ERROR``."""
 MAX_PAIRED_ROUNDS = 40
 """Rounds of the leading plan and the best stock recipe, where the first rounds did not tell them apart."""
 TOLD_APART = 0.01
@@ -120,12 +121,12 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
         found = stock.speedup_of(leader)
         won = _saves_memory(leader.record, record)
     else:
-        found = _judged(search, stock, leader, clock)
+        error = ERROR / (LOOKS + bool(search.parts))
+        found = _judged(search, stock, leader, clock, error)
         won = found.low > WORTH
         rival = recipe_in_parts(search, stock, leader, clock)
-        if rival is not None and rival[1].low > (found.ratio if won else WORTH):
-            leader, found = rival
-            won = True
+        if rival is not None and (gain := rival[0].speedup_of(rival[1], error)).low > (found.ratio if won else WORTH):
+            (stock, leader), found, won = rival, gain, True
     if not won:
         # Compiled by its blocks, as a plan in parts is: so it has to ship.
         return dataclasses.replace(_stock_verdict(record, stock.step), in_parts=_is_in_parts(search, clock))
@@ -133,7 +134,7 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
     return Verdict(
         "plan", record, step, leader.record, leader.step, found.ratio, found.low,
         speedup_of_formats(search, stock, leader, clock), in_parts=leader.candidate.in_parts,
-        stock_in_parts=rival[1].ratio if rival else None,
+        stock_in_parts=rival[0].speedup_of(rival[1]).ratio if rival else None,
     )  # fmt: skip
 
 
@@ -279,16 +280,16 @@ def _fits(search: Search, finalist: Finalist) -> bool:
     return most is None or all((step.memory or 0) <= most for step in finalist.times)
 
 
-def _judged(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> Speedup:
+def _judged(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime, error: float) -> Speedup:
     """The leader's gain in rounds that did not choose it, with more of them where the first leave it open."""
     if len(stock.times) < MAX_ROUNDS:  # there is no time for a second look
         return stock.speedup_of(leader)
-    found = stock.speedup_of(leader, ERROR / LOOKS)
+    found = stock.speedup_of(leader, error)
     if not _is_open(found):
         return found
     search.progress.line(f"{len(stock.times)} rounds beside {stock.candidate.name} leave it open what is gained: more")
     _go_on(search, [stock, leader], min(MAX_PAIRED_ROUNDS - len(stock.times), clock.rounds_left(2)), clock)
-    return stock.speedup_of(leader, ERROR / LOOKS)
+    return stock.speedup_of(leader, error)
 
 
 def _is_open(so_far: Speedup) -> bool:
