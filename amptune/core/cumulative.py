@@ -10,7 +10,7 @@ from amptune.core.graph import Site
 from amptune.core.intervals import Range, scaled
 from amptune.core.operands import input_of
 from amptune.core.order import stepped_axis
-from amptune.core.terms import is_as_made
+from amptune.core.terms import is_as_made, is_direct
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
@@ -33,6 +33,7 @@ def rest_of_sum(ranges: Ranges, site: Site) -> Range | None:
         or whole.op != "cumsum"
         or not ranges.repeats(ranges.root(site, 0), whole)
         or site.attrs.get("alpha")
+        or not (is_direct(ranges, site, 0) and is_direct(ranges, site, 1))
     ):
         return None
     views = site.attrs.get("views") or {}
@@ -106,6 +107,7 @@ def steps_of_sum(ranges: Ranges, site: Site) -> Range | None:
         made is None
         or not isinstance(axis, int)
         or (site.op == "sub" and not ranges.repeats(ranges.root(site, 1), made))
+        or not all(is_direct(ranges, site, index) for index in range(2 if site.op == "sub" else 1))
     ):
         return None
     found = _sum_behind(ranges, made, axis)
@@ -127,7 +129,8 @@ def _sum_behind(ranges: Ranges, site: Site, axis: int) -> tuple[Site, float] | N
     scale, rank = 1.0, len(site.outputs[0].shape)
     while current is not None and current.op != "cumsum":
         numbers = current.attrs.get("scalars") or {}
-        if any((current.attrs.get("views") or {}).values()) or len(current.inputs) != 1:
+        views = (current.attrs.get("views") or {}).values()
+        if any(views) or len(current.inputs) != 1 or not any(is_direct(ranges, current, side) for side in (0, 1)):
             return None
         if current.op == "pad":
             starts = current.attrs.get("pad") == [1, 0] and current.attrs.get("mode") == "constant"

@@ -83,14 +83,19 @@ def stays_in_place(ranges: Ranges, site: Site, index: int) -> bool:
 def is_as_made(ranges: Ranges, site: Site, index: int) -> bool:
     """Whether an operand is all of what a site made, in that order, be it under another shape."""
     position = input_of(site, index)
+    views = (site.attrs.get("views") or {}).get(position, ("", ""))[1]
+    return not set(_VIEW.findall(views)) - _KEEP_ORDER and is_direct(ranges, site, index)
+
+
+def is_direct(ranges: Ranges, site: Site, index: int) -> bool:
+    """Whether there are views alone between an operand and its root: nothing that picks, turns round or repeats."""
+    position = input_of(site, index)
     if position is None or (source := ranges.sources(site)[position]) not in ranges.graph:
         return False
-    if set(_VIEW.findall((site.attrs.get("views") or {}).get(position, ("", ""))[1])) - _KEEP_ORDER:
-        return False
-    copy = ranges.graph[source]
-    return copy is ranges.root(site, index) or (
-        copy.op in ("clone", "contiguous") and not copy.attrs.get("in_place") and is_as_made(ranges, copy, 0)
-    )
+    made = ranges.graph[source]
+    if made is ranges.root(site, index):
+        return True
+    return made.op in ("clone", "contiguous") and not made.attrs.get("in_place") and is_as_made(ranges, made, 0)
 
 
 _VIEW = re.compile(r"([a-z_]+)\(")

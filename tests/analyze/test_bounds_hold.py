@@ -30,6 +30,10 @@ d = self.fc(x).sort(-1).values
 {then}
 return d[:, 1:] - d[:, :-1]
 """
+SUMS = """
+c = (torch.sigmoid(40 * self.fc(x)) + 1).cumsum(1)
+return {steps}
+"""
 REST = """
 share = torch.sigmoid(900 * x[:, :1] + self.fc(x))
 return {rest}
@@ -59,6 +63,10 @@ FORWARDS = {
         then="d = torch.add(torch.linspace(0.0, 1.0, 64), torch.rand(32, 64) * 0.01, alpha=100)"
     ),
     "a first step from elsewhere": "d = self.fc(x).sort(-1).values\nreturn d.diff(prepend=x[:, :1] + 9)",
+    "steps of a sum from behind": SUMS.format(steps="c.flip(1).diff()"),
+    "steps of a multiple of a sum from behind": SUMS.format(steps="(2 * c.flip(1)).diff()"),
+    "the last of a sum from behind": SUMS.format(steps="c.flip(1)[:, -1:] - c.flip(1)"),
+    "steps of a sum": SUMS.format(steps="(2 * c).diff() + c[:, 1:] - c[:, :-1]"),
     "steps of steps": "return torch.sigmoid(40 * self.fc(x)).diff(n=2)",
     "the rest of another line": REST.format(rest="share.sum(-1, keepdim=True).flip(0) + (1 - share).cumsum(-1)"),
     "twice what is taken away": REST.format(
