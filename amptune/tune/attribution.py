@@ -7,7 +7,7 @@ import dataclasses
 
 from amptune.core.formats import Format
 from amptune.core.plan import Plan
-from amptune.tune.finalist import Finalist, outcomes_of, repeat, width
+from amptune.tune.finalist import Finalist, repeat, width
 from amptune.tune.finaltime import MAX_ROUNDS, FinalTime
 from amptune.tune.recipes import plan_candidate
 from amptune.tune.search import Search
@@ -54,11 +54,12 @@ def recipe_in_parts(
         return None
     if leader.record.outcome.recipe:
         return stock, leader
-    if clock.is_limited and clock.expected(outcomes_of([leader]), 2 * MAX_ROUNDS) > clock.left() + clock.overtime:
+    in_parts = Finalist(stock.record, search.parts.of_recipe(recipe), [])
+    if clock.is_limited and clock.expected([in_parts], 2 * MAX_ROUNDS) > clock.left() + clock.overtime:
         clock.leave_out("no time to measure what compiling in parts gives by itself")
         return None
     search.progress.stage("repeating the stock recipe in parts")
-    pair = [dataclasses.replace(stock, times=[]), Finalist(stock.record, search.parts.of_recipe(recipe), [])]
+    pair = [dataclasses.replace(stock, times=[]), in_parts]
     if repeat(search, pair, MAX_ROUNDS, clock):
         return None
     return pair[0], pair[1]

@@ -35,7 +35,7 @@ class Finalist:
 def repeat(search: Search, finalists: Sequence[Finalist], rounds: int, clock: FinalTime) -> TrialError | None:
     """Add rounds of these in turns; why there are none, or nothing. After the first rounds compiled code is good."""
     candidates = [finalist.candidate for finalist in finalists]
-    before, patience = clock.spent(), clock.patience(outcomes_of(finalists), rounds)
+    before, patience = clock.spent(), clock.patience(finalists, rounds)
     try:
         found: list[list[StepTime]] = search.worker.request(
             "repeat", candidates, rounds, clock.blocks > 0, clock.is_whole, timeout=patience

@@ -142,14 +142,13 @@ def _announce(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> Non
     """Where time is limited, say what the repeats take, and compile blocks alone where whole models take too long."""
     if not clock.is_limited:
         return
-    outcomes = outcomes_of(pair)
-    if clock.is_whole and (seconds := clock.expected(outcomes, MAX_ROUNDS)) > clock.allowed + clock.overtime:
+    if clock.is_whole and (seconds := clock.expected(pair, MAX_ROUNDS)) > clock.allowed + clock.overtime:
         clock.is_whole = False
         clock.leave_out(
             f"the finalists are compiled by their blocks, as in the trials: whole they would take about {seconds:.0f} s"
         )
-    most = max(clock.allowed, clock.patience(outcomes, MAX_ROUNDS))
-    about = f"{clock.expected(outcomes, MAX_ROUNDS):.0f} s"
+    most = max(clock.allowed, clock.patience(pair, MAX_ROUNDS))
+    about = f"{clock.expected(pair, MAX_ROUNDS):.0f} s"
     search.progress.line(f"the final repeats take about {about} or a little more, {most:.0f} s at most")
 
 
@@ -205,7 +204,7 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
             return first
         others = clock.longest * len(plans)  # the stock recipe is one of them
     else:
-        others = clock.expected(outcomes_of([stock, *plans]), 0)
+        others = clock.expected([stock, *plans], 0)
     rounds = seconds_of_rounds(outcomes_of(plans), CHOICE_ROUNDS) + seconds_of_rounds(
         outcomes_of([stock, first]), MAX_ROUNDS
     )
@@ -262,7 +261,7 @@ def _faster_way(search: Search, stock: Finalist, leader: Finalist, clock: FinalT
     if not is_wanted or leader.record.outcome.recipe:
         return leader
     whole = Finalist(leader.record, plan_candidate(search.plan_of(leader.record)), [])
-    takes = clock.expected(outcomes_of([stock, leader]), 2 * CHOICE_ROUNDS + MAX_ROUNDS)
+    takes = clock.expected([stock, leader], 2 * CHOICE_ROUNDS + MAX_ROUNDS)
     if clock.is_limited and takes + compiling_whole(search, leader.record.outcome) > clock.left():
         clock.leave_out("no time to compile the plan's model whole: its parts are compiled, each by itself")
         return leader

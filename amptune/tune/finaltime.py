@@ -16,6 +16,7 @@ from amptune.tune.study import Outcome
 from amptune.tune.timelimit import OVERTIME
 
 if TYPE_CHECKING:
+    from amptune.tune.finalist import Finalist
     from amptune.tune.search import Search
 
 NUM_FINALISTS = 3
@@ -76,19 +77,21 @@ class FinalTime:
         per_block = max(self.spent() / max(1, self.blocks), 1e-6)
         return int(self.left() / (per_block * num_candidates))
 
-    def expected(self, outcomes: Sequence[Outcome], rounds: int) -> float:
+    def expected(self, finalists: Sequence[Finalist], rounds: int) -> float:
         """What compiling these candidates and their rounds will take."""
-        return compiling(self._search, outcomes, is_whole=self.is_whole) + seconds_of_rounds(outcomes, rounds)
+        outcomes = [finalist.record.outcome for finalist in finalists]
+        whole = [self.is_whole and not finalist.candidate.in_parts for finalist in finalists]
+        return compiling(self._search, outcomes, whole) + seconds_of_rounds(outcomes, rounds)
 
     def note(self, seconds: float, num_candidates: int, rounds: int) -> None:
         """Count a request."""
         self.blocks += rounds * num_candidates
         self.longest = max(self.longest, seconds / num_candidates)
 
-    def patience(self, outcomes: Sequence[Outcome], rounds: int) -> float:
+    def patience(self, finalists: Sequence[Finalist], rounds: int) -> float:
         """Seconds after which a request for them is given up."""
         most = self._search.options.trial_timeout
-        return min(most, PATIENCE * self.expected(outcomes, rounds) + STARTING) if self.is_limited else most
+        return min(most, PATIENCE * self.expected(finalists, rounds) + STARTING) if self.is_limited else most
 
     def leave_out(self, text: str) -> None:
         """Say what there is no time for."""
@@ -113,20 +116,18 @@ def seconds_needed(search: Search) -> float:
     rounds = seconds_of_rounds([plan, best], MAX_ROUNDS)
     if search.options.compile_with is None:
         return seconds_of_rounds(NUM_FINALISTS * [plan], CHOICE_ROUNDS) + rounds
-    return compiling(search, [plan, best], is_whole=True) + rounds
+    return compiling(search, [plan, best], [not search.parts, True]) + rounds
 
 
-def compiling(search: Search, outcomes: Sequence[Outcome], *, is_whole: bool) -> float:
+def compiling(search: Search, outcomes: Sequence[Outcome], whole: Sequence[bool]) -> float:
     """Seconds that compiling these candidates is expected to take, by what compiling blocks took in trials.
 
-    Plans have their parts compiled, where there are any, and not the whole model.
+    ``whole``: for each, whether its model is compiled whole.
     """
     measured = [record.outcome for record in search.records()]
     return sum(
-        compiling_whole(search, outcome)
-        if is_whole and (outcome.recipe or not search.parts)
-        else _compiling_blocks(outcome, measured)
-        for outcome in outcomes
+        compiling_whole(search, outcome) if is_whole else _compiling_blocks(outcome, measured)
+        for outcome, is_whole in zip(outcomes, whole, strict=True)
     )
 
 

@@ -16,6 +16,7 @@ from amptune.tune import compilation, finaltime, timelimit
 from amptune.tune.finals import decide
 from amptune.tune.job import Job, Measured
 from amptune.tune.options import TuneOptions
+from amptune.tune.parts import Parts
 from amptune.tune.process import TrialError
 from amptune.tune.recipes import Candidate
 from amptune.tune.result import result_json
@@ -67,11 +68,14 @@ Searched = Callable[..., tuple[Search, Any]]
 
 @pytest.fixture
 def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searched:
-    def run(worker: Compiler, timeout: float | None, budget: int = 50) -> tuple[Search, Any]:
+    def run(
+        worker: Compiler, timeout: float | None, budget: int = 50, parts: Parts | None = None
+    ) -> tuple[Search, Any]:
         clock = SimpleNamespace(monotonic=lambda: worker.now)
         monkeypatch.setattr(finaltime, "time", clock)
         monkeypatch.setattr(timelimit, "time", clock)
         search = make_search(tmp_path, worker, budget)
+        search.parts = parts or Parts()
         search.options = dataclasses.replace(search.options, timeout=timeout, compile_with="inductor")
         search.run()
         monkeypatch.setattr(search.progress, "seconds", lambda: worker.now)
@@ -127,6 +131,40 @@ def test_without_a_limit_models_are_compiled_whole(searched: Searched) -> None:
     _, verdict = searched(worker, None, budget=12)
     assert all(is_whole for _, is_whole in worker.repeated)
     assert verdict.left_out == ()
+
+
+class InParts(Compiler):
+    """Each candidate is compiled as it says."""
+
+    def __init__(self, blocks: float) -> None:
+        super().__init__(whole=blocks * SHARING / 2, blocks=blocks)
+        self.ended: list[str] = []
+
+    def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+        if name == "trial":
+            return super().request(name, *arguments, timeout=timeout)
+        candidates, rounds, _, is_whole = arguments
+        seconds = sum(self.whole if is_whole and not each.in_parts else self.blocks for each in candidates)
+        try:
+            self.wait(seconds, timeout)
+        except TrialError as error:
+            self.ended.append(error.reason)
+            raise
+        return [[step(self.milliseconds(candidate))] * rounds for candidate in candidates]
+
+    def milliseconds(self, candidate: Candidate) -> float:
+        is_recipe = candidate.plan is not None and not candidate.plan.sites
+        return super().milliseconds(dataclasses.replace(candidate, plan=None) if is_recipe else candidate)
+
+
+def test_a_plan_that_is_compiled_whole_beside_its_parts_gets_the_time_for_it(searched: Searched) -> None:
+    """It was expected to take what its blocks take, and ended with all that was compiled."""
+    worker = InParts(blocks=30.0)
+    worker.now = 3000.0  # what is measured before the first trial: a fifth of all that goes to the repeats
+    _, verdict = searched(worker, 4000.0, budget=12, parts=Parts(("blocks.0", "blocks.1")))
+    assert worker.ended == []
+    assert verdict.kind == "plan"
+    assert not any("whole" in text for text in verdict.left_out)
 
 
 def test_in_eager_mode_a_part_of_the_limit_is_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
