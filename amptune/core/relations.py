@@ -18,6 +18,7 @@ from amptune.core.order import steps_upwards
 from amptune.core.parts import MAXIMA, is_unit_vector, part_of, root_of_squares
 from amptune.core.rising import is_rise
 from amptune.core.squares import mean_square_left, scaled_square, squareplus
+from amptune.core.terms import stays_in_place
 from amptune.core.variances import covariance
 
 if TYPE_CHECKING:
@@ -154,7 +155,9 @@ def _difference(ranges: Ranges, site: Site) -> Range | None:
         return None
     if ranges.same(site, 0, site, 1):
         return point(0.0)
-    if _exceeds(ranges, ranges.root(site, 0), ranges.root(site, 1)) or is_rise(ranges, site):
+    if all(stays_in_place(ranges, site, side) for side in (0, 1)) and (
+        _exceeds(ranges, ranges.root(site, 0), ranges.root(site, 1)) or is_rise(ranges, site)
+    ):
         return Range(0.0, math.inf)
     return (
         rest_of_sum(ranges, site)

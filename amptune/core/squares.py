@@ -59,7 +59,7 @@ def squareplus(ranges: Ranges, site: Site) -> Range | None:
     for side in (0, 1):
         root = ranges.root(site, side)
         total = ranges.root(root) if root is not None and root.op == "sqrt" else None
-        if total is None or total.op != "add":
+        if total is None or total.op != "add" or not stays_in_place(ranges, site, side):
             continue
         for part in (0, 1):
             squares = ranges.root(total, part)

@@ -72,6 +72,10 @@ FORWARDS = {
     "twice what is taken away": REST.format(
         rest="share.sum(-1, keepdim=True) + torch.sub(1, share, alpha=2).cumsum(-1)"
     ),
+    "a rise turned round": "a = 5 * self.fc(x)\nreturn torch.sigmoid(a + 1).flip(0) - torch.sigmoid(a - 1)",
+    "a rise from another row": "a = 5 * self.fc(x)[:, 0]\nreturn a[:, None].sigmoid() - (a - 1)[None].sigmoid()",
+    "a root of other squares": "a = 5 * self.fc(x)\nreturn a + torch.sqrt(a * a + 1).flip(0)",
+    "a rise": "a = 5 * self.fc(x)\nreturn torch.sigmoid(a + 1) - torch.sigmoid(a - 1)",
     "a variance": MEANS.format(spread="squares - mean * mean"),
     "a covariance": MEANS.format(spread="(h * h.flip(1)).mean(-1) - mean * h.flip(1).mean(-1)"),
     "what is in order": ORDERED.format(then="d = 2 * d.clamp(min=-1) + 1"),
