@@ -239,7 +239,7 @@ def test_tune_lists_them_and_a_study_is_not_resumed_without(tmp_path: Path) -> N
 def test_what_wins_is_written_and_what_is_left_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def masters_win(search: Search) -> Verdict:
         record = next(r for r in search.records() if r.outcome.recipe == "params-bf16-master")
-        step = StepTime.of([record.outcome.median_ms])
+        step = StepTime.of([1.0])  # on a busy machine its trial may have been given up
         return Verdict("stock", record, step, record, step, repeated=False)
 
     monkeypatch.setattr(run, "decide", masters_win)
