@@ -73,7 +73,8 @@ FORWARDS = {
         rest="share.sum(-1, keepdim=True) + torch.sub(1, share, alpha=2).cumsum(-1)"
     ),
     "a rise turned round": "a = 5 * self.fc(x)\nreturn torch.sigmoid(a + 1).flip(0) - torch.sigmoid(a - 1)",
-    "a rise from another row": "a = 5 * self.fc(x)[:, 0]\nreturn a[:, None].sigmoid() - (a - 1)[None].sigmoid()",
+    "a rise from another row": "a = 5 * self.fc(x)[:, 0]\n"
+    "up, down = torch.sigmoid(a + 1), torch.sigmoid(a - 1)\nreturn up[:, None] - down[None]",
     "a root of other squares": "a = 5 * self.fc(x)\nreturn a + torch.sqrt(a * a + 1).flip(0)",
     "a rise": "a = 5 * self.fc(x)\nreturn torch.sigmoid(a + 1) - torch.sigmoid(a - 1)",
     "a variance": MEANS.format(spread="squares - mean * mean"),
