@@ -103,5 +103,6 @@ def test_checkpointed_layers_with_dropout_and_complex_parameters_are_searched(tm
     assert failed == {
         "autocast-fp16": "torch's loss scaling, which FP16 needs, takes no complex parameters: BF16 does without"
     }
-    assert {trial["recipe"]: trial["state"] for trial in trials}["autocast-bf16"] == "valid"
+    # On a CPU a step in BF16 may meet a moment in which it is given up; it must not fail, nor train worse.
+    assert {trial["recipe"]: trial["state"] for trial in trials}["autocast-bf16"] in ("valid", "slow")
     assert any(trial["kind"] != "stock" for trial in trials)
