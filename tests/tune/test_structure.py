@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+
+from amptune.tune import search
 
 from ..inprocess import amptune
 from .conftest import MLP
@@ -93,7 +96,10 @@ COMPLEX_LAYER = CHECKPOINTED.replace(
 
 
 @pytest.mark.parametrize("source", [CHECKPOINTED, COMPLEX_LAYER], ids=["parameter", "layer"])
-def test_checkpointed_layers_with_dropout_and_complex_parameters_are_searched(tmp_path: Path, source: str) -> None:
+def test_checkpointed_layers_with_dropout_and_complex_parameters_are_searched(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "GIVE_UP_MS", math.inf)  # on a CPU a step in BF16 may meet a slow moment
     (tmp_path / "net.py").write_text(source)
     result = amptune(tmp_path, "tune", "net.py", "--budget", "4", "--steps", "3", "--device", "cpu")
     assert result.returncode == 0, result.stderr
@@ -103,6 +109,5 @@ def test_checkpointed_layers_with_dropout_and_complex_parameters_are_searched(tm
     assert failed == {
         "autocast-fp16": "torch's loss scaling, which FP16 needs, takes no complex parameters: BF16 does without"
     }
-    # On a CPU a step in BF16 may meet a moment in which it is given up; it must not fail, nor train worse.
-    assert {trial["recipe"]: trial["state"] for trial in trials}["autocast-bf16"] in ("valid", "slow")
+    assert {trial["recipe"]: trial["state"] for trial in trials}["autocast-bf16"] == "valid"
     assert any(trial["kind"] != "stock" for trial in trials)
