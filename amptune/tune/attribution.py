@@ -1,5 +1,4 @@
-"""What a plan's gain owes to what is no format: its formats without padding, layout and loss choices, and the stock
-recipe compiled in its parts."""
+"""What a plan's gain owes to what is no format: its formats without padding, layout and loss choices."""
 
 from __future__ import annotations
 
@@ -41,28 +40,6 @@ def speedup_of_formats(search: Search, stock: Finalist, winner: Finalist, clock:
         return None
     found = pair[0].speedup_of(pair[1])
     return found.ratio if width(found) <= VAGUE else None
-
-
-def recipe_in_parts(
-    search: Search, stock: Finalist, leader: Finalist, clock: FinalTime
-) -> tuple[Finalist, Finalist] | None:
-    """The stock recipe compiled whole, and with the parts compiled that the leader has, in rounds of the two: what a
-    user can have without the plan. None where there is no such recipe, or no time."""
-    recipe = stock.candidate
-    is_whole = clock.is_whole  # else it was compiled in parts itself
-    if not (leader.candidate.in_parts and is_whole) or recipe.float8 is not None or recipe.params is not None:
-        return None
-    if leader.record.outcome.recipe:
-        return stock, leader
-    in_parts = Finalist(stock.record, search.parts.of_recipe(recipe), [])
-    if clock.is_limited and clock.expected([in_parts], 2 * MAX_ROUNDS) > clock.left() + clock.overtime:
-        clock.leave_out("no time to measure what compiling in parts gives by itself")
-        return None
-    search.progress.stage("repeating the stock recipe in parts")
-    pair = [dataclasses.replace(stock, times=[]), in_parts]
-    if repeat(search, pair, MAX_ROUNDS, clock):
-        return None
-    return pair[0], pair[1]
 
 
 def _formats_only(plan: Plan) -> Plan:

@@ -26,7 +26,8 @@ _GOT = re.compile(r"got (\w+)\(['\"](.*?)['\"]\)", re.DOTALL)
 _RAISED = re.compile(r"raised:\n(\w+): (.*)")
 _USER_CODE = re.compile(r'File "([^"]+)", line (\d+)')
 RECOMPILE_LIMIT = 64
-"""Versions that one piece of code may be compiled in: blocks of one class that a plan gives different formats."""
+"""Versions that one piece of code may be compiled in. Blocks that differ in formats or sizes have a code each, see
+``runtime.compile_part``: what is left are the kinds of tensors and numbers that one block is called with."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,11 @@ class Finalist:
         """All repeats of all rounds."""
         return pooled(self.times)
 
+    @property
+    def memory(self) -> int | None:
+        """Peak memory in the rounds, which may be compiled otherwise than the trial was; the trial's before them."""
+        return self.record.outcome.memory_bytes if not self.times else self.step.memory
+
     def speedup_of(self, plan: Finalist, error: float = ERROR) -> Speedup:
         """How much faster a plan is than this one."""
         return Speedup.of(self.times, plan.times, error)

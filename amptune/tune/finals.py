@@ -1,8 +1,9 @@
 """The finalists: measured again in turns, so that the winner is decided by paired rounds and not by one lucky trial.
 
 First the plans alone say which of them is judged, and two close stock recipes which of them it is judged beside. Then
-these two are measured in rounds that had no part in that choice. They are looked at twice at most, and the recipe in
-parts once beside them, each time with an equal part of the error, so that a plan whose steps take as long as the
+these two are measured in rounds that had no part in that choice, and the recipe whole and in parts in rounds of their
+own; without a plan these are the only ones. The first are looked at twice at most, the others once, each time with an
+equal part of the error, so that a plan whose steps take as long as the
 recipe's is said to be faster in at most 5 % of searches, and the lower end of the speedup lies above the true one in at
 most 5 %: whatever the noise is like, where it treats both alike and rounds are independent. Where time is so short that
 only two to four rounds fit, noise has to be normal for that.
@@ -11,10 +12,11 @@ only two to four rounds fit, noise has to be normal for that.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Literal
 
-from amptune.tune.attribution import VAGUE, recipe_in_parts, speedup_of_formats
+from amptune.tune.attribution import speedup_of_formats
 from amptune.tune.finalist import Finalist, outcomes_of, repeat, width
 from amptune.tune.finaltime import (
     CHOICE_ROUNDS,
@@ -24,10 +26,20 @@ from amptune.tune.finaltime import (
     compiling_whole,
     seconds_of_rounds,
 )
+from amptune.tune.judging import (
+    WORTH,
+    Judged,
+    go_on,
+    judge,
+    may_be_in_parts,
+    plan_in_parts,
+    recipe_in_parts,
+    rival_of,
+)
 from amptune.tune.process import TrialError
 from amptune.tune.recipes import plan_candidate
 from amptune.tune.search import Search
-from amptune.tune.speedup import ERROR, Speedup
+from amptune.tune.speedup import ERROR
 from amptune.tune.study import TrialRecord
 from amptune.tune.timing import StepTime
 
@@ -45,13 +57,7 @@ CHOSEN = 0.03
 LOOKS = 2
 """Rounds are looked at when the first are there, and when all are; where parts can be compiled, the recipe in parts has
 a look of its own. Each may err with a part of ``ERROR``."""
-MAX_PAIRED_ROUNDS = 40
-"""Rounds of the leading plan and the best stock recipe, where the first rounds did not tell them apart."""
-TOLD_APART = 0.01
-"""Width of the interval of a speedup up to which more rounds would not tell who is faster."""
 MEMORY_NOISE = 0.99
-WORTH = 1.003
-"""A plan has to be faster than the best stock recipe by this factor: clocks and temperature alone change as much."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +97,8 @@ class Verdict:
 def decide(search: Search) -> Verdict:
     """Repeat the best plans and the best stock recipe in turns, and name the winner."""
     record = search.best_stock()
-    plans = [_in_parts(search, found) for found in _finalists(search)]
-    plans = [*_recipe_in_parts(search, record, plans), *plans]
-    if not plans:
+    plans = [plan_in_parts(search, found) for found in _finalists(search, record)]
+    if not plans and not may_be_in_parts(search, record):
         return _stock_verdict(record, _recorded(record), repeated=False)
     clock = FinalTime(search)
     verdict = _decided(search, plans, clock)
@@ -103,39 +108,41 @@ def decide(search: Search) -> Verdict:
 def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Verdict:
     search.progress.stage("repeating the finalists")
     stock = _stock(search, clock)
-    record = stock.record
-    _announce(search, [stock, plans[0]], clock)
-    leader = _leader(search, stock, plans, clock)
-    leader = _faster_way(search, stock, leader, clock)
-    failure = _repeat_pair(search, [stock, leader], clock)
-    if failure is not None and _may_do_in_blocks(search, failure, clock):
-        clock.is_whole = False
-        clock.leave_out(f"the finalists are compiled by their blocks, as in the trials: whole, {failure.reason}")
-        leader = leader if leader.candidate.in_parts else _in_parts(search, leader.record)
-        failure = _repeat_pair(search, [stock, leader], clock)
-    if failure is not None:
-        search.progress.line(f"the repeats failed ({failure.reason}): the best stock recipe stands")
-        return _stock_verdict(record, _recorded(record), repeated=False)
-    rival = None
-    if search.options.objective == "memory":
-        found = stock.speedup_of(leader)
-        won = _saves_memory(leader.record, record)
-    else:
-        error = ERROR / (LOOKS + bool(search.parts))
-        found = _judged(search, stock, leader, clock, error)
-        won = found.low > WORTH
-        rival = recipe_in_parts(search, stock, leader, clock)
-        if rival is not None and (gain := rival[0].speedup_of(rival[1], error)).low > (found.ratio if won else WORTH):
-            (stock, leader), found, won = rival, gain, True
-    if not won:
+    in_parts = recipe_in_parts(search, stock)
+    if not (first := plans[0] if plans else in_parts):  # the recipe that is beaten has no parts
+        return _stock_verdict(stock.record, _recorded(stock.record), repeated=False)
+    _announce(search, [stock, first], clock)
+    error = ERROR / (LOOKS + bool(plans and in_parts))
+    leader = _faster_way(search, stock, _leader(search, stock, plans, clock), clock) if plans else first
+    judged = judge(search, stock, leader, clock, error)
+    if isinstance(judged, TrialError):
+        clock.leave_out(f"the repeats failed ({judged.reason}): the best stock recipe stands, by its trial")
+        verdict = _stock_verdict(stock.record, _recorded(stock.record), repeated=False)
+        return dataclasses.replace(verdict, in_parts=_is_in_parts(search, clock))
+    has_won = _has_won(search, judged)
+    rival = rival_of(search, judged, in_parts, clock, error) if plans else None
+    if rival and rival.gain.low > (judged.gain.ratio if has_won else WORTH):
+        judged, has_won = rival, True
+    if not has_won:
         # Compiled by its blocks, as a plan in parts is: so it has to ship.
-        return dataclasses.replace(_stock_verdict(record, stock.step), in_parts=_is_in_parts(search, clock))
-    step = stock.step
+        return dataclasses.replace(
+            _stock_verdict(stock.record, judged.stock.step), in_parts=_is_in_parts(search, clock)
+        )
+    if judged.winner.record.outcome.recipe:
+        rival = judged
+    stock, leader, gain = judged.stock, judged.winner, judged.gain
     return Verdict(
-        "plan", record, step, leader.record, leader.step, found.ratio, found.low,
+        "plan", stock.record, stock.step, leader.record, leader.step, gain.ratio, gain.low,
         speedup_of_formats(search, stock, leader, clock), in_parts=leader.candidate.in_parts,
-        stock_in_parts=rival[0].speedup_of(rival[1]).ratio if rival else None,
+        stock_in_parts=rival.gain.ratio if rival else None,
     )  # fmt: skip
+
+
+def _has_won(search: Search, judged: Judged) -> bool:
+    """Whether what was judged is better than the stock recipe in what is to be small."""
+    if search.options.objective == "memory":
+        return _saves_memory(judged.winner, judged.stock)
+    return judged.gain.low > WORTH
 
 
 def _announce(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> None:
@@ -150,22 +157,6 @@ def _announce(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> Non
     most = max(clock.allowed, clock.patience(pair, MAX_ROUNDS))
     about = f"{clock.expected(pair, MAX_ROUNDS):.0f} s"
     search.progress.line(f"the final repeats take about {about} or a little more, {most:.0f} s at most")
-
-
-def _repeat_pair(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> TrialError | None:
-    """The first rounds of the chosen plan and the best stock recipe."""
-    fitting = int(clock.left() / seconds_of_rounds(outcomes_of(pair), 1))
-    # Beside compiling two models rounds take no time.
-    rounds = MAX_ROUNDS if clock.is_compiled else max(2, min(MAX_ROUNDS, fitting))
-    return repeat(search, pair, rounds, clock)
-
-
-def _may_do_in_blocks(search: Search, failure: TrialError, clock: FinalTime) -> bool:
-    """Whether to compile blocks alone: whole models cannot be compiled or take far longer than was expected.
-
-    Where they cannot be, the blocks have to ship so.
-    """
-    return clock.is_whole and bool(search.parts or (failure.worker_lost and clock.is_limited))
 
 
 def _stock(search: Search, clock: FinalTime) -> Finalist:
@@ -225,7 +216,7 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
     near = [plan for plan in plans if plan is leader or leader.speedup_of(plan).high > 1]
     if any(width(leader.speedup_of(plan)) > CHOSEN for plan in near):
         search.progress.line(f"{CHOICE_ROUNDS} rounds leave open which plan is the fastest: more")
-        _go_on(search, near, min(NEAR_ROUNDS, clock.rounds_left(len(near)) // CHOICE_SHARE), clock)
+        go_on(search, near, min(NEAR_ROUNDS, clock.rounds_left(len(near)) // CHOICE_SHARE), clock)
         leader = fastest(near)
     return dataclasses.replace(leader, times=[])
 
@@ -235,30 +226,13 @@ def _is_in_parts(search: Search, clock: FinalTime) -> bool:
     return bool(search.parts) and not clock.is_whole
 
 
-def _in_parts(search: Search, record: TrialRecord) -> Finalist:
-    """The plan of a trial, in parts where there are any."""
-    return Finalist(record, plan_candidate(search.parts.of(search.plan_of(record))), [])
-
-
-def _recipe_in_parts(search: Search, record: TrialRecord, plans: Sequence[Finalist]) -> list[Finalist]:
-    """The best stock recipe with parts of the model compiled, where its trial was faster than any plan's: trials have
-    compiled these parts. It takes no less memory than in its trial."""
-    recipe = search.recipes[str(record.outcome.recipe)]
-    is_wanted = search.parts and search.options.objective == "time"
-    is_possible = is_wanted and recipe.float8 is None and recipe.params is None and not record.outcome.reason
-    if not is_possible or any(plan.record.outcome.median_ms <= record.outcome.median_ms for plan in plans):
-        return []
-    return [Finalist(record, search.parts.of_recipe(recipe), [])]
-
-
 def _faster_way(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> Finalist:
     """The leader with the whole model compiled in place of its parts, where that is faster.
 
     Where memory is to be small, it stays as it was measured in its trial: whole it can take far more. So it does where
     it then takes more than it may.
     """
-    is_wanted = search.parts and clock.is_whole and search.options.objective == "time"
-    if not is_wanted or leader.record.outcome.recipe:
+    if not (search.parts and clock.is_whole and search.options.objective == "time"):
         return leader
     whole = Finalist(leader.record, plan_candidate(search.plan_of(leader.record)), [])
     takes = clock.expected([stock, leader], 2 * CHOICE_ROUNDS + MAX_ROUNDS)
@@ -279,40 +253,21 @@ def _fits(search: Search, finalist: Finalist) -> bool:
     return most is None or all((step.memory or 0) <= most for step in finalist.times)
 
 
-def _judged(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime, error: float) -> Speedup:
-    """The leader's gain in rounds that did not choose it, with more of them where the first leave it open."""
-    if len(stock.times) < MAX_ROUNDS:  # there is no time for a second look
-        return stock.speedup_of(leader)
-    found = stock.speedup_of(leader, error)
-    if not _is_open(found):
-        return found
-    search.progress.line(f"{len(stock.times)} rounds beside {stock.candidate.name} leave it open what is gained: more")
-    _go_on(search, [stock, leader], min(MAX_PAIRED_ROUNDS - len(stock.times), clock.rounds_left(2)), clock)
-    return stock.speedup_of(leader, error)
+def _finalists(search: Search, stock: TrialRecord) -> list[TrialRecord]:
+    """The best plans, without those that their trials show to be slower: each has to be compiled in compile mode.
 
-
-def _is_open(so_far: Speedup) -> bool:
-    """Whether more rounds should tell more: who is faster, where there is a difference, or by how much."""
-    wide = width(so_far)
-    return wide > VAGUE or (so_far.low <= WORTH <= so_far.high and wide > TOLD_APART)
-
-
-def _go_on(search: Search, finalists: Sequence[Finalist], rounds: int, clock: FinalTime) -> None:
-    """Add rounds; where they fail, those so far stand."""
-    if rounds > 0 and (failure := repeat(search, finalists, rounds, clock)):
-        search.progress.line(f"they failed ({failure.reason}): the rounds so far stand")
-
-
-def _finalists(search: Search) -> list[TrialRecord]:
-    """The best plans, without those that their trials show to be slower: each has to be compiled in compile mode."""
+    So too beside a recipe in parts, which is what its trial has compiled.
+    """
     plans = search.best_plans(1 if search.options.objective == "memory" else NUM_FINALISTS)
     close = CLOSE_COMPILED if search.options.compile_with else CLOSE
-    return [record for record in plans if record.outcome.median_ms <= close * plans[0].outcome.median_ms]
+    rivals = [*plans[:1], *([stock] if may_be_in_parts(search, stock) else [])]
+    best = min((record.outcome.median_ms for record in rivals), default=math.inf)
+    return [record for record in plans if record.outcome.median_ms <= close * best]
 
 
-def _saves_memory(plan: TrialRecord, stock: TrialRecord) -> bool:
+def _saves_memory(plan: Finalist, stock: Finalist) -> bool:
     """Whether a plan takes noticeably less memory than a recipe: an allocator rounds by less than a percent."""
-    mine, theirs = plan.outcome.memory_bytes, stock.outcome.memory_bytes
+    mine, theirs = plan.memory, stock.memory
     return mine is not None and theirs is not None and mine < MEMORY_NOISE * theirs
 
 

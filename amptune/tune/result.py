@@ -80,10 +80,11 @@ def _compiled(search: Search, verdict: Verdict) -> str | None:
 
 def _entry(record: TrialRecord, step: StepTime | None = None) -> dict[str, Any]:
     outcome = record.outcome
+    memory = outcome.memory_bytes if step is None or step.memory is None else step.memory
     return {
         "recipe": outcome.recipe or "plan",
         "step_ms": step.to_json() if step else outcome.step_ms,
-        "memory_bytes": outcome.memory_bytes,
+        "memory_bytes": memory,
         "loss_gap": outcome.loss_gap,
         "valid": outcome.valid,
         "reason": outcome.reason,

@@ -309,9 +309,10 @@ def measure_interleaved(
 
 
 def pooled(rounds: Sequence[StepTime]) -> StepTime:
-    """All repeats of all rounds as one sample."""
+    """All repeats of all rounds as one sample, with the most memory that one took."""
     found = StepTime.of([time for one in rounds for time in one.repeats])
-    return dataclasses.replace(found, recompiled=any(one.recompiled for one in rounds))
+    memory = max((one.memory for one in rounds if one.memory is not None), default=None)
+    return dataclasses.replace(found, memory=memory, recompiled=any(one.recompiled for one in rounds))
 
 
 def joined(blocks: Sequence[StepTime]) -> StepTime:

@@ -130,7 +130,7 @@ def test_without_a_limit_models_are_compiled_whole(searched: Searched) -> None:
     worker = Compiler(whole=600.0)
     _, verdict = searched(worker, None, budget=12)
     assert all(is_whole for _, is_whole in worker.repeated)
-    assert verdict.left_out == ()
+    assert [text for text in verdict.left_out if "the repeats failed" not in text] == [], "nothing for want of time"
 
 
 class InParts(Compiler):

@@ -15,7 +15,7 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.errors import TuneError
 from amptune.patch.output import patched_files
-from amptune.tune import finals
+from amptune.tune import finals, judging
 from amptune.tune.compilation import forget_compiled
 from amptune.tune.finals import Verdict, decide
 from amptune.tune.job import Job
@@ -302,6 +302,53 @@ def test_where_a_model_cannot_be_compiled_whole_its_parts_are_judged(tmp_path: P
     assert any("compiled by their blocks, as in the trials: whole, torch.compile compiles this" in n for n in notes)
 
 
+def test_where_neither_way_compiles_in_the_repeats_both_are_named(tmp_path: Path) -> None:
+    """What stands is the recipe as its trial had it: by its blocks."""
+
+    class Unable(Compiler):
+        def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+            if name == "repeat":
+                raise TrialError("compiles anew" if arguments[3] else "the worker process died (signal 9)")
+            return super().request(name, *arguments, timeout=timeout)
+
+    search, verdict = decided(tmp_path, Unable(whole=1.4))
+    assert (verdict.kind, verdict.in_parts, verdict.repeated) == ("stock", True, False)
+    data = result_json(search, verdict, 1.0, "plan.json")
+    assert data["compiled"] == "parts"
+    (note,) = [note for note in data["notes"] if "repeats failed" in note]
+    assert "whole, compiles anew; by their blocks, the worker process died (signal 9)" in note
+    assert not any("are compiled by their blocks" in note for note in data["notes"])
+
+
+def test_plans_that_are_slower_than_the_recipe_in_parts_are_not_compiled_whole(tmp_path: Path) -> None:
+    """Trials compile the parts of both, so theirs compare: the plan would cost two compilers more for nothing."""
+    worker = Hungry(slower=1.3, whole=1.4)
+    _, verdict = decided(tmp_path, worker)
+    assert verdict.record.outcome.recipe == "autocast-bf16"
+    assert verdict.in_parts
+    assert all(name != "plan" for names in worker.repeated for name, _ in names)
+
+
+@pytest.mark.usefixtures("patient")
+def test_memory_is_compared_as_the_repeats_compile_it(tmp_path: Path) -> None:
+    """The recipe takes 1000 bytes with its blocks compiled alone, as in its trial, and 400 compiled whole."""
+
+    class Leaner(Hungry):
+        def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+            found = super().request(name, *arguments, timeout=timeout)
+            if name != "repeat":
+                return found
+            memory = [500 if candidate.in_parts else 400 for candidate in arguments[0]]
+            return [
+                [dataclasses.replace(time, memory=size) for time in times]
+                for times, size in zip(found, memory, strict=True)
+            ]
+
+    search, verdict = decided(tmp_path, Leaner(slower=1.3, whole=0.9), objective="memory")
+    assert verdict.kind == "stock"
+    assert result_json(search, verdict, 1.0, "plan.json")["best"]["memory_bytes"] == 400
+
+
 ANEW = MASKED.replace("masks.append(mask is None)", "masks.append(mask is None)\n        self.calls = len(masks)")
 
 
@@ -351,5 +398,5 @@ def test_a_recipe_in_parts_is_judged_as_strictly_as_a_plan(tmp_path: Path) -> No
 
     worker = Unsure(whole=1.05)
     _, verdict = decided(tmp_path, worker, budget=2)
-    assert worker.rounds == finals.MAX_PAIRED_ROUNDS
+    assert worker.rounds == judging.MAX_PAIRED_ROUNDS
     assert verdict.kind == "stock"

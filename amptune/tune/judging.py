@@ -1,0 +1,120 @@
+"""Rounds of what may win and the best stock recipe in turns, and what they say of its gain."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from amptune.tune.attribution import VAGUE
+from amptune.tune.finalist import Finalist, outcomes_of, repeat, width
+from amptune.tune.finaltime import MAX_ROUNDS, FinalTime, seconds_of_rounds
+from amptune.tune.process import TrialError
+from amptune.tune.recipes import plan_candidate
+from amptune.tune.search import Search
+from amptune.tune.speedup import Speedup
+from amptune.tune.study import TrialRecord
+
+MAX_PAIRED_ROUNDS = 40
+"""Rounds of the leading plan and the best stock recipe, where the first rounds did not tell them apart."""
+TOLD_APART = 0.01
+"""Width of the interval of a speedup up to which more rounds would not tell who is faster."""
+WORTH = 1.003
+"""A plan has to be faster than the best stock recipe by this factor: clocks and temperature alone change as much."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """The best stock recipe and what was measured beside it, with what that gains over it."""
+
+    stock: Finalist
+    winner: Finalist
+    gain: Speedup
+
+
+def judge(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime, error: float) -> Judged | TrialError:
+    """The leader's gain in rounds that did not choose it, with more of them where the first leave it open."""
+    failure = _repeat_pair(search, [stock, leader], clock)
+    if failure is not None and _may_do_in_blocks(search, failure, clock):
+        clock.is_whole = False
+        leader = leader if leader.candidate.in_parts else plan_in_parts(search, leader.record)
+        whole, failure = failure, _repeat_pair(search, [stock, leader], clock)
+        if failure is None:
+            clock.leave_out(f"the finalists are compiled by their blocks, as in the trials: whole, {whole.reason}")
+        elif failure.reason != whole.reason:
+            failure = TrialError(f"whole, {whole.reason}; by their blocks, {failure.reason}")
+    if failure is not None:
+        return failure
+    if len(stock.times) < MAX_ROUNDS:  # there is no time for a second look
+        return Judged(stock, leader, stock.speedup_of(leader))
+    if search.options.objective == "time" and _is_open(stock.speedup_of(leader, error)):
+        name = stock.candidate.name
+        search.progress.line(f"{len(stock.times)} rounds beside {name} leave it open what is gained: more")
+        go_on(search, [stock, leader], min(MAX_PAIRED_ROUNDS - len(stock.times), clock.rounds_left(2)), clock)
+    return Judged(stock, leader, stock.speedup_of(leader, error))
+
+
+def _is_open(so_far: Speedup) -> bool:
+    """Whether more rounds should tell more: who is faster, where there is a difference, or by how much."""
+    wide = width(so_far)
+    return wide > VAGUE or (so_far.low <= WORTH <= so_far.high and wide > TOLD_APART)
+
+
+def go_on(search: Search, finalists: Sequence[Finalist], rounds: int, clock: FinalTime) -> None:
+    """Add rounds; where they fail, those so far stand."""
+    if rounds > 0 and (failure := repeat(search, finalists, rounds, clock)):
+        search.progress.line(f"they failed ({failure.reason}): the rounds so far stand")
+
+
+def _repeat_pair(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> TrialError | None:
+    """The first rounds of the chosen plan and the best stock recipe."""
+    fitting = int(clock.left() / seconds_of_rounds(outcomes_of(pair), 1))
+    # Beside compiling two models rounds take no time.
+    rounds = MAX_ROUNDS if clock.is_compiled else max(2, min(MAX_ROUNDS, fitting))
+    return repeat(search, pair, rounds, clock)
+
+
+def _may_do_in_blocks(search: Search, failure: TrialError, clock: FinalTime) -> bool:
+    """Whether to compile blocks alone: whole models cannot be compiled or take far longer than was expected.
+
+    Where they cannot be, the blocks have to ship so.
+    """
+    return clock.is_whole and bool(search.parts or (failure.worker_lost and clock.is_limited))
+
+
+def may_be_in_parts(search: Search, record: TrialRecord) -> bool:
+    """Whether a stock recipe in parts may be what wins: trials have compiled these parts, so it is what they measured.
+
+    Not where memory is to be small: it takes no less than in its trial.
+    """
+    recipe = search.recipes[str(record.outcome.recipe)]
+    is_wanted = search.parts and search.options.objective == "time" and record.outcome.valid
+    return bool(is_wanted) and recipe.float8 is None and recipe.params is None
+
+
+def recipe_in_parts(search: Search, stock: Finalist) -> Finalist | None:
+    """The stock recipe with the parts compiled that a plan has; None where it cannot win."""
+    if not may_be_in_parts(search, stock.record):
+        return None
+    return Finalist(stock.record, search.parts.of_recipe(stock.candidate), [])
+
+
+def plan_in_parts(search: Search, record: TrialRecord) -> Finalist:
+    """The plan of a trial, in parts where there are any."""
+    return Finalist(record, plan_candidate(search.parts.of(search.plan_of(record))), [])
+
+
+def rival_of(
+    search: Search, judged: Judged, in_parts: Finalist | None, clock: FinalTime, error: float
+) -> Judged | None:
+    """The stock recipe with the parts compiled that the plan has, beside it compiled whole: what a user can have
+    without the plan. None where there is no such recipe, where the plan is compiled as the recipe is, or no time."""
+    if in_parts is None or not (judged.winner.candidate.in_parts and clock.is_whole):
+        return None
+    if clock.is_limited and clock.expected([in_parts], 2 * MAX_ROUNDS) > clock.left() + clock.overtime:
+        clock.leave_out("no time to measure what compiling in parts gives by itself")
+        return None
+    search.progress.stage("repeating the stock recipe in parts")
+    pair = [dataclasses.replace(judged.stock, times=[]), in_parts]
+    if repeat(search, pair, MAX_ROUNDS, clock):
+        return None
+    return Judged(pair[0], pair[1], pair[0].speedup_of(pair[1], error))
