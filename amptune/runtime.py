@@ -1703,7 +1703,7 @@ def _run_root(module: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwa
     root: _Root = module._amptune_root
     if root.compiles_loss and not _is_compiling() and not _is_within_compiled():
         run = _run_awaiting_loss if root.awaits_loss and module.training and _is_grad_enabled() else _run_planned
-        with losses_compiled():
+        with losses_compiled(root.backend):
             return run(module, root, inner, args, kwargs)
     return _run_planned(module, root, inner, args, kwargs)
 
@@ -1913,6 +1913,7 @@ class _Root:
     has_late: bool = False
     compiles_loss: bool = False
     awaits_loss: bool = False
+    backend: Any = "inductor"
 
 
 class AppliedPlan:
@@ -1962,7 +1963,7 @@ def apply_plan(
         compile_parts: paths or globs of modules that run under torch.compile, each by itself and in the formats of the
             plan, when they are called. What is around them runs in eager mode, also within a torch.compile of the whole
             model. A copy of the model, or an unpickled one, runs them in eager mode until the plan is applied to it.
-        backend: of torch.compile, for the parts.
+        backend: of torch.compile, for the parts and the loss.
 
     Where lazy layers (``LazyLinear``) lack their parameters, the plan comes into force after the first forward, which
     gives them: that one runs as the user wrote the model.
@@ -2013,7 +2014,7 @@ def _apply_now(model: nn.Module, order: _Order) -> AppliedPlan:
     output_dtype = None if output_format is None else FORMATS[_known("output format", output_format, FORMATS)]
     resolved = _resolve(model, order.sites)
     parts = _parts_of(model, order.compile_parts)
-    if parts:
+    if parts or compile_loss:
         torch.compile(_apply_now, backend=order.backend)  # one that is not known is refused before anything changes
     if order.parameters is not None:
         _known("format of parameters", order.parameters, ("bf16",))
@@ -2030,11 +2031,12 @@ def _apply_now(model: nn.Module, order: _Order) -> AppliedPlan:
     if order.channels_last:
         _to_channels_last(model)
     for module in keep_loss(model) if compile_loss else ():
-        compile_kept_loss(module)
+        compile_kept_loss(module, order.backend)
     model.__class__ = _made_class(type(model), _IN_PARTS if parts else "root")
     paths = {path: module for path, module in _all_modules(model).items() if id(module) in modules}
     has_late = any(site.how == "late" for site in resolved.values())
-    model.__dict__["_amptune_root"] = _Root(output_dtype, _groups_of(paths), has_late, compile_loss, compile_loss)
+    groups = _groups_of(paths)
+    model.__dict__["_amptune_root"] = _Root(output_dtype, groups, has_late, compile_loss, compile_loss, order.backend)
     for part in parts:
         part.__dict__["_amptune_part"] = True
         _compiled_before[part] = part.__dict__.get("_compiled_call_impl")

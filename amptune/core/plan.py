@@ -29,7 +29,9 @@ _FIELDS_OF = {
     "flags": ("tf32", "channels_last"),
     "loss": ("format", "compile"),
 }
-_NO_PARTS: dict[str, Any] = {"parts": [], "backend": "inductor"}
+INDUCTOR = "inductor"
+"""torch.compile's own backend."""
+_NO_PARTS: dict[str, Any] = {"parts": [], "backend": INDUCTOR}
 _FIELDS_OF_SITE = ("format", "scaling", "pad", "pad_in", "strided", "how", "why")
 
 
@@ -104,7 +106,7 @@ class Plan:
         params: one of PARAMS; ``None`` leaves the parameters in their dtype.
         compile_parts: paths of the modules that run under torch.compile, each by itself, and all else in eager mode;
             empty leaves compiling to the user.
-        backend: of torch.compile, for these parts.
+        backend: of torch.compile, for these parts and the loss.
         scaler: loss scaling of the training loop.
         target, source_sha256, fingerprint: the model it is for.
         measured_on: gpu, capability, torch, driver, mode, and inputs: shapes of the batch.
@@ -123,12 +125,17 @@ class Plan:
     measured_on: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     params: str | None = None
     compile_parts: tuple[str, ...] = ()
-    backend: str = "inductor"
+    backend: str = INDUCTOR
 
     @property
     def uses_fp16(self) -> bool:
         """Whether any site computes in FP16, so that small gradients need a loss scale."""
         return any(site.format is Format.FP16 for site in self.sites.values())
+
+    @property
+    def compiles(self) -> bool:
+        """Whether it puts something under torch.compile itself."""
+        return self.loss_compile or bool(self.compile_parts)
 
     @property
     def is_fp32(self) -> bool:
@@ -146,7 +153,7 @@ class Plan:
         }
         flags = [self.tf32, self.channels_last, str(self.loss_format), self.loss_compile, str(self.output_format)]
         flags += [self.params] if self.params else []
-        flags += [self.backend, *self.compile_parts] if self.compile_parts else []
+        flags += [self.backend, *self.compile_parts] if self.compiles else []
         text = json.dumps([sites, flags, self.scaler.to_json()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -167,8 +174,9 @@ class Plan:
             "sites": {name: site.to_json() for name, site in self.sites.items()},
             "scaler": self.scaler.to_json(),
         }
-        parts = {"parts": [*self.compile_parts], "backend": self.backend}
-        return data | ({"params": self.params} if self.params else {}) | ({"compile": parts} if parts["parts"] else {})
+        compiling = {"parts": [*self.compile_parts], "backend": self.backend}
+        is_told = bool(self.compile_parts) or (self.loss_compile and self.backend != INDUCTOR)
+        return data | ({"params": self.params} if self.params else {}) | ({"compile": compiling} if is_told else {})
 
     @classmethod
     def from_json(cls, data: object, where: str = "plan.json") -> Plan:

@@ -15,7 +15,7 @@ from amptune.core.formats import Format
 from amptune.core.opcodes import KEEP, FunctionalOp, find_functional_ops
 from amptune.core.ops import op_named
 from amptune.core.pins import following_codes, pinned_codes
-from amptune.core.plan import BF16_MASTER, Plan
+from amptune.core.plan import BF16_MASTER, INDUCTOR, Plan
 from amptune.core.source_names import Names
 from amptune.core.spellings import OPERATOR_FUNCTIONS
 from amptune.errors import InputError, PlanError
@@ -118,8 +118,12 @@ def loss_decorator(plan: Plan, names: LocalNames) -> str:
     raises = plan.loss_format is Format.FP32 and output_may_be_low
     if not raises and not plan.loss_compile:
         return ""
-    compiled = ", compile=True" if plan.loss_compile else ""
+    compiled = f", compile=True{_backend(plan)}" if plan.loss_compile else ""
     return f"{names.loss_in}({chr(34) + Format.FP32.label + chr(34) if raises else None}{compiled})"
+
+
+def _backend(plan: Plan) -> str:
+    return "" if plan.backend == INDUCTOR else f", backend={json.dumps(plan.backend)}"
 
 
 def _optimizer_decorator(plan: Plan, names: LocalNames) -> str:
@@ -224,11 +228,13 @@ def _placement(tree: ast.Module, plan: Plan, spec: PatchSpec, names: LocalNames)
         arguments += f', output_format="{plan.output_format}"'
     if plan.params:
         arguments += f', parameters="{Format.BF16}"'
-    if plan.loss_compile and (spec.loss is None or spec.makes_loss):
+    makes_loss = plan.loss_compile and (spec.loss is None or spec.makes_loss)
+    if makes_loss:
         arguments += ", compile_loss=True"
     if plan.compile_parts:
         arguments += f", compile_parts={json.dumps(globs(plan.compile_parts, spec.modules))}"
-        arguments += f", backend={json.dumps(plan.backend)}" if plan.backend != "inductor" else ""
+    if makes_loss or plan.compile_parts:
+        arguments += _backend(plan)
     top_class, function = (spec.top_class or "").replace("<locals>.", "") or None, spec.make_model
     if top_class and not defines_class(tree, top_class):
         raise InputError(f"{spec.path} does not define the class {top_class}", hint="it changed since it was tuned")

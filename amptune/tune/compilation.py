@@ -18,9 +18,10 @@ import torch._functorch.config
 from torch import nn
 
 from amptune.capture.usercode import shown_path
+from amptune.core.plan import INDUCTOR
 from amptune.runtime import REGIONS_APART, base_class, compile_part
 
-BACKEND = "inductor"
+BACKEND = INDUCTOR
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _GOT = re.compile(r"got (\w+)\(['\"](.*?)['\"]\)", re.DOTALL)
 _RAISED = re.compile(r"raised:\n(\w+): (.*)")

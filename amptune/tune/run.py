@@ -17,7 +17,7 @@ from amptune.capture.capturing import takes_gradients
 from amptune.core.files import write_atomic
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph, Site
-from amptune.core.plan import Plan
+from amptune.core.plan import INDUCTOR, Plan
 from amptune.core.scaler import GradientRecord, choose_scaler
 from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable
@@ -190,7 +190,7 @@ def _start(
     }
     study = open_study(options.out, options.existing, options.seed)
     header = study.header
-    plan_header = _plan_header(target, captured, prepared, options.mode)
+    plan_header = _plan_header(target, captured, prepared, options)
     if study.resumed and header:
         _check_same(header["identity"], identity)
         _announce_resumed(study, progress)
@@ -239,15 +239,16 @@ def _announce_resumed(study: StudyFile, progress: Progress) -> None:
         progress.line(f"tried again, since the worker was lost: {', '.join(lost)}")
 
 
-def _plan_header(target: Target, captured: Capture, prepared: Prepared, mode: str) -> dict[str, Any]:
+def _plan_header(target: Target, captured: Capture, prepared: Prepared, options: TuneOptions) -> dict[str, Any]:
     device = prepared.device
     measured_on = {key: device.get(key) for key in ("gpu", "capability", "torch", "driver")}
-    measured_on |= {"mode": mode, "inputs": input_shapes(target.make_batch())}
+    measured_on |= {"mode": options.mode, "inputs": input_shapes(target.make_batch())}
     return {
         "target": target.spec.text,
         "source_sha256": target.source_sha256,
         "fingerprint": captured.graph.fingerprint(),
         "measured_on": measured_on,
+        "backend": options.compile_with or INDUCTOR,
     }
 
 

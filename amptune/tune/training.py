@@ -213,7 +213,7 @@ def loss_of_output(bench: Workbench, candidate: Candidate, output: Any, batch: A
     """
     plan = candidate.plan
     loss_format = plan.loss_format if plan else Format.FP32 if candidate.params else None
-    backend = _backend(bench) if candidate.compiles_loss else None
+    backend = _backend(bench, candidate) if candidate.compiles_loss else None
     if loss_format is None and backend is None:
         return bench.target.loss(output, batch)
     return bench.target_with_loss(loss_format, backend).loss(output, batch)
@@ -356,7 +356,7 @@ def _compile_kept_loss(bench: Workbench, candidate: Candidate) -> bool:
     is_said = candidate.loss_compile or _is_beside_blocks(bench)
     modules = keep_loss(bench.model) if is_said else []
     for module in modules:
-        compile_kept_loss(module, _backend(bench))
+        compile_kept_loss(module, _backend(bench, candidate))
     return bool(modules)
 
 
@@ -364,12 +364,15 @@ def _called_loss(bench: Workbench, candidate: Candidate) -> contextlib.AbstractC
     """The same for a cross entropy that the forward calls; for the forward alone, since a ``loss_fn`` is no part of the
     user's graph, and is compiled by itself."""
     is_compiled = _is_beside_blocks(bench) or (candidate.compiles_loss and bench.compilation is None)
-    return losses_compiled(_backend(bench)) if is_compiled else contextlib.nullcontext()
+    return losses_compiled(_backend(bench, candidate)) if is_compiled else contextlib.nullcontext()
 
 
 def _is_beside_blocks(bench: Workbench) -> bool:
     return bench.compilation is not None and bench.compilation.scope == "blocks"
 
 
-def _backend(bench: Workbench) -> str:
+def _backend(bench: Workbench, candidate: Candidate) -> str:
+    """What compiles a loss: the backend of the plan, which ships with it; beside a recipe that of the search."""
+    if candidate.plan is not None:
+        return candidate.plan.backend
     return bench.compilation.backend if bench.compilation else BACKEND

@@ -1,5 +1,7 @@
 """Patching twice, patching with another plan, taking a patch back, and what cannot be patched."""
 
+import dataclasses
+
 import pytest
 
 from amptune.core.formats import Format
@@ -201,3 +203,22 @@ def test_a_compiled_loss_is_said_to_the_model_where_its_forward_makes_one(
     )  # fmt: skip
     plan = Plan({"0": SitePlan(Format.BF16)}, loss_compile=True)
     assert ("compile_loss=True" in patch_source(source, plan, spec)) is is_said
+
+
+def test_a_compiled_loss_names_its_backend() -> None:
+    source = (
+        "from torch import nn\n\n\ndef make_model():\n    return nn.Sequential(nn.Linear(2, 2))\n\n\n"
+        "def loss_fn(output, batch):\n    return output.sum()\n"
+    )
+    site = Site("0", "linear", "module", "0")
+    spec = PatchSpec.from_sites(
+        "model.py", [site], module_paths=[("", 0), ("0", 1)], make_model="make_model", loss="loss_fn"
+    )
+    plan = Plan({"0": SitePlan(Format.BF16)}, loss_compile=True)
+    assert '@loss_in("fp32", compile=True)' in patch_source(source, plan, spec)
+    other = dataclasses.replace(plan, backend="aot_eager")
+    assert '@loss_in("fp32", compile=True, backend="aot_eager")' in patch_source(source, other, spec)
+    kept = dataclasses.replace(spec, loss=None)
+    assert 'compile_loss=True, backend="aot_eager")' in patch_source(source, other, kept)
+    assert Plan.from_json(other.to_json("amptune 0")).backend == "aot_eager"
+    assert "compile" not in plan.to_json("amptune 0"), "inductor goes without saying"

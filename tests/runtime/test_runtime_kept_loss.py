@@ -86,6 +86,14 @@ def test_the_loss_that_the_model_keeps_is_compiled_until_the_plan_is_undone(
     assert len(compiled) == 2
 
 
+def test_a_loss_is_compiled_by_the_backend_of_the_plan(compiled: list[str]) -> None:
+    """One that the model keeps, and one that its forward calls."""
+    for model in (Keeps(), Calls("function")):
+        runtime.apply_plan(model, {"head": "fp32"}, compile_loss=True, backend="cudagraphs")
+        model(X)
+    assert compiled == ["cudagraphs", "cudagraphs"]
+
+
 def test_a_loss_that_the_user_sets_is_the_one_that_is_compiled(compiled: list[str]) -> None:
     model = Keeps()
     runtime.apply_plan(model, {"head": "fp32"}, compile_loss=True)

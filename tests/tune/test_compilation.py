@@ -188,8 +188,9 @@ def test_a_loss_function_is_compiled_only_where_the_candidate_says_so(make_bench
     bench.compilation = Compilation("aot_eager")
     stock = Candidate("autocast-bf16", autocast=Format.BF16)
     graphs = {}
+    plan = Plan({}, backend="aot_eager")
     for candidate in (stock, dataclasses.replace(stock, name="with-loss", loss_compile=True),
-                      plan_candidate(Plan({})), plan_candidate(Plan({}, loss_compile=True))):  # fmt: skip
+                      plan_candidate(plan), plan_candidate(dataclasses.replace(plan, loss_compile=True))):  # fmt: skip
         forget_compiled()
         torch._dynamo.utils.counters.clear()
         with training(bench, candidate) as run:

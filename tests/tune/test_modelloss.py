@@ -164,7 +164,7 @@ def test_recipes_and_plans_that_say_so_have_it_compiled_in_the_forward(
         return output
 
     monkeypatch.setattr(type(bench.target), "call", forward)
-    plan = Plan({"head": SitePlan(Format.BF16)}, loss_compile=True)
+    plan = Plan({"head": SitePlan(Format.BF16)}, loss_compile=True, backend="aot_eager")
     compiled = Compilation("aot_eager", "blocks")
     for candidate, compilation, expected in (
         (Candidate("fp32"), None, False),
@@ -197,7 +197,7 @@ def test_a_compiler_that_fails_leaves_the_choice_out(make_bench: Make) -> None:
 def test_recipes_and_plans_that_say_so_have_it_compiled_and_so_have_compiled_blocks(make_bench: Make) -> None:
     bench, _ = make_bench(KEEPS)
     (model,) = keep_loss(bench.model)
-    plan = Plan({"head": SitePlan(Format.BF16)}, loss_compile=True)
+    plan = Plan({"head": SitePlan(Format.BF16)}, loss_compile=True, backend="aot_eager")
     compiled = Compilation("aot_eager", "blocks")
     for candidate, compilation, expected in (
         (Candidate("fp32"), None, False),
