@@ -140,6 +140,11 @@ class NodeBounds:
         base = _root(node)
         return _created(_op(base), base) if self._first_writers.get(base) is writer else None
 
+    def before_writes(self, node: fx.Node) -> Range | None:
+        """What a tensor was filled with that the forward writes into somewhere."""
+        base = _root(node)
+        return _created(_op(base), base) if base in self._written else None
+
     def of(self, node: fx.Node) -> Range | None:
         """Bounds of a node that no site covers; ``None`` for one that a site or the batch makes, through views."""
         root = _root(node)
@@ -150,6 +155,10 @@ class NodeBounds:
             found = self._bounds(root)
             self._known[root] = found.within(Range(1.0, math.inf)) if found and _is_index_from_one(root) else found
         return self._known[root]
+
+    def is_one_hot(self, node: fx.Node) -> bool:
+        """Whether one_hot made a tensor, and nothing was written into it since."""
+        return _op(base := _root(node)) == "one_hot" and base not in self._written
 
     def is_random(self, node: fx.Node) -> bool:
         """Whether a tensor is drawn in the forward."""

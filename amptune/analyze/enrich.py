@@ -2,11 +2,10 @@
 
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
 ``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``in_rows``, ``viewed``, ``copied``, ``rearranged``,
-``channels_last``, ``filled``,
-``integers``, ``fp32_limit``, ``exact``, ``rises``, ``bounds``, ``batch``, ``views``, ``narrowed``, ``random``,
-``kept``, ``triangles``, ``one_hot``, ``pairs``, ``called``, ``later_sources``, ``image`` and, of nn.MultiheadAttention,
-``fused`` that the class describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up
-with its inputs is left as it is.
+``channels_last``, ``filled``, ``integers``, ``fp32_limit``, ``exact``, ``rises``, ``bounds``, ``batch``, ``views``,
+``narrowed``, ``random``, ``kept``, ``triangles``, ``one_hot``, ``pairs``, ``puts``, ``called``, ``later_sources``,
+``image`` and, of nn.MultiheadAttention, ``fused`` that the class describes, and empties a ``dtype`` that is another
+tensor's. A site whose nodes do not line up with its inputs is left as it is.
 """
 
 from __future__ import annotations
@@ -24,14 +23,17 @@ from amptune.analyze.dtypes import LITERAL, FollowedDtypes, family, is_in_place,
 from amptune.analyze.einsums import copied
 from amptune.analyze.images import mark_images
 from amptune.analyze.layouts import is_channels_last, order_in_memory
+from amptune.analyze.puts import puts
 from amptune.analyze.sequences import IN_ROWS, lay_out
 from amptune.analyze.views import counted_views
 from amptune.core.autocast import UNKNOWN
 from amptune.core.graph import INPUT, PrecisionGraph, Site
+from amptune.core.intervals import ANY, Range
 from amptune.core.ops import Family, op_named
 
 _REVERSED = frozenset({"rsub", "rtruediv", "rdiv", "rpow", "rfloordiv", "rmod", "rmatmul"})
 _MASKING = ("mul", "masked_fill", "where")
+_WRITING = ("copy", "index_put")
 _ORDERED_OPS = ("masked_select", "index")
 _ORDERED = (Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX, Family.GEMM)
 _FP32_LIMIT = re.compile(r"finfo\(torch\.float(32)?\)")
@@ -40,7 +42,7 @@ _LAID_OUT = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d
              "group_norm", "interpolate")  # fmt: skip
 
 
-_NAMING = frozenset({"like", "later_sources"})
+_NAMING = frozenset({"like", "later_sources", "written"})
 """Keys whose values are ids of sites, which are other ones in a graph of calls."""
 
 
@@ -97,7 +99,7 @@ def _origins(
     bounds: NodeBounds,
 ) -> Iterator[tuple[str, Any]]:  # fmt: skip
     """What is known of inputs that no site makes, and where those of later calls come from."""
-    known = {index: found for index, node in enumerate(outside) if (found := bounds.of(node)) is not None}
+    known = dict(_known(site, calls, outside, bounds))
     if len(calls) == 1 and outside and (filled := bounds.overwritten(outside[0], calls[0][-1])) is not None:
         known[0] = filled
     if site.op == "scaled_dot_product_attention" and (mask := _mask(calls[0][0])) and bounds.is_causal(mask):
@@ -110,7 +112,7 @@ def _origins(
         triangles = {index: held for index, node in enumerate(outside) if any(held := bounds.triangles(node))}
         if triangles:
             yield "triangles", triangles
-    shares = [index for index, node in enumerate(outside) if str(root(node).meta.get("amptune_op")) == "one_hot"]
+    shares = [index for index, node in enumerate(outside) if bounds.is_one_hot(node)]
     if shares:
         yield "one_hot", shares
     if pairs := [index for index, node in enumerate(outside) if bounds.pairs_with_itself(node)]:
@@ -130,6 +132,10 @@ def _origins(
     narrowed = {index: dtype for index, node in enumerate(outside) if (dtype := _narrowed(node))}
     if narrowed:
         yield "narrowed", narrowed
+    if site.op in _WRITING and len(calls) == 1:
+        written = puts(calls[0], {node: index for index, node in enumerate(outside)})
+        if written is not None:
+            yield "puts", written
     if any(bounds.is_random(node) for node in outside):
         yield "random", True
     later = []
@@ -139,6 +145,23 @@ def _origins(
             later.append(tuple(_owner(node, owners) for node in read))
     if any(sources != site.sources for sources in later):
         yield "later_sources", tuple(dict.fromkeys(later))
+
+
+def _known(
+    site: Site, calls: Sequence[Sequence[fx.Node]], outside: Sequence[fx.Node], bounds: NodeBounds
+) -> Iterator[tuple[int, Range]]:
+    """Bounds, over all calls, of inputs that no site makes in the first; of one that is written into those of what it
+    was before."""
+    later = [[node for node in _read(covered) if not _is_own(node, site)] for covered in calls[1:]]
+    for index, node in enumerate(outside):
+        found = bounds.of(node)
+        if found is None and len(calls) == 1 and site.sources[index : index + 1] == ("",):
+            found = bounds.before_writes(node)
+        for read in later if found is not None else ():
+            own = bounds.of(read[index]) if index < len(read) else None
+            found = found.union(own) if found is not None and own is not None else ANY
+        if found is not None:
+            yield index, found
 
 
 _CUTS = frozenset({"slice", "select", "split", "chunk", "narrow", "unbind", "diagonal", "as_strided", "getitem"})

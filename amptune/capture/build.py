@@ -189,10 +189,21 @@ def _site(site_id: str, made: list[tuple[Visit, list[Operand]]], names: Paramete
         location=reader.location() if reader else None,
         code=code_at(reader, op) if reader and not leaf and reader == place.origin else "",
         calls=len(made),
-        attrs=_attrs(visit, inputs),
+        attrs=_attrs(visit, inputs) | _written(made),
         nodes=tuple(node.name for each, _ in made for node in each.nodes),
         opaque=is_opaque(leaf.module) if leaf else _is_custom(call),
     )
+
+
+def _written(made: Sequence[tuple[Visit, Sequence[Operand]]]) -> dict[str, Any]:
+    """Index of an input -> what was written into parts of it before one of the calls read it."""
+    found: dict[int, tuple[str, ...]] = {}
+    for visit, operands in made:
+        inputs = (operand for operand in operands if not _is_own(operand, visit.call))
+        for index, operand in enumerate(inputs):
+            if operand.written:
+                found[index] = tuple(dict.fromkeys((*found.get(index, ()), *operand.written)))
+    return {"written": found} if found else {}
 
 
 def _op(visit: Visit) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from amptune.capture.parameters import ParameterNames, tensor_meta
+from amptune.capture.shared import UNSEEN, SharedMemory, changes_numbers
 from amptune.core.graph import INPUT, OUTPUT, TensorMeta
 from amptune.core.ops import Family, op_named
 
@@ -29,12 +30,18 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Operand:
-    """A tensor that a call reads from outside, as it arrives; ``cast`` is the dtype that the user's code gives it."""
+    """A tensor that a call reads from outside, as it arrives; ``cast`` is the dtype that the user's code gives it.
+
+    ``written`` are the sites that wrote into parts of it, or into all of it through another tensor, since it was made;
+    an empty name for a writer that is no site. ``is_constant``: beside those it holds numbers that no site made.
+    """
 
     node: fx.Node
     meta: TensorMeta
     origins: tuple[Origin, ...]
     cast: str | None = None
+    written: tuple[str, ...] = ()
+    is_constant: bool = False
 
     @property
     def parameter(self) -> str | None:
@@ -50,7 +57,7 @@ class Operand:
     @property
     def source(self) -> str:
         """Site id, INPUT, name of a buffer, or empty for a constant: the first where it has several."""
-        return self.origins[0].name if self.origins else ""
+        return self.origins[0].name if self.origins and not self.is_constant else ""
 
 
 class Flow:
@@ -71,6 +78,7 @@ class Flow:
         self._origins: dict[fx.Node, tuple[Origin, ...]] = {}
         self._casts: dict[fx.Node, str] = {}
         self._seen: set[tuple[int, fx.Node]] = set()
+        self._shared = SharedMemory()
 
     def read(self, graph: fx.Graph) -> None:
         """Walk the graph in order, filling ``edges`` and, by number of call, ``operands``."""
@@ -80,6 +88,7 @@ class Flow:
                 self._origins[node] = (Origin("site", self.site_of[node]),)
             else:
                 self._origins[node] = self._through(node)
+            self._shared.made(node, is_site=node in self.site_of, whole=_picked(node))
             if node.op == "output":
                 self._read_outputs(node)
             if isinstance(node.meta.get("amptune_writes"), fx.Node):
@@ -113,16 +122,23 @@ class Flow:
             if self.group_of.get(argument) == group or (group, argument) in self._seen:
                 continue
             self._seen.add((group, argument))
-            origins = self._origins.get(argument, ())
+            origins, written = self._held(argument), self._shared.mixed(argument)
             for meta in metas_of(argument)[:1]:
-                operand = Operand(argument, meta, origins, self._casts.get(argument))
+                constant = not self._origins.get(argument) and not self._shared.is_overwritten(argument)
+                operand = Operand(argument, meta, origins, self._casts.get(argument), written, constant)
                 self.operands.setdefault(group, []).append(operand)
                 self._add_edges(origins, site, meta)
 
     def _read_outputs(self, node: fx.Node) -> None:
         for argument in tensor_arguments(node):
             for meta in metas_of(argument)[:1]:
-                self._add_edges(self._origins.get(argument, ()), OUTPUT, meta)
+                self._add_edges(self._held(argument), OUTPUT, meta)
+
+    def _held(self, node: fx.Node) -> tuple[Origin, ...]:
+        """Where what a tensor holds by now comes from: what made it, and what was written into it through others."""
+        written = tuple(Origin("site", name) for name in self._shared.mixed(node) if name != UNSEEN)
+        made = () if self._shared.is_overwritten(node) else self._origins.get(node, ())
+        return tuple(dict.fromkeys((*made, *written)))
 
     def _add_edges(self, origins: tuple[Origin, ...], target: str, meta: TensorMeta) -> None:
         for origin in origins:
@@ -130,14 +146,12 @@ class Flow:
                 self.edges.append((origin.name, target, meta))
 
     def _write(self, node: fx.Node, written: fx.Node) -> None:
-        """After a write, readers of the tensor, and of what it is a view of, depend on the writer too."""
+        """After a write, readers of the tensor, and of what it shares memory with, depend on the writer too."""
         new = self._origins[node]
         self._origins[written] = tuple(dict.fromkeys((*new, *self._origins.get(written, ()))))
-        base = written
         self._train(node, written)
-        while base not in self.site_of and (above := next(iter(tensor_arguments(base)), None)) is not None:
-            base = above
-            self._origins[base] = tuple(dict.fromkeys((*self._origins.get(base, ()), *new)))
+        if changes_numbers(node):
+            self._shared.written(written, node, self.site_of.get(node, UNSEEN))
 
     @staticmethod
     def _train(node: fx.Node, written: fx.Node) -> None:

@@ -182,8 +182,7 @@ def _rows_and_columns(ranges: Ranges, difference: Site, whole: Site) -> bool | N
     if not shape or dim not in (-1, len(shape) - 1) or None in places:
         return None
     views = difference.attrs.get("views") or {}
-    made = [ranges.sources(difference)[place] for place in places if place is not None]
-    direct = all(name in ranges.graph and ranges.repeats(ranges.graph[name], whole) for name in made)
+    direct = all(ranges.repeats(ranges.maker(difference, place), whole) for place in places if place is not None)
     if not direct or any(_REARRANGES.search(views.get(place, ("", ""))[1]) for place in places):
         return None
     seen = [difference.inputs[place].shape for place in places if place is not None]

@@ -145,6 +145,9 @@ class Site:
             ``pairs``: of masks that say which numbers of a vector are equal.
             ``narrowed``: {index of an input: 8-bit dtype that it is cast to on the way, even if it is cast back}.
             ``random``: an input is drawn in the forward. ``later_sources``: ``sources`` of the calls after the first.
+            ``written``: {index of an input: sites that wrote into parts of it since it was made, all calls}; an empty
+            name for a writer that is no site. ``puts``: (indices of inputs, numbers) that the result of ``x[i] = y``
+            and its like holds, and nothing else.
             ``integers``: {index of an input: count}, for inputs made by arange or randint. ``fp32_limit``: the call
             names a limit of FP32 (``torch.finfo(torch.float32).min``), rather than that of its input. ``masked``:
             attention with a mask. ``mask_strided``: whose neighbours in the last dimension lie apart in memory;

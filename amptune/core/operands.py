@@ -24,3 +24,9 @@ def input_of(site: Site, index: int) -> int | None:
         return 0 if index < 2 else None  # an op of two operands with one tensor: x * x
     position = index - sum(1 for place in scalars if place < index)
     return position if index not in scalars and position < len(site.inputs) else None
+
+
+def written_into(site: Site, position: int) -> tuple[str, ...]:
+    """The sites that wrote into parts of an input after it was made; an empty name for a writer that is no site."""
+    found: tuple[str, ...] = (site.attrs.get("written") or {}).get(position, ())
+    return found

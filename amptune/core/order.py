@@ -75,9 +75,9 @@ def _views(site: Site, position: int) -> str:
 def _read(ranges: Ranges, site: Site, index: int) -> tuple[Site | None, str]:
     """What made an operand, copies as they are left out, and the views of it since."""
     position = input_of(site, index)
-    if position is None or (source := ranges.sources(site)[position]) not in ranges.graph:
+    if position is None or (made := ranges.maker(site, position)) is None:
         return None, ""
-    made, views = ranges.graph[source], _views(site, position)
+    views = _views(site, position)
     if made.op in _PAIRS:
         views = _VALUES.sub("", views)
     if made.op in ("clone", "contiguous") and not made.attrs.get("in_place"):

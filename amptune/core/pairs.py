@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from amptune.core.graph import Site
-from amptune.core.operands import input_of
+from amptune.core.operands import input_of, written_into
 from amptune.core.squares import is_square
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ def _maker(ranges: Ranges, site: Site) -> Site | None:
     position = input_of(site, 0)
     if position is None or not _WHOLE.fullmatch((site.attrs.get("views") or {}).get(position, ("", ""))[0]):
         return None
-    source = ranges.sources(site)[position]
-    if source not in ranges.graph:
-        return None
-    return ranges.graph[source]
+    return ranges.maker(site, position)
 
 
 def _paired_axes(ranges: Ranges, site: Site) -> frozenset[int]:
@@ -53,7 +50,8 @@ def _paired_axes(ranges: Ranges, site: Site) -> frozenset[int]:
     told = [views.get(place, ("", "")) for place in places]
     batch = site.attrs.get("batch") or {}
     names = [batch.get(place) for place in places]
-    is_one = first == second and (first in ranges.graph or (None not in names and names[0] == names[1]))
+    altered = any(written_into(site, place) for place in places if place is not None)
+    is_one = not altered and first == second and (first in ranges.graph or (None not in names and names[0] == names[1]))
     cuts = [_WHOLE.sub("", each[0]) for each in told]
     if not is_one or cuts[0] != cuts[1] or any(_MOVED.search(each[1]) for each in told):
         return frozenset()

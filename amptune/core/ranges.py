@@ -19,7 +19,7 @@ from amptune.core.formats import Format
 from amptune.core.graph import INPUT, PrecisionGraph, Site, TensorMeta
 from amptune.core.intervals import ANY, UNIT, Range, point
 from amptune.core.layer_ranges import LAYERS, Weight
-from amptune.core.operands import arity, input_of
+from amptune.core.operands import arity, input_of, written_into
 from amptune.core.ops import Family, op_named
 from amptune.core.parts import COPIES_ALL
 from amptune.core.places import beside
@@ -73,7 +73,7 @@ class Ranges:
         for site in graph:
             self._identity(site)  # in order, or a long chain would be followed to its start at once
             self._known[site.id] = self._delivered(site)
-        if any("later_sources" in site.attrs for site in graph):
+        if any(not _LATER.isdisjoint(site.attrs) for site in graph):
             self._settle()
 
     def __getitem__(self, site_id: str) -> Range:
@@ -114,6 +114,9 @@ class Ranges:
         for sources in site.attrs.get("later_sources", ()):
             if (source := sources[position]) in self._known or source not in self.graph:
                 found = found.union(self._arriving(site, position, source))
+        for writer in written_into(site, position):
+            if writer in self._known or writer not in self.graph:
+                found = found.union(self._known.get(writer, _of_type(site.inputs[position])))
         return found
 
     def smallest(self, site: Site, index: int) -> float:
@@ -152,8 +155,13 @@ class Ranges:
                 found = found.rounded(Format.parse(str(dtype)))
         return found
 
+    def maker(self, site: Site, position: int) -> Site | None:
+        """The site that made all of an input; ``None`` where no site did, or others have written into a part of it."""
+        source = self.sources(site)[position]
+        return self.graph[source] if source in self.graph and not written_into(site, position) else None
+
     def sources(self, site: Site) -> tuple[str, ...]:
-        """Where each input of the first call comes from."""
+        """Where each input of the first call comes from; others may have written into parts of it since."""
         if site.id not in self._sources:
             self._sources[site.id] = sources_of(self.graph, site)
         return self._sources[site.id]
@@ -170,10 +178,9 @@ class Ranges:
         position = input_of(site, index)
         if position is None or position in (site.attrs.get("bounds") or {}):
             return None
-        source = self.sources(site)[position]
-        if source not in self.graph:
+        producer = self.maker(site, position)
+        if producer is None:
             return None
-        producer = self.graph[source]
         return (self.root(producer) or producer) if _copies(producer) else producer
 
     def same(self, site: Site, first: int, other: Site, second: int) -> bool:
@@ -199,7 +206,7 @@ class Ranges:
     def _place(self, site: Site, index: int, *, copies: bool = False) -> _Place | None:
         """Where an operand comes from; with ``copies`` seen through those that pick numbers as well."""
         position = input_of(site, index)
-        if position is None:
+        if position is None or written_into(site, position):
             return None
         cuts, views = (site.attrs.get("views") or {}).get(position, ("", ""))
         source = self.sources(site)[position]
@@ -261,15 +268,20 @@ class Ranges:
             self._constants.add(site.id)  # worked out from constants alone: they are what the user wants them to be
         if (layer := LAYERS.get(site.op)) is not None and (found := layer(self, site)) is not None:
             return found
+        if "puts" in site.attrs:
+            places, numbers = site.attrs["puts"]
+            return functools.reduce(Range.union, [*(self.input(site, place) for place in places), *map(point, numbers)])
         if (rule := RULES.get(site.op)) is not None:
             return rule(site, [self.operand(site, index) for index in range(arity(site))])
         if op_named(site.op).family is Family.POOL or _copies(site):
             return self.operand(site, 0)
-        joins = site.op in COPIES_ALL or site.op in COPIES_ONE
+        joins = site.op in COPIES_ALL or (site.op in COPIES_ONE and not site.attrs.get("in_place"))
         return self._union(site) if joins and not site.params else _of_outputs(site.outputs)
 
     def _is_constant(self, site: Site) -> bool:
-        return not (site.params or site.attrs.get("random")) and self._constants.issuperset(self.sources(site))
+        return not (site.params or site.attrs.get("random")) and self._constants.issuperset(
+            (*self.sources(site), *(name for names in site.attrs.get("written", {}).values() for name in names))
+        )
 
     def is_constant(self, site: Site) -> bool:
         """Whether a site is worked out from constants of the forward alone (random numbers are none)."""
@@ -281,6 +293,8 @@ class Ranges:
         return functools.reduce(Range.union, ranges) if ranges else ANY
 
 
+_LATER = {"later_sources", "written"}
+"""What may name sites that come after the one that reads them."""
 _RANDOM = ("dropout", "alpha_dropout")
 _IDENTITIES = frozenset({"clone", "contiguous", "alias", "identity"})
 _ARGUMENTS = frozenset({"scalars", "dim", "exponent", "alpha", "min", "max", "keepdim", "operand_params", "p"})

@@ -127,9 +127,8 @@ def reads_back_sum(ranges: Ranges, site: Site, place: int) -> bool:
     """Whether an operand is what exponentials add up to by segment, read back by the index that they were added by: the
     softmax of a graph's edges, in which each edge is part of its own sum."""
     position = input_of(site, place)
-    if position is None or (source := ranges.sources(site)[position]) not in ranges.graph:
+    if position is None or (picked := ranges.maker(site, position)) is None:
         return False
-    picked = ranges.graph[source]
     total = ranges.root(picked) if picked.op in ("index", "index_select", "gather") else None
     if total is None or total.op not in ("index_add", "scatter_add", "scatter_reduce"):
         return False

@@ -90,9 +90,8 @@ def is_as_made(ranges: Ranges, site: Site, index: int) -> bool:
 def is_direct(ranges: Ranges, site: Site, index: int) -> bool:
     """Whether there are views alone between an operand and its root: nothing that picks, turns round or repeats."""
     position = input_of(site, index)
-    if position is None or (source := ranges.sources(site)[position]) not in ranges.graph:
+    if position is None or (made := ranges.maker(site, position)) is None:
         return False
-    made = ranges.graph[source]
     if made is ranges.root(site, index):
         return True
     return made.op in ("clone", "contiguous") and not made.attrs.get("in_place") and is_as_made(ranges, made, 0)

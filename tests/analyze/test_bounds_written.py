@@ -1,0 +1,83 @@
+"""Bounds hold for tensors that are written into: through views of all of them or of a part, before or after a read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from amptune_rules.graph._examples import model_file
+
+from amptune.analyze.runner import enriched
+from amptune.capture import TargetSpec, capture, load_target
+from amptune.core.autocast import realise
+from amptune.core.intervals import Range
+from amptune.core.ranges import Ranges
+from amptune.core.recipes import RECIPES
+
+START = "d = torch.sigmoid(40 * self.fc(x))\n"
+CLOSE = {
+    "a slice is filled": ("d[:, 3:].fill_(-5)", "d", (-5, 1)),
+    "a column is multiplied": ("d[..., 0].mul_(3)", "d", (0, 3)),
+    "where a mask holds": ("d[x > 1] = 1e5", "d", (0, 1e5)),
+    "every second number of all": ("d.view(-1)[::2].add_(7)", "d", (0, 8)),
+    "a row is copied": ("d.select(1, 0).copy_(x[:, 0].sin() - 4)", "d", (-5, 1)),
+    "a row of unbind": ("d.detach().unbind(0)[0].sub_(2)", "d", (-2, 1)),
+    "a half": ("d.detach().chunk(2, 1)[1].neg_()", "d", (-1, 1)),
+    "a masked view": ("d[1:].masked_fill_(x[1:] > 0, 9)", "d", (0, 9)),
+    "by places": ("d.index_put_((torch.tensor([1]),), torch.tensor(4.0))", "d", (0, 4)),
+    "a setting": ("d[:, 3] = -9.0", "d", (-9, 1)),
+    "a setting of numbers": ("d[:, 3] = x[:, 3].sin() - 9", "d", (-10, 1)),
+    "without a graph": ("d.detach()[0].fill_(3)", "d", (0, 3)),
+    "into another": ("c = torch.zeros(6, 8)\ntorch.add(d.detach(), 7, out=c)", "c", (7, 8)),
+    "into a part of zeros": ("c = torch.zeros(6, 8)\nc[:, 1:].add_(d[:, 1:] + 2)", "c", (0, 3)),
+    "seen through an older view": ("v = d.t()\nd[0].add_(2)", "v", (0, 3)),
+    "seen through another view": ("v = d[:, :4]\nd.view(-1).fill_(4)", "v", (4, 4)),
+    "through a view of all": ("d.t().add_(5)", "d", (5, 6)),
+    "two after each other": ("d[0].add_(2)\nd[1].mul_(9)", "d", (0, 27)),
+    "read before": ("e = d + 0\nd[0].add_(2)", "e", (0, 1)),
+    "another part of a split": ("e, other = d.detach().chunk(2, 1)\nother.add_(2)", "e", (0, 1)),
+    "a copy": ("e = d.clone()\ne[0].add_(2)", "d", (0, 1)),
+}
+
+
+def bounds_and_output(forward: str, frontend: Any, tmp_path: Path) -> tuple[Range, torch.Tensor]:
+    """Bounds of what a forward returns, and what it does return."""
+    init = "torch.manual_seed(0)\nself.fc = nn.Linear(8, 8)"
+    source = model_file(forward, init=init, batch="torch.randn(6, 8)", loss="output.mean()")
+    file = tmp_path / "model.py"
+    file.write_text(source)
+    graph = enriched(capture(load_target(TargetSpec(str(file))), frontends=(frontend,)))
+    ranges = Ranges(graph, realise(graph, RECIPES["fp32"]))
+    names: dict[str, Any] = {}
+    exec(source, names)
+    with torch.no_grad():
+        output = names["make_model"]()(names["make_batch"]()[0])
+    return ranges.operand(list(graph)[-1], 0), output
+
+
+@pytest.mark.parametrize("frontend", ["export", "record-fake"])
+@pytest.mark.parametrize(("lines", "read", "expected"), CLOSE.values(), ids=CLOSE)
+def test_what_is_written_is_in_the_bounds(
+    lines: str, read: str, expected: tuple[float, float], frontend: str, tmp_path: Path
+) -> None:
+    found, output = bounds_and_output(f"{START}{lines}\nreturn {read}", frontend, tmp_path)
+    assert found.low - 1e-5 <= float(output.min()) <= float(output.max()) <= found.high + 1e-5
+    assert (found.low, found.high) == pytest.approx(expected)
+
+
+UNRELATED = {
+    "its largest number before a write": "m = d.amax(-1, keepdim=True)\nd[:, 0].add_(5)\nreturn d - m",
+    "its sum before a write": "m = d.sum(-1, keepdim=True)\nd[:, 0].add_(5)\nreturn d / m",
+    "itself before a write": "e = d * 1\nm = d * 1\nd[:, 0].add_(5)\nreturn d - e",
+    "a row that no longer is one-hot":
+        "p = F.one_hot(d.argmax(-1), 8)\np[:, 0] = 5\nq = p.float()\nreturn (q * torch.log(q + 1e-9)).sum(-1)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("frontend", ["export", "record-fake"])
+@pytest.mark.parametrize("forward", UNRELATED.values(), ids=UNRELATED)
+def test_a_relation_does_not_outlive_a_write(forward: str, frontend: str, tmp_path: Path) -> None:
+    found, output = bounds_and_output(START + forward, frontend, tmp_path)
+    assert found.low - 1e-5 <= float(output.min()) <= float(output.max()) <= found.high + 1e-5
