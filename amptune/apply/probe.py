@@ -26,12 +26,13 @@ from amptune.apply.deciding import (
     let_in,
     tied_within,
 )
-from amptune.apply.recorder import ModulePaths, Record
+from amptune.apply.recorder import ModulePaths, Record, recording
 from amptune.apply.support import how_to_apply
 from amptune.apply.ties import merged
 from amptune.capture.usercode import headline, place_of
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT
+from amptune.core.paths import is_within, upwards
 
 
 def plannable_modules(model: nn.Module, run: Callable[[], object]) -> dict[str, Literal["swap", "autocast"]]:
@@ -52,6 +53,37 @@ def plannable_modules(model: nn.Module, run: Callable[[], object]) -> dict[str, 
         for path, module in model.named_modules()
         if path in record.called and (how := how_to_apply(module)) and next(module.parameters(), None) is not None
     }
+    return {path: how for path, how in found.items() if not any(other.startswith(f"{path}.") for other in found)}
+
+
+def uncalled_modules(
+    model: nn.Module, run: Callable[[], object], planned: Collection[str]
+) -> dict[str, Literal["swap", "autocast"]]:
+    """Modules with weights that one forward neither calls nor reads, and how a format is put in force on each.
+
+    Another batch may call them (an expert that a router chose for none of this one, a branch that depends on data), or
+    eval mode: beside layers in 16 bits they need a format too.
+
+    Args:
+        model: the model, in train mode.
+        run: one forward.
+        planned: paths of the modules that take a format by what this forward shows.
+    """
+    around = {path for name in planned for path in upwards(name)}
+    found: dict[str, Literal["swap", "autocast"]] = {
+        path: how
+        for path, module in model.named_modules()
+        if path not in around
+        and not is_within(path, planned)
+        and next(module.parameters(), None) is not None
+        and (how := how_to_apply(module))
+    }
+    if not found:
+        return {}
+    with recording(model, set()) as record:
+        run()
+    read = {path for path in found if any(id(p) in record.read for p in model.get_submodule(path).parameters())}
+    found = {path: how for path, how in found.items() if path not in record.called | read}
     return {path: how for path, how in found.items() if not any(other.startswith(f"{path}.") for other in found)}
 
 

@@ -45,6 +45,12 @@ def multiplies(module: nn.Module) -> bool:
     return is_product or how_to_apply(module) == "autocast" or runtime.linear_layout(module) is not None
 
 
+def has_own_kernel(module: nn.Module) -> bool:
+    """Whether a plan computes a layer that the user wrote by hand with a kernel of torch's, in FP32 too."""
+    is_own = runtime.base_class(type(module)) not in runtime.SWAPS
+    return is_own and (runtime.rms_epsilon(module) is not None or runtime.linear_layout(module) is not None)
+
+
 _LINEAR_PAD = 64
 """Multiple for features of a Linear: 128 bytes of 16-bit numbers, what GEMM kernels like best."""
 _CHANNEL_PADS = (8, 4)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from amptune.apply import (
+    has_own_kernel,
     how_to_apply,
     meet_in_one_op,
     multiplies,
@@ -26,7 +27,8 @@ from amptune.core.plan import HELD, Plan
 from amptune.runtime import cast_all
 from amptune.tune.destinations import Destination, is_destination
 from amptune.tune.fixed import why_fixed
-from amptune.tune.foundspace import Found, found_by_running, role_of
+from amptune.tune.foundspace import Found, Uncalled, found_by_running, role_of
+from amptune.tune.idlepins import with_arriving
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.regions import Region
 from amptune.tune.space import FOLLOW, Group, How, Space
@@ -63,8 +65,10 @@ def build_space(
         losses = tuple(loss for loss in losses if loss != FOLLOW)
     # A loss that is always computed in FP32 keeps nothing before it there.
     as_run = plan_candidate(Plan({})) if losses and FOLLOW not in losses else Candidate("fp32")
-    groups, fixed = (
-        _module_groups(bench, graph, batch, choices, filter(is_destination, can_pin), as_run) if choices else ([], {})
+    groups, fixed, uncalled = (
+        _module_groups(bench, graph, batch, choices, filter(is_destination, can_pin), as_run)
+        if choices
+        else ([], {}, {})
     )
     if any(group.kind == "module" for group in groups):
         pins_found = _leaf_pins(bench.model, graph) + _source_pins(filter(is_pin_candidate, can_pin))
@@ -76,7 +80,21 @@ def build_space(
     no_fp8 = _no_fp8(bench.model, graph, groups) if any(choice.format.is_fp8 for choice in choices) else {}
     strided = _strided(bench, batch, groups)
     tf32 = bench.device.has_tf32()
-    return Space(tuple(groups), tf32, has_convolutions, losses, meets, no_fp8, fixed, strided)
+    rewritten = _rewritten(bench.model, groups)
+    space = Space(
+        tuple(groups), tf32, has_convolutions, losses, meets, no_fp8, fixed, strided,
+        uncalled=uncalled, rewritten=rewritten,
+    )  # fmt: skip
+    return with_arriving(graph, space)
+
+
+def _rewritten(model: nn.Module, groups: Iterable[Group]) -> frozenset[str]:
+    """Sites that a plan computes with another kernel than the user's code has, whatever their format."""
+    swapped = (
+        site for group in groups for site, how in zip(group.sites, group.how, strict=True)
+        if group.has_format and how == "swap" and "#" not in site
+    )  # fmt: skip
+    return frozenset(site for site in swapped if has_own_kernel(model.get_submodule(site)))
 
 
 def _loss_takes(bench: Workbench, batch: Any, low: Format) -> bool:
@@ -156,11 +174,11 @@ def _meeting(graph: PrecisionGraph, groups: Sequence[Group]) -> tuple[frozenset[
 def _module_groups(
     bench: Workbench, graph: PrecisionGraph, batch: Any, choices: tuple[Choice, ...], destinations: Iterable[Site],
     as_run: Candidate,
-) -> tuple[list[Group], dict[str, str]]:  # fmt: skip
+) -> tuple[list[Group], dict[str, str], dict[str, Uncalled]]:  # fmt: skip
     """Modules with weights, and tensors that a module holds beside its layers: same role and class decide together,
     and so does what meets in an op of one dtype. After them, which of ``destinations`` have to be pinned for that.
 
-    And why those stay in FP32 that have to.
+    And why those stay in FP32 that have to, and what the forward does not call.
     """
     found = found_by_running(bench, graph, batch, choices[0].format, destinations, as_run)
     how, roles, ties = found.how, found.roles, found.ties
@@ -180,7 +198,7 @@ def _module_groups(
     left = [site for group in groups if group.kind == "fixed" for site in group.sites]
     groups += _destination_groups(found.opened, roles, left)
     groups += _region_groups(found.regions, roles, left)
-    return groups, why_fixed(ties, roles)
+    return groups, why_fixed(ties, roles), found.uncalled
 
 
 def _with_arriving(group: Group, names: Iterable[str], found: Found) -> Group:

@@ -26,7 +26,7 @@ def edges_of(graph: PrecisionGraph, space: Space) -> list[Edge]:
     planned = {site for group in space.groups if group.has_format for site in group.sites}
     destinations = {site for group in space.groups if group.kind == "destination" for site in group.sites}
     losses = {site for group in space.groups if group.kind == "loss" for site in group.sites}
-    regions = _in_regions(space, planned)
+    regions = in_regions(space, planned)
     sources = {name: _decided(found, planned) for name, found in sources_of(graph, planned, regions).items()}
     edges: list[Edge] = []
     given: set[tuple[str, str]] = set()
@@ -48,7 +48,7 @@ def edges_of(graph: PrecisionGraph, space: Space) -> list[Edge]:
     return edges
 
 
-def _in_regions(space: Space, planned: Collection[str]) -> dict[str, frozenset[str]]:
+def in_regions(space: Space, planned: Collection[str]) -> dict[str, frozenset[str]]:
     """Functional site in an autocast region -> what brings 16 bits to it; nothing where it is in FP32 there."""
     found: dict[str, frozenset[str]] = {}
     for group in space.groups:

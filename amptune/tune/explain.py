@@ -73,11 +73,22 @@ def with_reasons(plan: Plan, model: CostModel, point: Point, evidence: Evidence 
     """The plan of ``point`` with one sentence for each site."""
     groups = {site: group for group in model.space.groups for site in group.sites}
     total = model.error(point)
+    uncalled = model.space.uncalled
     sites = {
-        name: dataclasses.replace(site, why=_why(name, site, groups[name], model, point, total, evidence))
+        name: dataclasses.replace(
+            site,
+            why=_why_uncalled(uncalled[name][1])
+            if name in uncalled
+            else _why(name, site, groups[name], model, point, total, evidence),
+        )
         for name, site in plan.sites.items()
     }
     return dataclasses.replace(plan, sites=sites)
+
+
+def _why_uncalled(twin: str | None) -> str:
+    found = "the batch does not reach it, and another may"
+    return f"{found}: as {twin}, which has its role" if twin else f"{found}: fp32, whatever arrives"
 
 
 def _why(

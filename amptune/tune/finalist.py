@@ -29,8 +29,9 @@ class Finalist:
 
     @property
     def memory(self) -> int | None:
-        """Peak memory in the rounds, which may be compiled otherwise than the trial was; the trial's before them."""
-        return self.record.outcome.memory_bytes if not self.times else self.step.memory
+        """Peak memory in the rounds, which may be compiled otherwise than the trial was; else the trial's."""
+        measured = self.step.memory if self.times else None
+        return self.record.outcome.memory_bytes if measured is None else measured
 
     def speedup_of(self, plan: Finalist, error: float = ERROR) -> Speedup:
         """How much faster a plan is than this one."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from amptune.apply import Ties, held_tensors, held_values, plannable_modules, tied_by_run
+from amptune.apply import Ties, held_tensors, held_values, plannable_modules, tied_by_run, uncalled_modules
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph, Site
 from amptune.core.plan import HELD
@@ -29,6 +29,9 @@ def role_of(path: str) -> str:
     return _INDEX.sub("*", path)
 
 
+Uncalled = tuple[How, str | None]
+
+
 class Found(NamedTuple):
     """What runs of a model show.
 
@@ -39,6 +42,8 @@ class Found(NamedTuple):
         ties: what must agree, and what of it in FP32.
         opened: where layers write into tensors that the model makes in FP32, once these places are pinned.
         regions: modules with an autocast region of their own.
+        uncalled: how what this forward does not call takes a format, and the path of one of the same role, class and
+            shapes that it calls, whose format it shares; None where there is none.
     """
 
     how: dict[str, How]
@@ -46,6 +51,7 @@ class Found(NamedTuple):
     ties: Ties
     opened: list[Destination]
     regions: list[Region]
+    uncalled: dict[str, Uncalled] = {}
 
 
 _ROUNDS = 4
@@ -77,9 +83,10 @@ def found_by_running(
                 ties = tied_by_run(bench.model, run, roles, low=low, how=how)
             looking = _Looking(bench.model, graph, run, low, bench.device.torch.type, how, roles, ties)
             looking.find()
+        uncalled = _with_twins(bench.model, uncalled_modules(bench.model, run, how), roles)
     bench.restore()
     regions = with_feeds(looking.regions.values(), looking.ties.joined)
-    return Found(looking.all_how(), looking.all_roles(), looking.ties, opened, regions)
+    return Found(looking.all_how(), looking.all_roles(), looking.ties, opened, regions, uncalled)
 
 
 def _without_followers(
@@ -187,6 +194,14 @@ def _by_role(model: nn.Module, paths: Iterable[str]) -> dict[str, list[str]]:
         roles.setdefault((role_of(path), kind, shapes), []).append(path)
     count = Counter(role for role, _, _ in roles)
     return {role if count[role] == 1 else _told_apart(role, found): found for (role, _, _), found in roles.items()}
+
+
+def _with_twins(model: nn.Module, uncalled: Mapping[str, How], roles: Mapping[str, list[str]]) -> dict[str, Uncalled]:
+    """What is not called with what is like it and is."""
+    called = [path for paths in roles.values() for path in paths]
+    alike = _by_role(model, [*called, *uncalled]).values()
+    twins = {path: next((other for other in paths if other in called), None) for paths in alike for path in paths}
+    return {path: (how, twins[path]) for path, how in uncalled.items()}
 
 
 def _told_apart(role: str, paths: list[str]) -> str:

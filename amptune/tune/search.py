@@ -281,11 +281,15 @@ class Search:
         if candidate.is_stock:
             return next((r for r in self.records() if r.outcome.recipe == candidate.name), None)
         records = self.records()
-        if self.is_plain and candidate.plan is not None and candidate.plan.is_fp32:
+        if candidate.plan is not None and candidate.plan.is_fp32 and self._is_as_written(candidate.plan):
             name = "tf32" if candidate.tf32 else "fp32"
             if recipe := next((r for r in records if r.outcome.recipe == name and r.outcome.step_ms), None):
                 return recipe
         return next((r for r in records if r.outcome.plan_hash == candidate.key), None)
+
+    def _is_as_written(self, plan: Plan) -> bool:
+        """Whether a plan in FP32 computes what the user's code does by itself, with the same kernels."""
+        return self.is_plain and self.space.rewritten.isdisjoint(plan.sites)
 
     def _measure(self, number: int, kind: str, candidate: Candidate, point: dict[str, str]) -> Outcome:
         seconds = self.limit.seconds_for(candidate, [r.outcome for r in self.records()], self.options.trial_timeout)

@@ -45,6 +45,8 @@ class Group:
             with products that a forward computes itself. Those are in an autocast region of their module where they are
             in 16 bits. In FP32 they have one only if something else arrives, which is cast up there.
         raised: of a region, the functional sites of its module that autocast computes in FP32.
+        arriving: of a pin, the sites that decide each tensor that its ops read: one in FP32 makes it that. A pin where
+            all are in FP32 changes nothing, and is left out of the plan.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Group:
     multiplies: bool = False
     feeds: frozenset[str] = frozenset()
     raised: frozenset[str] = frozenset()
+    arriving: frozenset[frozenset[str]] = frozenset()
 
     @property
     def has_format(self) -> bool:
@@ -97,6 +100,9 @@ class Space:
         why_fixed: site of a fixed group -> why it stays in FP32.
         strided: sites whose padded output need not be copied, as a run has shown.
         makes_loss: whether ``losses`` are of a loss that the model makes itself too, or of that alone.
+        uncalled: modules that the batch does not reach -> how they take a format, and the site of the same role whose
+            format they share; FP32 where there is none. Beside layers in 16 bits another batch would end in an error.
+        rewritten: sites that a plan computes with another kernel than the user's code, in FP32 too.
     """
 
     groups: tuple[Group, ...]
@@ -108,6 +114,8 @@ class Space:
     why_fixed: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     strided: frozenset[str] = frozenset()
     makes_loss: bool = False
+    uncalled: Mapping[str, tuple[How, str | None]] = dataclasses.field(default_factory=dict, hash=False)
+    rewritten: frozenset[str] = frozenset()
 
     def module_groups(self) -> list[Group]:
         """Groups that choose a format."""
@@ -192,6 +200,14 @@ class Space:
             return {}
         return {site: SitePlan(chosen[site].format, how="autocast")}
 
+    def _of_uncalled(self, path: str, sites: Mapping[str, SitePlan]) -> SitePlan:
+        """What the plan says of a module that the batch does not reach: what one of its role has, FP8 left out, which
+        may not fit what arrives."""
+        how, twin = self.uncalled[path]
+        like = sites.get(twin or "", SitePlan(Format.FP32, how=how))
+        low = Choice(like.format, like.scaling).output_format
+        return SitePlan(low, pad=0 if like.scaling else like.pad, how=how, pad_in=0 if like.scaling else like.pad_in)
+
     def _products(self) -> dict[str, list[str]]:
         """Module path -> products that its forward computes itself, whose region is a choice."""
         found: dict[str, list[str]] = {}
@@ -225,8 +241,10 @@ class Space:
                     continue
                 elif group.kind == "region":
                     sites[site] = SitePlan(self._region_format(group, chosen), how=how)
-                elif point.get(group.name, HIGH) == HIGH:
+                elif point.get(group.name, HIGH) == HIGH and not _is_idle(group, chosen):
                     sites[site] = SitePlan(Format.FP32, how=how)
+        if any(choice != FP32 for choice in chosen.values()):
+            sites |= {path: self._of_uncalled(path, sites) for path in self.uncalled}
         plan = Plan(
             sites=sites,
             tf32=point.get(":tf32") == "on",
@@ -236,3 +254,8 @@ class Space:
             **header,
         )
         return dataclasses.replace(plan, scaler=ScalerConfig(enabled=plan.uses_fp16))
+
+
+def _is_idle(pin: Group, chosen: Mapping[str, Choice]) -> bool:
+    """Whether all that arrives at a pin is in FP32, as far as that is known."""
+    return bool(pin.arriving) and all(any(chosen[site] == FP32 for site in each) for each in pin.arriving)

@@ -180,6 +180,21 @@ def test_a_plan_in_fp32_is_the_recipe_by_another_name(tmp_path: Path, worker: Fo
     assert decide(search).kind == "stock"
 
 
+def test_a_plan_in_fp32_with_kernels_of_its_own_is_no_recipe(tmp_path: Path, worker: FormulaWorker) -> None:
+    """A norm by hand is one kernel under a plan, whatever the format."""
+    worker.milliseconds = lambda candidate: (  # type: ignore[method-assign]
+        10.0 + 5.0 * sum(lowered(candidate)) - 2.0 * (candidate.plan is not None)
+    )
+    search = make_search(tmp_path, worker, budget=20)
+    slow = {name: {FP32: SiteCost(4.0), BF16: SiteCost(9.0)} for name in SITES}
+    search.table, search.is_plain = dataclasses.replace(search.table, sites=slow), True
+    search.space = dataclasses.replace(search.space, rewritten=frozenset(SITES[:1]))
+    search.run()
+    assert any(c.plan is not None and c.plan.is_fp32 for c in worker.measured)
+    verdict = decide(search)
+    assert (verdict.kind, search.plan_of(verdict.record).is_fp32) == ("plan", True)
+
+
 def lowered(candidate: Candidate) -> list[bool]:
     if candidate.plan is None:
         return [candidate.autocast is not None] * len(SITES)

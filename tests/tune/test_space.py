@@ -168,6 +168,73 @@ def test_functional_ops_can_be_pinned_but_the_loss_has_its_own_choice(
     assert pins == {"Attention.forward#softmax": ("blocks.0#softmax.0", "blocks.1#softmax.0", "blocks.2#softmax.0")}
 
 
+def test_a_pin_is_left_out_where_all_that_arrives_is_in_fp32(graph_and_space: tuple[PrecisionGraph, Space]) -> None:
+    """Two plans that differ in it alone do the same, and are one."""
+    _, space = graph_and_space
+    attention = next(g for g in space.groups if "blocks.0.q" in g.sites)
+    pins = {
+        chosen: {
+            name
+            for name in space.decode(space.point({attention.name: chosen}), CostTable({}, {}), {}).sites
+            if "softmax" in name
+        }
+        for chosen in ("fp32", "bf16")
+    }
+    assert pins["fp32"] == set()
+    assert pins["bf16"] == {"blocks.0#softmax.0", "blocks.1#softmax.0", "blocks.2#softmax.0"}
+
+
+def test_a_norm_by_hand_has_another_kernel_under_a_plan(make_bench: Make) -> None:
+    bench, batches = make_bench(BY_HAND)
+    space = build_space(bench, capture(bench.target).graph, batches.train[0])
+    assert space.rewritten == {"norm", "fc"}
+
+
+BY_HAND = """
+import torch
+from torch import nn
+
+
+class Norm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(16)), 1e-6
+
+    def forward(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 16))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.fc, self.head = Norm(), Dense(), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.fc(self.norm(x)))
+
+
+def make_model():
+    return Net()
+
+
+def make_batch():
+    return torch.randn(4, 16), torch.randn(4, 4)
+
+
+def loss_fn(output, batch):
+    return (output.float() - batch[1]).square().mean()
+"""
+
+
 IN_FORWARD = """
 import torch
 import torch.nn.functional as F
