@@ -42,7 +42,7 @@ def _likeness(finding: Finding) -> tuple[Any, ...]:
     told = finding.message
     if finding.severity is Severity.INFO and "padded" not in evidence:
         told = _NUMBER.sub("", told)
-    return finding.rule, location, told, finding.severity
+    return finding.rule, location.path, location.line, told, finding.severity
 
 
 def _with_neighbours(groups: Sequence[list[Finding]]) -> list[list[Finding]]:
@@ -68,11 +68,12 @@ def _with_neighbours(groups: Sequence[list[Finding]]) -> list[list[Finding]]:
 
 
 def _beside_place(finding: Finding) -> tuple[Any, ...] | None:
-    """What information has in common with that of the next line; ``None`` for other findings, and for sizes: a layer
-    each is one to change each."""
-    if finding.severity is not Severity.INFO or "padded" in finding.evidence or finding.site is None:
+    """What information, or a count of bytes, has in common with that of the next line; ``None`` for other findings,
+    and for sizes: a layer each is one to change each."""
+    is_told_so = finding.severity is Severity.INFO or "bytes" in finding.evidence
+    if not is_told_so or "padded" in finding.evidence or finding.site is None:
         return None
-    return finding.rule, finding.location.path, _NUMBER.sub("", finding.message)
+    return finding.rule, finding.location.path, finding.severity, _NUMBER.sub("", finding.message)
 
 
 def without_repeats(findings: Sequence[Finding]) -> list[Finding]:
@@ -118,12 +119,24 @@ def _dimension(finding: Finding) -> Any:
 
 def of_sites(findings: Iterable[Finding]) -> list[Finding]:
     """Findings about calls as findings about sites: those that differ in numbers alone are one, and where not all
-    calls of the site have it, it names those that do."""
+    calls of the site have it, it names those that do. Information about its other calls is left out where a more
+    severe finding is about some: the line is the same."""
     grouped: dict[tuple[Any, ...], list[Finding]] = {}
+    worst: dict[tuple[Any, ...], Severity] = {}
     for finding in findings:
         key = (finding.site, finding.location, finding.severity, _NUMBER.sub("", finding.message))
         grouped.setdefault(key, []).append(finding)
-    return [_of_site(same) for same in grouped.values()]
+        worst[key[:2]] = max(finding.severity, worst.get(key[:2], finding.severity))
+    return [
+        _of_site(same) for key, same in grouped.items() if not (_is_of_some_calls(same) and key[2] < worst[key[:2]])
+    ]
+
+
+def _is_of_some_calls(same: Sequence[Finding]) -> bool:
+    """Whether information is about some of the calls of a site that has several."""
+    calls = {call for each in same for call in each.evidence.get("calls", ())}
+    is_information = same[0].severity is Severity.INFO
+    return is_information and any(len(calls) < call.count for call in calls)
 
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*(e[-+]?\d+)?|\binf\b)")

@@ -228,6 +228,13 @@ class GraphContext:
                     if gemm.flops >= SMALL_GEMM_FLOPS:
                         yield site, gemm
 
+    def stays_wide(self, site: Site) -> bool:
+        """Whether a site runs in FP32 or FP64 under each recipe that has a 16-bit format, as where autocast is off: it
+        has no rows in 16 bits."""
+        runs = [run for run in self.runs if run.recipe.half is not None]
+        wide = ("float32", "float64")
+        return bool(runs) and not site.opaque and all(run.dtypes[site.id].compute in wide for run in runs)
+
     def tensor_core_gpus(self) -> tuple[Gpu, ...]:
         """GPUs asked about; the CPU is left out, it has no tensor cores to align for."""
         return tuple(gpu for gpu in self.gpus if gpu.is_cuda)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from amptune.analyze.grouping import group, without_repeats
+from amptune.analyze.grouping import group, of_sites, without_repeats
 from amptune.core.finding import Finding, Location, Severity
+from amptune.core.graph import SiteCall
 from amptune.core.hardware import GPUS
 
 PLACE = Location("model.py", 3, 5, 3, 20)
@@ -106,3 +107,28 @@ def test_information_of_lines_that_follow_each_other_is_one_finding() -> None:
     assert len(group([norm("image", 3), norm("text", 6)], {}, [])) == 2
     assert len(group([norm("image", 3), norm("text", 4, Severity.WARNING)], {}, [])) == 2
     assert len(group([norm(name, line, padded=8) for name, line in (("q", 3), ("k", 4))], {}, [])) == 2
+
+
+def test_like_findings_of_one_line_are_one_whatever_their_columns() -> None:
+    places = [Location("model.py", 3, column, 3, column + 4) for column in (5, 30)]
+    roots = [finding(f"sqrt.{number}", "sqrt of a difference", place) for number, place in enumerate(places)]
+    (found,) = group(roots, {}, [])
+    assert found.location == places[0]
+    assert found.evidence["sites"] == ["sqrt.0", "sqrt.1"]
+
+
+def test_traffic_of_lines_that_follow_each_other_is_added_up() -> None:
+    lines = [Location("model.py", line) for line in (3, 4, 9)]
+    found = group([finding(f"mul.{place.line}", "promotes", place, bytes=2**20) for place in lines], {}, [])
+    assert [each.evidence["bytes"] for each in found] == [2 * 2**20, 2**20]
+    assert "the same on line 4" in found[0].message
+
+
+def test_information_about_the_other_calls_of_a_line_gives_way_to_what_is_graver() -> None:
+    calls = [SiteCall("exp", number, 3) for number in (1, 2, 3)]
+    early = dataclasses.replace(finding("exp", "no op bounds it", calls=tuple(calls[:2])), severity=Severity.INFO)
+    late = finding("exp", "it is logged", calls=tuple(calls[2:]))
+    (told,) = of_sites([early, late])
+    assert told.message == "it is logged [call 3 of 3]"
+    other = dataclasses.replace(early, site="other")
+    assert len(of_sites([other, late])) == 2

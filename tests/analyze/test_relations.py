@@ -296,3 +296,12 @@ def test_a_logarithm_that_fails_in_some_formats_names_their_recipes(tmp_path: Pa
     body = "return torch.log(1 - torch.sigmoid(self.fc(x)).clamp(1e-4, 1 - 1e-4))"
     (found,) = [each for each in judged(*loaded(tmp_path, WIDE.format(body=body))).findings if each.rule == "G204"]
     assert "whose values start at 0 under autocast-bf16 and autocast-fp16:" in found.message
+
+
+def test_a_variance_with_an_eps_is_told_once(tmp_path: Path) -> None:
+    body = (
+        "h = self.fc(x)\n        m = h.mean(-1, keepdim=True)\n"
+        "        return ((h ** 2).mean(-1, keepdim=True) - m ** 2 + 1e-5).sum()"
+    )
+    found = [each for each in judged(*loaded(tmp_path, WIDE.format(body=body))).findings if each.rule == "G218"]
+    assert [each.message.partition(" cancels")[0] for each in found] == ["E[x^2] - E[x]^2"]

@@ -43,7 +43,11 @@ def misaligned(context: GraphContext, dimension: Literal["k", "n"]) -> Iterator[
         return
     for site, gemm in context.gemms(Family.GEMM, Family.RNN, Family.ATTENTION):
         value = getattr(gemm, dimension)
-        if not _is_own_choice(site, gemm, dimension) or padded_size(value, Format.BF16, gpus[0]) == value:
+        if (
+            context.stays_wide(site)
+            or not _is_own_choice(site, gemm, dimension)
+            or padded_size(value, Format.BF16, gpus[0]) == value
+        ):
             continue
         found = Misaligned(site, gemm, value, advised_size(context, site, value), _savings(context, site, gemm))
         if _is_worth(context, found) or (context.share(site) >= SMALL_SHARE and not _costs_alone(context, found)):

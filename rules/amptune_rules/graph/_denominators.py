@@ -10,10 +10,11 @@ from amptune.core.distances import distance_of
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
-from amptune.core.intervals import Range
+from amptune.core.intervals import ANY, Range
 from amptune.core.operands import input_of
 from amptune.core.ops import op_named
-from amptune.core.relations import is_positive_sum, reads_back_sum
+from amptune.core.parts import NORMS
+from amptune.core.relations import COPIES_ONE, is_positive_sum, reads_back_sum
 from amptune_rules.graph._numeric import (
     SIGNED_FAMILIES,
     delivering,
@@ -40,6 +41,17 @@ def constant_zeros(context: GraphContext, site: Site, place: int) -> int:
     if root is None or position is None or (site.attrs.get("views") or {}).get(position, ("", ""))[0]:
         return 0
     return int(root.attrs.get("exact", (0, 0, 0))[2])
+
+
+def buffer_with_zeros(context: GraphContext, run: Run, root: Site | None) -> str:
+    """The buffer whose numbers a site picks, where the buffer as it stands has zeros; empty for anything else."""
+    position = input_of(root, 0) if root is not None and root.op in COPIES_ONE else None
+    bounds = context.bounds(run)
+    if root is None or position is None or bounds is None:
+        return ""
+    source = bounds.sources(root)[position]
+    found = bounds.assumed.buffers.get(source, ANY)
+    return source if 0.0 in (found.low, found.high) else ""
 
 
 def denominator_of_distance(context: GraphContext, site: Site, place: int) -> tuple[Site, float] | None:
@@ -112,7 +124,27 @@ def is_off_zero_in_batch(context: GraphContext, site: Site, place: int, root: Si
 def quotient(run: Run, site: Site, place: int) -> str:
     """What the division gives where the denominator is zero."""
     above = Range(1.0, 1.0) if place == 0 else run.ranges.operand(site, 0)
-    return "0 / 0 is NaN" if not above.is_known or above.holds(0.0) else "x / 0 is infinite"
+    if above.is_known and not above.holds(0.0):
+        return "x / 0 is infinite"
+    root = run.ranges.root(site, place)
+    is_own = root is not None and _is_norm_of(run, root, site)
+    return "0 / 0 is NaN" if is_own else "x / 0 is infinite, and 0 / 0 NaN,"
+
+
+_TO_NORM = NORMS | {"sum", "mean", "abs", "sqrt", "pow", "square", "mul", "amax"}
+_NORM_STEPS = 4
+
+
+def _is_norm_of(run: Run, root: Site, site: Site) -> bool:
+    """Whether a denominator is a norm of the numerator: where it is zero, so is all above it."""
+    current: Site | None = root
+    for _ in range(_NORM_STEPS):
+        if current is None or current.op not in _TO_NORM:
+            return False
+        if run.ranges.covers(current, 0, site, 0):
+            return True
+        current = run.ranges.root(current)
+    return False
 
 
 def is_root_with_eps(context: GraphContext, root: Site) -> bool:

@@ -85,6 +85,23 @@ def lost_in_cast(run: Run, site: Site, index: int) -> Iterable[float]:
         yield from (number for number in literals(root) if LIMIT < abs(number) < math.inf)
 
 
+def infinite_factor(run: Run, site: Site) -> float | None:
+    """The largest number of a constant factor of a product that comes in FP16, where it is too large for it; of a
+    quotient, of its numerator."""
+    for side in (0, 1) if site.op == "mul" else (0,):
+        position, made = input_of(site, side), run.ranges.root(site, side)
+        if position is None or run.dtypes[site.id].given[position] != "float16":
+            continue
+        is_made = made is not None and run.ranges.is_constant(made)
+        found = run.ranges.exact(made) if made is not None and is_made else run.ranges.arriving(site, position)
+        if not is_made and position not in (site.attrs.get("bounds") or {}):
+            continue
+        far = found.high if found.high >= -found.low else found.low
+        if LIMIT < abs(far) < math.inf and abs(far) not in _LIMITS:
+            return far
+    return None
+
+
 def factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:
     """From which |x| a product with a literal passes 65504, where that is under 1 and nothing bounds x by it."""
     scalars = site.attrs.get("scalars") or {}

@@ -6,7 +6,7 @@ import math
 
 from amptune.core.arguments import exponent_of
 from amptune.core.autocast import HALF
-from amptune.core.distances import product_of_distance
+from amptune.core.distances import distance_of
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
@@ -102,8 +102,9 @@ def is_undone(context: GraphContext, site: Site) -> bool:
 
 
 def is_of_distance(run: Run, site: Site) -> bool:
-    root = run.ranges.root(site)
-    return root is not None and product_of_distance(run.ranges, root) is not None
+    """Whether a root is taken of |a|^2 - 2ab + |b|^2, or of some of several such, without an eps."""
+    found = distance_of(run.ranges, site, 0)
+    return found is not None and found[1] <= 0
 
 
 def normalises(run: Run, division: Site, root: Site) -> bool:

@@ -65,6 +65,11 @@ class GemmKMisaligned(GraphRule):
             "return self.big(x)[:, :8] + self.small(x[:, :1001])",
             init="self.big = nn.Linear(8192, 8192)\nself.small = nn.Linear(1001, 8)",
             batch="torch.randn(512, 8192)")),
+        Example("a product that stays in FP32", model_file(
+            """
+            with torch.autocast(x.device.type, enabled=False):
+                return self.fc(x)
+            """, init="self.fc = nn.Linear(1001, 1024)", batch="torch.randn(512, 1001)")),
     )  # fmt: skip
 
     def check(self, context: GraphContext) -> Iterable[Finding]:

@@ -68,7 +68,7 @@ class GemmMMisaligned(GraphRule):
         first: dict[int, Site] = {}
         flops: dict[int, int] = {}
         for site, gemm in context.large_gemms(Family.GEMM):
-            if gemm.m % multiple and gemm.batch == 1:
+            if gemm.m % multiple and gemm.batch == 1 and not context.stays_wide(site):
                 first.setdefault(gemm.m, site)
                 flops[gemm.m] = flops.get(gemm.m, 0) + gemm.flops
         for ms, site in rows_of_lines(first):

@@ -67,6 +67,8 @@ class ConvChannelsMisaligned(GraphRule):
         for site in context.graph:
             if op_named(site.op).family is not Family.CONV or context.share(site) < SMALL_SHARE:
                 continue
+            if context.stays_wide(site):
+                continue
             sides = {name: size for name, size in channels(site).items() if size > multiple and size % multiple}
             if sides:
                 listed = " and ".join(

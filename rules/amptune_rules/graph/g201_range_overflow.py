@@ -18,6 +18,7 @@ from amptune_rules.graph._overflows import (
     FACTORS,
     LIMIT,
     factor_limit,
+    infinite_factor,
     is_outside,
     lies_outside,
     literals,
@@ -96,8 +97,22 @@ class RangeOverflow(GraphRule):
         Example("counters of the batch that autocast casts", model_file(
             "return self.fc(x)  # <- G201", batch="1000.0 * torch.arange(2048.0).view(32, 64)"),
             options={"evidence": True}),
+        Example("the distance to the far end in the dtype of a density", model_file(
+            """
+            density = self.fc(x).relu()
+            far = torch.full((32, 1), 1e10, device=x.device).to(density.dtype)
+            steps = torch.cat([torch.ones(32, 63, device=x.device, dtype=density.dtype), far], -1)
+            return torch.exp(-density * steps)  # <- G201
+            """)),
     )  # fmt: skip
     VALID = (
+        Example("the distance to the far end in FP32", model_file(
+            """
+            density = self.fc(x).relu().float()
+            far = torch.full((32, 1), 1e10, device=x.device)
+            steps = torch.cat([torch.ones(32, 63, device=x.device), far], -1)
+            return torch.exp(-density * steps)
+            """)),
         Example("minus infinity", model_file(
             """
             scores = self.fc(x) @ x.T
@@ -158,6 +173,7 @@ class RangeOverflow(GraphRule):
                     format="fp16",
                 )
         yield from self._narrowed(context)
+        yield from self._infinite(context)
         yield from self._given(context)
         yield from self._worked_out(context)
         yield from self._grown(context)
@@ -199,6 +215,25 @@ class RangeOverflow(GraphRule):
                         chain=chain(context, site),
                     )
                     break
+
+    def _infinite(self, context: GraphContext) -> Iterable[Finding]:
+        """Factors that are worked out from constants and that FP16 holds as infinity, in part or all."""
+        run = next((run for run in context.runs if run.recipe.half is Format.FP16), None)
+        if run is None:
+            return
+        for site in context.graph:
+            number = infinite_factor(run, site) if site.op in FACTORS and not is_settled(context, site) else None
+            if number is not None:
+                yield context.finding(
+                    self,
+                    site,
+                    f"a factor holds {number:.4g}, which fp16 has as infinity (under {recipes_in((run,))}): the "
+                    "product is infinite, and NaN where the other one is zero; use a number under 65504, or float32",
+                    severity=Severity.WARNING,
+                    value=number,
+                    format="fp16",
+                    chain=chain(context, site),
+                )
 
     def _given(self, context: GraphContext) -> Iterable[Finding]:
         """Numbers of the batch that a cast to FP16 makes infinite."""

@@ -34,6 +34,8 @@ _INSTEAD = {
 _MEASURES = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
 """Losses, which are zero where all of their terms are: the logarithm of one is a measure such as PSNR."""
 
+_STEPS = 6
+
 _REPLACES = frozenset({"where", "masked_fill", "nan_to_num", "clamp", "maximum", "masked_select", "index"})
 """Ops right behind a logarithm that may take out what is not finite."""
 
@@ -78,6 +80,9 @@ class LogDomain(GraphRule):
             "return torch.log(torch.relu(self.fc(x)) + 1e-8)  # <- G204")),
         Example("counts of the batch, some of which are zero", model_file(
             "return self.fc(torch.log(x))  # <- G204", batch="torch.arange(2048.0).view(32, 64) % 7"),
+            options={"evidence": True}),
+        Example("the other half of a logit of pixels, some of which are one", model_file(
+            "return self.fc(torch.log1p(-x))  # <- G204", batch="torch.arange(2048.0).view(32, 64) % 5 / 4"),
             options={"evidence": True}),
     )  # fmt: skip
     VALID = (
@@ -136,17 +141,18 @@ class LogDomain(GraphRule):
     def _of_batch(self, context: GraphContext, site: Site) -> Iterable[Finding]:
         """Numbers of the batch as they come: what there is of zero and below in it is data."""
         found = of_batch(context, site)
-        position = input_of(site, 0)
-        if position not in (site.attrs.get("batch") or {}) or not _reaches_end(site, found):
+        if not _reaches_end(site, found) or not _is_read_off(context, site):
             return
         if any(after.op in _REPLACES for after in context.graph.consumers(site.id)):
             return
+        is_plain = input_of(site, 0) in (site.attrs.get("batch") or {})
+        of = "numbers of the batch, which go" if is_plain else "what comes of numbers of the batch, which goes"
         yield context.finding(
             self,
             site,
-            f"{site.op} of numbers of the batch, which go from {found.low:g} to {found.high:g} in make_batch(): "
+            f"{site.op} of {of} from {found.low:g} to {found.high + 0:g} in make_batch(): "
             f"{site.op}({_end(site):g}) is -inf{', and NaN below' if found.low < _end(site) else ''}; use "
-            f"{'log1p, or ' if site.op == 'log' and found.low == 0 else ''}a clamp",
+            f"{'log1p, or ' if site.op == 'log' and found.low == 0 and found.high > 1 else ''}a clamp",
             low=found.low,
             chain=chain(context, site),
         )
@@ -234,6 +240,28 @@ def _is_off_end_in_batch(context: GraphContext, site: Site) -> bool:
     """Whether the input is worked out from the batch alone and stays off the end with its numbers, as noise levels."""
     found = of_batch(context, site)
     return found.is_known and not _reaches_end(site, found)
+
+
+_EXACT = frozenset({"neg", "abs", "relu"})
+_WITH_NUMBER = frozenset({"mul", "add", "sub", "div"})
+
+
+def _is_read_off(context: GraphContext, site: Site) -> bool:
+    """Whether the bounds of what a site reads are numbers of the batch, as they come or through steps with literals
+    alone, such as ``1 - x``: then they are reached."""
+    current = site
+    for _ in range(_STEPS):
+        place = next((at for at, index in enumerate(current.attrs.get("operands") or (0,)) if index is not None), 0)
+        if input_of(current, place) in (current.attrs.get("batch") or {}):
+            return True
+        made = context.runs[0].ranges.root(current, place)
+        is_step = made is not None and (
+            made.op in _EXACT or (made.op in _WITH_NUMBER and len(made.attrs.get("scalars") or {}) == 1)
+        )
+        if made is None or not is_step:
+            return False
+        current = made
+    return False
 
 
 def _end(site: Site) -> float:

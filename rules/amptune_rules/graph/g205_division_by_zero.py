@@ -11,6 +11,7 @@ from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._denominators import (
+    buffer_with_zeros,
     constant_zeros,
     denominator_of_distance,
     epsilons,
@@ -115,8 +116,16 @@ class DivisionByZero(GraphRule):
             h = self.fc(x)
             return h / h.norm(dim=-1, keepdim=True)  # <- G205
             """)),
+        Example("noise levels of steps, the first of which is zero", model_file(
+            "return self.fc(x) / self.sigma[t][:, None]  # <- G205", takes="x, t",
+            init="self.fc = nn.Linear(64, 64)\nself.register_buffer('sigma', torch.linspace(0, 1, 100))",
+            batch="(torch.randn(32, 64), torch.arange(32))"), options={"evidence": True}),
     )  # fmt: skip
     VALID = (
+        Example("noise levels of steps, none of which is zero", model_file(
+            "return self.fc(x) / self.sigma[t][:, None]", takes="x, t",
+            init="self.fc = nn.Linear(64, 64)\nself.register_buffer('sigma', torch.linspace(0.01, 1, 100))",
+            batch="(torch.randn(32, 64), torch.arange(32))"), options={"evidence": True}),
         Example("the softmax of edges, with an eps that FP16 cannot hold", model_file(
             """
             score = self.fc(x)
@@ -338,6 +347,10 @@ class DivisionByZero(GraphRule):
         if found == Range(0.0, 0.0):
             text = "the denominator is a buffer of zeros, as it stands: x / 0 is infinite or NaN until it is written"
             yield context.finding(self, site, text)
+            return
+        if name := buffer_with_zeros(context, run, root):
+            text = f"the denominator is picked from the buffer {name}, some of whose numbers are zero: "
+            yield context.finding(self, site, f"{text}{quotient(run, site, place)} there", chain=chain(context, site))
             return
         is_lost = root is not None and root.op == "sqrt" and eps_before(run, root) is not None
         if is_lost and root is not None and not is_signed_sum(run, root):

@@ -105,6 +105,12 @@ class RootAtZero(GraphRule):
             squares = h.pow(2).sum(1)
             return torch.sqrt(squares[:, None] - 2 * h @ h.t() + squares[None, :])  # <- G206
             """)),
+        Example("the nearest of distances by three terms", model_file(
+            """
+            h = self.fc(x)
+            squares = (h * h).sum(-1)[:, None] - 2 * h @ x.t() + (x * x).sum(-1)[None]
+            return squares.min(1).values.sqrt()  # <- G206
+            """)),
     )  # fmt: skip
     VALID = (
         Example("a root of relu, which lets no gradient through at zero", model_file(

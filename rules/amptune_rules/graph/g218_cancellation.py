@@ -182,7 +182,17 @@ def _variance(run: Run, site: Site) -> Site | None:
     if found is None or not found.is_variance:
         return None
     whole = any(spread_of(run.ranges, after) for after in run.ranges.graph.consumers(site.id))
-    return None if whole else found.products
+    return None if whole or _adds_to_variance(run, site) else found.products
+
+
+def _adds_to_variance(run: Run, site: Site) -> bool:
+    """Whether a sum is E[x^2] - E[x]^2 and more, such as an eps: the difference itself is told."""
+    parts = (run.ranges.root(site, side) for side in (0, 1))
+    return any(
+        part is not None and ((part.op == "sub" and is_difference_of_means(run, part)) or
+                              (part.op in ("add", "sub") and _adds_to_variance(run, part)))
+        for part in parts
+    )  # fmt: skip
 
 
 FAR = 2.0

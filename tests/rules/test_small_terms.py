@@ -1,0 +1,95 @@
+"""Terms that are rounded away, and constants that a format does not have, in models that are written in other ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from amptune_rules.graph._examples import model_file
+
+from tests.rules.test_written_otherwise import found
+
+AVERAGES = {
+    "in place": "self.slow.mul_(0.99).add_(x.mean(0), alpha=0.01)",
+    "towards": "self.slow.lerp_(x.mean(0).to(self.slow.dtype), 0.01)",
+    "by a difference": "self.slow.add_(x.mean(0) - self.slow, alpha=0.01)",
+    "by a difference, in brackets": "self.slow += 0.01 * (x.mean(0) - self.slow)",
+    "less a difference": "self.slow -= 0.01 * (self.slow - x.mean(0))",
+    "in a copy": "self.slow.copy_(0.01 * x.mean(0) + self.slow * 0.99)",
+    "by a count of steps": "self.slow.add_((x.mean(0) - self.slow) / 100)",
+}
+
+
+@pytest.mark.parametrize("update", AVERAGES.values(), ids=AVERAGES)
+@pytest.mark.parametrize(("dtype", "count"), [("bfloat16", 1), ("float32", 0)])
+def test_a_running_average_of_short_steps(update: str, dtype: str, count: int, tmp_path: Path) -> None:
+    init = f"self.fc = nn.Linear(64, 64)\nself.register_buffer('slow', torch.zeros(64, dtype=torch.{dtype}))"
+    source = model_file(f"with torch.no_grad():\n    {update}\nreturn self.fc(x) - self.slow", init=init)
+    assert len(found("G220", source, tmp_path)) == count
+
+
+@pytest.mark.parametrize(("step", "dtype", "count"), [(0.1, "bfloat16", 0), (0.01, "float16", 0), (1e-3, "float16", 1)])
+def test_the_step_of_an_average_is_judged_by_its_format(step: float, dtype: str, count: int, tmp_path: Path) -> None:
+    init = f"self.fc = nn.Linear(64, 64)\nself.register_buffer('slow', torch.zeros(64, dtype=torch.{dtype}))"
+    body = f"with torch.no_grad():\n    self.slow.lerp_(x.mean(0).to(self.slow.dtype), {step})\nreturn self.fc(x)"
+    assert len(found("G220", model_file(body, init=init), tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("jitter", "count"),
+    [
+        ("1e-9 * torch.eye(32, device=x.device)", 1),
+        ("torch.diag(torch.full((32,), 1e-10, device=x.device))", 1),
+        ("torch.eye(32, device=x.device).mul(1e-8)", 1),
+        ("1e-6 * torch.eye(32, device=x.device)", 0),
+        ("1e-9 * torch.eye(32, dtype=torch.float64, device=x.device)", 0),
+    ],
+)
+@pytest.mark.parametrize("read", ["torch.linalg.cholesky({})", "torch.linalg.inv({})", "torch.linalg.slogdet({})[1]"])
+def test_a_jitter_beside_a_diagonal(jitter: str, read: str, count: int, tmp_path: Path) -> None:
+    body = f"""
+    h = self.fc(x).float()
+    with torch.autocast(x.device.type, enabled=False):
+        return {read.format(f"h @ h.t() + {jitter}")}
+    """
+    assert len(found("G220", model_file(body), tmp_path)) == count
+
+
+FACTORS = {
+    "density * self.far.to(density.dtype)": 1,
+    "density * torch.full_like(density, 1e8)": 1,
+    "density * density.new_tensor([6e4])": 0,
+    "density / self.far.to(density.dtype)": 0,
+    "density * torch.finfo(density.dtype).max": 0,
+    "density.float() * self.far": 0,
+}
+
+
+@pytest.mark.parametrize(("product", "count"), FACTORS.items(), ids=FACTORS)
+def test_a_constant_factor_that_fp16_has_as_infinity(product: str, count: int, tmp_path: Path) -> None:
+    init = "self.fc = nn.Linear(64, 64)\nself.register_buffer('far', torch.full((64,), 1e10))"
+    source = model_file(f"density = self.fc(x).relu()\nreturn torch.exp(-{product})", init=init)
+    assert len(found("G201", source, tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("formula", "count"),
+    [("log(x)", 1), ("log1p(-x)", 1), ("log(x / 2)", 1), ("log(1 - x)", 1), ("log(1 + x)", 0), ("log1p(x)", 0)],
+)
+def test_a_logarithm_of_what_numbers_of_the_batch_come_to(formula: str, count: int, tmp_path: Path) -> None:
+    source = model_file(f"return self.fc(torch.{formula})", batch="torch.arange(2048.0).view(32, 64) % 5 / 4")
+    told = found("G204", source, tmp_path)
+    assert len(told) == count
+    assert all(each.message.endswith("use a clamp") for each in told)
+
+
+@pytest.mark.parametrize(
+    ("region", "count"), [("torch.autocast(x.device.type, enabled=False)", 0), ("torch.no_grad()", 1)]
+)
+def test_a_product_that_stays_in_fp32_has_no_rows_in_16_bits(region: str, count: int, tmp_path: Path) -> None:
+    source = model_file(
+        f"with {region}:\n    h = x @ self.bands\nreturn self.fc(h)",
+        init="self.fc = nn.Linear(80, 64)\nself.register_buffer('bands', torch.rand(201, 80))",
+        batch="torch.randn(4096, 201)",
+    )
+    assert len(found("G101", source, tmp_path)) == count
