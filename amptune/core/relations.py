@@ -17,6 +17,7 @@ from amptune.core.operands import input_of
 from amptune.core.order import steps_upwards
 from amptune.core.parts import MAXIMA, is_unit_vector, part_of, root_of_squares
 from amptune.core.rising import is_rise
+from amptune.core.shared import with_shared_number
 from amptune.core.squares import mean_square_left, scaled_square, squareplus
 from amptune.core.terms import stays_in_place
 from amptune.core.variances import covariance
@@ -36,6 +37,12 @@ _DEPTH = 6
 
 def related(ranges: Ranges, site: Site) -> Range | None:
     """Bounds that follow from how the terms of a site belong together; ``None`` where nothing does."""
+    found = _related(ranges, site)
+    pieces = with_shared_number(ranges, site) if site.op in ("add", "sub") else None
+    return found if pieces is None else pieces if found is None else pieces.within(found)
+
+
+def _related(ranges: Ranges, site: Site) -> Range | None:
     match site.op:
         case "sub":
             return _difference(ranges, site)

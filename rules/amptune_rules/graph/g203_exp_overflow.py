@@ -75,6 +75,12 @@ class ExpOverflow(GraphRule):
             e = torch.exp(self.fc(x))  # <- G203
             return e / e.sum(-1, keepdim=True)
             """)),
+        Example("the softmax of bags by hand", model_file(
+            """
+            e = torch.exp(self.fc(x))  # <- G203
+            total = torch.zeros(4, 64, dtype=e.dtype, device=x.device).index_add(0, bag, e)
+            return e / total[bag]
+            """, takes="x, bag", batch="(torch.randn(32, 64), torch.arange(32) % 4)")),
         Example("softplus by hand", model_file("return torch.log(1 + torch.exp(self.fc(x)))  # <- G203")),
         Example("exp in a half model", model_file("return torch.exp(self.fc(x))  # <- G203", cast=".half()",
                                                   batch="torch.randn(32, 64).half()")),
@@ -196,7 +202,7 @@ _CARRIES = frozenset(
     {
         *("add", "sub", "mul", "sum", "mean", "neg", "sqrt", "pow", "square", "cumsum", "prod", "matmul", "mm", "bmm"),
         *("einsum", "cat", "stack", "where", "masked_fill", "dropout", "abs", "amax", "max", "index", "gather"),
-        *("triu", "tril", "maximum"),
+        *("triu", "tril", "maximum", "scatter_add", "index_add"),
     }
 )
 """Ops through which an infinity stays one."""

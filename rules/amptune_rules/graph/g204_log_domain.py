@@ -97,6 +97,11 @@ class LogDomain(GraphRule):
         Example("counts of the batch, whose zeros are left out", model_file(
             "return self.fc(torch.where(x > 0, torch.log(x), -1.0))", batch="torch.arange(2048.0).view(32, 64) % 7"),
             options={"evidence": True}),
+        Example("the slope of a spline between knots", model_file(
+            """
+            t, d = torch.sigmoid(self.fc(x)), 1e-3 + F.softplus(self.fc(x * x))
+            return torch.log(d[:, :63] * t[:, 1:].square() + d[:, 1:] * (1 - t[:, 1:]).square())
+            """), options={"recipes": ("fp32",)}),
     )  # fmt: skip
 
     def check(self, context: GraphContext) -> Iterable[Finding]:

@@ -80,8 +80,17 @@ class IntegersInLowPrecision(GraphRule):
             keep = (x[:, :8] > 0).to(h.dtype)
             return (h[:, :8] * keep).sum(0) / keep.sum()  # <- G211
             """, cast=".bfloat16()", batch="torch.randn(4096, 64).bfloat16()")),
+        Example("times between stamps in FP16", model_file(
+            "return self.fc((t.half()[:, 1:] - t.half()[:, :-1]).float() / 60)  # <- G211", takes="t",
+            batch="torch.arange(2080.0).view(32, 65) * 7"), options={"evidence": True}),
     )  # fmt: skip
     VALID = (
+        Example("times between stamps, subtracted in FP32", model_file(
+            "return self.fc((t[:, 1:] - t[:, :-1]).half().float() / 60)", takes="t",
+            batch="torch.arange(2080.0).view(32, 65) * 7"), options={"evidence": True}),
+        Example("differences of coordinates in FP16", model_file(
+            "return self.fc((t.half()[:, 1:] - t.half()[:, :-1]).float() / 60)", takes="t",
+            batch="torch.rand(32, 65)"), options={"evidence": True}),
         Example("times that 16 bits tell apart", model_file(
             """
             h = self.fc(x)
@@ -135,6 +144,7 @@ class IntegersInLowPrecision(GraphRule):
                 break
             else:
                 yield from self._moved(context, site)
+                yield from self._subtracted(context, site)
                 yield from self._counted(context, site)
                 yield from self._looked_up(context, site)
 
@@ -153,6 +163,28 @@ class IntegersInLowPrecision(GraphRule):
                     f"numbers of the batch up to {largest:.4g} are rounded to {number_format} (under "
                     f"{recipes_in((run,))}) on their way to a sine or cosine: neighbouring angles are {turn:.3g} rad "
                     "apart there; compute the angle in float32 with autocast off",
+                    largest=largest,
+                    format=str(number_format),
+                )
+                return
+
+    def _subtracted(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+        """Differences of numbers of one tensor of the batch, as of timestamps, that were rounded before."""
+        places = site.attrs.get("batch") or {}
+        if site.op not in _DIFFERENCES or len(places) != len(site.inputs) or len(set(places.values())) != 1:
+            return
+        for number_format in (Format.BF16, Format.FP16):
+            name = number_format.torch_name
+            runs = tuple(run for run in context.runs if all(each == name for each in run.dtypes[site.id].inputs))
+            largest = max((_stored_size(context, run, site) for run in runs), default=0.0)
+            if number_format.largest_exact_integer < largest < math.inf:
+                step = number_format.epsilon * 2.0 ** math.floor(math.log2(largest))
+                yield context.finding(
+                    self,
+                    site,
+                    f"differences of numbers of the batch up to {largest:.4g} that were rounded to {number_format} "
+                    f"(under {recipes_in(runs)}): neighbouring numbers are {step:g} apart there; subtract in the "
+                    "format of the batch, and cast the difference",
                     largest=largest,
                     format=str(number_format),
                 )
@@ -203,6 +235,19 @@ class IntegersInLowPrecision(GraphRule):
                 runs = tuple(run for run in context.runs if run.dtypes[site.id].inputs[index] == name)
                 if runs and length > number_format.largest_exact_integer:
                     yield length, number_format, runs
+
+
+_DIFFERENCES = ("sub", "diff")
+_EXACT = ("float32", "float64", "int64", "int32")
+
+
+def _stored_size(context: GraphContext, run: Run, site: Site) -> float:
+    """How large the numbers of the batch are that a site reads, and that the batch holds in more digits."""
+    bounds = context.bounds(run)
+    cast = {*(site.attrs.get("casts") or {}), *(site.attrs.get("like") or {})}
+    if bounds is None or not all(tensor.dtype in _EXACT or at in cast for at, tensor in enumerate(site.inputs)):
+        return 0.0
+    return max(bounds.arriving(site, position).magnitude for position in range(len(site.inputs)))
 
 
 def _reach(context: GraphContext, run: Run, site: Site) -> float:
