@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from amptune.core.arguments import exponent_of
 from amptune.core.graph import Site
 from amptune.core.parts import NORMS
+from amptune.core.quadratics import sign_of_quadratic
 from amptune.core.relations import COPIES_ONE, is_self_dot
 from amptune.core.squares import is_square
 from amptune.core.terms import ADDED, Term, terms_of
@@ -31,13 +32,16 @@ def product_of_distance(ranges: Ranges, site: Site) -> Site | None:
 
 
 def is_minus_distance(ranges: Ranges, site: Site, index: int, depth: int = 0) -> bool:
-    """Whether an operand is such a distance times a negative number, as kernels raise it, over a learnt width too."""
+    """Whether an operand is such a distance, or another form that is never negative, times a negative number, as
+    kernels and densities raise it, over a learnt width too."""
     made = ranges.root(site, index)
     if made is None or depth > _DEPTH:
         return False
     product = _product_among(ranges, list(terms_of(ranges, made)))
     if product is not None:
         return product.factor > 0
+    if sign_of_quadratic(ranges, made) < 0:
+        return True
     sides = {"mul": (0, 1), "div": (0,)}.get(made.op, ())
     return any(
         ranges.operand(made, 1 - side).low >= 0 and is_minus_distance(ranges, made, side, depth + 1) for side in sides
