@@ -40,7 +40,7 @@ from amptune.tune.process import TrialError
 from amptune.tune.recipes import plan_candidate
 from amptune.tune.search import Search
 from amptune.tune.speedup import ERROR
-from amptune.tune.study import TrialRecord
+from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime
 
 NUM_STOCK = 2
@@ -107,11 +107,12 @@ def decide(search: Search) -> Verdict:
 
 def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Verdict:
     search.progress.stage("repeating the finalists")
-    stock = _stock(search, clock)
+    recipes = _near(search, clock)
+    _announce(search, [recipes[0], *plans[:1]], clock)
+    stock = _stock(search, recipes, plans, clock)
     in_parts = recipe_in_parts(search, stock)
-    if not (first := plans[0] if plans else in_parts):  # the recipe that is beaten has no parts
+    if not (first := plans[0] if plans else in_parts):  # the faster recipe is none that may be in parts
         return _stock_verdict(stock.record, _recorded(stock.record), repeated=False)
-    _announce(search, [stock, first], clock)
     error = ERROR / (LOOKS + bool(plans and in_parts))
     leader = _faster_way(search, stock, _leader(search, stock, plans, clock), clock) if plans else first
     judged = judge(search, stock, leader, clock, error)
@@ -159,27 +160,52 @@ def _announce(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> Non
     search.progress.line(f"the final repeats take about {about} or a little more, {most:.0f} s at most")
 
 
-def _stock(search: Search, clock: FinalTime) -> Finalist:
+def _near(search: Search, clock: FinalTime) -> list[Finalist]:
+    """The best stock recipe, and another that may be as fast."""
+    records = search.best_stocks(NUM_STOCK)
+    best = records[0].outcome
+    near = [record for record in records[1:] if _is_near(record.outcome, best, clock)]
+    return [Finalist(record, search.recipes[str(record.outcome.recipe)], []) for record in (records[0], *near)]
+
+
+def _stock(search: Search, near: Sequence[Finalist], plans: Sequence[Finalist], clock: FinalTime) -> Finalist:
     """The stock recipe that the plan is judged beside.
 
     Of two with trials near each other the faster one in rounds of their own: the other's trial may have had the better
     moment, and a plan would gain by that. Where there is no time for rounds, the one that the clock had less for: one
     that was compared with a trial in a fast moment may look faster than another that was only timed.
     """
-    records = search.best_stocks(NUM_STOCK)
-    near = [
-        Finalist(record, search.recipes[str(record.outcome.recipe)], [])
-        for record in records
-        if record.outcome.median_ms <= CLOSE * records[0].outcome.median_ms
-    ]
     first, *others = near
-    takes = seconds_of_rounds(outcomes_of(near), CHOICE_ROUNDS)
-    if not others or search.options.objective != "time" or clock.is_compiled:
+    if not others or search.options.objective != "time":
         return first
-    if takes > clock.left() / CHOICE_SHARE or repeat(search, near, CHOICE_ROUNDS, clock):
-        return min(near, key=lambda stock: stock.record.outcome.measured_ms)
+    if not _has_time_for(near, plans, clock) or repeat(search, near, CHOICE_ROUNDS, clock):
+        if not clock.is_compiled:
+            return min(near, key=lambda stock: stock.record.outcome.measured_ms)
+        named = " and ".join(stock.candidate.name for stock in near)
+        clock.leave_out(f"which of {named} is faster is not known: their trials came in moments of different speed")
+        return first
     fastest = max(near, key=lambda stock: first.speedup_of(stock).ratio)
     return dataclasses.replace(fastest, times=[])
+
+
+def _is_near(outcome: Outcome, best: Outcome, clock: FinalTime) -> bool:
+    """Whether a recipe may be faster than the one with the best trial.
+
+    In compile mode that takes the compiling of one more model, and no trial was paired: where their quartiles overlap.
+    """
+    if not clock.is_compiled:
+        return outcome.median_ms <= CLOSE * best.median_ms or (
+            outcome.paired_ms is None and best.paired_ms is None and outcome.overlaps(best)
+        )
+    return outcome.overlaps(best)
+
+
+def _has_time_for(near: Sequence[Finalist], plans: Sequence[Finalist], clock: FinalTime) -> bool:
+    """Whether rounds of recipes leave the time that judging a plan takes."""
+    takes = clock.expected(near, CHOICE_ROUNDS)
+    if not clock.is_compiled:
+        return takes <= clock.left() / CHOICE_SHARE
+    return takes + clock.expected(plans[:1], MAX_ROUNDS) <= clock.left()
 
 
 def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: FinalTime) -> Finalist:

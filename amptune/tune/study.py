@@ -105,6 +105,13 @@ class Outcome:
         """Step time as the clock had it; infinite when there is none."""
         return float(self.step_ms["median"]) if self.step_ms else math.inf
 
+    def overlaps(self, other: Outcome) -> bool:
+        """Whether the quartiles of their steps do, so that which is faster is open."""
+        mine, theirs = self.step_ms, other.step_ms
+        if mine is None or theirs is None:
+            return False
+        return bool(mine["low"] <= theirs["high"] and theirs["low"] <= mine["high"])
+
     @property
     def least_ms(self) -> float:
         """What a step takes at most on the GPU alone: most steps took longer; infinite when there is none."""

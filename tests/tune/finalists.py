@@ -86,6 +86,7 @@ class _Simulated:
         compile_with = "inductor" if is_compiled else None
         self.options = SimpleNamespace(objective="time", trial_timeout=1.0, compile_with=compile_with, timeout=None)
         self.progress = SimpleNamespace(seconds=lambda: seconds, stage=lambda *_: None, line=lambda *_: None)
+        self.space = SimpleNamespace(groups=())
         self.recipes, self.parts = {name: Candidate(name) for name in stock}, Parts()
         self.stock = [_record(len(speedups), trial, name, by_clock.get(name)) for name, (trial, _) in stock.items()]
         self.plans = [_record(index, STEP_MS / speedup) for index, speedup in enumerate(speedups)]
@@ -135,13 +136,19 @@ def repeated(
     is_compiled: bool = False,
     stock: Mapping[str, tuple[float, float]] = STOCK,
     by_clock: Mapping[str, float] | None = None,
+    quartiles: Mapping[str, tuple[float, float]] | None = None,
 ) -> Said:
     """Repeats after a search of so many seconds, on the host's own clock, of plans with these true speedups.
 
     ``stock``: stock recipes, best trial first -> milliseconds of its trial, and what its step really takes.
     ``by_clock``: what the clock had in trials that were compared with another.
+    ``quartiles``: of the steps in a recipe's trial, where they differ.
     """
     search = _Simulated(host, speedups, seconds, is_compiled=is_compiled, stock=stock, by_clock=by_clock or {})
+    for record in search.stock:
+        low, high = (quartiles or {}).get(str(record.outcome.recipe), (math.inf, math.inf))
+        if record.outcome.step_ms and low < high:
+            record.outcome.step_ms.update(low=low, high=high)  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(finaltime, "time", SimpleNamespace(monotonic=lambda: host.now))
         verdict = decide(search)  # type: ignore[arg-type]

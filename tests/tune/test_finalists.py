@@ -52,6 +52,19 @@ def test_of_two_stock_recipes_the_really_faster_one_is_what_a_plan_has_to_beat()
     assert far.verdict.stock.outcome.recipe == "autocast-bf16", "a trial that is a tenth slower says enough"
 
 
+def test_of_two_recipes_with_unsteady_trials_the_really_faster_one_has_to_be_beaten() -> None:
+    """Their trials came in moments of other speeds: 29 ms with quartiles from 25 to 34 ms, and 20 ms from 15 to 33."""
+    stock = {"fp32": (20.0, 15.0), "autocast-bf16": (29.0, 10.0)}
+    quartiles = {"fp32": (15.0, 33.0), "autocast-bf16": (25.0, 34.0)}
+    said = repeated(Host(0, calm=True), [27.0 / 9.0], is_compiled=True, stock=stock, quartiles=quartiles)
+    assert said.verdict.stock.outcome.recipe == "autocast-bf16"
+    assert said.verdict.speedup == pytest.approx(10.0 / 9.0, rel=0.005)
+    steady = repeated(Host(0, calm=True), [27.0 / 9.0], is_compiled=True, stock=stock)
+    assert steady.blocks == 2 * 6, "each costs the compiling of a model"
+    short = repeated(Host(0, calm=True), [27.0 / 9.0], TINY, is_compiled=True, stock=stock, quartiles=quartiles)
+    assert any("which of fp32 and autocast-bf16 is faster is not known" in text for text in short.verdict.left_out)
+
+
 def test_where_time_is_short_a_recipe_is_not_the_best_by_a_fast_moment_of_another_trial() -> None:
     """7.25 ms by the ratio to a trial in a fast moment, 12.8 ms by the clock, and slower than what was timed alone."""
     stock = {"autocast-fp16": (7.25, 12.0), "autocast-bf16": (7.77, 7.77)}
