@@ -15,6 +15,7 @@ _SHOWN_SITES = 2
 _SHOWN_CALLS = 3
 _WORTH_MS = 0.005
 _DIVISION, _ROOT = "G205", "G206"
+_K, _N = "G101", "G102"
 _OVERFLOWS = frozenset({"G201", "G203", "G207", "G208", "G214", "G215"})
 
 
@@ -77,22 +78,34 @@ def _beside_place(finding: Finding) -> tuple[Any, ...] | None:
 
 
 def without_repeats(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings but for information about dimensions of a site that other findings name one by one, with their size, for
-    what is said of an overflow of a site that a more severe finding is about, and for normalisations by a root that
-    another finding, as severe, is about: an eps under the root is what both need."""
+    """Findings but for what others say too.
+
+    Left out are information about dimensions of a site that other findings name one by one, with their size; the second
+    of two dimensions, where the finding about the first names it; what is said of an overflow of a site that a more
+    severe finding is about; and normalisations by a root that another finding, as severe, is about: an eps under the
+    root is what both need.
+    """
     named = {(each.site, dimension) for each in findings if isinstance(dimension := _dimension(each), str)}
     worst: dict[str | None, Severity] = {}
     for each in findings:
         if _is_overflow(each):
             worst[each.site] = max(each.severity, worst.get(each.site, each.severity))
     roots = {each.site: each.severity for each in findings if each.rule == _ROOT}
+    pairs = {_pair(each): each.severity for each in findings if each.rule == _K and "together" in each.evidence}
     return [
         each
         for each in findings
         if not _is_repeat(each, named)
         and not (_is_overflow(each) and each.severity < worst[each.site])
         and not _is_told_at_root(each, roots)
+        and not (each.rule == _N and each.severity <= pairs.get(_pair(each, of_k=False), Severity.INFO - 1))
     ]
+
+
+def _pair(finding: Finding, *, of_k: bool = True) -> tuple[str | None, Any, Any]:
+    """The site of a product, and the two sizes that a finding about K or N names, K first."""
+    value, other = str(finding.evidence.get("value")), str(finding.evidence.get("together"))
+    return (finding.site, value, other) if of_k else (finding.site, other, value)
 
 
 def _is_told_at_root(finding: Finding, roots: Mapping[str | None, Severity]) -> bool:

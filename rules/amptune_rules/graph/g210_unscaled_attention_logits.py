@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, Run
+from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.operands import arity
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
@@ -95,8 +95,9 @@ class UnscaledAttentionLogits(GraphRule):
                 yield context.finding(
                     self,
                     site,
-                    f"a product over {head} elements reaches a softmax in fp16 and is not scaled before it: vectors of "
-                    f"size {(Format.FP16.max / head) ** 0.5:.0f} already give 65504; scale the queries first",
+                    f"a product over {head} elements reaches a softmax in fp16 (under {recipes_in(runs)}) and is not "
+                    f"scaled before it: vectors of size {(Format.FP16.max / head) ** 0.5:.0f} already give 65504; "
+                    "scale the queries first",
                     count=head,
                     format="fp16",
                 )
