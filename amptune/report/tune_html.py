@@ -116,10 +116,11 @@ def _attribution(data: TuneData) -> Iterator[str]:
     in_parts = data.raw.get("compiled") == "parts"
     if data.formats_only is not None and not (in_parts and data.best and data.best.name != "plan"):
         compiled, also = (", compiled as the recipe is", " and from how it is compiled") if in_parts else ("", "")
-        yield (
-            f"With the formats alone (loss in FP32, no padding, memory format as written{compiled}) it is "
-            f"{data.formats_only:.2f} times as fast; the rest comes from those choices{also}."
-        )
+        alone = f"With the formats alone (loss in FP32, no padding, memory format as written{compiled}) it is"
+        if f"{data.formats_only:.2f}" == f"{data.speedup:.2f}":
+            yield f"{alone} as fast: the gain is theirs."
+        else:
+            yield f"{alone} {data.formats_only:.2f} times as fast; the rest comes from those choices{also}."
     yield from _parts(data)
 
 

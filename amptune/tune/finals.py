@@ -46,6 +46,8 @@ from amptune.tune.timing import StepTime
 NUM_STOCK = 2
 CLOSE = 1.1
 """A plan whose trial took more than this many times the best one's step is no finalist."""
+CLOSE_ON_CPU = 2.0
+"""The same of stock recipes in eager mode on a CPU, which other programs take from a whole trial."""
 CLOSE_COMPILED = 1.02
 """The same in compile mode, where a finalist costs the compiling of the whole model."""
 NEAR_ROUNDS = 12
@@ -164,7 +166,7 @@ def _near(search: Search, clock: FinalTime) -> list[Finalist]:
     """The best stock recipe, and another that may be as fast."""
     records = search.best_stocks(NUM_STOCK)
     best = records[0].outcome
-    near = [record for record in records[1:] if _is_near(record.outcome, best, clock)]
+    near = [record for record in records[1:] if _is_near(search, record.outcome, best)]
     return [Finalist(record, search.recipes[str(record.outcome.recipe)], []) for record in (records[0], *near)]
 
 
@@ -188,16 +190,15 @@ def _stock(search: Search, near: Sequence[Finalist], plans: Sequence[Finalist], 
     return dataclasses.replace(fastest, times=[])
 
 
-def _is_near(outcome: Outcome, best: Outcome, clock: FinalTime) -> bool:
+def _is_near(search: Search, outcome: Outcome, best: Outcome) -> bool:
     """Whether a recipe may be faster than the one with the best trial.
 
-    In compile mode that takes the compiling of one more model, and no trial was paired: where their quartiles overlap.
+    In compile mode it takes the compiling of one more model to know: there where the quartiles of their steps overlap.
     """
-    if not clock.is_compiled:
-        return outcome.median_ms <= CLOSE * best.median_ms or (
-            outcome.paired_ms is None and best.paired_ms is None and outcome.overlaps(best)
-        )
-    return outcome.overlaps(best)
+    if search.options.compile_with is not None:
+        return outcome.overlaps(best)
+    close = CLOSE_ON_CPU if search.options.device.startswith("cpu") else CLOSE
+    return outcome.median_ms <= close * best.median_ms
 
 
 def _has_time_for(near: Sequence[Finalist], plans: Sequence[Finalist], clock: FinalTime) -> bool:

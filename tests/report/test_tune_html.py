@@ -40,6 +40,12 @@ def test_a_won_search_is_told_with_its_confidence():
     assert "1.11 times as fast" in page.text
 
 
+def test_a_gain_that_is_all_of_the_formats_leaves_no_rest():
+    page = read(won(attribution={"full": 1.39, "without_loss_and_layout": 1.3899}))
+    assert "memory format as written) it is as fast: the gain is theirs." in page.text
+    assert "the rest comes from" not in page.text
+
+
 def test_the_attribution_is_left_out_when_it_was_not_measured():
     assert "formats alone" not in read(won()).text
 

@@ -79,12 +79,14 @@ class _Simulated:
         seconds: float,
         *,
         is_compiled: bool,
+        device: str,
         stock: Mapping[str, tuple[float, float]],
         by_clock: Mapping[str, float],
     ) -> None:
         self.host, self.worker, self.blocks = host, self, 0
         compile_with = "inductor" if is_compiled else None
-        self.options = SimpleNamespace(objective="time", trial_timeout=1.0, compile_with=compile_with, timeout=None)
+        self.options = SimpleNamespace(objective="time", trial_timeout=1.0, compile_with=compile_with, timeout=None,
+                                       device=device)  # fmt: skip
         self.progress = SimpleNamespace(seconds=lambda: seconds, stage=lambda *_: None, line=lambda *_: None)
         self.space = SimpleNamespace(groups=())
         self.recipes, self.parts = {name: Candidate(name) for name in stock}, Parts()
@@ -134,6 +136,7 @@ def repeated(
     seconds: float = LONG,
     *,
     is_compiled: bool = False,
+    device: str = "cuda",
     stock: Mapping[str, tuple[float, float]] = STOCK,
     by_clock: Mapping[str, float] | None = None,
     quartiles: Mapping[str, tuple[float, float]] | None = None,
@@ -144,7 +147,8 @@ def repeated(
     ``by_clock``: what the clock had in trials that were compared with another.
     ``quartiles``: of the steps in a recipe's trial, where they differ.
     """
-    search = _Simulated(host, speedups, seconds, is_compiled=is_compiled, stock=stock, by_clock=by_clock or {})
+    search = _Simulated(host, speedups, seconds, is_compiled=is_compiled, device=device, stock=stock,
+                        by_clock=by_clock or {})  # fmt: skip
     for record in search.stock:
         low, high = (quartiles or {}).get(str(record.outcome.recipe), (math.inf, math.inf))
         if record.outcome.step_ms and low < high:
