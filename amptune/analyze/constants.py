@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +11,13 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensor
 
+from amptune.analyze.dtypes import REVERSED, passed
 from amptune.analyze.folding import Folded
+from amptune.capture.names import spelling_of
 from amptune.capture.parameters import tensor_meta
 from amptune.core.graph import Site
 from amptune.core.intervals import ANY, UNIT, Range, point
+from amptune.core.narrowing import narrowed, of_integers
 from amptune.core.ops import Family, op_named
 from amptune.core.range_rules import NORMAL, RULES, uniform
 from amptune.core.relations import COPIES_ONE
@@ -154,7 +158,8 @@ class NodeBounds:
             self._known[root] = ANY  # for a cycle, which a graph does not have
             found = self._bounds(root)
             self._known[root] = found.within(Range(1.0, math.inf)) if found and _is_index_from_one(root) else found
-        return self._known[root]
+        known = self._known[root]
+        return narrowed(known, passed(node)) if known is not None else None
 
     def is_one_hot(self, node: fx.Node) -> bool:
         """Whether one_hot made a tensor, and nothing was written into it since."""
@@ -217,18 +222,24 @@ class NodeBounds:
         if call is None or rule is None:
             return _of_type(node)
         metas = [tensor_meta(value) for argument in node.all_input_nodes if (value := _tensor(argument)) is not None]
-        own, called = _tensor(node), str(getattr(call.function, "__name__", ""))
+        own, called = _tensor(node), str(getattr(call.function, "__name__", "")).strip("_")
         site = Site(node.name, op, "function", "", inputs=tuple(metas),
                     outputs=(tensor_meta(own),) if own is not None else (),
                     attrs={**call.attrs, "called": called})  # fmt: skip
-        operands = [self._operand(argument) for argument in node.args]
+        arguments = list(node.args)
+        if called in REVERSED and len(arguments) == 2:
+            if isinstance(arguments[0], fx.Node):
+                arguments.reverse()
+            numbers = {at: value for at, value in enumerate(arguments) if isinstance(value, int | float)}
+            site = dataclasses.replace(site, attrs={**site.attrs, "scalars": numbers})
+        operands = [self._operand(argument) for argument in arguments]
         found = rule(site, operands)
-        return found.within(_of_type(node)) if found.is_known else _of_type(node)
+        return of_integers(found, site.outputs[0].dtype) if found.is_known and site.outputs else _of_type(node)
 
     def _operand(self, argument: Any) -> Range:
         if isinstance(argument, fx.Node):
             found = self.of(argument)
-            return _of_type(_root(argument)) if found is None else found
+            return narrowed(_of_type(_root(argument)), passed(argument)) if found is None else found
         return point(float(argument)) if isinstance(argument, int | float) else ANY
 
 
@@ -300,6 +311,10 @@ def range_of(value: torch.Tensor) -> Range | None:
 def _created(op: str, node: fx.Node) -> Range | None:
     """Bounds of what a factory function fills a tensor with."""
     numbers = [each for each in node.args if isinstance(each, int | float) and not isinstance(each, bool)]
+    if op in ("arange", "linspace", "randint") and (
+        _spelling(node) not in _COUNTING or not _ENDS.isdisjoint(node.kwargs)
+    ):
+        return None
     if op in ("zeros", "zeros_like", "new_zeros"):
         return point(0.0)
     if op in ("ones", "ones_like", "new_ones"):
@@ -314,12 +329,22 @@ def _created(op: str, node: fx.Node) -> Range | None:
         return Range(float(low), float(max(high - 1, low)))
     if op in ("arange", "linspace") and numbers:
         start, end = (numbers[0], numbers[1]) if len(numbers) > 1 else (0, numbers[0])
-        last = end if op == "linspace" or end <= start else max(end - 1, start) if isinstance(end, int) else end
+        whole = op == "arange" and all(isinstance(each, int) for each in numbers)
+        last = max(end - 1, start) if whole and end > start else end
         return Range(float(min(start, last)), float(max(start, last)))
     if op in ("tensor", "scalar_tensor", "new_tensor") and numbers:
         value = float(numbers[0])
         return point(value) if math.isfinite(value) else None
     return None
+
+
+_COUNTING = frozenset({"arange", "linspace", "randint", "randint_like"})
+_ENDS = frozenset({"start", "end", "low", "high"})
+
+
+def _spelling(node: fx.Node) -> str:
+    target = node.target
+    return target if isinstance(target, str) else spelling_of(target) if callable(target) else ""
 
 
 def _of_type(node: fx.Node) -> Range:

@@ -13,10 +13,13 @@ from torch import fx
 from amptune.capture.dtypereads import STORED
 from amptune.core.autocast import UNKNOWN
 from amptune.core.graph import INPUT
+from amptune.core.narrowing import NARROW, PLACES
 from amptune.core.ops import Family, op_named
 
 _TRANSPARENT = (Family.VIEW, Family.CAST)
 _NAMED_CASTS = {"float": "float32", "half": "float16", "bfloat16": "bfloat16", "double": "float64"}
+REVERSED = frozenset({"rsub", "rtruediv", "rdiv", "rpow", "rfloordiv", "rmod", "rmatmul"})
+"""Operators that have their operands the other way round."""
 LITERAL = re.compile(
     r"\.(float|half|bfloat16|double)\(\)|torch\.(float32|float16|bfloat16|float64|float|half|double)\b"
 )
@@ -120,6 +123,38 @@ def walk(node: fx.Node) -> Iterator[fx.Node]:
     while family(node) in _TRANSPARENT and node.all_input_nodes:
         node = node.all_input_nodes[0]
         yield node
+
+
+def passed(node: fx.Node) -> tuple[str, ...]:
+    """The dtypes that change numbers in which a tensor is on its way from what made it, in order; PLACES for indices
+    that come beside numbers."""
+    *steps, made = walk(node)
+    values = made.meta.get("val")
+    several = isinstance(values, tuple | list)
+    current = values[0] if isinstance(values, tuple | list) and values else values
+    found: list[str] = []
+    for step in reversed(steps):
+        value = step.meta.get("val")
+        if not isinstance(value, torch.Tensor) or not isinstance(current, torch.Tensor):
+            continue
+        name = str(value.dtype).removeprefix("torch.")
+        if several and not found and current.is_floating_point() and not value.is_floating_point():
+            found.append(PLACES)
+        elif value.dtype != current.dtype and name in NARROW and not _holds_all(value.dtype, current.dtype):
+            found.append(name)
+        several, current = several and isinstance(value, tuple | list), value
+    return tuple(found)
+
+
+def _holds_all(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether a dtype has all numbers of another one."""
+    if dtype.itemsize == 1 and dtype.is_floating_point:
+        return False
+    if other.itemsize == 1 and other.is_floating_point:
+        return dtype.is_floating_point
+    if dtype.is_floating_point and dtype.itemsize == 2 and not other.is_floating_point:
+        return other == torch.bool
+    return torch.promote_types(dtype, other) == dtype
 
 
 def root(node: fx.Node) -> fx.Node:

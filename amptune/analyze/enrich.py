@@ -3,9 +3,9 @@
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
 ``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``in_rows``, ``viewed``, ``copied``, ``rearranged``,
 ``channels_last``, ``filled``, ``integers``, ``fp32_limit``, ``exact``, ``rises``, ``bounds``, ``batch``, ``views``,
-``narrowed``, ``random``, ``kept``, ``triangles``, ``one_hot``, ``pairs``, ``puts``, ``called``, ``later_sources``,
-``image`` and, of nn.MultiheadAttention, ``fused`` that the class describes, and empties a ``dtype`` that is another
-tensor's. A site whose nodes do not line up with its inputs is left as it is.
+``turns``, ``axes``, ``narrowed``, ``passed``, ``random``, ``kept``, ``triangles``, ``one_hot``, ``pairs``, ``puts``,
+``by_name``, ``called``, ``later_sources``, ``image`` and, of nn.MultiheadAttention, ``fused`` that the class describes,
+and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left as it is.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from amptune.analyze.axes import axes_of_view
 from amptune.analyze.constants import NodeBounds
-from amptune.analyze.dtypes import LITERAL, FollowedDtypes, family, is_in_place, root, source, walk
+from amptune.analyze.dtypes import LITERAL, REVERSED, FollowedDtypes, family, is_in_place, passed, root, source, walk
 from amptune.analyze.einsums import copied
 from amptune.analyze.images import mark_images
 from amptune.analyze.layouts import is_channels_last, order_in_memory
@@ -31,7 +32,6 @@ from amptune.core.graph import INPUT, PrecisionGraph, Site
 from amptune.core.intervals import ANY, Range
 from amptune.core.ops import Family, op_named
 
-_REVERSED = frozenset({"rsub", "rtruediv", "rdiv", "rpow", "rfloordiv", "rmod", "rmatmul"})
 _MASKING = ("mul", "masked_fill", "where")
 _WRITING = ("copy", "index_put")
 _ORDERED_OPS = ("masked_select", "index")
@@ -128,7 +128,12 @@ def _origins(
         yield "rises", rises
     views = {index: seen for index, node in enumerate(outside) if any(seen := _views(node))}
     if views:
-        yield "views", views
+        yield "views", {index: (cuts, every) for index, (cuts, every, _) in views.items()}
+        yield "turns", {index: others for index, (_, _, others) in views.items()}
+        yield "axes", {index: run for index in views if (run := axes_of_view(outside[index])) is not None}
+    cast = {index: dtypes for index, node in enumerate(outside) if (dtypes := passed(node))}
+    if cast:
+        yield "passed", cast
     narrowed = {index: dtype for index, node in enumerate(outside) if (dtype := _narrowed(node))}
     if narrowed:
         yield "narrowed", narrowed
@@ -167,17 +172,19 @@ def _known(
 _CUTS = frozenset({"slice", "select", "split", "chunk", "narrow", "unbind", "diagonal", "as_strided", "getitem"})
 
 
-def _views(node: fx.Node) -> tuple[str, str]:
-    """The views between a tensor and what made it, as text: those that pick some of its numbers, and all of them."""
-    cuts, every = [], []
+def _views(node: fx.Node) -> tuple[str, str, str]:
+    """The views between a tensor and what made it, as text: those that pick some of its numbers, all of them, and those
+    that pick none."""
+    cuts: list[str] = []
+    others: list[str] = []
+    every = []
     for step in walk(node):
         op = str(step.meta.get("amptune_op"))
         if family(step) is Family.VIEW and op not in ("detach", "alias"):
             text = f"{op}{step.args[1:]}{dict(step.kwargs)}"
             every.append(text)
-            if op in _CUTS:
-                cuts.append(text)
-    return " ".join(cuts), " ".join(every)
+            (cuts if op in _CUTS else others).append(text)
+    return " ".join(cuts), " ".join(every), " ".join(others)
 
 
 def _narrowed(node: fx.Node) -> str:
@@ -284,7 +291,7 @@ def _operands(site: Site, covered: Sequence[fx.Node], positions: Mapping[fx.Node
     if "operands" in site.attrs:
         return  # a graph that was enriched before: the literals of 1 - x are turned round already
     node = covered[0]
-    is_reversed = _spelling(node) in _REVERSED
+    is_reversed = _spelling(node) in REVERSED
     scalars = dict(site.attrs.get("scalars") or {})
     if len(covered) > 1 and not (is_reversed and len(positions) == len(scalars) == 1):
         return  # a call that torch.export took apart, as it does 1 / x
@@ -306,6 +313,10 @@ def _operands(site: Site, covered: Sequence[fx.Node], positions: Mapping[fx.Node
         yield "scalars", {1 - place: value for place, value in scalars.items()}
     if stored:
         yield "operand_params", stored
+    named = {name: positions[value] for name, value in node.kwargs.items()
+             if isinstance(value, fx.Node) and value in positions and name != "out"}  # fmt: skip
+    if named:
+        yield "by_name", named
     yield "operands", layout
 
 

@@ -48,3 +48,8 @@ def norm_order(site: Site) -> float | str:
     """The p of a norm site: 2 unless it is given, infinity for the largest number, ``"fro"`` or ``"nuc"``."""
     order = site.attrs.get("p", site.attrs.get("ord", 2))
     return order if isinstance(order, (int, float, str)) else 2
+
+
+def is_scaled(site: Site) -> bool:
+    """Whether a sum or difference multiplies its second operand: ``torch.sub(x, y, alpha=2)``."""
+    return site.attrs.get("alpha") not in (None, 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from amptune.core.alignment import is_plain
+from amptune.core.arguments import is_scaled
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, point
 
@@ -17,11 +19,13 @@ def blended(ranges: Ranges, site: Site) -> Range | None:
     """Bounds of a sum whose terms are y (or y * a) and (1 - y) * b, in any order; ``None`` for other sums."""
     for side in (0, 1):
         rest = ranges.root(site, side)
-        if rest is None or rest.op != "mul" or site.attrs.get("alpha"):
+        if rest is None or rest.op != "mul" or is_scaled(site) or not is_plain(ranges, site, side):
             continue
         for place in (0, 1):
             share = ranges.root(rest, place)
-            if share is None or share.op != "sub" or ranges.operand(share, 0) != _ONE:
+            if share is None or share.op != "sub" or is_scaled(share) or ranges.operand(share, 0) != _ONE:
+                continue
+            if not is_plain(ranges, rest, place):
                 continue
             first = _times(ranges, site, 1 - side, share)
             if first is not None and _is_share(ranges.operand(share, 1)):
@@ -34,7 +38,7 @@ def _times(ranges: Ranges, site: Site, index: int, share: Site) -> Range | None:
     if ranges.same(site, index, share, 1):
         return _ONE
     product = ranges.root(site, index)
-    if product is None or product.op != "mul":
+    if product is None or product.op != "mul" or not is_plain(ranges, site, index):
         return None
     for place in (0, 1):
         if ranges.same(product, place, share, 1):

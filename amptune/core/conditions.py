@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from amptune.core.alignment import is_plain
+from amptune.core.arguments import is_scaled
 from amptune.core.cumulative import between_steps
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, point
@@ -44,7 +46,11 @@ def guarded_sum(ranges: Ranges, site: Site) -> Range | None:
     for side in (0, 1):
         test = ranges.root(site, side)
         kept, added = ranges.operand(site, 1 - side), 1.0
+        if not is_plain(ranges, site, side) or is_scaled(site):
+            continue
         if test is not None and test.op == "mul" and len(test.attrs.get("scalars") or ()) == 1:
+            if not any(is_plain(ranges, test, place) for place in (0, 1)):
+                continue
             added, test = ranges.operand(site, side).high, ranges.root(test, 0) or ranges.root(test, 1)
         if test is None or test.op != "eq" or kept.low < 0 or ranges.operand(test, 1) != point(0.0):
             continue
@@ -62,6 +68,8 @@ def _under(ranges: Ranges, site: Site, condition: int, branch: int, holds: bool)
     test = ranges.root(site, condition)
     if test is None or test.op not in _NEGATED or not ranges.same(test, 0, site, branch):
         return found
+    if not is_plain(ranges, site, condition):
+        return found  # a mask that was turned round is about other numbers
     limit = ranges.operand(test, 1)
     if limit.low != limit.high:
         return found

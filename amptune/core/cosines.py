@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-from amptune.core.arguments import norm_order
+from amptune.core.alignment import axes_of, is_plain
+from amptune.core.arguments import limits_of, norm_order
 from amptune.core.graph import Site
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ def is_cosine(ranges: Ranges, site: Site, part: int, norms: Site) -> bool:
     terms = ranges.root(dot) if dot is not None and dot.op == "sum" else None
     if dot is None or terms is None or terms.op != "mul" or norms.op != "mul":
         return False
-    if not dot.inputs or dot.inputs[0].shape != terms.outputs[0].shape:
+    if not is_plain(ranges, dot, 0) or not all(is_plain(ranges, norms, side) for side in (0, 1)):
         return False
     return any(
         _is_norm_of(ranges, ranges.root(norms, 0), terms, first, dot)
@@ -29,15 +31,8 @@ def is_cosine(ranges: Ranges, site: Site, part: int, norms: Site) -> bool:
 def _is_norm_of(ranges: Ranges, norm: Site | None, terms: Site, place: int, dot: Site) -> bool:
     """Whether a norm, with or without a lower limit, is that of a factor of the terms, over the axes of their sum."""
     if norm is not None and norm.op in ("clamp", "maximum"):
-        norm = ranges.root(norm)
+        norm = ranges.root(norm) if is_plain(ranges, norm, 0) and limits_of(norm)[1] == math.inf else None
     if norm is None or norm.op not in ("norm", "linalg_vector_norm") or norm_order(norm) not in (2, "fro"):
         return False
-    alike = norm.inputs[0].shape == dot.inputs[0].shape and _axes(norm) == _axes(dot)
+    alike = norm.inputs[0].shape == dot.inputs[0].shape and axes_of(norm) == axes_of(dot)
     return alike and ranges.same(norm, 0, terms, place)
-
-
-def _axes(site: Site) -> frozenset[int]:
-    """The axes that a reduction folds, counted from the first; all of them where none is named."""
-    rank, named = len(site.inputs[0].shape), site.attrs.get("dim")
-    axes = range(rank) if named is None else named if isinstance(named, list | tuple) else (named,)
-    return frozenset(axis % rank for axis in axes if isinstance(axis, int))

@@ -6,6 +6,8 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from amptune.core.alignment import is_plain
+from amptune.core.arguments import is_scaled
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, scaled
 from amptune.core.operands import input_of
@@ -32,7 +34,7 @@ def rest_of_sum(ranges: Ranges, site: Site) -> Range | None:
         whole is None
         or whole.op != "cumsum"
         or not ranges.repeats(ranges.root(site, 0), whole)
-        or site.attrs.get("alpha")
+        or is_scaled(site)
         or not (is_direct(ranges, site, 0) and is_direct(ranges, site, 1))
     ):
         return None
@@ -67,10 +69,10 @@ def whole_and_rest(ranges: Ranges, site: Site) -> Range | None:
     place c for what came so far, and the terms that are still to come."""
     for side in (0, 1):
         whole, rest = ranges.root(site, side), ranges.root(site, 1 - side)
-        if whole is None or rest is None or whole.op != "sum" or rest.op != "cumsum" or site.attrs.get("alpha"):
+        if whole is None or rest is None or whole.op != "sum" or rest.op != "cumsum" or is_scaled(site):
             continue
         terms = ranges.root(rest)
-        if terms is None or terms.op != "sub" or terms.attrs.get("alpha") or not ranges.same(whole, 0, terms, 1):
+        if terms is None or terms.op != "sub" or is_scaled(terms) or not ranges.same(whole, 0, terms, 1):
             continue
         number, within = (terms.attrs.get("scalars") or {}).get(0), ranges.operand(terms, 1)
         if not isinstance(number, int | float) or within.low < 0 or within.high > number:
@@ -159,9 +161,9 @@ def between_steps(ranges: Ranges, site: Site, operand: int, mask: int, *, kept: 
     difference = ranges.root(site, operand)
     position = input_of(site, mask)
     is_causal = (site.attrs.get("triangles") or {}).get(position, (False, False))[0 if kept else 1]
-    if difference is None or difference.op != "sub" or difference.attrs.get("alpha") or not is_causal:
+    if difference is None or difference.op != "sub" or is_scaled(difference) or not is_causal:
         return None
-    if any((site.attrs.get("views") or {}).get(input_of(site, operand), ("", ""))):
+    if not is_plain(ranges, site, operand):
         return None
     whole = ranges.root(difference, 0)
     if whole is None or whole.op != "cumsum" or not ranges.repeats(ranges.root(difference, 1), whole):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from amptune.core.alignment import is_plain, meets
 from amptune.core.arguments import reduced_count
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, point
@@ -26,7 +27,12 @@ def is_entropy(ranges: Ranges, site: Site, other: int, logarithm: Site) -> bool:
     if share.low < 0 or share.high > 1:
         return False
     inner = ranges.root(logarithm)
-    guarded = inner is not None and inner.op in ("add", "clamp") and ranges.same(inner, 0, site, other)
+    guarded = (
+        inner is not None
+        and inner.op in ("add", "clamp")
+        and ranges.same(inner, 0, site, other)
+        and is_plain(ranges, logarithm, 0)
+    )
     return ranges.same(logarithm, 0, site, other) or guarded
 
 
@@ -40,6 +46,8 @@ def entropy(ranges: Ranges, site: Site, made: Site) -> Range | None:
     """
     for side, other in ((0, 1), (1, 0)):
         logarithm = ranges.root(made, side)
+        if not all(is_plain(ranges, *each) for each in ((site, 0), (made, side), (made, other))):
+            continue
         if logarithm is None or logarithm.op not in LOGARITHMS or not is_entropy(ranges, made, other, logarithm):
             continue
         if count := _count(ranges, ranges.root(made, other), site):
@@ -76,7 +84,9 @@ def _adds_to_one(ranges: Ranges, site: Site, axis: set[int], depth: int = 0) -> 
         own = len(site.inputs[0].shape) if site.inputs else 0
         return own - 1 not in _axes(site, own) and _rows_add_to_one(ranges, site, depth + 1)
     whole = ranges.root(site, 1) if site.op == "div" else None
-    if whole is None or whole.op != "sum" or not ranges.covers(whole, 0, site, 0) or ranges.operand(site, 0).low < 0:
+    if whole is None or whole.op != "sum" or not ranges.same(whole, 0, site, 0) or ranges.operand(site, 0).low < 0:
+        return False
+    if not meets(ranges, whole, (whole, 0), (site, 0), (site, 1)):
         return False
     read = len(whole.inputs[0].shape)
     return _axes(whole, read) == {read - 1} == {rank - 1} and (rank == 1 or bool(whole.attrs.get("keepdim")))

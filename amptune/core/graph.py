@@ -128,6 +128,7 @@ class Site:
             ``scalars``: numbers among the positional operands, as {position: value}: ``x + 1e-8`` has {1: 1e-8}.
             ``operands``: for a functional op, what each positional argument is: an index into ``inputs`` (twice the
             same for ``x * x``), or None for a number, a parameter or a constant made in the forward.
+            ``by_name``: {argument: index into ``inputs``}, for tensors that are given by name.
             ``in_place``: it writes its first operand, whose dtype stays. ``called``: its name in the user's code, where
             that is not the op's: ``fill_diagonal_``.
             ``casts``: {index of an input: dtype}, for inputs that the user's code casts on the way (``x.float()``);
@@ -138,12 +139,15 @@ class Site:
             ``bounds``: {index of an input: (low, high)}, for inputs that no site makes: constants, buffers, random
             numbers, arithmetic on integers. ``batch``: {index of an input: name of the batch's tensor}.
             ``exact``: (low, high, number of zeros) of a result that is worked out from constants alone.
-            ``views``: {index of an input: (views that pick some of its numbers, all views)}, as text.
+            ``views``: {index of an input: (views that pick some of its numbers, all views)}, as text; ``turns``: of the
+            others.
+            ``axes``: {index of an input: for each axis that of what made it, counted from the last}, through views.
             ``kept``: {index of an input: (axes, axes)}, for constant masks: along which, from -1 for the last, every
             line has a number that is not zero, and a zero. ``triangles``: {index of an input: (whether a constant mask
             holds nowhere above the diagonal, everywhere above it)}. ``one_hot``: indices of inputs that one_hot made;
             ``pairs``: of masks that say which numbers of a vector are equal.
             ``narrowed``: {index of an input: 8-bit dtype that it is cast to on the way, even if it is cast back}.
+            ``passed``: {index of an input: dtypes that it is cast to on the way, in order}, those that change numbers.
             ``random``: an input is drawn in the forward. ``later_sources``: ``sources`` of the calls after the first.
             ``written``: {index of an input: sites that wrote into parts of it since it was made, all calls}; an empty
             name for a writer that is no site. ``puts``: (indices of inputs, numbers) that the result of ``x[i] = y``

@@ -162,6 +162,8 @@ def power(base: Range, exponent: float | None) -> Range:
     """The range of base ** exponent; ``None`` for an exponent that is not known."""
     if exponent is None:
         return Range(0.0, math.inf) if base.low >= 0 else ANY
+    if exponent == 0:
+        return point(1.0)
     if exponent == 2:
         return square(base)
     if exponent == int(exponent) and int(exponent) % 2 == 0 and exponent > 0:

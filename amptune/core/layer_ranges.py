@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from amptune.core.arguments import limits_of
 from amptune.core.graph import Site
-from amptune.core.intervals import ANY, Range, add, multiply, point, product, scaled, symmetric
+from amptune.core.intervals import ANY, Range, add, multiply, pairwise, point, product, scaled, symmetric
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
@@ -72,7 +73,8 @@ _PRODUCTS = ("matmul", "bmm", "mm", "mv", "einsum", "dot", "vdot", "linalg_vecdo
 
 def _product(ranges: Ranges, site: Site) -> Range | None:
     """A product of two tensors: sums of k products."""
-    if len(site.inputs) + len(site.params) != 2 and not _is_square(site):
+    layout = [place for place in site.attrs.get("operands") or () if place is not None]
+    if len(layout) + len(site.params) > 2 or (len(site.inputs) + len(site.params) != 2 and not _is_square(site)):
         return ANY
     if site.op == "einsum" and "," not in str(site.attrs.get("equation", ",")):
         return _rearranged(ranges, site)
@@ -107,7 +109,31 @@ def _operands(ranges: Ranges, site: Site) -> tuple[Range, Range]:
     return (found[0], found[-1])
 
 
+def _summed(site: Site) -> int | None:
+    """How many products each number of an einsum of two tensors adds up; ``None`` where the equation does not say."""
+    before, arrow, after = str(site.attrs.get("equation", "")).replace(" ", "").partition("->")
+    sides = before.split(",")
+    shapes = [tensor.shape for tensor in site.inputs] + [param.meta.shape for param in site.params]
+    if site.attrs.get("operands") and not site.params:
+        shapes = [site.inputs[place].shape for place in site.attrs["operands"] if place is not None]
+    if len(sides) != 2 or len(shapes) != 2 or site.params:
+        return None
+    sizes: dict[str, int] = {}
+    for letters, shape in zip(sides, shapes, strict=True):
+        first, dots, last = letters.partition("...")
+        named = [*zip(first, shape, strict=False), *zip(last[::-1], shape[::-1], strict=False)]
+        if len(first) + len(last) > len(shape) or (not dots and len(first) != len(shape)):
+            return None
+        for letter, size in named:
+            sizes[letter] = max(sizes.get(letter, 1), size)
+    if not arrow:
+        after = "".join(letter for letter in sizes if before.count(letter) == 1)
+    return math.prod(size for letter, size in sizes.items() if letter not in after)
+
+
 def _terms(site: Site) -> int:
+    if site.op == "einsum" and (count := _summed(site)) is not None:
+        return count
     if site.gemms:
         return max(gemm.k for gemm in site.gemms)
     shape = site.inputs[0].shape if site.inputs else ()
@@ -115,11 +141,15 @@ def _terms(site: Site) -> int:
 
 
 def _sum_with(ranges: Ranges, site: Site) -> Range | None:
-    """addmm and its kin: input + a @ b."""
-    if len(site.inputs) != 3 or site.params:
+    """addmm and its kin: beta * input + alpha * a @ b."""
+    places = list(site.attrs.get("operands") or range(len(site.inputs)))
+    if site.params or len(places) != 3 or None in places:
         return ANY
-    terms = scaled(multiply(ranges.input(site, 1), ranges.input(site, 2)), max(_terms(site), 1))
-    return add(ranges.input(site, 0), terms)
+    beta, alpha = (site.attrs.get(name, 1) for name in ("beta", "alpha"))
+    if not isinstance(beta, int | float) or not isinstance(alpha, int | float):
+        return ANY
+    added, first, second = (ranges.input(site, place) for place in places)
+    return add(scaled(added, beta), scaled(multiply(first, second), max(_terms(site), 1) * alpha))
 
 
 def _embedding(ranges: Ranges, site: Site) -> Range | None:
@@ -181,7 +211,22 @@ def _attention_block(ranges: Ranges, site: Site) -> Range | None:
     return symmetric(product(value, outer.row_sum) + bias)
 
 
+def _clamp(ranges: Ranges, site: Site) -> Range | None:
+    """Between limits that are tensors, by place or by name."""
+    if len(site.inputs) == 1 or not (places := site.attrs.get("operands")):
+        return None
+    found, named, limits = ranges.operand(site, 0), site.attrs.get("by_name") or {}, limits_of(site)
+    for number, name in enumerate(("min", "max")):
+        place = places[number + 1] if len(places) > number + 1 else None
+        place = named.get(name, place)
+        limit = ranges.input(site, place) if place is not None else point(limits[number])
+        if place is not None or math.isfinite(limits[number]):
+            found = pairwise(max if name == "min" else min, found, limit)
+    return found
+
+
 LAYERS: dict[str, LayerRule] = {
+    "clamp": _clamp,
     **dict.fromkeys(
         ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _linear
     ),

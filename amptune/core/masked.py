@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from amptune.core.alignment import is_plain
 from amptune.core.graph import Site
 from amptune.core.operands import input_of
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 def least_kept(ranges: Ranges, site: Site, made: Site) -> float:
     """The least that a sum of positive numbers can be of which a constant mask takes some away: the smallest of them,
     where each row that is summed keeps one; 0 where that is not known."""
+    if not is_plain(ranges, site, 0):
+        return 0.0
     if made.op == "mul":
         sides = [(side, 1 - side) for side in (0, 1) if ranges.operand(made, side).low > 0]
         return max((ranges.operand(made, side).low for side, mask in sides if _keeps(site, made, mask, 0)), default=0.0)

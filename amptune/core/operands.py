@@ -30,3 +30,9 @@ def written_into(site: Site, position: int) -> tuple[str, ...]:
     """The sites that wrote into parts of an input after it was made; an empty name for a writer that is no site."""
     found: tuple[str, ...] = (site.attrs.get("written") or {}).get(position, ())
     return found
+
+
+def passed_on(site: Site, position: int) -> tuple[str, ...]:
+    """The dtypes that change numbers to which an input is cast on its way, in order."""
+    found: tuple[str, ...] = (site.attrs.get("passed") or {}).get(position, ())
+    return found

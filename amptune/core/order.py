@@ -6,6 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from amptune.core.arguments import is_scaled
 from amptune.core.graph import Site
 from amptune.core.intervals import Range
 from amptune.core.operands import input_of
@@ -111,7 +112,7 @@ def never_falls(ranges: Ranges, site: Site, axis: int, depth: int = 0) -> bool:
         case "cumsum":
             return along and ranges.operand(site, 0).low >= 0
         case "add":
-            return not site.attrs.get("alpha") and all(
+            return not is_scaled(site) and all(
                 _is_level(site, side, axis) or _operand_never_falls(ranges, site, side, axis, depth) for side in (0, 1)
             )
         case "sub":

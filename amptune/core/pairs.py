@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from amptune.core.arguments import is_scaled
 from amptune.core.graph import Site
 from amptune.core.operands import input_of, written_into
 from amptune.core.squares import is_square
@@ -42,7 +43,7 @@ def _maker(ranges: Ranges, site: Site) -> Site | None:
 def _paired_axes(ranges: Ranges, site: Site) -> frozenset[int]:
     """The axes along which a difference pairs the rows of one tensor with each other; empty where it does not."""
     places = [input_of(site, side) for side in (0, 1)]
-    if site.op != "sub" or None in places or site.attrs.get("alpha") or not site.outputs:
+    if site.op != "sub" or None in places or is_scaled(site) or not site.outputs:
         return frozenset()
     shape, views = site.outputs[0].shape, site.attrs.get("views") or {}
     seen = [((1,) * len(shape) + site.inputs[place].shape)[-len(shape) :] for place in places if place is not None]

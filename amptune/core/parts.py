@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from amptune.core.arguments import norm_order, reduced_count
+from amptune.core.alignment import axes_of, is_plain, meets
+from amptune.core.arguments import is_scaled, limits_of, norm_order, reduced_count
+from amptune.core.axes import axis_before
 from amptune.core.cosines import is_cosine
 from amptune.core.graph import Site
 from amptune.core.intervals import UNIT, Range, symmetric
+from amptune.core.narrowing import keeps_numbers
+from amptune.core.operands import input_of, passed_on
 from amptune.core.squares import is_square
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
 
+Operand = tuple[Site, int]
+"""A site and the place of one of its operands."""
 COPIES_ALL = frozenset({"cat", "stack"})
 """Ops whose result holds the numbers of all of their operands and no others."""
 NORMS = frozenset({"norm", "linalg_vector_norm"})
@@ -24,25 +30,39 @@ _SIZES = frozenset(
 _DEPTH = 6
 
 
-def part_of(ranges: Ranges, site: Site, part: int, holder: Site, place: int) -> Range | None:
-    """Bounds of a part divided by a whole that is made of it: its own sum, norm, maximum or deviation."""
-    whole = _without_eps(ranges, ranges.root(holder, place))
+def part_of(ranges: Ranges, part: Operand, whole_at: Operand, seen: Operand) -> Range | None:
+    """Bounds of a part divided by a whole that is made of it: its own sum, norm, maximum or deviation.
+
+    Args:
+        ranges: the analysis.
+        part: the operand that is divided.
+        whole_at: the operand that it is divided by.
+        seen: the operand through which the site of the part reads that: the same, but for a reciprocal between.
+    """
+    whole = _without_eps(ranges, ranges.root(*whole_at))
     if whole is None:
         return None
     if whole.op == "add":
-        return _part_of_sum(ranges, site, part, whole)
-    if whole.op == "sqrt" and (count := root_of_squares(ranges, whole, site, part)):
+        return _part_of_sum(ranges, part, whole, seen)
+    if whole.op == "sqrt" and (count := root_of_squares(ranges, whole, part, seen)):
         return symmetric(count)
     if whole.op == "mul":
-        return symmetric(1.0) if is_cosine(ranges, site, part, whole) else None
+        plain = all(is_plain(ranges, *each) for each in (part, whole_at, seen))
+        return symmetric(1.0) if plain and is_cosine(ranges, *part, whole) else None
     inner = ranges.root(whole)
-    if whole.op in ("sum", *MAXIMA) and inner is not None and inner.op == "abs" and ranges.covers(inner, 0, site, part):
+    sizes = whole.op in ("sum", *MAXIMA) and inner is not None and inner.op == "abs" and is_plain(ranges, whole, 0)
+    if sizes and inner is not None and meets(ranges, whole, (inner, 0), part, seen):
         return symmetric(1.0)
-    if not ranges.covers(whole, 0, site, part):
+    if not meets(ranges, whole, (whole, 0), part, seen):
         return None
-    if whole.op in ("sum", *MAXIMA) and ranges.operand(site, part).low >= 0:
+    if whole.op in ("sum", *MAXIMA) and ranges.operand(*part).low >= 0:
         return UNIT
-    return symmetric(1.0) if whole.op in NORMS or whole.op == "abs" else None
+    is_norm = whole.op in NORMS and _is_positive(norm_order(whole))
+    return symmetric(1.0) if is_norm or whole.op == "abs" else None
+
+
+def _is_positive(order: float | str) -> bool:
+    return order == "fro" or (not isinstance(order, str) and order > 0)
 
 
 def _without_eps(ranges: Ranges, whole: Site | None) -> Site | None:
@@ -53,6 +73,8 @@ def _without_eps(ranges: Ranges, whole: Site | None) -> Site | None:
         literal = whole.attrs.get("scalars") or {}
         if whole.op == "add" and not any(value >= 0 for value in literal.values()):
             break
+        if whole.op == "clamp" and limits_of(whole)[1] < math.inf:
+            return None  # an upper limit makes it smaller
         inner = ranges.root(whole, 1 if 0 in literal else 0)
         if inner is None or (whole.op == "add" and inner.op not in _SIZES):
             break
@@ -60,67 +82,158 @@ def _without_eps(ranges: Ranges, whole: Site | None) -> Site | None:
     return whole
 
 
-def _part_of_sum(ranges: Ranges, site: Site, part: int, whole: Site) -> Range | None:
+def _part_of_sum(ranges: Ranges, part: Operand, whole: Site, seen: Operand) -> Range | None:
     """x / (x + y) lies within [0, 1], and x / (1 + |x|) within [-1, 1], for what is not negative."""
-    if any(ranges.operand(whole, side).low < 0 for side in (0, 1)):
+    if any(ranges.operand(whole, side).low < 0 for side in (0, 1)) or is_scaled(whole):
         return None
     for side in (0, 1):
-        if ranges.same(whole, side, site, part) and ranges.operand(site, part).low >= 0:
+        if (
+            ranges.same(whole, side, *part)
+            and ranges.operand(*part).low >= 0
+            and meets(ranges, whole, (whole, side), part, seen)
+        ):
             return UNIT
         inner = ranges.root(whole, side)
-        if inner is not None and inner.op == "abs" and ranges.same(inner, 0, site, part):
+        is_size = inner is not None and inner.op == "abs" and is_plain(ranges, whole, side)
+        if (
+            is_size
+            and inner is not None
+            and ranges.same(inner, 0, *part)
+            and meets(ranges, whole, (inner, 0), part, seen)
+        ):
             return symmetric(1.0)
     return None
 
 
-def root_of_squares(ranges: Ranges, root: Site, site: Site, part: int) -> float:
+def root_of_squares(ranges: Ranges, root: Site, part: Operand, seen: Operand) -> float:
     """For a root of the sum or mean of the squares of a part: how large the quotient can get; 0 where it is not."""
     total = ranges.root(root)
     for _ in range(_DEPTH):
         if total is not None and total.op in ("add", "clamp", "maximum") and total.attrs.get("scalars", True):
+            if limits_of(total)[1] < math.inf or any(
+                value < 0 for value in (total.attrs.get("scalars") or {}).values()
+            ):
+                return 0.0
             total = ranges.root(total)
     if total is None:
         return 0.0
     count = math.sqrt(max(reduced_count(total), 1))
     if total.op == "var":
-        return count + 1 if _is_centred(ranges, site, part, total) else 0.0
+        return count + 1 if _is_centred(ranges, part, total, seen) else 0.0
     squares = ranges.root(total)
     if total.op not in ("sum", "mean") or squares is None or not is_square(ranges, squares):
         return 0.0
-    if not ranges.covers(squares, 0, site, part):
+    if total.attrs.get("called") == "trace" or not is_plain(ranges, total, 0):
+        return 0.0
+    if not meets(ranges, total, (squares, 0), part, seen):
         return 0.0
     return 1.0 if total.op == "sum" else count
 
 
-def _is_centred(ranges: Ranges, site: Site, part: int, variance: Site) -> bool:
+def _is_centred(ranges: Ranges, part: Operand, variance: Site, seen: Operand) -> bool:
     """Whether a part is x - mean(x), of the x whose variance it is divided by."""
-    made = ranges.root(site, part)
-    if made is None or made.op != "sub" or not ranges.same(made, 0, variance, 0):
+    made = ranges.root(*part)
+    if made is None or made.op != "sub" or not ranges.same(made, 0, variance, 0) or not is_plain(ranges, *part):
         return False
     mean = ranges.root(made, 1)
-    return mean is not None and mean.op == "mean" and ranges.same(mean, 0, variance, 0)
-
-
-def is_unit_vector(ranges: Ranges, site: Site, index: int, depth: int = 0) -> bool:
-    """Whether an operand's rows have a norm of at most 1: normalised by a function or by hand."""
-    made = ranges.root(site, index)
-    if made is None or depth > _DEPTH:
+    if mean is None or mean.op != "mean" or not ranges.same(mean, 0, variance, 0) or is_scaled(made):
         return False
+    alike = axes_of(mean) == axes_of(variance) and meets(ranges, mean, (mean, 0), (made, 0), (made, 1))
+    return (
+        alike
+        and made.outputs[0].shape == variance.inputs[0].shape
+        and meets(ranges, variance, (variance, 0), (made, 0), seen)
+    )
+
+
+def is_unit_vector(ranges: Ranges, site: Site, index: int, axis: int, depth: int = 0) -> bool:
+    """Whether an operand's lines have a norm of at most 1: normalised by a function or by hand.
+
+    Args:
+        ranges: the analysis.
+        site: which reads the operand.
+        index: which of its operands.
+        axis: along which the lines run, counted from the last as the site sees it.
+        depth: of the recursion.
+    """
+    position = input_of(site, index)
+    made = ranges.maker(site, position) if position is not None else None
+    if (
+        made is None
+        or position is None
+        or depth > _DEPTH
+        or not made.outputs
+        or not keeps_numbers(passed_on(site, position))
+    ):
+        return False
+    before = axis_before(site, position, made, axis)
+    if before is None:
+        return False
+    if made.op in COPIES_ALONG:
+        return _copies_lines(made, before) and is_unit_vector(ranges, made, 0, before, depth + 1)
     if made.op == "normalize":
-        return bool(made.attrs.get("p", 2) == 2)
+        along = made.attrs.get("dim", 1)
+        rank = len(made.outputs[0].shape)
+        own = made.attrs.get("p", 2) == 2 and len(made.inputs) + len(made.params) == 1
+        return own and isinstance(along, int) and along % rank - rank == before
     if made.op == "div":
         whole = _without_eps(ranges, ranges.root(made, 1))
-        if whole is None:
+        if whole is None or made.attrs.get("rounding_mode"):
             return False
         if whole.op == "sqrt":
-            return root_of_squares(ranges, whole, made, 0) == 1.0
-        return whole.op in NORMS and norm_order(whole) in (1, 2, "fro") and ranges.covers(whole, 0, made, 0)
+            return _folds(ranges, whole, before) and root_of_squares(ranges, whole, (made, 0), (made, 1)) == 1.0
+        own = whole.op in NORMS and norm_order(whole) in (1, 2, "fro")
+        return own and _holds_axis(whole, before) and meets(ranges, whole, (whole, 0), (made, 0), (made, 1))
     if made.op == "mul":
         return any(
-            factor is not None and factor.op == "rsqrt" and root_of_squares(ranges, factor, made, 1 - side) == 1.0
+            factor is not None
+            and factor.op == "rsqrt"
+            and _folds(ranges, factor, before)
+            and root_of_squares(ranges, factor, (made, 1 - side), (made, side)) == 1.0
             for side in (0, 1)
             for factor in [ranges.root(made, side)]
         )
     if made.op in COPIES_ALL:
-        return all(is_unit_vector(ranges, made, place, depth + 1) for place in range(len(made.inputs)))
+        along, rank = made.attrs.get("dim", 0), len(made.outputs[0].shape)
+        apart = isinstance(along, int) and along % rank - rank != before
+        inner = (
+            before
+            if made.op == "cat"
+            else before + 1
+            if isinstance(along, int) and along % rank - rank > before
+            else before
+        )
+        return apart and all(is_unit_vector(ranges, made, place, inner, depth + 1) for place in range(len(made.inputs)))
     return False
+
+
+def _folds(ranges: Ranges, root: Site, axis: int) -> bool:
+    """Whether a root is of a sum over an axis, with an eps or without."""
+    total = ranges.root(root)
+    for _ in range(_DEPTH):
+        if total is not None and total.op in ("add", "clamp", "maximum"):
+            total = ranges.root(total)
+    return total is not None and _holds_axis(total, axis)
+
+
+def _holds_axis(total: Site, axis: int) -> bool:
+    return bool(total.inputs) and axis + len(total.inputs[0].shape) in axes_of(total)
+
+
+COPIES_ALONG = frozenset({"clone", "contiguous", "alias", "identity", "flip", "roll", "index_select", "index"})
+"""Copies after which lines may still be those that they were."""
+
+
+def _copies_lines(site: Site, axis: int) -> bool:
+    """Whether a copy leaves the lines along an axis whole, in whatever order."""
+    if site.attrs.get("in_place"):
+        return False
+    rank = len(site.outputs[0].shape)
+    if site.op == "index_select":
+        dim = site.attrs.get("dim")
+        return isinstance(dim, int) and dim % rank - rank != axis
+    if site.op == "index":  # x[index]: rows of x, where shapes say that it can be nothing else
+        own, places = site.inputs[0].shape, [tensor.shape for tensor in site.inputs[1:]]
+        rows = len(places) == 1 and site.outputs[0].shape == (*places[0], *own[1:])
+        return rows and axis > -len(own) and own[0] not in (*places[0],)
+    return True

@@ -16,7 +16,7 @@ _BESIDE_VALUES = frozenset(
 
 def places(site: Site, ranges: list[Range]) -> Range:
     """Places in an operand: from 0 up to its size, which a search may give too."""
-    return Range(0.0, float(max(site.inputs[0].numel, 1))) if site.inputs else Range(0.0)
+    return Range(0.0, float(max(tensor.numel for tensor in site.inputs) or 1)) if site.inputs else Range(0.0)
 
 
 def in_order(site: Site, ranges: list[Range]) -> Range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from amptune.core.graph import Site
@@ -36,19 +37,6 @@ def dipping(lowest: float) -> RangeRule:
     return lambda site, ranges: Range(lowest if ranges[0].low < 0 else 0.0, max(ranges[0].high, 0.0)) if ranges else ANY
 
 
-def sloped(name: str, default: float) -> RangeRule:
-    """Activations that are a fraction of x below zero."""
-
-    def rule(site: Site, ranges: list[Range]) -> Range:
-        slope = site.attrs.get(name, (site.attrs.get("scalars") or {}).get(1, default))
-        slope = float(slope) if isinstance(slope, (int, float)) else default
-        if not ranges or not 0 <= slope <= 1:
-            return ANY
-        return Range(ranges[0].low, max(ranges[0].high, ranges[0].high * slope))  # rrelu draws any slope up to 1
-
-    return rule
-
-
 def extreme(pick: Callable[[float, float], float]) -> RangeRule:
     """max and min: along an axis, or of two tensors."""
 
@@ -63,3 +51,29 @@ def extreme(pick: Callable[[float, float], float]) -> RangeRule:
 def integral(function: Callable[[float], float]) -> RangeRule:
     """A function that rises in whole numbers, which the largest numbers are already."""
     return monotone(lambda x: function(x) if abs(x) < 1e300 else x)
+
+
+_QUOTIENT = 1e-6
+"""Relative error of a quotient, which may put it on the other side of a whole number."""
+
+
+def whole(function: Callable[[float], float], value: Range) -> Range:
+    """Whole numbers of a quotient, which is rounded itself before."""
+    low, high = value.low - _QUOTIENT * abs(value.low), value.high + _QUOTIENT * abs(value.high)
+    return Range(function(low) if abs(low) < 1e300 else value.low, function(high) if abs(high) < 1e300 else value.high)
+
+
+def rounded(site: Site, ranges: list[Range]) -> Range:
+    """round, trunc, and frac, which is what trunc takes away."""
+    if not ranges:
+        return ANY
+    called, value = str(site.attrs.get("called", "")).strip("_"), ranges[0]
+    if called == "frac":
+        return Range(-1.0 if value.low < 0 else 0.0, 1.0 if value.high > 0 else 0.0)
+    if called in ("trunc", "fix"):
+        return integral(math.trunc)(site, ranges)
+    decimals = site.attrs.get("decimals", 0)
+    if not isinstance(decimals, int) or decimals:
+        room = 10.0**-decimals if isinstance(decimals, int) else math.inf
+        return Range(value.low - room, value.high + room)
+    return integral(round)(site, ranges)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from amptune.core.activation_ranges import celu, elu, hardtanh, leaky_relu, prelu, softplus, threshold
 from amptune.core.arguments import axis_size, exponent_of, limits_of, norm_order, reduced_count
 from amptune.core.graph import Site
 from amptune.core.intervals import (
@@ -26,7 +27,7 @@ from amptune.core.intervals import (
     symmetric,
 )
 from amptune.core.places import in_order, on_diagonal, places
-from amptune.core.range_forms import RangeRule, both, dipping, extreme, first, fixed, integral, monotone, sloped
+from amptune.core.range_forms import RangeRule, both, dipping, extreme, first, fixed, integral, monotone, rounded, whole
 from amptune.core.sampling import averaged, resized, sampled, spectrum, steps, summed_powers
 
 
@@ -47,8 +48,14 @@ def _div(site: Site, ranges: list[Range]) -> Range:
     if len(ranges) < 2:
         return ANY
     found = multiply(ranges[0], inverse(ranges[1]))
-    return found if not site.attrs.get("rounding_mode") else Range(math.floor(found.low) if abs(found.low) < 1e300 else
-                                                                   found.low, found.high)  # fmt: skip
+    match site.attrs.get("rounding_mode"):
+        case None:
+            return found
+        case "floor":
+            return whole(math.floor, found)
+        case "trunc":
+            return whole(math.trunc, found)
+    return ANY
 
 
 def _power(site: Site, ranges: list[Range]) -> Range:
@@ -71,14 +78,18 @@ def _raised(base: Range, exponent: Range) -> Range:
 def _clamp(site: Site, ranges: list[Range]) -> Range:
     base = ranges[0] if ranges else ANY
     floor, ceiling = limits_of(site)
-    if len(ranges) > 1 and floor == -math.inf and ceiling == math.inf:
+    if len(ranges) > 1 and len(site.inputs) > 1:
         return ANY  # clamped between tensors
     return Range(min(max(base.low, floor), ceiling), max(min(base.high, ceiling), floor))
 
 
 def _sum(site: Site, ranges: list[Range]) -> Range:
-    count = reduced_count(site)
-    return Range(product(ranges[0].low, count), product(ranges[0].high, count)) if ranges and count else ANY
+    count, called = reduced_count(site), str(site.attrs.get("called", ""))
+    if called == "trace" and site.inputs and site.inputs[0].shape:
+        count = min(site.inputs[0].shape)
+    if not ranges or not count or "trap" in called:
+        return ANY  # a trapezoid takes half of what is at the ends, and has the distance between as a factor
+    return Range(product(ranges[0].low, count), product(ranges[0].high, count))
 
 
 def _cumsum(site: Site, ranges: list[Range]) -> Range:
@@ -104,7 +115,8 @@ def _mean(site: Site, ranges: list[Range]) -> Range:
 def _spread(site: Site, ranges: list[Range]) -> Range:
     """A standard deviation is at most the width of the range."""
     width = ranges[0].high - ranges[0].low if ranges else math.inf
-    width = math.inf if math.isnan(width) else width
+    correction = site.attrs.get("correction")
+    width = math.inf if math.isnan(width) or (correction is not None and correction not in (0, 1)) else width
     return Range(0.0, width if site.op == "std" else product(width, width))
 
 
@@ -114,9 +126,26 @@ def _norm(site: Site, ranges: list[Range]) -> Range:
         return Range(0.0, math.inf)
     # A norm of positive order is at least the size of each of its numbers.
     least = 0.0 if not isinstance(order, str) and order <= 0 else ranges[0].least
-    if order == "nuc" or (not isinstance(order, str) and order < 2):
+    is_matrix = site.op == "linalg_matrix_norm" or "linalg" in str(site.attrs.get("called", ""))
+    if order == "nuc" or (not isinstance(order, str) and order < 2) or (is_matrix and order == math.inf):
         return Range(least, math.inf)
     return Range(least, product(ranges[0].magnitude, math.sqrt(count)))
+
+
+def _normalize(site: Site, ranges: list[Range]) -> Range:
+    """A norm of positive order is at least as large as each number. weight_norm has two tensors, and scales by one."""
+    order = site.attrs.get("p", 2)
+    alone = len(site.inputs) + len(site.params) == 1
+    return symmetric(1.0) if alone and isinstance(order, int | float) and order > 0 else ANY
+
+
+def _entropy_loss(site: Site, ranges: list[Range]) -> Range:
+    """Not negative for classes and for shares; targets that nothing is known of are taken for these."""
+    place = min(1, len(site.inputs) - 1)
+    targets = ranges[place] if place < len(ranges) and site.inputs[place].is_floating else ANY
+    highest = 1.0 if site.op == "binary_cross_entropy_with_logits" else math.inf
+    strange = -math.inf < targets.low < 0 or highest < targets.high < math.inf
+    return ANY if strange else Range(0.0)
 
 
 def _where(site: Site, ranges: list[Range]) -> Range:
@@ -163,14 +192,6 @@ def _logsumexp(site: Site, ranges: list[Range]) -> Range:
     return Range(ranges[0].low, ranges[0].high + math.log(count)) if ranges else ANY
 
 
-def _softplus(value: Range) -> Range:
-    return Range(_soft(value.low), _soft(value.high))
-
-
-def _soft(value: float) -> float:
-    return value if value > 30 else math.log1p(exp(value))
-
-
 def _lgamma(value: Range) -> Range:
     """Of what is above zero: it falls to -0.1215 at 1.4616, and rises from there."""
     if value.low <= 0:
@@ -191,8 +212,20 @@ def _is_unit(value: Range) -> bool:
 
 
 def _pad(site: Site, ranges: list[Range]) -> Range:
-    value = site.attrs.get("value") or 0.0
+    value = site.attrs.get("value") or site.attrs.get("padding_value") or 0.0
     return ranges[0].union(point(float(value))) if ranges and isinstance(value, (int, float)) else ANY
+
+
+def _with_zeros(site: Site, ranges: list[Range]) -> Range:
+    """Windows, which hold zeros where they stand over the edge."""
+    return ranges[0].union(point(0.0)) if ranges and site.attrs.get("padding") else ranges[0] if ranges else ANY
+
+
+def _pooled(site: Site, ranges: list[Range]) -> Range:
+    """Largest numbers of windows, or those put back where they were, with zeros beside them."""
+    if not ranges:
+        return ANY
+    return ranges[0].union(point(0.0)) if "unpool" in str(site.attrs.get("called", "")).lower() else ranges[0]
 
 
 def _layer(site: Site, ranges: list[Range]) -> Range:
@@ -242,10 +275,6 @@ def _recurrent(site: Site, ranges: list[Range]) -> Range:
     return symmetric(1.0).union(ranges[1]) if len(ranges) > 1 else symmetric(1.0)
 
 
-def _elu(site: Site, ranges: list[Range]) -> Range:
-    return dipping(-abs(_alpha(site)))(site, ranges)
-
-
 def _arange(site: Site, ranges: list[Range]) -> Range:
     count = site.outputs[0].numel if site.outputs else 0
     return Range(0.0, float(max(count - 1, 0))) if "start" not in site.attrs and count else ANY
@@ -261,10 +290,12 @@ RULES: dict[str, RangeRule] = {
     **_rows("softmax sigmoid hardsigmoid one_hot bernoulli eye gumbel_softmax softmin", fixed(0.0, 1.0)),
     **_rows("eq ne lt le gt ge logical_and logical_or logical_not isnan isinf any all", fixed(0.0, 1.0)),
     **_rows("tanh sin cos softsign sign", fixed(-1.0, 1.0)),
-    **_rows("cosine_similarity normalize", fixed(-1.0, 1.0)),
+    "cosine_similarity": fixed(-1.0, 1.0),
+    "normalize": _normalize,
     **_rows("gru rnn gru_cell rnn_cell", _recurrent),
     **_rows("cdist pdist dist count_nonzero bincount", _NOT_NEGATIVE),
-    **_rows("mse_loss l1_loss smooth_l1_loss huber_loss cross_entropy binary_cross_entropy_with_logits", _NOT_NEGATIVE),
+    **_rows("mse_loss l1_loss smooth_l1_loss huber_loss", _NOT_NEGATIVE),
+    **_rows("cross_entropy binary_cross_entropy_with_logits", _entropy_loss),
     **_rows("log_softmax logsigmoid", _NOT_POSITIVE),
     **_rows("amax amin mean median quantile cummax cummin topk", _mean),
     "sort": in_order,
@@ -277,7 +308,7 @@ RULES: dict[str, RangeRule] = {
     "min": extreme(min),
     "floor": integral(math.floor),
     "ceil": integral(math.ceil),
-    "round": integral(round),
+    "round": rounded,
     **_rows("norm linalg_vector_norm linalg_matrix_norm", _norm),
     **_rows("var std", _spread),
     **_rows("zeros zeros_like new_zeros", fixed(0.0, 0.0)),
@@ -295,11 +326,14 @@ RULES: dict[str, RangeRule] = {
     "silu": dipping(-0.2785),
     "mish": dipping(-0.309),
     "hardswish": dipping(-0.375),
-    "elu": _elu,
+    "elu": elu,
+    "celu": celu,
+    "prelu": prelu,
+    "threshold": threshold,
     "selu": lambda site, ranges: (
         Range(-1.7581 if ranges[0].low < 0 else 0.0, max(ranges[0].high, 0.0) * 1.0508) if ranges else ANY
     ),
-    "leaky_relu": sloped("negative_slope", 0.01),
+    "leaky_relu": leaky_relu,
     "exp": monotone(exp),
     "exp2": monotone(lambda x: exp(x * math.log(2.0))),
     "expm1": monotone(lambda x: exp(x) - 1.0),
@@ -308,7 +342,7 @@ RULES: dict[str, RangeRule] = {
     "log10": monotone(lambda x: log(x) / math.log(10.0)),
     "log1p": monotone(lambda x: log(1.0 + x)),
     "sqrt": monotone(lambda x: math.sqrt(max(x, 0.0))),
-    "softplus": first(_softplus),
+    "softplus": softplus,
     "logsumexp": _logsumexp,
     "lgamma": first(_lgamma),
     "erf": lambda site, ranges: Range(0.0, 2.0) if site.attrs.get("called") == "erfc" else Range(-1.0, 1.0),
@@ -331,9 +365,7 @@ RULES: dict[str, RangeRule] = {
     "sub": _sub,
     "pow": _power,
     "clamp": _clamp,
-    "hardtanh": lambda site, ranges: Range(
-        float(site.attrs.get("min_val", -1.0)), float(site.attrs.get("max_val", 1.0))
-    ),
+    "hardtanh": hardtanh,
     "lerp": _lerp,
     "sum": _sum,
     "cumsum": _cumsum,
@@ -344,6 +376,8 @@ RULES: dict[str, RangeRule] = {
     "index_put": _written,
     "scatter": _scattered,
     **_rows("avg_pool1d avg_pool2d avg_pool3d", averaged),
+    **_rows("max_pool1d max_pool2d max_pool3d", _pooled),
+    "unfold": _with_zeros,
     "lp_pool": summed_powers,
     "grid_sample": sampled,
     "interpolate": resized,

@@ -19,10 +19,11 @@ from amptune.core.formats import Format
 from amptune.core.graph import INPUT, PrecisionGraph, Site, TensorMeta
 from amptune.core.intervals import ANY, UNIT, Range, point
 from amptune.core.layer_ranges import LAYERS, Weight
-from amptune.core.operands import arity, input_of, written_into
+from amptune.core.narrowing import PLACES, keeps_numbers, narrowed
+from amptune.core.operands import arity, input_of, passed_on, written_into
 from amptune.core.ops import Family, op_named
 from amptune.core.parts import COPIES_ALL
-from amptune.core.places import beside
+from amptune.core.places import beside, places
 from amptune.core.range_rules import RULES
 from amptune.core.relations import COPIES_ONE, related
 
@@ -137,6 +138,8 @@ class Ranges:
         bounds = (site.attrs.get("bounds") or {}).get(position)
         if bounds is not None:
             return Range(*bounds)
+        if source in self._known and PLACES in passed_on(site, position):
+            return places(self.graph[source], [])
         if source in self._known:
             producer = self.graph[source]
             return self._known[source] if _same_kind(producer, tensor) else beside(producer, tensor) or _of_type(tensor)
@@ -147,6 +150,7 @@ class Ranges:
 
     def _cast(self, site: Site, position: int, found: Range) -> Range:
         """What is left after the casts of the user's code and of autocast on the way in."""
+        found = narrowed(found, passed_on(site, position))
         if not found.is_known:
             return found
         dtypes = self._dtypes[site.id]
@@ -176,7 +180,11 @@ class Ranges:
 
     def _root(self, site: Site, index: int) -> Site | None:
         position = input_of(site, index)
-        if position is None or position in (site.attrs.get("bounds") or {}):
+        if (
+            position is None
+            or position in (site.attrs.get("bounds") or {})
+            or not keeps_numbers(passed_on(site, position))
+        ):
             return None
         producer = self.maker(site, position)
         if producer is None:
@@ -203,21 +211,28 @@ class Ranges:
             right is not None and left.made == right.made and left.cuts in ("", right.cuts) for right in places
         )
 
+    def seen(self, site: Site, index: int) -> object:
+        """What made an operand and the views since that pick none of its numbers: equal for two operands of which one
+        is a part of the other, in the same order; ``None`` where that is not known."""
+        place = self._place(site, index)
+        return None if place is None else (place.made, place.turns)
+
     def _place(self, site: Site, index: int, *, copies: bool = False) -> _Place | None:
         """Where an operand comes from; with ``copies`` seen through those that pick numbers as well."""
         position = input_of(site, index)
-        if position is None or written_into(site, position):
+        if position is None or written_into(site, position) or not keeps_numbers(passed_on(site, position)):
             return None
         cuts, views = (site.attrs.get("views") or {}).get(position, ("", ""))
+        turns = (site.attrs.get("turns") or {}).get(position, "")
         source = self.sources(site)[position]
         if source in self.graph and position not in (site.attrs.get("bounds") or {}):
             producer = self.graph[source]
             through = _copies(producer) if copies else producer.op in _IDENTITIES and not producer.attrs.get("in_place")
             if through and producer.id != site.id and (place := self._place(producer, 0, copies=copies)):
-                return _Place(place.made, place.cuts + cuts, place.views + views)
-            return _Place(self._identity(producer), cuts, views)
+                return _Place(place.made, place.cuts + cuts, place.views + views, place.turns + turns)
+            return _Place(self._identity(producer), cuts, views, turns)
         # Two tensors of the batch share the name of their source, so they must at least look alike.
-        return _Place((source, _origin(site, position)), cuts, views) if source else None
+        return _Place((source, _origin(site, position)), cuts, views, turns) if source else None
 
     def _identity(self, site: Site) -> object:
         """Equal for two sites that compute the same from the same: a term that is written twice."""
@@ -271,6 +286,8 @@ class Ranges:
         if "puts" in site.attrs:
             places, numbers = site.attrs["puts"]
             return functools.reduce(Range.union, [*(self.input(site, place) for place in places), *map(point, numbers)])
+        if site.attrs.get("by_name"):
+            return _of_outputs(site.outputs)
         if (rule := RULES.get(site.op)) is not None:
             return rule(site, [self.operand(site, index) for index in range(arity(site))])
         if op_named(site.op).family is Family.POOL or _copies(site):
@@ -290,6 +307,8 @@ class Ranges:
     def _union(self, site: Site) -> Range:
         """Of everything that is copied together, parts of the model's own constants included (they have no source)."""
         ranges = [self.input(site, index) for index in range(len(site.inputs))]
+        if site.attrs.get("called") == "block_diag":
+            ranges.append(point(0.0))
         return functools.reduce(Range.union, ranges) if ranges else ANY
 
 
@@ -311,11 +330,13 @@ def _is_repeatable(site: Site) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a tensor comes from: what made it, and the views since: those that pick some of its numbers, and all."""
+    """Where a tensor comes from: what made it, and the views since: those that pick some of its numbers, all of them,
+    and those that pick none."""
 
     made: object
     cuts: str
     views: str
+    turns: str = ""
 
 
 def _copies(site: Site) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from amptune.core.arguments import axis_size, limits_of, reduced_count
+from amptune.core.alignment import axes_of, is_elementwise, is_plain, meets
+from amptune.core.arguments import axis_size, is_scaled, limits_of, reduced_count
 from amptune.core.blends import blended
 from amptune.core.conditions import chosen, filled, guarded_sum, selected
 from amptune.core.cumulative import rest_of_sum, steps_of_sum, whole_and_rest
@@ -13,7 +14,7 @@ from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, point, square, symmetric
 from amptune.core.masked import kept_by_mask, least_kept
-from amptune.core.operands import input_of
+from amptune.core.operands import arity, input_of
 from amptune.core.order import steps_upwards
 from amptune.core.parts import MAXIMA, is_unit_vector, part_of, root_of_squares
 from amptune.core.rising import is_rise
@@ -81,27 +82,34 @@ def _related(ranges: Ranges, site: Site) -> Range | None:
 
 def is_shifted(ranges: Ranges, site: Site | None) -> bool:
     """Whether a site is ``x - max(x)`` or ``x - logsumexp(x)``: never above 0."""
-    return site is not None and site.op == "sub" and _dominates(ranges, site, 1, site, 0)
+    return site is not None and site.op == "sub" and not is_scaled(site) and _dominates(ranges, site, 1, site, 0)
 
 
-def _dominates(ranges: Ranges, site: Site, index: int, other: Site, place: int, depth: int = 0) -> bool:
+def _dominates(
+    ranges: Ranges, site: Site, index: int, other: Site, place: int, depth: int = 0,
+    through: tuple[Site, int] | None = None,
+) -> bool:  # fmt: skip
     """Whether an operand of ``site`` is at least as large as an operand of ``other``, everywhere."""
     upper = ranges.root(site, index)
     if upper is None or depth > _DEPTH:
         return False
-    if upper.op in MAXIMA | {"logsumexp", "relu"} and ranges.covers(upper, 0, other, place):
+    part, seen = (other, place), through or (site, index)
+    if upper.op in MAXIMA | {"logsumexp", "relu"} and meets(ranges, upper, (upper, 0), part, seen):
         return True
     if upper.op in ("scatter_reduce", "index_reduce") and upper.attrs.get("reduce") in ("amax", "max"):
         # The largest of a segment, read back by the index that it was scattered by: the softmax of a graph's edges.
         return any(ranges.covers(upper, source, other, place) for source in range(1, len(upper.inputs) + 1))
-    if upper.op == "clamp" and limits_of(upper)[1] == math.inf:
-        return ranges.covers(upper, 0, other, place) or _dominates(ranges, upper, 0, other, place, depth + 1)
-    if upper.op in ("maximum", "max", "logaddexp"):
-        return any(
-            ranges.covers(upper, side, other, place) or _dominates(ranges, upper, side, other, place, depth + 1)
-            for side in (0, 1)
-        )
-    return False
+    limited = upper.op == "clamp" and limits_of(upper)[1] == math.inf and len(upper.inputs) == 1
+    sides = (0,) if limited else (0, 1) if upper.op in ("maximum", "max", "logaddexp") and arity(upper) > 1 else ()
+    return any(
+        is_at_least(ranges, upper, side, part, seen) or _dominates(ranges, upper, side, other, place, depth + 1, seen)
+        for side in sides
+    )
+
+
+def is_at_least(ranges: Ranges, upper: Site, side: int, part: tuple[Site, int], seen: tuple[Site, int]) -> bool:
+    """Whether an operand of what is as large as its operands is another operand, number by number."""
+    return ranges.same(upper, side, *part) and meets(ranges, upper, (upper, side), part, seen)
 
 
 def is_positive_sum(ranges: Ranges, site: Site | None, depth: int = 0) -> bool:
@@ -112,7 +120,7 @@ def is_positive_sum(ranges: Ranges, site: Site | None, depth: int = 0) -> bool:
         return is_positive_sum(ranges, ranges.root(site), depth + 1)
     if site.op in ("sum", "mean", "cumsum"):
         made = ranges.root(site)
-        kept = kept_by_mask(site, made) if made is not None else None
+        kept = kept_by_mask(site, made) if made is not None and is_plain(ranges, site, 0) else None
         return _is_exponential(
             ranges, ranges.root(made, kept) if made is not None and kept is not None else made, depth
         )
@@ -146,18 +154,23 @@ def reads_back_sum(ranges: Ranges, site: Site, place: int) -> bool:
     return by_index and any(_is_exponential(ranges, ranges.root(total, part), 0) for part in parts)
 
 
-def _reaches_zero(ranges: Ranges, site: Site | None) -> bool:
-    """Whether ``site`` is ``x - max(x)``, which is 0 somewhere along the axis of the maximum."""
+def _reaches_zero(ranges: Ranges, site: Site | None, axes: frozenset[int], whole: bool) -> bool:
+    """Whether ``site`` is ``x - max(x)``, which is 0 somewhere along the named axes, or in all of it."""
     if site is None or site.op != "sub":
         return False
     maximum = ranges.root(site, 1)
-    return maximum is not None and maximum.op in MAXIMA and ranges.covers(maximum, 0, site, 0)
+    if maximum is None or maximum.op not in MAXIMA or is_elementwise(maximum) or is_scaled(site):
+        return False
+    over, part = (maximum, 0), (site, 0)
+    if not ranges.same(*over, *part) or not meets(ranges, maximum, over, part, (site, 1)):
+        return False
+    return (maximum.outputs[0].numel == 1 and whole) or axes_of(maximum) <= axes
 
 
 def _difference(ranges: Ranges, site: Site) -> Range | None:
     if is_shifted(ranges, site):
         return Range(-math.inf, 0.0)
-    if site.attrs.get("alpha"):
+    if is_scaled(site):
         return None
     if ranges.same(site, 0, site, 1):
         return point(0.0)
@@ -192,17 +205,37 @@ def _total(ranges: Ranges, site: Site) -> Range | None:
         return Range(1.0, count)
     if made is None:
         return None
-    if site.op == "sum" and made.op == "topk" and (peaked := ranges.root(made)) and peaked.op in SHARES:
-        return Range(1 / max(peaked.inputs[0].shape[-1] if peaked.inputs else 1, 1), 1.0)
-    if made.op == "exp" and _reaches_zero(ranges, ranges.root(made)):
+    if site.op == "sum" and made.op == "topk" and (found := _top_shares(ranges, site, made)):
+        return found
+    if site.attrs.get("called") in ("trace", "trapezoid", "trapz", "cumulative_trapezoid"):
+        return None
+    exponents = (
+        ranges.root(made) if made.op == "exp" and is_plain(ranges, site, 0) and is_plain(ranges, made, 0) else None
+    )
+    if _reaches_zero(ranges, exponents, axes_of(site), site.outputs[0].numel == 1):
         return Range(1.0, count) if site.op == "sum" else Range(1 / max(reduced_count(site), 1), 1.0)
     if site.op == "sum" and made.op == "mul" and (found := entropy(ranges, site, made)):
         return found
     if site.op == "sum" and (least := least_kept(ranges, site, made)) > 0:
         return Range(least, math.inf)
-    if site.op == "sum" and made.op == "mul" and all(is_unit_vector(ranges, made, side) for side in (0, 1)):
-        return symmetric(1.0)
+    if site.op == "sum" and made.op == "mul" and is_plain(ranges, site, 0) and len(axes := axes_of(site)) == 1:
+        axis = next(iter(axes)) - len(site.inputs[0].shape)
+        if all(is_unit_vector(ranges, made, side, axis) for side in (0, 1)):
+            return symmetric(1.0)
     return None
+
+
+def _top_shares(ranges: Ranges, site: Site, made: Site) -> Range | None:
+    """The sum of the largest of n shares that add up to 1 is at least 1 / n."""
+    shares = ranges.root(made)
+    if shares is None or shares.op not in SHARES or not (is_plain(ranges, made, 0) and is_plain(ranges, site, 0)):
+        return None
+    rank = len(made.inputs[0].shape)
+    dims = [each.attrs.get("dim", -1) for each in (made, shares)]
+    along = {dim % rank for dim in dims if isinstance(dim, int)}
+    if len(along) != 1 or axes_of(site) != along or made.attrs.get("largest") is False:
+        return None
+    return Range(1 / max(axis_size(shares), 1), 1.0)
 
 
 def _distance(ranges: Ranges, site: Site) -> Range | None:
@@ -210,7 +243,7 @@ def _distance(ranges: Ranges, site: Site) -> Range | None:
     if site.attrs.get("p", 2) != 2 or not site.inputs or not site.inputs[0].shape:
         return None
     sides = range(len(site.inputs))
-    if all(is_unit_vector(ranges, site, side) for side in sides):
+    if all(is_unit_vector(ranges, site, side, -1) for side in sides):
         return Range(0.0, 2.0)
     both = ranges.operand(site, 0).union(ranges.operand(site, len(site.inputs) - 1))
     return Range(0.0, (both.high - both.low) * math.sqrt(site.inputs[0].shape[-1])) if both.is_known else None
@@ -219,11 +252,14 @@ def _distance(ranges: Ranges, site: Site) -> Range | None:
 def _largest_share(ranges: Ranges, site: Site) -> Range | None:
     """Of n numbers that add up to 1 the largest is at least 1 / n; of n sums over r rows of these at least r / n."""
     made = ranges.root(site)
-    if made is None or not made.inputs or len(site.inputs) != 1:
+    if made is None or not made.inputs or len(site.inputs) != 1 or not is_plain(ranges, site, 0):
         return None
     if made.op in SHARES:
+        axis, rank = made.attrs.get("dim", -1), len(made.inputs[0].shape)
+        if site.outputs[0].numel > 1 and not (isinstance(axis, int) and axis % rank in axes_of(site)):
+            return None
         return Range(1 / max(axis_size(made), 1), 1.0)
-    shares = ranges.root(made) if made.op == "sum" else None
+    shares = ranges.root(made) if made.op == "sum" and is_plain(ranges, made, 0) else None
     if shares is None or shares.op not in SHARES or site.attrs.get("dim") is not None:
         return None
     rows, rank = reduced_count(made), len(made.inputs[0].shape)
@@ -244,17 +280,22 @@ def _product(ranges: Ranges, site: Site) -> Range | None:
         factor = ranges.root(site, side)
         if factor is None:
             continue
-        if factor.op in LOGARITHMS and is_entropy(ranges, site, other, factor):
+        if factor.op in LOGARITHMS and is_plain(ranges, site, side) and is_entropy(ranges, site, other, factor):
             return Range(-LOGARITHMS[factor.op] / math.e, math.inf)
-        if factor.op == "rsqrt" and (count := root_of_squares(ranges, factor, site, other)):
+        if factor.op == "rsqrt" and (count := root_of_squares(ranges, factor, (site, other), (site, side))):
             return symmetric(count)
-        if factor.op == "reciprocal" and (found := part_of(ranges, site, other, factor, 0)) is not None:
+        if (
+            factor.op == "reciprocal"
+            and (found := part_of(ranges, (site, other), (factor, 0), (site, side))) is not None
+        ):
             return found
     return None
 
 
 def _ratio(ranges: Ranges, site: Site) -> Range | None:
-    return part_of(ranges, site, 0, site, 1)
+    if site.attrs.get("rounding_mode"):
+        return None
+    return part_of(ranges, (site, 0), (site, 1), (site, 1))
 
 
 def _matrix_product(ranges: Ranges, site: Site) -> Range | None:
@@ -263,7 +304,9 @@ def _matrix_product(ranges: Ranges, site: Site) -> Range | None:
     layout = site.attrs.get("operands")
     if layout is not None and site.op == "einsum":
         return _einsum(ranges, site, [place for place, index in enumerate(layout) if index is not None])
-    if places and all(is_unit_vector(ranges, site, place) for place in places):
+    is_row = site.op in ("linear", "linalg_vecdot", "mv") or (site.inputs and len(site.inputs[-1].shape) == 1)
+    contracted = (-1, -1 if is_row else -2)
+    if places and all(is_unit_vector(ranges, site, place, contracted[side]) for side, place in enumerate(places)):
         return symmetric(1.0)
     return Range(0.0, math.inf) if _has_no_negative(ranges, site) else None
 
@@ -283,9 +326,30 @@ def _with_bias(ranges: Ranges, site: Site) -> Range | None:
 
 
 def _einsum(ranges: Ranges, site: Site, places: list[int]) -> Range | None:
-    if len(places) == 2 and all(is_unit_vector(ranges, site, place) for place in places):
+    axes = contracted_axes(str(site.attrs.get("equation", "")))
+    if (
+        len(places) == 2
+        and axes
+        and all(is_unit_vector(ranges, site, place, axis) for place, axis in zip(places, axes, strict=True))
+    ):
         return symmetric(1.0)
     return Range(0.0, math.inf) if is_self_dot(ranges, site) or _has_no_negative(ranges, site) else None
+
+
+def contracted_axes(equation: str) -> tuple[int, int] | None:
+    """The one axis that both operands of an einsum share and that is summed, counted from the last of each; ``None``
+    where it sums otherwise."""
+    before, arrow, after = equation.replace(" ", "").partition("->")
+    left, comma, right = before.partition(",")
+    if not comma or "," in right or not arrow or any(len(set(each)) != len(each) for each in (left, right)):
+        return None
+    summed = (set(left) | set(right)) - set(after) - {"."}
+    if len(summed) != 1 or not summed <= set(left) & set(right):
+        return None
+    (letter,) = summed
+    if any("." in each[each.index(letter) :] for each in (left, right)):
+        return None
+    return left.index(letter) - len(left), right.index(letter) - len(right)
 
 
 def is_self_dot(ranges: Ranges, site: Site) -> bool:

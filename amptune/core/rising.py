@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from amptune.core.alignment import is_plain
+from amptune.core.arguments import is_scaled
 from amptune.core.graph import Site
 from amptune.core.order import RISING
 
@@ -29,6 +31,8 @@ def _is_above(ranges: Ranges, first: Site, place: int, second: Site, other: int,
         return True
     left, right = ranges.root(first, place), ranges.root(second, other)
     if depth > _DEPTH or left is None or right is None:
+        return False
+    if not (is_plain(ranges, first, place) and is_plain(ranges, second, other)):
         return False
     if (shift := _shift(ranges, left, right)) is not None:
         return shift >= 0
@@ -64,6 +68,6 @@ def _shift(ranges: Ranges, left: Site, right: Site) -> float | None:
 
 def _literal(site: Site) -> float | None:
     number = (site.attrs.get("scalars") or {}).get(1)
-    if site.op not in ("add", "sub") or not isinstance(number, (int, float)) or site.attrs.get("alpha"):
+    if site.op not in ("add", "sub") or not isinstance(number, (int, float)) or is_scaled(site):
         return None
     return float(number) if site.op == "add" else -float(number)

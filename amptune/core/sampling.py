@@ -10,6 +10,8 @@ from amptune.core.intervals import ANY, Range, point, product, scaled, subtract,
 
 def sampled(site: Site, ranges: list[Range]) -> Range:
     """Means of what is near a place, and zeros outside."""
+    if "affine_grid" in str(site.attrs.get("called", "")):
+        return ANY
     return resized(site, [ranges[0].union(point(0.0))]) if ranges else ANY
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from amptune.core.arguments import exponent_of
+from amptune.core.alignment import is_plain
+from amptune.core.arguments import exponent_of, is_scaled
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, scaled, square
-from amptune.core.operands import input_of
 from amptune.core.terms import stays_in_place
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def scaled_square(ranges: Ranges, site: Site) -> Range | None:
     """Bounds of ``-0.5 * x * x``, ``x * -x`` and the like: a product of x and of a number times x."""
     for side in (0, 1):
         factor, number = ranges.root(site, side), 1.0
-        if any((site.attrs.get("views") or {}).get(input_of(site, side), ("", ""))):
+        if not is_plain(ranges, site, side):
             continue
         for _ in range(_DEPTH):
             if factor is None or (times := _number_times(factor)) is None:
@@ -35,6 +35,8 @@ def scaled_square(ranges: Ranges, site: Site) -> Range | None:
             number *= own
             if ranges.same(factor, place, site, 1 - side):
                 return scaled(square(ranges.operand(site, 1 - side)), number)
+            if not is_plain(ranges, factor, place):
+                break
             factor = ranges.root(factor, place)
     return None
 
@@ -59,12 +61,14 @@ def squareplus(ranges: Ranges, site: Site) -> Range | None:
     for side in (0, 1):
         root = ranges.root(site, side)
         total = ranges.root(root) if root is not None and root.op == "sqrt" else None
-        if total is None or total.op != "add" or not stays_in_place(ranges, site, side):
+        if total is None or root is None or total.op != "add" or not is_plain(ranges, root, 0) or is_scaled(total):
+            continue
+        if not stays_in_place(ranges, site, side):
             continue
         for part in (0, 1):
             squares = ranges.root(total, part)
             kept = squares is not None and is_square(ranges, squares) and ranges.same(squares, 0, site, 1 - side)
-            if kept and ranges.operand(total, 1 - part).low >= 0:
+            if kept and is_plain(ranges, total, part) and ranges.operand(total, 1 - part).low >= 0:
                 return Range(0.0, math.inf)
     return None
 
@@ -73,7 +77,7 @@ def mean_square_left(ranges: Ranges, site: Site) -> Range | None:
     """What is left of a mean of squares less a share below 1 of the square of the mean is not negative: the mean of
     squares is the larger one (scale-invariant losses). A share next to 1 is left to the rounding of the format."""
     means, number, other = ranges.root(site, 0), 1.0, ranges.root(site, 1)
-    if means is None or means.op != "mean" or other is None or site.attrs.get("alpha"):
+    if means is None or means.op != "mean" or other is None or is_scaled(site):
         return None
     in_place = stays_in_place(ranges, site, 0) and stays_in_place(ranges, site, 1)
     if not is_square(ranges, other) and (times := _number_times(other)) is not None:
@@ -82,7 +86,7 @@ def mean_square_left(ranges: Ranges, site: Site) -> Range | None:
     squares, mean = ranges.root(means), None if other is None or not is_square(ranges, other) else ranges.root(other)
     if squares is None or not is_square(ranges, squares) or mean is None or mean.op != "mean" or other is None:
         return None
-    if not (in_place and stays_in_place(ranges, other, 0)):
+    if not (in_place and stays_in_place(ranges, other, 0) and is_plain(ranges, means, 0)):
         return None  # pairs of all with all
     one_axis = means.attrs.get("dim") == mean.attrs.get("dim") and ranges.same(squares, 0, mean, 0)
     rest = 1 - number

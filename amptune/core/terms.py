@@ -84,6 +84,9 @@ def is_as_made(ranges: Ranges, site: Site, index: int) -> bool:
     """Whether an operand is all of what a site made, in that order, be it under another shape."""
     position = input_of(site, index)
     views = (site.attrs.get("views") or {}).get(position, ("", ""))[1]
+    made = ranges.maker(site, position) if position is not None else None
+    if made is not None and made.op in PAIRS:
+        views = _VALUES.sub("", views)
     return not set(_VIEW.findall(views)) - _KEEP_ORDER and is_direct(ranges, site, index)
 
 
@@ -97,6 +100,10 @@ def is_direct(ranges: Ranges, site: Site, index: int) -> bool:
     return made.op in ("clone", "contiguous") and not made.attrs.get("in_place") and is_as_made(ranges, made, 0)
 
 
+PAIRS = frozenset({"max", "min", "sort", "topk", "cummax", "cummin", "median"})
+"""Ops that give numbers and their places."""
+_VALUES = re.compile(r"\s*(?:getitem|slice)\(0,\)\{\}$")
+"""What picks the numbers."""
 _VIEW = re.compile(r"([a-z_]+)\(")
 _KEEP_ORDER = frozenset({"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"})
 """Views that give the same numbers in the same order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from amptune.core.alignment import is_plain
 from amptune.core.arguments import reduced_count
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, scaled, symmetric
@@ -53,7 +54,7 @@ def spread_of(ranges: Ranges, site: Site) -> Spread | None:
         return None
     (first,) = means
     made = ranges.root(first.site)
-    if made is None:
+    if made is None or not is_plain(ranges, first.site, 0):
         return None
     sides = ((made, 0), (made, 0 if is_square(ranges, made) else 1))
     rest = [_of_means(ranges, term, first.site, sides) for term in terms if term is not first]

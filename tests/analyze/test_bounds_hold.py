@@ -76,6 +76,28 @@ FORWARDS = {
     "a rise from another row": "a = 5 * self.fc(x)[:, 0]\n"
     "up, down = torch.sigmoid(a + 1), torch.sigmoid(a - 1)\nreturn up[:, None] - down[None]",
     "a root of other squares": "a = 5 * self.fc(x)\nreturn a + torch.sqrt(a * a + 1).flip(0)",
+    "a share of another row's sum": "a = torch.sigmoid(9 * x[:, :1] + self.fc(x))\n"
+    "return a / a.sum(-1, keepdim=True).flip(0)",
+    "less another row's maximum": "a = self.fc(x)\nreturn a - a.amax(-1, keepdim=True).flip(0)",
+    "less the maxima of rows, read as those of columns": "a = self.fc(x)[:, :32]\nreturn a - a.amax(-1)",
+    "exponentials that are summed over another axis": "a = 90 * self.fc(x)\n"
+    "return (a - a.amax(0, keepdim=True)).exp().sum(-1)",
+    "the largest share of a column": "return (40 * self.fc(x)).softmax(-1).amax(0)",
+    "products along another axis": "z = F.normalize(self.fc(x), dim=0)\nreturn z @ z.T",
+    "lines repeated": "z = F.normalize(self.fc(x), dim=-1).repeat(1, 9)\nreturn z @ z.T",
+    "a norm that is less than its numbers": "return F.normalize(self.fc(x), p=-1, dim=1)",
+    "chosen by a mask turned round": "a = self.fc(x)\nreturn torch.where((a > 0).flip(0), a, torch.zeros_like(a))",
+    "half a square of what is turned round": "a = self.fc(x)\nreturn (0.5 * a).flip(0) * a",
+    "a cosine with another row's norm": "a, b = self.fc(x) * x[:, :1] ** 4, self.fc(-x)\n"
+    "return (a * b).sum(-1) / (a.norm(dim=-1).flip(0) * b.norm(dim=-1))",
+    "nothing taken away": "a = self.fc(x)\nreturn torch.sub(a, a, alpha=0)",
+    "an activation that falls below zero": "return F.elu(self.fc(x).clamp(-3, 1), -2.0)",
+    "a softplus below zero": "return F.softplus(self.fc(x), -1.0)",
+    "places read as numbers": "return torch.sigmoid(self.fc(x)).sort(-1)[1].float()",
+    "whole numbers": "return (1.5 * torch.sigmoid(9 * self.fc(x)) + 0.5).int().float()",
+    "a limit by name": "return torch.clamp(self.fc(x).square(), max=x)",
+    "an einsum of all with all": "h = torch.sigmoid(self.fc(x))\nreturn torch.einsum('ij,kl->', h, h)",
+    "integers the other way round": "return (3 - x.argmax(-1)).float() + 0 * self.fc(x)[:, 0]",
     "a rise": "a = 5 * self.fc(x)\nreturn torch.sigmoid(a + 1) - torch.sigmoid(a - 1)",
     "a variance": MEANS.format(spread="squares - mean * mean"),
     "a covariance": MEANS.format(spread="(h * h.flip(1)).mean(-1) - mean * h.flip(1).mean(-1)"),
