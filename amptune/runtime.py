@@ -2270,19 +2270,21 @@ def compile_part(module: nn.Module, backend: Any = "inductor") -> None:
     if alike not in _codes:
         _codes[alike] = call.__code__.replace(co_name=f"part_{len(_codes)}")
     call.__code__ = _codes[alike]
-    compiled = torch.compile(call, backend=backend)
-    module._compiled_call_impl = compiled if REGIONS_APART else _without_cache_in_regions(compiled)
+    module._compiled_call_impl = torch.compile(call, backend=backend if REGIONS_APART else _without_cache(backend))
 
 
-def _without_cache_in_regions(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """``compiled``, which gets no code from torch's cache on disk where a region of autocast is around it: the cache
-    would give it that of another region."""
+@functools.cache
+def _without_cache(backend: Any) -> Callable[..., Any]:
+    """A backend that, in a region of autocast, takes no code from torch's cache on disk: that would give it the code of
+    another region. Asked when something is compiled, and not in each call, which would take longer than some blocks.
+    """
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if _is_compiling() or not _is_any_autocast_enabled():
-            return compiled(*args, **kwargs)
+    def run(graph: Any, inputs: Any, **options: Any) -> Any:
+        compiler = torch._dynamo.lookup_backend(backend)
+        if not _is_any_autocast_enabled():
+            return compiler(graph, inputs, **options)
         with torch._functorch.config.patch(enable_autograd_cache=False):
-            return compiled(*args, **kwargs)
+            return compiler(graph, inputs, **options)
 
     return run
 
