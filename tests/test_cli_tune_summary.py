@@ -118,3 +118,25 @@ def test_a_recipe_that_is_faster_by_blocks_is_named() -> None:
     data = won(**REST | {"compiled": "parts", "attribution": {"full": 1.4, "stock_in_parts": 1.4}})
     data["best"]["recipe"] = "autocast-bf16"
     assert "It is autocast-bf16 with its blocks compiled each by itself" in _said_of(data)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "stock_in_eager", "said", "without"),
+    [
+        ("eager", False, "In the repeats autocast-bf16 ran compiled, and the plan in eager mode.", True),
+        ("whole", True, "In the repeats autocast-bf16 ran in eager mode, and the plan compiled.", False),
+    ],
+)
+def test_how_finalists_ran_whose_trials_compiled_nothing_is_told(
+    compiled: str, stock_in_eager: bool, said: str, without: bool
+) -> None:
+    data = won(**REST | {"compiled": compiled, "trials_in_eager": True})
+    data["repeats"]["stock_in_eager"] = stock_in_eager
+    text = _said_of(data)
+    assert said in text
+    assert "Trials ran in eager mode" in text
+    assert ("without torch.compile" in text) is without
+    data["repeated"] = False
+    text = _said_of(data)
+    assert "Compiled, nothing was measured." in text
+    assert "without torch.compile" not in text

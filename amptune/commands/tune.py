@@ -109,7 +109,7 @@ def summary(result: TuneResult) -> str:
         )
     else:
         lines.append(f"Nothing beat the best stock recipe, {stock_text}, beyond the noise. It is what was written.")
-    lines += [*_parts(data), *_refused(data)]
+    lines += [*_parts(data), *_eager(data), *_refused(data)]
     lines.append(_next_step(result))
     if data["not_measured"]:
         spent = "time" if data["stopped"] == "timeout" else "budget"
@@ -141,6 +141,22 @@ def _parts(data: dict[str, Any]) -> list[str]:
     gain, name = data["attribution"]["stock_in_parts"], data["repeats"]["stock"]["recipe"]
     share = "" if gain is None else f": compiled so, {name} is {gain:.2f}x as fast as compiled whole"
     return [f"The plan's blocks are compiled each by itself, not the model as a whole{share}."]
+
+
+def _eager(data: dict[str, Any]) -> list[str]:
+    """Lines about compile mode whose trials ran in eager mode."""
+    if not data.get("trials_in_eager"):
+        return []
+    lines = [
+        "Trials ran in eager mode, since compiling takes far longer than a trial: so do the steps of the recipes above."
+    ]
+    if not data["repeated"]:
+        return [*lines, "Compiled, nothing was measured."]
+    ways = {True: "in eager mode", False: "compiled"}
+    recipe, stock = data["repeats"]["stock"]["recipe"], ways[data["repeats"]["stock_in_eager"]]
+    if data["best"]["recipe"] != "plan":
+        return [*lines, f"In the repeats {recipe} ran {stock}."]
+    return [*lines, f"In the repeats {recipe} ran {stock}, and the plan {ways[data['compiled'] == 'eager']}."]
 
 
 def _has_only_recipes(data: dict[str, Any]) -> bool:
@@ -182,7 +198,11 @@ def _next_step(result: TuneResult) -> str:
     calls = " and call its set_backend_flags() first" if plan.tf32 else ""
     calls += itself if plan.compile_parts else ""
     scaled = ", with the GradScaler of scaler.json" if plan.scaler.enabled else ""
-    return f"What to do now: train with {patched} in place of your file{calls}, without torch.autocast{scaled}."
+    is_eager = result.data["compiled"] == "eager" and result.data["repeated"]
+    without = " and without torch.compile" if is_eager else ""
+    return (
+        f"What to do now: train with {patched} in place of your file{calls}, without torch.autocast{without}{scaled}."
+    )
 
 
 def _table(data: dict[str, Any]) -> str:

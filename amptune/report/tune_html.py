@@ -125,7 +125,13 @@ def _attribution(data: TuneData) -> Iterator[str]:
 
 
 def _parts(data: TuneData) -> Iterator[str]:
-    """That what was written compiles parts of the model, and what that gives by itself."""
+    """That what was written compiles parts of the model, and what that gives by itself, or is for eager mode."""
+    if data.raw.get("trials_in_eager"):
+        yield "Trials ran in eager mode, since compiling takes far longer than a trial."
+    if data.raw.get("compiled") == "eager" and data.raw.get("repeated"):
+        yield "What was written is for eager mode: leave torch.compile out."
+        recipe = "in eager mode too" if data.raw["repeats"].get("stock_in_eager") else "compiled"
+        yield f"The best stock recipe was measured {recipe}."
     if data.raw.get("compiled") != "parts":
         return
     yield "What was written compiles blocks of the model, each by itself, and not the model as a whole."

@@ -25,10 +25,11 @@ def speedup_of_formats(search: Search, stock: Finalist, winner: Finalist, clock:
         return 1.0
     whole = winner.candidate.plan
     assert whole is not None
-    bare = plan_candidate(_formats_only(whole))
+    bare = dataclasses.replace(plan_candidate(_formats_only(whole)), eager=winner.candidate.eager)
     if bare.key == winner.candidate.key:
         return stock.speedup_of(winner).ratio
-    if clock.is_compiled and clock.longest > clock.left():
+    is_compiled = clock.is_whole and not winner.candidate.eager
+    if (clock.is_compiled or is_compiled) and clock.longest > clock.left():
         if clock.is_limited:
             clock.leave_out("no time to measure what the plan's formats alone give")
         return None

@@ -95,9 +95,18 @@ def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: P
             in_parts = [parts.of_recipe(r) for r in recipes if parts and r.autocast and not r.float8]
             candidates |= {candidate.name: ("extra", candidate) for candidate in in_parts}
         if plan is not None:
-            candidates["plan"] = ("plan", plan_candidate(plan))
+            candidates |= rows_of(plan, options)
         rows = _measure(worker, candidates, rounds, options, progress)
     return report(rows, prepared, options, rounds)
+
+
+def rows_of(plan: Plan, options: TuneOptions) -> dict[str, tuple[str, Candidate]]:
+    """The plan as the model is run; beside compiled models also in eager mode, if it was measured there."""
+    candidate = plan_candidate(plan)
+    rows = {"plan": ("plan", candidate)}
+    if options.compile_with and plan.measured_on.get("mode") == "eager":
+        rows["plan+eager"] = ("plan", dataclasses.replace(candidate, eager=True, name="plan+eager"))
+    return rows
 
 
 def extras(recipes: Sequence[Candidate], graph: PrecisionGraph, *, compile_loss: bool) -> list[Candidate]:

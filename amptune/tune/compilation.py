@@ -1,7 +1,8 @@
 """Compile mode: which parts of a model run under torch.compile, and how that is taken back.
 
 A search compiles repeated blocks alone: those alike share one compiled code, so a trial waits seconds for the compiler
-and not a minute. The finalists are compiled as they will run: the recipe whole, a plan whole or by its blocks.
+and not a minute. Where hardly any are alike its trials run in eager mode. The finalists are compiled as they will run:
+the recipe whole, a plan whole or by its blocks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,11 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _GOT = re.compile(r"got (\w+)\(['\"](.*?)['\"]\)", re.DOTALL)
 _RAISED = re.compile(r"raised:\n(\w+): (.*)")
 _USER_CODE = re.compile(r'File "([^"]+)", line (\d+)')
+SHARING = 2
+"""Of many layers to compile, blocks have at most one in so many of the model's, or the whole model is compiled."""
+DEAR = 24
+"""Layers to compile in a trial from which on compiling takes far longer than all else in it: on an H200 one takes about
+a second, forward and backward (ResNet-50's 54: 50 s, BERT's 6 in each of its blocks and two beside them: 7 s)."""
 RECOMPILE_LIMIT = 64
 """Versions that one piece of code may be compiled in. Blocks that differ in formats or sizes have a code each, see
 ``runtime.compile_part``: what is left are the kinds of tensors and numbers that one block is called with."""
@@ -52,10 +58,36 @@ def parts_to_compile(model: nn.Module, scope: str) -> list[nn.Module]:
     """The modules that are compiled, each with its own call of torch.compile.
 
     Beside repeated blocks also what multiplies outside them: the head of a language model in eager mode would cost a
-    trial more than all that the search is about, as the compiler pads its vocabulary and fuses its casts.
+    trial more than all that the search is about, as the compiler pads its vocabulary and fuses its casts. Where blocks
+    take as long as the whole model, as a ResNet's, of which hardly two are alike, that one: the user compiles it.
     """
     blocks = repeated_blocks(model) if scope == "blocks" else []
-    return [*blocks, *_outside(model, blocks)] if blocks else [model]
+    if not blocks:
+        return [model]
+    parts = [*blocks, *_outside(model, blocks)]
+    distinct = num_distinct(parts)
+    return parts if distinct <= max(DEAR, _num_products([model]) / SHARING) else [model]
+
+
+def is_dear(model: nn.Module) -> bool:
+    """Whether compiling what a trial compiles would take far longer than measuring it."""
+    return num_distinct(parts_to_compile(model, "blocks")) > DEAR
+
+
+def num_distinct(parts: Iterable[nn.Module]) -> int:
+    """Layers that multiply in these modules, those of alike modules once."""
+    return _num_products({_kind(part): part for part in parts}.values())
+
+
+def _kind(part: nn.Module) -> Hashable:
+    """Equal for modules that can share what is compiled, as far as classes and sizes tell."""
+    classes = tuple((path, base_class(type(module))) for path, module in part.named_modules())
+    return classes, tuple(parameter.shape for parameter in part.parameters())
+
+
+def _num_products(modules: Iterable[nn.Module]) -> int:
+    """Layers in these modules that multiply by a matrix, a kernel of a convolution among them."""
+    return sum(_has_matrix(layer) for module in modules for layer in module.modules())
 
 
 def _outside(module: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
@@ -74,36 +106,37 @@ def _outside(module: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
 
 def _multiplies(module: nn.Module) -> bool:
     """Whether a module holds a matrix that is not a table to look up in."""
-    return any(
-        parameter.dim() == 2
-        for part in module.modules()
-        if not isinstance(part, nn.Embedding | nn.EmbeddingBag)
-        for parameter in part.parameters(recurse=False)
-    )
+    return any(_has_matrix(part, most=2) for part in module.modules())
+
+
+def _has_matrix(layer: nn.Module, most: int = 5) -> bool:
+    """Whether the layer itself holds a parameter of two to ``most`` dimensions that is not a table to look up in."""
+    is_table = isinstance(layer, nn.Embedding | nn.EmbeddingBag)
+    return not is_table and any(2 <= parameter.dim() <= most for parameter in layer.parameters(recurse=False))
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The outermost modules with children that stand beside others of their class in a ModuleList or Sequential."""
-    blocks: list[nn.Module] = []
-    for child in model.children():
-        alike = _alike(child) if isinstance(child, nn.ModuleList | nn.Sequential) else []
-        if alike:
-            rest = [part for part in child.children() if not any(part is block for block in alike)]
-            blocks += alike
-            blocks += [block for part in rest for block in repeated_blocks(part)]
-        else:
-            blocks += repeated_blocks(child)
+    """The outermost modules with children that stand beside others of their class in a ModuleList or Sequential.
+
+    Where no two of them have equal sizes, as the stages of a Swin, those within them, if there are any.
+    """
+    alike = _alike(model) if isinstance(model, nn.ModuleList | nn.Sequential) else []
+    rest = [part for part in model.children() if not any(part is block for block in alike)]
+    blocks = [*alike, *(block for part in rest for block in repeated_blocks(part))]
     return list({id(block): block for block in blocks}.values())
 
 
 def _alike(container: nn.Module) -> list[nn.Module]:
     """Children of the container, themselves with children, whose class occurs at least twice in it."""
     classes = [base_class(type(child)) for child in container.children()]
-    return [
+    alike = [
         child
         for child, cls in zip(container.children(), classes, strict=True)
         if classes.count(cls) > 1 and cls not in _CONTAINERS and next(child.children(), None) is not None
     ]
+    if len({_kind(child) for child in alike}) == len(alike):
+        return [block for child in alike for block in repeated_blocks(child)] or alike
+    return alike
 
 
 @contextlib.contextmanager

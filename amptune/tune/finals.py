@@ -42,6 +42,7 @@ from amptune.tune.search import Search
 from amptune.tune.speedup import ERROR
 from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime
+from amptune.tune.ways import faster_ways
 
 NUM_STOCK = 2
 CLOSE = 1.1
@@ -79,6 +80,8 @@ class Verdict:
         formats_only: speedup of the same plan without padding, layout and loss choices, compiled whole; None when not
             measured.
         in_parts: whether the winner has parts of the model compiled, each by itself.
+        in_eager: whether it is left in eager mode, though compile mode is asked for.
+        stock_in_eager: whether the best stock recipe was.
         stock_in_parts: speedup of the best stock recipe with these parts compiled; None when not measured.
     """
 
@@ -94,14 +97,17 @@ class Verdict:
     left_out: tuple[str, ...] = ()
     in_parts: bool = False
     stock_in_parts: float | None = None
+    in_eager: bool = False
+    stock_in_eager: bool = False
 
 
 def decide(search: Search) -> Verdict:
     """Repeat the best plans and the best stock recipe in turns, and name the winner."""
     record = search.best_stock()
     plans = [plan_in_parts(search, found) for found in _finalists(search, record)]
-    if not plans and not may_be_in_parts(search, record):
-        return _stock_verdict(record, _recorded(record), repeated=False)
+    if not plans and not (search.compiles_trials and may_be_in_parts(search, record)):
+        verdict = _stock_verdict(record, _recorded(record), repeated=False)
+        return dataclasses.replace(verdict, in_eager=search.parts.in_eager, stock_in_eager=search.parts.in_eager)
     clock = FinalTime(search)
     verdict = _decided(search, plans, clock)
     return dataclasses.replace(verdict, left_out=tuple(clock.left_out))
@@ -116,21 +122,32 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
     if not (first := plans[0] if plans else in_parts):  # the faster recipe is none that may be in parts
         return _stock_verdict(stock.record, _recorded(stock.record), repeated=False)
     error = ERROR / (LOOKS + bool(plans and in_parts))
-    leader = _faster_way(search, stock, _leader(search, stock, plans, clock), clock) if plans else first
+    leader = _leader(search, stock, plans, clock) if plans else first
+    if search.parts.in_eager:
+        stock, leader = faster_ways(search, stock, leader, clock)
+    elif plans:
+        leader = _faster_way(search, stock, leader, clock)
     judged = judge(search, stock, leader, clock, error)
     if isinstance(judged, TrialError):
         clock.leave_out(f"the repeats failed ({judged.reason}): the best stock recipe stands, by its trial")
         verdict = _stock_verdict(stock.record, _recorded(stock.record), repeated=False)
-        return dataclasses.replace(verdict, in_parts=_is_in_parts(search, clock))
+        return dataclasses.replace(
+            verdict,
+            in_parts=_is_in_parts(search, clock),
+            in_eager=search.parts.in_eager,
+            stock_in_eager=search.parts.in_eager,
+        )
     has_won = _has_won(search, judged)
     rival = rival_of(search, judged, in_parts, clock, error) if plans else None
     if rival and rival.gain.low > (judged.gain.ratio if has_won else WORTH):
         judged, has_won = rival, True
     if not has_won:
         # Compiled by its blocks, as a plan in parts is: so it has to ship.
+        in_eager = judged.stock.candidate.eager
         return dataclasses.replace(
-            _stock_verdict(stock.record, judged.stock.step), in_parts=_is_in_parts(search, clock)
-        )
+            _stock_verdict(judged.stock.record, judged.stock.step), in_parts=_is_in_parts(search, clock),
+            in_eager=in_eager, stock_in_eager=in_eager,
+        )  # fmt: skip
     if judged.winner.record.outcome.recipe:
         rival = judged
     stock, leader, gain = judged.stock, judged.winner, judged.gain
@@ -138,6 +155,7 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
         "plan", stock.record, stock.step, leader.record, leader.step, gain.ratio, gain.low,
         speedup_of_formats(search, stock, leader, clock), in_parts=leader.candidate.in_parts,
         stock_in_parts=rival.gain.ratio if rival else None,
+        in_eager=leader.candidate.eager, stock_in_eager=stock.candidate.eager,
     )  # fmt: skip
 
 
@@ -250,7 +268,7 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
 
 def _is_in_parts(search: Search, clock: FinalTime) -> bool:
     """Whether the stock recipe was measured in parts, for want of time to compile its model whole."""
-    return bool(search.parts) and not clock.is_whole
+    return bool(search.parts) and not search.parts.in_eager and not clock.is_whole
 
 
 def _faster_way(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> Finalist:
@@ -286,8 +304,8 @@ def _finalists(search: Search, stock: TrialRecord) -> list[TrialRecord]:
     So too beside a recipe in parts, which is what its trial has compiled.
     """
     plans = search.best_plans(1 if search.options.objective == "memory" else NUM_FINALISTS)
-    close = CLOSE_COMPILED if search.options.compile_with else CLOSE
-    rivals = [*plans[:1], *([stock] if may_be_in_parts(search, stock) else [])]
+    close = CLOSE_COMPILED if search.compiles_trials else CLOSE
+    rivals = [*plans[:1], *([stock] if search.compiles_trials and may_be_in_parts(search, stock) else [])]
     best = min((record.outcome.median_ms for record in rivals), default=math.inf)
     return [record for record in plans if record.outcome.median_ms <= close * best]
 

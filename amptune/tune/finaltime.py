@@ -31,6 +31,9 @@ TIME_SHARE_COMPILED = 0.4
 WHOLE = 0.5
 """Compiling a model whole takes this many times what its blocks alone take, for each site that shares one code. On an
 H200 GPT-2 (9 such sites), BERT (7) and Llama 0.6 B (6) took 17, 37 and 28 s, and their blocks 4, 7 and 12."""
+LAYER = 1.0
+"""Seconds to compile a layer that multiplies, with what is around it, forward and backward: 0.5 to 0.9 of GPT-2, BERT,
+Llama and ResNet-50 on an H200."""
 PATIENCE = 2.0
 """What takes this many times as long as expected is ended, where time is limited."""
 STARTING = 10.0
@@ -41,8 +44,8 @@ class FinalTime:
     """Seconds that the repeats of one search may take, and what a block of one candidate has taken.
 
     Attributes:
-        is_compiled: whether finalists are compiled.
-        is_whole: whether their models are compiled whole.
+        is_compiled: whether finalists are compiled, as their trials were.
+        is_whole: whether their models are compiled whole, but for those that stay in eager mode.
         is_limited: whether there is a ``--timeout``.
         allowed: seconds for all repeats; one request may take longer.
         overtime: seconds beyond them for which models are still compiled whole.
@@ -50,7 +53,7 @@ class FinalTime:
     """
 
     def __init__(self, search: Search) -> None:
-        self.is_compiled = self.is_whole = search.options.compile_with is not None
+        self.is_compiled = self.is_whole = search.compiles_trials
         self.is_limited = search.options.timeout is not None
         self.allowed = TIME_SHARE * search.progress.seconds()
         if self.is_limited:
@@ -80,6 +83,9 @@ class FinalTime:
     def expected(self, finalists: Sequence[Finalist], rounds: int) -> float:
         """What compiling these candidates and their rounds will take."""
         outcomes = [finalist.record.outcome for finalist in finalists]
+        if self._search.parts.in_eager:
+            num_compiled = sum(not finalist.candidate.eager for finalist in finalists) if self.is_whole else 0
+            return num_compiled * seconds_to_compile(self._search) + seconds_of_rounds(outcomes, rounds)
         whole = [self.is_whole and not finalist.candidate.in_parts for finalist in finalists]
         return compiling(self._search, outcomes, whole) + seconds_of_rounds(outcomes, rounds)
 
@@ -114,8 +120,9 @@ def seconds_needed(search: Search) -> float:
     best = min(recipes, key=lambda outcome: outcome.median_ms)
     plan = min((outcome for outcome in measured if not outcome.recipe), key=lambda o: o.median_ms, default=best)
     rounds = seconds_of_rounds([plan, best], MAX_ROUNDS)
-    if search.options.compile_with is None:
-        return seconds_of_rounds(NUM_FINALISTS * [plan], CHOICE_ROUNDS) + rounds
+    if not search.compiles_trials:
+        compiled = 2 * seconds_to_compile(search) if search.parts.in_eager else 0.0
+        return seconds_of_rounds(NUM_FINALISTS * [plan], CHOICE_ROUNDS) + rounds + compiled
     return compiling(search, [plan, best], [not search.parts, True]) + rounds
 
 
@@ -135,6 +142,11 @@ def compiling_whole(search: Search, outcome: Outcome) -> float:
     """Seconds that compiling the whole model for a candidate is expected to take."""
     measured = [record.outcome for record in search.records()]
     return _compiling_blocks(outcome, measured) * max(1.0, WHOLE * _sharing(search))
+
+
+def seconds_to_compile(search: Search) -> float:
+    """Seconds that compiling one finalist takes, where no trial has compiled anything."""
+    return LAYER * search.parts.num_layers
 
 
 def seconds_of_rounds(outcomes: Sequence[Outcome], rounds: int) -> float:

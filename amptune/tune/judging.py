@@ -78,7 +78,11 @@ def _may_do_in_blocks(search: Search, failure: TrialError, clock: FinalTime) -> 
 
     Where they cannot be, the blocks have to ship so.
     """
-    return clock.is_whole and bool(search.parts or (failure.worker_lost and clock.is_limited))
+    return (
+        clock.is_whole
+        and not search.parts.in_eager
+        and bool(search.parts or (failure.worker_lost and clock.is_limited))
+    )
 
 
 def may_be_in_parts(search: Search, record: TrialRecord) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from amptune.core.plan import Plan
-from amptune.tune.compilation import BACKEND, parts_to_compile
+from amptune.tune.compilation import BACKEND, is_dear, num_distinct, parts_to_compile
 from amptune.tune.recipes import Candidate
 
 
@@ -27,11 +27,15 @@ class Parts:
         paths: of the modules.
         backend: of torch.compile.
         makes_loss: whether the forward makes a loss: around the parts it is compiled by itself.
+        in_eager: whether trials run in eager mode, since compiling takes far longer than measuring.
+        num_layers: layers to compile that multiply, each kind of part once.
     """
 
     paths: tuple[str, ...] = ()
     backend: str = BACKEND
     makes_loss: bool = False
+    in_eager: bool = False
+    num_layers: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.paths)
@@ -46,15 +50,15 @@ class Parts:
     def of_recipe(self, recipe: Candidate) -> Candidate:
         """A stock recipe in parts, as its users can have it by hand."""
         plan = self.of(Plan(loss_format=None, scaler=recipe.scaler))
-        return dataclasses.replace(recipe, name=f"{recipe.name}+parts", plan=plan)
+        return dataclasses.replace(recipe, name=f"{recipe.name}+parts", plan=plan, eager=False)
 
 
 def parts_of(model: nn.Module, backend: str, *, makes_loss: bool) -> Parts:
-    """The repeated blocks of a model and what multiplies beside them; none where trials compile the model whole."""
+    """The repeated blocks of a model and what multiplies beside them; none where only the whole model is compiled."""
     parts = parts_to_compile(model, "blocks")
-    if any(part is model for part in parts):
-        return Parts()
-    return Parts(tuple(_paths(model, parts)), backend, makes_loss)
+    whole = any(part is model for part in parts)
+    paths = () if whole else tuple(_paths(model, parts))
+    return Parts(paths, backend, makes_loss, is_dear(model), num_distinct(parts))
 
 
 def _paths(model: nn.Module, parts: Iterable[nn.Module]) -> Iterable[str]:

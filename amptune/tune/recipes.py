@@ -32,6 +32,7 @@ class Candidate:
         scaler: loss scaling.
         params: one of ``core.plan.PARAMS``; None leaves the parameters in their dtype.
         loss_compile: run the loss of a stock recipe under torch.compile; a plan says so itself.
+        eager: in compile mode, leave the model in eager mode.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Candidate:
     loss_compile: bool = False
     float8: str | None = None
     params: str | None = None
+    eager: bool = False
 
     @property
     def low(self) -> Format | None:
@@ -68,6 +70,10 @@ class Candidate:
     def in_parts(self) -> bool:
         """Whether its plan has parts of the model compiled, each by itself."""
         return self.plan is not None and bool(self.plan.compile_parts)
+
+    def in_eager(self) -> Candidate:
+        """The same in eager mode, whatever the mode is."""
+        return dataclasses.replace(self.as_written(), eager=True)
 
     def as_written(self) -> Candidate:
         """The same with no part of the model compiled."""

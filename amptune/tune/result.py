@@ -56,7 +56,8 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         },
         "compiled": _compiled(search, verdict),
         "repeated": verdict.repeated,
-        "repeats": {"stock": _entry(verdict.stock, verdict.stock_step)},
+        "repeats": {"stock": _entry(verdict.stock, verdict.stock_step), "stock_in_eager": verdict.stock_in_eager},
+        "trials_in_eager": search.parts.in_eager,
         "objective": options.objective,
         "max_memory": options.max_memory,
         "stopped": search.stopped,
@@ -72,10 +73,11 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
 
 
 def _compiled(search: Search, verdict: Verdict) -> str | None:
-    """How the winner is compiled: ``parts`` as the plan says, ``whole`` as the user does it; None in eager mode."""
+    """How the winner is compiled: ``parts`` as the plan says, ``whole`` as the user does it, ``eager`` for not at all;
+    None where compile mode was not asked for."""
     if search.options.compile_with is None:
         return None
-    return "parts" if verdict.in_parts else "whole"
+    return "eager" if verdict.in_eager else "parts" if verdict.in_parts else "whole"
 
 
 def _entry(record: TrialRecord, step: StepTime | None = None) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from amptune.tune.edges import edges_of
 from amptune.tune.emit import Emission, emit, plan_text
 from amptune.tune.explain import with_reasons
 from amptune.tune.finals import Verdict, decide
+from amptune.tune.finaltime import seconds_to_compile
 from amptune.tune.job import Job, Prepared
 from amptune.tune.options import TuneOptions
 from amptune.tune.ownautocast import is_in_fp32, own_autocast_notes
@@ -185,7 +186,7 @@ def _start(
         "seed": options.seed,
         "steps": options.steps,
         "objective": options.objective,
-        "mode": options.mode,
+        "mode": f"{options.mode}, trials in eager mode" if parts.in_eager else options.mode,
         "params": options.params,
     }
     study = open_study(options.out, options.existing, options.seed)
@@ -273,6 +274,11 @@ def _announce(search: Search) -> None:
         f"reference loss {prepared.initial_loss:.4f} -> {prepared.reference_loss:.4f} in {search.options.steps} steps, "
         f"noise {prepared.noise:.3%}, quality on {prepared.quality_data}"
     )
+    if search.parts.in_eager:
+        search.progress.line(
+            f"note: each trial would compile {search.parts.num_layers} layers, for {seconds_to_compile(search):.0f} s "
+            "or so: trials run in eager mode, and the finalists are measured both compiled and in eager mode"
+        )
     spent = ", ".join(f"{what} {seconds:.1f}" for what, seconds in search.progress.spent.items())
     limit = search.options.timeout
     rest = "" if limit is None else f"; trials and final repeats have {limit:g} from here on"
@@ -290,6 +296,8 @@ def _final_plan(search: Search, verdict: Verdict) -> tuple[Plan, GradientRecord]
         plan = plan_of_stock(search.recipes[recipe], search.plan_header, fp8_sites)
     if verdict.in_parts:
         plan = search.parts.of(plan)
+    if verdict.in_eager:
+        plan = dataclasses.replace(plan, measured_on={**plan.measured_on, "mode": "eager"})
     if not plan.uses_fp16:
         return plan, GradientRecord()
     search.progress.stage("recording gradients for the loss scale")

@@ -73,6 +73,11 @@ class Search:
     is_plain: bool = False
     _learnt: tuple[int, Knowledge | None] | None = None
 
+    @property
+    def compiles_trials(self) -> bool:
+        """Whether trials compile the model, or parts of it."""
+        return self.options.compile_with is not None and not self.parts.in_eager
+
     def run(self) -> None:
         """Measure trials until the budget or the time is used up, or nothing is left that is worth trying."""
         try:
@@ -230,7 +235,7 @@ class Search:
 
     def _learn(self, records: Sequence[TrialRecord]) -> Knowledge | None:
         stock = [record for record in records if record.outcome.recipe]
-        compiled = self.options.compile_with is not None
+        compiled = self.compiles_trials
         if not can_learn(self.costs, stock, compiled=compiled):
             return None
         limit = self.options.max_memory or math.inf
@@ -293,7 +298,7 @@ class Search:
 
     def _measure(self, number: int, kind: str, candidate: Candidate, point: dict[str, str]) -> Outcome:
         seconds = self.limit.seconds_for(candidate, [r.outcome for r in self.records()], self.options.trial_timeout)
-        what = "compiling and measuring" if self.options.compile_with else "measuring"
+        what = "compiling and measuring" if self.compiles_trials else "measuring"
         self.progress.stage(f"{what} {candidate.name}", has_line=True)
         base = Outcome(
             kind=kind,
@@ -327,7 +332,7 @@ class Search:
         Always the same one where it can be, so that all ratios compare. A compiled yardstick would have to be compiled
         anew for each trial.
         """
-        if self.options.compile_with is not None or self.options.objective != "time":
+        if self.compiles_trials or self.options.objective != "time":
             return None
         measured = [record for record in self.records() if record.outcome.step_ms]
         best_ms = min((r.outcome.median_ms for r in measured if r.outcome.valid), default=math.inf)

@@ -60,7 +60,7 @@ def recipes_due(search: Search, known: Knowledge | None) -> list[str]:
 
 def _is_sparing(search: Search) -> bool:
     """Whether recipes may wait that are not in FP8 too: where each takes long, or time is limited."""
-    is_dear = search.options.compile_with is not None or search.options.timeout is not None
+    is_dear = search.compiles_trials or search.options.timeout is not None
     return is_dear and search.options.objective == "time" and bool(search.space.offered())
 
 

@@ -309,9 +309,9 @@ def still(bench: Workbench) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole(bench: Workbench) -> Iterator[None]:
-    """In compile mode, compile the whole model, as the user will run it."""
-    with _compiled_as(bench, bench.compilation.whole() if bench.compilation else None):
+def whole(bench: Workbench, backend: str | None) -> Iterator[None]:
+    """In compile mode, compile the whole model, as the user will run it; without a backend nothing changes."""
+    with _compiled_as(bench, Compilation(backend, "whole") if backend else None):
         yield
 
 
@@ -332,8 +332,8 @@ def training(bench: Workbench, candidate: Candidate, state: dict[str, torch.Tens
     swapped = float8_linears(bench.model, candidate.float8) if candidate.float8 else contextlib.nullcontext()
     if bench.compilation is None:
         candidate = candidate.as_written()  # compile mode is set aside, if this is it
-    # What a plan compiles in parts is not compiled otherwise, and its loss as in eager mode.
-    own = _compiled_as(bench, None) if candidate.in_parts else contextlib.nullcontext()
+    # What a plan compiles in parts is not compiled otherwise, and its loss as in eager mode; nor is what stays eager.
+    own = _compiled_as(bench, None) if candidate.in_parts or candidate.eager else contextlib.nullcontext()
     within = bench.compilation is not None and candidate.autocast is not None
     with own, backend_flags(candidate.tf32), swapped, parameters_in(bench.model, candidate.params) as lowered:
         plan = candidate.plan

@@ -29,7 +29,7 @@ from amptune.patch.spec import PatchSpec
 from amptune.tune.batches import Batches, load_batches
 from amptune.tune.buildspace import build_space
 from amptune.tune.childprocess import is_fatal
-from amptune.tune.compilation import BACKEND, Compilation, compile_apart, forget_compiled
+from amptune.tune.compilation import BACKEND, Compilation, compile_apart, forget_compiled, is_dear
 from amptune.tune.costs import measure_costs, with_held
 from amptune.tune.device import Device
 from amptune.tune.emitted import compare_emitted
@@ -88,9 +88,11 @@ class Worker:
         self.bench = Workbench.build(self.target, self.device, job.options.seed, job.codes, job.trial_source)
         check_structure(self.target, self.bench.model, job.parameters)
         self.bench.takes_gradients = job.takes_gradients
-        if job.options.compile_with:
-            self.bench.compilation = Compilation(job.options.compile_with)
-        elif self.device.is_cuda:
+        backend = job.options.compile_with
+        self._compiles_trials = backend is not None and not is_dear(self.bench.model)
+        if backend and self._compiles_trials:
+            self.bench.compilation = Compilation(backend)
+        elif backend or self.device.is_cuda:
             compile_apart()
         self.batches: Batches = load_batches(self.target, job.options.steps, self.device.torch)
         self.model_loss = ModelLoss(self.bench, self.batches.train[0])
@@ -170,13 +172,14 @@ class Worker:
 
     def parts(self) -> Parts:
         """What of the model a plan can have compiled by itself; none in eager mode, or where the user's code compiles
-        parts itself."""
+        parts itself. And whether trials compile any."""
         backend = self.options.compile_with
         self.prepare()
-        if backend is None or self.bench.compiles_itself:
+        if backend is None:
             return Parts()
         with eager(self.bench):
-            return parts_of(self.bench.model, backend, makes_loss=self.model_loss.is_made)
+            parts = parts_of(self.bench.model, backend, makes_loss=self.model_loss.is_made)
+        return dataclasses.replace(parts, paths=()) if self.bench.compiles_itself else parts
 
     def costs(self, space: Space, graph: PrecisionGraph) -> CostTable:
         """Measure the cost table of the sites of ``space``; ``graph`` says how often each is called."""
@@ -188,7 +191,7 @@ class Worker:
         def progress(done: int, total: int) -> None:
             self.report("measuring sites", done, total)
 
-        fused, batch = self.options.compile_with is not None, self.batches.train[0]
+        fused, batch = self._compiles_trials, self.batches.train[0]
         # What runs in an autocast region has no choice of its own there, and follows what arrives.
         planned = {site for group in space.groups if group.kind != "region" for site in group.sites}
         raised = frozenset[str]().union(*(group.raised for group in space.groups))
@@ -304,14 +307,14 @@ class Worker:
             self.report("repeating the finalists", done, rounds)
 
         self.model_loss.forget()
-        if not is_more:
-            self._forget_compiled()
-        with whole(self.bench) if is_whole else contextlib.nullcontext():
+        if not is_more and (self.options.compile_with or self.bench.compiles_itself):
+            forget_compiled()
+        with whole(self.bench, self.options.compile_with) if is_whole else contextlib.nullcontext():
             return measure_interleaved(self.bench, candidates, self.batches, rounds, progress)
 
     def tensor_core_shares(self, candidates: list[Candidate]) -> list[float | None]:
         """Share of GPU time in tensor core kernels for each candidate; None on a CPU. Runs what ``repeat`` compiled."""
-        with whole(self.bench):
+        with whole(self.bench, self.options.compile_with):
             return [tensor_core_share(self.bench, candidate, self.batches) for candidate in candidates]
 
     def record_gradients(self, plan: Plan) -> GradientRecord:
@@ -350,8 +353,8 @@ class Worker:
         return ("fp32", "follow", COMPILED_LOSS) if can_compile else ("fp32", "follow")
 
     def _can_compile_model_loss(self) -> bool:
-        """Whether compiling the loss that the model makes itself is a choice: compile mode compiles it in any case."""
-        is_choice = self.device.is_cuda and self.options.compile_with is None
+        """Whether compiling the loss that the model makes itself is a choice: trials that are compiled do it anyway."""
+        is_choice = self.device.is_cuda and not self._compiles_trials
         return is_choice and self.model_loss.is_made
 
     def _mismatches(self, candidate: Candidate) -> tuple[str, ...]:

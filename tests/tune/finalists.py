@@ -84,6 +84,7 @@ class _Simulated:
         by_clock: Mapping[str, float],
     ) -> None:
         self.host, self.worker, self.blocks = host, self, 0
+        self.compiles_trials = is_compiled
         compile_with = "inductor" if is_compiled else None
         self.options = SimpleNamespace(objective="time", trial_timeout=1.0, compile_with=compile_with, timeout=None,
                                        device=device)  # fmt: skip

@@ -103,7 +103,7 @@ def opened(tmp_path: Path) -> Open:
 
 
 def test_parts_are_the_repeated_blocks_and_what_multiplies_beside_them(opened: Open) -> None:
-    assert opened().parts() == Parts(PATHS, "aot_eager", makes_loss=False)
+    assert opened().parts() == Parts(PATHS, "aot_eager", makes_loss=False, num_layers=3)
     assert not opened(compile_with=None).parts(), "eager mode compiles nothing"
     without_blocks = MASKED.replace("range(3)", "range(1)")
     assert not opened(without_blocks).parts(), "trials compile it whole"

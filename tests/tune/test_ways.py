@@ -1,0 +1,211 @@
+"""Compile mode of a model that takes long to compile: trials in eager mode, finalists in eager mode and compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from amptune.capture import TargetSpec
+from amptune.core.plan import Plan
+from amptune.tune import compilation
+from amptune.tune.bench import rows_of
+from amptune.tune.compilation import forget_compiled, is_dear, parts_to_compile, repeated_blocks
+from amptune.tune.finals import Verdict, decide
+from amptune.tune.job import Job
+from amptune.tune.options import TuneOptions
+from amptune.tune.parts import Parts
+from amptune.tune.process import TrialError
+from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.result import result_json
+from amptune.tune.search import Search
+from amptune.tune.training import training
+from amptune.tune.worker import Worker
+
+from .test_compilation import COMPILED, num_graphs
+from .test_search import FormulaWorker, make_search, step
+
+LAYERS = 30
+
+
+class Compiler(FormulaWorker):
+    """Compiled whole, recipes and plans take so many times their step in eager mode."""
+
+    def __init__(self, recipes: float = 0.6, plans: float = 1.0, fails: str = "") -> None:
+        super().__init__()
+        self.recipes, self.plans, self.fails = recipes, plans, fails
+        self.repeated: list[list[tuple[str, bool]]] = []
+
+    def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+        if name == "trial":
+            return self.trial(arguments[0])
+        candidates, rounds, _, is_whole = arguments
+        ways = [(candidate.name, is_whole and not candidate.eager) for candidate in candidates]
+        self.repeated.append(ways)
+        if (self.fails, True) in ways:
+            raise TrialError(f"{self.fails} cannot be compiled", worker_lost=False)
+        return [
+            [step(self.milliseconds(candidate) * (self._times(name) if is_compiled else 1.0))] * rounds
+            for candidate, (name, is_compiled) in zip(candidates, ways, strict=True)
+        ]
+
+    def _times(self, name: str) -> float:
+        return self.plans if name == "plan" else self.recipes
+
+
+def decided(folder: Path, worker: Compiler, budget: int = 12, **options: Any) -> tuple[Search, Verdict, dict[str, Any]]:
+    search = make_search(folder, worker, budget)
+    search.parts = Parts(in_eager=True, num_layers=LAYERS)
+    search.options = dataclasses.replace(search.options, compile_with="inductor", **options)
+    search.run()
+    verdict = decide(search)
+    return search, verdict, result_json(search, verdict, 1.0, "plan.json")
+
+
+def test_a_plan_in_eager_mode_is_judged_beside_the_recipe_as_it_is_compiled(tmp_path: Path) -> None:
+    worker = Compiler(recipes=0.95, plans=1.5)
+    _, verdict, data = decided(tmp_path, worker)
+    trials = verdict.stock.outcome.median_ms / verdict.record.outcome.median_ms
+    assert verdict.kind == "plan"
+    assert verdict.speedup == pytest.approx(0.95 * trials)
+    assert (data["compiled"], data["repeats"]["stock_in_eager"], data["trials_in_eager"]) == ("eager", False, True)
+    assert worker.repeated[-1] == [("autocast-bf16", True), ("plan", False)], "of the formats alone, or the pair"
+
+
+def test_a_plan_is_compiled_where_that_is_faster(tmp_path: Path) -> None:
+    _, verdict, data = decided(tmp_path, Compiler(recipes=0.6, plans=0.5))
+    assert verdict.kind == "plan"
+    assert (data["compiled"], data["repeats"]["stock_in_eager"]) == ("whole", False)
+    trials = verdict.stock.outcome.median_ms / verdict.record.outcome.median_ms
+    assert verdict.speedup == pytest.approx(trials * 0.6 / 0.5)
+
+
+def test_a_recipe_that_compiling_makes_faster_than_any_plan_stands(tmp_path: Path) -> None:
+    _, verdict, data = decided(tmp_path, Compiler(recipes=0.3, plans=1.0))
+    assert verdict.kind == "stock"
+    assert verdict.step.median == pytest.approx(0.3 * verdict.stock.outcome.median_ms)
+    assert (data["compiled"], data["repeats"]["stock_in_eager"]) == ("whole", False)
+
+
+def test_a_recipe_that_compiling_slows_down_is_judged_in_eager_mode(tmp_path: Path) -> None:
+    _, verdict, data = decided(tmp_path, Compiler(recipes=2.0, plans=2.0))
+    assert verdict.kind == "plan"
+    assert (data["compiled"], data["repeats"]["stock_in_eager"]) == ("eager", True)
+
+
+def test_the_next_recipe_may_be_the_fastest_once_it_is_compiled(tmp_path: Path) -> None:
+    worker = Compiler()
+    decided(tmp_path, worker)
+    ways = next(ways for ways in worker.repeated if ("plan", True) in ways)
+    assert sum(is_compiled for name, is_compiled in ways if name != "plan") == 2
+
+
+@pytest.mark.parametrize(("fails", "compiled"), [("plan", 1), ("autocast-bf16", 0)])
+def test_what_cannot_be_compiled_is_left_in_eager_mode(tmp_path: Path, fails: str, compiled: int) -> None:
+    worker = Compiler(recipes=0.95, fails=fails)
+    _, verdict, data = decided(tmp_path, worker)
+    assert verdict.kind == "plan"
+    assert data["compiled"] == "eager"
+    assert sum(is_compiled for _, is_compiled in worker.repeated[-1]) == compiled
+    assert any(f"{fails} cannot be compiled" in note for note in data["notes"])
+
+
+@pytest.mark.parametrize(("timeout", "compiled"), [(20.0, 0), (50.0, 1), (90.0, 2), (1000.0, 3)])
+def test_as_much_is_compiled_as_there_is_time_for(tmp_path: Path, timeout: float, compiled: int) -> None:
+    worker = Compiler(recipes=0.95)
+    _, _, data = decided(tmp_path, worker, timeout=timeout)
+    assert max(sum(is_compiled for _, is_compiled in ways) for ways in worker.repeated) == compiled
+    assert any("time to compile" in note for note in data["notes"]) == (compiled < 3)
+
+
+def test_without_a_plan_nothing_is_compiled(tmp_path: Path) -> None:
+    worker = Compiler()
+    _, verdict, data = decided(tmp_path, worker, budget=2)
+    assert verdict.kind == "stock"
+    assert not worker.repeated
+    assert (data["compiled"], data["repeated"]) == ("eager", False)
+
+
+# --- which models these are ------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).relu())
+
+
+def test_a_model_whose_blocks_are_hardly_alike_is_compiled_whole_and_dear() -> None:
+    widths = range(1, 18)
+    net = nn.Sequential(*(Block(width, width + 1) for width in widths))
+    assert parts_to_compile(net, "blocks") == [net], "34 layers either way"
+    assert is_dear(net)
+    alike = nn.Sequential(*(Block(8, 8) for _ in widths))
+    assert len(parts_to_compile(alike, "blocks")) == len(widths)
+    assert not is_dear(alike)
+    few = nn.Sequential(Block(1, 2), Block(2, 3))
+    assert len(parts_to_compile(few, "blocks")) == 2
+    assert not is_dear(few)
+
+
+class Stage(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, width) for _ in range(4))
+
+
+def test_of_stages_with_sizes_of_their_own_the_blocks_are_what_repeats() -> None:
+    net = nn.ModuleList(Stage(width) for width in (4, 8, 16))
+    assert [type(block) for block in repeated_blocks(net)] == [Block] * 12
+    same = nn.ModuleList(Stage(4) for _ in range(3))
+    assert [type(block) for block in repeated_blocks(same)] == [Stage] * 3
+
+
+# --- the worker ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    monkeypatch.setattr(compilation, "DEAR", 2)
+    path = tmp_path / "net.py"
+    path.write_text(COMPILED)
+    forget_compiled()
+    options = TuneOptions(TargetSpec(str(path)), tmp_path / "out", steps=2, compile_with="aot_eager")
+    yield Worker(Job(options, None, {}, (), threads=1), lambda *_: None)
+    forget_compiled()
+
+
+def test_trials_compile_nothing_and_repeats_what_is_not_for_eager_mode(worker: Worker) -> None:
+    assert worker.parts().in_eager
+    plan = plan_candidate(Plan())
+    torch._dynamo.utils.counters.clear()
+    assert worker.trial(plan, None).step is not None
+    worker.repeat([plan.in_eager(), Candidate("fp32", eager=True)], 1)
+    assert num_graphs() == 0
+    worker.repeat([plan.in_eager(), plan], 1)
+    assert num_graphs() == 1, "the plan's model as a whole"
+
+
+def test_in_eager_mode_parts_are_not_compiled_either(worker: Worker) -> None:
+    in_parts = plan_candidate(Parts(("head",), "aot_eager").of(Plan()))
+    torch._dynamo.utils.counters.clear()
+    with training(worker.bench, in_parts.in_eager()) as run:
+        run.step(worker.batches.train[0])
+    assert num_graphs() == 0
+
+
+def test_bench_has_a_row_of_its_own_for_a_plan_that_is_for_eager_mode(worker: Worker) -> None:
+    plan = Plan(measured_on={"mode": "eager"})
+    rows = rows_of(plan, worker.options)
+    assert {name: candidate.eager for name, (_, candidate) in rows.items()} == {"plan": False, "plan+eager": True}
+    assert list(rows_of(plan, dataclasses.replace(worker.options, compile_with=None))) == ["plan"]
+    assert list(rows_of(Plan(measured_on={"mode": "compile"}), worker.options)) == ["plan"]
