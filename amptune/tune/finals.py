@@ -213,7 +213,7 @@ def _is_near(search: Search, outcome: Outcome, best: Outcome) -> bool:
 
     In compile mode it takes the compiling of one more model to know: there where the quartiles of their steps overlap.
     """
-    if search.options.compile_with is not None:
+    if search.compiles_trials:
         return outcome.overlaps(best)
     close = CLOSE_ON_CPU if search.options.device.startswith("cpu") else CLOSE
     return outcome.median_ms <= close * best.median_ms

@@ -1,6 +1,6 @@
 """Stock recipes and a patched model side by side, timed without amptune's measuring: a check on what tune claims.
 
-    python tests/benchmarks/independent.py MODEL.py OUT/MODEL_amptuned.py [--rounds 5] [--compile] [--recipes tf32]
+    python tests/benchmarks/independent.py MODEL.py OUT/MODEL_amptuned.py [--rounds 5] [--compile [--eager-plan]]
 
 Both files are imported as their users import them, each recipe trains its own model in a plain loop with fused AdamW
 (or the file's ``make_optimizer``) on one batch, and the rounds go through the recipes in turns.
@@ -32,15 +32,15 @@ def main() -> None:
     parser.add_argument("patched", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="all under torch.compile(model)")
+    parser.add_argument("--eager-plan", action="store_true", help="all but the plan, which is for eager mode")
     parser.add_argument("--recipes", default=",".join(STOCK), help="stock recipes beside the plan")
     args = parser.parse_args()
     original, patched = _imported(args.model), _imported(args.patched)
     torch.manual_seed(0)
     batch = _on_gpu(original.make_batch())
-    names = [*filter(None, args.recipes.split(",")), "plan"]
-    steps = {
-        name: _step_of(name, patched if name == "plan" else original, batch, compiles=args.compile) for name in names
-    }
+    names = filter(None, args.recipes.split(","))
+    steps = {name: _step_of(name, original, batch, compiles=args.compile) for name in names}
+    steps["plan"] = _step_of("plan", patched, batch, compiles=args.compile and not args.eager_plan)
     times = _in_turns(steps, args.rounds)
     for name, found in times.items():
         print(f"{name:14} {statistics.median(found):8.2f} ms a step, {min(found):.2f} to {max(found):.2f}")
