@@ -118,9 +118,9 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
     recipes = _near(search, clock)
     _announce(search, [recipes[0], *plans[:1]], clock)
     stock = _stock(search, recipes, plans, clock)
-    in_parts = recipe_in_parts(search, stock)
-    if not (first := plans[0] if plans else in_parts):  # the faster recipe is none that may be in parts
-        return _stock_verdict(stock.record, _recorded(stock.record), repeated=False)
+    in_parts = recipe_in_parts(search, stock) if clock.is_whole else None  # else the recipe itself is so compiled
+    if not (first := plans[0] if plans else in_parts):
+        return _by_its_trial(search, stock, clock)
     error = ERROR / (LOOKS + bool(plans and in_parts))
     leader = _leader(search, stock, plans, clock) if plans else first
     if search.parts.in_eager:
@@ -130,13 +130,7 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
     judged = judge(search, stock, leader, clock, error)
     if isinstance(judged, TrialError):
         clock.leave_out(f"the repeats failed ({judged.reason}): the best stock recipe stands, by its trial")
-        verdict = _stock_verdict(stock.record, _recorded(stock.record), repeated=False)
-        return dataclasses.replace(
-            verdict,
-            in_parts=_is_in_parts(search, clock),
-            in_eager=search.parts.in_eager,
-            stock_in_eager=search.parts.in_eager,
-        )
+        return _by_its_trial(search, stock, clock)
     has_won = _has_won(search, judged)
     rival = rival_of(search, judged, in_parts, clock, error) if plans else None
     if rival and rival.gain.low > (judged.gain.ratio if has_won else WORTH):
@@ -156,6 +150,15 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
         speedup_of_formats(search, stock, leader, clock), in_parts=leader.candidate.in_parts,
         stock_in_parts=rival.gain.ratio if rival else None,
         in_eager=leader.candidate.eager, stock_in_eager=stock.candidate.eager,
+    )  # fmt: skip
+
+
+def _by_its_trial(search: Search, stock: Finalist, clock: FinalTime) -> Verdict:
+    """That the stock recipe stands, where there are no repeats of it."""
+    in_eager = search.parts.in_eager
+    return dataclasses.replace(
+        _stock_verdict(stock.record, _recorded(stock.record), repeated=False), in_parts=_is_in_parts(search, clock),
+        in_eager=in_eager, stock_in_eager=in_eager,
     )  # fmt: skip
 
 

@@ -36,6 +36,8 @@ def judge(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime, e
     failure = _repeat_pair(search, [stock, leader], clock)
     if failure is not None and _may_do_in_blocks(search, failure, clock):
         clock.is_whole = False
+        if leader.record.outcome.recipe:  # blocks alone are what its trial has measured
+            return failure
         leader = leader if leader.candidate.in_parts else plan_in_parts(search, leader.record)
         whole, failure = failure, _repeat_pair(search, [stock, leader], clock)
         if failure is None:

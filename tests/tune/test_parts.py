@@ -231,9 +231,11 @@ def test_a_recipe_that_was_measured_in_parts_ships_so(tmp_path: Path, monkeypatc
             self.is_whole = False
 
     monkeypatch.setattr(finals, "FinalTime", Short)
-    search, verdict = decided(tmp_path, Compiler(whole=1.4), budget=2)
+    worker = Compiler(whole=1.4)
+    search, verdict = decided(tmp_path, worker, budget=2)
     assert verdict.kind == "stock"
     assert verdict.in_parts
+    assert worker.repeated == [], "beside itself it has nothing to gain"
     assert result_json(search, verdict, 1.0, "plan.json")["compiled"] == "parts"
     other = tmp_path / "other"
     other.mkdir()
@@ -318,6 +320,22 @@ def test_where_neither_way_compiles_in_the_repeats_both_are_named(tmp_path: Path
     (note,) = [note for note in data["notes"] if "repeats failed" in note]
     assert "whole, compiles anew; by their blocks, the worker process died (signal 9)" in note
     assert not any("are compiled by their blocks" in note for note in data["notes"])
+
+
+def test_a_recipe_that_cannot_be_compiled_whole_stands_by_its_trial(tmp_path: Path) -> None:
+    class Unable(Compiler):
+        def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+            found = super().request(name, *arguments, timeout=timeout)
+            if name == "repeat":
+                raise TrialError("compiles anew")
+            return found
+
+    worker = Unable(whole=1.4)
+    search, verdict = decided(tmp_path, worker, budget=2)
+    assert (verdict.kind, verdict.in_parts, verdict.repeated) == ("stock", True, False)
+    assert len(worker.repeated) == 1
+    notes = result_json(search, verdict, 1.0, "plan.json")["notes"]
+    assert any("the repeats failed (compiles anew): the best stock recipe stands, by its trial" in n for n in notes)
 
 
 def test_plans_that_are_slower_than_the_recipe_in_parts_are_not_compiled_whole(tmp_path: Path) -> None:
