@@ -15,7 +15,7 @@ _SHOWN_SITES = 2
 _SHOWN_CALLS = 3
 _WORTH_MS = 0.005
 _DIVISION, _ROOT = "G205", "G206"
-_K, _N = "G101", "G102"
+_K, _N, _LOSS = "G101", "G102", "G212"
 _OVERFLOWS = frozenset({"G201", "G203", "G207", "G208", "G214", "G215"})
 
 
@@ -82,8 +82,8 @@ def without_repeats(findings: Sequence[Finding]) -> list[Finding]:
 
     Left out are information about dimensions of a site that other findings name one by one, with their size; the second
     of two dimensions, where the finding about the first names it; what is said of an overflow of a site that a more
-    severe finding is about; and normalisations by a root that another finding, as severe, is about: an eps under the
-    root is what both need.
+    severe finding is about, and that a loss which overflows keeps few digits; and normalisations by a root that another
+    finding, as severe, is about: an eps under the root is what both need.
     """
     named = {(each.site, dimension) for each in findings if isinstance(dimension := _dimension(each), str)}
     worst: dict[str | None, Severity] = {}
@@ -96,6 +96,7 @@ def without_repeats(findings: Sequence[Finding]) -> list[Finding]:
         each
         for each in findings
         if not _is_repeat(each, named)
+        and not (each.rule == _LOSS and each.severity <= worst.get(each.site, Severity.INFO - 1))
         and not (_is_overflow(each) and each.severity < worst[each.site])
         and not _is_told_at_root(each, roots)
         and not (each.rule == _N and each.severity <= pairs.get(_pair(each, of_k=False), Severity.INFO - 1))

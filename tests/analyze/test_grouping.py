@@ -142,3 +142,11 @@ def test_two_odd_dimensions_of_one_product_are_told_once() -> None:
     graver = dataclasses.replace(first, severity=Severity.INFO)
     assert without_repeats([graver, second]) == [graver, second]
     assert without_repeats([second]) == [second]
+
+
+def test_a_loss_that_overflows_is_not_told_to_keep_few_digits() -> None:
+    loss = dataclasses.replace(finding("sum", "the loss is computed in fp16"), rule="G212")
+    total = dataclasses.replace(finding("sum", "sum of 524288 elements", format="fp16"), rule="G207")
+    assert without_repeats([total, loss]) == [total]
+    assert without_repeats([dataclasses.replace(total, severity=Severity.INFO), loss])[-1] == loss
+    assert without_repeats([dataclasses.replace(total, site="other"), loss])[-1] == loss

@@ -101,3 +101,54 @@ def test_a_finding_about_one_odd_dimension_names_the_other_with_its_size(tmp_pat
     (told,) = (each for each in found("G101", source, tmp_path) if each.site == "fc")
     assert told.message.endswith("together with out_features N = 1003 (to 1008)")
     assert told.evidence["together"] == 1003
+
+
+COUNTERS = {
+    "t = t + 0.002": 1,
+    "t += 0.002": 1,
+    "t = t - 0.0009": 1,
+    "t = t - 0.002": 0,
+    "t = t + self.step": 1,
+    "t = 0.002 + t": 1,
+    "t = t + 0.02": 0,
+    "t = torch.full_like(t, 1.0 + 0.002 * i)": 0,
+    "t = (t.float() + 0.002).to(t.dtype)": 0,
+}
+
+
+@pytest.mark.parametrize(("line", "count"), COUNTERS.items(), ids=COUNTERS)
+def test_a_time_that_a_loop_counts(line: str, count: int, tmp_path: Path) -> None:
+    body = f"""
+    t = torch.ones((), dtype=torch.bfloat16, device=x.device)
+    for i in range(6):
+        x = x + 0.002 * self.fc(x) * t.float()
+        {line}
+    return x
+    """
+    init = "self.fc = nn.Linear(64, 64)\nself.register_buffer('step', torch.tensor(0.002, dtype=torch.bfloat16))"
+    assert len(found("G220", model_file(body, init=init), tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("code", "formula", "count"),
+    [
+        ("G206", "torch.linalg.eigvalsh(c).rsqrt()", 1),
+        ("G206", "torch.linalg.eigh(c)[0].sqrt()", 1),
+        ("G206", "torch.linalg.eigh(c)[0].clamp(min=1e-6).rsqrt()", 0),
+        ("G206", "torch.linalg.eigvalsh(c + 1e-3 * torch.eye(64, device=x.device)).rsqrt()", 0),
+        ("G204", "torch.linalg.eigh(c).eigenvalues.log()", 1),
+        ("G204", "torch.linalg.svdvals(c).log()", 1),
+        ("G204", "(torch.linalg.svdvals(c) + 1e-6).log()", 0),
+        ("G205", "1 / torch.linalg.svd(c)[1]", 1),
+        ("G205", "1 / torch.linalg.svd(c).S.clamp(min=1e-6)", 0),
+        ("G205", "1 / (2 + torch.linalg.svd(c)[0].square())", 0),
+    ],
+)
+def test_functions_of_eigenvalues_and_singular_values(code: str, formula: str, count: int, tmp_path: Path) -> None:
+    body = f"""
+    h = self.fc(x).float()
+    with torch.autocast(x.device.type, enabled=False):
+        c = h.t() @ h
+        return {formula}
+    """
+    assert len(found(code, model_file(body), tmp_path)) == count

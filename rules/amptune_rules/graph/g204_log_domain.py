@@ -23,6 +23,7 @@ from amptune_rules.graph._numeric import (
     of_batch,
     reads_weights_alone,
 )
+from amptune_rules.graph._spectra import spectrum_behind
 
 _INSTEAD = {
     "softmax": "; use log_softmax",
@@ -141,6 +142,7 @@ class LogDomain(GraphRule):
             elif context.runs:
                 yield from self._of_batch(context, site)
                 yield from self._lost(context, site)
+                yield from self._of_spectrum(context, site)
         yield from self._of_products(context)
 
     def _of_batch(self, context: GraphContext, site: Site) -> Iterable[Finding]:
@@ -173,6 +175,16 @@ class LogDomain(GraphRule):
                 "where what it is added to is zero; add it in float32",
                 severity=Severity.INFO,
                 eps=eps,
+                chain=chain(context, site),
+            )
+
+    def _of_spectrum(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+        if site.op != "log1p" and (what := spectrum_behind(context.runs[0], site)):
+            yield context.finding(
+                self,
+                site,
+                f"{site.op} of {what}",
+                severity=Severity.INFO,
                 chain=chain(context, site),
             )
 

@@ -42,6 +42,7 @@ from amptune_rules.graph._numeric import (
     source_dtype,
 )
 from amptune_rules.graph._roots import normalises
+from amptune_rules.graph._spectra import spectrum_behind
 
 
 class DivisionByZero(GraphRule):
@@ -313,6 +314,14 @@ class DivisionByZero(GraphRule):
                 site,
                 f"the {lost:g} that stands for zeros in the denominator rounds to zero under {recipes_in(runs)}",
                 eps=lost,
+                chain=chain(context, site),
+            )
+        elif what := spectrum_behind(context.runs[0], site, place):
+            yield context.finding(
+                self,
+                site,
+                f"division by {what}",
+                severity=Severity.INFO,
                 chain=chain(context, site),
             )
         elif (

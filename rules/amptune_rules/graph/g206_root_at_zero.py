@@ -35,6 +35,7 @@ from amptune_rules.graph._roots import (
     runs_below_zero,
     touches_zero,
 )
+from amptune_rules.graph._spectra import spectrum_behind
 
 
 class RootAtZero(GraphRule):
@@ -257,6 +258,14 @@ class RootAtZero(GraphRule):
                 site,
                 f"{named(site)} of a difference, which can be below zero as far as its terms show, and is NaN there; "
                 "clamp it",
+                severity=Severity.INFO,
+                chain=chain(context, site),
+            )
+        if root_exponent(site) is not None and (what := spectrum_behind(context.runs[0], site)):
+            return context.finding(
+                self,
+                site,
+                f"{named(site)} of {what}",
                 severity=Severity.INFO,
                 chain=chain(context, site),
             )

@@ -26,8 +26,9 @@ class LostTerm(GraphRule):
 
     ## What it does
     Finds running averages of buffers and parameters (`m * a + (1 - m) * x`, `lerp_`, `a += (1 - m) * (x - a)`) that are
-    kept in 16 bits, with a step too short for them, and constants that are added to a matrix before a decomposition,
-    inverse or solve and are under half an ulp of 1.
+    kept in 16 bits, with a step too short for them; constants that a loop adds to a number beside which they are
+    rounded away, as times; and constants that are added to a matrix before a decomposition, inverse or solve and are
+    under half an ulp of 1.
 
     ## Why is this bad
     A sum is rounded to the format's digits: BF16 keeps eight bits of them, so that a step of a thousandth changes
@@ -78,6 +79,14 @@ class LostTerm(GraphRule):
             return self.fast(x) - self.slow(x).detach()
             """, init="self.fast, self.slow = nn.Linear(64, 64), nn.Linear(64, 64).requires_grad_(False)",
             cast=".bfloat16()", batch="torch.randn(32, 64).bfloat16()")),
+        Example("a time that stands still", model_file(
+            """
+            t = torch.ones((), dtype=torch.bfloat16, device=x.device)
+            for _ in range(4):
+                x = x + 0.002 * self.fc(x) * t.float()
+                t = t + 0.002  # <- G220
+            return x
+            """)),
         Example("a jitter of 1e-9", model_file(
             """
             h = self.fc(x).float()
@@ -102,6 +111,14 @@ class LostTerm(GraphRule):
             """, init="self.fc = nn.Linear(64, 64)\n"
                       "self.register_buffer('mean', torch.zeros(64, dtype=torch.bfloat16))")),
         Example("a mixture within one step", model_file("return 0.999 * self.fc(x) + 0.001 * self.fc(x).tanh()")),
+        Example("a time that goes on", model_file(
+            """
+            t = torch.zeros((), dtype=torch.bfloat16, device=x.device)
+            for _ in range(4):
+                x = x + 0.25 * self.fc(x) * t.float()
+                t = t + 0.25
+            return x
+            """)),
         Example("a jitter that FP32 can hold", model_file(
             """
             h = self.fc(x).float()
@@ -129,6 +146,11 @@ class LostTerm(GraphRule):
                 yield from self._average(context, site, step)
             elif op_named(site.op).family is Family.LINALG:
                 yield from self._jitter(context, site)
+        told: set[str] = set()
+        for site in context.graph:
+            if site.site_id not in told and (found := self._counter(context, site)):
+                told.add(site.site_id)
+                yield found
 
     def _average(self, context: GraphContext, site: Site, step: float) -> Iterable[Finding]:
         kept = [site, *(after for after in context.graph.consumers(site.id) if after.op == "copy")]
@@ -144,6 +166,31 @@ class LostTerm(GraphRule):
                     step=step,
                     format=str(Format.parse(half)),
                 )
+
+    def _counter(self, context: GraphContext, site: Site) -> Finding | None:
+        """A constant that a loop adds again and again to a number beside which it is nothing."""
+        if site.op not in ("add", "sub"):
+            return None
+        for run in context.runs:
+            for side in (0, 1) if site.op == "add" else (0,):
+                before, by = run.ranges.root(site, side), _constant(run, site, 1 - side)
+                if before is None or before is site or before.site_id != site.site_id or not by:
+                    continue
+                half_ulp = _half_ulp(run, site) / (2 if site.op == "sub" else 1)  # below a power of two it is half
+                least = run.ranges.operand(site, side).least
+                if not (0 < least < math.inf) or by >= half_ulp * 2.0 ** math.floor(math.log2(least)):
+                    continue
+                runs = tuple(each for each in context.runs if _format_of(each, site) == _format_of(run, site))
+                return context.finding(
+                    self,
+                    site,
+                    f"a loop adds {by:.3g} to a number in {_format_of(run, site)} (under {recipes_in(runs)}) that has "
+                    f"come to {least:.3g}, beside which that is rounded away: it stays where it is; count in integers "
+                    "and multiply, or add in float32",
+                    step=by,
+                    least=least,
+                )
+        return None
 
     def _jitter(self, context: GraphContext, site: Site) -> Iterable[Finding]:
         for total, jitter, side in _jitters(context, site):
@@ -163,12 +210,23 @@ class LostTerm(GraphRule):
                 )
 
 
+def _constant(run: Run, site: Site, side: int) -> float:
+    """The size of an operand that is a literal or a constant; 0 for anything else."""
+    made = run.ranges.root(site, side)
+    is_literal = side in (site.attrs.get("scalars") or {})
+    is_stored = input_of(site, side) in (site.attrs.get("bounds") or {})
+    found = run.ranges.operand(site, side)
+    known = is_literal or is_stored or (made is not None and run.ranges.is_constant(made))
+    factor = abs(float(site.attrs.get("alpha") or 1)) if side == 1 else 1.0
+    return found.magnitude * factor if known and math.isfinite(found.magnitude) else 0.0
+
+
 def _under(context: GraphContext, runs: tuple[Run, ...]) -> str:
     return "" if len(runs) == len(context.runs) else f" (under {recipes_in(runs)})"
 
 
 def _format_of(run: Run, site: Site) -> str:
-    return run.dtypes[site.id].outputs[0]
+    return next(iter(run.dtypes[site.id].outputs), "")
 
 
 def _half_ulp(run: Run, site: Site) -> float:
