@@ -334,3 +334,20 @@ def test_a_head_of_an_attention_that_returns_its_weights_is_not_padded(call: str
                         batch="torch.randn(200, 128, 50)")  # fmt: skip
     (message,) = messages("G105", source, tmp_path)
     assert what in message
+
+
+@pytest.mark.parametrize(("of", "trained"), [("self.fc(x).relu()", True), ("self.fc(x).relu().detach()", False)])
+def test_a_logarithm_of_zero_has_a_gradient_where_something_is_trained(of: str, trained: bool, tmp_path: Path) -> None:
+    (message,) = messages("G204", model_file(f"return self.fc(x) + torch.log({of})"), tmp_path)
+    assert ("gradient" in message) is trained
+
+
+@pytest.mark.parametrize(("dtype", "told"), [("torch.float32", True), ("q.dtype", False)])
+def test_a_product_that_is_promoted_with_its_operand_is_named(dtype: str, told: bool, tmp_path: Path) -> None:
+    source = model_file(
+        f"q = self.fc(x)\nk = q * self.cos.to({dtype})\nreturn k @ k.t()",
+        init="self.fc = nn.Linear(64, 64, dtype=torch.bfloat16)\nself.register_buffer('cos', torch.rand(64))",
+        batch="torch.randn(512, 64).bfloat16()",
+    )
+    found = messages("G306", source, tmp_path)
+    assert any("the matmul that reads it runs in float32 with it" in each for each in found) is told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from amptune.core.arguments import limits_of
 from amptune.core.distances import is_minus_distance
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
@@ -79,7 +80,7 @@ class ExpOverflow(GraphRule):
             """
             e = torch.exp(self.fc(x))  # <- G203
             total = torch.zeros(4, 64, dtype=e.dtype, device=x.device).index_add(0, bag, e)
-            return e / total[bag]
+            return e / total[bag].clamp(min=1e-6)
             """, takes="x, bag", batch="(torch.randn(32, 64), torch.arange(32) % 4)")),
         Example("softplus by hand", model_file("return torch.log(1 + torch.exp(self.fc(x)))  # <- G203")),
         Example("exp in a half model", model_file("return torch.exp(self.fc(x))  # <- G203", cast=".half()",
@@ -327,10 +328,15 @@ def _reached(context: GraphContext, site: Site) -> Mapping[str, None]:
             consumer.id
             for name in fresh
             for consumer in context.graph.consumers(name)
-            if consumer.op in _CARRIES and consumer.id not in reached
+            if _carries(consumer) and consumer.id not in reached
         ]
         reached.update(dict.fromkeys(fresh))
     return reached
+
+
+def _carries(site: Site) -> bool:
+    """Whether an infinity that a site reads stays one: also through a clamp that has no upper limit."""
+    return site.op in _CARRIES or (site.op == "clamp" and limits_of(site)[1] == math.inf)
 
 
 def _sides(context: GraphContext, site: Site, reached: Mapping[str, None]) -> list[bool]:

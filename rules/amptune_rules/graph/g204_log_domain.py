@@ -231,12 +231,15 @@ class LogDomain(GraphRule):
         root = run.ranges.root(site, 0)
         low = run.ranges.operand(site, 0).low
         made_by = root.op if root else "its input"
+        position = input_of(site, 0)
+        is_trained = context.train and (position is None or site.inputs[position].requires_grad)
+        gradient = " and its gradient not finite" if is_trained else ""
         instead = _INSTEAD["sigmoid"] if _is_rest_of_share(run, root) else _INSTEAD.get(made_by, "")
         return context.finding(
             self,
             site,
-            f"{site.op} of {made_by}, whose values start at {low:g}{under}: {site.op}({_end(site):g}) is -inf and its "
-            f"gradient not finite{instead}",
+            f"{site.op} of {made_by}, whose values start at {low:g}{under}: {site.op}({_end(site):g}) is -inf"
+            f"{gradient}{instead}",
             severity=Severity.INFO if made_by in _MEASURES else None,
             low=low,
             chain=chain(context, site),

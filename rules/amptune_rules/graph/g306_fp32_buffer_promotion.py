@@ -103,15 +103,35 @@ class Fp32BufferPromotion(GraphRule):
         for site, those, moved in found:
             own = those[0].recipe.half is None
             if own or _is_worth(context, those, by_line[_line(site)]):
+                under = "in the model as written" if own else recipes_in(those)
                 yield context.finding(
                     self,
                     site,
                     f"a float32 tensor promotes this {site.op} of 16-bit activations to float32 "
-                    f"({'in the model as written' if own else recipes_in(those)}): cast it to the activations' dtype",
+                    f"({under}){_with_it(context, those[0], site)}: cast it "
+                    "to the activations' dtype",
                     severity=Severity.WARNING if own else Severity.INFO,
                     bytes=moved,
                     saves_ms={gpu.key: _seconds(moved, gpu) * 1e3 for gpu in _gpus(context, those)},
                 )
+
+
+_PRODUCTS = (Family.GEMM, Family.CONV, Family.ATTENTION)
+_CARRY = (Family.POINTWISE, Family.VIEW)
+_STEPS = 4
+
+
+def _with_it(context: GraphContext, run: Run, site: Site) -> str:
+    """The product that runs in FP32 because its operand was promoted, for a message; empty where none does."""
+    fresh = [site]
+    for _ in range(_STEPS):
+        after = [each for before in fresh for each in context.graph.consumers(before.id)]
+        products = [each for each in after if op_named(each.op).family in _PRODUCTS]
+        wide = next((each for each in products if run.dtypes[each.id].compute == "float32"), None)
+        if wide is not None:
+            return f", and the {wide.op} that reads it runs in float32 with it"
+        fresh = [each for each in after if op_named(each.op).family in _CARRY]
+    return ""
 
 
 def _line(site: Site) -> object:
