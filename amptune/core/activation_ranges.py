@@ -16,7 +16,7 @@ def _number(site: Site, place: int, name: str, default: float) -> float | None:
     """A literal argument, by name or by place; ``None`` where it is a tensor."""
     value = site.attrs.get(name, (site.attrs.get("scalars") or {}).get(place))
     if value is None:
-        return default if len(site.inputs) == 1 else None
+        return default if len(site.inputs) + len(site.params) == 1 else None
     return float(value) if isinstance(value, int | float) else None
 
 

@@ -152,3 +152,38 @@ def test_functions_of_eigenvalues_and_singular_values(code: str, formula: str, c
         return {formula}
     """
     assert len(found(code, model_file(body), tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("degree", "inverse", "count"),
+    [
+        ("x.sum(-1)", "deg.pow(-0.5)", 1),
+        ("x.sum(-1)", "deg.rsqrt()", 1),
+        ("x.mean(-1)", "deg ** -0.5", 1),
+        ("x.sum(-1).clamp(min=1)", "deg.pow(-0.5)", 0),
+        ("(x + torch.eye(64, device=x.device)).sum(-1)", "deg.pow(-0.5)", 0),
+        ("(x + 1).sum(-1)", "deg.pow(-0.5)", 0),
+        ("x.sum(-1)", "deg.pow(-0.5).masked_fill(deg == 0, 0.0)", 0),
+        ("x.sum(-1)", "torch.nan_to_num(deg.pow(-0.5))", 0),
+        ("x.sum(-1)", "deg.sqrt()", 0),
+    ],
+)
+def test_degrees_of_nodes_that_have_no_edge(degree: str, inverse: str, count: int, tmp_path: Path) -> None:
+    body = f"deg = {degree}\nreturn ({inverse})[:, None] * self.fc(x)"
+    source = model_file(body, batch="(torch.arange(4096.0).view(64, 64) % 7 == 0).float()")
+    assert len(found("G206", source, tmp_path)) == count
+
+
+def test_a_product_of_shares_of_the_batch_is_not_said_to_have_both_signs(tmp_path: Path) -> None:
+    source = model_file("return self.fc(x) / x.prod(-1, keepdim=True)", batch="0.05 + 0.2 * torch.rand(32, 64)")
+    (told,) = found("G205", source, tmp_path)
+    assert "a product of 64 numbers in [0.05" in told.message
+    assert "both signs" not in told.message
+
+
+def test_softplus_of_a_parameter_is_positive(tmp_path: Path) -> None:
+    init = "self.fc = nn.Linear(64, 64)\nself.raw = nn.Parameter(torch.ones(()))"
+    assert not found("G204", model_file("return self.fc(x) + torch.log(1 + F.softplus(self.raw))", init=init), tmp_path)
+    assert not found(
+        "G203", model_file("return torch.exp(-self.fc(x).square() * F.softplus(self.raw))", init=init), tmp_path
+    )

@@ -104,6 +104,9 @@ def what_may_vanish(context: GraphContext, root: Site) -> str:
     if _is_sum_over_distances(context, root):
         return ""  # of weights by distances, whose own division is what breaks
     bounds = context.bounds(context.runs[0])
+    if root.op == "prod" and bounds is not None and bounds.operand(root, 0).low >= 0:
+        found, count = bounds.operand(root, 0), reduced_count(root)
+        return f"a product of {count} numbers in [{found.low:.3g}, {found.high:.3g}], which can come to zero"
     if root.op in ("sum", "mean") and bounds is not None and bounds.operand(root, 0).low >= 0:
         return f"a {root.op}, which is zero where all its terms are"
     return f"a {root.op} of what can have both signs, which can then be zero"

@@ -23,7 +23,7 @@ def spectrum_behind(run: Run, site: Site, index: int = 0) -> str:
     """What an operand is, and what to do, where it is eigenvalues of a symmetric matrix, or singular values, to
     whose matrix nothing constant was added before; empty for anything else."""
     made, position = run.ranges.root(site, index), input_of(site, index)
-    if made is None or made.op not in _VALUES or position is None or _is_loaded(run, made):
+    if made is None or made.op not in _VALUES or position is None or is_loaded(run, made):
         return ""
     views = (site.attrs.get("views") or {}).get(position, ("", ""))[1]
     picked = _PICKED.findall(views)
@@ -31,8 +31,8 @@ def spectrum_behind(run: Run, site: Site, index: int = 0) -> str:
     return _NAMES[made.op] if is_values else ""
 
 
-def _is_loaded(run: Run, site: Site) -> bool:
-    """Whether a constant was added to the matrix, as to its diagonal."""
+def is_loaded(run: Run, site: Site) -> bool:
+    """Whether a constant was added to what a site reads, as to the diagonal of a matrix."""
     total = run.ranges.root(site)
     if total is None or total.op != "add":
         return False

@@ -16,9 +16,11 @@ from amptune_rules.graph._numeric import (
     eps_before,
     floating_sites,
     gives_zeros,
+    is_guarded_after,
     is_signed,
     is_signed_sum,
     lost_eps,
+    of_batch,
     reads_weights_alone,
 )
 from amptune_rules.graph._roots import (
@@ -35,7 +37,7 @@ from amptune_rules.graph._roots import (
     runs_below_zero,
     touches_zero,
 )
-from amptune_rules.graph._spectra import spectrum_behind
+from amptune_rules.graph._spectra import is_loaded, spectrum_behind
 
 
 class RootAtZero(GraphRule):
@@ -261,6 +263,15 @@ class RootAtZero(GraphRule):
                 severity=Severity.INFO,
                 chain=chain(context, site),
             )
+        if (root_exponent(site) or 0) < 0 and _vanishes_in_batch(context, site):
+            return context.finding(
+                self,
+                site,
+                f"{named(site)} of a sum of numbers of the batch, which is zero where all of them are: infinite there; "
+                "clamp it, or take such rows out",
+                severity=Severity.INFO,
+                chain=chain(context, site),
+            )
         if root_exponent(site) is not None and (what := spectrum_behind(context.runs[0], site)):
             return context.finding(
                 self,
@@ -291,6 +302,29 @@ class RootAtZero(GraphRule):
                 eps=eps,
                 chain=chain(context, site),
             )
+
+
+def _vanishes_in_batch(context: GraphContext, site: Site) -> bool:
+    """Whether a root is taken of a sum or mean of numbers of the batch that are not negative and may all be zero, as of
+    the edges of a node."""
+    run, root = context.runs[0], context.runs[0].ranges.root(site)
+    if root is None or root.op not in ("sum", "mean") or is_loaded(run, root) or is_guarded_after(context, site):
+        return False
+    return of_batch(context, site).low == 0 and not any(
+        after.op in _CHOOSE and any(run.ranges.covers(test, 0, site, 0) for test in _tests(run, after))
+        for after in context.graph.consumers(site.id)
+    )
+
+
+_CHOOSE = ("masked_fill", "where")
+
+
+def _tests(run: Run, site: Site) -> list[Site]:
+    """The comparison that a choice is made by: of data, whose infinity no gradient passes."""
+    return [test for place in (0, 1) if (test := run.ranges.root(site, place)) is not None and test.op in _COMPARES]
+
+
+_COMPARES = ("eq", "ne", "gt", "lt", "ge", "le")
 
 
 def _breaks(context: GraphContext, site: Site) -> bool:
