@@ -96,10 +96,15 @@ def infinite_factor(run: Run, site: Site) -> float | None:
         found = run.ranges.exact(made) if made is not None and is_made else run.ranges.arriving(site, position)
         if not is_made and position not in (site.attrs.get("bounds") or {}):
             continue
+        if made is not None and made.op in _SQUARES:
+            continue  # G214 says of the square that it overflows
         far = found.high if found.high >= -found.low else found.low
         if LIMIT < abs(far) < math.inf and abs(far) not in _LIMITS:
             return far
     return None
+
+
+_SQUARES = ("mul", "square", "pow")
 
 
 def factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:
