@@ -4,8 +4,9 @@ Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, 
 ``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``in_rows``, ``viewed``, ``copied``, ``rearranged``,
 ``channels_last``, ``filled``, ``integers``, ``fp32_limit``, ``exact``, ``rises``, ``bounds``, ``batch``, ``views``,
 ``turns``, ``axes``, ``narrowed``, ``passed``, ``random``, ``kept``, ``triangles``, ``one_hot``, ``pairs``, ``puts``,
-``by_name``, ``called``, ``later_sources``, ``image`` and, of nn.MultiheadAttention, ``fused`` that the class describes,
-and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left as it is.
+``whole``, ``by_name``, ``called``, ``later_sources``, ``image`` and, of nn.MultiheadAttention, ``fused`` that the class
+describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left
+as it is.
 """
 
 from __future__ import annotations
@@ -141,6 +142,8 @@ def _origins(
         written = puts(calls[0], {node: index for index, node in enumerate(outside)})
         if written is not None:
             yield "puts", written
+    if whole := tuple(index for index, node in enumerate(outside) if _is_of_integers(node)):
+        yield "whole", whole
     if any(bounds.is_random(node) for node in outside):
         yield "random", True
     later = []
@@ -185,6 +188,12 @@ def _views(node: fx.Node) -> tuple[str, str, str]:
             every.append(text)
             (cuts if op in _CUTS else others).append(text)
     return " ".join(cuts), " ".join(every), " ".join(others)
+
+
+def _is_of_integers(node: fx.Node) -> bool:
+    """Whether a tensor holds integers, be they cast to another dtype on the way."""
+    values = (step.meta.get("val") for step in walk(node))
+    return any(isinstance(each, torch.Tensor) and each.dtype in _INTEGERS for each in values)
 
 
 def _narrowed(node: fx.Node) -> str:

@@ -13,7 +13,7 @@ from amptune.capture.attrs import module_attrs
 from amptune.capture.calls import Call
 from amptune.capture.cutoff import cut_off
 from amptune.capture.flow import Flow, Operand, has_channels_last, is_transparent, is_transparent_op, metas_of
-from amptune.capture.layers import is_opaque, layer_op
+from amptune.capture.layers import has_several_ops, is_opaque, layer_op
 from amptune.capture.parameters import ParameterNames
 from amptune.capture.record import opaque
 from amptune.capture.sourcecode import code_at
@@ -284,6 +284,8 @@ def _ends_in_16_bits(visit: Visit) -> bool:
 def _attrs(visit: Visit, inputs: Sequence[Operand]) -> dict[str, Any]:
     call, leaf = visit.call, visit.call.leaf
     attrs = module_attrs(leaf.module) if leaf else {} if _is_custom(call) else dict(call.attrs)
+    if leaf and has_several_ops(leaf.module, visit.nodes):
+        attrs["several"] = True
     if call.autocast is not None:
         attrs["autocast"] = call.autocast
     if call.custom is not None and call.custom.cast_inputs and _is_custom(call):

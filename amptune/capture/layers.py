@@ -18,18 +18,30 @@ _OPS: dict[str, str] = {
     "SyncBatchNorm": "batch_norm", "InstanceNorm1d": "instance_norm", "InstanceNorm2d": "instance_norm",
     "InstanceNorm3d": "instance_norm", "LocalResponseNorm": "local_response_norm",
     "MultiheadAttention": "multi_head_attention", "LSTM": "lstm", "GRU": "gru", "RNN": "rnn", "LSTMCell": "lstm_cell",
-    "GRUCell": "gru_cell", "RNNCell": "rnn_cell",
+    "GRUCell": "gru_cell", "RNNCell": "rnn_cell", "Softmin": "softmin", "Tanhshrink": "tanhshrink",
 }  # fmt: skip
 _OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
 def layer_op(module: nn.Module, nodes: Sequence[fx.Node]) -> str:
     """The op of a layer: by its class, else that of the call inside which does most."""
+    if (named := _named(module)) is not None:
+        return named
+    ops = [node for node in nodes if not is_transparent(node)]
+    return op_of(max(ops, key=_weight)) if ops else "identity"
+
+
+def has_several_ops(module: nn.Module, nodes: Sequence[fx.Node]) -> bool:
+    """Whether a layer that is not named after one op calls several, so that its result is not that of the one."""
+    calls = {node.meta["amptune_call"].number for node in nodes if not is_transparent(node)}
+    return _named(module) is None and len(calls) > 1
+
+
+def _named(module: nn.Module) -> str | None:
     for cls in type(module).__mro__:
         if cls.__module__.startswith("torch.nn.modules.") and cls.__name__ in _OPS:
             return _OPS[cls.__name__]
-    ops = [node for node in nodes if not is_transparent(node)]
-    return op_of(max(ops, key=_weight)) if ops else "identity"
+    return None
 
 
 def _weight(node: fx.Node) -> int:

@@ -148,6 +148,8 @@ class Site:
             ``pairs``: of masks that say which numbers of a vector are equal.
             ``narrowed``: {index of an input: 8-bit dtype that it is cast to on the way, even if it is cast back}.
             ``passed``: {index of an input: dtypes that it is cast to on the way, in order}, those that change numbers.
+            ``several``: a layer that calls several ops, of which ``op`` is one.
+            ``whole``: indices of inputs that are integers, or were before a cast.
             ``random``: an input is drawn in the forward. ``later_sources``: ``sources`` of the calls after the first.
             ``written``: {index of an input: sites that wrote into parts of it since it was made, all calls}; an empty
             name for a writer that is no site. ``puts``: (indices of inputs, numbers) that the result of ``x[i] = y``

@@ -50,10 +50,14 @@ def _linear(ranges: Ranges, site: Site) -> Range | None:
     if not site.params and len(site.inputs) == 2 and site.op.startswith("conv") and site.gemms:
         # A window: at most as many terms as it has numbers, fewer where it stands over the edge.
         each = multiply(ranges.input(site, 0), ranges.input(site, 1)).union(point(0.0))
-        window = math.prod(site.inputs[1].shape[2:]) if "transpose" in site.op else 1  # else it is part of the product
+        window = (
+            _taps(site, site.inputs[1].shape[2:]) if "transpose" in site.op else 1
+        )  # else it is part of the product
         return scaled(each, window * max(gemm.k for gemm in site.gemms))
     if not site.params or not site.inputs:
         return None if site.op in _PRODUCTS else ANY
+    if site.is_module and not _WEIGHTS.issuperset(param.name.rpartition(".")[2] for param in site.params):
+        return ANY  # weight_norm and its like: what the layer multiplies with is none of its parameters
     found = [ranges.assumed.weights.get(param.name) for param in site.params]
     shapes = [param.meta.shape for param in site.params]
     main = next((weight for weight, shape in zip(found, shapes, strict=True) if weight and len(shape) > 1), None)
@@ -61,11 +65,33 @@ def _linear(ranges: Ranges, site: Site) -> Range | None:
     if main is None or any(weight is None for weight in found) or math.isinf(size):
         return ANY
     terms = site.gemms[0].k if site.gemms else math.prod(shapes[0][1:])
-    row_sum = min(main.row_sum, main.range.magnitude * terms) if "transpose" not in site.op else (
-        main.range.magnitude * terms)  # fmt: skip
+    if "transpose" in site.op:
+        kernel = next(shape for shape in shapes if len(shape) > 1)[2:]
+        row_sum = main.range.magnitude * terms * _taps(site, kernel)
+    else:
+        row_sum = min(main.row_sum, main.range.magnitude * terms)
     bias = max((weight.range.magnitude for weight, shape in zip(found, shapes, strict=True)
                 if weight and len(shape) == 1), default=0.0)  # fmt: skip
     return symmetric(product(size, row_sum) + bias)
+
+
+_WEIGHTS = frozenset({"weight", "bias"})
+
+
+def _taps(site: Site, kernel: tuple[int, ...]) -> int:
+    """How many numbers of the kernel of a transposed convolution meet at one place of its result, at most."""
+    strides, dilations = (_per_axis(site.attrs.get(name), len(kernel)) for name in ("stride", "dilation"))
+    return math.prod(
+        math.ceil(size / (stride // math.gcd(stride, dilation)))
+        for size, stride, dilation in zip(kernel, strides, dilations, strict=True)
+    )
+
+
+def _per_axis(value: object, count: int) -> list[int]:
+    """An argument for each axis, be it given for each or for all; 1 where it is not given."""
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    known = [each for each in (given * count if len(given) == 1 else given) if isinstance(each, int) and each > 0]
+    return known if len(known) == count else [1] * count
 
 
 _PRODUCTS = ("matmul", "bmm", "mm", "mv", "einsum", "dot", "vdot", "linalg_vecdot", "tensordot", "linear")

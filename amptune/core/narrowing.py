@@ -32,8 +32,12 @@ def narrowed(found: Range, passed: Iterable[str]) -> Range:
 
 
 def of_integers(found: Range, dtype: str) -> Range:
-    """What integers of a dtype can be that would have a range: beyond its limits they start at the other end."""
+    """What integers of a dtype can be that would have a range: beyond its limits they start at the other end. What
+    nothing bounds is taken to stay within 32 bits."""
     limits = _LIMITS.get(dtype)
+    if limits is not None and dtype == "int32":
+        found = Range(*(limit if math.isinf(end) else end for end, limit in
+                        ((found.low, limits.low), (found.high, limits.high))))  # fmt: skip
     return limits if limits is not None and not (limits.low <= found.low and found.high <= limits.high) else found
 
 

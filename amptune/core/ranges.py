@@ -269,7 +269,7 @@ class Ranges:
             self._known[site.id] = self._delivered(site)
 
     def _delivered(self, site: Site) -> Range:
-        found = related(self, site)
+        found = None if site.attrs.get("several") else related(self, site)
         computed = self._computed(site)
         if "exact" in site.attrs:
             found = computed = Range(*site.attrs["exact"][:2])
@@ -281,6 +281,8 @@ class Ranges:
     def _computed(self, site: Site) -> Range:
         if self._is_constant(site):
             self._constants.add(site.id)  # worked out from constants alone: they are what the user wants them to be
+        if site.attrs.get("several"):
+            return _of_outputs(site.outputs)
         if (layer := LAYERS.get(site.op)) is not None and (found := layer(self, site)) is not None:
             return found
         if "puts" in site.attrs:

@@ -368,3 +368,30 @@ def test_a_product_of_bounded_tensors_is_told_once_where_ranges_are_asked_for(tm
     found = [each for each in judged(target, captured, stated=["image=0:1"]).findings if each.rule == "G201"]
     assert len(found) == 1
     assert "may reach 4.1e+05" in found[0].message
+
+
+@pytest.mark.parametrize(("layer", "terms"), [
+    ("nn.ConvTranspose2d(3, 2, 5, stride=2, bias=False)", 27),
+    ("nn.ConvTranspose2d(3, 2, 5, stride=2, dilation=2, bias=False)", 75),
+    ("nn.ConvTranspose1d(12, 2, 3, bias=False)", 36),
+])  # fmt: skip
+def test_windows_of_a_transposed_convolution_meet(layer: str, terms: int, tmp_path: Path) -> None:
+    shape = "(1, 3, 16, 16)" if "2d" in layer else "(1, 12, 64)"
+    text = (
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        f"        self.up = {layer}\n        nn.init.ones_(self.up.weight)\n\n"
+        "    def forward(self, image):\n        return self.up(image) + 0\n"
+    )
+    target, captured = loaded(tmp_path, text, f"torch.ones({shape}), None")
+    assumed = assume(target, captured, ["image=0:1"]).assumptions
+    bounds = Ranges(captured.graph, realise(captured.graph, RECIPES["fp32"]), assumed)
+    output = target.make_model()(torch.ones(eval(shape))).detach()
+    assert float(output.max()) == terms
+    assert bounds["up"].high == terms
+
+
+def test_the_weight_that_weight_norm_makes_has_no_bounds_of_its_parts(tmp_path: Path) -> None:
+    text = NET.replace("nn.Linear(16, 16)", "nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))")
+    target, captured = loaded(tmp_path, text.format(body="return self.fc(image) + 0"))
+    assumed = assume(target, captured, ["image=0:1"]).assumptions
+    assert not Ranges(captured.graph, realise(captured.graph, RECIPES["fp32"]), assumed)["fc"].is_known

@@ -9,6 +9,7 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, formats_in, recipes_in
 from amptune.core.rule import Example, GraphRule
+from amptune.core.whole import is_whole
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import chain, floating_sites, is_signed, source_dtype, where_in
 
@@ -63,6 +64,8 @@ class DomainBoundary(GraphRule):
         Example("a clamp in FP32 before an angle", model_file(
             "return torch.acos(self.fc(x).float().clamp(-1 + 1e-7, 1 - 1e-7))")),
         Example("cast up first", model_file("return torch.atanh(self.fc(x).float().clamp(-0.9999, 0.9999))")),
+        Example("counts in 16 bits", model_file(
+            "n = self.fc(x).argmax(-1) + 1\nreturn torch.lgamma(n.to(torch.float16) + 1) + self.fc(x).mean(-1)")),
         Example("a clamp that 16 bits can hold", model_file("return torch.atanh(self.fc(x).clamp(-0.9, 0.9))")),
     )  # fmt: skip
 
@@ -72,7 +75,9 @@ class DomainBoundary(GraphRule):
         for site in floating_sites(context, *_ENDS):
             if not context.runs or _has_eps(site):
                 continue
-            runs = tuple(run for run in half.get(site, ()) if _reaches_end(run, site))
+            runs = tuple(
+                run for run in half.get(site, ()) if _reaches_end(run, site) and not is_whole(run.ranges, site, 0)
+            )
             if all(_is_at_end(run, site) for run in context.runs):
                 yield context.finding(
                     self,
