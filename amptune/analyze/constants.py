@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensor
 
 from amptune.analyze.dtypes import REVERSED, passed
 from amptune.analyze.folding import Folded
+from amptune.capture.flow import picked
 from amptune.capture.names import spelling_of
 from amptune.capture.parameters import tensor_meta
 from amptune.core.graph import Site
@@ -363,7 +364,7 @@ def _tensor(node: fx.Node) -> torch.Tensor | None:
 
 def _root(node: fx.Node) -> fx.Node:
     while _is_transparent(node) and node.all_input_nodes:
-        node = node.all_input_nodes[0]
+        node = next(iter(picked(node)), node.all_input_nodes[0])
     return node
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from amptune.capture.dtypereads import STORED
+from amptune.capture.flow import picked
 from amptune.core.autocast import UNKNOWN
 from amptune.core.graph import INPUT
 from amptune.core.narrowing import NARROW, PLACES
@@ -121,7 +122,7 @@ def walk(node: fx.Node) -> Iterator[fx.Node]:
     """The node and those that it is a view or a cast of."""
     yield node
     while family(node) in _TRANSPARENT and node.all_input_nodes:
-        node = node.all_input_nodes[0]
+        node = next(iter(picked(node)), node.all_input_nodes[0])
         yield node
 
 

@@ -242,7 +242,8 @@ def _written(node: fx.Node) -> fx.Node | None:
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return None
-    for argument, value in zip(schema.arguments, node.args, strict=False):
+    for place, argument in enumerate(schema.arguments):
+        value = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
         if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
             return value
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -85,14 +86,28 @@ class Flow:
         for node in graph.nodes:
             if node in self.site_of:
                 self._read_operands(node)
-                self._origins[node] = (Origin("site", self.site_of[node]),)
-            else:
-                self._origins[node] = self._through(node)
-            self._shared.made(node, is_site=node in self.site_of, whole=_picked(node))
+            made = node in self.site_of and self._is_made_inside(node)
+            self._origins[node] = (Origin("site", self.site_of[node]),) if made else self._through(node)
+            self._shared.made(node, is_site=made, whole=picked(node))
             if node.op == "output":
                 self._read_outputs(node)
             if isinstance(node.meta.get("amptune_writes"), fx.Node):
                 self._write(node, node.meta["amptune_writes"])
+
+    def _is_made_inside(self, node: fx.Node) -> bool:
+        """Whether a node of a site holds numbers of it, rather than being a view of what the site reads, as those of
+        ``broadcast_tensors`` inside of a loss."""
+        group, call = self.group_of.get(node), node.meta.get("amptune_call")
+        if call is None or call.leaf is not None or call.custom is not None:
+            return True
+        while self.group_of.get(node) == group:
+            if op_of(node) not in _PSEUDO_OPS and op_named(op_of(node)).family is not Family.VIEW:
+                return True
+            above = next(iter(picked(node) or tensor_arguments(node)), None)
+            if above is None:
+                return True
+            node = above
+        return False
 
     def _through(self, node: fx.Node) -> tuple[Origin, ...]:
         stored = node.meta.get("amptune_stored")
@@ -102,7 +117,7 @@ class Flow:
             return (Origin("input", INPUT),)
         if node.op == "get_attr" or op_named(op_of(node)).family in _CONSTANT:
             return ()
-        read = _picked(node) or list(tensor_arguments(node))
+        read = picked(node) or list(tensor_arguments(node))
         if _keeps_first_alone(node):
             read = read[:1]
             self._note_cast(node, read)
@@ -225,10 +240,10 @@ def _is_strided(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.layout is torch.strided
 
 
-def _picked(node: fx.Node) -> list[fx.Node]:
+def picked(node: fx.Node) -> list[fx.Node]:
     """What the one result holds that ``node`` picks from an op that gives each of its tensors back as a view."""
     whole, index = (*node.args, None, None)[:2]
-    if op_of(node) != "getitem" or not isinstance(whole, fx.Node) or op_of(whole) not in _READS_ALL:
+    if node.target is not operator.getitem or not isinstance(whole, fx.Node) or op_of(whole) not in _READS_ALL:
         return []
     tensors = [each for each in torch.utils._pytree.tree_leaves(whole.args) if isinstance(each, fx.Node)]
     return [tensors[index]] if isinstance(index, int) and index < len(tensors) else []

@@ -14,7 +14,7 @@ _LIMITS = {
     "uint8": Range(0.0, 255.0), "int8": Range(-128.0, 127.0), "int16": Range(-32768.0, 32767.0),
     "int32": Range(-(2.0**31), 2.0**31 - 1),
 }  # fmt: skip
-_FLOATING = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+_FLOATING = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 NARROW = frozenset({"bool", "int64", PLACES, *_LIMITS, *_FLOATING})
 """Dtypes that a cast on the way may change numbers by."""
 

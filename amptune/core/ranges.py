@@ -224,6 +224,8 @@ class Ranges:
             return None
         cuts, views = (site.attrs.get("views") or {}).get(position, ("", ""))
         turns = (site.attrs.get("turns") or {}).get(position, "")
+        if casts := passed_on(site, position):
+            views = f"{views} {' '.join(casts)}"  # x and what x is in fewer digits differ
         source = self.sources(site)[position]
         if source in self.graph and position not in (site.attrs.get("bounds") or {}):
             producer = self.graph[source]

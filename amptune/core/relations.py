@@ -14,7 +14,7 @@ from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, point, square, symmetric
 from amptune.core.masked import kept_by_mask, least_kept
-from amptune.core.operands import arity, input_of
+from amptune.core.operands import arity, input_of, passed_on
 from amptune.core.order import steps_upwards
 from amptune.core.parts import MAXIMA, is_unit_vector, part_of, root_of_squares
 from amptune.core.rising import is_rise
@@ -174,8 +174,11 @@ def _difference(ranges: Ranges, site: Site) -> Range | None:
         return None
     if ranges.same(site, 0, site, 1):
         return point(0.0)
-    if all(stays_in_place(ranges, site, side) for side in (0, 1)) and (
-        _exceeds(ranges, ranges.root(site, 0), ranges.root(site, 1)) or is_rise(ranges, site)
+    exact = not any(passed_on(site, position) for position in range(len(site.inputs)))  # in no fewer digits
+    if (
+        exact
+        and all(stays_in_place(ranges, site, side) for side in (0, 1))
+        and (_exceeds(ranges, ranges.root(site, 0), ranges.root(site, 1)) or is_rise(ranges, site))
     ):
         return Range(0.0, math.inf)
     return (

@@ -38,6 +38,10 @@ CLOSE = {
     "two after each other": ("d[0].add_(2)\nd[1].mul_(9)", "d", (0, 27)),
     "read before": ("e = d + 0\nd[0].add_(2)", "e", (0, 1)),
     "another part of a split": ("e, other = d.detach().chunk(2, 1)\nother.add_(2)", "e", (0, 1)),
+    "by name, into itself": ("e = d.detach()[0]\ntorch.add(e, -2, out=e)", "d", (-2, 1)),
+    "spread inside of a loss": ("l = F.huber_loss(d, x.sigmoid())", "d", (0, 1)),
+    "the second of two that are spread": ("_, e = torch.broadcast_tensors(torch.zeros(6, 8), d)", "e", (0, 1)),
+    "less what it is in fewer digits": ("e = d - d.half().float()", "e", (-1, 1)),
     "a copy": ("e = d.clone()\ne[0].add_(2)", "d", (0, 1)),
 }
 

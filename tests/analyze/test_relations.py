@@ -305,3 +305,12 @@ def test_a_variance_with_an_eps_is_told_once(tmp_path: Path) -> None:
     )
     found = [each for each in judged(*loaded(tmp_path, WIDE.format(body=body))).findings if each.rule == "G218"]
     assert [each.message.partition(" cancels")[0] for each in found] == ["E[x^2] - E[x]^2"]
+
+
+def test_counts_are_not_said_to_round_to_zero(tmp_path: Path) -> None:
+    counts = "n = self.fc(x).argmax(-1) + 1\n        return torch.lgamma({}) + self.fc(x).mean(-1)"
+    told = {}
+    for read in ("n.half()", "2 * n.half() + 1", "(n.half() / 3)"):
+        found = judged(*loaded(tmp_path, NET.replace("image", "x").format(body=counts.format(read)))).findings
+        told[read] = any("can round to the end" in each.message for each in found if each.rule == "G213")
+    assert told == {"n.half()": False, "2 * n.half() + 1": False, "(n.half() / 3)": True}
