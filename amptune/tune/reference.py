@@ -79,6 +79,23 @@ class Reference:
         return max(abs(self.losses[order]), self.initial_loss - self.losses[order])
 
 
+LOUD = 0.05
+"""Noise from which on a loss gap says little: ten times the default tolerance."""
+
+
+def noise_note(reference: Reference) -> str | None:
+    """What the user has to know where FP32 itself trains so differently each time that hardly a plan can be refused by
+    its loss; None where it does not."""
+    if reference.noise < LOUD:
+        return None
+    final = sum(reference.losses) / len(reference.losses)
+    rises = f" while it goes from {reference.initial_loss:.4g} to {final:.4g}" if final > reference.initial_loss else ""
+    return (
+        f"the losses of FP32 runs are {reference.noise:.0%} apart{rises}: a plan may be as far off and pass as one "
+        "that trains, and only its gradients tell; try a smaller learning rate in make_optimizer, or other batches"
+    )
+
+
 def measure_reference(bench: Workbench, batches: Batches, tolerance: float, seed: int) -> Reference:
     """Train the FP32 reference (TF32 off) in every order and keep what the others are judged against.
 

@@ -46,7 +46,7 @@ from amptune.tune.parts import Parts, parts_of
 from amptune.tune.quality import Quality, judge, misled, reference_itself, refused_ahead
 from amptune.tune.recipes import Candidate, autocast_region, stock_candidates
 from amptune.tune.recompiling import num_compiled
-from amptune.tune.reference import NUM_ORDERS, Reference, measure_reference
+from amptune.tune.reference import NUM_ORDERS, Reference, measure_reference, noise_note
 from amptune.tune.roundedloss import rounded_loss
 from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.space import COMPILED_LOSS, Space
@@ -131,8 +131,7 @@ class Worker:
 
     def _notes_of_the_model(self) -> Iterator[str]:
         """What the reference has shown of the user's code."""
-        if note := own_dtype_note(self.bench.model):
-            yield note
+        yield from filter(None, (own_dtype_note(self.bench.model), noise_note(self.reference)))
         if not self.bench.evaluates:
             yield (
                 f"the model gives no loss in eval mode ({self.bench.eval_error}): its held-back loss is taken in train "

@@ -19,7 +19,7 @@ from amptune.tune import quality as judging
 from amptune.tune.gate import Bar, bars_of, compare_gradients, perturb
 from amptune.tune.quality import judge, misled
 from amptune.tune.recipes import Candidate, plan_candidate, with_scale
-from amptune.tune.reference import measure_reference, upper_bound
+from amptune.tune.reference import Reference, measure_reference, noise_note, upper_bound
 from amptune.tune.trained import Gradients, gradients_at
 from amptune.tune.training import Workbench, training
 
@@ -427,3 +427,10 @@ def test_a_model_that_gives_no_loss_in_eval_mode_is_judged_in_train_mode(
     assert re.fullmatch(why, bench.eval_error)
     expected, usual = make_bench(MLP)
     assert reference.losses == measure_reference(expected, usual, 0.005, seed=0).losses, "there is no dropout"
+
+
+def test_losses_of_fp32_that_tell_little_are_a_note() -> None:
+    reference = Reference([3.0, 5.0], 2.0, 1.74, {}, {}, 0.005)
+    assert "FP32 runs are 174% apart while it goes from 2 to 4" in str(noise_note(reference))
+    assert "while" not in str(noise_note(dataclasses.replace(reference, initial_loss=6.0)))
+    assert noise_note(dataclasses.replace(reference, noise=0.02)) is None
