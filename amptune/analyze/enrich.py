@@ -34,6 +34,8 @@ from amptune.core.intervals import ANY, Range
 from amptune.core.ops import Family, op_named
 
 _MASKING = ("mul", "masked_fill", "where")
+_CONSTANT = torch.ops.aten.lift_fresh_copy.default
+"""What torch.export makes of a list in a call: ``x[[1, 0]]``."""
 _WRITING = ("copy", "index_put")
 _ORDERED_OPS = ("masked_select", "index")
 _ORDERED = (Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX, Family.GEMM)
@@ -299,10 +301,11 @@ def _operands(site: Site, covered: Sequence[fx.Node], positions: Mapping[fx.Node
     """Positions in ``inputs`` of the positional arguments; turned round for ``1 - x`` and the like."""
     if "operands" in site.attrs:
         return  # a graph that was enriched before: the literals of 1 - x are turned round already
-    node = covered[0]
+    made = [node for node in covered if node.target is not _CONSTANT]
+    node = made[0] if made else covered[0]
     is_reversed = _spelling(node) in REVERSED
     scalars = dict(site.attrs.get("scalars") or {})
-    if len(covered) > 1 and not (is_reversed and len(positions) == len(scalars) == 1):
+    if len(made) > 1 and not (is_reversed and len(positions) == len(scalars) == 1):
         return  # a call that torch.export took apart, as it does 1 / x
     arguments = list(_one_by_one(node.args))
     layout = [positions.get(argument) if isinstance(argument, fx.Node) else None for argument in arguments]

@@ -42,6 +42,7 @@ CLOSE = {
     "spread inside of a loss": ("l = F.huber_loss(d, x.sigmoid())", "d", (0, 1)),
     "the second of two that are spread": ("_, e = torch.broadcast_tensors(torch.zeros(6, 8), d)", "e", (0, 1)),
     "less what it is in fewer digits": ("e = d - d.half().float()", "e", (-1, 1)),
+    "picked by a list": ("e = (d + 5)[[1, 0]]", "e", (5, 6)),
     "a copy": ("e = d.clone()\ne[0].add_(2)", "d", (0, 1)),
 }
 
