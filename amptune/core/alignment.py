@@ -90,7 +90,7 @@ def _is_turned_alike(
     picked = ranges.maker(part[0], position) if position is not None else None
     if picked is None or picked.op not in _ALONG or not is_plain_maker(part[0], position, picked):
         return False
-    dims, rank = picked.attrs.get("dim"), len(picked.inputs[0].shape)
+    dims, rank = picked.attrs.get("dim"), max(len(picked.inputs[0].shape), 1)
     along = dims if isinstance(dims, list | tuple) else (dims,)
     if not all(isinstance(dim, int) and dim % rank in folded for dim in along):
         return False

@@ -57,7 +57,7 @@ def _is_last(site: Site, whole: Site, selected: int) -> bool:
     ``selected`` ones, of which both operands have one element alone."""
     dim, shape = whole.attrs.get("dim"), whole.outputs[0].shape
     position = input_of(site, 0)
-    if not isinstance(dim, int) or position is None or dim % len(shape) < selected:
+    if not isinstance(dim, int) or position is None or not shape or dim % len(shape) < selected:
         return False
     picked = list(shape)
     picked[dim] = 1

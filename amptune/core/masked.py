@@ -48,5 +48,5 @@ def _keeps(site: Site, made: Site, mask: int, which: int) -> bool:
     whole, own = site.inputs[0].shape, made.inputs[position or 0].shape
     rank, dims = len(whole), site.attrs.get("dim")
     axes = dims if isinstance(dims, list | tuple) else range(rank) if dims is None else [dims]
-    ends = [axis % rank - rank for axis in axes if isinstance(axis, int)]
+    ends = [axis % rank - rank for axis in axes if rank and isinstance(axis, int)]
     return any(end in kept and end >= -len(own) and own[end] == whole[end] for end in ends)

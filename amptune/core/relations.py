@@ -233,7 +233,7 @@ def _top_shares(ranges: Ranges, site: Site, made: Site) -> Range | None:
     shares = ranges.root(made)
     if shares is None or shares.op not in SHARES or not (is_plain(ranges, made, 0) and is_plain(ranges, site, 0)):
         return None
-    rank = len(made.inputs[0].shape)
+    rank = max(len(made.inputs[0].shape), 1)
     dims = [each.attrs.get("dim", -1) for each in (made, shares)]
     along = {dim % rank for dim in dims if isinstance(dim, int)}
     if len(along) != 1 or axes_of(site) != along or made.attrs.get("largest") is False:
@@ -258,7 +258,7 @@ def _largest_share(ranges: Ranges, site: Site) -> Range | None:
     if made is None or not made.inputs or len(site.inputs) != 1 or not is_plain(ranges, site, 0):
         return None
     if made.op in SHARES:
-        axis, rank = made.attrs.get("dim", -1), len(made.inputs[0].shape)
+        axis, rank = made.attrs.get("dim", -1), max(len(made.inputs[0].shape), 1)
         if site.outputs[0].numel > 1 and not (isinstance(axis, int) and axis % rank in axes_of(site)):
             return None
         return Range(1 / max(axis_size(made), 1), 1.0)

@@ -97,6 +97,7 @@ FORWARDS = {
     "whole numbers": "return (1.5 * torch.sigmoid(9 * self.fc(x)) + 0.5).int().float()",
     "a layer of two ops": "return nn.Softmin(dim=-1)(torch.sigmoid(9 * self.fc(x)))",
     "a layer that takes its own function away": "return nn.Tanhshrink()(40 * self.fc(x))",
+    "the sum of one number": "h = torch.sigmoid(self.fc(x)).mean() + 1\nreturn (h * h).sum(0) + h.softmax(0).max(0)[0]",
     "a limit by name": "return torch.clamp(self.fc(x).square(), max=x)",
     "an einsum of all with all": "h = torch.sigmoid(self.fc(x))\nreturn torch.einsum('ij,kl->', h, h)",
     "integers the other way round": "return (3 - x.argmax(-1)).float() + 0 * self.fc(x)[:, 0]",
