@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.first_reading [NAME ...] [--write]
 
-Each file of first_reading/, and of the later second_reading/, third_reading/ and fourth_reading/, is read by the
-command as its author would run it.
+Each file of first_reading/, and of the later second_reading/ to fifth_reading/, is read by the command as its author
+would run it.
 A line with ``# planted: G204`` is named when one of its rules reports it. expected.json beside the files keeps what the
 first reading gave, before anything was changed for it, which findings a reader judged false or misleading, and what is
 reported now: any difference to that is printed, and exit code 1. ``--write`` takes what is reported now as expected and
@@ -27,7 +27,7 @@ import torch
 
 from amptune.cli import run
 
-ROUNDS = ("first_reading", "second_reading", "third_reading", "fourth_reading")
+ROUNDS = ("first_reading", "second_reading", "third_reading", "fourth_reading", "fifth_reading")
 HERE = Path(__file__).parent
 GPUS = ("v100", "a100", "h100", "b200")
 _PLANTED = re.compile(r"# planted: (?P<rules>G\d{3}(?:\|G\d{3})*)")
@@ -42,7 +42,7 @@ class Reading:
 
     Attributes:
         planted: line -> rules of which one should report it.
-        findings: the report's findings, without those about the GPUs alone.
+        findings: the report's findings, without those about the GPUs alone where no planted line is of their rule.
     """
 
     planted: dict[int, frozenset[str]]
@@ -97,9 +97,10 @@ def read(file: Path) -> Reading:
         code = run(arguments)
     if code not in (0, 1):
         raise RuntimeError(f"{file.name}: exit code {code}\n{err.getvalue()}")
-    findings = (each for each in json.loads(out.getvalue())["findings"] if each["rule"] not in _OF_HARDWARE)
     lines = enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
     planted = {line: frozenset(found["rules"].split("|")) for line, text in lines if (found := _PLANTED.search(text))}
+    aside = _OF_HARDWARE.difference(*planted.values())
+    findings = (each for each in json.loads(out.getvalue())["findings"] if each["rule"] not in aside)
     return Reading(planted, tuple(findings))
 
 
@@ -138,6 +139,25 @@ def report(readings: dict[str, Reading], expected: dict[str, Any]) -> str:
     return "\n".join([*head, *(row for row, _ in rows), last])
 
 
+def blocks(readings: dict[str, Reading], expected: dict[str, Any]) -> str:
+    """A line for each block of a round that was read in several, each before a change was made for it; or nothing."""
+    sums: dict[int, list[int]] = {}
+    for name, reading in readings.items():
+        if block := expected[name].get("block"):
+            _, numbers = _row(name, expected[name], reading)
+            before = sums.setdefault(block, [0] * (len(numbers) + 1))
+            sums[block] = [old + new for old, new in zip(before, [1, *numbers], strict=True)]
+    rows = [
+        f"| {block} | {total[0]} | {total[1]} | {' | '.join(f'{total[at]} / {total[at + 1]}' for at in (2, 4, 6, 8))} |"
+        for block, total in sorted(sums.items())
+    ]
+    head = [
+        "| block | files | planted | named, first / now | findings | false | misleading |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *rows]) if rows else ""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the files and compare; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -164,15 +184,15 @@ def _compare(name: str, wanted: Sequence[str], *, write: bool) -> list[str]:
     if not readings:
         return []
     table = report(readings, expected)
-    print(table)
+    parts = blocks(readings, expected)
+    print(f"{table}\n\n{parts}" if parts else table)
     if write:
         (HERE / name / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
         if not wanted:
             page = HERE / "reports" / f"{name}.md"
             text = page.read_text(encoding="utf-8")
-            page.write_text(
-                re.sub(r"(?ms)^\| file \|.*?^\| \*\*all\*\*[^\n]*", lambda _: table, text), encoding="utf-8"
-            )
+            text = re.sub(r"(?ms)^\| file \|.*?^\| \*\*all\*\*[^\n]*", lambda _: table, text)
+            page.write_text(re.sub(r"(?m)^\| block \|.*\n(\|.*\n?)+", lambda _: parts + "\n", text), encoding="utf-8")
     return changed
 
 

@@ -21,6 +21,10 @@ QUICK = (
     "squashed_actor",
     "same_class",
     "spectral_critic",
+    "kernel_jitter",
+    "two_towers",
+    "importance",
+    "node_degrees",
 )
 FILES = [file for name in ROUNDS for file in files(name)]
 
