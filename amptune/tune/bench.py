@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from amptune import __version__
 from amptune.apply.fits import check_fits, names_in
 from amptune.capture import capture, load_target
 from amptune.core.graph import PrecisionGraph
-from amptune.core.plan import Plan, SitePlan
+from amptune.core.plan import INDUCTOR, Plan, SitePlan
 from amptune.core.planfile import read_plan
 from amptune.errors import TuneError
 from amptune.tune.job import Measured, Prepared
@@ -89,14 +89,18 @@ def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: P
         )
         candidates = {candidate.name: ("stock", candidate) for candidate in recipes}
         can_compile: bool = must(lambda: worker.request("can_compile_loss", timeout=SETUP_TIMEOUT), "the loss failed")
-        candidates |= {c.name: ("extra", c) for c in extras(recipes, captured.graph, compile_loss=can_compile)}
+        backend = options.compile_with or INDUCTOR
+        variants = extras(recipes, captured.graph, compile_loss=can_compile, backend=backend)
+        candidates |= {candidate.name: ("extra", candidate) for candidate in variants}
+        parts = Parts()
         if options.compile_with:
-            parts: Parts = must(lambda: worker.request("parts", timeout=SETUP_TIMEOUT), "the model cannot be described")
+            parts = must(lambda: worker.request("parts", timeout=SETUP_TIMEOUT), "the model cannot be described")
             in_parts = [parts.of_recipe(r) for r in recipes if parts and r.autocast and not r.float8]
             candidates |= {candidate.name: ("extra", candidate) for candidate in in_parts}
         if plan is not None:
             candidates |= rows_of(plan, options)
-        rows = _measure(worker, candidates, rounds, options, progress)
+        trials = "compiling and measuring" if options.compile_with and not parts.in_eager else "measuring"
+        rows = _measure(worker, candidates, rounds, trials, options, progress)
     return report(rows, prepared, options, rounds)
 
 
@@ -109,7 +113,9 @@ def rows_of(plan: Plan, options: TuneOptions) -> dict[str, tuple[str, Candidate]
     return rows
 
 
-def extras(recipes: Sequence[Candidate], graph: PrecisionGraph, *, compile_loss: bool) -> list[Candidate]:
+def extras(
+    recipes: Sequence[Candidate], graph: PrecisionGraph, *, compile_loss: bool, backend: str = INDUCTOR
+) -> list[Candidate]:
     """The autocast recipes with what users add by hand: a compiled loss, or channels_last and aligned dimensions.
 
     They show what the choice per layer adds apart from the loss and the layout. The alignment is compute-time padding,
@@ -126,7 +132,9 @@ def extras(recipes: Sequence[Candidate], graph: PrecisionGraph, *, compile_loss:
             found.append(loose)
         if misaligned or has_images:
             sites = {site: SitePlan(recipe.autocast, pad=ALIGNED) for site in misaligned}
-            layout = Plan(sites=sites, channels_last=has_images, loss_format=None, scaler=recipe.scaler)
+            layout = Plan(
+                sites=sites, channels_last=has_images, loss_format=None, scaler=recipe.scaler, backend=backend
+            )
             found.append(dataclasses.replace(recipe, name=f"{recipe.name}+aligned", plan=layout))
             if compile_loss:
                 found.append(dataclasses.replace(loose, name=f"{recipe.name}+compiled-loss+aligned", plan=layout))
@@ -137,6 +145,7 @@ def _measure(
     worker: WorkerProcess,
     candidates: Mapping[str, tuple[str, Candidate]],
     rounds: int,
+    trials: str,
     options: TuneOptions,
     progress: Progress,
 ) -> list[Row]:
@@ -147,28 +156,56 @@ def _measure(
         if kind == "extra" and (why := far_off(name, measured)):
             failed[name] = why
             continue
-        what = "compiling and measuring" if options.compile_with else "measuring"
-        progress.stage(f"{what} {name}", len(measured), len(candidates), has_line=True)
+        progress.stage(f"{trials} {name}", len(measured), len(candidates), has_line=True)
         try:
             measured[name] = worker.request("trial", candidate, None, timeout=options.trial_timeout)
         except TrialError as failure:
             failed[name] = failure.reason
         progress.line(f"{name}: {failed.get(name) or _said(measured[name])}")
-    running = [name for name, found in measured.items() if found.step is not None]
-    if not running:
+    ordered = {name: candidates[name][1] for name, found in measured.items() if found.step is not None}
+    if not ordered:
         raise TuneError("no recipe could be measured", hint="; ".join(f"{k}: {v}" for k, v in failed.items()))
-    ordered = [candidates[name][1] for name in running]
-    times: list[list[StepTime]] = must(
-        lambda: worker.request("repeat", ordered, rounds, timeout=SETUP_TIMEOUT), "the interleaved rounds failed"
-    )
+    times = in_turns(worker, ordered, rounds, failed, progress)
     shares: list[float | None] = must(
-        lambda: worker.request("tensor_core_shares", ordered, timeout=SETUP_TIMEOUT), "the profile failed"
+        lambda: worker.request("tensor_core_shares", list(ordered.values()), timeout=SETUP_TIMEOUT),
+        "the profile failed",
     )
-    by_name = dict(zip(running, zip(times, shares, strict=True), strict=True))
+    by_name = dict(zip(ordered, zip(times, shares, strict=True), strict=True))
     return [
         _row(name, kind, measured.get(name), failed.get(name, ""), *by_name.get(name, ([], None)))
         for name, (kind, _) in candidates.items()
     ]
+
+
+def in_turns(
+    worker: WorkerProcess, ordered: dict[str, Candidate], rounds: int, failed: dict[str, str], progress: Progress
+) -> list[list[StepTime]]:
+    """The interleaved rounds, which compile what no trial has where trials run in eager mode.
+
+    Where they fail, without the rows that fail by themselves: these go from ``ordered`` to ``failed``.
+    """
+
+    def request(names: Iterable[str], count: int) -> list[list[StepTime]]:
+        among = [ordered[name] for name in names]
+        found: list[list[StepTime]] = worker.request("repeat", among, count, timeout=SETUP_TIMEOUT)
+        return found
+
+    try:
+        return request(ordered, rounds)
+    except TrialError as failure:
+        progress.line(f"the interleaved rounds failed ({failure.reason}): each row by itself, to find out which")
+    for name in list(ordered):
+        try:
+            request([name], 1)
+        except TrialError as failure:
+            failed[name] = failure.reason
+            progress.line(f"{name}: {failure.reason}")
+    for name in failed.keys() & ordered.keys():
+        del ordered[name]
+    if not ordered:
+        raise TuneError("no row could be measured in turns", hint="; ".join(f"{k}: {v}" for k, v in failed.items()))
+    again: list[list[StepTime]] = must(lambda: request(ordered, rounds), "the interleaved rounds failed")
+    return again
 
 
 def far_off(extra: str, measured: Mapping[str, Measured]) -> str:
@@ -196,7 +233,7 @@ def _row(
     reason = failure or (quality.reason if quality else _said(found) if found else "")
     memory = max((r.memory for r in rounds if r.memory is not None), default=None)
     gap = quality.loss_gap if quality else None
-    return Row(name, kind, tuple(rounds), memory, gap, bool(quality and quality.valid), reason, share)
+    return Row(name, kind, tuple(rounds), memory, gap, bool(quality and quality.valid and not failure), reason, share)
 
 
 def report(rows: Sequence[Row], prepared: Prepared, options: TuneOptions, rounds: int) -> dict[str, Any]:

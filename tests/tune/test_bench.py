@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,11 +10,13 @@ from amptune.capture import TargetSpec, capture, load_target
 from amptune.cli import run
 from amptune.commands.bench import table
 from amptune.core.formats import Format
-from amptune.tune.bench import extras, far_off
+from amptune.errors import TuneError
+from amptune.tune.bench import extras, far_off, in_turns
 from amptune.tune.job import Job, Measured
 from amptune.tune.kernels import uses_tensor_cores
 from amptune.tune.options import TuneOptions
-from amptune.tune.process import WorkerProcess
+from amptune.tune.process import TrialError, WorkerProcess
+from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate
 from amptune.tune.timing import StepTime
 
@@ -109,6 +112,33 @@ def test_a_plan_for_another_model_is_refused(
     plan.write_text('{"version": 99}')
     assert run(["bench", str(model_file), "--plan", str(plan), "--device", "cpu"]) == 2
     assert "newer" in capfd.readouterr().err
+
+
+class Rounds:
+    """A worker whose rounds fail wherever ``fails`` is in them."""
+
+    def __init__(self, fails: str) -> None:
+        self.fails = fails
+        self.asked: list[tuple[list[str], int]] = []
+
+    def request(self, _name: str, candidates: list[Candidate], rounds: int, *, timeout: float) -> Any:
+        names = [candidate.name for candidate in candidates]
+        self.asked.append((names, rounds))
+        if self.fails in names:
+            raise TrialError(f"{self.fails} cannot be compiled")
+        return [[StepTime.of([1.0])] * rounds for _ in candidates]
+
+
+def test_a_row_that_only_rounds_compile_and_cannot_leaves_the_others(tmp_path: Path) -> None:
+    worker, failed = Rounds(fails="plan"), dict[str, str]()
+    rows = {name: Candidate(name) for name in ("fp32", "plan", "autocast-bf16")}
+    times = in_turns(worker, rows, 4, failed, Progress(1))  # type: ignore[arg-type]
+    assert list(rows) == ["fp32", "autocast-bf16"]
+    assert [len(each) for each in times] == [4, 4]
+    assert failed == {"plan": "plan cannot be compiled"}
+    assert worker.asked[-1] == (["fp32", "autocast-bf16"], 4)
+    with pytest.raises(TuneError, match="no row could be measured"):
+        in_turns(Rounds(fails="fp32"), {"fp32": Candidate("fp32")}, 4, {}, Progress(1))  # type: ignore[arg-type]
 
 
 def test_variants_of_a_recipe_that_is_far_off_are_left_out() -> None:
