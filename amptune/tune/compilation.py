@@ -37,6 +37,10 @@ RECOMPILE_LIMIT = 64
 ``runtime.compile_part``: what is left are the kinds of tensors and numbers that one block is called with."""
 
 
+_of_the_user: dict[str, Any] = {}
+"""What ``compile_apart`` has changed for losses, as it was: models are compiled as they are without it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Compilation:
     """How the model is compiled.
@@ -167,7 +171,9 @@ def compiled(model: nn.Module, compilation: Compilation | None) -> Iterator[None
             compile_part(part, compilation.backend)
     try:
         # A graph that is compiled too often would go on in eager mode without a word: that is a failed trial.
-        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True):
+        with torch._dynamo.config.patch(
+            recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True, **_of_the_user
+        ):
             yield
     finally:
         for part in parts:
@@ -210,6 +216,7 @@ def compile_apart() -> None:
     By itself torch would meet the second kind with a kernel for sizes and strides that change, and in the end run it
     eagerly without a word: neither is what the user's own process does, which sees one kind.
     """
+    _of_the_user.setdefault("automatic_dynamic_shapes", torch._dynamo.config.automatic_dynamic_shapes)
     torch._dynamo.config.automatic_dynamic_shapes = False
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from amptune.errors import TuneError
 from amptune.tune.finaltime import FinalTime
 from amptune.tune.process import TrialError
 from amptune.tune.recipes import Candidate
@@ -12,6 +13,10 @@ from amptune.tune.search import Search
 from amptune.tune.speedup import ERROR, Speedup
 from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime, pooled
+
+
+class EndlessError(TrialError):
+    """torch.compile is never done with the model, whichever candidate it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +53,18 @@ def repeat(search: Search, finalists: Sequence[Finalist], rounds: int, clock: Fi
         )
     except TrialError as failure:
         return failure
+    except TuneError as error:  # a model that is compiled anew in each step, which trials in eager mode do not show
+        return EndlessError(error.message)
     for finalist, times in zip(finalists, found, strict=True):
         finalist.times.extend(times)
     clock.note(clock.spent() - before, len(finalists), rounds)
     return None
+
+
+def fits(search: Search, finalist: Finalist) -> bool:
+    """Whether its repeats kept the memory limit, if there is one."""
+    most = search.options.max_memory
+    return most is None or all((step.memory or 0) <= most for step in finalist.times)
 
 
 def outcomes_of(finalists: Sequence[Finalist]) -> list[Outcome]:

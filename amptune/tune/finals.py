@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from amptune.tune.attribution import speedup_of_formats
-from amptune.tune.finalist import Finalist, outcomes_of, repeat, width
+from amptune.tune.finalist import Finalist, fits, outcomes_of, repeat
 from amptune.tune.finaltime import (
     CHOICE_ROUNDS,
     MAX_ROUNDS,
@@ -27,12 +27,15 @@ from amptune.tune.finaltime import (
     seconds_of_rounds,
 )
 from amptune.tune.judging import (
+    CHOICE_SHARE,
     WORTH,
     Judged,
+    faster_of,
+    fastest,
     go_on,
     judge,
     may_be_in_parts,
-    plan_in_parts,
+    plan_as_tried,
     recipe_in_parts,
     rival_of,
 )
@@ -51,12 +54,6 @@ CLOSE_ON_CPU = 2.0
 """The same of stock recipes in eager mode on a CPU, which other programs take from a whole trial."""
 CLOSE_COMPILED = 1.02
 """The same in compile mode, where a finalist costs the compiling of the whole model."""
-NEAR_ROUNDS = 12
-"""Further rounds of the plans that may be the fastest, where the first leave it open."""
-CHOICE_SHARE = 3
-"""One part in so many of the time left may go to these further rounds: judging the chosen plan takes the rest."""
-CHOSEN = 0.03
-"""Width of the interval of a plan's speedup over another up to which it does not matter which is chosen."""
 LOOKS = 2
 """Rounds are looked at when the first are there, and when all are; where parts can be compiled, the recipe in parts has
 a look of its own. Each may err with a part of ``ERROR``."""
@@ -104,7 +101,7 @@ class Verdict:
 def decide(search: Search) -> Verdict:
     """Repeat the best plans and the best stock recipe in turns, and name the winner."""
     record = search.best_stock()
-    plans = [plan_in_parts(search, found) for found in _finalists(search, record)]
+    plans = [plan_as_tried(search, found) for found in _finalists(search, record)]
     if not plans and not (search.compiles_trials and may_be_in_parts(search, record)):
         verdict = _stock_verdict(record, _recorded(record), repeated=False)
         return dataclasses.replace(verdict, in_eager=search.parts.in_eager, stock_in_eager=search.parts.in_eager)
@@ -207,16 +204,12 @@ def _stock(search: Search, near: Sequence[Finalist], plans: Sequence[Finalist], 
         named = " and ".join(stock.candidate.name for stock in near)
         clock.leave_out(f"which of {named} is faster is not known: their trials came in moments of different speed")
         return first
-    fastest = _faster(near)
-    if fastest.record.outcome.median_ms > CLOSE * first.record.outcome.median_ms:
+    found = faster_of(near)
+    if found.record.outcome.median_ms > CLOSE * first.record.outcome.median_ms:
         # Slow moments can hit so few rounds: what its trial does not show takes more of them.
         go_on(search, near, MAX_ROUNDS, clock)
-        fastest = _faster(near)
-    return dataclasses.replace(fastest, times=[])
-
-
-def _faster(near: Sequence[Finalist]) -> Finalist:
-    return max(near, key=lambda stock: near[0].speedup_of(stock).ratio)
+        found = faster_of(near)
+    return dataclasses.replace(found, times=[])
 
 
 def _is_near(search: Search, outcome: Outcome, best: Outcome) -> bool:
@@ -265,17 +258,7 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
         return first
     if repeat(search, plans, CHOICE_ROUNDS, clock):
         return first
-
-    def fastest(among: Sequence[Finalist]) -> Finalist:
-        return max(among, key=lambda plan: among[0].speedup_of(plan).ratio)
-
-    leader = fastest(plans)
-    near = [plan for plan in plans if plan is leader or leader.speedup_of(plan).high > 1]
-    if any(width(leader.speedup_of(plan)) > CHOSEN for plan in near):
-        search.progress.line(f"{CHOICE_ROUNDS} rounds leave open which plan is the fastest: more")
-        go_on(search, near, min(NEAR_ROUNDS, clock.rounds_left(len(near)) // CHOICE_SHARE), clock)
-        leader = fastest(near)
-    return dataclasses.replace(leader, times=[])
+    return fastest(search, plans, clock, "which plan")
 
 
 def _is_in_parts(search: Search, clock: FinalTime) -> bool:
@@ -298,16 +281,9 @@ def _faster_way(search: Search, stock: Finalist, leader: Finalist, clock: FinalT
         return leader
     search.progress.stage("compiling the plan's model whole")
     ways = [dataclasses.replace(leader, times=[]), whole]
-    if repeat(search, ways, CHOICE_ROUNDS, clock) or not _fits(search, whole):
+    if repeat(search, ways, CHOICE_ROUNDS, clock) or not fits(search, whole):
         return leader
-    faster = max(ways, key=lambda way: ways[0].speedup_of(way).ratio)
-    return dataclasses.replace(faster, times=[])
-
-
-def _fits(search: Search, finalist: Finalist) -> bool:
-    """Whether its repeats kept the memory limit, if there is one."""
-    most = search.options.max_memory
-    return most is None or all((step.memory or 0) <= most for step in finalist.times)
+    return dataclasses.replace(faster_of(ways), times=[])
 
 
 def _finalists(search: Search, stock: TrialRecord) -> list[TrialRecord]:

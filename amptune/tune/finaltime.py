@@ -64,6 +64,7 @@ class FinalTime:
         self.blocks = 0
         self.longest = 0.0
         """Seconds of one candidate in the request that took longest for each: what compiling one and its rounds take"""
+        self._aside = 0.0
         self._search = search
         self._began = time.monotonic()
 
@@ -73,21 +74,31 @@ class FinalTime:
 
     def left(self) -> float:
         """Seconds that repeats may still take."""
-        return max(0.0, self.allowed - self.spent())
+        return max(0.0, self.allowed - self.spent() + (0.0 if self.is_limited else self._aside))
 
     def rounds_left(self, num_candidates: int) -> int:
         """Rounds of so many candidates that still fit."""
-        per_block = max(self.spent() / max(1, self.blocks), 1e-6)
+        per_block = max((self.spent() - self._aside) / max(1, self.blocks), 1e-6)
         return int(self.left() / (per_block * num_candidates))
 
     def expected(self, finalists: Sequence[Finalist], rounds: int) -> float:
         """What compiling these candidates and their rounds will take."""
         outcomes = [finalist.record.outcome for finalist in finalists]
         if self._search.parts.in_eager:
-            num_compiled = sum(not finalist.candidate.eager for finalist in finalists) if self.is_whole else 0
+            num_compiled = self._num_compiled(finalists)
             return num_compiled * seconds_to_compile(self._search) + seconds_of_rounds(outcomes, rounds)
         whole = [self.is_whole and not finalist.candidate.in_parts for finalist in finalists]
         return compiling(self._search, outcomes, whole) + seconds_of_rounds(outcomes, rounds)
+
+    def _num_compiled(self, finalists: Sequence[Finalist]) -> int:
+        """How many of them are compiled for the first time where trials ran in eager mode."""
+        is_compiling = self._search.parts.in_eager and self.is_whole
+        return sum(not finalist.candidate.eager for finalist in finalists) if is_compiling else 0
+
+    def set_aside(self, seconds: float) -> None:
+        """Have rounds last as long as without these seconds of compiling. They take nothing from the repeats either,
+        unless time is limited."""
+        self._aside += seconds
 
     def note(self, seconds: float, num_candidates: int, rounds: int) -> None:
         """Count a request."""
@@ -96,7 +107,7 @@ class FinalTime:
 
     def patience(self, finalists: Sequence[Finalist], rounds: int) -> float:
         """Seconds after which a request for them is given up."""
-        most = self._search.options.trial_timeout
+        most = self._search.options.trial_timeout * max(1, self._num_compiled(finalists))
         return min(most, PATIENCE * self.expected(finalists, rounds) + STARTING) if self.is_limited else most
 
     def leave_out(self, text: str) -> None:

@@ -16,6 +16,12 @@ from amptune.tune.study import TrialRecord
 
 MAX_PAIRED_ROUNDS = 40
 """Rounds of the leading plan and the best stock recipe, where the first rounds did not tell them apart."""
+NEAR_ROUNDS = 12
+"""Further rounds of those that may be the fastest, where the first leave it open."""
+CHOICE_SHARE = 3
+"""One part in so many of the time left may go to these further rounds: judging the chosen one takes the rest."""
+CHOSEN = 0.03
+"""Width of the interval of one's speedup over another up to which it does not matter which is chosen."""
 TOLD_APART = 0.01
 """Width of the interval of a speedup up to which more rounds would not tell who is faster."""
 WORTH = 1.003
@@ -61,6 +67,25 @@ def _is_open(so_far: Speedup) -> bool:
     return wide > VAGUE or (so_far.low <= WORTH <= so_far.high and wide > TOLD_APART)
 
 
+def faster_of(finalists: Sequence[Finalist]) -> Finalist:
+    """The fastest by the rounds so far."""
+    return max(finalists, key=lambda finalist: finalists[0].speedup_of(finalist).ratio)
+
+
+def fastest(search: Search, finalists: Sequence[Finalist], clock: FinalTime, which: str) -> Finalist:
+    """The fastest, without its times: by the first rounds, or by more of those that may be it.
+
+    A few rounds in slow moments make a leader of any of them.
+    """
+    leader = faster_of(finalists)
+    near = [each for each in finalists if each is leader or leader.speedup_of(each).high > 1]
+    if any(width(leader.speedup_of(each)) > CHOSEN for each in near):
+        search.progress.line(f"{len(leader.times)} rounds leave open {which} is the fastest: more")
+        go_on(search, near, min(NEAR_ROUNDS, clock.rounds_left(len(near)) // CHOICE_SHARE), clock)
+        leader = faster_of(near)
+    return dataclasses.replace(leader, times=[])
+
+
 def go_on(search: Search, finalists: Sequence[Finalist], rounds: int, clock: FinalTime) -> None:
     """Add rounds; where they fail, those so far stand."""
     if rounds > 0 and (failure := repeat(search, finalists, rounds, clock)):
@@ -71,7 +96,7 @@ def _repeat_pair(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> 
     """The first rounds of the chosen plan and the best stock recipe."""
     fitting = int(clock.left() / seconds_of_rounds(outcomes_of(pair), 1))
     # Beside compiling two models rounds take no time.
-    rounds = MAX_ROUNDS if clock.is_compiled else max(2, min(MAX_ROUNDS, fitting))
+    rounds = MAX_ROUNDS if clock.is_compiled or clock.is_whole else max(2, min(MAX_ROUNDS, fitting))
     return repeat(search, pair, rounds, clock)
 
 
@@ -107,6 +132,13 @@ def recipe_in_parts(search: Search, stock: Finalist) -> Finalist | None:
 def plan_in_parts(search: Search, record: TrialRecord) -> Finalist:
     """The plan of a trial, in parts where there are any."""
     return Finalist(record, plan_candidate(search.parts.of(search.plan_of(record))), [])
+
+
+def plan_as_tried(search: Search, record: TrialRecord) -> Finalist:
+    """The plan of a trial, as that ran: in parts where there are any, but for trials in eager mode."""
+    if search.parts.in_eager:
+        return Finalist(record, plan_candidate(search.plan_of(record)), [])
+    return plan_in_parts(search, record)
 
 
 def rival_of(

@@ -27,6 +27,7 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
     Times are milliseconds with quartiles, memory is bytes (null on a CPU), ``loss_gap`` is signed and relative.
     """
     options, prepared = search.options, search.prepared
+    is_as_tried = verdict.in_eager or not search.parts.in_eager  # a compiled step launches other kernels than its trial
     return {
         "version": RESULT_VERSION,
         "tool": TOOL,
@@ -62,8 +63,8 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         "max_memory": options.max_memory,
         "stopped": search.stopped,
         "not_measured": search.unmeasured(),
-        "launch_bound": verdict.record.outcome.launch_bound,
-        "launch_ms": verdict.record.outcome.launch_ms,
+        "launch_bound": is_as_tried and verdict.record.outcome.launch_bound,
+        "launch_ms": verdict.record.outcome.launch_ms if is_as_tried else None,
         "prediction": prediction_json(search.records()),
         "pareto": pareto_numbers(search.records()),
         "trials": [_trial(record) for record in search.records()],

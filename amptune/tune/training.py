@@ -45,7 +45,8 @@ class Workbench:
     """One model on the device and the state it starts every run from.
 
     There is a single model: a candidate is applied to it, trained, and undone, so that memory holds one model only.
-    ``compilation`` says how torch.compile runs it; None is eager mode. ``has_dropout`` is None until a run has shown
+    ``compilation`` says how torch.compile runs it; None is eager mode. ``backend`` compiles
+    losses, where no plan says otherwise. ``has_dropout`` is None until a run has shown
     it, and ``dropout_off`` is set while dropout is switched off. ``takes_gradients``: the forward or the loss does.
     ``compiles_itself``: the user's own code puts something under torch.compile when it runs.
     ``evaluates``: the model gives a loss in eval mode too; a detector gives its loss in train mode alone.
@@ -61,6 +62,7 @@ class Workbench:
     codes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     source: str | None = None
     compilation: Compilation | None = None
+    backend: str = BACKEND
     has_dropout: bool | None = None
     dropout_off: DropoutOff | None = None
     takes_gradients: bool = False
@@ -373,6 +375,4 @@ def _is_beside_blocks(bench: Workbench) -> bool:
 
 def _backend(bench: Workbench, candidate: Candidate) -> str:
     """What compiles a loss: the backend of the plan, which ships with it; beside a recipe that of the search."""
-    if candidate.plan is not None:
-        return candidate.plan.backend
-    return bench.compilation.backend if bench.compilation else BACKEND
+    return candidate.plan.backend if candidate.plan else bench.backend

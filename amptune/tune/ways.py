@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from amptune.tune.finalist import Finalist, repeat
-from amptune.tune.finaltime import CHOICE_ROUNDS, FinalTime, seconds_to_compile
-from amptune.tune.judging import plan_in_parts
+from amptune.tune.finalist import EndlessError, Finalist, fits, outcomes_of, repeat
+from amptune.tune.finaltime import CHOICE_ROUNDS, FinalTime, seconds_of_rounds, seconds_to_compile
+from amptune.tune.judging import fastest, plan_in_parts
+from amptune.tune.process import TrialError
 from amptune.tune.search import Search
 
 NUM_STOCK = 2
@@ -55,17 +56,28 @@ def faster_ways(search: Search, stock: Finalist, leader: Finalist, clock: FinalT
         if not clock.is_whole:
             break
         search.progress.stage("compiling the finalists")
-        failure = repeat(search, ways.all, CHOICE_ROUNDS, clock)
+        failure = _compile_and_repeat(search, ways.all, clock)
         if failure is None:
             _say_what_is_missing(stocks, ways, clock, why)
-            return _best(search, ways.recipes), _best(search, ways.plans)
+            stock = _best(search, ways.recipes, clock, "which way of the recipes")
+            return stock, _best(search, ways.plans, clock, "which way of the plan")
         why = f"since compiling failed ({failure.reason})"
-        if failure.worker_lost and clock.is_limited:  # what took this long takes as long again
+        # What took this long takes as long again, and what is compiled anew in each step is so with fewer.
+        if isinstance(failure, EndlessError) or (failure.worker_lost and clock.is_limited):
             break
     if fitting:
         clock.leave_out(f"the finalists are compared in eager mode, {why}")
     clock.is_whole = False
     return _in_eager(stocks[0]), _in_eager(leader)
+
+
+def _compile_and_repeat(search: Search, ways: Sequence[Finalist], clock: FinalTime) -> TrialError | None:
+    """The first rounds, in which models are compiled: that says nothing of what rounds take."""
+    before = clock.spent()
+    failure = repeat(search, ways, CHOICE_ROUNDS, clock)
+    rounds = 0.0 if failure else seconds_of_rounds(outcomes_of(ways), CHOICE_ROUNDS)
+    clock.set_aside(max(0.0, clock.spent() - before - rounds))
+    return failure
 
 
 def _others(search: Search, best: Finalist) -> list[Finalist]:
@@ -86,14 +98,17 @@ def _num_fitting(search: Search, clock: FinalTime, wanted: int) -> int:
 
 
 def _attempts(search: Search, stocks: Sequence[Finalist], leader: Finalist, fitting: int) -> list[Ways]:
-    """What to measure, and what after that failed: with fewer models compiled, and with none."""
+    """What to measure, and what after that failed: each time with one model less compiled, in the end with none."""
     compiled = [Finalist(stock.record, stock.candidate, []) for stock in stocks]
     plan = plan_in_parts(search, leader.record)
     eager, eager_plan = _in_eager(stocks[0]), _in_eager(leader)
-    full = Ways((eager, compiled[0], *compiled[1 : max(1, fitting - 1)]), (eager_plan, plan))
-    recipe_alone = Ways((eager, compiled[0]), (eager_plan,))
-    nothing = Ways((eager,), (eager_plan,))
-    return [full, recipe_alone, nothing][min(2, max(0, 2 - fitting)) :]
+    attempts = [
+        Ways((eager,), (eager_plan,)),
+        Ways((eager, compiled[0]), (eager_plan,)),
+        Ways((eager, compiled[0]), (eager_plan, plan)),
+        Ways((eager, *compiled), (eager_plan, plan)),
+    ]
+    return attempts[fitting::-1]
 
 
 def _in_eager(finalist: Finalist) -> Finalist:
@@ -109,9 +124,9 @@ def _say_what_is_missing(stocks: Sequence[Finalist], ways: Ways, clock: FinalTim
         clock.leave_out(f"measured in eager mode alone, {why}: {', '.join(missing)}")
 
 
-def _best(search: Search, ways: Sequence[Finalist]) -> Finalist:
+def _best(search: Search, ways: Sequence[Finalist], clock: FinalTime, which: str) -> Finalist:
+    """Of those that keep the memory limit, if any does: compiled, a model can take far more than in its trial."""
+    ways = [way for way in ways if fits(search, way)] or ways[:1]
     if search.options.objective == "memory":
-        best = min(ways, key=lambda way: way.memory or 0)
-    else:
-        best = max(ways, key=lambda way: ways[0].speedup_of(way).ratio)
-    return dataclasses.replace(best, times=[])
+        return dataclasses.replace(min(ways, key=lambda way: way.memory or 0), times=[])
+    return fastest(search, ways, clock, which)

@@ -89,6 +89,7 @@ class Worker:
         check_structure(self.target, self.bench.model, job.parameters)
         self.bench.takes_gradients = job.takes_gradients
         backend = job.options.compile_with
+        self.bench.backend = backend or BACKEND
         self._compiles_trials = backend is not None and not is_dear(self.bench.model)
         if backend and self._compiles_trials:
             self.bench.compilation = Compilation(backend)

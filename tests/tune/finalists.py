@@ -47,7 +47,8 @@ class Said:
 
     Attributes:
         verdict: as it was said.
-        truth: the speedup of the plan that won; 1 where the recipe did.
+        truth: the speedup of the plan that won, as it is compiled, over the fastest way of the recipes; 1 where the
+            recipe won.
         blocks: how often a candidate was timed.
     """
 
@@ -82,15 +83,17 @@ class _Simulated:
         device: str,
         stock: Mapping[str, tuple[float, float]],
         by_clock: Mapping[str, float],
+        ways: Mapping[str, float] | None,
     ) -> None:
         self.host, self.worker, self.blocks = host, self, 0
         self.compiles_trials = is_compiled
-        compile_with = "inductor" if is_compiled else None
+        self.ways = ways or {}
+        compile_with = "inductor" if is_compiled or ways else None
         self.options = SimpleNamespace(objective="time", trial_timeout=1.0, compile_with=compile_with, timeout=None,
-                                       device=device)  # fmt: skip
+                                       device=device, max_memory=None)  # fmt: skip
         self.progress = SimpleNamespace(seconds=lambda: seconds, stage=lambda *_: None, line=lambda *_: None)
         self.space = SimpleNamespace(groups=())
-        self.recipes, self.parts = {name: Candidate(name) for name in stock}, Parts()
+        self.recipes, self.parts = {name: Candidate(name) for name in stock}, Parts(in_eager=bool(ways))
         self.stock = [_record(len(speedups), trial, name, by_clock.get(name)) for name, (trial, _) in stock.items()]
         self.plans = [_record(index, STEP_MS / speedup) for index, speedup in enumerate(speedups)]
         self.milliseconds = {
@@ -112,12 +115,19 @@ class _Simulated:
     def plan_of(self, record: _Record) -> Plan:
         return Plan({f"layer.{record.number}": SitePlan(Format.BF16)}, loss_format=Format.FP32)
 
-    def request(self, _name: str, candidates: Sequence[Candidate], rounds: int, *_: Any, timeout: float) -> Any:
+    def truly(self, candidate: Candidate, is_whole: bool) -> float:
+        """Milliseconds of a step, compiled or not."""
+        times = self.ways.get(candidate.name, 1.0) if is_whole and not candidate.eager else 1.0
+        return self.milliseconds[candidate.key] * times
+
+    def request(
+        self, _name: str, candidates: Sequence[Candidate], rounds: int, _: bool, is_whole: bool, *, timeout: float
+    ) -> Any:
         times: list[list[StepTime]] = [[] for _ in candidates]
         for index in range(rounds):
             order = list(zip(candidates, times, strict=True))
             for candidate, found in reversed(order) if index % 2 else order:
-                found.append(self.host.block(self.milliseconds[candidate.key]))
+                found.append(self.host.block(self.truly(candidate, is_whole)))
                 self.blocks += 1
         return times
 
@@ -141,15 +151,17 @@ def repeated(
     stock: Mapping[str, tuple[float, float]] = STOCK,
     by_clock: Mapping[str, float] | None = None,
     quartiles: Mapping[str, tuple[float, float]] | None = None,
+    ways: Mapping[str, float] | None = None,
 ) -> Said:
     """Repeats after a search of so many seconds, on the host's own clock, of plans with these true speedups.
 
     ``stock``: stock recipes, best trial first -> milliseconds of its trial, and what its step really takes.
     ``by_clock``: what the clock had in trials that were compared with another.
     ``quartiles``: of the steps in a recipe's trial, where they differ.
+    ``ways``: trials are in eager mode; how many times that a step takes compiled, of each recipe and of ``plan``.
     """
     search = _Simulated(host, speedups, seconds, is_compiled=is_compiled, device=device, stock=stock,
-                        by_clock=by_clock or {})  # fmt: skip
+                        by_clock=by_clock or {}, ways=ways)  # fmt: skip
     for record in search.stock:
         low, high = (quartiles or {}).get(str(record.outcome.recipe), (math.inf, math.inf))
         if record.outcome.step_ms and low < high:
@@ -158,6 +170,9 @@ def repeated(
         patched.setattr(finaltime, "time", SimpleNamespace(monotonic=lambda: host.now))
         verdict = decide(search)  # type: ignore[arg-type]
     truth = speedups[verdict.record.number] if verdict.kind == "plan" else 1.0
+    if ways and verdict.kind == "plan":
+        best = min(ms * min(1.0, ways.get(name, 1.0)) for name, (_, ms) in stock.items()) / STEP_MS
+        truth *= best / (1.0 if verdict.in_eager else ways.get("plan", 1.0))
     return Said(verdict, truth, search.blocks)
 
 

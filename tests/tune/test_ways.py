@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,24 +14,28 @@ from torch import nn
 
 from amptune.capture import TargetSpec
 from amptune.core.plan import Plan
-from amptune.tune import compilation
+from amptune.errors import TuneError
+from amptune.tune import compilation, finaltime
 from amptune.tune.bench import rows_of
 from amptune.tune.compilation import forget_compiled, is_dear, parts_to_compile, repeated_blocks
 from amptune.tune.finals import Verdict, decide
-from amptune.tune.job import Job
+from amptune.tune.finaltime import MAX_ROUNDS
+from amptune.tune.job import Job, Measured
 from amptune.tune.options import TuneOptions
 from amptune.tune.parts import Parts
 from amptune.tune.process import TrialError
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.result import result_json
 from amptune.tune.search import Search
-from amptune.tune.training import training
+from amptune.tune.timing import StepTime
+from amptune.tune.training import training, whole
 from amptune.tune.worker import Worker
 
 from .test_compilation import COMPILED, num_graphs
 from .test_search import FormulaWorker, make_search, step
 
 LAYERS = 30
+DEAR = Parts(in_eager=True, num_layers=LAYERS)
 
 
 class Compiler(FormulaWorker):
@@ -40,27 +45,47 @@ class Compiler(FormulaWorker):
         super().__init__()
         self.recipes, self.plans, self.fails = recipes, plans, fails
         self.repeated: list[list[tuple[str, bool]]] = []
+        self.candidates: list[Candidate] = []
+        self.rounds: list[int] = []
+        self.timeouts: list[float] = []
+        self.compiled_memory: int | None = None
+        self.compiling = 0.0
+        self.now = 0.0
 
     def request(self, name: str, *arguments: Any, timeout: float) -> Any:
         if name == "trial":
             return self.trial(arguments[0])
         candidates, rounds, _, is_whole = arguments
         ways = [(candidate.name, is_whole and not candidate.eager) for candidate in candidates]
+        is_new = ways not in self.repeated
         self.repeated.append(ways)
+        self.candidates += candidates
+        self.rounds.append(rounds)
+        self.timeouts.append(timeout)
         if (self.fails, True) in ways:
             raise TrialError(f"{self.fails} cannot be compiled", worker_lost=False)
+        if self.fails == "endless" and any(is_compiled for _, is_compiled in ways):
+            raise TuneError("torch.compile compiles this model anew", hint="leave --compile out")
+        self.now += self.compiling * sum(is_compiled for _, is_compiled in ways) if is_new else 0.1
         return [
-            [step(self.milliseconds(candidate) * (self._times(name) if is_compiled else 1.0))] * rounds
+            [self._step(candidate, name, is_compiled)] * rounds
             for candidate, (name, is_compiled) in zip(candidates, ways, strict=True)
         ]
+
+    def _step(self, candidate: Candidate, name: str, is_compiled: bool) -> StepTime:
+        memory = self.compiled_memory if is_compiled else self.memory(candidate)
+        found = step(self.milliseconds(candidate) * (self._times(name) if is_compiled else 1.0))
+        return dataclasses.replace(found, memory=memory)
 
     def _times(self, name: str) -> float:
         return self.plans if name == "plan" else self.recipes
 
 
-def decided(folder: Path, worker: Compiler, budget: int = 12, **options: Any) -> tuple[Search, Verdict, dict[str, Any]]:
+def decided(
+    folder: Path, worker: Compiler, budget: int = 12, parts: Parts = DEAR, **options: Any
+) -> tuple[Search, Verdict, dict[str, Any]]:
     search = make_search(folder, worker, budget)
-    search.parts = Parts(in_eager=True, num_layers=LAYERS)
+    search.parts = parts
     search.options = dataclasses.replace(search.options, compile_with="inductor", **options)
     search.run()
     verdict = decide(search)
@@ -121,6 +146,74 @@ def test_as_much_is_compiled_as_there_is_time_for(tmp_path: Path, timeout: float
     _, _, data = decided(tmp_path, worker, timeout=timeout)
     assert max(sum(is_compiled for _, is_compiled in ways) for ways in worker.repeated) == compiled
     assert any("time to compile" in note for note in data["notes"]) == (compiled < 3)
+
+
+def test_a_model_that_is_compiled_anew_in_each_step_is_left_in_eager_mode(tmp_path: Path) -> None:
+    """Trials in eager mode do not show it, and its error ended the search after all of them."""
+    worker = Compiler(fails="endless")
+    _, verdict, data = decided(tmp_path, worker)
+    assert verdict.kind == "plan"
+    assert (data["compiled"], data["repeats"]["stock_in_eager"]) == ("eager", True)
+    assert any("compiles this model anew" in note for note in data["notes"])
+    assert sum(any(is_compiled for _, is_compiled in ways) for ways in worker.repeated) == 1
+
+
+def test_another_recipe_that_cannot_be_compiled_takes_nothing_from_the_best_one_and_the_plan(tmp_path: Path) -> None:
+    _, verdict, data = decided(tmp_path, Compiler(recipes=0.6, plans=0.5, fails="fp32"))
+    assert (verdict.kind, data["compiled"]) == ("plan", "whole")
+    assert any(note.endswith("(fp32 cannot be compiled): fp32") for note in data["notes"])
+
+
+def test_a_plan_in_eager_mode_has_what_its_trial_had(tmp_path: Path) -> None:
+    """A loss that the model makes is compiled beside parts alone."""
+    worker = Compiler(recipes=0.95, plans=1.5)
+    parts = dataclasses.replace(DEAR, paths=("block.0.fc",), makes_loss=True)
+    _, verdict, data = decided(tmp_path, worker, parts=parts)
+    assert (verdict.kind, data["compiled"]) == ("plan", "eager")
+    plans = [candidate for candidate in worker.candidates if candidate.plan]
+    assert {(each.in_parts, each.compiles_loss) for each in plans if each.eager} == {(False, False)}
+    assert (True, True) in {(each.in_parts, each.compiles_loss) for each in plans if not each.eager}
+
+
+def test_what_takes_more_memory_than_it_may_once_it_is_compiled_stays_in_eager_mode(tmp_path: Path) -> None:
+    worker = Compiler(recipes=0.6, plans=0.5)
+    worker.memory, worker.compiled_memory = lambda _candidate: 5, 9
+    _, verdict, data = decided(tmp_path, worker, max_memory=7)
+    assert verdict.kind == "plan"
+    assert (data["compiled"], data["repeats"]["stock_in_eager"]) == ("eager", True)
+    assert data["best"]["memory_bytes"] == 5
+
+
+def test_compiling_takes_no_rounds_from_the_judged_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a time limit; it took far longer than the repeats may, so that two rounds were left."""
+    worker = Compiler(recipes=0.95, plans=0.9)
+    worker.compiling = 500.0
+    monkeypatch.setattr(finaltime, "time", SimpleNamespace(monotonic=lambda: worker.now))
+    decided(tmp_path, worker)
+    pair = worker.repeated.index([("autocast-bf16", True), ("plan", True)])
+    assert worker.rounds[pair] == MAX_ROUNDS
+
+
+def test_each_model_to_compile_may_take_as_long_as_a_trial(tmp_path: Path) -> None:
+    worker = Compiler()
+    search, *_ = decided(tmp_path, worker)
+    ways = next(index for index, ways in enumerate(worker.repeated) if ("plan", True) in ways)
+    assert worker.timeouts[ways] == 3 * search.options.trial_timeout
+
+
+def test_what_python_launches_in_eager_mode_says_nothing_of_a_compiled_step(tmp_path: Path) -> None:
+    class Launching(Compiler):
+        def trial(self, candidate: Candidate) -> Measured:
+            found = super().trial(candidate)
+            assert found.step is not None
+            return dataclasses.replace(found, step=dataclasses.replace(found.step, launch_ms=found.step.median))
+
+    for times, expected in ((0.5, False), (2.0, True)):
+        folder = tmp_path / str(times)
+        folder.mkdir()
+        _, _, data = decided(folder, Launching(recipes=times, plans=times))
+        assert data["launch_bound"] is expected
+        assert (data["launch_ms"] is not None) is expected
 
 
 def test_without_a_plan_nothing_is_compiled(tmp_path: Path) -> None:
@@ -193,6 +286,23 @@ def test_trials_compile_nothing_and_repeats_what_is_not_for_eager_mode(worker: W
     assert num_graphs() == 0
     worker.repeat([plan.in_eager(), plan], 1)
     assert num_graphs() == 1, "the plan's model as a whole"
+
+
+def test_a_compiled_loss_beside_a_recipe_has_the_backend_that_was_asked_for(worker: Worker) -> None:
+    assert worker.bench.compilation is None
+    assert worker.trial(Candidate("fp32", loss_compile=True), None).step is not None
+    assert {backend for _, backend in worker.bench._targets} == {"aot_eager"}
+
+
+def test_a_model_is_compiled_for_sizes_that_change_as_its_user_has_it(worker: Worker) -> None:
+    """Losses, which are compiled beside trials in eager mode, have code for each size."""
+    batches = [(torch.randn(size, 16), torch.arange(size) % 5) for size in (6, 7, 8, 9)]
+    worker.prepare()
+    torch._dynamo.utils.counters.clear()
+    with whole(worker.bench, "aot_eager"), training(worker.bench, Candidate("fp32")) as run:
+        for batch in batches:
+            run.step(batch)
+    assert num_graphs() == 2, "the first size, and all others"
 
 
 def test_in_eager_mode_parts_are_not_compiled_either(worker: Worker) -> None:
