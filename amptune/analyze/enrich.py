@@ -3,10 +3,10 @@
 Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, ``casts``, ``param_casts``, ``like``,
 ``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``in_rows``, ``viewed``, ``copied``, ``rearranged``,
 ``channels_last``, ``filled``, ``integers``, ``fp32_limit``, ``exact``, ``rises``, ``bounds``, ``batch``, ``views``,
-``turns``, ``axes``, ``narrowed``, ``passed``, ``random``, ``kept``, ``triangles``, ``one_hot``, ``pairs``, ``puts``,
-``whole``, ``by_name``, ``called``, ``later_sources``, ``image`` and, of nn.MultiheadAttention, ``fused`` that the class
-describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left
-as it is.
+``turns``, ``axes``, ``narrowed``, ``passed``, ``passed_too``, ``varied``, ``uneven``, ``random``, ``kept``,
+``triangles``, ``one_hot``, ``pairs``, ``puts``, ``whole``, ``by_name``, ``called``, ``later_sources``, ``image`` and,
+of nn.MultiheadAttention, ``fused`` that the class describes, and empties a ``dtype`` that is another tensor's. A site
+whose nodes do not line up with its inputs is left as it is.
 """
 
 from __future__ import annotations
@@ -19,28 +19,23 @@ from typing import Any
 import torch
 from torch import fx
 
-from amptune.analyze.axes import axes_of_view
 from amptune.analyze.constants import NodeBounds
-from amptune.analyze.dtypes import LITERAL, REVERSED, FollowedDtypes, family, is_in_place, passed, root, source, walk
+from amptune.analyze.dtypes import LITERAL, REVERSED, FollowedDtypes, is_in_place, root, source, walk
 from amptune.analyze.einsums import copied
 from amptune.analyze.images import mark_images
 from amptune.analyze.layouts import is_channels_last, order_in_memory
-from amptune.analyze.puts import puts
+from amptune.analyze.origins import INTEGERS, is_own, mask_of, origins, read_by
 from amptune.analyze.sequences import IN_ROWS, lay_out
 from amptune.analyze.views import counted_views
 from amptune.core.autocast import UNKNOWN
-from amptune.core.graph import INPUT, PrecisionGraph, Site
-from amptune.core.intervals import ANY, Range
+from amptune.core.graph import PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
 
-_MASKING = ("mul", "masked_fill", "where")
 _CONSTANT = torch.ops.aten.lift_fresh_copy.default
 """What torch.export makes of a list in a call: ``x[[1, 0]]``."""
-_WRITING = ("copy", "index_put")
 _ORDERED_OPS = ("masked_select", "index")
 _ORDERED = (Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION, Family.SOFTMAX, Family.GEMM)
 _FP32_LIMIT = re.compile(r"finfo\(torch\.float(32)?\)")
-_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _LAID_OUT = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm",
              "group_norm", "interpolate")  # fmt: skip
 
@@ -70,13 +65,11 @@ def enrich(graph: PrecisionGraph, module: fx.GraphModule, known: PrecisionGraph 
             continue
         calls = _calls([nodes[name] for name in site.nodes if name in nodes])
         covered = calls[0] if calls else []
-        read = _read(covered)
-        outside = [node for node in read if not _is_own(node, site)]
+        read = read_by(covered)
+        outside = [node for node in read if not is_own(node, site)]
         if not covered or len(outside) != len(site.inputs):
             continue
-        added = dict(_facts(site, covered, outside, owners, dtypes)) | dict(
-            _origins(site, calls, outside, owners, bounds)
-        )
+        added = dict(_facts(site, covered, outside, owners, dtypes)) | dict(origins(site, calls, owners, bounds))
         if casts := _param_casts(site, read, dtypes):
             added["param_casts"] = casts
         viewed, elements = counted_views((step for node in outside for step in walk(node)), seen)
@@ -97,132 +90,11 @@ def _calls(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
     return list(calls.values())
 
 
-def _origins(
-    site: Site, calls: Sequence[Sequence[fx.Node]], outside: Sequence[fx.Node], owners: Mapping[str, str],
-    bounds: NodeBounds,
-) -> Iterator[tuple[str, Any]]:  # fmt: skip
-    """What is known of inputs that no site makes, and where those of later calls come from."""
-    known = dict(_known(site, calls, outside, bounds))
-    if len(calls) == 1 and outside and (filled := bounds.overwritten(outside[0], calls[0][-1])) is not None:
-        known[0] = filled
-    if site.op == "scaled_dot_product_attention" and (mask := _mask(calls[0][0])) and bounds.is_causal(mask):
-        yield "mask_causal", True
-    if site.op in _MASKING:
-        kept = {index: axes for index, node in enumerate(outside) if any(axes := bounds.axes_kept(node))}
-        if kept:
-            yield "kept", kept
-    if site.op in ("masked_fill", "where"):
-        triangles = {index: held for index, node in enumerate(outside) if any(held := bounds.triangles(node))}
-        if triangles:
-            yield "triangles", triangles
-    shares = [index for index, node in enumerate(outside) if bounds.is_one_hot(node)]
-    if shares:
-        yield "one_hot", shares
-    if pairs := [index for index, node in enumerate(outside) if bounds.pairs_with_itself(node)]:
-        yield "pairs", pairs
-    if known:
-        yield "bounds", {index: (found.low, found.high) for index, found in known.items()}
-    batch = {index: str(base.target) for index, node in enumerate(outside) if (base := root(node)).op == "placeholder"}
-    if batch:
-        yield "batch", batch
-    if len(calls) == 1 and (exact := bounds.exact(calls[0][-1])) is not None:
-        yield "exact", exact
-    if len(calls) == 1 and not site.is_module and (rises := bounds.rises(calls[0][-1])):
-        yield "rises", rises
-    views = {index: seen for index, node in enumerate(outside) if any(seen := _views(node))}
-    if views:
-        yield "views", {index: (cuts, every) for index, (cuts, every, _) in views.items()}
-        yield "turns", {index: others for index, (_, _, others) in views.items()}
-        yield "axes", {index: run for index in views if (run := axes_of_view(outside[index])) is not None}
-    cast = {index: dtypes for index, node in enumerate(outside) if (dtypes := passed(node))}
-    if cast:
-        yield "passed", cast
-    narrowed = {index: dtype for index, node in enumerate(outside) if (dtype := _narrowed(node))}
-    if narrowed:
-        yield "narrowed", narrowed
-    if site.op in _WRITING and len(calls) == 1:
-        written = puts(calls[0], {node: index for index, node in enumerate(outside)})
-        if written is not None:
-            yield "puts", written
-    if whole := tuple(index for index, node in enumerate(outside) if _is_of_integers(node)):
-        yield "whole", whole
-    if any(bounds.is_random(node) for node in outside):
-        yield "random", True
-    later = []
-    for covered in calls[1:]:
-        read = [node for node in _read(covered) if not _is_own(node, site)]
-        if len(read) == len(outside):
-            later.append(tuple(_owner(node, owners) for node in read))
-    if any(sources != site.sources for sources in later):
-        yield "later_sources", tuple(dict.fromkeys(later))
-
-
-def _known(
-    site: Site, calls: Sequence[Sequence[fx.Node]], outside: Sequence[fx.Node], bounds: NodeBounds
-) -> Iterator[tuple[int, Range]]:
-    """Bounds, over all calls, of inputs that no site makes in the first; of one that is written into those of what it
-    was before."""
-    later = [[node for node in _read(covered) if not _is_own(node, site)] for covered in calls[1:]]
-    for index, node in enumerate(outside):
-        found = bounds.of(node)
-        if found is None and len(calls) == 1 and site.sources[index : index + 1] == ("",):
-            found = bounds.before_writes(node)
-        for read in later if found is not None else ():
-            own = bounds.of(read[index]) if index < len(read) else None
-            found = found.union(own) if found is not None and own is not None else ANY
-        if found is not None:
-            yield index, found
-
-
-_CUTS = frozenset({"slice", "select", "split", "chunk", "narrow", "unbind", "diagonal", "as_strided", "getitem"})
-
-
-def _views(node: fx.Node) -> tuple[str, str, str]:
-    """The views between a tensor and what made it, as text: those that pick some of its numbers, all of them, and those
-    that pick none."""
-    cuts: list[str] = []
-    others: list[str] = []
-    every = []
-    for step in walk(node):
-        op = str(step.meta.get("amptune_op"))
-        if family(step) is Family.VIEW and op not in ("detach", "alias"):
-            text = f"{op}{step.args[1:]}{dict(step.kwargs)}"
-            every.append(text)
-            (cuts if op in _CUTS else others).append(text)
-    return " ".join(cuts), " ".join(every), " ".join(others)
-
-
-def _is_of_integers(node: fx.Node) -> bool:
-    """Whether a tensor holds integers, be they cast to another dtype on the way."""
-    values = (step.meta.get("val") for step in walk(node))
-    return any(isinstance(each, torch.Tensor) and each.dtype in _INTEGERS for each in values)
-
-
-def _narrowed(node: fx.Node) -> str:
-    """The 8-bit format that the user's code casts a tensor to on the way, also where it is cast back."""
-    for step in walk(node):
-        value = step.meta.get("val")
-        if isinstance(value, torch.Tensor) and value.dtype in _FP8:
-            return str(value.dtype).removeprefix("torch.")
-    return ""
-
-
-def _owner(node: fx.Node, owners: Mapping[str, str]) -> str:
-    base = root(node)
-    return INPUT if base.op == "placeholder" else owners.get(base.name, str(base.meta.get("amptune_stored") or ""))
-
-
 def _call_key(node: fx.Node) -> Any:
     call = node.meta.get("amptune_call")
     if call is None:
         return None
     return ("leaf", call.leaf.number) if call.leaf else ("call", call.number)
-
-
-def _read(covered: Sequence[fx.Node]) -> list[fx.Node]:
-    """Nodes that the call reads from outside, parameters included, in order."""
-    own = set(covered)
-    return list(dict.fromkeys(argument for node in covered for argument in node.all_input_nodes if argument not in own))
 
 
 def _param_casts(site: Site, read: Sequence[fx.Node], dtypes: FollowedDtypes) -> dict[str, str]:
@@ -234,15 +106,6 @@ def _param_casts(site: Site, read: Sequence[fx.Node], dtypes: FollowedDtypes) ->
         if stored in names and (dtype := dtypes.of_stored(node)) is not None:
             found[str(stored)] = dtype
     return found
-
-
-def _is_own(node: fx.Node, site: Site) -> bool:
-    stored = root(node).meta.get("amptune_stored")
-    if stored is None:
-        return False
-    if stored in {param.name for param in site.params}:
-        return True
-    return site.is_module and str(stored).startswith(f"{site.module}.")
 
 
 def _facts(
@@ -262,7 +125,7 @@ def _facts(
         yield "fp32_limit", True
     yield from dtypes.of_inputs(positions)
     if site.op == "scaled_dot_product_attention":
-        mask = _mask(covered[0])
+        mask = mask_of(covered[0])
         yield "masked", mask is not None
         if mask is not None and _is_strided(mask.meta.get("val")):
             yield "mask_strided", True
@@ -383,23 +246,16 @@ def _filled_like(node: fx.Node) -> str:
 def _is_given_integers(node: fx.Node) -> bool:
     """Whether a tensor of the batch holds integers, as timesteps and positions."""
     value = node.meta.get("val")
-    return node.op == "placeholder" and isinstance(value, torch.Tensor) and value.dtype in _INTEGERS
+    return node.op == "placeholder" and isinstance(value, torch.Tensor) and value.dtype in INTEGERS
 
 
 _JOINS = ("stack", "cat", "meshgrid", "broadcast_tensors")
-_INTEGERS = (torch.int64, torch.int32, torch.int16)
 
 
 def _is_test(node: fx.Node) -> bool:
     """Whether a tensor says yes or no of each place, before any cast: a mask."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.dtype == torch.bool
-
-
-def _mask(node: fx.Node) -> fx.Node | None:
-    """The mask of a call of scaled_dot_product_attention."""
-    found = node.kwargs.get("attn_mask", node.args[3] if len(node.args) > 3 else None)
-    return found if isinstance(found, fx.Node) else None
 
 
 def _fused_inside(covered: Sequence[fx.Node]) -> Iterator[tuple[str, Any]]:
@@ -409,7 +265,7 @@ def _fused_inside(covered: Sequence[fx.Node]) -> Iterator[tuple[str, Any]]:
         op = str(node.meta.get("amptune_op"))
         if op == "scaled_dot_product_attention":
             yield "fused", True
-            yield "masked", _mask(node) is not None
+            yield "masked", mask_of(node) is not None
             yield "is_causal", bool(node.kwargs.get("is_causal", node.args[5] if len(node.args) > 5 else False))
         elif op == "multi_head_attention" and node.kwargs.get("need_weights") is False:
             padding, causal = node.kwargs.get("key_padding_mask"), bool(node.kwargs.get("is_causal"))

@@ -83,16 +83,19 @@ def _names(target: Callable[..., Any], count: int) -> tuple[str, ...]:
 
 
 def _schema_names(name: str, count: int) -> tuple[str, ...]:
-    """Argument names of the aten overload of ``name`` that takes ``count`` positional arguments, if there is one."""
+    """Argument names of the aten overload of ``name`` that takes ``count`` positional arguments, if there is one; one
+    for tensors rather than for lists and numbers of TorchScript, as ``sort`` has."""
     bare = name.strip("_") if name.startswith("__") else name
     packet = getattr(torch.ops.aten, bare, None) if bare else None
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return ()
-    fitting: list[tuple[str, ...]] = []
+    fitting: list[tuple[bool, int, tuple[str, ...]]] = []
     for overload in packet.overloads():
         schema = getattr(packet, overload)._schema
-        names = tuple(argument.name for argument in schema.arguments if not argument.kwarg_only)
+        positional = [argument for argument in schema.arguments if not argument.kwarg_only]
+        names = tuple(argument.name for argument in positional)
         if overload.endswith("out") or "dimname" in overload or len(names) < count:
             continue
-        fitting.append(names)
-    return min(fitting, key=len, default=())
+        other = not positional or str(positional[0].type) != "Tensor"
+        fitting.append((other, len(names), names))
+    return min(fitting, key=lambda each: each[:2])[2] if fitting else ()

@@ -53,3 +53,9 @@ def norm_order(site: Site) -> float | str:
 def is_scaled(site: Site) -> bool:
     """Whether a sum or difference multiplies its second operand: ``torch.sub(x, y, alpha=2)``."""
     return site.attrs.get("alpha") not in (None, 1)
+
+
+def factor_of_second(site: Site) -> float:
+    """What a sum or difference multiplies its second operand by; 1 where nothing is given."""
+    value = site.attrs.get("alpha")
+    return float(value) if isinstance(value, int | float) else 1.0

@@ -139,8 +139,8 @@ class Site:
             ``bounds``: {index of an input: (low, high)}, for inputs that no site makes: constants, buffers, random
             numbers, arithmetic on integers. ``batch``: {index of an input: name of the batch's tensor}.
             ``exact``: (low, high, number of zeros) of a result that is worked out from constants alone.
-            ``views``: {index of an input: (views that pick some of its numbers, all views)}, as text; ``turns``: of the
-            others.
+            ``views``: {index of an input: (views that pick some of its numbers, all views)}, as text, of all calls
+            where they differ; ``turns``: of the others.
             ``axes``: {index of an input: for each axis that of what made it, counted from the last}, through views.
             ``kept``: {index of an input: (axes, axes)}, for constant masks: along which, from -1 for the last, every
             line has a number that is not zero, and a zero. ``triangles``: {index of an input: (whether a constant mask
@@ -148,6 +148,9 @@ class Site:
             ``pairs``: of masks that say which numbers of a vector are equal.
             ``narrowed``: {index of an input: 8-bit dtype that it is cast to on the way, even if it is cast back}.
             ``passed``: {index of an input: dtypes that it is cast to on the way, in order}, those that change numbers.
+            ``passed_too``: {index of an input: those of its other ways}, as of later calls; ``varied``: indices of
+            inputs that have these, or are other tensors of the batch; ``uneven``: calls read more or fewer tensors than
+            the first, as ``x * x`` and ``x * y``.
             ``several``: a layer that calls several ops, of which ``op`` is one.
             ``whole``: indices of inputs that are integers, or were before a cast.
             ``random``: an input is drawn in the forward. ``later_sources``: ``sources`` of the calls after the first.

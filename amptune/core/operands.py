@@ -36,3 +36,16 @@ def passed_on(site: Site, position: int) -> tuple[str, ...]:
     """The dtypes that change numbers to which an input is cast on its way, in order."""
     found: tuple[str, ...] = (site.attrs.get("passed") or {}).get(position, ())
     return found
+
+
+def ways_on(site: Site, position: int) -> tuple[tuple[str, ...], ...]:
+    """The same for each way on which numbers of an input may have come: of other calls, and of what was written into it
+    before a cast or after."""
+    others: tuple[tuple[str, ...], ...] = (site.attrs.get("passed_too") or {}).get(position, ())
+    own = passed_on(site, position)
+    return (own, *others) if not own or not written_into(site, position) else (own, (), *others)
+
+
+def is_altered(site: Site, position: int) -> bool:
+    """Whether an input is not what one site made: others wrote into it, or calls of the site read other parts of it."""
+    return bool(written_into(site, position)) or position in site.attrs.get("varied", ())

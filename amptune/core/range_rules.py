@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from amptune.core.activation_ranges import celu, elu, hardtanh, leaky_relu, prelu, softplus, threshold
-from amptune.core.arguments import axis_size, exponent_of, limits_of, norm_order, reduced_count
+from amptune.core.arguments import axis_size, exponent_of, factor_of_second, limits_of, norm_order, reduced_count
 from amptune.core.graph import Site
 from amptune.core.intervals import (
     ANY,
@@ -31,17 +31,12 @@ from amptune.core.range_forms import RangeRule, both, dipping, extreme, first, f
 from amptune.core.sampling import averaged, resized, sampled, spectrum, steps, summed_powers
 
 
-def _alpha(site: Site) -> float:
-    value = site.attrs.get("alpha")
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 1.0
-
-
 def _add(site: Site, ranges: list[Range]) -> Range:
-    return add(ranges[0], scaled(ranges[1], _alpha(site))) if len(ranges) > 1 else ANY
+    return add(ranges[0], scaled(ranges[1], factor_of_second(site))) if len(ranges) > 1 else ANY
 
 
 def _sub(site: Site, ranges: list[Range]) -> Range:
-    return subtract(ranges[0], scaled(ranges[1], _alpha(site))) if len(ranges) > 1 else ANY
+    return subtract(ranges[0], scaled(ranges[1], factor_of_second(site))) if len(ranges) > 1 else ANY
 
 
 def _div(site: Site, ranges: list[Range]) -> Range:
@@ -239,7 +234,7 @@ def _layer(site: Site, ranges: list[Range]) -> Range:
 
 def _added_at(site: Site, ranges: list[Range]) -> Range:
     """What is there, and any number of terms on top of it: those of ``x.index_add(dim, index, source)``."""
-    if len(ranges) < 2 or _alpha(site) < 0:
+    if len(ranges) < 2 or factor_of_second(site) < 0:
         return ANY
     base, term = ranges[0], ranges[-1]
     return Range(base.low if term.low >= 0 else -math.inf, base.high if term.high <= 0 else math.inf)

@@ -20,7 +20,7 @@ from amptune.core.graph import INPUT, PrecisionGraph, Site, TensorMeta
 from amptune.core.intervals import ANY, UNIT, Range, point
 from amptune.core.layer_ranges import LAYERS, Weight
 from amptune.core.narrowing import PLACES, keeps_numbers, narrowed
-from amptune.core.operands import arity, input_of, passed_on, written_into
+from amptune.core.operands import arity, input_of, is_altered, passed_on, ways_on, written_into
 from amptune.core.ops import Family, op_named
 from amptune.core.parts import COPIES_ALL
 from amptune.core.places import beside, places
@@ -150,7 +150,7 @@ class Ranges:
 
     def _cast(self, site: Site, position: int, found: Range) -> Range:
         """What is left after the casts of the user's code and of autocast on the way in."""
-        found = narrowed(found, passed_on(site, position))
+        found = functools.reduce(Range.union, (narrowed(found, dtypes) for dtypes in ways_on(site, position)))
         if not found.is_known:
             return found
         dtypes = self._dtypes[site.id]
@@ -160,9 +160,17 @@ class Ranges:
         return found
 
     def maker(self, site: Site, position: int) -> Site | None:
-        """The site that made all of an input; ``None`` where no site did, or others have written into a part of it."""
+        """The site that made all of an input; ``None`` where no site did, or others have written into a part of it, or
+        calls of a site read it in several ways."""
         source = self.sources(site)[position]
-        return self.graph[source] if source in self.graph and not written_into(site, position) else None
+        one = not is_altered(site, position) and not self._later(site, position)
+        return self.graph[source] if source in self.graph and one else None
+
+    def _later(self, site: Site, position: int) -> tuple[str, ...]:
+        """Where an input comes from in the calls after the first, where that is elsewhere."""
+        own = self.sources(site)[position]
+        later = tuple(sources[position] for sources in site.attrs.get("later_sources", ()))
+        return later if any(source != own for source in later) else ()
 
     def sources(self, site: Site) -> tuple[str, ...]:
         """Where each input of the first call comes from; others may have written into parts of it since."""
@@ -194,7 +202,8 @@ class Ranges:
     def same(self, site: Site, first: int, other: Site, second: int) -> bool:
         """Whether two operands are equal number by number: one tensor under the same views, or the same arithmetic on
         the same tensors."""
-        if site is other and input_of(site, first) == input_of(site, second) is not None:
+        position = input_of(site, first)
+        if site is other and position == input_of(site, second) is not None and not site.attrs.get("uneven"):
             return True
         left, right = self._place(site, first), self._place(other, second)
         return left is not None and right is not None and (left.made, left.views) == (right.made, right.views)
@@ -220,13 +229,15 @@ class Ranges:
     def _place(self, site: Site, index: int, *, copies: bool = False) -> _Place | None:
         """Where an operand comes from; with ``copies`` seen through those that pick numbers as well."""
         position = input_of(site, index)
-        if position is None or written_into(site, position) or not keeps_numbers(passed_on(site, position)):
+        if position is None or is_altered(site, position) or not keeps_numbers(passed_on(site, position)):
             return None
         cuts, views = (site.attrs.get("views") or {}).get(position, ("", ""))
         turns = (site.attrs.get("turns") or {}).get(position, "")
         if casts := passed_on(site, position):
             views = f"{views} {' '.join(casts)}"  # x and what x is in fewer digits differ
         source = self.sources(site)[position]
+        if later := self._later(site, position):
+            return _Place((source, later, _origin(site, position)), cuts, views, turns)
         if source in self.graph and position not in (site.attrs.get("bounds") or {}):
             producer = self.graph[source]
             through = _copies(producer) if copies else producer.op in _IDENTITIES and not producer.attrs.get("in_place")
@@ -241,9 +252,11 @@ class Ranges:
         if site.id not in self._identities:
             self._identities[site.id] = site.id
             if _is_repeatable(site):
-                places = [self._place(site, index) for index in range(len(site.attrs["operands"]))]
-                literals = sorted((str(key), str(value)) for key, value in site.attrs.items() if key in _ARGUMENTS)
-                if any(place is not None for place in places):
+                count = len(site.attrs["operands"])
+                places = [self._place(site, index) for index in range(count)]
+                literals = sorted((str(key), str(value)) for key, value in site.attrs.items() if key not in _FOUND)
+                unknown = any(place is None and input_of(site, index) is not None for index, place in enumerate(places))
+                if not unknown and any(place is not None for place in places):
                     later = site.attrs.get("later_sources")
                     self._identities[site.id] = hash((site.op, site.calls, tuple(places), tuple(literals), later))
         return self._identities[site.id]
@@ -283,7 +296,7 @@ class Ranges:
     def _computed(self, site: Site) -> Range:
         if self._is_constant(site):
             self._constants.add(site.id)  # worked out from constants alone: they are what the user wants them to be
-        if site.attrs.get("several"):
+        if site.attrs.get("several") or site.attrs.get("uneven"):
             return _of_outputs(site.outputs)
         if (layer := LAYERS.get(site.op)) is not None and (found := layer(self, site)) is not None:
             return found
@@ -318,14 +331,47 @@ class Ranges:
 
 _LATER = {"later_sources", "written"}
 """What may name sites that come after the one that reads them."""
-_RANDOM = ("dropout", "alpha_dropout")
+_RANDOM = ("dropout", "alpha_dropout", "rrelu")
 _IDENTITIES = frozenset({"clone", "contiguous", "alias", "identity"})
-_ARGUMENTS = frozenset({"scalars", "dim", "exponent", "alpha", "min", "max", "keepdim", "operand_params", "p"})
+_FOUND = frozenset(
+    {
+        *("operands", "views", "turns", "axes", "bounds", "batch", "later_sources", "written", "passed", "passed_too"),
+        *(
+            "varied",
+            "casts",
+            "like",
+            "param_casts",
+            "strided",
+            "in_rows",
+            "viewed",
+            "copied",
+            "channels_last",
+            "filled",
+        ),
+        *(
+            "integers",
+            "batch_integers",
+            "tested",
+            "whole",
+            "kept",
+            "triangles",
+            "one_hot",
+            "pairs",
+            "narrowed",
+            "exact",
+        ),
+        *("rises", "fp32_limit", "image", "autocast"),
+    }
+)
+"""What is told of a site beside its arguments: of its inputs, which are compared by where they come from, and of its
+result. Any other key may be an argument, in which two calls differ."""
 
 
 def _is_repeatable(site: Site) -> bool:
     """Whether a second site like it gives the same numbers: plain arithmetic that reads the same sites in all calls."""
-    if site.kind != "function" or site.opaque or site.op in _RANDOM:
+    if site.kind != "function" or site.opaque or site.op in _RANDOM or site.attrs.get("by_name"):
+        return False
+    if str(site.attrs.get("called", "")).strip("_") in _RANDOM:
         return False
     family = op_named(site.op).family
     plain = family in (Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION) and not site.attrs.get("in_place")

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from amptune.core.arguments import exponent_of
+from amptune.core.arguments import exponent_of, factor_of_second
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, multiply, point, square
 from amptune.core.operands import input_of
@@ -154,7 +154,7 @@ class _Formula:
                 if literals:
                     return _times(sides[0], point(float(next(iter(literals.values())))))
                 return self._product(sides[0], sides[1], is_square=self.ranges.same(site, 0, site, 1))
-        alpha = float(site.attrs.get("alpha") or 1) * (-1.0 if site.op == "sub" else 1.0)
+        alpha = factor_of_second(site) * (-1.0 if site.op == "sub" else 1.0)
         both = [_of_literal(literals[side]) if side in literals else sides.pop(0) for side in (0, 1)]
         return _added(both[0], _times(both[1], point(alpha)))
 

@@ -47,13 +47,17 @@ CLOSE = {
 }
 
 
-def bounds_and_output(forward: str, frontend: Any, tmp_path: Path) -> tuple[Range, torch.Tensor]:
-    """Bounds of what a forward returns, and what it does return."""
+def bounds_and_output(
+    forward: str, frontend: Any, tmp_path: Path, *, by_calls: bool = True
+) -> tuple[Range, torch.Tensor]:
+    """Bounds of what a forward returns, with the calls of a site apart or not, and what it does return."""
     init = "torch.manual_seed(0)\nself.fc = nn.Linear(8, 8)"
     source = model_file(forward, init=init, batch="torch.randn(6, 8)", loss="output.mean()")
     file = tmp_path / "model.py"
     file.write_text(source)
-    graph = enriched(capture(load_target(TargetSpec(str(file))), frontends=(frontend,)))
+    captured = capture(load_target(TargetSpec(str(file))), frontends=(frontend,))
+    calls = enriched(captured)
+    graph = calls if by_calls else captured.graph
     ranges = Ranges(graph, realise(graph, RECIPES["fp32"]))
     names: dict[str, Any] = {}
     exec(source, names)

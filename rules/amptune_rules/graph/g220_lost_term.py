@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+from amptune.core.arguments import factor_of_second
 from amptune.core.autocast import HALF
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
@@ -217,7 +218,7 @@ def _constant(run: Run, site: Site, side: int) -> float:
     is_stored = input_of(site, side) in (site.attrs.get("bounds") or {})
     found = run.ranges.operand(site, side)
     known = is_literal or is_stored or (made is not None and run.ranges.is_constant(made))
-    factor = abs(float(site.attrs.get("alpha") or 1)) if side == 1 else 1.0
+    factor = abs(factor_of_second(site)) if side == 1 else 1.0
     return found.magnitude * factor if known and math.isfinite(found.magnitude) else 0.0
 
 
@@ -246,7 +247,7 @@ def _jitters(context: GraphContext, site: Site) -> Iterator[tuple[Site, float, i
         for side in (0, 1):
             found, made = ranges.operand(total, side), ranges.root(total, side)
             stands = made is None or is_settled(context, made)
-            factor = abs(float(total.attrs.get("alpha") or 1)) if side == 1 else 1.0
+            factor = abs(factor_of_second(total)) if side == 1 else 1.0
             if stands and found.is_known and found.low == 0 and 0 < found.high < math.inf:
                 yield total, found.high * factor, 1 - side
 
@@ -282,7 +283,7 @@ def _step(weight: object) -> float:
 
 def _weight(run: Run, site: Site, side: int) -> float:
     """The number that a term is multiplied by: as alpha, or before."""
-    factor = float(site.attrs.get("alpha") or 1) if side == 1 else 1.0
+    factor = factor_of_second(site) if side == 1 else 1.0
     made = run.ranges.root(site, side)
     numbers = (made.attrs.get("scalars") or {}) if made is not None and made.op in ("mul", "div") else {}
     if made is None or len(numbers) != 1:
