@@ -2270,23 +2270,29 @@ def compile_part(module: nn.Module, backend: Any = "inductor") -> None:
     if alike not in _codes:
         _codes[alike] = call.__code__.replace(co_name=f"part_{len(_codes)}")
     call.__code__ = _codes[alike]
-    module._compiled_call_impl = torch.compile(call, backend=backend if REGIONS_APART else _without_cache(backend))
+    module._compiled_call_impl = torch.compile(call, backend=backend if REGIONS_APART else _WithoutCache(backend))
 
 
-@functools.cache
-def _without_cache(backend: Any) -> Callable[..., Any]:
+class _WithoutCache:
     """A backend that, in a region of autocast, takes no code from torch's cache on disk: that would give it the code of
     another region. Asked when something is compiled, and not in each call, which would take longer than some blocks.
+    Equal for equal backends, which need no hash: torch compiles anew for another one.
     """
 
-    def run(graph: Any, inputs: Any, **options: Any) -> Any:
-        compiler = torch._dynamo.lookup_backend(backend)
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __call__(self, graph: Any, inputs: Any, **options: Any) -> Any:
+        compiler = torch._dynamo.lookup_backend(self._backend)
         if not _is_any_autocast_enabled():
             return compiler(graph, inputs, **options)
         with torch._functorch.config.patch(enable_autograd_cache=False):
             return compiler(graph, inputs, **options)
 
-    return run
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _WithoutCache) and bool(self._backend == other._backend)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _let_go(module: nn.Module) -> None:

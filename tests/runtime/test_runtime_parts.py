@@ -1,6 +1,7 @@
 """Parts of a planned model under torch.compile, each by itself."""
 
 import copy
+import dataclasses
 import pickle
 from collections.abc import Iterator
 
@@ -119,6 +120,25 @@ def test_parts_in_a_region_of_autocast_get_no_code_of_another_region(
             assert found.dtype is torch.bfloat16
             assert set(seen) == {is_cached}
             assert torch._functorch.config.enable_autograd_cache
+
+
+@dataclasses.dataclass
+class Counting:
+    """A backend that has no hash."""
+
+    count: int = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
+        self.count += 1
+        return graph
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_alike_parts_share_what_a_backend_without_a_hash_compiles(monkeypatch: pytest.MonkeyPatch, apart: bool) -> None:
+    monkeypatch.setattr("amptune.runtime.REGIONS_APART", apart)
+    backend = Counting()
+    apply_plan(Net(), TABLE, compile_parts=PARTS, backend=backend).model(torch.randn(5, 8))
+    assert backend.count == num_graphs() == 3
 
 
 def test_undo_gives_blocks_back_as_the_user_compiled_them() -> None:
