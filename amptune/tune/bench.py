@@ -99,6 +99,11 @@ def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: P
             candidates |= {candidate.name: ("extra", candidate) for candidate in in_parts}
         if plan is not None:
             candidates |= rows_of(plan, options)
+        if parts.in_eager:
+            progress.line(
+                f"note: each row would compile {parts.num_layers} layers: how it trains is judged in eager mode, and "
+                "its steps are timed compiled"
+            )
         trials = "compiling and measuring" if options.compile_with and not parts.in_eager else "measuring"
         rows = _measure(worker, candidates, rounds, trials, options, progress)
     return report(rows, prepared, options, rounds)
@@ -165,6 +170,7 @@ def _measure(
     ordered = {name: candidates[name][1] for name, found in measured.items() if found.step is not None}
     if not ordered:
         raise TuneError("no recipe could be measured", hint="; ".join(f"{k}: {v}" for k, v in failed.items()))
+    progress.stage("compiling all rows" if options.compile_with else "measuring all rows in turns")
     times = in_turns(worker, ordered, rounds, failed, progress)
     shares: list[float | None] = must(
         lambda: worker.request("tensor_core_shares", list(ordered.values()), timeout=SETUP_TIMEOUT),
