@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -133,17 +134,30 @@ def _dimension(finding: Finding) -> Any:
 
 def of_sites(findings: Iterable[Finding]) -> list[Finding]:
     """Findings about calls as findings about sites: those that differ in numbers alone are one, and where not all
-    calls of the site have it, it names those that do. Information about its other calls is left out where a more
-    severe finding is about some: the line is the same."""
+    calls of the site have it, it names those that do. What some of them have beside the others, such as a gradient, is
+    said of all. Information about its other calls is left out where a more severe finding is about some: the line is
+    the same."""
     grouped: dict[tuple[Any, ...], list[Finding]] = {}
     worst: dict[tuple[Any, ...], Severity] = {}
     for finding in findings:
         key = (finding.site, finding.location, finding.severity, _NUMBER.sub("", finding.message))
         grouped.setdefault(key, []).append(finding)
         worst[key[:2]] = max(finding.severity, worst.get(key[:2], finding.severity))
+    for key in sorted(grouped, key=lambda each: len(each[3])):
+        fuller = next((other for other in grouped if other[:3] == key[:3] and _says_more(other[3], key[3])), None)
+        if fuller is not None:
+            grouped[fuller] += grouped.pop(key)
     return [
         _of_site(same) for key, same in grouped.items() if not (_is_of_some_calls(same) and key[2] < worst[key[:2]])
     ]
+
+
+def _says_more(longer: str, shorter: str) -> bool:
+    """Whether a message is another one with a further consequence in it: ``log(0) is -inf and its gradient ...``."""
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(longer, shorter, strict=False))
+    start = sum(1 for _ in pairs)
+    rest = shorter[start:]
+    return longer.endswith(rest) and longer[start : len(longer) - len(rest)].startswith(" and ")
 
 
 def _is_of_some_calls(same: Sequence[Finding]) -> bool:

@@ -150,3 +150,12 @@ def test_a_loss_that_overflows_is_not_told_to_keep_few_digits() -> None:
     assert without_repeats([total, loss]) == [total]
     assert without_repeats([dataclasses.replace(total, severity=Severity.INFO), loss])[-1] == loss
     assert without_repeats([dataclasses.replace(total, site="other"), loss])[-1] == loss
+
+
+def test_what_one_call_of_a_line_has_beside_the_others_is_said_once() -> None:
+    first = finding("log", "log(0) is -inf and its gradient not finite; use a clamp", calls=[SiteCall("log.0", 1, 2)])
+    second = finding("log", "log(0) is -inf; use a clamp", calls=[SiteCall("log.0", 2, 2)])
+    other = finding("log", "log(0) is -inf under autocast-fp16; use a clamp", calls=[SiteCall("log.0", 2, 2)])
+    (told,) = of_sites([second, first])
+    assert told.message == first.message
+    assert len(of_sites([first, other])) == 2

@@ -351,3 +351,20 @@ def test_a_product_that_is_promoted_with_its_operand_is_named(dtype: str, told: 
     )
     found = messages("G306", source, tmp_path)
     assert any("the matmul that reads it runs in float32 with it" in each for each in found) is told
+
+
+@pytest.mark.parametrize(
+    ("above", "advice"),
+    [
+        ("e", "use softmax"),
+        ("(e + 1e-6)", "use softmax"),
+        ("(1 + e)", "clamp its input"),
+        ("(e + 1)", "clamp its input"),
+    ],
+)
+def test_exponentials_with_a_number_beside_them_are_told_to_be_no_softmax(
+    above: str, advice: str, tmp_path: Path
+) -> None:
+    forward = f"e = self.fc(x).exp()\na = {above}\nreturn a / a.sum(-1, keepdim=True)"
+    (message,) = messages("G203", model_file(forward), tmp_path)
+    assert advice in message

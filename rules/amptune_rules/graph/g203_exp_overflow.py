@@ -189,11 +189,13 @@ class ExpOverflow(GraphRule):
 
 _EXPONENTIALS = ("exp", "expm1", "exp2", "cosh", "sinh")
 _DIVIDED = "is divided by what is made of exponentials"
+_SHIFTED = "plus a number is divided by what is made of exponentials"
 _BELOW = "is a denominator"
 _LOGGED = "is logged"
 _NESTED = "is raised again"
 _INSTEAD = {
     _DIVIDED: ", and inf / inf is NaN; use softmax, sigmoid or tanh, or subtract the maximum first",
+    _SHIFTED: ", and inf / inf is NaN; clamp its input, or use softplus in its place",
     _BELOW: ", and the gradient of 1 / inf is 0 * inf = NaN; use sigmoid, or clamp the input",
     _LOGGED: ", where the logarithm would be small; use logsumexp, logcumsumexp, softplus or log_softmax",
     _NESTED: "; the exponential of an exponential does from 4.48",
@@ -208,6 +210,7 @@ _CARRIES = frozenset(
 )
 """Ops through which an infinity stays one."""
 _STEPS = 8
+_EPS = 1e-2
 
 
 def _cast_down(context: GraphContext, site: Site) -> dict[Run, Site]:
@@ -314,7 +317,7 @@ def _harm(context: GraphContext, site: Site) -> str:
                 return _BELOW
             if consumer.op == "div" and (sides := _sides(context, consumer, reached))[1]:
                 if sides[0]:
-                    return _DIVIDED
+                    return _SHIFTED if _has_number_added(context, consumer, reached) else _DIVIDED
                 if context.train:
                     return _BELOW
     return ""
@@ -337,6 +340,22 @@ def _reached(context: GraphContext, site: Site) -> Mapping[str, None]:
 def _carries(site: Site) -> bool:
     """Whether an infinity that a site reads stays one: also through a clamp that has no upper limit."""
     return site.op in _CARRIES or (site.op == "clamp" and limits_of(site)[1] == math.inf)
+
+
+def _has_number_added(context: GraphContext, site: Site, reached: Mapping[str, None]) -> bool:
+    """Whether what is divided is exponentials and a literal, as in ``exp(x) + 1``: no softmax, whose exponentials may
+    all be divided by one. An eps is no such number."""
+    ranges = context.runs[0].ranges
+    current = ranges.root(site, 0)
+    for _ in range(_STEPS):
+        if current is None:
+            return False
+        numbers = (current.attrs.get("scalars") or {}).values() if current.op == "add" else ()
+        if any(isinstance(number, (int, float)) and abs(number) > _EPS for number in numbers):
+            return True
+        roots = [ranges.root(current, place) for place in (0, 1)]
+        current = next((root for root in roots if root is not None and root.id in reached), None)
+    return False
 
 
 def _sides(context: GraphContext, site: Site, reached: Mapping[str, None]) -> list[bool]:
