@@ -45,7 +45,7 @@ from amptune.tune.search import Search
 from amptune.tune.speedup import ERROR
 from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime
-from amptune.tune.ways import faster_ways
+from amptune.tune.ways import faster_ways, left_in_eager
 
 NUM_STOCK = 2
 CLOSE = 1.1
@@ -125,6 +125,10 @@ def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Ver
     elif plans:
         leader = _faster_way(search, stock, leader, clock)
     judged = judge(search, stock, leader, clock, error)
+    if isinstance(judged, TrialError) and search.parts.in_eager and clock.is_whole:
+        clock.leave_out(f"the finalists are compared in eager mode, since compiled they failed ({judged.reason})")
+        stock, leader = left_in_eager(search, stock, leader, clock)
+        judged = judge(search, stock, leader, clock, error)
     if isinstance(judged, TrialError):
         clock.leave_out(f"the repeats failed ({judged.reason}): the best stock recipe stands, by its trial")
         return _by_its_trial(search, stock, clock)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from amptune.tune.finalist import EndlessError, Finalist, fits, outcomes_of, repeat
 from amptune.tune.finaltime import CHOICE_ROUNDS, FinalTime, seconds_of_rounds, seconds_to_compile
-from amptune.tune.judging import fastest, plan_in_parts
+from amptune.tune.judging import fastest, plan_as_tried, plan_in_parts
 from amptune.tune.process import TrialError
 from amptune.tune.search import Search
 
@@ -67,8 +67,13 @@ def faster_ways(search: Search, stock: Finalist, leader: Finalist, clock: FinalT
             break
     if fitting:
         clock.leave_out(f"the finalists are compared in eager mode, {why}")
+    return left_in_eager(search, stocks[0], leader, clock)
+
+
+def left_in_eager(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> tuple[Finalist, Finalist]:
+    """The two with nothing compiled, as their trials ran."""
     clock.is_whole = False
-    return _in_eager(stocks[0]), _in_eager(leader)
+    return _in_eager(stock), _in_eager(plan_as_tried(search, leader.record))
 
 
 def _compile_and_repeat(search: Search, ways: Sequence[Finalist], clock: FinalTime) -> TrialError | None:

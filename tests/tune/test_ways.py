@@ -158,6 +158,20 @@ def test_a_model_that_is_compiled_anew_in_each_step_is_left_in_eager_mode(tmp_pa
     assert sum(any(is_compiled for _, is_compiled in ways) for ways in worker.repeated) == 1
 
 
+def test_compiled_finalists_that_fail_in_the_end_are_judged_in_eager_mode(tmp_path: Path) -> None:
+    class Crashing(Compiler):
+        def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+            has_compiled = any(("plan", True) in ways for ways in self.repeated)
+            if name == "repeat" and has_compiled and not all(each.eager for each in arguments[0]):
+                raise TrialError("the worker process died (signal 11)", worker_lost=True)
+            return super().request(name, *arguments, timeout=timeout)
+
+    _, verdict, data = decided(tmp_path, Crashing(recipes=0.6, plans=0.5))
+    assert (verdict.kind, data["repeated"]) == ("plan", True)
+    assert (data["compiled"], data["repeats"]["stock_in_eager"]) == ("eager", True)
+    assert any("since compiled they failed" in note for note in data["notes"])
+
+
 def test_another_recipe_that_cannot_be_compiled_takes_nothing_from_the_best_one_and_the_plan(tmp_path: Path) -> None:
     _, verdict, data = decided(tmp_path, Compiler(recipes=0.6, plans=0.5, fails="fp32"))
     assert (verdict.kind, data["compiled"]) == ("plan", "whole")
