@@ -210,9 +210,10 @@ def test_the_table_says_which_recipes_do_not_run_and_where() -> None:
 
 def test_a_layer_has_one_padded_size_for_all_formats() -> None:
     found = analyze_graph(graph_of(linear("fc", INPUT, 8192, 4100, 1030)), QUESTION).findings
-    sizes = {each.evidence["dimension"]: each.evidence["padded"] for each in found if "padded" in each.evidence}
-    assert sizes == {"K": 4160, "N": 1040}
-    assert all("FP8 takes it too" in each.message for each in found if each.rule in ("G101", "G102"))
+    (told,) = (each for each in found if "padded" in each.evidence)
+    assert (told.evidence["dimension"], told.evidence["padded"], told.evidence["together"]) == ("K", 4160, 1030)
+    assert "FP8 takes it too" in told.message
+    assert "together with out_features N = 1030 (to 1040)" in told.message
     alone = analyze_graph(
         graph_of(linear("fc", INPUT, 8192, 4100, 1030)), dataclasses.replace(QUESTION, select=("G108",))
     )
