@@ -147,9 +147,7 @@ def _eager(data: dict[str, Any]) -> list[str]:
     """Lines about compile mode whose trials ran in eager mode."""
     if not data.get("trials_in_eager"):
         return []
-    lines = [
-        "Trials ran in eager mode, since compiling takes far longer than a trial: so do the steps of the recipes above."
-    ]
+    lines = ["Trials ran in eager mode, since compiling takes far longer than a trial, and so did the table's recipes."]
     if not data["repeated"]:
         return [*lines, "Compiled, nothing was measured."]
     ways = {True: "in eager mode", False: "compiled"}

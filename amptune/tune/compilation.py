@@ -53,10 +53,6 @@ class Compilation:
     backend: str = BACKEND
     scope: Literal["blocks", "whole"] = "blocks"
 
-    def whole(self) -> Compilation:
-        """The same, for the whole model."""
-        return dataclasses.replace(self, scope="whole")
-
 
 def parts_to_compile(model: nn.Module, scope: str) -> list[nn.Module]:
     """The modules that are compiled, each with its own call of torch.compile.

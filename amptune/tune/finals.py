@@ -22,6 +22,7 @@ from amptune.tune.finaltime import (
     CHOICE_ROUNDS,
     MAX_ROUNDS,
     NUM_FINALISTS,
+    NUM_STOCK,
     FinalTime,
     compiling_whole,
     seconds_of_rounds,
@@ -47,7 +48,6 @@ from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime
 from amptune.tune.ways import faster_ways, left_in_eager
 
-NUM_STOCK = 2
 CLOSE = 1.1
 """A plan whose trial took more than this many times the best one's step is no finalist."""
 CLOSE_ON_CPU = 2.0

@@ -45,9 +45,9 @@ class Workbench:
     """One model on the device and the state it starts every run from.
 
     There is a single model: a candidate is applied to it, trained, and undone, so that memory holds one model only.
-    ``compilation`` says how torch.compile runs it; None is eager mode. ``backend`` compiles
-    losses, where no plan says otherwise. ``has_dropout`` is None until a run has shown
-    it, and ``dropout_off`` is set while dropout is switched off. ``takes_gradients``: the forward or the loss does.
+    ``compilation`` says how torch.compile runs it; None is eager mode. ``backend`` compiles losses, where no plan says
+    otherwise. ``has_dropout`` is None until a run has shown it, and ``dropout_off`` is set while dropout is switched
+    off. ``takes_gradients``: the forward or the loss does.
     ``compiles_itself``: the user's own code puts something under torch.compile when it runs.
     ``evaluates``: the model gives a loss in eval mode too; a detector gives its loss in train mode alone.
     ``eval_error``: why not; empty where it does.

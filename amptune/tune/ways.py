@@ -11,12 +11,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from amptune.tune.finalist import EndlessError, Finalist, fits, outcomes_of, repeat
-from amptune.tune.finaltime import CHOICE_ROUNDS, FinalTime, seconds_of_rounds, seconds_to_compile
+from amptune.tune.finaltime import CHOICE_ROUNDS, NUM_STOCK, FinalTime, seconds_of_rounds, seconds_to_compile
 from amptune.tune.judging import fastest, plan_as_tried, plan_in_parts
 from amptune.tune.process import TrialError
 from amptune.tune.search import Search
 
-NUM_STOCK = 2
 COULD_LEAD = 1.5
 """A recipe that takes this many times the best one's step in eager mode may still be the fastest once compiled:
 autocast in BF16 took 1.27 times FP16's with ResNet-50 on an H200, for its norms, which a compiler makes itself."""

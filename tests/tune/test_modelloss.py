@@ -172,7 +172,7 @@ def test_recipes_and_plans_that_say_so_have_it_compiled_in_the_forward(
         (plan_candidate(plan), None, True),
         (plan_candidate(Plan({"head": SitePlan(Format.BF16)})), None, False),
         (Candidate("fp32"), compiled, True),
-        (plan_candidate(plan), compiled.whole(), False),  # it is in the model's graph
+        (plan_candidate(plan), Compilation("aot_eager", "whole"), False),  # it is in the model's graph
     ):
         bench.compilation = compilation
         with training(bench, candidate) as run:
@@ -205,8 +205,8 @@ def test_recipes_and_plans_that_say_so_have_it_compiled_and_so_have_compiled_blo
         (plan_candidate(plan), None, True),
         (plan_candidate(Plan({"head": SitePlan(Format.BF16)})), None, False),
         (Candidate("fp32"), compiled, True),
-        (plan_candidate(plan), compiled.whole(), True),
-        (Candidate("fp32"), compiled.whole(), False),
+        (plan_candidate(plan), Compilation("aot_eager", "whole"), True),
+        (Candidate("fp32"), Compilation("aot_eager", "whole"), False),
     ):
         bench.compilation = compilation
         with training(bench, candidate):
