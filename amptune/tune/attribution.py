@@ -10,6 +10,7 @@ from amptune.tune.finalist import Finalist, repeat, width
 from amptune.tune.finaltime import MAX_ROUNDS, FinalTime
 from amptune.tune.recipes import plan_candidate
 from amptune.tune.search import Search
+from amptune.tune.way import Way
 
 FORMATS_ROUNDS = 5
 FORMATS_MORE_ROUNDS = 20
@@ -25,22 +26,29 @@ def speedup_of_formats(search: Search, stock: Finalist, winner: Finalist, clock:
         return 1.0
     whole = winner.candidate.plan
     assert whole is not None
-    bare = dataclasses.replace(plan_candidate(_formats_only(whole)), eager=winner.candidate.eager)
-    if bare.key == winner.candidate.key:
+    bare = _bare(stock, winner, _formats_only(whole))
+    if bare.candidate.key == winner.candidate.key:
         return stock.speedup_of(winner).ratio
-    is_compiled = clock.is_whole and not winner.candidate.eager
-    if (clock.is_compiled or is_compiled) and clock.longest > clock.left():
+    if bare.way is not Way.EAGER and clock.longest > clock.left():
         if clock.is_limited:
             clock.leave_out("no time to measure what the plan's formats alone give")
         return None
     search.progress.stage("repeating the formats alone")
-    pair = [dataclasses.replace(stock, times=[]), Finalist(winner.record, bare, [])]
+    pair = [stock.afresh, bare]
     more = min(FORMATS_MORE_ROUNDS, clock.rounds_left(len(pair))) if len(stock.times) > MAX_ROUNDS else 0
     rounds = max(FORMATS_ROUNDS, more)
     if repeat(search, pair, rounds, clock):
         return None
     found = pair[0].speedup_of(pair[1])
     return found.ratio if width(found) <= VAGUE else None
+
+
+def _bare(stock: Finalist, winner: Finalist, formats: Plan) -> Finalist:
+    """The formats in eager mode, if the winner is, else compiled as the recipe is."""
+    candidate = plan_candidate(formats)
+    if winner.way is Way.EAGER:
+        return Finalist(winner.record, candidate.in_eager(), Way.EAGER)
+    return Finalist(winner.record, candidate, Way.PARTS if stock.way is Way.PARTS else Way.WHOLE)
 
 
 def _formats_only(plan: Plan) -> Plan:

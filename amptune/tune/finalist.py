@@ -1,4 +1,4 @@
-"""A finalist: a trial that is measured again, and the rounds of several in turns."""
+"""A finalist: a trial that is measured again, in one of the ways to run its model, and the rounds of several."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from amptune.errors import TuneError
 from amptune.tune.finaltime import FinalTime
 from amptune.tune.process import TrialError
-from amptune.tune.recipes import Candidate
+from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.search import Search
 from amptune.tune.speedup import ERROR, Speedup
 from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime, pooled
+from amptune.tune.way import Way
 
 
 class EndlessError(TrialError):
@@ -21,11 +22,22 @@ class EndlessError(TrialError):
 
 @dataclasses.dataclass(frozen=True)
 class Finalist:
-    """A trial that is repeated, with the step times of its rounds so far."""
+    """A trial that is repeated in one way, with the step times of its rounds so far."""
 
     record: TrialRecord
     candidate: Candidate
-    times: list[StepTime]
+    way: Way
+    times: list[StepTime] = dataclasses.field(default_factory=list)
+
+    @property
+    def afresh(self) -> Finalist:
+        """The same without its rounds."""
+        return dataclasses.replace(self, times=[])
+
+    @property
+    def is_by_trial(self) -> bool:
+        """Whether its blocks are compiled by what trials do, and not by its plan."""
+        return self.way is Way.PARTS and not self.candidate.in_parts
 
     @property
     def step(self) -> StepTime:
@@ -43,13 +55,36 @@ class Finalist:
         return Speedup.of(self.times, plan.times, error)
 
 
+def recipe_as(search: Search, record: TrialRecord, way: Way) -> Finalist:
+    """The stock recipe of a trial, in one way."""
+    recipe = search.recipes[str(record.outcome.recipe)]
+    return Finalist(record, recipe.in_eager() if way is Way.EAGER else recipe, way)
+
+
+def plan_as(search: Search, record: TrialRecord, way: Way) -> Finalist:
+    """The plan of a trial, in one way; in parts it says itself what is compiled, if there are parts to say."""
+    plan = search.plan_of(record)
+    candidate = plan_candidate(search.parts.of(plan) if way is Way.PARTS else plan)
+    return Finalist(record, candidate.in_eager() if way is Way.EAGER else candidate, way)
+
+
+def compiled_plan(search: Search, record: TrialRecord) -> Finalist:
+    """The plan of a trial compiled: in parts where there are any, which are what trials compile."""
+    return plan_as(search, record, Way.PARTS if search.parts else Way.WHOLE)
+
+
 def repeat(search: Search, finalists: Sequence[Finalist], rounds: int, clock: FinalTime) -> TrialError | None:
     """Add rounds of these in turns; why there are none, or nothing. After the first rounds compiled code is good."""
     candidates = [finalist.candidate for finalist in finalists]
     before, patience = clock.spent(), clock.patience(finalists, rounds)
     try:
         found: list[list[StepTime]] = search.worker.request(
-            "repeat", candidates, rounds, clock.blocks > 0, clock.is_whole, timeout=patience
+            "repeat",
+            candidates,
+            rounds,
+            clock.blocks > 0,
+            not any(each.is_by_trial for each in finalists),
+            timeout=patience,
         )
     except TrialError as failure:
         return failure
@@ -57,7 +92,7 @@ def repeat(search: Search, finalists: Sequence[Finalist], rounds: int, clock: Fi
         return EndlessError(error.message)
     for finalist, times in zip(finalists, found, strict=True):
         finalist.times.extend(times)
-    clock.note(clock.spent() - before, len(finalists), rounds)
+    clock.note(clock.spent() - before, finalists, rounds)
     return None
 
 

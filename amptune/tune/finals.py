@@ -17,14 +17,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from amptune.tune.attribution import speedup_of_formats
-from amptune.tune.finalist import Finalist, fits, outcomes_of, repeat
+from amptune.tune.finalist import Finalist, compiled_plan, outcomes_of, plan_as, recipe_as, repeat
 from amptune.tune.finaltime import (
     CHOICE_ROUNDS,
     MAX_ROUNDS,
     NUM_FINALISTS,
     NUM_STOCK,
     FinalTime,
-    compiling_whole,
     seconds_of_rounds,
 )
 from amptune.tune.judging import (
@@ -36,16 +35,15 @@ from amptune.tune.judging import (
     go_on,
     judge,
     may_be_in_parts,
-    plan_as_tried,
     recipe_in_parts,
     rival_of,
 )
 from amptune.tune.process import TrialError
-from amptune.tune.recipes import plan_candidate
 from amptune.tune.search import Search
 from amptune.tune.speedup import ERROR
 from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime
+from amptune.tune.way import Way
 from amptune.tune.ways import faster_ways, left_in_eager
 
 CLOSE = 1.1
@@ -76,10 +74,9 @@ class Verdict:
         left_out: what there was no time for in the repeats, a sentence each.
         formats_only: speedup of the same plan without padding, layout and loss choices, compiled whole; None when not
             measured.
-        in_parts: whether the winner has parts of the model compiled, each by itself.
-        in_eager: whether it is left in eager mode, though compile mode is asked for.
-        stock_in_eager: whether the best stock recipe was.
         stock_in_parts: speedup of the best stock recipe with these parts compiled; None when not measured.
+        way: how the winner's model was run, and has to be.
+        stock_way: how the best stock recipe's was.
     """
 
     kind: Literal["plan", "stock"]
@@ -92,75 +89,65 @@ class Verdict:
     formats_only: float | None = None
     repeated: bool = True
     left_out: tuple[str, ...] = ()
-    in_parts: bool = False
     stock_in_parts: float | None = None
-    in_eager: bool = False
-    stock_in_eager: bool = False
+    way: Way = Way.EAGER
+    stock_way: Way = Way.EAGER
 
 
 def decide(search: Search) -> Verdict:
     """Repeat the best plans and the best stock recipe in turns, and name the winner."""
     record = search.best_stock()
-    plans = [plan_as_tried(search, found) for found in _finalists(search, record)]
+    plans = _finalists(search, record)
     if not plans and not (search.compiles_trials and may_be_in_parts(search, record)):
-        verdict = _stock_verdict(record, _recorded(record), repeated=False)
-        return dataclasses.replace(verdict, in_eager=search.parts.in_eager, stock_in_eager=search.parts.in_eager)
+        return _by_its_trial(search, record, _first_way(search))
     clock = FinalTime(search)
     verdict = _decided(search, plans, clock)
     return dataclasses.replace(verdict, left_out=tuple(clock.left_out))
 
 
-def _decided(search: Search, plans: Sequence[Finalist], clock: FinalTime) -> Verdict:
+def _decided(search: Search, records: Sequence[TrialRecord], clock: FinalTime) -> Verdict:
     search.progress.stage("repeating the finalists")
-    recipes = _near(search, clock)
-    _announce(search, [recipes[0], *plans[:1]], clock)
+    recipes, plans = _in_one_way(search, _near(search), records, clock)
     stock = _stock(search, recipes, plans, clock)
-    in_parts = recipe_in_parts(search, stock) if clock.is_whole else None  # else the recipe itself is so compiled
+    in_parts = recipe_in_parts(search, stock) if stock.way is Way.WHOLE else None  # else the recipe itself is so
     if not (first := plans[0] if plans else in_parts):
-        return _by_its_trial(search, stock, clock)
+        return _by_its_trial(search, stock.record, stock.way)
     error = ERROR / (LOOKS + bool(plans and in_parts))
-    leader = _leader(search, stock, plans, clock) if plans else first
-    if search.parts.in_eager:
-        stock, leader = faster_ways(search, stock, leader, clock)
-    elif plans:
-        leader = _faster_way(search, stock, leader, clock)
+    leader = first
+    if plans:
+        stock, leader = faster_ways(search, stock, _leader(search, stock, plans, clock), clock)
     judged = judge(search, stock, leader, clock, error)
-    if isinstance(judged, TrialError) and search.parts.in_eager and clock.is_whole:
+    if isinstance(judged, TrialError) and search.parts.in_eager and {stock.way, leader.way} != {Way.EAGER}:
         clock.leave_out(f"the finalists are compared in eager mode, since compiled they failed ({judged.reason})")
-        stock, leader = left_in_eager(search, stock, leader, clock)
+        stock, leader = left_in_eager(search, stock, leader)
         judged = judge(search, stock, leader, clock, error)
     if isinstance(judged, TrialError):
         clock.leave_out(f"the repeats failed ({judged.reason}): the best stock recipe stands, by its trial")
-        return _by_its_trial(search, stock, clock)
+        return _by_its_trial(search, stock.record, Way.PARTS if search.compiles_trials else Way.EAGER)
     has_won = _has_won(search, judged)
     rival = rival_of(search, judged, in_parts, clock, error) if plans else None
     if rival and rival.gain.low > (judged.gain.ratio if has_won else WORTH):
         judged, has_won = rival, True
-    if not has_won:
-        # Compiled by its blocks, as a plan in parts is: so it has to ship.
-        in_eager = judged.stock.candidate.eager
-        return dataclasses.replace(
-            _stock_verdict(judged.stock.record, judged.stock.step), in_parts=_is_in_parts(search, clock),
-            in_eager=in_eager, stock_in_eager=in_eager,
-        )  # fmt: skip
-    if judged.winner.record.outcome.recipe:
-        rival = judged
     stock, leader, gain = judged.stock, judged.winner, judged.gain
+    if not has_won:
+        return _stock_verdict(search, stock.record, stock.step, stock.way)
+    if leader.record.outcome.recipe:
+        rival = judged
     return Verdict(
         "plan", stock.record, stock.step, leader.record, leader.step, gain.ratio, gain.low,
-        speedup_of_formats(search, stock, leader, clock), in_parts=leader.candidate.in_parts,
-        stock_in_parts=rival.gain.ratio if rival else None,
-        in_eager=leader.candidate.eager, stock_in_eager=stock.candidate.eager,
+        speedup_of_formats(search, stock, leader, clock), stock_in_parts=rival.gain.ratio if rival else None,
+        way=_shipped(search, leader.way), stock_way=_shipped(search, stock.way),
     )  # fmt: skip
 
 
-def _by_its_trial(search: Search, stock: Finalist, clock: FinalTime) -> Verdict:
-    """That the stock recipe stands, where there are no repeats of it."""
-    in_eager = search.parts.in_eager
-    return dataclasses.replace(
-        _stock_verdict(stock.record, _recorded(stock.record), repeated=False), in_parts=_is_in_parts(search, clock),
-        in_eager=in_eager, stock_in_eager=in_eager,
-    )  # fmt: skip
+def _first_way(search: Search) -> Way:
+    """In which way recipes are measured first: whole, as their users compile them, but in eager mode as trials are."""
+    return Way.WHOLE if search.compiles_trials else Way.EAGER
+
+
+def _shipped(search: Search, way: Way) -> Way:
+    """How the user has to run what was measured in one way: whole where there are no parts to say."""
+    return Way.WHOLE if way is Way.PARTS and not search.parts else way
 
 
 def _has_won(search: Search, judged: Judged) -> bool:
@@ -170,26 +157,43 @@ def _has_won(search: Search, judged: Judged) -> bool:
     return judged.gain.low > WORTH
 
 
-def _announce(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> None:
-    """Where time is limited, say what the repeats take, and compile blocks alone where whole models take too long."""
+def _in_one_way(
+    search: Search, stocks: Sequence[TrialRecord], plans: Sequence[TrialRecord], clock: FinalTime
+) -> tuple[list[Finalist], list[Finalist]]:
+    """Stock recipes and plans as finalists in the way that there is time for; where time is limited, that is told.
+
+    Whole models that take too long to compile have their blocks compiled alone.
+    """
+
+    def finalists(way: Way) -> tuple[list[Finalist], list[Finalist]]:
+        recipes = [recipe_as(search, record, way) for record in stocks]
+        if way is Way.WHOLE:
+            return recipes, [compiled_plan(search, record) for record in plans]
+        return recipes, [plan_as(search, record, way) for record in plans]
+
+    recipes, leading = finalists(_first_way(search))
     if not clock.is_limited:
-        return
-    if clock.is_whole and (seconds := clock.expected(pair, MAX_ROUNDS)) > clock.allowed + clock.overtime:
-        clock.is_whole = False
+        return recipes, leading
+    pair = [recipes[0], *leading[:1]]
+    seconds = clock.expected(pair, MAX_ROUNDS)
+    if search.compiles_trials and seconds > clock.allowed + clock.overtime:
         clock.leave_out(
             f"the finalists are compiled by their blocks, as in the trials: whole they would take about {seconds:.0f} s"
         )
+        recipes, leading = finalists(Way.PARTS)
+        pair = [recipes[0], *leading[:1]]
     most = max(clock.allowed, clock.patience(pair, MAX_ROUNDS))
     about = f"{clock.expected(pair, MAX_ROUNDS):.0f} s"
     search.progress.line(f"the final repeats take about {about} or a little more, {most:.0f} s at most")
+    return recipes, leading
 
 
-def _near(search: Search, clock: FinalTime) -> list[Finalist]:
+def _near(search: Search) -> list[TrialRecord]:
     """The best stock recipe, and another that may be as fast."""
     records = search.best_stocks(NUM_STOCK)
     best = records[0].outcome
     near = [record for record in records[1:] if _is_near(search, record.outcome, best)]
-    return [Finalist(record, search.recipes[str(record.outcome.recipe)], []) for record in (records[0], *near)]
+    return [records[0], *near]
 
 
 def _stock(search: Search, near: Sequence[Finalist], plans: Sequence[Finalist], clock: FinalTime) -> Finalist:
@@ -213,7 +217,7 @@ def _stock(search: Search, near: Sequence[Finalist], plans: Sequence[Finalist], 
         # Slow moments can hit so few rounds: what its trial does not show takes more of them.
         go_on(search, near, MAX_ROUNDS, clock)
         found = faster_of(near)
-    return dataclasses.replace(found, times=[])
+    return found.afresh
 
 
 def _is_near(search: Search, outcome: Outcome, best: Outcome) -> bool:
@@ -265,31 +269,6 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
     return fastest(search, plans, clock, "which plan")
 
 
-def _is_in_parts(search: Search, clock: FinalTime) -> bool:
-    """Whether the stock recipe was measured in parts, for want of time to compile its model whole."""
-    return bool(search.parts) and not search.parts.in_eager and not clock.is_whole
-
-
-def _faster_way(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> Finalist:
-    """The leader with the whole model compiled in place of its parts, where that is faster.
-
-    Where memory is to be small, it stays as it was measured in its trial: whole it can take far more. So it does where
-    it then takes more than it may.
-    """
-    if not (search.parts and clock.is_whole and search.options.objective == "time"):
-        return leader
-    whole = Finalist(leader.record, plan_candidate(search.plan_of(leader.record)), [])
-    takes = clock.expected([stock, leader], 2 * CHOICE_ROUNDS + MAX_ROUNDS)
-    if clock.is_limited and takes + compiling_whole(search, leader.record.outcome) > clock.left():
-        clock.leave_out("no time to compile the plan's model whole: its parts are compiled, each by itself")
-        return leader
-    search.progress.stage("compiling the plan's model whole")
-    ways = [dataclasses.replace(leader, times=[]), whole]
-    if repeat(search, ways, CHOICE_ROUNDS, clock) or not fits(search, whole):
-        return leader
-    return dataclasses.replace(faster_of(ways), times=[])
-
-
 def _finalists(search: Search, stock: TrialRecord) -> list[TrialRecord]:
     """The best plans, without those that their trials show to be slower: each has to be compiled in compile mode.
 
@@ -308,8 +287,15 @@ def _saves_memory(plan: Finalist, stock: Finalist) -> bool:
     return mine is not None and theirs is not None and mine < MEMORY_NOISE * theirs
 
 
-def _stock_verdict(stock: TrialRecord, step: StepTime, repeated: bool = True) -> Verdict:
-    return Verdict("stock", stock, step, stock, step, repeated=repeated)
+def _by_its_trial(search: Search, stock: TrialRecord, way: Way) -> Verdict:
+    """That the stock recipe stands, where there are no repeats of it."""
+    return dataclasses.replace(_stock_verdict(search, stock, _recorded(stock), way), repeated=False)
+
+
+def _stock_verdict(search: Search, stock: TrialRecord, step: StepTime, way: Way) -> Verdict:
+    """That it stands; compiled by its blocks, where it was measured so: so it has to ship."""
+    way = _shipped(search, way)
+    return Verdict("stock", stock, step, stock, step, way=way, stock_way=way)
 
 
 def _recorded(record: TrialRecord) -> StepTime:

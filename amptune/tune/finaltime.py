@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from amptune.tune.foundspace import role_of
 from amptune.tune.study import Outcome
 from amptune.tune.timelimit import OVERTIME
+from amptune.tune.way import Way
 
 if TYPE_CHECKING:
     from amptune.tune.finalist import Finalist
@@ -47,15 +48,15 @@ class FinalTime:
 
     Attributes:
         is_compiled: whether finalists are compiled, as their trials were.
-        is_whole: whether their models are compiled whole, but for those that stay in eager mode.
         is_limited: whether there is a ``--timeout``.
         allowed: seconds for all repeats; one request may take longer.
         overtime: seconds beyond them for which models are still compiled whole.
         left_out: what there was no time for, a sentence each.
+        has_compiled: whether a request so far has compiled a model.
     """
 
     def __init__(self, search: Search) -> None:
-        self.is_compiled = self.is_whole = search.compiles_trials
+        self.is_compiled = search.compiles_trials
         self.is_limited = search.options.timeout is not None
         self.allowed = TIME_SHARE * search.progress.seconds()
         if self.is_limited:
@@ -64,6 +65,7 @@ class FinalTime:
         self.overtime = OVERTIME * (search.options.timeout or 0.0)
         self.left_out: list[str] = []
         self.blocks = 0
+        self.has_compiled = False
         self.longest = 0.0
         """Seconds of one candidate in the request that took longest for each: what compiling one and its rounds take"""
         self._aside = 0.0
@@ -78,10 +80,10 @@ class FinalTime:
         """Seconds that repeats may still take."""
         return max(0.0, self.allowed - self.spent() + (0.0 if self.is_limited else self._aside))
 
-    def rounds_left(self, num_candidates: int) -> int:
-        """Rounds of so many candidates that still fit."""
+    def rounds_left(self, num_candidates: int, kept: float = 0.0) -> int:
+        """Rounds of so many candidates that still fit, with so many seconds kept for what comes after them."""
         per_block = max((self.spent() - self._aside) / max(1, self.blocks), 1e-6)
-        return int(self.left() / (per_block * num_candidates))
+        return max(0, int((self.left() - kept) / (per_block * num_candidates)))
 
     def expected(self, finalists: Sequence[Finalist], rounds: int) -> float:
         """What compiling these candidates and their rounds will take."""
@@ -89,23 +91,23 @@ class FinalTime:
         if self._search.parts.in_eager:
             num_compiled = self._num_compiled(finalists)
             return num_compiled * seconds_to_compile(self._search) + seconds_of_rounds(outcomes, rounds)
-        whole = [self.is_whole and not finalist.candidate.in_parts for finalist in finalists]
+        whole = [finalist.way is Way.WHOLE for finalist in finalists]
         return compiling(self._search, outcomes, whole) + seconds_of_rounds(outcomes, rounds)
 
     def _num_compiled(self, finalists: Sequence[Finalist]) -> int:
         """How many of them are compiled for the first time where trials ran in eager mode."""
-        is_compiling = self._search.parts.in_eager and self.is_whole
-        return sum(not finalist.candidate.eager for finalist in finalists) if is_compiling else 0
+        return sum(finalist.way is not Way.EAGER for finalist in finalists) if self._search.parts.in_eager else 0
 
     def set_aside(self, seconds: float) -> None:
         """Have rounds last as long as without these seconds of compiling. They take nothing from the repeats either,
         unless time is limited."""
         self._aside += seconds
 
-    def note(self, seconds: float, num_candidates: int, rounds: int) -> None:
+    def note(self, seconds: float, finalists: Sequence[Finalist], rounds: int) -> None:
         """Count a request."""
-        self.blocks += rounds * num_candidates
-        self.longest = max(self.longest, seconds / num_candidates)
+        self.blocks += rounds * len(finalists)
+        self.longest = max(self.longest, seconds / len(finalists))
+        self.has_compiled |= any(finalist.way is not Way.EAGER for finalist in finalists)
 
     def patience(self, finalists: Sequence[Finalist], rounds: int) -> float:
         """Seconds after which a request for them is given up."""

@@ -1,4 +1,4 @@
-"""Rounds of what may win and the best stock recipe in turns, and what they say of its gain."""
+"""Rounds of what may win and the best stock recipe in turns, what they say of its gain, and rounds that choose."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from amptune.tune.attribution import VAGUE
-from amptune.tune.finalist import Finalist, outcomes_of, repeat, width
-from amptune.tune.finaltime import MAX_ROUNDS, FinalTime, seconds_of_rounds
+from amptune.tune.finalist import Finalist, fits, outcomes_of, plan_as, recipe_as, repeat, width
+from amptune.tune.finaltime import CHOICE_ROUNDS, MAX_ROUNDS, FinalTime, seconds_of_rounds
 from amptune.tune.process import TrialError
-from amptune.tune.recipes import plan_candidate
 from amptune.tune.search import Search
 from amptune.tune.speedup import Speedup
 from amptune.tune.study import TrialRecord
+from amptune.tune.way import Way
 
 MAX_PAIRED_ROUNDS = 40
 """Rounds of the leading plan and the best stock recipe, where the first rounds did not tell them apart."""
@@ -40,11 +40,10 @@ class Judged:
 def judge(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime, error: float) -> Judged | TrialError:
     """The leader's gain in rounds that did not choose it, with more of them where the first leave it open."""
     failure = _repeat_pair(search, [stock, leader], clock)
-    if failure is not None and _may_do_in_blocks(search, failure, clock):
-        clock.is_whole = False
+    if failure is not None and _may_do_in_blocks(search, failure, stock, clock):
         if leader.record.outcome.recipe:  # blocks alone are what its trial has measured
             return failure
-        leader = leader if leader.candidate.in_parts else plan_in_parts(search, leader.record)
+        stock, leader = recipe_as(search, stock.record, Way.PARTS), plan_as(search, leader.record, Way.PARTS)
         whole, failure = failure, _repeat_pair(search, [stock, leader], clock)
         if failure is None:
             clock.leave_out(f"the finalists are compiled by their blocks, as in the trials: whole, {whole.reason}")
@@ -72,18 +71,39 @@ def faster_of(finalists: Sequence[Finalist]) -> Finalist:
     return max(finalists, key=lambda finalist: finalists[0].speedup_of(finalist).ratio)
 
 
-def fastest(search: Search, finalists: Sequence[Finalist], clock: FinalTime, which: str) -> Finalist:
+def first_rounds(search: Search, finalists: Sequence[Finalist], clock: FinalTime) -> TrialError | None:
+    """The rounds that a choice begins with, in which models may be compiled: that says nothing of what rounds take."""
+    before = clock.spent()
+    failure = repeat(search, finalists, CHOICE_ROUNDS, clock)
+    if any(each.way is not Way.EAGER for each in finalists):
+        rounds = 0.0 if failure else seconds_of_rounds(outcomes_of(finalists), CHOICE_ROUNDS)
+        clock.set_aside(max(0.0, clock.spent() - before - rounds))
+    return failure
+
+
+def faster_way(search: Search, ways: Sequence[Finalist], clock: FinalTime, which: str, kept: float = 0.0) -> Finalist:
+    """The way to take, by its first rounds and more of them, without its times: the best in what is to be small.
+
+    Of those that keep the memory limit, if any does: compiled, a model can take far more than in its trial.
+    """
+    ways = [way for way in ways if fits(search, way)] or ways[:1]
+    if search.options.objective == "memory":
+        return min(ways, key=lambda way: way.memory or 0).afresh
+    return fastest(search, ways, clock, which, kept)
+
+
+def fastest(search: Search, finalists: Sequence[Finalist], clock: FinalTime, which: str, kept: float = 0.0) -> Finalist:
     """The fastest, without its times: by the first rounds, or by more of those that may be it.
 
-    A few rounds in slow moments make a leader of any of them.
+    A few rounds in slow moments make a leader of any of them. ``kept``: seconds for what comes after.
     """
     leader = faster_of(finalists)
     near = [each for each in finalists if each is leader or leader.speedup_of(each).high > 1]
     if any(width(leader.speedup_of(each)) > CHOSEN for each in near):
         search.progress.line(f"{len(leader.times)} rounds leave open {which} is the fastest: more")
-        go_on(search, near, min(NEAR_ROUNDS, clock.rounds_left(len(near)) // CHOICE_SHARE), clock)
+        go_on(search, near, min(NEAR_ROUNDS, clock.rounds_left(len(near), kept) // CHOICE_SHARE), clock)
         leader = faster_of(near)
-    return dataclasses.replace(leader, times=[])
+    return leader.afresh
 
 
 def go_on(search: Search, finalists: Sequence[Finalist], rounds: int, clock: FinalTime) -> None:
@@ -96,17 +116,18 @@ def _repeat_pair(search: Search, pair: Sequence[Finalist], clock: FinalTime) -> 
     """The first rounds of the chosen plan and the best stock recipe."""
     fitting = int(clock.left() / seconds_of_rounds(outcomes_of(pair), 1))
     # Beside compiling two models rounds take no time.
-    rounds = MAX_ROUNDS if clock.is_compiled or clock.is_whole else max(2, min(MAX_ROUNDS, fitting))
+    is_compiled = clock.has_compiled or any(each.way is not Way.EAGER for each in pair)
+    rounds = MAX_ROUNDS if is_compiled else max(2, min(MAX_ROUNDS, fitting))
     return repeat(search, pair, rounds, clock)
 
 
-def _may_do_in_blocks(search: Search, failure: TrialError, clock: FinalTime) -> bool:
+def _may_do_in_blocks(search: Search, failure: TrialError, stock: Finalist, clock: FinalTime) -> bool:
     """Whether to compile blocks alone: whole models cannot be compiled or take far longer than was expected.
 
     Where they cannot be, the blocks have to ship so.
     """
     return (
-        clock.is_whole
+        stock.way is Way.WHOLE
         and not search.parts.in_eager
         and bool(search.parts or (failure.worker_lost and clock.is_limited))
     )
@@ -126,19 +147,7 @@ def recipe_in_parts(search: Search, stock: Finalist) -> Finalist | None:
     """The stock recipe with the parts compiled that a plan has; None where it cannot win."""
     if not may_be_in_parts(search, stock.record):
         return None
-    return Finalist(stock.record, search.parts.of_recipe(stock.candidate), [])
-
-
-def plan_in_parts(search: Search, record: TrialRecord) -> Finalist:
-    """The plan of a trial, in parts where there are any."""
-    return Finalist(record, plan_candidate(search.parts.of(search.plan_of(record))), [])
-
-
-def plan_as_tried(search: Search, record: TrialRecord) -> Finalist:
-    """The plan of a trial, as that ran: in parts where there are any, but for trials in eager mode."""
-    if search.parts.in_eager:
-        return Finalist(record, plan_candidate(search.plan_of(record)), [])
-    return plan_in_parts(search, record)
+    return Finalist(stock.record, search.parts.of_recipe(stock.candidate), Way.PARTS)
 
 
 def rival_of(
@@ -146,13 +155,13 @@ def rival_of(
 ) -> Judged | None:
     """The stock recipe with the parts compiled that the plan has, beside it compiled whole: what a user can have
     without the plan. None where there is no such recipe, where the plan is compiled as the recipe is, or no time."""
-    if in_parts is None or not (judged.winner.candidate.in_parts and clock.is_whole):
+    if in_parts is None or not (judged.winner.way is Way.PARTS and judged.stock.way is Way.WHOLE):
         return None
     if clock.is_limited and clock.expected([in_parts], 2 * MAX_ROUNDS) > clock.left() + clock.overtime:
         clock.leave_out("no time to measure what compiling in parts gives by itself")
         return None
     search.progress.stage("repeating the stock recipe in parts")
-    pair = [dataclasses.replace(judged.stock, times=[]), in_parts]
+    pair = [judged.stock.afresh, in_parts]
     if repeat(search, pair, MAX_ROUNDS, clock):
         return None
     return Judged(pair[0], pair[1], pair[0].speedup_of(pair[1], error))

@@ -16,6 +16,7 @@ from amptune.tune.search import Search
 from amptune.tune.stockorder import unmeasured_note
 from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime
+from amptune.tune.way import Way
 
 RESULT_VERSION = 1
 TOOL = f"amptune {__version__}"
@@ -27,7 +28,10 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
     Times are milliseconds with quartiles, memory is bytes (null on a CPU), ``loss_gap`` is signed and relative.
     """
     options, prepared = search.options, search.prepared
-    is_as_tried = verdict.in_eager or not search.parts.in_eager  # a compiled step launches other kernels than its trial
+    is_as_tried = (
+        verdict.way is Way.EAGER or not search.parts.in_eager
+    )  # a compiled step launches other kernels than its trial
+    is_stock_eager = options.compile_with is not None and verdict.stock_way is Way.EAGER
     return {
         "version": RESULT_VERSION,
         "tool": TOOL,
@@ -57,7 +61,7 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         },
         "compiled": _compiled(search, verdict),
         "repeated": verdict.repeated,
-        "repeats": {"stock": _entry(verdict.stock, verdict.stock_step), "stock_in_eager": verdict.stock_in_eager},
+        "repeats": {"stock": _entry(verdict.stock, verdict.stock_step), "stock_in_eager": is_stock_eager},
         "trials_in_eager": search.parts.in_eager,
         "objective": options.objective,
         "max_memory": options.max_memory,
@@ -76,9 +80,7 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
 def _compiled(search: Search, verdict: Verdict) -> str | None:
     """How the winner is compiled: ``parts`` as the plan says, ``whole`` as the user does it, ``eager`` for not at all;
     None where compile mode was not asked for."""
-    if search.options.compile_with is None:
-        return None
-    return "eager" if verdict.in_eager else "parts" if verdict.in_parts else "whole"
+    return None if search.options.compile_with is None else str(verdict.way)
 
 
 def _entry(record: TrialRecord, step: StepTime | None = None) -> dict[str, Any]:

@@ -50,6 +50,7 @@ from amptune.tune.stockplan import parameters_note, plan_of_stock
 from amptune.tune.structure import parameter_names
 from amptune.tune.study import StudyFile, check_study, locked_folder, open_study
 from amptune.tune.training import seed_everything
+from amptune.tune.way import Way
 
 SETUP_TIMEOUT = 3600.0
 _CHANGED = {
@@ -294,9 +295,9 @@ def _final_plan(search: Search, verdict: Verdict) -> tuple[Plan, GradientRecord]
     else:
         fp8_sites = {site for group in search.space.groups for site in group.fp8}
         plan = plan_of_stock(search.recipes[recipe], search.plan_header, fp8_sites)
-    if verdict.in_parts:
+    if verdict.way is Way.PARTS:
         plan = search.parts.of(plan)
-    if verdict.in_eager:
+    if verdict.way is Way.EAGER:
         plan = dataclasses.replace(plan, measured_on={**plan.measured_on, "mode": "eager"})
     if not plan.uses_fp16:
         return plan, GradientRecord()

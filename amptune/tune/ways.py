@@ -1,8 +1,10 @@
-"""Compile mode whose trials ran in eager mode: the finalists in both ways, each candidate in the faster one.
+"""Compile mode: the ways of the finalists, each candidate in the faster one.
 
-Where compiling takes a minute, trials cannot wait for it. Nor is it sure to pay: ResNet-50 took 27 ms a step compiled
-whole under autocast in FP16, which Python needed to launch its kernels, and 23 in eager mode in channels_last (H200,
-128 images, torch 2.11). So the recipe is measured as its users compile it and as it is, and so is the plan.
+Compiled whole a plan can be slower than with its blocks compiled alone, as its trial had them, and the other way round.
+Where compiling takes a minute, trials cannot wait for it and run in eager mode. Nor is it sure to pay: ResNet-50 took
+27 ms a step compiled whole under autocast in FP16, which Python needed to launch its kernels, and 23 in eager mode in
+channels_last (H200, 128 images, torch 2.11). So there the recipe is measured as its users compile it and as it is, and
+so is the plan.
 """
 
 from __future__ import annotations
@@ -10,11 +12,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from amptune.tune.finalist import EndlessError, Finalist, fits, outcomes_of, repeat
-from amptune.tune.finaltime import CHOICE_ROUNDS, NUM_STOCK, FinalTime, seconds_of_rounds, seconds_to_compile
-from amptune.tune.judging import fastest, plan_as_tried, plan_in_parts
-from amptune.tune.process import TrialError
+from amptune.tune.finalist import EndlessError, Finalist, compiled_plan, plan_as, recipe_as
+from amptune.tune.finaltime import (
+    CHOICE_ROUNDS,
+    MAX_ROUNDS,
+    NUM_STOCK,
+    FinalTime,
+    compiling_whole,
+    seconds_to_compile,
+)
+from amptune.tune.judging import faster_way, first_rounds
 from amptune.tune.search import Search
+from amptune.tune.way import Way
 
 COULD_LEAD = 1.5
 """A recipe that takes this many times the best one's step in eager mode may still be the fastest once compiled:
@@ -40,6 +49,41 @@ class Ways:
 
 
 def faster_ways(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> tuple[Finalist, Finalist]:
+    """The stock recipe and the plan as they are judged, without their times."""
+    if search.parts.in_eager:
+        return _compiled_or_eager(search, stock, leader, clock)
+    return stock, _whole_or_parts(search, stock, leader, clock)
+
+
+def left_in_eager(search: Search, stock: Finalist, leader: Finalist) -> tuple[Finalist, Finalist]:
+    """The two with nothing compiled, as their trials ran."""
+    return recipe_as(search, stock.record, Way.EAGER), plan_as(search, leader.record, Way.EAGER)
+
+
+def _whole_or_parts(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> Finalist:
+    """The leader with the whole model compiled in place of its parts, where that is faster.
+
+    Where memory is to be small, it stays as it was measured in its trial: whole it can take far more. So it does where
+    it then takes more than it may.
+    """
+    if not (leader.way is Way.PARTS and stock.way is Way.WHOLE and search.options.objective == "time"):
+        return leader
+    whole = plan_as(search, leader.record, Way.WHOLE)
+    takes = clock.expected([stock, leader], 2 * CHOICE_ROUNDS + MAX_ROUNDS)
+    if clock.is_limited and takes + compiling_whole(search, leader.record.outcome) > clock.left():
+        clock.leave_out("no time to compile the plan's model whole: its parts are compiled, each by itself")
+        return leader
+    search.progress.stage("compiling the plan's model whole")
+    ways = [leader.afresh, whole]
+    if first_rounds(search, ways, clock):
+        return leader
+    kept = clock.expected([stock], MAX_ROUNDS) if clock.is_limited else 0.0
+    return faster_way(search, ways, clock, "which way of the plan", kept)
+
+
+def _compiled_or_eager(
+    search: Search, stock: Finalist, leader: Finalist, clock: FinalTime
+) -> tuple[Finalist, Finalist]:
     """The fastest way of the stock recipes, of which ``stock`` is the best in eager mode, and that of the plan, without
     their times.
 
@@ -51,44 +95,28 @@ def faster_ways(search: Search, stock: Finalist, leader: Finalist, clock: FinalT
         clock.leave_out("no time to compile the finalists: they are compared in eager mode, as their trials ran")
     why = "for want of time to compile"
     for ways in _attempts(search, stocks, leader, fitting):
-        clock.is_whole = len(ways.all) > 2
-        if not clock.is_whole:
+        if len(ways.all) == 2:
             break
         search.progress.stage("compiling the finalists")
-        failure = _compile_and_repeat(search, ways.all, clock)
+        failure = first_rounds(search, ways.all, clock)
         if failure is None:
             _say_what_is_missing(stocks, ways, clock, why)
-            stock = _best(search, ways.recipes, clock, "which way of the recipes")
-            return stock, _best(search, ways.plans, clock, "which way of the plan")
+            stock = faster_way(search, ways.recipes, clock, "which way of the recipes")
+            return stock, faster_way(search, ways.plans, clock, "which way of the plan")
         why = f"since compiling failed ({failure.reason})"
         # What took this long takes as long again, and what is compiled anew in each step is so with fewer.
         if isinstance(failure, EndlessError) or (failure.worker_lost and clock.is_limited):
             break
     if fitting:
         clock.leave_out(f"the finalists are compared in eager mode, {why}")
-    return left_in_eager(search, stocks[0], leader, clock)
-
-
-def left_in_eager(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> tuple[Finalist, Finalist]:
-    """The two with nothing compiled, as their trials ran."""
-    clock.is_whole = False
-    return _in_eager(stock), _in_eager(plan_as_tried(search, leader.record))
-
-
-def _compile_and_repeat(search: Search, ways: Sequence[Finalist], clock: FinalTime) -> TrialError | None:
-    """The first rounds, in which models are compiled: that says nothing of what rounds take."""
-    before = clock.spent()
-    failure = repeat(search, ways, CHOICE_ROUNDS, clock)
-    rounds = 0.0 if failure else seconds_of_rounds(outcomes_of(ways), CHOICE_ROUNDS)
-    clock.set_aside(max(0.0, clock.spent() - before - rounds))
-    return failure
+    return left_in_eager(search, stock, leader)
 
 
 def _others(search: Search, best: Finalist) -> list[Finalist]:
     """The next recipe of the trials in eager mode, which may be the fastest once it is compiled."""
     most = COULD_LEAD * best.record.outcome.median_ms
     return [
-        Finalist(record, search.recipes[str(record.outcome.recipe)], [])
+        recipe_as(search, record, Way.EAGER)
         for record in search.best_stocks(NUM_STOCK)
         if record.number != best.record.number and record.outcome.median_ms <= most
     ]
@@ -103,9 +131,9 @@ def _num_fitting(search: Search, clock: FinalTime, wanted: int) -> int:
 
 def _attempts(search: Search, stocks: Sequence[Finalist], leader: Finalist, fitting: int) -> list[Ways]:
     """What to measure, and what after that failed: each time with one model less compiled, in the end with none."""
-    compiled = [Finalist(stock.record, stock.candidate, []) for stock in stocks]
-    plan = plan_in_parts(search, leader.record)
-    eager, eager_plan = _in_eager(stocks[0]), _in_eager(leader)
+    compiled = [recipe_as(search, stock.record, Way.WHOLE) for stock in stocks]
+    plan = compiled_plan(search, leader.record)
+    eager, eager_plan = left_in_eager(search, stocks[0], leader)
     attempts = [
         Ways((eager,), (eager_plan,)),
         Ways((eager, compiled[0]), (eager_plan,)),
@@ -115,22 +143,10 @@ def _attempts(search: Search, stocks: Sequence[Finalist], leader: Finalist, fitt
     return attempts[fitting::-1]
 
 
-def _in_eager(finalist: Finalist) -> Finalist:
-    return Finalist(finalist.record, finalist.candidate.in_eager(), [])
-
-
 def _say_what_is_missing(stocks: Sequence[Finalist], ways: Ways, clock: FinalTime, why: str) -> None:
     """What was measured in eager mode alone."""
-    compiled = {way.candidate.name for way in ways.recipes if not way.candidate.eager}
+    compiled = {way.candidate.name for way in ways.recipes if way.way is not Way.EAGER}
     missing = [stock.candidate.name for stock in stocks if stock.candidate.name not in compiled]
     missing += ["the plan"] if len(ways.plans) == 1 else []
     if missing:
         clock.leave_out(f"measured in eager mode alone, {why}: {', '.join(missing)}")
-
-
-def _best(search: Search, ways: Sequence[Finalist], clock: FinalTime, which: str) -> Finalist:
-    """Of those that keep the memory limit, if any does: compiled, a model can take far more than in its trial."""
-    ways = [way for way in ways if fits(search, way)] or ways[:1]
-    if search.options.objective == "memory":
-        return dataclasses.replace(min(ways, key=lambda way: way.memory or 0), times=[])
-    return fastest(search, ways, clock, which)

@@ -18,6 +18,7 @@ from amptune.tune.parts import Parts
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.study import Outcome
 from amptune.tune.timing import StepTime
+from amptune.tune.way import Way
 
 from .hosts import Host
 
@@ -84,16 +85,18 @@ class _Simulated:
         stock: Mapping[str, tuple[float, float]],
         by_clock: Mapping[str, float],
         ways: Mapping[str, float] | None,
+        in_parts: float | None,
     ) -> None:
         self.host, self.worker, self.blocks = host, self, 0
         self.compiles_trials = is_compiled
-        self.ways = ways or {}
+        self.ways, self.in_parts = ways or {}, in_parts
         compile_with = "inductor" if is_compiled or ways else None
         self.options = SimpleNamespace(objective="time", trial_timeout=1.0, compile_with=compile_with, timeout=None,
                                        device=device, max_memory=None)  # fmt: skip
         self.progress = SimpleNamespace(seconds=lambda: seconds, stage=lambda *_: None, line=lambda *_: None)
         self.space = SimpleNamespace(groups=())
-        self.recipes, self.parts = {name: Candidate(name) for name in stock}, Parts(in_eager=bool(ways))
+        self.recipes = {name: Candidate(name) for name in stock}
+        self.parts = Parts(("blocks.0",) if in_parts else (), in_eager=bool(ways))
         self.stock = [_record(len(speedups), trial, name, by_clock.get(name)) for name, (trial, _) in stock.items()]
         self.plans = [_record(index, STEP_MS / speedup) for index, speedup in enumerate(speedups)]
         self.milliseconds = {
@@ -117,8 +120,11 @@ class _Simulated:
 
     def truly(self, candidate: Candidate, is_whole: bool) -> float:
         """Milliseconds of a step, compiled or not."""
-        times = self.ways.get(candidate.name, 1.0) if is_whole and not candidate.eager else 1.0
-        return self.milliseconds[candidate.key] * times
+        name = candidate.name.removesuffix("+parts")
+        times = self.ways.get(name, 1.0) if is_whole and not candidate.eager else 1.0
+        if candidate.in_parts:
+            times *= self.in_parts or 1.0
+        return self.milliseconds[candidate.as_written().key if name == "plan" else Candidate(name).key] * times
 
     def request(
         self, _name: str, candidates: Sequence[Candidate], rounds: int, _: bool, is_whole: bool, *, timeout: float
@@ -152,6 +158,7 @@ def repeated(
     by_clock: Mapping[str, float] | None = None,
     quartiles: Mapping[str, tuple[float, float]] | None = None,
     ways: Mapping[str, float] | None = None,
+    in_parts: float | None = None,
 ) -> Said:
     """Repeats after a search of so many seconds, on the host's own clock, of plans with these true speedups.
 
@@ -159,9 +166,10 @@ def repeated(
     ``by_clock``: what the clock had in trials that were compared with another.
     ``quartiles``: of the steps in a recipe's trial, where they differ.
     ``ways``: trials are in eager mode; how many times that a step takes compiled, of each recipe and of ``plan``.
+    ``in_parts``: the model has parts; how many times that of a model compiled whole a step takes with them compiled.
     """
     search = _Simulated(host, speedups, seconds, is_compiled=is_compiled, device=device, stock=stock,
-                        by_clock=by_clock or {}, ways=ways)  # fmt: skip
+                        by_clock=by_clock or {}, ways=ways, in_parts=in_parts)  # fmt: skip
     for record in search.stock:
         low, high = (quartiles or {}).get(str(record.outcome.recipe), (math.inf, math.inf))
         if record.outcome.step_ms and low < high:
@@ -169,10 +177,12 @@ def repeated(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(finaltime, "time", SimpleNamespace(monotonic=lambda: host.now))
         verdict = decide(search)  # type: ignore[arg-type]
-    truth = speedups[verdict.record.number] if verdict.kind == "plan" else 1.0
+    truth = speedups[verdict.record.number] if verdict.kind == "plan" and not verdict.record.outcome.recipe else 1.0
+    if verdict.kind == "plan" and verdict.way is Way.PARTS:
+        truth /= in_parts or 1.0
     if ways and verdict.kind == "plan":
         best = min(ms * min(1.0, ways.get(name, 1.0)) for name, (_, ms) in stock.items()) / STEP_MS
-        truth *= best / (1.0 if verdict.in_eager else ways.get("plan", 1.0))
+        truth *= best / (1.0 if verdict.way is Way.EAGER else ways.get("plan", 1.0))
     return Said(verdict, truth, search.blocks)
 
 

@@ -190,7 +190,7 @@ def decided(folder: Path, worker: Compiler, budget: int = 12, **options: Any) ->
 def test_parts_are_compiled_where_that_is_faster(tmp_path: Path) -> None:
     search, verdict = decided(tmp_path, Compiler(whole=1.4))
     assert verdict.kind == "plan"
-    assert verdict.in_parts
+    assert verdict.way == "parts"
     assert verdict.stock_in_parts == pytest.approx(1.4), "which a user can have by hand"
     data = result_json(search, verdict, 1.0, "plan.json")
     assert data["compiled"] == "parts"
@@ -204,7 +204,7 @@ def test_the_model_is_compiled_whole_where_that_is_faster(tmp_path: Path) -> Non
     worker = Compiler(whole=0.9)
     search, verdict = decided(tmp_path, worker)
     assert verdict.kind == "plan"
-    assert not verdict.in_parts
+    assert verdict.way == "whole"
     assert ["plan", "plan"] in [[name for name, _ in names] for names in worker.repeated], "both were measured"
     assert result_json(search, verdict, 1.0, "plan.json")["compiled"] == "whole"
 
@@ -214,7 +214,7 @@ def test_a_recipe_in_parts_may_be_what_is_left(tmp_path: Path) -> None:
     search, verdict = decided(tmp_path, Compiler(whole=1.4), budget=2)
     assert verdict.kind == "plan"
     assert verdict.record.outcome.recipe == "autocast-bf16"
-    assert verdict.in_parts
+    assert verdict.way == "parts"
     assert (verdict.speedup, verdict.stock_in_parts, verdict.formats_only) == pytest.approx((1.4, 1.4, 1.0))
     assert result_json(search, verdict, 1.0, "plan.json")["verdict"] == "plan"
     other = tmp_path / "other"
@@ -228,13 +228,16 @@ def test_a_recipe_that_was_measured_in_parts_ships_so(tmp_path: Path, monkeypatc
     class Short(finals.FinalTime):
         def __init__(self, search: Search) -> None:
             super().__init__(search)
-            self.is_whole = False
+            self.is_limited = True
+
+        def expected(self, *_: object) -> float:
+            return 1e6
 
     monkeypatch.setattr(finals, "FinalTime", Short)
     worker = Compiler(whole=1.4)
     search, verdict = decided(tmp_path, worker, budget=2)
     assert verdict.kind == "stock"
-    assert verdict.in_parts
+    assert verdict.way == "parts"
     assert worker.repeated == [], "beside itself it has nothing to gain"
     assert result_json(search, verdict, 1.0, "plan.json")["compiled"] == "parts"
     other = tmp_path / "other"
@@ -277,17 +280,17 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_memory_counts_a_plan_that_saves_it_wins_in_parts(tmp_path: Path) -> None:
     """Its parts are what was measured, and no recipe takes its place because it is faster."""
     _, verdict = decided(tmp_path, Hungry(slower=1.3, whole=0.9), objective="memory")
-    assert (verdict.kind, verdict.record.outcome.recipe, verdict.in_parts) == ("plan", None, True)
+    assert (verdict.kind, verdict.record.outcome.recipe, verdict.way) == ("plan", None, "parts")
 
 
 @pytest.mark.usefixtures("patient")
 def test_a_plan_that_takes_too_much_when_compiled_whole_stays_in_parts(tmp_path: Path) -> None:
     _, verdict = decided(tmp_path, Hungry(slower=0.7, whole=0.9))
-    assert (verdict.kind, verdict.in_parts) == ("plan", False)
+    assert (verdict.kind, verdict.way) == ("plan", "whole")
     other = tmp_path / "other"
     other.mkdir()
     _, limited = decided(other, Hungry(slower=0.7, whole=0.9), max_memory=800)
-    assert (limited.kind, limited.in_parts) == ("plan", True)
+    assert (limited.kind, limited.way) == ("plan", "parts")
 
 
 def test_where_a_model_cannot_be_compiled_whole_its_parts_are_judged(tmp_path: Path) -> None:
@@ -298,7 +301,7 @@ def test_where_a_model_cannot_be_compiled_whole_its_parts_are_judged(tmp_path: P
             return super().request(name, *arguments, timeout=timeout)
 
     search, verdict = decided(tmp_path, Unable(whole=1.4))
-    assert (verdict.kind, verdict.in_parts, verdict.repeated) == ("plan", True, True)
+    assert (verdict.kind, verdict.way, verdict.repeated) == ("plan", "parts", True)
     assert verdict.stock_in_parts is None
     notes = result_json(search, verdict, 1.0, "plan.json")["notes"]
     assert any("compiled by their blocks, as in the trials: whole, torch.compile compiles this" in n for n in notes)
@@ -314,7 +317,7 @@ def test_where_neither_way_compiles_in_the_repeats_both_are_named(tmp_path: Path
             return super().request(name, *arguments, timeout=timeout)
 
     search, verdict = decided(tmp_path, Unable(whole=1.4))
-    assert (verdict.kind, verdict.in_parts, verdict.repeated) == ("stock", True, False)
+    assert (verdict.kind, verdict.way, verdict.repeated) == ("stock", "parts", False)
     data = result_json(search, verdict, 1.0, "plan.json")
     assert data["compiled"] == "parts"
     (note,) = [note for note in data["notes"] if "repeats failed" in note]
@@ -332,7 +335,7 @@ def test_a_recipe_that_cannot_be_compiled_whole_stands_by_its_trial(tmp_path: Pa
 
     worker = Unable(whole=1.4)
     search, verdict = decided(tmp_path, worker, budget=2)
-    assert (verdict.kind, verdict.in_parts, verdict.repeated) == ("stock", True, False)
+    assert (verdict.kind, verdict.way, verdict.repeated) == ("stock", "parts", False)
     assert len(worker.repeated) == 1
     notes = result_json(search, verdict, 1.0, "plan.json")["notes"]
     assert any("the repeats failed (compiles anew): the best stock recipe stands, by its trial" in n for n in notes)
@@ -343,7 +346,7 @@ def test_plans_that_are_slower_than_the_recipe_in_parts_are_not_compiled_whole(t
     worker = Hungry(slower=1.3, whole=1.4)
     _, verdict = decided(tmp_path, worker)
     assert verdict.record.outcome.recipe == "autocast-bf16"
-    assert verdict.in_parts
+    assert verdict.way == "parts"
     assert all(name != "plan" for names in worker.repeated for name, _ in names)
 
 
@@ -392,7 +395,7 @@ def test_a_recipe_that_is_faster_in_parts_than_the_plan_is_handed_over(tmp_path:
     _, verdict = decided(tmp_path, Misled(whole=1.4))
     assert verdict.kind == "plan"
     assert verdict.record.outcome.recipe == "autocast-bf16"
-    assert verdict.in_parts
+    assert verdict.way == "parts"
     assert verdict.speedup == pytest.approx(1.4)
     assert verdict.formats_only == 1.0
 
