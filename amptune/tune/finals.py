@@ -1,9 +1,9 @@
 """The finalists: measured again in turns, so that the winner is decided by paired rounds and not by one lucky trial.
 
-First the plans alone say which of them is judged, and two close stock recipes which of them it is judged beside. Then
-these two are measured in rounds that had no part in that choice, and the recipe whole and in parts in rounds of their
-own; without a plan these are the only ones. The first are looked at twice at most, the others once, each time with an
-equal part of the error, so that a plan whose steps take as long as the
+First the plans alone say which of them is judged, and two close stock recipes which of them it is judged beside: both,
+where their rounds leave it open. Then these are measured in rounds that had no part in that choice, and the recipe
+whole and in parts in rounds of their own; without a plan these are the only ones. The first are looked at twice at
+most, the others once, each time with an equal part of the error, so that a plan whose steps take as long as the
 recipe's is said to be faster in at most 5 % of searches, and the lower end of the speedup lies above the true one in at
 most 5 %: whatever the noise is like, where it treats both alike and rounds are independent. Where time is so short that
 only two to four rounds fit, noise has to be normal for that.
@@ -28,6 +28,8 @@ from amptune.tune.finaltime import (
 )
 from amptune.tune.judging import (
     CHOICE_SHARE,
+    LEAST_ROUNDS,
+    LOOKS,
     WORTH,
     Judged,
     faster_of,
@@ -35,8 +37,10 @@ from amptune.tune.judging import (
     go_on,
     judge,
     may_be_in_parts,
+    maybe_fastest,
     recipe_in_parts,
     rival_of,
+    rounds_fitting,
 )
 from amptune.tune.process import TrialError
 from amptune.tune.search import Search
@@ -52,9 +56,6 @@ CLOSE_ON_CPU = 2.0
 """The same of stock recipes in eager mode on a CPU, which other programs take from a whole trial."""
 CLOSE_COMPILED = 1.02
 """The same in compile mode, where a finalist costs the compiling of the whole model."""
-LOOKS = 2
-"""Rounds are looked at when the first are there, and when all are; where parts can be compiled, the recipe in parts has
-a look of its own. Each may err with a part of ``ERROR``."""
 MEMORY_NOISE = 0.99
 
 
@@ -108,24 +109,25 @@ def decide(search: Search) -> Verdict:
 def _decided(search: Search, records: Sequence[TrialRecord], clock: FinalTime) -> Verdict:
     search.progress.stage("repeating the finalists")
     recipes, plans = _in_one_way(search, _near(search), records, clock)
-    stock = _stock(search, recipes, plans, clock)
-    in_parts = recipe_in_parts(search, stock) if stock.way is Way.WHOLE else None  # else the recipe itself is so
+    stocks = _stocks(search, recipes, plans, clock)
+    in_parts = recipe_in_parts(search, stocks[0])
     if not (first := plans[0] if plans else in_parts):
-        return _by_its_trial(search, stock.record, stock.way)
-    error = ERROR / (LOOKS + bool(plans and in_parts))
+        return _by_its_trial(search, stocks[0].record, stocks[0].way)
+    error = ERROR / (LOOKS + bool(plans and in_parts))  # the recipe in parts has a look of its own
     leader = first
     if plans:
-        stock, leader = faster_ways(search, stock, _leader(search, stock, plans, clock), clock)
-    judged = judge(search, stock, leader, clock, error)
-    if isinstance(judged, TrialError) and search.parts.in_eager and {stock.way, leader.way} != {Way.EAGER}:
+        stocks, leader = faster_ways(search, stocks, _leader(search, stocks, plans, clock), clock)
+    judged = judge(search, stocks, leader, clock, error)
+    is_compiled = any(each.way is not Way.EAGER for each in (*stocks, leader))
+    if isinstance(judged, TrialError) and search.parts.in_eager and is_compiled:
         clock.leave_out(f"the finalists are compared in eager mode, since compiled they failed ({judged.reason})")
-        stock, leader = left_in_eager(search, stock, leader)
-        judged = judge(search, stock, leader, clock, error)
+        stocks, leader = left_in_eager(search, stocks, leader)
+        judged = judge(search, stocks, leader, clock, error)
     if isinstance(judged, TrialError):
         clock.leave_out(f"the repeats failed ({judged.reason}): the best stock recipe stands, by its trial")
-        return _by_its_trial(search, stock.record, Way.PARTS if search.compiles_trials else Way.EAGER)
+        return _by_its_trial(search, stocks[0].record, Way.PARTS if search.compiles_trials else Way.EAGER)
     has_won = _has_won(search, judged)
-    rival = rival_of(search, judged, in_parts, clock, error) if plans else None
+    rival = rival_of(search, judged, clock, error) if plans else None
     if rival and rival.gain.low > (judged.gain.ratio if has_won else WORTH):
         judged, has_won = rival, True
     stock, leader, gain = judged.stock, judged.winner, judged.gain
@@ -196,28 +198,30 @@ def _near(search: Search) -> list[TrialRecord]:
     return [records[0], *near]
 
 
-def _stock(search: Search, near: Sequence[Finalist], plans: Sequence[Finalist], clock: FinalTime) -> Finalist:
-    """The stock recipe that the plan is judged beside.
+def _stocks(search: Search, near: Sequence[Finalist], plans: Sequence[Finalist], clock: FinalTime) -> list[Finalist]:
+    """The stock recipes that the plan is judged beside.
 
-    Of two with trials near each other the faster one in rounds of their own: the other's trial may have had the better
-    moment, and a plan would gain by that. Where there is no time for rounds, the one that the clock had less for: one
-    that was compared with a trial in a fast moment may look faster than another that was only timed.
+    Of two with trials near each other the faster one in rounds of their own, or both, where these leave it open: the
+    other's trial may have had the better moment, and a plan would gain by that. Where there is no time for such rounds,
+    both too; where there is hardly time at all, the one that the clock had less for: one that was compared with a trial
+    in a fast moment may look faster than another that was only timed.
     """
     first, *others = near
     if not others or search.options.objective != "time":
-        return first
+        return [first]
     if not _has_time_for(near, plans, clock) or repeat(search, near, CHOICE_ROUNDS, clock):
         if not clock.is_compiled:
-            return min(near, key=lambda stock: stock.record.outcome.measured_ms)
+            if rounds_fitting([*near, *plans[:1]], clock) >= LEAST_ROUNDS:
+                return [each.afresh for each in near]
+            return [min(near, key=lambda stock: stock.record.outcome.measured_ms)]
         named = " and ".join(stock.candidate.name for stock in near)
         clock.leave_out(f"which of {named} is faster is not known: their trials came in moments of different speed")
-        return first
+        return [first]
     found = faster_of(near)
     if found.record.outcome.median_ms > CLOSE * first.record.outcome.median_ms:
         # Slow moments can hit so few rounds: what its trial does not show takes more of them.
         go_on(search, near, MAX_ROUNDS, clock)
-        found = faster_of(near)
-    return found.afresh
+    return [each.afresh for each in maybe_fastest(near)]
 
 
 def _is_near(search: Search, outcome: Outcome, best: Outcome) -> bool:
@@ -240,7 +244,7 @@ def _has_time_for(near: Sequence[Finalist], plans: Sequence[Finalist], clock: Fi
     return takes + clock.expected(plans[:1], MAX_ROUNDS) <= clock.left()
 
 
-def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: FinalTime) -> Finalist:
+def _leader(search: Search, stocks: Sequence[Finalist], plans: Sequence[Finalist], clock: FinalTime) -> Finalist:
     """The plan that is judged: the fastest in rounds of the plans alone, or in its trial, where there is no time.
 
     A few rounds in slow moments make a leader of any of them, so those that may be the fastest go on.
@@ -253,9 +257,9 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
             return first
         others = clock.longest * len(plans)  # the stock recipe is one of them
     else:
-        others = clock.expected([stock, *plans], 0)
+        others = clock.expected([stocks[0], *plans], 0)
     rounds = seconds_of_rounds(outcomes_of(plans), CHOICE_ROUNDS) + seconds_of_rounds(
-        outcomes_of([stock, first]), MAX_ROUNDS
+        outcomes_of([*stocks, first]), MAX_ROUNDS
     )
     first.times.clear()
     if others + rounds > clock.left():
@@ -266,7 +270,7 @@ def _leader(search: Search, stock: Finalist, plans: Sequence[Finalist], clock: F
         return first
     if repeat(search, plans, CHOICE_ROUNDS, clock):
         return first
-    return fastest(search, plans, clock, "which plan")
+    return fastest(search, plans, clock, "which plan")[0]
 
 
 def _finalists(search: Search, stock: TrialRecord) -> list[TrialRecord]:

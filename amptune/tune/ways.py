@@ -48,16 +48,20 @@ class Ways:
         return [*self.recipes, *self.plans]
 
 
-def faster_ways(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> tuple[Finalist, Finalist]:
-    """The stock recipe and the plan as they are judged, without their times."""
+def faster_ways(
+    search: Search, stocks: Sequence[Finalist], leader: Finalist, clock: FinalTime
+) -> tuple[list[Finalist], Finalist]:
+    """What may be the best stock recipe and the plan as they are judged, without their times."""
     if search.parts.in_eager:
-        return _compiled_or_eager(search, stock, leader, clock)
-    return stock, _whole_or_parts(search, stock, leader, clock)
+        return _compiled_or_eager(search, stocks, leader, clock)
+    return [*stocks], _whole_or_parts(search, stocks[0], leader, clock)
 
 
-def left_in_eager(search: Search, stock: Finalist, leader: Finalist) -> tuple[Finalist, Finalist]:
-    """The two with nothing compiled, as their trials ran."""
-    return recipe_as(search, stock.record, Way.EAGER), plan_as(search, leader.record, Way.EAGER)
+def left_in_eager(search: Search, stocks: Sequence[Finalist], leader: Finalist) -> tuple[list[Finalist], Finalist]:
+    """Recipes and plan with nothing compiled, as their trials ran."""
+    records = {stock.record.number: stock.record for stock in stocks}
+    recipes = [recipe_as(search, record, Way.EAGER) for record in records.values()]
+    return recipes, plan_as(search, leader.record, Way.EAGER)
 
 
 def _whole_or_parts(search: Search, stock: Finalist, leader: Finalist, clock: FinalTime) -> Finalist:
@@ -78,38 +82,36 @@ def _whole_or_parts(search: Search, stock: Finalist, leader: Finalist, clock: Fi
     if first_rounds(search, ways, clock):
         return leader
     kept = clock.expected([stock], MAX_ROUNDS) if clock.is_limited else 0.0
-    return faster_way(search, ways, clock, "which way of the plan", kept)
+    return faster_way(search, ways, clock, "which way of the plan", kept)[0]
 
 
 def _compiled_or_eager(
-    search: Search, stock: Finalist, leader: Finalist, clock: FinalTime
-) -> tuple[Finalist, Finalist]:
-    """The fastest way of the stock recipes, of which ``stock`` is the best in eager mode, and that of the plan, without
-    their times.
+    search: Search, best: Sequence[Finalist], leader: Finalist, clock: FinalTime
+) -> tuple[list[Finalist], Finalist]:
+    """The fastest way of the stock recipes, of which ``best`` are or may be the best in eager mode, and that of the
+    plan, without their times.
 
-    Compiled are that recipe, the plan, and another recipe, in this order, as far as there is time.
+    Compiled are the first recipe, the plan, and another recipe, in this order, as far as there is time.
     """
-    stocks = [stock, *_others(search, stock)]
+    stocks = [best[0], *_others(search, best[0])]
     fitting = _num_fitting(search, clock, len(stocks) + 1)
     if not fitting:
         clock.leave_out("no time to compile the finalists: they are compared in eager mode, as their trials ran")
     why = "for want of time to compile"
-    for ways in _attempts(search, stocks, leader, fitting):
-        if len(ways.all) == 2:
-            break
+    for ways in _attempts(search, best, stocks, leader, fitting):
         search.progress.stage("compiling the finalists")
         failure = first_rounds(search, ways.all, clock)
         if failure is None:
             _say_what_is_missing(stocks, ways, clock, why)
-            stock = faster_way(search, ways.recipes, clock, "which way of the recipes")
-            return stock, faster_way(search, ways.plans, clock, "which way of the plan")
+            recipes = faster_way(search, ways.recipes, clock, "which way of the recipes")
+            return recipes, faster_way(search, ways.plans, clock, "which way of the plan")[0]
         why = f"since compiling failed ({failure.reason})"
         # What took this long takes as long again, and what is compiled anew in each step is so with fewer.
         if isinstance(failure, EndlessError) or (failure.worker_lost and clock.is_limited):
             break
     if fitting:
         clock.leave_out(f"the finalists are compared in eager mode, {why}")
-    return left_in_eager(search, stock, leader)
+    return left_in_eager(search, best, leader)
 
 
 def _others(search: Search, best: Finalist) -> list[Finalist]:
@@ -129,22 +131,23 @@ def _num_fitting(search: Search, clock: FinalTime, wanted: int) -> int:
     return min(wanted, int((clock.left() + clock.overtime) / max(seconds_to_compile(search), 1e-3)))
 
 
-def _attempts(search: Search, stocks: Sequence[Finalist], leader: Finalist, fitting: int) -> list[Ways]:
-    """What to measure, and what after that failed: each time with one model less compiled, in the end with none."""
+def _attempts(
+    search: Search, best: Sequence[Finalist], stocks: Sequence[Finalist], leader: Finalist, fitting: int
+) -> list[Ways]:
+    """What to measure, and what after that failed: each time with one model less compiled."""
     compiled = [recipe_as(search, stock.record, Way.WHOLE) for stock in stocks]
     plan = compiled_plan(search, leader.record)
-    eager, eager_plan = left_in_eager(search, stocks[0], leader)
+    eager, eager_plan = left_in_eager(search, best, leader)
     attempts = [
-        Ways((eager,), (eager_plan,)),
-        Ways((eager, compiled[0]), (eager_plan,)),
-        Ways((eager, compiled[0]), (eager_plan, plan)),
-        Ways((eager, *compiled), (eager_plan, plan)),
+        Ways((*eager, compiled[0]), (eager_plan,)),
+        Ways((*eager, compiled[0]), (eager_plan, plan)),
+        Ways((*eager, *compiled), (eager_plan, plan)),
     ]
-    return attempts[fitting::-1]
+    return attempts[:fitting][::-1]
 
 
 def _say_what_is_missing(stocks: Sequence[Finalist], ways: Ways, clock: FinalTime, why: str) -> None:
-    """What was measured in eager mode alone."""
+    """Say what was measured in eager mode alone."""
     compiled = {way.candidate.name for way in ways.recipes if way.way is not Way.EAGER}
     missing = [stock.candidate.name for stock in stocks if stock.candidate.name not in compiled]
     missing += ["the plan"] if len(ways.plans) == 1 else []

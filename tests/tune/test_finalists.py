@@ -78,6 +78,18 @@ def test_a_plan_is_compiled_in_the_really_faster_way() -> None:
     assert sum(each.verdict.way != "parts" for each in said) <= 5
 
 
+@pytest.mark.parametrize("seconds", [60.0, LONG])
+@pytest.mark.parametrize("kind", ["calm", *NOISY])
+def test_a_plan_is_judged_beside_each_recipe_that_may_be_the_fastest(kind: str, seconds: float) -> None:
+    """One with the better trial takes 2 % more. Judged beside one that three rounds chose, or the trial, 10 to 15 % of
+    the lower ends were above the speedup over the faster one after a long search, and 22 to 100 % after a short one."""
+    stock = {"autocast-bf16": (27.0, 27.54), "autocast-fp16": (27.1, 27.0)}
+    wrong = sum(
+        repeated(Host(seed, **HOSTS[kind]), [1.05] * 3, seconds, stock=stock).is_too_much for seed in range(SEEDS)
+    )
+    assert chance_of_more(wrong, SEEDS) > 0.05, f"{wrong / SEEDS:.1%} of the lower ends are above the true speedup"
+
+
 def test_slow_moments_of_a_few_rounds_do_not_make_the_far_slower_recipe_the_best() -> None:
     stock = {"autocast-bf16": (70.0, 70.0), "fp32": (80.0, 80.0)}
     wrong = 0
@@ -110,7 +122,7 @@ def test_where_time_is_short_a_recipe_is_not_the_best_by_a_fast_moment_of_anothe
 def test_where_time_is_short_the_best_trial_is_judged_alone() -> None:
     said = repeated(Host(0, calm=True), [1.2, 1.1, 1.0], seconds=TINY)
     assert said.truth == 1.2
-    assert said.blocks == 2 * 2
+    assert said.blocks == 2 * 3
 
 
 def test_in_compile_mode_plans_are_compiled_whole_only_where_there_is_time() -> None:
