@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import math
 
@@ -149,6 +150,42 @@ def test_the_model_is_left_as_it_was(make_bench: Make) -> None:
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert not any(module._forward_hooks for module in bench.model.modules())
     assert all(parameter.grad is None for parameter in bench.model.parameters())
+
+
+NORMED = """
+import torch
+from torch import nn
+
+
+def make_model():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+
+
+def make_batch():
+    return torch.randn(2, 3, 8, 8), torch.randn(2, 4)
+
+
+def loss_fn(output, batch):
+    return (output - batch[1]).square().mean()
+"""
+
+
+def test_nothing_of_the_pass_stays_in_memory(make_bench: Make) -> None:
+    bench, batches = make_bench(NORMED)
+    choices = {"0": (BF16,), "1": (BF16,), "4": (BF16,)}
+    measure_sensitivity(bench, choices, batches.train[0], seed=0)
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors_alive()
+        measure_sensitivity(bench, choices, batches.train[0], seed=0)
+        assert tensors_alive() == before
+    finally:
+        gc.enable()
+
+
+def tensors_alive() -> int:
+    return sum(type(each) is torch.Tensor for each in gc.get_objects())
 
 
 def test_dropout_inside_a_site_is_the_same_each_time(make_bench: Make) -> None:
