@@ -191,13 +191,15 @@ def _next_step(result: TuneResult) -> str:
     """What the user does now."""
     plan, patched = result.plan, result.files["patched"].name
     itself = " (it compiles its blocks itself: torch.compile(model) is not needed, and changes nothing)"
+    is_eager = result.data["compiled"] == "eager" and result.data["repeated"]
+    without = " and without torch.compile" if is_eager else ""
     if not (plan.sites or plan.tf32 or plan.channels_last or plan.loss_compile or plan.params or plan.compile_parts):
-        return f"What to do now: train your file as it is, without torch.autocast; {patched} computes the same."
+        return (
+            f"What to do now: train your file as it is, without torch.autocast{without}; {patched} computes the same."
+        )
     calls = " and call its set_backend_flags() first" if plan.tf32 else ""
     calls += itself if plan.compile_parts else ""
     scaled = ", with the GradScaler of scaler.json" if plan.scaler.enabled else ""
-    is_eager = result.data["compiled"] == "eager" and result.data["repeated"]
-    without = " and without torch.compile" if is_eager else ""
     return (
         f"What to do now: train with {patched} in place of your file{calls}, without torch.autocast{without}{scaled}."
     )

@@ -48,7 +48,7 @@ from amptune.tune.speedup import ERROR
 from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime
 from amptune.tune.way import Way
-from amptune.tune.ways import faster_ways, left_in_eager
+from amptune.tune.ways import faster_ways, fastest_recipe, left_in_eager
 
 CLOSE = 1.1
 """A plan whose trial took more than this many times the best one's step is no finalist."""
@@ -99,7 +99,8 @@ def decide(search: Search) -> Verdict:
     """Repeat the best plans and the best stock recipe in turns, and name the winner."""
     record = search.best_stock()
     plans = _finalists(search, record)
-    if not plans and not (search.compiles_trials and may_be_in_parts(search, record)):
+    is_in_parts = search.compiles_trials and may_be_in_parts(search, record)
+    if not (plans or is_in_parts or search.parts.in_eager):
         return _by_its_trial(search, record, _first_way(search))
     clock = FinalTime(search)
     verdict = _decided(search, plans, clock)
@@ -109,6 +110,8 @@ def decide(search: Search) -> Verdict:
 def _decided(search: Search, records: Sequence[TrialRecord], clock: FinalTime) -> Verdict:
     search.progress.stage("repeating the finalists")
     recipes, plans = _in_one_way(search, _near(search), records, clock)
+    if not plans and search.parts.in_eager:
+        return _of_recipes(search, recipes, clock)
     stocks = _stocks(search, recipes, plans, clock)
     in_parts = recipe_in_parts(search, stocks[0])
     if not (first := plans[0] if plans else in_parts):
@@ -140,6 +143,14 @@ def _decided(search: Search, records: Sequence[TrialRecord], clock: FinalTime) -
         speedup_of_formats(search, stock, leader, clock), stock_in_parts=rival.gain.ratio if rival else None,
         way=_shipped(search, leader.way), stock_way=_shipped(search, stock.way),
     )  # fmt: skip
+
+
+def _of_recipes(search: Search, recipes: Sequence[Finalist], clock: FinalTime) -> Verdict:
+    """Without a plan, where trials ran in eager mode: the best recipe, compiled or not."""
+    best = fastest_recipe(search, recipes, clock)
+    if best is None:
+        return _by_its_trial(search, recipes[0].record, Way.EAGER)
+    return _stock_verdict(search, best.record, best.step, best.way)
 
 
 def _first_way(search: Search) -> Way:
@@ -212,7 +223,7 @@ def _stocks(search: Search, near: Sequence[Finalist], plans: Sequence[Finalist],
     if not _has_time_for(near, plans, clock) or repeat(search, near, CHOICE_ROUNDS, clock):
         if not clock.is_compiled:
             if rounds_fitting([*near, *plans[:1]], clock) >= LEAST_ROUNDS:
-                return [each.afresh for each in near]
+                return [*near]
             return [min(near, key=lambda stock: stock.record.outcome.measured_ms)]
         named = " and ".join(stock.candidate.name for stock in near)
         clock.leave_out(f"which of {named} is faster is not known: their trials came in moments of different speed")
@@ -221,7 +232,7 @@ def _stocks(search: Search, near: Sequence[Finalist], plans: Sequence[Finalist],
     if found.record.outcome.median_ms > CLOSE * first.record.outcome.median_ms:
         # Slow moments can hit so few rounds: what its trial does not show takes more of them.
         go_on(search, near, MAX_ROUNDS, clock)
-    return [each.afresh for each in maybe_fastest(near)]
+    return maybe_fastest(near)
 
 
 def _is_near(search: Search, outcome: Outcome, best: Outcome) -> bool:

@@ -49,6 +49,7 @@ def judge(
     ``stocks``: what may be the best stock recipe. ``error``: of each look at the rounds; where there is no time for a
     second one, the first has the part of both.
     """
+    stocks, leader = [stock.afresh for stock in stocks], leader.afresh
     failure = _repeat_first(search, [*stocks, leader], clock)
     if failure is not None and _may_do_in_blocks(search, failure, stocks[0], clock):
         if leader.record.outcome.recipe:  # blocks alone are what its trial has measured
@@ -116,14 +117,14 @@ def faster_way(
     """
     ways = [way for way in ways if fits(search, way)] or ways[:1]
     if search.options.objective == "memory":
-        return [min(ways, key=lambda way: way.memory or 0).afresh]
+        return [min(ways, key=lambda way: way.memory or 0)]
     return fastest(search, ways, clock, which, kept)
 
 
 def fastest(
     search: Search, finalists: Sequence[Finalist], clock: FinalTime, which: str, kept: float = 0.0
 ) -> list[Finalist]:
-    """The fastest, and others that may be it, by the first rounds, or by more of those that may be it; without times.
+    """The fastest, and others that may be it, by the first rounds, or by more of those that may be it.
 
     A few rounds in slow moments make a leader of any of them. ``kept``: seconds for what comes after.
     """
@@ -131,7 +132,7 @@ def fastest(
     if any(width(leader.speedup_of(each)) > CHOSEN for each in near):
         search.progress.line(f"{len(leader.times)} rounds leave open {which} is the fastest: more")
         go_on(search, near, min(NEAR_ROUNDS, clock.rounds_left(len(near), kept) // CHOICE_SHARE), clock)
-    return [each.afresh for each in maybe_fastest(near)]
+    return maybe_fastest(near)
 
 
 def maybe_fastest(finalists: Sequence[Finalist]) -> list[Finalist]:

@@ -4,7 +4,7 @@ Compiled whole a plan can be slower than with its blocks compiled alone, as its 
 Where compiling takes a minute, trials cannot wait for it and run in eager mode. Nor is it sure to pay: ResNet-50 took
 27 ms a step compiled whole under autocast in FP16, which Python needed to launch its kernels, and 23 in eager mode in
 channels_last (H200, 128 images, torch 2.11). So there the recipe is measured as its users compile it and as it is, and
-so is the plan.
+so is the plan; without one two or three recipes are.
 """
 
 from __future__ import annotations
@@ -85,41 +85,67 @@ def _whole_or_parts(search: Search, stock: Finalist, leader: Finalist, clock: Fi
     return faster_way(search, ways, clock, "which way of the plan", kept)[0]
 
 
+def fastest_recipe(search: Search, best: Sequence[Finalist], clock: FinalTime) -> Finalist | None:
+    """The fastest of the stock recipes, compiled or as it is, where there is no plan; None where nothing is compiled.
+
+    ``best``: those that are or may be the best in eager mode.
+    """
+    stocks = [best[0], *_others(search, best[0], NUM_STOCK + 1)]
+    ways = _first_that_compiles(search, best, stocks, None, clock)
+    return faster_way(search, ways.recipes, clock, "which way of the recipes")[0] if ways else None
+
+
 def _compiled_or_eager(
     search: Search, best: Sequence[Finalist], leader: Finalist, clock: FinalTime
 ) -> tuple[list[Finalist], Finalist]:
-    """The fastest way of the stock recipes, of which ``best`` are or may be the best in eager mode, and that of the
-    plan, without their times.
+    """The fastest way of the stock recipes, of which ``best`` are or may be the best in eager mode, and of the plan."""
+    stocks = [best[0], *_others(search, best[0], NUM_STOCK)]
+    ways = _first_that_compiles(search, best, stocks, leader, clock)
+    if ways is None:
+        return left_in_eager(search, best, leader)
+    recipes = faster_way(search, ways.recipes, clock, "which way of the recipes")
+    return recipes, faster_way(search, ways.plans, clock, "which way of the plan")[0]
 
-    Compiled are the first recipe, the plan, and another recipe, in this order, as far as there is time.
+
+def _first_that_compiles(
+    search: Search,
+    best: Sequence[Finalist],
+    stocks: Sequence[Finalist],
+    leader: Finalist | None,
+    clock: FinalTime,
+) -> Ways | None:
+    """The ways after their first rounds; None where nothing can be compiled.
+
+    Compiled are the first recipe, the plan, and other recipes, in this order, as far as there is time.
     """
-    stocks = [best[0], *_others(search, best[0])]
-    fitting = _num_fitting(search, clock, len(stocks) + 1)
-    if not fitting:
-        clock.leave_out("no time to compile the finalists: they are compared in eager mode, as their trials ran")
+    what, then = "finalists", "the finalists are compared in eager mode"
+    if leader is None:
+        what, then = "stock recipes", "the best stock recipe stands by its trial in eager mode"
+    fitting = _num_fitting(search, clock, len(stocks) + bool(leader))
     why = "for want of time to compile"
-    for ways in _attempts(search, best, stocks, leader, fitting):
-        search.progress.stage("compiling the finalists")
+    if not fitting:
+        clock.leave_out(f"no time to compile the {what}: {then}")
+        return None
+    for ways in _attempts(search, best, stocks, leader)[:fitting][::-1]:
+        search.progress.stage(f"compiling the {what}")
         failure = first_rounds(search, ways.all, clock)
         if failure is None:
             _say_what_is_missing(stocks, ways, clock, why)
-            recipes = faster_way(search, ways.recipes, clock, "which way of the recipes")
-            return recipes, faster_way(search, ways.plans, clock, "which way of the plan")[0]
+            return ways
         why = f"since compiling failed ({failure.reason})"
         # What took this long takes as long again, and what is compiled anew in each step is so with fewer.
         if isinstance(failure, EndlessError) or (failure.worker_lost and clock.is_limited):
             break
-    if fitting:
-        clock.leave_out(f"the finalists are compared in eager mode, {why}")
-    return left_in_eager(search, best, leader)
+    clock.leave_out(f"{then}, {why}")
+    return None
 
 
-def _others(search: Search, best: Finalist) -> list[Finalist]:
-    """The next recipe of the trials in eager mode, which may be the fastest once it is compiled."""
+def _others(search: Search, best: Finalist, count: int) -> list[Finalist]:
+    """The next of so many recipes by the trials in eager mode, which may be the fastest once they are compiled."""
     most = COULD_LEAD * best.record.outcome.median_ms
     return [
         recipe_as(search, record, Way.EAGER)
-        for record in search.best_stocks(NUM_STOCK)
+        for record in search.best_stocks(count)
         if record.number != best.record.number and record.outcome.median_ms <= most
     ]
 
@@ -132,18 +158,20 @@ def _num_fitting(search: Search, clock: FinalTime, wanted: int) -> int:
 
 
 def _attempts(
-    search: Search, best: Sequence[Finalist], stocks: Sequence[Finalist], leader: Finalist, fitting: int
+    search: Search, best: Sequence[Finalist], stocks: Sequence[Finalist], leader: Finalist | None
 ) -> list[Ways]:
-    """What to measure, and what after that failed: each time with one model less compiled."""
+    """What to measure, each time with one model more compiled; after one that failed, the one before it."""
     compiled = [recipe_as(search, stock.record, Way.WHOLE) for stock in stocks]
-    plan = compiled_plan(search, leader.record)
+    if leader is None:
+        eager = [recipe_as(search, stock.record, Way.EAGER) for stock in best]
+        return [Ways((*eager, *compiled[: count + 1]), ()) for count in range(len(compiled))]
     eager, eager_plan = left_in_eager(search, best, leader)
-    attempts = [
-        Ways((*eager, compiled[0]), (eager_plan,)),
-        Ways((*eager, compiled[0]), (eager_plan, plan)),
-        Ways((*eager, *compiled), (eager_plan, plan)),
+    plans = (eager_plan, compiled_plan(search, leader.record))
+    return [
+        Ways((*eager, compiled[0]), plans[:1]),
+        Ways((*eager, compiled[0]), plans),
+        Ways((*eager, *compiled), plans),
     ]
-    return attempts[:fitting][::-1]
 
 
 def _say_what_is_missing(stocks: Sequence[Finalist], ways: Ways, clock: FinalTime, why: str) -> None:

@@ -230,12 +230,36 @@ def test_what_python_launches_in_eager_mode_says_nothing_of_a_compiled_step(tmp_
         assert (data["launch_ms"] is not None) is expected
 
 
-def test_without_a_plan_nothing_is_compiled(tmp_path: Path) -> None:
-    worker = Compiler()
+@pytest.mark.parametrize(("times", "way"), [(0.5, "whole"), (2.0, "eager")])
+def test_without_a_plan_the_recipes_are_measured_compiled_too(tmp_path: Path, times: float, way: str) -> None:
+    """None was compiled, though that is what was asked for, and the recipe was the best one in eager mode."""
+    worker = Compiler(recipes=times)
     _, verdict, data = decided(tmp_path, worker, budget=2)
     assert verdict.kind == "stock"
-    assert not worker.repeated
-    assert (data["compiled"], data["repeated"]) == ("eager", False)
+    assert (data["compiled"], data["repeated"]) == (way, True)
+    assert {("autocast-bf16", False), ("autocast-bf16", True), ("fp32", True)} <= {*worker.repeated[0]}
+    assert verdict.step.median == pytest.approx(min(times, 1.0) * verdict.stock.outcome.median_ms)
+
+
+def test_without_a_plan_the_next_recipe_may_be_the_fastest_once_it_is_compiled(tmp_path: Path) -> None:
+    class Unlike(Compiler):
+        def _step(self, candidate: Candidate, name: str, is_compiled: bool) -> StepTime:
+            self.recipes = 0.4 if name == "fp32" else 0.9
+            return super()._step(candidate, name, is_compiled)
+
+    _, verdict, data = decided(tmp_path, Unlike(), budget=2)
+    assert (data["best"]["recipe"], data["compiled"]) == ("fp32", "whole")
+    assert data["repeats"]["stock"]["recipe"] == "fp32"
+    assert verdict.step.median == pytest.approx(0.4 * verdict.stock.outcome.median_ms)
+
+
+@pytest.mark.parametrize(("fails", "timeout"), [("autocast-bf16", None), ("endless", None), ("", 10.0)])
+def test_without_a_plan_recipes_that_cannot_be_compiled_stand_by_their_trial(
+    tmp_path: Path, fails: str, timeout: float | None
+) -> None:
+    _, verdict, data = decided(tmp_path, Compiler(fails=fails), budget=2, timeout=timeout)
+    assert (verdict.kind, data["compiled"], data["repeated"]) == ("stock", "eager", False)
+    assert any("the best stock recipe stands by its trial in eager mode" in note for note in data["notes"])
 
 
 # --- which models these are ------------------------------------------------------------------------------------------
