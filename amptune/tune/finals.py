@@ -28,7 +28,6 @@ from amptune.tune.finaltime import (
 )
 from amptune.tune.judging import (
     CHOICE_SHARE,
-    LEAST_ROUNDS,
     LOOKS,
     WORTH,
     Judged,
@@ -213,26 +212,38 @@ def _stocks(search: Search, near: Sequence[Finalist], plans: Sequence[Finalist],
     """The stock recipes that the plan is judged beside.
 
     Of two with trials near each other the faster one in rounds of their own, or both, where these leave it open: the
-    other's trial may have had the better moment, and a plan would gain by that. Where there is no time for such rounds,
-    both too; where there is hardly time at all, the one that the clock had less for: one that was compared with a trial
-    in a fast moment may look faster than another that was only timed.
+    other's trial may have had the better moment, and a plan would gain by that.
     """
-    first, *others = near
-    if not others or search.options.objective != "time":
-        return [first]
-    if not _has_time_for(near, plans, clock) or repeat(search, near, CHOICE_ROUNDS, clock):
-        if not clock.is_compiled:
-            if rounds_fitting([*near, *plans[:1]], clock) >= LEAST_ROUNDS:
-                return [*near]
-            return [min(near, key=lambda stock: stock.record.outcome.measured_ms)]
-        named = " and ".join(stock.candidate.name for stock in near)
-        clock.leave_out(f"which of {named} is faster is not known: their trials came in moments of different speed")
-        return [first]
+    if len(near) == 1 or search.options.objective != "time":
+        return [near[0]]
+    if not _has_time_for(near, plans, clock):
+        return _stocks_by_trials(near, plans, clock)
+    if repeat(search, near, CHOICE_ROUNDS, clock):
+        return _stocks_by_trials(near[:1], plans, clock)
     found = faster_of(near)
-    if found.record.outcome.median_ms > CLOSE * first.record.outcome.median_ms:
+    if found.record.outcome.median_ms > CLOSE * near[0].record.outcome.median_ms:
         # Slow moments can hit so few rounds: what its trial does not show takes more of them.
         go_on(search, near, MAX_ROUNDS, clock)
     return maybe_fastest(near)
+
+
+def _stocks_by_trials(near: Sequence[Finalist], plans: Sequence[Finalist], clock: FinalTime) -> list[Finalist]:
+    """The same where there is no time for rounds that choose: both, if their trials are close to each other.
+
+    Where there is hardly time at all, the one that the clock had less for: one that was compared with a trial in a fast
+    moment may look faster than another that was only timed.
+    """
+    first = near[0]
+    if clock.is_compiled:  # one more is one more model to compile
+        if len(near) > 1:
+            named = " and ".join(stock.candidate.name for stock in near)
+            clock.leave_out(f"which of {named} is faster is not known: their trials came in moments of different speed")
+        return [first]
+    best = first.record.outcome
+    close = [each for each in near if each.record.outcome.median_ms <= CLOSE * best.median_ms]
+    if clock.is_limited and not rounds_fitting([*close, *plans[:1]], clock):
+        return [min(near, key=lambda stock: stock.record.outcome.measured_ms)]
+    return close
 
 
 def _is_near(search: Search, outcome: Outcome, best: Outcome) -> bool:

@@ -78,7 +78,7 @@ def test_a_plan_is_compiled_in_the_really_faster_way() -> None:
     assert sum(each.verdict.way != "parts" for each in said) <= 5
 
 
-@pytest.mark.parametrize("seconds", [60.0, LONG])
+@pytest.mark.parametrize("seconds", [TINY, 60.0, LONG])
 @pytest.mark.parametrize("kind", ["calm", *NOISY])
 def test_a_plan_is_judged_beside_each_recipe_that_may_be_the_fastest(kind: str, seconds: float) -> None:
     """One with the better trial takes 2 % more. Judged beside one that three rounds chose, or the trial, 10 to 15 % of
