@@ -19,9 +19,9 @@ from amptune.capture.parameters import tensor_meta
 from amptune.core.graph import Site
 from amptune.core.intervals import ANY, UNIT, Range, point
 from amptune.core.narrowing import narrowed, of_integers
+from amptune.core.operands import COPIES_ONE
 from amptune.core.ops import Family, op_named
 from amptune.core.range_rules import NORMAL, RULES, uniform
-from amptune.core.relations import COPIES_ONE
 
 _TRANSPARENT = (Family.VIEW, Family.CAST)
 _LARGE = 1 << 22
@@ -48,13 +48,13 @@ class NodeBounds:
         self._written = {
             _root(written)
             for node in module.graph.nodes
-            if isinstance(written := node.meta.get("amptune_writes"), fx.Node)
-            and op_named(_op(node)).family is not Family.VIEW  # detach_ changes no number
+            for written in node.meta.get("amptune_writes", ())
+            if op_named(_op(node)).family is not Family.VIEW  # detach_ changes no number
         }
 
         self._first_writers: dict[fx.Node, fx.Node] = {}
         for node in module.graph.nodes:
-            if isinstance(written := node.meta.get("amptune_writes"), fx.Node):
+            for written in node.meta.get("amptune_writes", ()):
                 self._first_writers.setdefault(_root(written), node)
         self._folded = Folded(self._tensor, lambda node: node not in self._written)
         self._axes: dict[_Numbers, tuple[tuple[int, ...], tuple[int, ...]]] = {}

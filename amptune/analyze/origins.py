@@ -52,6 +52,8 @@ def origins(
         yield "bounds", {index: (found.low, found.high) for index, found in known.items()}
     if batch := _alike(reads, _of_batch):
         yield "batch", batch
+    if reckoned := {index: base.name for index, node in enumerate(outside) if _is_reckoned(base := root(node), owners)}:
+        yield "reckoned", reckoned
     if len(calls) == 1 and (exact := bounds.exact(last)) is not None:
         yield "exact", exact
     if len(calls) == 1 and not site.is_module and (rises := bounds.rises(last)):
@@ -137,6 +139,11 @@ def _of_batch(node: fx.Node) -> str:
     """The tensor of the batch that a node is, through views and casts; empty for another."""
     base = root(node)
     return str(base.target) if base.op == "placeholder" else ""
+
+
+def _is_reckoned(base: fx.Node, owners: Mapping[str, str]) -> bool:
+    """Whether a tensor is worked out of others by what is no site: arithmetic on integers."""
+    return base.op not in ("placeholder", "get_attr") and base.name not in owners and bool(base.all_input_nodes)
 
 
 def _known(site: Site, reads: Sequence[Sequence[fx.Node]], bounds: NodeBounds) -> Iterator[tuple[int, Range]]:

@@ -12,11 +12,11 @@ from amptune.capture.names import spelling_of
 
 _VALUES: Mapping[str, int] = {
     "setitem": 2, "copy": 1, "fill": 1, "index_put": 2, "index_fill": 3, "index_copy": 3, "slice_scatter": 1,
-    "select_scatter": 1, "diagonal_scatter": 1, "fill_diagonal": 1, "zero": 0,
+    "select_scatter": 1, "diagonal_scatter": 1, "fill_diagonal": 1, "zero": 0, "set": 1,
 }  # fmt: skip
 """Spelling, without underscores -> which argument holds what is written."""
 _NAMES = ("value", "values", "source", "src", "other", "fill_value")
-_WHOLE = frozenset({"copy", "fill", "zero"})
+_WHOLE = frozenset({"copy", "fill", "zero", "set"})
 """Spellings that leave nothing of what was there."""
 
 

@@ -20,7 +20,6 @@ from amptune.core.finding import Finding
 from amptune.core.graph import PrecisionGraph
 from amptune.core.graph_context import NO_EVIDENCE, GraphContext, Mode
 from amptune.core.hardware import Gpu
-from amptune.core.ranges import Ranges
 from amptune.core.reasons import why_sensitive
 from amptune.core.recipes import RECIPES, STOCK, Recipe
 from amptune.core.registry import LoadedRule, load_rules, select_rules
@@ -154,7 +153,7 @@ def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGra
     estimates = _with_stops(estimates, _stops([*found, *_unasked(rules, context)]))
     kept = _unsuppressed([each for each in without_repeats(found) if not _is_ignored(each, question.ignore_modules)])
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]
-    bounds = Ranges(graph, context.realised(RECIPES["fp32"]), question.evidence.facts)
+    bounds = context.bounds_under(RECIPES["fp32"], question.evidence.facts)
     sites = [
         dataclasses.replace(each, why=why_sensitive(bounds, each.site))
         for each in (site_times(graph, timed[0], question.recipes, **how) if timed else ())
@@ -204,7 +203,7 @@ def _ranges(context: GraphContext, evidence: Evidence) -> dict[str, Any]:
     """Bounds, what was seen, and a verdict for each site and format; empty where nothing was assumed."""
     if evidence.assumptions is None:
         return {}
-    bounds = Ranges(context.graph, context.realised(RECIPES["fp32"]), evidence.assumptions)
+    bounds = context.bounds_under(RECIPES["fp32"], evidence.assumptions)
     return ranges_section(bounds, evidence)
 
 

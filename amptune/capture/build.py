@@ -195,6 +195,12 @@ def _site(site_id: str, made: list[tuple[Visit, list[Operand]]], names: Paramete
     )
 
 
+def _gives_several(node: fx.Node) -> bool:
+    """Whether a node writes into several tensors, or does with each of a list what its op does with one."""
+    name = str(getattr(node.meta["amptune_call"].function, "__name__", ""))
+    return name.startswith("_foreach_") or len(node.meta.get("amptune_writes", ())) > 1
+
+
 def _written(made: Sequence[tuple[Visit, Sequence[Operand]]]) -> dict[str, Any]:
     """Index of an input -> what was written into parts of it before one of the calls read it."""
     found: dict[int, tuple[str, ...]] = {}
@@ -284,7 +290,7 @@ def _ends_in_16_bits(visit: Visit) -> bool:
 def _attrs(visit: Visit, inputs: Sequence[Operand]) -> dict[str, Any]:
     call, leaf = visit.call, visit.call.leaf
     attrs = module_attrs(leaf.module) if leaf else {} if _is_custom(call) else dict(call.attrs)
-    if leaf and has_several_ops(leaf.module, visit.nodes):
+    if (leaf and has_several_ops(leaf.module, visit.nodes)) or any(_gives_several(node) for node in visit.nodes):
         attrs["several"] = True
     if call.autocast is not None:
         attrs["autocast"] = call.autocast

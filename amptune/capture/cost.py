@@ -100,6 +100,11 @@ def _dot(args: list[Any], kwargs: dict[str, Any], output: Any) -> tuple[Gemm, ..
     return (Gemm(m=1, n=1, k=given[-1], batch=math.prod(given[:-1])),) if given else ()
 
 
+def _vecdot(args: list[Any], kwargs: dict[str, Any], output: Any) -> tuple[Gemm, ...]:
+    given, dim = shape_of(args[0]), kwargs.get("dim", args[2] if len(args) > 2 else -1)
+    return (Gemm(m=1, n=1, k=given[dim], batch=math.prod(shape_of(output))),) if given else ()
+
+
 def _einsum(args: list[Any], kwargs: dict[str, Any], output: Any) -> tuple[Gemm, ...]:
     operands = list(args[1]) if len(args) > 1 and isinstance(args[1], list | tuple) else args[1:]
     return einsum_products(args[0], [shape_of(operand) for operand in operands]) if isinstance(args[0], str) else ()
@@ -246,7 +251,8 @@ _HANDLERS: dict[str, _Handler] = {
     "linear": _linear,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv"), _matmul),
     **dict.fromkeys(("addmm", "addmv", "addbmm", "baddbmm"), _added_product),
-    **dict.fromkeys(("dot", "vdot", "linalg_vecdot"), _dot),
+    **dict.fromkeys(("dot", "vdot"), _dot),
+    "linalg_vecdot": _vecdot,
     "addr": _outer,
     "grouped_mm": _grouped,
     "einsum": _einsum,

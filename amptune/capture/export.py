@@ -21,7 +21,7 @@ from amptune.capture.fakes import map_tensors
 from amptune.capture.forward import Prepared, run
 from amptune.capture.functions import FunctionCall
 from amptune.capture.modulestack import ModuleStack
-from amptune.capture.names import op_name
+from amptune.capture.names import op_name, spelling_of
 from amptune.capture.record import attribute_name
 from amptune.capture.target import tensors_in
 from amptune.capture.usercode import TORCH_FOLDER
@@ -39,6 +39,8 @@ class Stamper(CallRecorder):
     """Marks every node that a call adds to the graph under export."""
 
     has_loss = False
+    reads_data = False
+    """Whether ``x.data`` was read or set, which torch.export does not follow: what it gives is a constant there."""
 
     def __init__(self, stack: ModuleStack) -> None:
         super().__init__(stack)
@@ -59,6 +61,7 @@ class Stamper(CallRecorder):
         mode = get_proxy_mode()
         if mode is None:
             return func(*args, **kwargs)
+        self.reads_data = self.reads_data or spelling_of(func) == "data"
         root = mode.tracer.graph._root
         before = root._prev
         result = call_visibly(func, args, kwargs)
@@ -113,6 +116,8 @@ def export(prepared: Prepared, stamper: Stamper) -> tuple[fx.GraphModule, bool]:
         program = torch.export.export(whole, tuple(_distinct(prepared.batch)), strict=False)
     if any(_has_unknown_extent(node) for node in program.graph.nodes):
         raise RuntimeError("a shape depends on the data")  # as of a batch's mask, which a recorded forward knows
+    if stamper.reads_data:
+        raise RuntimeError("the forward reads or sets .data")  # which a recorded forward follows
     return _Inliner(program).module(), stamper.has_loss
 
 
@@ -213,8 +218,8 @@ class _Inliner:
             self._hidden += 1
             new.meta["amptune_call"] = _hidden_call(node, name, -self._hidden)
         written = _written(node)
-        if written is not None:
-            new.meta["amptune_writes"] = env[written]
+        if written:
+            new.meta["amptune_writes"] = tuple(env[each] for each in written)
         return new
 
 
@@ -237,13 +242,14 @@ def _flat(value: Any) -> list[Any]:
     return [value]
 
 
-def _written(node: fx.Node) -> fx.Node | None:
-    """The tensor that an in-place overload changes."""
+def _written(node: fx.Node) -> list[fx.Node]:
+    """The tensors that an in-place overload changes."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
-        return None
+        return []
+    found: list[fx.Node] = []
     for place, argument in enumerate(schema.arguments):
         value = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
-            return value
-    return None
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found += [each for each in _flat(value) if isinstance(each, fx.Node)]
+    return found

@@ -54,9 +54,9 @@ class FakeRecorder(GraphRecorder):
         else:
             with self.mode if not fake and _is_large(tensors) else contextlib.nullcontext():
                 result = super().execute(func, args, kwargs)
-        changed = written_by(func, args, kwargs)
-        if fake and changed is not None and not isinstance(changed, FakeTensor):
-            self._forget(changed)
+        for changed in written_by(func, args, kwargs) if fake else ():
+            if not isinstance(changed, FakeTensor):
+                self._forget(changed)
         if unknown:
             for tensor in tensors_in(result):
                 self._forget(tensor)

@@ -91,8 +91,8 @@ class Flow:
             self._shared.made(node, is_site=made, whole=picked(node))
             if node.op == "output":
                 self._read_outputs(node)
-            if isinstance(node.meta.get("amptune_writes"), fx.Node):
-                self._write(node, node.meta["amptune_writes"])
+            for written in node.meta.get("amptune_writes", ()):
+                self._write(node, written)
 
     def _is_made_inside(self, node: fx.Node) -> bool:
         """Whether a node of a site holds numbers of it, rather than being a view of what the site reads, as those of

@@ -67,14 +67,16 @@ def _indexes_by_tensor(index: Any) -> bool:
     return isinstance(index, list | torch.Tensor)
 
 
-def written_by(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-    """The tensor that a call writes into, if any."""
-    out = kwargs.get("out")
-    if isinstance(out, torch.Tensor):
-        return out
-    writes = is_in_place(spelling_of(func)) or kwargs.get("inplace") is True or _sets_data(func)
-    first = args[0] if args else None
-    return first if writes and isinstance(first, torch.Tensor) else None
+def written_by(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """The tensors that a call writes into: several for ``out=(values, indices)`` and ``_foreach_mul_``."""
+    written = kwargs.get("out")
+    if written is None:
+        writes = is_in_place(spelling_of(func)) or kwargs.get("inplace") is True or _sets_data(func)
+        written = args[0] if writes and args else ()
+    several = written if isinstance(written, tuple | list) else (written,)
+    return tuple(each for each in several if isinstance(each, torch.Tensor))
 
 
 def is_in_place(spelling: str) -> bool:

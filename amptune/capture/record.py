@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import keyword
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class GraphRecorder(CallRecorder):
 
     Nodes carry ``meta["val"]`` (a tensor of device meta with shape, stride and dtype, or a tuple of them),
     ``meta["amptune_op"]``, ``meta["amptune_call"]``, ``meta["amptune_stored"]`` (the ``state_dict`` name of what a
-    ``get_attr`` reads) and ``meta["amptune_writes"]`` (the node whose tensor a call changed).
+    ``get_attr`` reads) and ``meta["amptune_writes"]`` (the nodes whose tensors a call changed).
     """
 
     def __init__(self, model: nn.Module, stack: ModuleStack) -> None:
@@ -70,10 +70,10 @@ class GraphRecorder(CallRecorder):
         """Run the call and add a node, if it gave or changed a tensor."""
         result = self.execute(func, args, kwargs)
         changed = written_by(func, args, kwargs)
-        if changed is None and any(result is argument for argument in args):
+        if not changed and any(result is argument for argument in args):
             return result  # contiguous() of what is contiguous
         outputs = [] if isinstance(result, torch.Size) else list(tensors_in(result))
-        if outputs or changed is not None:
+        if outputs or changed:
             self._record(func, args, kwargs, result, outputs, changed)
         return result
 
@@ -83,14 +83,14 @@ class GraphRecorder(CallRecorder):
 
     def _record(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any,
-        outputs: list[torch.Tensor], changed: torch.Tensor | None,
+        outputs: list[torch.Tensor], changed: Sequence[torch.Tensor],
     ) -> None:  # fmt: skip
         node = self._node(func, args, kwargs)
         node.meta["amptune_call"] = call = self.call_of(func, args, kwargs, result)
         node.meta["amptune_op"] = call.op
-        if changed is not None:
-            node.meta["amptune_writes"] = self._node_of(changed)
-            node.meta["amptune_trained"] = changed.requires_grad
+        if changed:
+            node.meta["amptune_writes"] = tuple(self._node_of(each) for each in changed)
+            node.meta["amptune_trained"] = any(each.requires_grad for each in changed)
         if isinstance(result, torch.Tensor):
             node.meta["val"] = summary(result)
             self._know(result, node)

@@ -113,6 +113,8 @@ def _shares_with(node: fx.Node) -> fx.Node | None:
     op = _op(node)
     if base is None or (_takes_one_of_several(node) and _op(base) not in _PARTS):
         return None
+    if op == "einsum":
+        return base if len(node.all_input_nodes) == 1 else None  # ii->i is a view
     family = op_named(op).family
     if family is Family.CAST:
         return base if _dtype(base) == _dtype(node) else None  # else it is a copy

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from amptune.core.graph import Site
 from amptune.core.operands import arity, input_of
+from amptune.core.structure import told_once
 from amptune.core.terms import is_as_made, is_direct
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _ALONG = frozenset({"gather", "take_along_dim", "index_select", "flip", "roll", 
 """Ops that pick numbers along one axis, and leave the others as they are."""
 
 
+@told_once
 def is_plain(ranges: Ranges, site: Site, index: int) -> bool:
     """Whether an operand is the result of a site as it was made: all of it, in its order and in its shape."""
     position, made = input_of(site, index), ranges.root(site, index)

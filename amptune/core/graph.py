@@ -138,6 +138,7 @@ class Site:
             ``operand_params``: {positional argument: name of the parameter that it is}.
             ``bounds``: {index of an input: (low, high)}, for inputs that no site makes: constants, buffers, random
             numbers, arithmetic on integers. ``batch``: {index of an input: name of the batch's tensor}.
+            ``reckoned``: {index of an input: name of the node that made it by arithmetic on integers, all calls}.
             ``exact``: (low, high, number of zeros) of a result that is worked out from constants alone.
             ``views``: {index of an input: (views that pick some of its numbers, all views)}, as text, of all calls
             where they differ; ``turns``: of the others.
@@ -151,7 +152,8 @@ class Site:
             ``passed_too``: {index of an input: those of its other ways}, as of later calls; ``varied``: indices of
             inputs that have these, or are other tensors of the batch; ``uneven``: calls read more or fewer tensors than
             the first, as ``x * x`` and ``x * y``.
-            ``several``: a layer that calls several ops, of which ``op`` is one.
+            ``several``: a layer that calls several ops, of which ``op`` is one; a call that gives or writes several
+            tensors: ``_foreach_mul_``, ``out=(values, indices)``.
             ``whole``: indices of inputs that are integers, or were before a cast.
             ``random``: an input is drawn in the forward. ``later_sources``: ``sources`` of the calls after the first.
             ``written``: {index of an input: sites that wrote into parts of it since it was made, all calls}; an empty
@@ -163,6 +165,7 @@ class Site:
             ``mask_causal``: a constant that keeps what is_causal keeps. ``fused``: of nn.MultiheadAttention, whether it
             calls scaled_dot_product_attention, being asked for no weights; ``masked`` and ``is_causal`` are then known.
             ``viewed``: views between the producers and this site; ``copied``: elements that they copy, being no views.
+            ``fixed_statistics``: of a batch or instance norm that divides by stored numbers, as in eval mode.
             ``dtype``: torch's name, for an op whose call names one. ``channels_last``: its input is laid out so.
             ``image``: False where it would not be laid out so in a model in channels_last either.
             ``autocast``: False inside a region that switches autocast off.

@@ -15,12 +15,12 @@ from amptune.core.finding import Finding, Location, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm, PrecisionGraph, Site
 from amptune.core.hardware import Gpu
-from amptune.core.operands import input_of
+from amptune.core.operands import COPIES_ONE, input_of
 from amptune.core.ops import Family, op_named
 from amptune.core.ranges import NOTHING, Assumptions, Ranges
 from amptune.core.recipes import STOCK, Recipe
-from amptune.core.relations import COPIES_ONE
 from amptune.core.rule import GraphRule
+from amptune.core.structure import Structure
 
 NO_EVIDENCE = Evidence()
 Mode = Literal["eager", "compile"]
@@ -40,6 +40,7 @@ class Run:
     dtypes: Mapping[str, SiteDtypes] = dataclasses.field(hash=False)
     graph: PrecisionGraph = dataclasses.field(hash=False)
     facts: Assumptions = dataclasses.field(default=NOTHING, hash=False)
+    structure: Structure | None = dataclasses.field(default=None, hash=False, compare=False)
 
     @property
     def label(self) -> str:
@@ -49,7 +50,7 @@ class Run:
     @functools.cached_property
     def ranges(self) -> Ranges:
         """Bounds from the ops, the literals and what the user stated."""
-        return Ranges(self.graph, self.dtypes, self.facts)
+        return Ranges(self.graph, self.dtypes, self.facts, self.structure)
 
 
 class GraphContext:
@@ -149,14 +150,28 @@ class GraphContext:
         return tuple(self._run(recipe, device) for device in devices for recipe in recipes)
 
     def _run(self, recipe: Recipe, device: DeviceType) -> Run:
-        return Run(recipe, device, self.realised(recipe, device), self.graph, self.evidence.facts)
+        dtypes = self.realised(recipe, device)
+        return Run(recipe, device, dtypes, self.graph, self.evidence.facts, self._structure)
+
+    @functools.cached_property
+    def _structure(self) -> Structure:
+        return Structure(self.graph)
+
+    def bounds_under(self, recipe: Recipe, assumed: Assumptions) -> Ranges:
+        """Bounds under a recipe on a GPU and under given assumptions, be the recipe asked about or not."""
+        run = next((run for run in self.runs if run.recipe == recipe and run.device == "cuda"), None)
+        if run is not None and assumed is self.evidence.facts:
+            return run.ranges
+        if run is not None and assumed is self.evidence.assumptions and (known := self.bounds(run)) is not None:
+            return known
+        return Ranges(self.graph, self.realised(recipe), assumed, self._structure)
 
     def bounds(self, run: Run) -> Ranges | None:
         """Bounds under the assumed inputs and weights; ``None`` where nothing is assumed."""
         if self.evidence.assumptions is None:
             return None
         if run.label not in self._bounds:
-            self._bounds[run.label] = Ranges(self.graph, run.dtypes, self.evidence.assumptions)
+            self._bounds[run.label] = Ranges(self.graph, run.dtypes, self.evidence.assumptions, self._structure)
         return self._bounds[run.label]
 
     def realised(self, recipe: Recipe, device: DeviceType = "cuda") -> Mapping[str, SiteDtypes]:

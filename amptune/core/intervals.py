@@ -124,6 +124,9 @@ def scaled(value: Range, factor: float) -> Range:
 def inverse(value: Range) -> Range:
     """The range of 1 / x for finite x; unbounded on the sides from which zero can be reached.
 
+    The zero of numbers that are not negative (squares, exponentials, absolute values) is taken to be +0; that of
+    numbers that are not positive has either sign: ``x - max(x)`` has +0, ``-abs(x)`` has -0.
+
     Where x is not bounded, the largest number of FP32 stands in: 1 / x does not become zero.
     """
     low, high = max(value.low, -_LARGEST), min(value.high, _LARGEST)
@@ -131,8 +134,6 @@ def inverse(value: Range) -> Range:
         return Range(min(1 / high, _FINITE), max(1 / low, -_FINITE))
     if low == 0:
         return Range(1 / high if high else 0.0, math.inf)
-    if high == 0:
-        return Range(-math.inf, 1 / low)
     return ANY
 
 

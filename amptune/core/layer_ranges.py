@@ -163,7 +163,8 @@ def _terms(site: Site) -> int:
     if site.gemms:
         return max(gemm.k for gemm in site.gemms)
     shape = site.inputs[0].shape if site.inputs else ()
-    return shape[-1] if shape and site.op != "einsum" else 0
+    dim = site.attrs.get("dim", -1) if site.op == "linalg_vecdot" else -1
+    return shape[dim] if shape and site.op != "einsum" and isinstance(dim, int) else 0
 
 
 def _sum_with(ranges: Ranges, site: Site) -> Range | None:
@@ -184,7 +185,10 @@ def _embedding(ranges: Ranges, site: Site) -> Range | None:
 
 
 def _norm(ranges: Ranges, site: Site) -> Range | None:
-    """Layer, RMS, group and batch norms in training: of n numbers with deviation 1 none is over the root of n."""
+    """Layer, RMS, group and batch norms in training: of n numbers with deviation 1 none is over the root of n. With
+    stored statistics, or a weight that was computed, nothing is known."""
+    if site.attrs.get("fixed_statistics") or any(not _is_statistic(source) for source in ranges.sources(site)[1:]):
+        return ANY
     if site.op in ("layer_norm", "rms_norm") and not site.params:
         return None
     count = _normalised(site)
@@ -197,6 +201,11 @@ def _norm(ranges: Ranges, site: Site) -> Range | None:
     unit = symmetric(math.sqrt(count))
     stretched = multiply(unit, weight.range) if weight else unit
     return add(stretched, bias.range) if bias else stretched
+
+
+def _is_statistic(source: str) -> bool:
+    """Whether an input is a buffer that a norm keeps its running statistics in."""
+    return source.endswith(("running_mean", "running_var"))
 
 
 def _normalised(site: Site) -> int:

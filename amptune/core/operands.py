@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from amptune.core.graph import Site
 
+COPIES_ONE = frozenset(
+    {
+        *("gather", "index", "index_select", "masked_select", "flip", "roll", "repeat", "tile", "repeat_interleave"),
+        *("clone", "contiguous", "copy", "unfold", "take_along_dim", "rot90", "alias", "identity"),
+    }
+)
+"""Ops whose result holds numbers of their first operand and no others."""
+
 
 def arity(site: Site) -> int:
     """Number of positional operands."""

@@ -19,20 +19,13 @@ from amptune.core.order import steps_upwards
 from amptune.core.parts import MAXIMA, is_unit_vector, part_of, root_of_squares
 from amptune.core.rising import is_rise
 from amptune.core.shared import with_shared_number
-from amptune.core.squares import mean_square_left, scaled_square, squareplus
+from amptune.core.squares import is_square, mean_square_left, scaled_square, squareplus
 from amptune.core.terms import stays_in_place
 from amptune.core.variances import covariance
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
 
-COPIES_ONE = frozenset(
-    {
-        *("gather", "index", "index_select", "masked_select", "flip", "roll", "repeat", "tile", "repeat_interleave"),
-        *("clone", "contiguous", "copy", "unfold", "take_along_dim", "rot90", "alias", "identity"),
-    }
-)
-"""Ops whose result holds numbers of their first operand and no others."""
 _DEPTH = 6
 
 
@@ -98,7 +91,8 @@ def _dominates(
         return True
     if upper.op in ("scatter_reduce", "index_reduce") and upper.attrs.get("reduce") in ("amax", "max"):
         # The largest of a segment, read back by the index that it was scattered by: the softmax of a graph's edges.
-        return any(ranges.covers(upper, source, other, place) for source in range(1, len(upper.inputs) + 1))
+        scattered = any(ranges.covers(upper, source, other, place) for source in range(1, len(upper.inputs) + 1))
+        return scattered and _reads_back(ranges, site, index, upper)
     limited = upper.op == "clamp" and limits_of(upper)[1] == math.inf and len(upper.inputs) == 1
     sides = (0,) if limited else (0, 1) if upper.op in ("maximum", "max", "logaddexp") and arity(upper) > 1 else ()
     return any(
@@ -141,17 +135,35 @@ def _is_exponential(ranges: Ranges, site: Site | None, depth: int) -> bool:
 def reads_back_sum(ranges: Ranges, site: Site, place: int) -> bool:
     """Whether an operand is what exponentials add up to by segment, read back by the index that they were added by: the
     softmax of a graph's edges, in which each edge is part of its own sum."""
-    position = input_of(site, place)
-    if position is None or (picked := ranges.maker(site, position)) is None:
-        return False
-    total = ranges.root(picked) if picked.op in ("index", "index_select", "gather") else None
+    total = ranges.root(site, place)
     if total is None or total.op not in ("index_add", "scatter_add", "scatter_reduce"):
         return False
-    parts = range(1, len(total.inputs) + 1)
-    by_index = any(
-        ranges.covers(picked, own, total, part) for own in range(1, len(picked.inputs) + 1) for part in parts
+    exponentials = (ranges.root(total, part) for part in range(1, len(total.inputs) + 1))
+    return _reads_back(ranges, site, place, total) and any(_is_exponential(ranges, each, 0) for each in exponentials)
+
+
+def _reads_back(ranges: Ranges, site: Site, place: int, total: Site) -> bool:
+    """Whether an operand is read from what was folded by segment, by the index that it was folded by."""
+    position = input_of(site, place)
+    picked = ranges.maker(site, position) if position is not None else None
+    if picked is None or picked.op not in ("index", "index_select", "gather") or ranges.root(picked) is not total:
+        return False
+    if _axis_of(picked) is None or _axis_of(picked) != _axis_of(total):
+        return False
+    return any(
+        ranges.covers(picked, own, total, part)
+        for own in range(1, len(picked.inputs) + 1)
+        for part in range(1, len(total.inputs) + 1)
     )
-    return by_index and any(_is_exponential(ranges, ranges.root(total, part), 0) for part in parts)
+
+
+def _axis_of(site: Site) -> int | None:
+    """The axis along which a site picks or folds by an index, counted from the first."""
+    if site.op == "index":
+        by = [place for place, index in enumerate((site.attrs.get("operands") or [])[1:]) if index is not None]
+        return by[0] if len(by) == 1 else None
+    dim, rank = site.attrs.get("dim"), max(len(site.outputs[0].shape), 1) if site.outputs else 1
+    return dim % rank if isinstance(dim, int) else None
 
 
 def _reaches_zero(ranges: Ranges, site: Site | None, axes: frozenset[int], whole: bool) -> bool:
@@ -275,7 +287,7 @@ def _largest_share(ranges: Ranges, site: Site) -> Range | None:
 def _product(ranges: Ranges, site: Site) -> Range | None:
     if not all(tensor.is_floating for tensor in site.inputs):
         return None
-    if ranges.same(site, 0, site, 1):
+    if is_square(ranges, site):
         return square(ranges.operand(site, 0))
     if (found := scaled_square(ranges, site)) is not None:
         return found
@@ -307,8 +319,14 @@ def _matrix_product(ranges: Ranges, site: Site) -> Range | None:
     layout = site.attrs.get("operands")
     if layout is not None and site.op == "einsum":
         return _einsum(ranges, site, [place for place, index in enumerate(layout) if index is not None])
-    is_row = site.op in ("linear", "linalg_vecdot", "mv") or (site.inputs and len(site.inputs[-1].shape) == 1)
+    is_row = (
+        site.op in ("linear", "linalg_vecdot", "mv")
+        or site.attrs.get("called") == "inner"
+        or (site.inputs and len(site.inputs[-1].shape) == 1)
+    )
     contracted = (-1, -1 if is_row else -2)
+    if site.op == "linalg_vecdot" and isinstance(dim := site.attrs.get("dim"), int):
+        contracted = (dim, dim)
     if places and all(is_unit_vector(ranges, site, place, contracted[side]) for side, place in enumerate(places)):
         return symmetric(1.0)
     return Range(0.0, math.inf) if _has_no_negative(ranges, site) else None

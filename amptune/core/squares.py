@@ -19,7 +19,8 @@ def is_square(ranges: Ranges, site: Site) -> bool:
     """Whether a site is x * x, x ** 2 or square(x)."""
     if site.op == "pow":
         return exponent_of(site) == 2
-    return site.op == "square" or (site.op == "mul" and ranges.same(site, 0, site, 1))
+    pairs = site.attrs.get("called") in ("outer", "ger")  # all with all
+    return site.op == "square" or (site.op == "mul" and not pairs and ranges.same(site, 0, site, 1))
 
 
 def scaled_square(ranges: Ranges, site: Site) -> Range | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from amptune.core.graph import Site
 from amptune.core.operands import input_of
+from amptune.core.structure import told_once
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
@@ -71,6 +72,7 @@ def _within(ranges: Ranges, term: Term, index: int, factor: float, depth: int) -
         yield from _added(ranges, Term(made, factor, "diagonal" in views, in_place), depth + 1)
 
 
+@told_once
 def stays_in_place(ranges: Ranges, site: Site, index: int) -> bool:
     """Whether elementwise arithmetic reads each number of what made an operand once, in the order in which it made
     them: no part, no other order, no pairs of all with all."""
@@ -80,6 +82,7 @@ def stays_in_place(ranges: Ranges, site: Site, index: int) -> bool:
     return is_as_made(ranges, site, index) and made.outputs[0].numel == site.outputs[0].numel
 
 
+@told_once
 def is_as_made(ranges: Ranges, site: Site, index: int) -> bool:
     """Whether an operand is all of what a site made, in that order, be it under another shape."""
     position = input_of(site, index)
@@ -90,6 +93,7 @@ def is_as_made(ranges: Ranges, site: Site, index: int) -> bool:
     return not set(_VIEW.findall(views)) - _KEEP_ORDER and is_direct(ranges, site, index)
 
 
+@told_once
 def is_direct(ranges: Ranges, site: Site, index: int) -> bool:
     """Whether there are views alone between an operand and its root: nothing that picks, turns round or repeats."""
     position = input_of(site, index)

@@ -10,6 +10,7 @@ from amptune.core.arguments import reduced_count
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, scaled, symmetric
 from amptune.core.squares import is_square
+from amptune.core.structure import told_once
 from amptune.core.terms import Term, stays_in_place, terms_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Spread:
         return self.sides[0] == self.sides[1]
 
 
+@told_once
 def spread_of(ranges: Ranges, site: Site) -> Spread | None:
     """The variance or covariance that a sum of terms is; ``None`` where it is none."""
     if site.op not in ("add", "sub"):

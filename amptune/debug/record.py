@@ -10,7 +10,7 @@ import bisect
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CodeType
 from typing import Any, Literal, Protocol
 
@@ -153,9 +153,9 @@ class PassRecorder(CallRecorder):
         op.producers = tuple(self._maker.get(id(tensor)) for tensor in tensors)
         op.numbers = _numbers(func, args, kwargs)
 
-    def _note_outputs(self, op: Op, start: int, result: Any, written: torch.Tensor | None) -> None:
+    def _note_outputs(self, op: Op, start: int, result: Any, written: Sequence[torch.Tensor]) -> None:
         op.index = op.call = len(self.ops)
-        outputs = _floating(result) or ([written] if written is not None and _is_measurable(written) else [])
+        outputs = _floating(result) or [each for each in written if _is_measurable(each)]
         if not outputs:
             return
         if op_named(op.op).family is Family.VIEW and not self.detail:

@@ -101,6 +101,31 @@ FORWARDS = {
     "a limit by name": "return torch.clamp(self.fc(x).square(), max=x)",
     "an einsum of all with all": "h = torch.sigmoid(self.fc(x))\nreturn torch.einsum('ij,kl->', h, h)",
     "integers the other way round": "return (3 - x.argmax(-1)).float() + 0 * self.fc(x)[:, 0]",
+    "maxima of columns, read as those of rows": "a = self.fc(x)[:, :32]\nreturn (a - a.max(0)[0][:, None]).exp()",
+    "the largest share of a row of a column's shares": "return (40 * self.fc(x)).softmax(0).max(-1)[0]",
+    "deviations of rows, read as those of columns": "a = self.fc(x)[:, :32] * x[:, :1]\n"
+    "return (a - a.mean(0)) / a.std(1)",
+    "the largest of a segment, read by another index": "i = (64 * x[:, 0].sigmoid()).long() % 8\na = self.fc(x)\n"
+    "m = torch.full((8, 64), -9.0).scatter_reduce(0, i[:, None].expand_as(a), a, 'amax')\n"
+    "return (a - m[(i + 1) % 8]).exp()",
+    "the largest of a segment, read along another axis": "i = (64 * x[:, 0].sigmoid()).long() % 8\n"
+    "a = self.fc(x)[:, :32]\nm = torch.full((32, 32), -9.0).scatter_reduce(0, i[:, None].expand_as(a), a, 'amax')\n"
+    "return (a - m[:, i]).exp()",
+    "the largest of segments, read as it is": "i = torch.zeros(32, dtype=torch.long)\na = self.fc(x)\n"
+    "m = torch.full((32, 64), -9.0).scatter_reduce(0, i[:, None].expand_as(a), a, 'amax')\nreturn (a - m).exp()",
+    "other integers": "i = (64 * x.sigmoid()).long()\nreturn (i + 1).float() - i.float() + 0 * self.fc(x)",
+    "all with all": "a = self.fc(x)[0]\nreturn torch.outer(a, a)",
+    "products along the first axis": "a = torch.sigmoid(self.fc(x)).repeat(8, 1)[:, :2]\n"
+    "return torch.linalg.vecdot(a, a, dim=0)",
+    "products along the last axis of both": "z = F.normalize(self.fc(x), dim=-1)\n"
+    "return torch.inner(z, F.normalize(torch.ones(9, 64), dim=0))",
+    "a norm with a computed weight": "return F.layer_norm(self.fc(x), (64,), 40 * x[0])",
+    "a norm with a computed weight by name": "return F.rms_norm(self.fc(x), (64,), weight=40 * x[0])",
+    "a norm with given statistics": "return F.batch_norm(self.fc(x), torch.zeros(64), torch.full((64,), 1e-4))",
+    "a layer with stored statistics": "return nn.BatchNorm1d(64, affine=False).eval()(900 * self.fc(x))",
+    "an instance norm with stored statistics": "norm = nn.InstanceNorm1d(32, track_running_stats=True).eval()\n"
+    "return norm(900 * self.fc(x)[None])",
+    "a quotient of zeros": "a = self.fc(x)\nreturn (1 / (a - a.amax(-1, keepdim=True))).clamp(-9, 9)",
     "a rise": "a = 5 * self.fc(x)\nreturn torch.sigmoid(a + 1) - torch.sigmoid(a - 1)",
     "a variance": MEANS.format(spread="squares - mean * mean"),
     "a covariance": MEANS.format(spread="(h * h.flip(1)).mean(-1) - mean * h.flip(1).mean(-1)"),

@@ -94,9 +94,16 @@ def test_most_functions_of_torch_are_known() -> None:
     ],
 )
 def test_which_calls_write(function: Any, kwargs: dict[str, Any], writes: bool) -> None:
-    assert (written_by(function, (X, X), kwargs) is X) is writes
+    assert [id(each) for each in written_by(function, (X, X), kwargs)] == [id(X)] * writes
 
 
 def test_out_is_what_is_written() -> None:
     out = torch.empty(2, 2)
-    assert written_by(torch.add, (X, X), {"out": out}) is out
+    assert [id(each) for each in written_by(torch.add, (X, X), {"out": out})] == [id(out)]
+
+
+def test_several_are_written() -> None:
+    first, second = torch.empty(2), torch.empty(2).long()
+    both = [id(first), id(second)]
+    assert [id(each) for each in written_by(torch.max, (X, 0), {"out": (first, second)})] == both
+    assert [id(each) for each in written_by(torch._foreach_mul_, ([first, second], 2.0), {})] == both

@@ -11,10 +11,10 @@ from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
 from amptune.core.intervals import ANY, Range
-from amptune.core.operands import input_of
+from amptune.core.operands import COPIES_ONE, input_of
 from amptune.core.ops import op_named
 from amptune.core.parts import NORMS
-from amptune.core.relations import COPIES_ONE, is_positive_sum, reads_back_sum
+from amptune.core.relations import is_positive_sum, reads_back_sum
 from amptune_rules.graph._numeric import (
     SIGNED_FAMILIES,
     delivering,

@@ -10,8 +10,7 @@ from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
 from amptune.core.intervals import Range
 from amptune.core.observed import Stat
-from amptune.core.operands import input_of
-from amptune.core.relations import COPIES_ONE
+from amptune.core.operands import COPIES_ONE, input_of
 from amptune_rules.graph._numeric import delivering, is_settled
 
 FACTORS = ("mul", "div")

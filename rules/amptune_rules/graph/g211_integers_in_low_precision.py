@@ -213,9 +213,11 @@ class IntegersInLowPrecision(GraphRule):
         rows = max((_rows_picked(after, site) for after in context.graph.consumers(site.id)), default=0)
         for number_format in (Format.BF16, Format.FP16):
             most = number_format.largest_exact_integer
+            if rows <= most + 1:
+                continue
             runs = delivering(context, site, number_format)
             runs = tuple(run for run in runs if _reach(context, run, site) > most)
-            if runs and rows > most + 1:
+            if runs:
                 yield context.finding(
                     self,
                     site,
