@@ -145,6 +145,15 @@ class NodeBounds:
         base = _root(node)
         return _created(_op(base), base) if self._first_writers.get(base) is writer else None
 
+    def as_stored(self, node: fx.Node, reader: fx.Node) -> Range | None:
+        """The numbers of a buffer that the forward writes, as they are where it is read before that."""
+        base = _root(node)
+        writer = self._first_writers.get(base)
+        if base.op != "get_attr" or writer is None or not reader < writer:
+            return None
+        value = self._real(base)
+        return range_of(value) if value is not None else None
+
     def before_writes(self, node: fx.Node) -> Range | None:
         """What a tensor was filled with that the forward writes into somewhere."""
         base = _root(node)
@@ -204,14 +213,18 @@ class NodeBounds:
         return range_of(value) if value is not None else None
 
     def _tensor(self, node: fx.Node) -> torch.Tensor | None:
-        """A constant or buffer, real or not, that training does not change."""
+        """A constant or buffer that is real and that training does not change."""
+        return None if str(node.target).endswith(_STATISTICS) or node in self._written else self._real(node)
+
+    def _real(self, node: fx.Node) -> torch.Tensor | None:
+        """A constant or buffer with its numbers; not a parameter."""
         value: Any = self._module
         try:
             for part in str(node.target).split("."):
                 value = getattr(value, part)
         except AttributeError:
             return None
-        if str(node.target).endswith(_STATISTICS) or isinstance(value, torch.nn.Parameter) or node in self._written:
+        if isinstance(value, torch.nn.Parameter):
             return None
         is_real = isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor) and value.device.type != "meta"
         return value if is_real else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import linecache
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -219,8 +221,40 @@ def explicit_cast(node: fx.Node) -> str | None:
         if op == "type_as":
             return UNKNOWN
         if _made_or_cast(step) and _names_dtype(step):
-            return str(value.dtype).removeprefix("torch.") if LITERAL.search(source(step)) else UNKNOWN
+            return str(value.dtype).removeprefix("torch.") if names_literal(step) else UNKNOWN
     return None
+
+
+def names_literal(node: fx.Node) -> bool:
+    """Whether a call names the dtype itself: ``torch.bfloat16``, or what the top of its file calls so, as
+    ``HALF = torch.bfloat16``, rather than the dtype of another tensor."""
+    text = source(node)
+    if LITERAL.search(text):
+        return True
+    place = getattr(node.meta.get("amptune_call"), "place", None)
+    spot = getattr(place, "origin", None)
+    return spot is not None and not _constants(spot.filename).isdisjoint(_BARE.findall(text))
+
+
+_BARE = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(filename: str) -> frozenset[str]:
+    """Names that a file binds once, at its top level, to a dtype of torch."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)))
+    except SyntaxError:
+        return frozenset()
+    bound = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    named = {
+        target.id
+        for statement in tree.body
+        if isinstance(statement, ast.Assign) and LITERAL.fullmatch(ast.unparse(statement.value))
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+    return frozenset(name for name in named if bound.count(name) == 1)
 
 
 def _follows(node: fx.Node) -> bool:

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from amptune.analyze.constants import NodeBounds
-from amptune.analyze.dtypes import LITERAL, REVERSED, FollowedDtypes, is_in_place, root, source, walk
+from amptune.analyze.dtypes import REVERSED, FollowedDtypes, is_in_place, names_literal, root, source, walk
 from amptune.analyze.einsums import copied
 from amptune.analyze.images import mark_images
 from amptune.analyze.layouts import is_channels_last, order_in_memory
@@ -119,7 +119,7 @@ def _facts(
         yield "in_place", True
     if not site.is_module and (called := _called(covered[0])) != site.op:
         yield "called", called
-    if not site.is_module and site.attrs.get("dtype") and not LITERAL.search(source(covered[0])):
+    if not site.is_module and site.attrs.get("dtype") and not names_literal(covered[0]):
         yield "dtype", UNKNOWN
     if not site.is_module and _FP32_LIMIT.search(source(covered[0])):
         yield "fp32_limit", True

@@ -50,6 +50,8 @@ def origins(
         yield "pairs", pairs
     if known:
         yield "bounds", {index: (found.low, found.high) for index, found in known.items()}
+    if len(calls) == 1 and (stored := _as_stored(outside, last, bounds)):
+        yield "as_stored", stored
     if batch := _alike(reads, _of_batch):
         yield "batch", batch
     if reckoned := {index: base.name for index, node in enumerate(outside) if _is_reckoned(base := root(node), owners)}:
@@ -133,6 +135,11 @@ def _other_ways(
     if own and site.sources[index : index + 1] != (_owner(reads[0][index], owners),):
         ways[()] = None
     return tuple(way for way in ways if way != own)
+
+
+def _as_stored(outside: Sequence[fx.Node], reader: fx.Node, bounds: NodeBounds) -> dict[int, tuple[float, float]]:
+    found = {index: bounds.as_stored(node, reader) for index, node in enumerate(outside)}
+    return {index: (each.low, each.high) for index, each in found.items() if each is not None}
 
 
 def _of_batch(node: fx.Node) -> str:

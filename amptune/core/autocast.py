@@ -155,18 +155,22 @@ def _site_dtypes(site: Site, given: tuple[str, ...], recipe: Recipe, device: Dev
     if policy is Autocast.ERROR:
         raises = f"{site.op} raises under CUDA autocast"
     elif op.same_dtype and not _only_multiplies(site) and (mixed := _mixed(site, inputs, params)):
-        raises = f"{site.op} raises on operands of different dtypes ({' and '.join(mixed)})"
+        raises = f"{_WRITTEN.get(site.op, site.op)} raises on operands of different dtypes ({' and '.join(mixed)})"
     outputs = tuple(_output(site, op, policy, half, tensor, inputs, params) for tensor in site.outputs)
     tensors = [*site.inputs, *(param.meta for param in site.params)]
     wide = promoted([each for meta, each in zip(tensors, (*inputs, *params), strict=True) if meta.shape])
     return SiteDtypes(given, inputs, params, outputs, raises, wide)
 
 
+_WRITTEN = {"index_put": "x[index] = y"}
+
+
 def _policy(site: Site, op: Op, device: DeviceType) -> Autocast:
     if "lowers" in site.attrs and "cast_inputs" not in site.attrs:
         return Autocast.LOWER  # a function of the user's own that ends in a product
     if device == "cuda":
-        return op.cuda
+        # Autocast promotes the operands of index_put, not of ``x[mask] = y``, which writes in place.
+        return Autocast.FOLLOW if op.cuda is Autocast.PROMOTE and site.attrs.get("in_place") else op.cuda
     return Autocast.FOLLOW if _only_multiplies(site) else op.cpu
 
 

@@ -82,7 +82,7 @@ _FAMILIES: dict[Family, str] = {
     "normalize cosine_similarity dist pdist cdist renorm var_mean std_mean max min amax amin argmax argmin aminmax "
     "all any median quantile topk sort count_nonzero cummax cummin",
     Family.SENSITIVE: "exp expm1 exp2 log log2 log10 log1p pow rsqrt sqrt reciprocal acos asin cosh sinh tan atanh "
-    "acosh erfinv softplus logit logaddexp xlogy lgamma digamma",
+    "acosh erfinv softplus logit logaddexp xlogy lgamma digamma i0",
     Family.POINTWISE: "add sub mul div neg abs relu relu6 gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid "
     "leaky_relu elu selu celu prelu logsigmoid erf clamp where masked_fill lerp addcmul addcdiv square sign floor "
     "ceil round sin cos atan atan2 maximum minimum remainder fmod dropout glu threshold softsign hypot "
@@ -139,7 +139,7 @@ _SAME_DTYPE = frozenset(
         "linear matmul bmm mm mv addmm addbmm baddbmm addmv einsum linalg_multi_dot bilinear dot tensordot conv1d "
         "conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d scaled_dot_product_attention "
         "multi_head_attention flex_attention index_put index_add index_copy scatter_add scatter_reduce "
-        "scatter lerp masked_scatter cdist grid_sample"
+        "scatter lerp masked_scatter cdist grid_sample polar complex"
     )
 )
 _WHY = {
@@ -181,6 +181,7 @@ _WHY = {
     "erfinv": "infinite at 1, and numbers near it round to 1",
     "logit": "infinite at 0 and 1, and numbers near them round to them",
     "cosh": "exceeds 65504 in fp16 for |x| > 11.7",
+    "i0": "exceeds 65504 in fp16 for |x| > 13.2",
     "sinh": "exceeds 65504 in fp16 for |x| > 11.7",
     "tan": "unbounded near its poles",
     "cross_entropy": "the log of the sum of exponentials needs more than 16 bits",

@@ -345,7 +345,7 @@ RULES: dict[str, RangeRule] = {
     "atan2": fixed(-math.pi, math.pi),
     "acos": fixed(0.0, math.pi),
     "asin": fixed(-math.pi / 2, math.pi / 2),
-    "cosh": fixed(1.0, math.inf),
+    **_rows("cosh i0", fixed(1.0, math.inf)),
     "acosh": _NOT_NEGATIVE,
     "neg": first(lambda value: -value),
     "abs": first(absolute),

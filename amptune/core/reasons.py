@@ -12,7 +12,8 @@ from amptune.core.ops import op_named
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
 
-_HIGHEST = {"exp": 11.09, "expm1": 11.09, "exp2": 15.99, "softplus": 11.09, "cosh": 11.78, "sinh": 11.78}
+_HIGHEST = {"exp": 11.09, "expm1": 11.09, "exp2": 15.99, "softplus": 11.09, "cosh": 11.78, "sinh": 11.78,
+            "i0": 13.2}  # fmt: skip
 """Inputs up to which the result is within FP16."""
 _ROUNDED = "rounding its input is a relative error in bf16"
 _SQUARES = frozenset(
@@ -40,7 +41,11 @@ def why_sensitive(ranges: Ranges, site: Site) -> str:
             return _of_power(ranges, site, exponent)
         op = _POWERS[exponent]
     why, found = op_named(op).why_sensitive, ranges.operand(site, 0)
-    if op in _HIGHEST and found.high <= _HIGHEST[op] and (op not in ("cosh", "sinh") or found.low >= -_HIGHEST[op]):
+    if (
+        op in _HIGHEST
+        and found.high <= _HIGHEST[op]
+        and (op not in ("cosh", "sinh", "i0") or found.low >= -_HIGHEST[op])
+    ):
         return _ROUNDED if op == "exp" else ""
     if op in _SQUARES and found.magnitude <= _ROOT_OF_MAX:
         return ""

@@ -74,8 +74,18 @@ def _related(ranges: Ranges, site: Site) -> Range | None:
 
 
 def is_shifted(ranges: Ranges, site: Site | None) -> bool:
-    """Whether a site is ``x - max(x)`` or ``x - logsumexp(x)``: never above 0."""
-    return site is not None and site.op == "sub" and not is_scaled(site) and _dominates(ranges, site, 1, site, 0)
+    """Whether a site is ``x - max(x)`` or ``x - logsumexp(x)``, also less what is not negative: never above 0."""
+    if site is None or site.op != "sub" or is_scaled(site):
+        return False
+    return _dominates(ranges, site, 1, site, 0) or _is_lowered(ranges, site)
+
+
+def _is_lowered(ranges: Ranges, site: Site) -> bool:
+    """Whether a site is ``x - y - max(x)`` of a y that is not negative."""
+    made = ranges.root(site, 0) if is_plain(ranges, site, 0) else None
+    if made is None or made.op != "sub" or is_scaled(made) or ranges.operand(made, 1).low < 0:
+        return False
+    return _dominates(ranges, site, 1, made, 0)
 
 
 def _dominates(

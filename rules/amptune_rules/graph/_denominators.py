@@ -208,6 +208,40 @@ def _is_one_sided(found: Range) -> bool:
     return math.isinf(found.low) != math.isinf(found.high)
 
 
+_DISTANCES = frozenset({"sum", "square", "pow", "cdist", "norm", "linalg_vector_norm", "abs"})
+
+
+def fades(run: Run, root: Site) -> bool:
+    """Whether a denominator is a sum of ``exp(-distance)``, of which each can be zero: nothing takes the smallest
+    distance off, nor is a point its own neighbour."""
+    made = run.ranges.root(root) if root.op == "sum" else None
+    exponent = run.ranges.root(made) if made is not None and made.op == "exp" else None
+    if made is None or exponent is None or run.ranges.operand(made, 0).low > -math.inf:
+        return False
+    for _ in range(_NORM_STEPS):
+        if exponent is None or exponent.op not in ("neg", "mul", "div"):
+            break
+        place = 1 if 0 in (exponent.attrs.get("scalars") or {}) else 0
+        exponent = run.ranges.root(exponent, place)
+    if exponent is None or exponent.op not in _DISTANCES or run.ranges.operand(made, 0).high > 0:
+        return False
+    return _is_between(run, exponent)
+
+
+def _is_between(run: Run, distance: Site) -> bool:
+    """Whether a distance is between points of two tensors, rather than of one."""
+    current: Site | None = distance
+    for _ in range(_NORM_STEPS):
+        if current is None or current.op == "cdist" or current.op not in _DISTANCES:
+            break
+        current = run.ranges.root(current)
+    if current is None or current.op not in ("sub", "cdist"):
+        return False
+    return all(run.ranges.root(current, place) is not None for place in (0, 1)) and not run.ranges.covers(
+        current, 0, current, 1
+    )
+
+
 def is_needless(run: Run, site: Site, place: int) -> bool:
     """Whether an eps is added to what is above zero without it: sums of exponentials by segment, which terms read."""
     root = run.ranges.root(site, place)

@@ -117,7 +117,7 @@ def is_stored(context: GraphContext, root: Site, depth: int = 0) -> bool:
         if source in context.graph:
             if not is_stored(context, context.graph[source], depth + 1):
                 return False
-        elif source and index not in bounds:
+        elif source == INPUT or (source and index not in bounds):
             return False
     return True
 
@@ -129,6 +129,24 @@ def of_batch(context: GraphContext, site: Site, index: int = 0) -> Range:
     if bounds is None or site.id in context.weighted:
         return ANY
     return bounds.operand(site, index)
+
+
+_KEEP_ZERO = frozenset({"neg", "abs", "relu", "sqrt", "square", "sin", "tan", "tanh", "log1p", "expm1", "clone"})
+
+
+def has_zeros_of_batch(context: GraphContext, site: Site, place: int, depth: int = 0) -> bool:
+    """Whether an operand is zero wherever a tensor of the batch is, which has zeros: the tensor itself, or a product or
+    quotient of it, whatever the weights have a part in."""
+    bounds = context.bounds(context.runs[0]) if context.runs else None
+    if bounds is None or depth > _DEPTH:
+        return False
+    if input_of(site, place) in (site.attrs.get("batch") or {}):
+        return 0.0 in ((found := bounds.operand(site, place)).low, found.high)
+    made = context.runs[0].ranges.root(site, place)
+    if made is None:
+        return False
+    factors = (0, 1) if made.op == "mul" else (0,) if made.op == "div" or made.op in _KEEP_ZERO else ()
+    return any(has_zeros_of_batch(context, made, factor, depth + 1) for factor in factors)
 
 
 BATCH_MARGIN = 4

@@ -124,6 +124,8 @@ class ExpOverflow(GraphRule):
                 continue  # above zero by rounding alone
             if unbounded and is_logarithmic(context.runs[0].ranges, site, 1 if site.op == "pow" else 0):
                 continue  # as large as what was logged
+            if unbounded and _is_cut_off(context, site):
+                continue
             signless = _without_sign(context, site) if unbounded else None
             harm = _harm(context, site) if unbounded and signless is None else ""
             runs = tuple(run for run in runs_in(half.get(site, ()), site, Format.FP16)
@@ -143,10 +145,10 @@ class ExpOverflow(GraphRule):
                 yield context.finding(
                     self,
                     site,
-                    f"{_reach(context.runs[0], site, signless)}: it overflows over {FP32_LIMIT / _scale(site):.2f} in "
+                    f"{_reach(context.runs[0], site, signless)}: it overflows over {_limit(site, FP32_LIMIT):.2f} in "
                     "every format; clamp it where large inputs can come",
                     severity=Severity.INFO,
-                    limit=round(FP32_LIMIT / _scale(site), 2),
+                    limit=round(_limit(site, FP32_LIMIT), 2),
                     chain=chain(context, site),
                 )
 
@@ -154,9 +156,9 @@ class ExpOverflow(GraphRule):
         return context.finding(
             self,
             site,
-            f"{site.op} {harm} and nothing bounds its input: it overflows over {FP32_LIMIT / _scale(site):.1f} in "
-            f"every format ({FP16_LIMIT / _scale(site):.2f} in fp16){_INSTEAD[harm]}",
-            limit=round(FP32_LIMIT / _scale(site), 2),
+            f"{site.op} {harm} and nothing bounds its input: it overflows over {_limit(site, FP32_LIMIT):.1f} in "
+            f"every format ({_limit(site, FP16_LIMIT):.2f} in fp16){_instead(site, harm)}",
+            limit=round(_limit(site, FP32_LIMIT), 2),
             chain=chain(context, site),
         )
 
@@ -166,9 +168,9 @@ class ExpOverflow(GraphRule):
             self,
             site,
             f"nothing bounds the {_input(site)}, and {called(reader)} reads its result in fp16 (under "
-            f"{recipes_in(tuple(readers))}): infinity over {FP16_LIMIT / _scale(site):.2f}; subtract the maximum "
+            f"{recipes_in(tuple(readers))}): infinity over {_limit(site, FP16_LIMIT):.2f}; subtract the maximum "
             "first, or clamp it",
-            limit=round(FP16_LIMIT / _scale(site), 2),
+            limit=round(_limit(site, FP16_LIMIT), 2),
             format="fp16",
             chain=chain(context, site),
         )
@@ -179,15 +181,17 @@ class ExpOverflow(GraphRule):
             self,
             site,
             f"{site.op} runs in {where_in(runs, site)} and overflows to infinity for inputs over "
-            f"{FP16_LIMIT / _scale(site):.2f}; nothing in the graph bounds its input",
+            f"{_limit(site, FP16_LIMIT):.2f}; nothing in the graph bounds its input",
             severity=Severity.ERROR if certain else None,
-            limit=round(FP16_LIMIT / _scale(site), 2),
+            limit=round(_limit(site, FP16_LIMIT), 2),
             format="fp16",
             chain=chain(context, site),
         )
 
 
-_EXPONENTIALS = ("exp", "expm1", "exp2", "cosh", "sinh")
+_EVEN = ("cosh", "sinh", "i0")
+"""What grows as an exponential on both sides of zero."""
+_EXPONENTIALS = ("exp", "expm1", "exp2", *_EVEN)
 _DIVIDED = "is divided by what is made of exponentials"
 _SHIFTED = "plus a number is divided by what is made of exponentials"
 _BELOW = "is a denominator"
@@ -211,6 +215,36 @@ _CARRIES = frozenset(
 """Ops through which an infinity stays one."""
 _STEPS = 8
 _EPS = 1e-2
+
+
+_BEYOND = {"cosh": (math.log(2), math.log(2)), "sinh": (math.log(2), math.log(2)), "i0": (3.18, 2.11)}
+"""How much further than exp these go in FP32 and FP16: cosh(x) is half of exp(x), i0(x) exp(x) / sqrt(2 pi x)."""
+
+
+def _limit(site: Site, of_exp: float) -> float:
+    """The input from which a site overflows, where exp does from ``of_exp``."""
+    in_fp32, in_fp16 = _BEYOND.get(site.op, (0.0, 0.0))
+    return (of_exp + (in_fp16 if of_exp == FP16_LIMIT else in_fp32)) / _scale(site)
+
+
+def _instead(site: Site, harm: str) -> str:
+    if site.op == "i0" and harm == _LOGGED:
+        return ": use log(torch.special.i0e(x)) + x"
+    return _INSTEAD[harm]
+
+
+def _is_cut_off(context: GraphContext, site: Site) -> bool:
+    """Whether all that reads a result clamps it from above, and no gradient comes back: infinity is the limit then."""
+    readers = context.graph.consumers(site.id)
+    if not readers or not all(each.op == "clamp" and limits_of(each)[1] < math.inf for each in readers):
+        return False
+    after = [(each, again) for each in readers for again in context.graph.consumers(each.id)]
+    return not context.train or not any(_is_trained_by(context, each, again) for each, again in after)
+
+
+def _is_trained_by(context: GraphContext, site: Site, reader: Site) -> bool:
+    sources = zip(context.runs[0].ranges.sources(reader), reader.inputs, strict=False)
+    return any(source == site.id and tensor.requires_grad for source, tensor in sources)
 
 
 def _cast_down(context: GraphContext, site: Site) -> dict[Run, Site]:
@@ -264,7 +298,7 @@ def _reach(run: Run, site: Site, signless: str | None) -> str:
             "that is positive, nothing bounds it"
         )
     found = _given(run, site)
-    far = found.magnitude if site.op in ("cosh", "sinh") else found.high
+    far = found.magnitude if site.op in _EVEN else found.high
     return (
         f"no op bounds the {_input(site)}" if math.isinf(far) else f"the ops bound the {_input(site)} by {far:.4g} only"
     )
@@ -276,13 +310,13 @@ def _given(run: Run, site: Site) -> Range:
 
 def _may_pass(run: Run, site: Site, limit: float) -> bool:
     found = _given(run, site)
-    return (found.magnitude if site.op in ("cosh", "sinh") else found.high) * _scale(site) > limit
+    return (found.magnitude if site.op in _EVEN else found.high) * _scale(site) > limit
 
 
 def _data(context: GraphContext, site: Site) -> float:
     """How far what is raised goes where it is data, such as labels; infinity for anything else."""
     found = of_batch(context, site, 1 if site.op == "pow" else 0)
-    far = found.magnitude if site.op in ("cosh", "sinh") else found.high
+    far = found.magnitude if site.op in _EVEN else found.high
     return BATCH_MARGIN * far * _scale(site)
 
 

@@ -18,6 +18,7 @@ from amptune_rules.graph._numeric import (
     ends_as_integers,
     eps_before,
     floating_sites,
+    has_zeros_of_batch,
     is_signed,
     lost_eps,
     of_batch,
@@ -141,9 +142,40 @@ class LogDomain(GraphRule):
                 )
             elif context.runs:
                 yield from self._of_batch(context, site)
+                yield from self._of_zeros(context, site)
                 yield from self._lost(context, site)
                 yield from self._of_spectrum(context, site)
         yield from self._of_products(context)
+        yield from self._of_nothing(context)
+
+    def _of_zeros(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+        """What weights have a part in, and is zero where the batch is: its gradient comes back, whatever is chosen."""
+        place = input_of(site, 0)
+        is_trained = context.train and place is not None and site.inputs[place].requires_grad
+        if site.op == "log1p" or not is_trained or site.id not in context.weighted:
+            return
+        if has_zeros_of_batch(context, site, 0):
+            yield context.finding(
+                self,
+                site,
+                f"{site.op} of what is zero wherever a tensor of make_batch() is: {site.op}(0) is -inf, and 0 * inf in "
+                "its gradient NaN, also where a mask or where() leaves it out afterwards; put a number in the place of "
+                "zeros before the logarithm",
+                chain=chain(context, site),
+            )
+
+    def _of_nothing(self, context: GraphContext) -> Iterable[Finding]:
+        """Sums of exponentials of -inf alone, as at places that no path of a lattice leads to."""
+        for site in floating_sites(context, "logaddexp"):
+            is_trained = context.train and any(tensor.requires_grad for tensor in site.inputs)
+            if is_trained and all(_is_nowhere(context, site, place) for place in (0, 1)):
+                yield context.finding(
+                    self,
+                    site,
+                    "logaddexp of -inf and -inf, which a tensor filled with -inf has at the same places: its gradient "
+                    "there is NaN; fill it with a large negative number, such as -1e4",
+                    chain=chain(context, site),
+                )
 
     def _of_batch(self, context: GraphContext, site: Site) -> Iterable[Finding]:
         """Numbers of the batch as they come: what there is of zero and below in it is data."""
@@ -244,6 +276,23 @@ class LogDomain(GraphRule):
             low=low,
             chain=chain(context, site),
         )
+
+
+_FULL = Range(-math.inf, -math.inf)
+
+
+def _is_nowhere(context: GraphContext, site: Site, place: int) -> bool:
+    """Whether an operand is -inf but for some places: filled so, and written in part, or moved along."""
+    if (site.attrs.get("bounds") or {}).get(input_of(site, place)) == (_FULL.low, _FULL.high):
+        return True
+    made = context.runs[0].ranges.root(site, place) if context.runs else None
+    if made is None:
+        return False
+    if made.op in ("copy", "index_put"):
+        return (made.attrs.get("bounds") or {}).get(0) == (_FULL.low, _FULL.high)
+    if made.op == "pad":
+        return made.attrs.get("value") == -math.inf and _is_nowhere(context, made, 0)
+    return made.op in ("full", "full_like", "new_full") and made.attrs.get("fill_value") == -math.inf
 
 
 def _is_rest_of_share(run: Run, root: Site | None) -> bool:

@@ -9,12 +9,14 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
+from amptune.core.operands import input_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._denominators import (
     buffer_with_zeros,
     constant_zeros,
     denominator_of_distance,
     epsilons,
+    fades,
     holds_without,
     is_chosen,
     is_kept_off_zero,
@@ -43,6 +45,9 @@ from amptune_rules.graph._numeric import (
 )
 from amptune_rules.graph._roots import normalises
 from amptune_rules.graph._spectra import spectrum_behind
+
+_FADES_AT = 103.97
+"""Where exp comes to zero in FP32: half of its smallest number."""
 
 
 class DivisionByZero(GraphRule):
@@ -291,6 +296,14 @@ class DivisionByZero(GraphRule):
         """Denominators of both signs: a difference, or what stands for zeros and is lost itself."""
         root = context.runs[0].ranges.root(site, place) if context.runs else None
         if root is None:
+            if (site.attrs.get("as_stored") or {}).get(input_of(site, place)) == (0.0, 0.0):
+                yield context.finding(
+                    self,
+                    site,
+                    "the denominator is a buffer of zeros in the first step, as it is read before it is written: "
+                    f"{quotient(context.runs[0], site, place).rstrip(',')}",
+                )
+                return
             yield from self._of_parameter(context, site, place)
         if root is None or is_settled(context, root):
             return
@@ -351,6 +364,17 @@ class DivisionByZero(GraphRule):
 
     def _unguarded(self, context: GraphContext, site: Site, run: Run, place: int) -> Iterable[Finding]:
         root, found = run.ranges.root(site, place), run.ranges.operand(site, place)
+        if root is not None and fades(run, root):
+            yield context.finding(
+                self,
+                site,
+                "the denominator is a sum of exponentials of negative distances, which are all zero for what is far "
+                f"from everything (below exp({-_FADES_AT:g}) in float32): 0 / 0 is NaN; use softmax over the negative "
+                "distances",
+                severity=Severity.INFO,
+                chain=chain(context, site),
+            )
+            return
         if is_kept_off_zero(context, run, site, place):
             return
         if found == Range(0.0, 0.0):

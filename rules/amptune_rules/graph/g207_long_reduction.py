@@ -10,6 +10,7 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
+from amptune.core.ops import Family, op_named
 from amptune.core.ranges import Ranges
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
@@ -100,6 +101,9 @@ class LongReduction(GraphRule):
             if raised > 1 and count * raised > Format.FP16.max:
                 yield self._raised(context, site, runs, count, raised)
                 continue
+            if count > Format.FP16.max and all(_is_normalised(ranges, site, place) for place in places):
+                yield self._normalised(context, site, runs, count)
+                continue
             if any(ranges.operand(site, place).low < 0 for place in places) or _averages(ranges, site, places):
                 continue
             (first, is_known), (second, other_is_known) = (_size(ranges, site, place) for place in places)
@@ -131,6 +135,17 @@ class LongReduction(GraphRule):
             format="fp16",
         )
 
+    def _normalised(self, context: GraphContext, site: Site, runs: tuple[Run, ...], count: int) -> Finding:
+        """Correlations: what a norm has made 1 on average adds up to the number of terms where both agree."""
+        return context.finding(
+            self,
+            site,
+            f"{site.op} adds up {count} products of normalised numbers in {where_in(runs, site)}: where both agree "
+            f"that is {count}, over 65504; divide a factor by the count before the product, or compute it in float32",
+            count=count,
+            format="fp16",
+        )
+
     def _sums(self, context: GraphContext) -> Iterable[Finding]:
         for site, half in context.sites_in_half("sum"):
             runs = runs_in(half, site, Format.FP16)
@@ -151,6 +166,11 @@ class LongReduction(GraphRule):
 
 
 _PRODUCTS = ("matmul", "mm", "bmm", "mv", "dot", "einsum")
+
+
+def _is_normalised(ranges: Ranges, site: Site, place: int) -> bool:
+    made = ranges.root(site, place)
+    return made is not None and op_named(made.op).family is Family.NORM
 
 
 def _literal(ranges: Ranges, site: Site, place: int) -> float:

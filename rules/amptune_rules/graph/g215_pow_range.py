@@ -12,7 +12,7 @@ from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import floating_sites, runs_in, where_in
+from amptune_rules.graph._numeric import floating_sites, is_settled, reads_weights_alone, runs_in, where_in
 
 LARGE = 3.0
 
@@ -58,8 +58,31 @@ class PowRange(GraphRule):
                                              batch="torch.randn(32, 64).half()")),
     )  # fmt: skip
 
+    def _products(self, context: GraphContext) -> Iterable[Finding]:
+        """``x * x * x`` in FP16, which is a power too."""
+        for site, half in context.sites_in_half("mul"):
+            runs = runs_in(half, site, Format.FP16)
+            if not runs or _is_part(context, site) or is_settled(context, site) or reads_weights_alone(context, site):
+                continue
+            literal, leaves = _factors(runs[0], site)
+            first, ranges = leaves[0] if leaves else (site, 0), runs[0].ranges
+            alike = [each for each in leaves if ranges.same(*first, *each)]
+            if len(alike) < LARGE or len(alike) < len(leaves):
+                continue
+            limit = (Format.FP16.max / literal) ** (1 / len(alike)) if literal else math.inf
+            if all(run.ranges.operand(*first).magnitude > limit for run in runs):
+                yield context.finding(
+                    self,
+                    site,
+                    f"a product of {len(alike)} times the same runs in {where_in(runs, site)} and passes 65504 from "
+                    f"|x| = {limit:.1f}; compute it in float32",
+                    limit=round(limit, 2),
+                    format="fp16",
+                )
+
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each power."""
+        yield from self._products(context)
         half_sites = dict(context.sites_in_half("pow"))
         for site in floating_sites(context, "pow"):
             exponent, half = exponent_of(site), half_sites.get(site, ())
@@ -86,6 +109,37 @@ class PowRange(GraphRule):
                     "nothing bounds the exponent of this power, a tensor, nor its base: it can leave every format",
                     severity=Severity.INFO,
                 )
+
+
+_FACTORS = 8
+
+
+def _is_part(context: GraphContext, site: Site) -> bool:
+    """Whether a product is multiplied on, so that the whole of it is another one."""
+    ranges = context.runs[0].ranges
+    return any(
+        after.op == "mul"
+        and any((root := ranges.root(after, place)) is not None and root.id == site.id for place in (0, 1))
+        for after in context.graph.consumers(site.id)
+    )
+
+
+def _factors(run: Run, site: Site) -> tuple[float, list[tuple[Site, int]]]:
+    """What a product multiplies, through products of products: the literals, and the operands that are tensors."""
+    leaves: list[tuple[Site, int]] = []
+    literal, fresh = 1.0, [site]
+    while fresh and len(leaves) < _FACTORS:
+        current = fresh.pop()
+        scalars = current.attrs.get("scalars") or {}
+        for place in (0, 1):
+            made = run.ranges.root(current, place)
+            if place in scalars:
+                literal *= abs(float(scalars[place]))
+            elif made is not None and made.op == "mul" and not made.is_module:
+                fresh.append(made)
+            else:
+                leaves.append((current, place))
+    return literal, leaves
 
 
 def _is_open(run: Run, site: Site) -> bool:

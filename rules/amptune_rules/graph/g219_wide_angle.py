@@ -7,8 +7,10 @@ from collections.abc import Iterable
 
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
-from amptune.core.graph import Site
+from amptune.core.graph import INPUT, Site
 from amptune.core.graph_context import GraphContext, Run
+from amptune.core.intervals import Range
+from amptune.core.operands import input_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import runs_in, where_in
@@ -74,7 +76,12 @@ class WideAngle(GraphRule):
 
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each sine and cosine, with the coarsest format that it runs in."""
+        told: dict[tuple[str, object], str] = {}
         for site, half in context.sites_in_half("sin", "cos"):
+            made = half[0].ranges.root(site)
+            pair = "" if made is None else made.id, site.location.line if site.location else site.id
+            if told.setdefault(pair, site.op) != site.op:
+                continue  # sine and cosine of one angle
             angle = _angle(half[0], site)
             for number_format in (Format.BF16, Format.FP16):
                 step = _step(number_format, angle)
@@ -84,7 +91,7 @@ class WideAngle(GraphRule):
                         site,
                         f"{site.op} in {where_in(runs, site)} of what is multiplied by {angle:.4g}: at {angle:.4g} "
                         f"neighbouring angles are {step:.3g} apart, and more at larger ones; compute the product and "
-                        f"its {'sine' if site.op == 'sin' else 'cosine'} in float32",
+                        "its sine and cosine in float32",
                         factor=angle,
                         step=step,
                         format=str(number_format),
@@ -95,6 +102,8 @@ class WideAngle(GraphRule):
 def _angle(run: Run, site: Site) -> float:
     """The angle that a factor of the user's makes of 1, or the largest one where that is less; 0 without a factor."""
     made = run.ranges.root(site)
+    if made is not None and made.op in _PRODUCTS:
+        return min(_largest_of_table(run, made), run.ranges.operand(site, 0).magnitude)
     scalars = list((made.attrs.get("scalars") or {}).items()) if made is not None and made.op in _SCALES else []
     if made is None or len(scalars) != 1 or not scalars[0][1]:
         return 0.0
@@ -103,6 +112,24 @@ def _angle(run: Run, site: Site) -> float:
         return 0.0
     factor = abs(float(value)) if made.op == "mul" else 1 / abs(float(value))
     return min(factor, run.ranges.operand(site, 0).magnitude)
+
+
+_PRODUCTS = ("matmul", "mm", "einsum", "linear")
+
+
+def _largest_of_table(run: Run, product: Site) -> float:
+    """The angle that a product makes of 1: the largest number of the table of frequencies that it is with, times what a
+    literal multiplies the other factor by; 0 where neither factor is such a table."""
+    bounds = product.attrs.get("bounds") or {}
+    for place in (0, 1):
+        position = input_of(product, place)
+        if position is not None and position in bounds and product.sources[position] not in (INPUT, ""):
+            table = Range(*bounds[position]).magnitude
+            made = run.ranges.root(product, 1 - place)
+            scalars = list((made.attrs.get("scalars") or {}).values()) if made is not None and made.op == "mul" else []
+            factor = abs(float(scalars[0])) if len(scalars) == 1 else 1.0
+            return table * factor if table < math.inf else 0.0
+    return 0.0
 
 
 def _step(number_format: Format, angle: float) -> float:

@@ -1,5 +1,5 @@
-"""A ranker of advertisements, weights in BF16 to save memory, histories as bags of ids. Planted: a weighted EmbeddingBag
-in BF16, which has no kernel for the gradient of its per-sample weights."""
+"""A ranker of advertisements, weights in BF16 to save memory, histories as bags of ids. Planted: a weighted
+EmbeddingBag in BF16, which has no kernel for the gradient of its per-sample weights."""
 
 import torch
 import torch.nn as nn

@@ -1,5 +1,6 @@
-"""A vision transformer whose weights are BF16, layer scales kept in FP32. Planted: gamma * branch is FP32 by promotion,
-and so is the stream from the first block on: norms, additions and what they keep for the backward take twice the bytes."""
+"""A vision transformer whose weights are BF16, layer scales kept in FP32. Planted: gamma * branch is FP32 by
+promotion, and so is the stream from the first block on: norms, additions and what they keep for the backward take
+twice the bytes."""
 
 import torch
 import torch.nn as nn

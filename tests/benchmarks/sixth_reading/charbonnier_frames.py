@@ -1,5 +1,5 @@
-"""Frames between frames: a small flow network and a pseudo-Huber loss by hand. Planted: (error / 1e-3) squared, in the
-16 bits of the network's frames, is infinite in FP16 for errors over 0.26."""
+"""Frames between frames: a small flow network and a pseudo-Huber loss by hand. Careful: square ends in pow, which
+autocast runs in FP32 (it was written as a planted line, in the belief that it does not)."""
 
 import torch
 import torch.nn as nn
@@ -40,7 +40,7 @@ class Between(nn.Module):
 
 def pseudo_huber(made, true, delta=1e-3):
     scaled = (made - true.to(made.dtype)) / delta
-    return delta * (torch.sqrt(1 + scaled.square()) - 1).mean()  # planted: G214|G201
+    return delta * (torch.sqrt(1 + scaled.square()) - 1).mean()
 
 
 def make_model():

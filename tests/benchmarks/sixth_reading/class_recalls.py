@@ -1,5 +1,5 @@
-"""Long-tailed recognition with a loss per class, averaged over classes. Planted: losses are divided by how many samples
-a class has in the batch; of 100 classes many have none: 0 / 0 is NaN in any format."""
+"""Long-tailed recognition with a loss per class, averaged over classes. Planted: losses are divided by how many
+samples a class has in the batch; of 100 classes many have none: 0 / 0 is NaN in any format."""
 
 import torch
 import torch.nn as nn

@@ -1,5 +1,5 @@
-"""A decoder of code with GPT-2's activation written out. Planted: x * x * x in FP16 is infinite from 40.4 on, which
-outliers of the hidden layer reach; tanh of it is 1, but its gradient 0 * inf is NaN."""
+"""A decoder of code with GPT-2's activation written out. Planted: 0.044715 * x * x * x in FP16 is infinite from 114
+on, which outliers of the hidden layer reach; tanh of it is 1, but its gradient 0 * inf is NaN."""
 
 import math
 

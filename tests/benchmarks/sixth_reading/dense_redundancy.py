@@ -3,7 +3,6 @@ over 16 x 72 x 72 standardised places is divided only afterwards; in FP16 its di
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 
 def block(cin, cout):

@@ -1,5 +1,5 @@
-"""Recommended slates with a determinantal point process. Planted: the slate's kernel is a product that autocast gives in
-16 bits, and logdet has no kernel there; in FP32 the jitter keeps it regular."""
+"""Recommended slates with a determinantal point process. Planted: the slate's kernel is a product that autocast gives
+in 16 bits, and logdet has no kernel there; in FP32 the jitter keeps it regular."""
 
 import torch
 import torch.nn as nn

@@ -17,7 +17,7 @@ class Sensors(nn.Module):
 
     def forward(self, x):
         h = self.inp(x)
-        for conv, norm in zip(self.blocks, self.norms):
+        for conv, norm in zip(self.blocks, self.norms, strict=False):
             h = h + F.silu(norm(conv(h)))
         weight = torch.softmax(torch.einsum("bct,c->bt", h, self.query), dim=-1)
         return self.head(torch.einsum("bct,bt->bc", h, weight))

@@ -1,6 +1,7 @@
-"""Keyword recognition with the front end in the model: pre-emphasis, STFT, mel bands, a logarithm with a floor, mean and
-deviation per utterance, then CTC. Careful: the front end is FP32 outside of autocast, its floor 1e-5."""
+"""Keyword recognition with the front end in the model: pre-emphasis, STFT, mel bands, a logarithm with a floor, mean
+and deviation per utterance, then CTC. Careful: the front end is FP32 outside of autocast, its floor 1e-5."""
 
+import itertools
 import math
 
 import torch
@@ -41,13 +42,13 @@ class Words(nn.Module):
         super().__init__()
         self.front = FrontEnd(bands=bands)
         sizes = (bands, ch, ch, ch)
-        self.convs = nn.ModuleList(nn.Conv1d(a, b, 9, padding=4) for a, b in zip(sizes, sizes[1:]))
+        self.convs = nn.ModuleList(nn.Conv1d(a, b, 9, padding=4) for a, b in itertools.pairwise(sizes))
         self.norms = nn.ModuleList(nn.BatchNorm1d(ch) for _ in self.convs)
         self.head = nn.Conv1d(ch, symbols, 1)
 
     def forward(self, wave):
         x = self.front(wave)
-        for conv, norm in zip(self.convs, self.norms):
+        for conv, norm in zip(self.convs, self.norms, strict=False):
             x = F.relu(norm(conv(x)))
         return self.head(x).permute(2, 0, 1)
 

@@ -1,5 +1,5 @@
-"""A picture as a network of its coordinates with random Fourier features. Planted: 2 pi x B is a product, which autocast
-takes in 16 bits; angles reach 200, where BF16's next number is one radian away."""
+"""A picture as a network of its coordinates with random Fourier features. Planted: 2 pi x B is a product, which
+autocast takes in 16 bits; angles reach 200, where BF16's next number is one radian away."""
 
 import math
 

@@ -1,5 +1,5 @@
-"""Digits by a generator in FP16 and a hinge critic, halved by hand to fit a small card. Planted: .half() on the generator
-takes its batch norms along, weights and running statistics."""
+"""Digits by a generator in FP16 and a hinge critic, halved by hand to fit a small card. Planted: .half() on the
+generator takes its batch norms along, weights and running statistics."""
 
 import torch
 import torch.nn as nn

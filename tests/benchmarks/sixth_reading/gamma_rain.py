@@ -1,5 +1,5 @@
-"""Rain by a hurdle model: a probability of rain and a gamma density where it rained. Planted: the density's logarithm is
-taken of all amounts and where() picks afterwards; its gradient at dry places is 0 * inf, NaN in any format."""
+"""Rain by a hurdle model: a probability of rain and a gamma density where it rained. Planted: the density's logarithm
+is taken of all amounts and where() picks afterwards; its gradient at dry places is 0 * inf, NaN in any format."""
 
 import torch
 import torch.nn as nn
@@ -25,9 +25,8 @@ class Rain(nn.Module):
 def hurdle(output, rain):
     wet, shape, rate, gain = output
     scaled = rain * gain
-    density = (
-        shape * rate.log() - torch.lgamma(shape) + (shape - 1) * torch.log(scaled) - rate * scaled
-    )  # planted: G204
+    rises = (shape - 1) * torch.log(scaled)  # planted: G204
+    density = shape * rate.log() - torch.lgamma(shape) + rises - rate * scaled
     happened = F.binary_cross_entropy_with_logits(wet, (rain > 0).float(), reduction="none")
     return (happened - torch.where(rain > 0, density, torch.zeros_like(density))).mean()
 

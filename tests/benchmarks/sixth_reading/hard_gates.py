@@ -1,5 +1,6 @@
-"""Pruning while training: gates of channels from the hard concrete distribution, with its expected L0 penalty. Planted:
-the uniform noise is torch.rand, which is exactly zero once in 16.8 million draws of FP32: log(0) makes the gates NaN."""
+"""Pruning while training: gates of channels from the hard concrete distribution, with its expected L0 penalty.
+Planted: the uniform noise is torch.rand, which is exactly zero once in 16.8 million draws of FP32: log(0) makes the
+gates NaN."""
 
 import math
 

@@ -61,7 +61,7 @@ def make_batch():
 
 def loss_fn(output, batch):
     reward, alive = batch[1]
-    out = {k: v for k, v in output.items()}
+    out = dict(output.items())
     v_loss = expectile(out["target"].float() - out["v"].float())
     goal = (reward + 0.99 * alive * out["after"].float()).detach()
     q_loss = sum(F.mse_loss(q.float(), goal) for q in out["q"])

@@ -1,5 +1,6 @@
 """Words of a taxonomy on the hyperboloid, ranked against negatives. Planted: the distance is acosh of an inner product
-that is 1 for a word with itself (negatives are drawn with the word among them), where its gradient is infinite (FP32)."""
+that is 1 for a word with itself (negatives are drawn with the word among them), where its gradient is infinite
+(FP32)."""
 
 import torch
 import torch.nn as nn

@@ -1,5 +1,5 @@
-"""A parametric t-SNE: a network maps to the plane, neighbours' shares come from the data. Planted: p log(p / q) with a p
-whose diagonal and far pairs are exactly zero: 0 * -inf is NaN in any format."""
+"""A parametric t-SNE: a network maps to the plane, neighbours' shares come from the data. Planted: p log(p / q) with a
+p whose diagonal and far pairs are exactly zero: 0 * -inf is NaN in any format."""
 
 import torch
 import torch.nn as nn

@@ -1,5 +1,5 @@
-"""Body poses from key points over time, as rotation vectors along a chain of joints. Careful: near zero the quotients of
-Rodrigues' formula are taken from their series, and the angle that is divided by is not zero there."""
+"""Body poses from key points over time, as rotation vectors along a chain of joints. Careful: near zero the quotients
+of Rodrigues' formula are taken from their series, and the angle that is divided by is not zero there."""
 
 import torch
 import torch.nn as nn
@@ -41,7 +41,7 @@ class Chain(nn.Module):
 
 
 class Lifter(nn.Module):
-    def __init__(self, joints=len(PARENTS), width=256):
+    def __init__(self, joints=10, width=256):
         super().__init__()
         self.embed = nn.Linear(joints * 2, width)
         self.rnn = nn.GRU(width, width, batch_first=True)

@@ -1,5 +1,5 @@
-"""Electric loads by quantiles: a temporal fusion network in small, pinball loss, Huber on the total. Careful: series are
-standardised with a floor, quantiles are made to rise by softplus steps."""
+"""Electric loads by quantiles: a temporal fusion network in small, pinball loss, Huber on the total. Careful: series
+are standardised with a floor, quantiles are made to rise by softplus steps."""
 
 from dataclasses import dataclass, field
 

@@ -52,7 +52,7 @@ class Tagger(nn.Module):
 
     def forward(self, ids):
         x = self.emb(ids)
-        for norm, att, ff in zip(self.norms, self.att, self.ff):
+        for norm, att, ff in zip(self.norms, self.att, self.ff, strict=False):
             x = x + att(norm(x))
             x = x + ff(x)
         return self.head(x)

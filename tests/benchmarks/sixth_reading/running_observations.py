@@ -1,6 +1,8 @@
 """A deterministic policy gradient (DDPG) that normalises observations by their running moments. Planted: before the
 first batch is merged the count is zero, and m2 / count is 0 / 0: the first actions are NaN in any format."""
 
+import itertools
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -33,7 +35,7 @@ class Running(nn.Module):
 
 def mlp(*sizes):
     layers = []
-    for a, b in zip(sizes, sizes[1:]):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -1,9 +1,9 @@
 """A mesh is fitted to silhouettes by a soft rasteriser: each triangle gives each pixel a probability. Planted: what no
-triangle covers is exp(sum(log(1 - p))); inside of a triangle p is 1 and the logarithm -inf, its gradient NaN (FP32)."""
+triangle covers is exp(sum(log(1 - p))); inside of a triangle p is 1 and the logarithm -inf, its gradient NaN
+(FP32)."""
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 
 def edge_function(a, b, p):

@@ -1,5 +1,5 @@
-"""A decoder with sliding windows and linear biases, attention written out. Careful: -inf outside of the window, but each
-place sees itself, biases are FP32 and so is the softmax, scores are scaled before the product."""
+"""A decoder with sliding windows and linear biases, attention written out. Careful: -inf outside of the window, but
+each place sees itself, biases are FP32 and so is the softmax, scores are scaled before the product."""
 
 import math
 

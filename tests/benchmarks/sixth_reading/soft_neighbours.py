@@ -1,5 +1,5 @@
-"""Nearest neighbours made soft, for tabular data with a memory of training rows (as TabR does it). Careful: weights are
-a softmax over negative squared distances, the row itself excluded by -inf, and others remain in every row."""
+"""Nearest neighbours made soft, for tabular data with a memory of training rows (as TabR does it). Careful: weights
+are a softmax over negative squared distances, the row itself excluded by -inf, and others remain in every row."""
 
 import torch
 import torch.nn as nn

@@ -1,5 +1,5 @@
-"""Gestures are aligned to templates by soft dynamic time warping. Planted: the soft minimum adds exponentials of
--cost / 0.01 as they are: for costs over 1.04 all three are zero in FP32, and the logarithm is -inf."""
+"""Gestures are aligned to templates by soft dynamic time warping. Planted: the soft minimum adds exponentials of -cost
+/ 0.01 as they are: for costs over 1.04 all three are zero in FP32, and the logarithm is -inf."""
 
 import torch
 import torch.nn as nn

@@ -1,5 +1,6 @@
-"""A vocoder that predicts magnitudes and phases of a short-time spectrum (as Vocos does). Planted: the complex spectrum
-is made by torch.polar from an FP32 magnitude (exp) and a 16-bit phase under autocast: it takes two floats of one kind."""
+"""A vocoder that predicts magnitudes and phases of a short-time spectrum (as Vocos does). Planted: the complex
+spectrum is made by torch.polar from an FP32 magnitude (exp) and a 16-bit phase under autocast: it takes two floats of
+one kind."""
 
 import torch
 import torch.nn as nn

@@ -1,6 +1,8 @@
 """Depth from one image, trained with a trimmed loss: the largest tenth of the errors is left out. Planted: quantile of
 the network's 16-bit errors, which torch.quantile refuses (float and double alone)."""
 
+import itertools
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ class Depth(nn.Module):
     def __init__(self, ch=32):
         super().__init__()
         sizes = [3, ch, 2 * ch, 4 * ch]
-        self.down = nn.ModuleList(Down(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.down = nn.ModuleList(Down(a, b) for a, b in itertools.pairwise(sizes))
         self.up = nn.ModuleList(nn.Conv2d(a + b, b, 3, padding=1) for a, b in ((4 * ch, 2 * ch), (2 * ch, ch)))
         self.out = nn.Conv2d(ch, 1, 3, padding=1)
 

@@ -19,7 +19,7 @@ class SoftWarp(nn.Module):
         for total in range(n + m - 1):
             for i in range(max(0, total - m + 1), min(n, total + 1)):
                 j = total - i
-                ways = [table.get(key, None) for key in ((i - 1, j - 1), (i - 1, j), (i, j - 1))]
+                ways = [table.get(key) for key in ((i - 1, j - 1), (i - 1, j), (i, j - 1))]
                 if i == j == 0:
                     table[i, j] = cost[:, 0, 0]
                     continue

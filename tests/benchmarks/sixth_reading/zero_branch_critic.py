@@ -1,5 +1,6 @@
-"""A critic of residual blocks whose last convolutions start at zero, all under a spectral norm written by hand. Planted:
-the weight is divided by its largest singular value, which is zero for a weight of zeros: NaN before the first step."""
+"""A critic of residual blocks whose last convolutions start at zero, all under a spectral norm written by hand.
+Planted: the weight is divided by its largest singular value, which is zero for a weight of zeros: NaN before the first
+step."""
 
 import torch
 import torch.nn as nn

@@ -1,5 +1,6 @@
 """Diffusion of small pictures with a schedule that ends in pure noise (zero terminal SNR) and a perceptual term on the
-predicted picture. Planted: the picture is (x - s eps) / a, and a is exactly zero at the last step: infinite in FP32."""
+predicted picture. Planted: the picture is (x - s eps) / a, and a is exactly zero at the last step: infinite in
+FP32."""
 
 import math
 

@@ -1,0 +1,75 @@
+"""Powers written as products, correlations of normalised numbers, tables of frequencies, kernels that fade."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from amptune_rules.graph._examples import model_file
+
+from tests.rules.test_written_otherwise import found
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("h = self.fc(x)\nreturn h + 0.044715 * h * h * h", 1),
+        ("h = self.fc(x)\nreturn h * h * h", 1),
+        ("h = self.fc(x).float()\nreturn h * h * h", 0),
+        ("h = torch.tanh(self.fc(x))\nreturn h * h * h", 0),
+        ("h = self.fc(x)\nreturn h * self.fc(x + 1) * self.fc(x + 2)", 0),
+    ],
+)
+def test_a_cube_as_a_product(body: str, count: int, tmp_path: Path) -> None:
+    told = found("G215", model_file(body), tmp_path)
+    assert len(told) == count
+    assert all("|x| = 113.6" in each.message or "|x| = 40.3" in each.message for each in told)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(70000, 1), (4096, 0)])
+def test_a_correlation_over_more_places_than_fp16_counts(rows: int, count: int, tmp_path: Path) -> None:
+    body = "a, b = self.norm(self.fc(x)), self.norm(self.fc(x + 1))\nreturn a.t() @ b / a.shape[0]"
+    init = "self.fc = nn.Linear(64, 64)\nself.norm = nn.BatchNorm1d(64, affine=False)"
+    told = found("G207", model_file(body, init=init, batch=f"torch.randn({rows}, 64)"), tmp_path)
+    assert len(told) == count
+
+
+@pytest.mark.parametrize(("sigma", "cast", "count"), [(10, "", 1), (0.01, "", 0), (10, ".float()", 0)])
+def test_angles_by_a_table_of_frequencies(sigma: float, cast: str, count: int, tmp_path: Path) -> None:
+    body = f"angle = 6.28 * x @ self.table\nreturn self.fc(torch.cat([angle{cast}.sin(), angle{cast}.cos()], -1))"
+    init = f"self.fc = nn.Linear(128, 64)\nself.register_buffer('table', {sigma} * torch.ones(64, 64))"
+    assert len(found("G219", model_file(body, init=init), tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("d = (q[:, None] - s[None]).pow(2).sum(-1)", 1),
+        ("d = torch.cdist(q, s)", 1),
+        ("d = (q[:, None] - q[None]).pow(2).sum(-1)", 0),
+        ("d = (q[:, None] - s[None]).pow(2).sum(-1)\nd = d - d.amin(1, keepdim=True)", 0),
+    ],
+)
+def test_a_kernel_that_may_be_zero_everywhere(body: str, count: int, tmp_path: Path) -> None:
+    lines = ["q, s = self.fc(x).float(), self.fc(x + 1).float()", *body.split("\n")]
+    source = model_file("\n".join([*lines, "w = torch.exp(-d / 0.02)", "return (w @ s) / w.sum(1, keepdim=True)"]))
+    assert len(found("G205", source, tmp_path)) == count
+
+
+@pytest.mark.parametrize(("op", "count"), [("torch.i0(k)", 1), ("torch.special.i0e(k)", 0)])
+def test_a_bessel_function_is_an_exponential(op: str, count: int, tmp_path: Path) -> None:
+    told = found("G203", model_file(f"k = F.softplus(self.fc(x).float())\nreturn torch.log({op})"), tmp_path)
+    assert len(told) == count
+    assert all("i0e" in each.message for each in told)
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("h = self.fc(x).float()\nw = torch.exp(h).clamp(max=100).detach()\nreturn w * h", 0),
+        ("h = self.fc(x).float()\nreturn torch.exp(h).clamp(max=100) * h", 1),
+        ("h = self.fc(x).float()\nreturn h * torch.exp(h - h.square().sum(-1, keepdim=True) - h.amax(-1, True))", 0),
+    ],
+)
+def test_exponentials_that_end_somewhere(body: str, count: int, tmp_path: Path) -> None:
+    assert len(found("G203", model_file(body), tmp_path)) == count
