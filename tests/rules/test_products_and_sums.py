@@ -68,6 +68,8 @@ def test_a_bessel_function_is_an_exponential(op: str, count: int, tmp_path: Path
     [
         ("h = self.fc(x).float()\nw = torch.exp(h).clamp(max=100).detach()\nreturn w * h", 0),
         ("h = self.fc(x).float()\nreturn torch.exp(h).clamp(max=100) * h", 1),
+        ("h = self.fc(x).float()\nreturn torch.log(-torch.expm1(h[:, 1:] - h[:, :-1]))", 0),
+        ("h = self.fc(x).float()\nreturn torch.log(torch.expm1(h))", 1),
         ("h = self.fc(x).float()\nreturn h * torch.exp(h - h.square().sum(-1, keepdim=True) - h.amax(-1, True))", 0),
     ],
 )

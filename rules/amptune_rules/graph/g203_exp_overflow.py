@@ -124,7 +124,7 @@ class ExpOverflow(GraphRule):
                 continue  # above zero by rounding alone
             if unbounded and is_logarithmic(context.runs[0].ranges, site, 1 if site.op == "pow" else 0):
                 continue  # as large as what was logged
-            if unbounded and _is_cut_off(context, site):
+            if unbounded and (_is_cut_off(context, site) or _is_rest_logged(context, site)):
                 continue
             signless = _without_sign(context, site) if unbounded else None
             harm = _harm(context, site) if unbounded and signless is None else ""
@@ -240,6 +240,13 @@ def _is_cut_off(context: GraphContext, site: Site) -> bool:
         return False
     after = [(each, again) for each in readers for again in context.graph.consumers(each.id)]
     return not context.train or not any(_is_trained_by(context, each, again) for each, again in after)
+
+
+def _is_rest_logged(context: GraphContext, site: Site) -> bool:
+    """Whether ``log(-expm1(x))`` or ``log1p(-exp(x))`` is taken, which only x below zero have."""
+    readers = context.graph.consumers(site.id)
+    after = [again for each in readers for again in context.graph.consumers(each.id)]
+    return bool(after) and all(each.op == "neg" for each in readers) and all(each.op in _LOGARITHMS for each in after)
 
 
 def _is_trained_by(context: GraphContext, site: Site, reader: Site) -> bool:
