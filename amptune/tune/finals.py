@@ -253,7 +253,7 @@ def _is_near(search: Search, outcome: Outcome, best: Outcome) -> bool:
     """
     if search.compiles_trials:
         return outcome.overlaps(best)
-    is_timed_apart = outcome.paired_ms is None and best.paired_ms is None
+    is_timed_apart = outcome.paired is None and best.paired is None
     close = CLOSE_ON_CPU if is_timed_apart and search.options.device.startswith("cpu") else CLOSE
     return outcome.median_ms <= close * best.median_ms
 

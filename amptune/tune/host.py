@@ -85,7 +85,7 @@ class Fixed:
 
     def noise_of(self, outcome: Outcome) -> float:
         """Milliseconds by which the moment may have made a trial's steps longer or shorter than usual."""
-        return 0.0 if outcome.paired else self.moments * outcome.median_ms
+        return 0.0 if outcome.paired or outcome.usual_ms is not None else self.moments * outcome.median_ms
 
 
 def learn_fixed(stock: Sequence[Outcome], plans: Sequence[tuple[Outcome, float]]) -> Fixed | None:

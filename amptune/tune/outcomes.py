@@ -58,7 +58,7 @@ def paired(outcome: Outcome, measured: Measured, number: int, yardstick: Yardsti
     ratios = measured.step.ratios
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     beside = {"trial": number, "ratio": round(middle, 4), "low": round(low, 4), "high": round(high, 4),
-              "count": len(ratios)}  # fmt: skip
+              "count": len(ratios), "beside_ms": round(measured.step.beside_ms or yardstick.step_ms, 4)}  # fmt: skip
     return dataclasses.replace(outcome, paired=beside, paired_ms=yardstick.milliseconds_of(measured.step))
 
 

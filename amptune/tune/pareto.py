@@ -27,8 +27,8 @@ def prediction_json(records: Sequence[TrialRecord]) -> dict[str, Any]:
     ``median_error_of_table`` of the cost table alone.
     """
     outcomes = [record.outcome for record in records if not record.outcome.recipe and record.outcome.step_ms]
-    learnt = [abs(o.predicted_ms / o.median_ms - 1) for o in outcomes if o.predicted_ms]
-    table = [abs(o.table_ms / o.median_ms - 1) for o in outcomes if o.table_ms]
+    learnt = [abs(o.predicted_ms / o.compared_ms - 1) for o in outcomes if o.predicted_ms]
+    table = [abs(o.table_ms / o.compared_ms - 1) for o in outcomes if o.table_ms]
     return {"trials": len(learnt), "median_error": _median(learnt), "median_error_of_table": _median(table)}
 
 

@@ -26,6 +26,7 @@ from amptune.tune.encoded import Encoding
 from amptune.tune.explain import why_all_fp32
 from amptune.tune.finaltime import seconds_kept
 from amptune.tune.job import Prepared
+from amptune.tune.moments import at_usual_moments
 from amptune.tune.options import TuneOptions
 from amptune.tune.outcomes import GIVE_UP_FACTOR, describe, limited, outcome_of, paired
 from amptune.tune.parts import Parts
@@ -146,7 +147,7 @@ class Search:
 
     def records(self) -> list[TrialRecord]:
         """Trials that were measured, without duplicates."""
-        return [record for record in self.study.records() if record.outcome.kind != "duplicate"]
+        return [record for record in at_usual_moments(self.study.records()) if record.outcome.kind != "duplicate"]
 
     def best_stock(self) -> TrialRecord:
         """The best valid stock recipe; where none keeps the memory limit, of those that train.

@@ -45,8 +45,10 @@ class Outcome:
     the measurement, ``table_ms`` by the cost table alone, without what earlier trials taught. ``launch_ms`` is what
     Python takes to queue a step, where that is known. ``unsteady`` says that the time depends on the host's moment;
     then ``paired`` holds how the step compares with the one of an earlier trial that was timed again in turns with it:
-    its number (``trial``), the median ``ratio`` with quartiles, and how many ratios (``count``). ``paired_ms`` is the
-    ratio times that trial's step. ``recompiled`` says that torch.compile was still at work in the timed steps.
+    its number (``trial``), the median ``ratio`` with quartiles, how many ratios (``count``), and what the other one's
+    step took there (``beside_ms``). ``paired_ms`` is the ratio times that trial's step, as it was known then.
+    ``usual_ms`` has all of these on one scale (see ``moments``) and is no part of the journal. ``recompiled`` says that
+    torch.compile was still at work in the timed steps.
     ``loss_scale`` is what a loss scaler started with when training was judged, after it skipped steps with its own.
     ``seconds``: what the trial took to compare the formats that ran, to look at gradients before compiling, to measure
     its step, and to judge how it trains.
@@ -75,6 +77,7 @@ class Outcome:
     unsteady: bool = False
     paired: Mapping[str, Any] | None = None
     paired_ms: float | None = None
+    usual_ms: float | None = None
     recompiled: bool = False
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     failing: Sequence[str] = ()
@@ -98,6 +101,11 @@ class Outcome:
     @property
     def median_ms(self) -> float:
         """Step time to rank by: paired where it depends on the moment; infinite when there is none."""
+        return self.compared_ms if self.usual_ms is None else self.usual_ms
+
+    @property
+    def compared_ms(self) -> float:
+        """The same as far as it was known when the trial ended, on the scale of what was predicted before it."""
         return self.measured_ms if self.paired_ms is None else self.paired_ms
 
     @property
@@ -120,9 +128,9 @@ class Outcome:
     @property
     def spread_ms(self) -> float:
         """Standard deviation of the step time, from quartiles; of the middle of its ratios where it is paired."""
-        if self.paired and self.paired_ms is not None:
+        if self.paired:
             ratio, count = float(self.paired["ratio"]), int(self.paired["count"])
-            return self.paired_ms * _spread(self.paired) / ratio / math.sqrt(count)
+            return self.median_ms * _spread(self.paired) / ratio / math.sqrt(count)
         return _spread(self.step_ms) if self.step_ms else 0.0
 
     def score(self, objective: str) -> tuple[float, float]:

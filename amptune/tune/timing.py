@@ -63,6 +63,7 @@ class StepTime:
 
     ``launch_ms`` is what Python takes to queue one step on an idle GPU; None where steps wait for the GPU in between.
     ``ratios`` are those to the step of a yardstick that was timed immediately before or after; empty where none was.
+    ``beside_ms`` is that step of the yardstick, the median of its blocks.
     ``recompiled`` says that torch.compile was still at work in these steps, so that they are too slow.
     """
 
@@ -73,6 +74,7 @@ class StepTime:
     memory: int | None = None
     launch_ms: float | None = None
     ratios: tuple[float, ...] = ()
+    beside_ms: float | None = None
     recompiled: bool = False
 
     @property
@@ -231,12 +233,12 @@ def _beside(
     """The candidate's step time with its ratios to the yardstick's: blocks of both in turns, each of the yardstick's
     between two of the candidate's, of which ``first`` is one."""
     count = min(MAX_STEPS, max(PAIRED_STEPS, int(PAIRED_MS / max(first.median, 1e-3))))
-    blocks, ratios = [first], list[float]()
+    blocks, besides, ratios = [first], list[float](), list[float]()
     while len(blocks) <= PAIRS and not _is_told(ratios):
-        beside = _block(bench, yardstick, batches, count).median
+        besides.append(_block(bench, yardstick, batches, count).median)
         blocks.append(_block(bench, candidate, batches, count))
-        ratios += [block.median / beside for block in blocks[-2:]]
-    return dataclasses.replace(joined(blocks), ratios=tuple(ratios))
+        ratios += [block.median / besides[-1] for block in blocks[-2:]]
+    return dataclasses.replace(joined(blocks), ratios=tuple(ratios), beside_ms=statistics.median(besides))
 
 
 def _is_told(ratios: Sequence[float]) -> bool:

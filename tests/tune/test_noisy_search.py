@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,14 @@ class LaunchBoundWorker(FormulaWorker):
         return times
 
     def timed(self, candidate: Candidate, yardstick: Yardstick | None) -> StepTime:
-        blocks, ratios = [self.block(candidate)], list[float]()
+        blocks, besides, ratios = [self.block(candidate)], list[float](), list[float]()
         for _ in range(PAIRS if yardstick else 0):
             assert yardstick
-            beside = self.block(yardstick.candidate).median
+            besides.append(self.block(yardstick.candidate).median)
             blocks.append(self.block(candidate))
-            ratios += [block.median / beside for block in blocks[-2:]]
-        return dataclasses.replace(joined(blocks), ratios=tuple(ratios))
+            ratios += [block.median / besides[-1] for block in blocks[-2:]]
+        middle = statistics.median(besides) if besides else None
+        return dataclasses.replace(joined(blocks), ratios=tuple(ratios), beside_ms=middle)
 
     def block(self, candidate: Candidate) -> StepTime:
         step = self.host.block(self.milliseconds(candidate))
