@@ -13,7 +13,7 @@ from amptune.tune.run import TuneResult
 from amptune.tune.study import TrialRecord
 from amptune.tune.timing import StepTime
 
-from .report.tune_sample import plan, won
+from .report.tune_sample import plan, result, trials, won
 
 STEP = StepTime.of([85.0, 85.5, 86.0])
 
@@ -60,6 +60,26 @@ def test_why_only_recipes_were_measured_is_told(stopped: str, said: str) -> None
     record = cast("TrialRecord", None)
     verdict = Verdict("stock", record, STEP, record, STEP)
     assert said in summary(TuneResult(data, plan(), verdict, {"patched": Path("net_amptuned.py")}))
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        (1.94, "In 2 rounds beside it the best plan (trial 19) was 1.94x as fast, at least 0.62x with 95 % confidence"),
+        (0.97, "In 2 rounds beside it the best plan (trial 19) was 0.97x as fast."),
+        (None, "beyond the noise. It is what was written."),
+    ],
+)
+def test_by_how_much_a_plan_missed_is_told(gain: float | None, said: str) -> None:
+    """Two rounds are too few to tell a plan that takes half as long: that it may be so was not said."""
+    missed = {"trial": 19, "step_ms": None, "memory_bytes": None, "speedup": gain, "speedup_low": 0.62, "rounds": 2}
+    data = result(trials(), (1, 118.9), (1, 118.9), "stock", **REST, missed=missed if gain else None)
+    record = cast("TrialRecord", None)
+    verdict = Verdict("stock", record, STEP, record, STEP)
+    text = summary(TuneResult(data, plan(), verdict, {"patched": Path("net_amptuned.py")}))
+    assert said in text
+    assert ("the best plan (trial" in text) is (gain is not None)
+    assert ("a larger --timeout or --budget leaves time" in text) is (gain == 1.94)
 
 
 MEMORY = 18 * 2**30

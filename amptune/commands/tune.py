@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 NEARLY_BOUND = 0.7
 """Share of a step that Python takes to queue it, from which on a slower host decides what is gained: on an H200 a plan
 of 43 in 57 ms was 1.14x faster than the best stock recipe, and on a slower host 0.95x."""
+WORTH_MORE_ROUNDS = 1.01
+"""A plan that seemed this many times as fast as the best stock recipe may be so."""
 LABELS = {
     "patched": "patched model",
     "plan": "plan",
@@ -109,6 +111,7 @@ def summary(result: TuneResult) -> str:
         )
     else:
         lines.append(f"Nothing beat the best stock recipe, {stock_text}, beyond the noise. It is what was written.")
+        lines += _missed(data)
     lines += [*_parts(data), *_eager(data), *_refused(data)]
     lines.append(_next_step(result))
     if data["not_measured"]:
@@ -130,6 +133,19 @@ def summary(result: TuneResult) -> str:
         )
     lines += [f"{LABELS[key] + ':':15s} {path}" for key, path in result.files.items() if key in LABELS]
     return "\n".join(lines)
+
+
+def _missed(data: dict[str, Any]) -> list[str]:
+    """A line about the best plan, which did not win: by how much it may be faster all the same."""
+    missed = data.get("missed")
+    if missed is None:
+        return []
+    gain, trial = missed["speedup"], missed["trial"]
+    said = f"In {missed['rounds']} rounds beside it the best plan (trial {trial}) was {gain:.2f}x as fast"
+    if gain < WORTH_MORE_ROUNDS:
+        return [f"{said}."]
+    more = "a larger --timeout or --budget leaves time for more rounds, and an idle machine makes them steadier"
+    return [f"{said}, at least {missed['speedup_low']:.2f}x with 95 % confidence: {more}."]
 
 
 def _parts(data: dict[str, Any]) -> list[str]:

@@ -110,6 +110,7 @@ class TuneData:
         best_stock: the fastest valid stock recipe, with its step time in the repeats.
         speedup, speedup_low: of ``best`` over ``best_stock``, median of paired rounds and lower end of the interval.
         formats_only: speedup without the choices of loss and layout; None when it was not measured.
+        missed: speedup of the best plan in the repeats, where it did not win; None when none was repeated.
         stock_in_parts: that of the best stock recipe with the plan's parts compiled; None when it was not measured.
         tolerance, noise: largest loss gap that is allowed, and the reference's own, as shares.
         raw: all fields, for what is shown as it is.
@@ -124,6 +125,7 @@ class TuneData:
     speedup_low: float | None
     formats_only: float | None
     stock_in_parts: float | None
+    missed: float | None
     tolerance: float
     noise: float
     raw: Mapping[str, Any]
@@ -148,6 +150,7 @@ class TuneData:
             speedup_low=number(data.get("speedup_low")),
             formats_only=number((data.get("attribution") or {}).get("without_loss_and_layout")),
             stock_in_parts=number((data.get("attribution") or {}).get("stock_in_parts")),
+            missed=number((data.get("missed") or {}).get("speedup")),
             tolerance=number(data.get("tolerance")) or 0.0,
             noise=number(data.get("noise")) or 0.0,
             raw=data,

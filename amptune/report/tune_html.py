@@ -12,13 +12,15 @@ from amptune.core.tables import CostTable
 from amptune.report.page import Markup, folded, join, number_cell, page, section, table, tag
 from amptune.report.svg import symbols
 from amptune.report.tune_charts import bars, history, memory, predicted, trade_off, trial_legend
-from amptune.report.tune_data import Run, TuneData, ms, percent
+from amptune.report.tune_data import Run, TuneData, ms, number, percent
 from amptune.report.tune_scaler import scaler_report
 from amptune.report.tune_sites import SiteRow, badge, format_counts, site_rows, site_table, site_tree
 
 if TYPE_CHECKING:  # networkx is not needed to write a report
     from amptune.core.graph import PrecisionGraph
 
+MAYBE_FASTER = 1.01
+"""A plan that seemed this many times as fast as the best stock recipe may be so."""
 QUALITY_DATA = {
     "single-batch": "one batch, used again and again (the target has no train_batches)",
     "train_batches": "the batches of train_batches()",
@@ -68,6 +70,8 @@ def _headline(data: TuneData) -> str:
             measured = sum(run.step is not None for run in data.stock)
             place = "the only recipe measured" if measured == 1 else f"the fastest valid one of {measured} recipes"
             return f"no plan was tried; {data.best.name} is {place}"
+        if (data.missed or 0.0) >= MAYBE_FASTER:
+            return f"no plan proved faster than the stock recipe {data.best.name}"
         if data.best.name == "fp32":
             return "nothing gained, FP32 is the fastest valid choice"
         return f"no plan beats the stock recipe {data.best.name}"
@@ -106,7 +110,9 @@ def _explanation(data: TuneData) -> Iterator[str]:
             "The recipe itself is what was written."
         )
         yield from _parts(data)
-        if data.repeated and any(run.valid and run.median < best.median for run in plans):
+        if data.missed is not None:
+            yield from _missed(data)
+        elif data.repeated and any(run.valid and run.median < best.median for run in plans):
             yield "The fastest of them were measured again, in turns with it, and their lead did not hold up."
     if data.raw.get("quality_data") == "single-batch":
         yield "Quality was judged on a single batch: add train_batches() to the target to judge it on real data."
@@ -122,6 +128,17 @@ def _attribution(data: TuneData) -> Iterator[str]:
         else:
             yield f"{alone} {data.formats_only:.2f} times as fast; the rest comes from those choices{also}."
     yield from _parts(data)
+
+
+def _missed(data: TuneData) -> Iterator[str]:
+    """What the repeats say of the best plan, which did not win."""
+    missed = data.raw["missed"]
+    low = number(missed.get("speedup_low"))
+    least = "" if low is None else f", at least {low:.2f} times with 95% confidence"
+    best = f"The best of them, trial {missed.get('trial')}, was measured again in turns with it"
+    yield f"{best}: {data.missed:.2f} times as fast{least}."
+    if (data.missed or 0.0) >= MAYBE_FASTER:
+        yield "More rounds may tell: a larger --timeout or --budget leaves time for them."
 
 
 def _parts(data: TuneData) -> Iterator[str]:

@@ -75,6 +75,7 @@ class Verdict:
         formats_only: speedup of the same plan without padding, layout and loss choices, compiled whole; None when not
             measured.
         stock_in_parts: speedup of the best stock recipe with these parts compiled; None when not measured.
+        missed: the best plan as it was judged, where it is not faster beyond the noise; None where none was judged.
         way: how the winner's model was run, and has to be.
         stock_way: how the best stock recipe's was.
     """
@@ -90,6 +91,7 @@ class Verdict:
     repeated: bool = True
     left_out: tuple[str, ...] = ()
     stock_in_parts: float | None = None
+    missed: Judged | None = None
     way: Way = Way.EAGER
     stock_way: Way = Way.EAGER
 
@@ -134,7 +136,9 @@ def _decided(search: Search, records: Sequence[TrialRecord], clock: FinalTime) -
         judged, has_won = rival, True
     stock, leader, gain = judged.stock, judged.winner, judged.gain
     if not has_won:
-        return _stock_verdict(search, stock.record, stock.step, stock.way)
+        verdict = _stock_verdict(search, stock.record, stock.step, stock.way)
+        is_told = search.options.objective == "time" and not leader.record.outcome.recipe
+        return dataclasses.replace(verdict, missed=judged if is_told else None)
     if leader.record.outcome.recipe:
         rival = judged
     return Verdict(

@@ -59,6 +59,7 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
             "without_loss_and_layout": _rounded(verdict.formats_only),
             "stock_in_parts": _rounded(verdict.stock_in_parts),
         },
+        "missed": _missed(verdict),
         "compiled": _compiled(search, verdict),
         "repeated": verdict.repeated,
         "repeats": {"stock": _entry(verdict.stock, verdict.stock_step), "stock_in_eager": is_stock_eager},
@@ -74,6 +75,21 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
         "trials": [_trial(record) for record in search.records()],
         "seconds": round(seconds, 1),
         "seconds_in": {what: round(spent, 1) for what, spent in search.progress.spent.items()},
+    }
+
+
+def _missed(verdict: Verdict) -> dict[str, Any] | None:
+    """The best plan in the repeats, where it did not win."""
+    if verdict.missed is None:
+        return None
+    winner, gain = verdict.missed.winner, verdict.missed.gain
+    return {
+        "trial": winner.record.number,
+        "step_ms": winner.step.to_json(),
+        "memory_bytes": winner.memory,
+        "speedup": round(gain.ratio, 4),
+        "speedup_low": round(gain.low, 4),
+        "rounds": len(winner.times),
     }
 
 

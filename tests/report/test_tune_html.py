@@ -100,6 +100,15 @@ def test_no_repeat_is_claimed_where_no_trial_looked_faster():
     assert "hold up" not in read(result(found, (1, 99.0), (1, 99.0), "stock"), Plan()).text
 
 
+@pytest.mark.parametrize(("gain", "is_open"), [(1.94, True), (0.97, False)])
+def test_a_plan_that_may_be_faster_than_the_recipe_is_told(gain, is_open):
+    missed = {"trial": 19, "speedup": gain, "speedup_low": 0.62, "rounds": 2}
+    page = read(result(trials(), (0, 99.0), (0, 99.0), "stock", missed=missed), Plan())
+    assert f"{gain:.2f} times as fast, at least 0.62 times with 95% confidence" in page.text
+    assert ("More rounds may tell" in page.text) is is_open
+    assert ("is the fastest valid choice" in page.text) is not is_open
+
+
 def test_without_a_valid_run_nothing_is_claimed():
     found = [trial(0, "stock", recipe="fp32", reason="the loss is nan"), trial(1, "front", reason="it crashed")]
     data = won() | {"verdict": "invalid", "stock": [], "best": None, "repeats": None, "trials": found}

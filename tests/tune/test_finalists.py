@@ -90,6 +90,15 @@ def test_a_plan_is_judged_beside_each_recipe_that_may_be_the_fastest(kind: str, 
     assert chance_of_more(wrong, SEEDS) > 0.05, f"{wrong / SEEDS:.1%} of the lower ends are above the true speedup"
 
 
+def test_what_a_plan_seemed_to_gain_is_kept_where_that_is_within_the_noise() -> None:
+    verdict = repeated(Host(3, **HOSTS["noise of 10 %"]), [1.05], TINY).verdict
+    assert verdict.kind == "stock"
+    assert verdict.missed is not None
+    assert verdict.missed.winner.record.number == 0
+    assert verdict.missed.gain.low < 1 < verdict.missed.gain.high
+    assert repeated(Host(0, calm=True), [1.2]).verdict.missed is None
+
+
 def test_slow_moments_of_a_few_rounds_do_not_make_the_far_slower_recipe_the_best() -> None:
     stock = {"autocast-bf16": (70.0, 70.0), "fp32": (80.0, 80.0)}
     wrong = 0
