@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amptune.capture import TargetSpec, load_target
+from amptune.capture import Target, TargetSpec, load_target
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
 from amptune.tune.batches import load_batches
@@ -177,13 +177,8 @@ def loss_fn(output, batch):
 """
 
 
-@pytest.mark.parametrize("share", [1.0, 0.0], ids=["kept on the device", "kept on the host"])
-def test_memory_is_that_of_the_users_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    """Not that of the weights, gradients and batches that the worker keeps for its judgement, 0.5 GiB here."""
-    monkeypatch.setattr("amptune.tune.keeping.DEVICE_SHARE", share)
-    path = tmp_path / "wide.py"
-    path.write_text(WIDE)
-    target = load_target(TargetSpec(str(path)))
+def memory_of_own_loop(target: Target) -> int:
+    """Bytes at the peak of a training loop as its user writes it, under bfloat16 autocast."""
     gc.collect()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -196,14 +191,58 @@ def test_memory_is_that_of_the_users_own_loop(tmp_path: Path, monkeypatch: pytes
             loss = target.loss(model(batch[0]), batch)
         loss.backward()
         optimizer.step()
-    expected = torch.cuda.max_memory_allocated() - before
-    del model, optimizer, batch, loss
+    return torch.cuda.max_memory_allocated() - before
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0], ids=["kept on the device", "kept on the host"])
+def test_memory_is_that_of_the_users_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Not that of the weights, gradients and batches that the worker keeps for its judgement, 0.5 GiB here."""
+    monkeypatch.setattr("amptune.tune.keeping.DEVICE_SHARE", share)
+    path = tmp_path / "wide.py"
+    path.write_text(WIDE)
+    target = load_target(TargetSpec(str(path)))
+    expected, before = memory_of_own_loop(target), torch.cuda.memory_allocated()
     bench = Workbench.build(target, Device("cuda"), seed=0)
     batches = load_batches(target, 10, torch.device("cuda"))
     measure_reference(bench, batches, tolerance=0.02, seed=0)
     _, memory, _ = measure_step(bench, Candidate("autocast-bf16", autocast=Format.BF16), batches)
     assert memory is not None
     assert memory - before == pytest.approx(expected, rel=0.02)
+
+
+IMAGES = """
+import torch
+from torch import nn
+
+
+def make_model():
+    layers = [layer for i in range(4) for layer in (nn.Conv2d(64 if i else 3, 64, 3), nn.BatchNorm2d(64), nn.ReLU())]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def train_batches():
+    while True:
+        yield torch.randn(64, 3, 128, 128), torch.randn(64, 10)
+
+
+def make_batch():
+    return next(train_batches())
+
+
+def loss_fn(output, batch):
+    return (output.float() - batch[1]).square().mean()
+"""
+
+
+def test_so_it_is_in_a_search(tmp_path: Path) -> None:
+    """What the stages before the trials looked at has left the device: it was several times the memory of a step."""
+    path = tmp_path / "images.py"
+    path.write_text(IMAGES)
+    expected = memory_of_own_loop(load_target(TargetSpec(str(path))))
+    tune(TuneOptions(TargetSpec(str(path)), tmp_path / "out", budget=5, device="cuda", steps=5), Progress(5))
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    (found,) = (entry["memory_bytes"] for entry in result["stock"] if entry["recipe"] == "autocast-bf16")
+    assert found == pytest.approx(expected, rel=0.05)
 
 
 def test_tf32_is_off_in_the_reference() -> None:
