@@ -24,6 +24,7 @@ from amptune.core.ops import Family, op_named
 from amptune.core.range_rules import NORMAL, RULES, uniform
 
 _TRANSPARENT = (Family.VIEW, Family.CAST)
+_PLAIN = (torch.float32, torch.float64, torch.int64, torch.bool)
 _LARGE = 1 << 22
 """Elements from which nothing is copied to read it."""
 _MASKED = -1e3
@@ -314,11 +315,13 @@ def range_of(value: torch.Tensor) -> Range | None:
     if large and value.itemsize == 1:
         return None
     with torch._C.DisableTorchFunction(), torch.no_grad():
+        numbers = value.detach() if large or value.dtype in _PLAIN else value.detach().double()
+        low, high = (float(end) for end in torch.aminmax(numbers))
+        if math.isfinite(low) and math.isfinite(high):
+            return Range(low, high)
         if large:
-            low, high = (float(end) for end in torch.aminmax(value.detach()))
-            return Range(low, high) if math.isfinite(low) and math.isfinite(high) else None
-        numbers = value.detach().double()
-        finite = numbers[numbers.isfinite()]
+            return None
+        finite = numbers[numbers.isfinite()].double()
         return Range(float(finite.min()), float(finite.max())) if finite.numel() else None
 
 

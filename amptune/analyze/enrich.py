@@ -27,6 +27,7 @@ from amptune.analyze.layouts import is_channels_last, order_in_memory
 from amptune.analyze.origins import INTEGERS, is_own, mask_of, origins, read_by
 from amptune.analyze.sequences import IN_ROWS, lay_out
 from amptune.analyze.views import counted_views
+from amptune.capture.forward import one_thread
 from amptune.core.autocast import UNKNOWN
 from amptune.core.graph import PrecisionGraph, Site
 from amptune.core.ops import Family, op_named
@@ -52,6 +53,12 @@ def enrich(graph: PrecisionGraph, module: fx.GraphModule, known: PrecisionGraph 
         module: the captured graph.
         known: another graph of the same capture that has the keys: sites that are alike in both take theirs from it.
     """
+    with one_thread():
+        _add_to_all(graph, module, known)
+    mark_images(graph)
+
+
+def _add_to_all(graph: PrecisionGraph, module: fx.GraphModule, known: PrecisionGraph | None) -> None:
     lay_out(module.graph)
     nodes = {node.name: node for node in module.graph.nodes}
     owners = {name: site.id for site in graph for name in site.nodes}
@@ -79,7 +86,6 @@ def enrich(graph: PrecisionGraph, module: fx.GraphModule, known: PrecisionGraph 
             added["copied"] = elements
         if added:
             graph.replace_site(dataclasses.replace(site, attrs={**site.attrs, **added}))
-    mark_images(graph)
 
 
 def _calls(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:

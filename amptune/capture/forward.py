@@ -45,6 +45,18 @@ def run(prepared: Prepared, recorder: CallRecorder) -> tuple[list[torch.Tensor],
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For numbers beside fakes, which are few: where others have work for the processor, threads spend more on waiting
+    for each other than on the numbers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
 def repeatable() -> Iterator[None]:
     """The same random numbers in every capture, and the process's own afterwards."""
     python, numpy = random.getstate(), sys.modules.get("numpy")

@@ -10,7 +10,7 @@ from amptune.capture.calls import CallRecorder
 from amptune.capture.export import Stamper, export
 from amptune.capture.fakerecord import FakeRecorder
 from amptune.capture.fakes import FakeRules, fake_batch
-from amptune.capture.forward import Prepared, batch_names, repeatable, run
+from amptune.capture.forward import Prepared, batch_names, one_thread, repeatable, run
 from amptune.capture.memory import available_bytes, readable_bytes
 from amptune.capture.modulestack import ModuleCall, ModuleStack
 from amptune.capture.prepare import prepare_fake, prepare_real, weight_bytes
@@ -72,7 +72,7 @@ class Frontends:
         prepared = dataclasses.replace(prepared, batch=fake_batch(prepared.batch, mode, all_tensors=True))
         stamper = Stamper(self._stack(prepared))
         self.recorder = stamper
-        with repeatable():
+        with repeatable(), one_thread():
             module, has_loss = export(prepared, stamper)
         return Recorded(module, prepared, has_loss, stamper.has_gradient)
 
@@ -80,7 +80,7 @@ class Frontends:
         """A forward on fake tensors: nothing is computed, no memory is used."""
         prepared, mode = prepare_fake(self.target, train=self.train, notes=self.notes)
         recorder = FakeRecorder(prepared.model, self._stack(prepared), mode)
-        with FakeRules(mode):
+        with FakeRules(mode), one_thread():
             return self._record(prepared, recorder)
 
     def record_real(self) -> Recorded:

@@ -78,6 +78,33 @@ def test_a_capture_leaves_torch_as_it_was(load: Load) -> None:
     assert before == after
 
 
+THREADS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, torch.get_num_threads())
+
+    def forward(self, x):
+        return self.fc(x).reshape(4, -1, torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(("frontend", "threads"), [("export", 1), ("record-fake", 1), ("record-real", 3)])
+def test_forwards_on_fakes_take_one_thread(frontend: str, threads: int, load: Load) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = capture(load(THREADS, name="Net", inputs=("4x8",)), frontends=[frontend])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    nodes = list(found.graph_module.graph.nodes)
+    assert [node.meta["val"].shape for node in nodes if "val" in node.meta][-1] == (4, 3 // threads, threads)
+
+
 def test_the_recorded_graph_computes_what_the_model_computes(load: Load) -> None:
     target = load(ZOO["attention by hand"].source, name="Net", inputs=("2x8x16",))
     found = capture(target, frontends=["record-real"], train=False)
