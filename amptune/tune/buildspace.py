@@ -61,7 +61,7 @@ def build_space(
     if BF16 in choices:
         choices += bench.device.fp8_choices()
     can_pin = [graph[site] for site in pins]
-    if choices and FOLLOW in losses and not _loss_takes(bench, batch, choices[0].format):
+    if choices and FOLLOW in losses and not _loss_may_follow(bench, batch, choices[0].format):
         losses = tuple(loss for loss in losses if loss != FOLLOW)
     # A loss that is always computed in FP32 keeps nothing before it there.
     as_run = plan_candidate(Plan({})) if losses and FOLLOW not in losses else Candidate("fp32")
@@ -97,25 +97,43 @@ def _rewritten(model: nn.Module, groups: Iterable[Group]) -> frozenset[str]:
     return frozenset(site for site in swapped if has_own_kernel(model.get_submodule(site)))
 
 
-def _loss_takes(bench: Workbench, batch: Any, low: Format) -> bool:
-    """Whether the loss can be computed on outputs in a format, and its gradient.
+def _loss_may_follow(bench: Workbench, batch: Any, low: Format) -> bool:
+    """Whether the loss on outputs in a format is a choice beside the loss on the same outputs cast up to FP32.
 
-    One with weights of its own in FP32 may raise, and some kernels of a backward take one dtype where the forward
-    promotes: ``mse_loss`` and ``huber_loss`` of an output in BF16 and a target in FP32.
+    It is none where the loss or its gradient cannot be computed: one with weights of its own in FP32 may raise, and
+    some kernels of a backward take one dtype where the forward promotes: ``mse_loss`` and ``huber_loss`` of an output
+    in BF16 and a target in FP32. Nor where both are the same to the last bit, as with ``output.float()`` or a
+    difference to a target in FP32: two plans that differ in that alone are one.
     """
     with training(bench, Candidate("fp32")):
         with bench.no_gradients():
             output = cast_all(bench.target.call(bench.model, batch), getattr(torch, low.torch_name))
         try:
-            inputs: list[torch.Tensor] = []
-            loss = bench.target.loss(map_tensors(output, functools.partial(_as_input, inputs)), batch)
-            torch.autograd.grad(loss, inputs, allow_unused=True)
+            ways = [_loss_and_gradients(bench, batch, output, loss_format) for loss_format in (None, Format.FP32)]
         except Exception:  # the loss is the user's code
-            takes = False
+            is_choice = False
         else:
-            takes = True
+            is_choice = not _are_same(*ways)
     bench.restore()
-    return takes
+    return is_choice
+
+
+def _loss_and_gradients(
+    bench: Workbench, batch: Any, output: Any, loss_format: Format | None
+) -> list[torch.Tensor | None]:
+    """The loss of outputs, cast to a format before that, and its gradients by them."""
+    inputs: list[torch.Tensor] = []
+    given = map_tensors(output, functools.partial(_as_input, inputs))
+    loss = bench.target_with_loss(loss_format, None).loss(given, batch)
+    return [loss.detach(), *torch.autograd.grad(loss, inputs, allow_unused=True)]
+
+
+def _are_same(some: Sequence[torch.Tensor | None], others: Sequence[torch.Tensor | None]) -> bool:
+    """Whether tensors agree in dtype and in every bit."""
+    return all(
+        a is b or (a is not None and b is not None and a.dtype == b.dtype and torch.equal(a, b))
+        for a, b in zip(some, others, strict=True)
+    )
 
 
 def _as_input(inputs: list[torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:

@@ -442,9 +442,31 @@ def test_a_loss_whose_gradient_takes_one_dtype_is_not_given_another(make_bench: 
     graph = capture(bench.target).graph
     space = build_space(bench, graph, batches.train[0], losses=("fp32", "follow"))
     assert space.losses == ("fp32",)
-    bench, batches = make_bench(HUBER.replace("F.huber_loss(output, batch[1])", "(output - batch[1]).abs().mean()"))
+    bench, batches = make_bench(
+        HUBER.replace("F.huber_loss(output, batch[1])", "F.huber_loss(output, batch[1].to(output))")
+    )
     plain = build_space(bench, graph, batches.train[0], losses=("fp32", "follow"))
     assert plain.losses == ("fp32", "follow")
+
+
+@pytest.mark.parametrize(
+    ("loss", "losses"),
+    [
+        ("F.l1_loss(output.float(), batch[1])", ("fp32",)),
+        ("(output - batch[1]).square().mean().sqrt()", ("fp32",)),
+        ("(output.flatten() - batch[1].flatten()).abs().mean()", ("fp32",)),
+        ("(output - batch[1].to(output)).square().mean()", ("fp32", "follow")),
+        ("F.softplus(-output).mean()", ("fp32", "follow")),
+        ("(output + torch.rand(4, 3) - batch[1]).abs().mean()", ("fp32", "follow")),
+    ],
+)
+def test_a_loss_that_is_in_fp32_whatever_arrives_is_no_choice(
+    make_bench: Make, loss: str, losses: tuple[str, ...]
+) -> None:
+    """Plans that differed in nothing else were measured twice."""
+    bench, batches = make_bench(HUBER.replace("F.huber_loss(output, batch[1])", loss))
+    graph = capture(bench.target).graph
+    assert build_space(bench, graph, batches.train[0], losses=("fp32", "follow")).losses == losses
 
 
 DOUBLE = """
