@@ -22,14 +22,15 @@ from amptune.tune.process import TrialError, WorkerProcess, must
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.run import SETUP_TIMEOUT, job_of, refuse_patched, started_worker
+from amptune.tune.search import GIVE_UP_MS
 from amptune.tune.speedup import Speedup
 from amptune.tune.timing import StepTime, pooled
 from amptune.tune.training import seed_everything
 
 BENCH_VERSION = 1
 ALIGNED = 64
-
-
+HOPELESS = 10.0
+"""A row whose step takes this many times the best one's so far is given up: its rounds would take longest of all."""
 FAR_OFF = 2.0
 """A recipe that takes this many times the best one is not measured with a compiled loss or aligned dimensions too."""
 
@@ -163,7 +164,8 @@ def _measure(
             continue
         progress.stage(f"{trials} {name}", len(measured), len(candidates), has_line=True)
         try:
-            measured[name] = worker.request("trial", candidate, None, timeout=options.trial_timeout)
+            limit_ms = None if kind == "plan" else _limit_ms(measured.values())
+            measured[name] = worker.request("trial", candidate, limit_ms, timeout=options.trial_timeout)
         except TrialError as failure:
             failed[name] = failure.reason
         progress.line(f"{name}: {failed.get(name) or _said(measured[name])}")
@@ -181,6 +183,12 @@ def _measure(
         _row(name, kind, measured.get(name), failed.get(name, ""), *by_name.get(name, ([], None)))
         for name, (kind, _) in candidates.items()
     ]
+
+
+def _limit_ms(measured: Iterable[Measured]) -> float | None:
+    """What a step may take; None before the first row."""
+    best = min((found.step.median for found in measured if found.step is not None), default=None)
+    return None if best is None else max(HOPELESS * best, best + GIVE_UP_MS)
 
 
 def in_turns(
@@ -228,7 +236,7 @@ def _said(found: Measured) -> str:
     if found.mismatches:
         return f"formats in the run differ from the plan: {'; '.join(found.mismatches[:3])}"
     if found.step is None or found.quality is None:
-        return "did not run"
+        return f"a step takes over {HOPELESS:g}x the best so far"
     return f"{found.step.median:.2f} ms a step{'' if found.quality.valid else ', not valid: ' + found.quality.reason}"
 
 

@@ -304,7 +304,7 @@ class Worker:
         """
 
         def progress(done: int) -> None:
-            self.report("repeating the finalists", done, rounds)
+            self.report("measuring in turns", done, rounds)
 
         self.model_loss.forget()
         if not is_more and (self.options.compile_with or self.bench.compiles_itself):

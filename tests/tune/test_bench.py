@@ -105,6 +105,21 @@ def test_the_command_measures_every_recipe_and_the_plan(
     assert "mode, 1 round\n" in table({**data, "rounds": 1})
 
 
+def test_a_row_that_takes_far_longer_than_the_best_is_given_up(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In FP16 a step took 2.8 s on a CPU, and 0.3 in FP32: its trial and its rounds took minutes."""
+    monkeypatch.setattr("amptune.tune.bench.HOPELESS", 0.0)
+    monkeypatch.setattr("amptune.tune.bench.GIVE_UP_MS", -1e9)
+    out = tmp_path / "bench.json"
+    command = ["bench", str(model_file), "--rounds", "1", "--steps", "2", "--device", "cpu", "--out", str(out)]
+    assert run(command) == 0
+    rows = {row["recipe"]: row for row in json.loads(out.read_text())["rows"]}
+    assert rows["fp32"]["valid"]
+    assert rows["autocast-bf16"]["reason"].startswith("a step takes over")
+    assert not rows["autocast-bf16"]["round_medians_ms"]
+
+
 def test_a_plan_for_another_model_is_refused(
     model_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
