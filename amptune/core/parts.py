@@ -9,6 +9,7 @@ from amptune.core.alignment import axes_of, is_plain, meets
 from amptune.core.arguments import is_scaled, limits_of, norm_order, reduced_count
 from amptune.core.axes import axis_before
 from amptune.core.cosines import is_cosine
+from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.intervals import UNIT, Range, symmetric
 from amptune.core.narrowing import keeps_numbers
@@ -115,7 +116,7 @@ def root_of_squares(ranges: Ranges, root: Site, part: Operand, seen: Operand) ->
             ):
                 return 0.0
             total = ranges.root(total)
-    if total is None:
+    if total is None or _may_vanish(ranges, root, total):
         return 0.0
     count = math.sqrt(max(reduced_count(total), 1))
     if total.op == "var":
@@ -128,6 +129,12 @@ def root_of_squares(ranges: Ranges, root: Site, part: Operand, seen: Operand) ->
     if not meets(ranges, total, (squares, 0), part, seen):
         return 0.0
     return 1.0 if total.op == "sum" else count
+
+
+def _may_vanish(ranges: Ranges, root: Site, total: Site) -> bool:
+    """Whether FP16 may have zero under a root for numbers that it has, as the square of 2e-4 is none of its numbers."""
+    is_coarse = any(ranges.smallest(site, 0) > Format.BF16.smallest_normal for site in (root, total))
+    return is_coarse and ranges.operand(root, 0).low <= 0
 
 
 def _is_centred(ranges: Ranges, part: Operand, variance: Site, seen: Operand) -> bool:

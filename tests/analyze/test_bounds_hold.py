@@ -3,6 +3,7 @@ that look alike: pairs of all with all, parts, other orders."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.autocast import realise
 from amptune.core.ranges import Ranges
 from amptune.core.recipes import RECIPES
+from tests.analyze.test_bounds_written import bounds_and_output
 
 MEANS = """
 h = torch.sigmoid(9 * x[:, :1] + self.fc(x))
@@ -115,6 +117,8 @@ FORWARDS = {
     "m = torch.full((32, 64), -9.0).scatter_reduce(0, i[:, None].expand_as(a), a, 'amax')\nreturn (a - m).exp()",
     "other integers": "i = (64 * x.sigmoid()).long()\nreturn (i + 1).float() - i.float() + 0 * self.fc(x)",
     "all with all": "a = self.fc(x)[0]\nreturn torch.outer(a, a)",
+    "one number that meets an axis": "a = torch.sigmoid(self.fc(x))\n"
+    "return torch.tensordot(a[..., None], a[:2].new_ones(16, 2) + 9, 1)",
     "products along the first axis": "a = torch.sigmoid(self.fc(x)).repeat(8, 1)[:, :2]\n"
     "return torch.linalg.vecdot(a, a, dim=0)",
     "products along the last axis of both": "z = F.normalize(self.fc(x), dim=-1)\n"
@@ -150,3 +154,18 @@ def test_bounds_hold_for_the_output(forward: str, tmp_path: Path) -> None:
         output = torch.stack([model(names["make_batch"]()[0]) for _ in range(8)])
     low, high = float(output.min()), float(output.max())
     assert found.low - 1e-4 <= low <= high <= found.high + 1e-4, (found, low, high)
+
+
+@pytest.mark.parametrize(
+    ("forward", "largest"),
+    [
+        ("h = h.half()\nreturn h * (h * h).sum(-1, keepdim=True).rsqrt()", math.inf),
+        ("h = h.half()\nreturn h / h.square().sum(-1, keepdim=True).sqrt()", math.inf),
+        ("h = h.half()\nreturn h * (h.square().sum(-1, keepdim=True) + 1e-3).rsqrt()", 1),
+        ("h = h.half()\nreturn h / h.norm(dim=-1, keepdim=True)", 1),
+        ("return h * (h * h).sum(-1, keepdim=True).rsqrt()", 1),
+    ],
+)
+def test_squares_that_fp16_has_as_zero_bound_nothing(forward: str, largest: float, tmp_path: Path) -> None:
+    found, _ = bounds_and_output(f"h = self.fc(x)\n{forward}", "record-fake", tmp_path)
+    assert (found.low, found.high) == (-largest, largest)
