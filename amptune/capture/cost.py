@@ -244,7 +244,8 @@ def _tensordot(args: list[Any], kwargs: dict[str, Any], output: Any) -> tuple[Ge
     kept = math.prod(result)
     inner = math.isqrt(math.prod(left) * math.prod(right) // max(1, kept))
     dims = kwargs.get("dims", args[2] if len(args) > 2 else 2)
-    if isinstance(dims, int) and 0 < dims <= min(len(left), len(right)):  # an axis of one meets any other
+    pairs = math.prod(left) * math.prod(right) == kept  # kron, which sums nothing
+    if not pairs and isinstance(dims, int) and 0 < dims <= min(len(left), len(right)):  # an axis of one meets any other
         inner = math.prod(map(max, left[-dims:], right[:dims]))
     rows = math.prod(left) // max(1, inner)
     return (Gemm(m=rows, n=kept // max(1, rows), k=inner),)

@@ -117,6 +117,7 @@ FORWARDS = {
     "m = torch.full((32, 64), -9.0).scatter_reduce(0, i[:, None].expand_as(a), a, 'amax')\nreturn (a - m).exp()",
     "other integers": "i = (64 * x.sigmoid()).long()\nreturn (i + 1).float() - i.float() + 0 * self.fc(x)",
     "all with all": "a = self.fc(x)[0]\nreturn torch.outer(a, a)",
+    "a product that sums nothing": "a = 1 + torch.sigmoid(self.fc(x))[:4, :4]\nreturn torch.kron(a, a)",
     "one number that meets an axis": "a = torch.sigmoid(self.fc(x))\n"
     "return torch.tensordot(a[..., None], a[:2].new_ones(16, 2) + 9, 1)",
     "products along the first axis": "a = torch.sigmoid(self.fc(x)).repeat(8, 1)[:, :2]\n"
