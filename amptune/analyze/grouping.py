@@ -48,7 +48,8 @@ def _likeness(finding: Finding) -> tuple[Any, ...]:
 
 
 def _with_neighbours(groups: Sequence[list[Finding]]) -> list[list[Finding]]:
-    """The groups, those of information that lines which follow each other have in common as one, first line first."""
+    """The groups, those of information that lines which follow each other, or the forward of one module, have in common
+    as one, first line first."""
     alike: dict[tuple[Any, ...], list[list[Finding]]] = {}
     kept = []
     for same in groups:
@@ -61,12 +62,20 @@ def _with_neighbours(groups: Sequence[list[Finding]]) -> list[list[Finding]]:
         last = None
         for same in sorted(several, key=lambda each: each[0].sort_key):
             line = same[0].location.line
-            if last is not None and 0 < line - last <= 1:
+            is_near = last is not None and 0 < line - last <= 1
+            if is_near or (last is not None and _forward(same[0]) and _forward(same[0]) == _forward(kept[-1][0])):
                 kept[-1] = [*kept[-1], *same]
             else:
                 kept.append(same)
             last = max(same[0].location.end_line or line, line)
     return kept
+
+
+def _forward(finding: Finding) -> str:
+    """The module in whose forward the op stands that information is about; empty for layers and other findings."""
+    site = finding.site or ""
+    is_information = finding.severity is Severity.INFO
+    return site.partition("#")[0] if is_information and site.partition("#")[0] and "#" in site else ""
 
 
 def _beside_place(finding: Finding) -> tuple[Any, ...] | None:
@@ -183,11 +192,27 @@ def _of_site(same: Sequence[Finding]) -> Finding:
 
 
 def _named(calls: Sequence[SiteCall]) -> str:
-    """``[call 2 of 3, made at model.py:31]``."""
+    """``[call 2 of 3, made at model.py:31]``, or for a line that a loop runs again, which of the times it is."""
     numbers = [str(each.number) for each in calls[:_SHOWN_CALLS]] + ["..."] * (len(calls) > _SHOWN_CALLS)
     places = list(dict.fromkeys(each.place for each in calls if each.place))[:_SHOWN_CALLS]
-    made = f", made at {' and '.join(places)}" if places else ""
+    if not places:
+        return f" [{_times([each.number for each in calls], calls[0].count)} times that this line runs in a step]"
+    made = f", made at {' and '.join(places)}"
     return f" [call{'s' * (len(calls) > 1)} {', '.join(numbers)} of {calls[0].count}{made}]"
+
+
+def _times(numbers: Sequence[int], count: int) -> str:
+    """``the 2nd of 40``, ``from the 2nd on of 40``: which turns of a loop."""
+    first = min(numbers)
+    if len(numbers) > 1 and len(numbers) == count - first + 1:
+        return f"from the {_ordinal(first)} on, of {count}"
+    shown = ", ".join(_ordinal(number) for number in sorted(numbers)[:_SHOWN_CALLS])
+    return f"the {shown}{', ...' if len(numbers) > _SHOWN_CALLS else ''} of {count}"
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def _merged(same: Sequence[Finding], step_ms: Mapping[tuple[str, str], float], gpus: Sequence[Gpu]) -> Finding:

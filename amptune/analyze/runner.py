@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from amptune.analyze.causes import by_cause
 from amptune.analyze.confirm import confirmed
 from amptune.analyze.enrich import enrich
 from amptune.analyze.estimate import Estimate, SiteTimes, estimate_all, site_times
@@ -152,6 +153,7 @@ def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGra
     found = confirmed(found, graph, question.evidence.observed)
     estimates = _with_stops(estimates, _stops([*found, *_unasked(rules, context)]))
     kept = _unsuppressed([each for each in without_repeats(found) if not _is_ignored(each, question.ignore_modules)])
+    kept = by_cause(kept, context)
     timed = [gpu for gpu in question.gpus if gpu.is_cuda]
     bounds = context.bounds_under(RECIPES["fp32"], question.evidence.facts)
     sites = [

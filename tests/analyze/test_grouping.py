@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from amptune.analyze.grouping import group, of_sites, without_repeats
 from amptune.core.finding import Finding, Location, Severity
 from amptune.core.graph import SiteCall
@@ -109,6 +111,25 @@ def test_information_of_lines_that_follow_each_other_is_one_finding() -> None:
     assert len(group([norm(name, line, padded=8) for name, line in (("q", 3), ("k", 4))], {}, [])) == 2
 
 
+def test_information_of_the_forward_of_one_module_is_one_finding() -> None:
+    def product(site: str, line: int, severity: Severity = Severity.INFO) -> Finding:
+        return dataclasses.replace(finding(site, "not scaled", Location("model.py", line)), severity=severity)
+
+    (found,) = group([product("att#matmul.0", 3), product("att#matmul.4", 30), product("att#matmul.8", 90)], {}, [])
+    assert found.evidence["lines"] == [3, 30, 90]
+    assert len(group([product("att#matmul.0", 3), product("other#matmul.0", 30)], {}, [])) == 2
+    assert len(group([product(f"att#matmul.{line}", line, Severity.WARNING) for line in (3, 30)], {}, [])) == 2
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [((2,), "the 2nd of 5"), ((2, 3, 4, 5), "from the 2nd on, of 5"), ((1, 3), "the 1st, 3rd of 5")],
+)
+def test_turns_of_a_loop_are_named(numbers: tuple[int, ...], told: str) -> None:
+    (found,) = of_sites([finding("exp", "it overflows", calls=(SiteCall("exp", number, 5),)) for number in numbers])
+    assert found.message == f"it overflows [{told} times that this line runs in a step]"
+
+
 def test_like_findings_of_one_line_are_one_whatever_their_columns() -> None:
     places = [Location("model.py", 3, column, 3, column + 4) for column in (5, 30)]
     roots = [finding(f"sqrt.{number}", "sqrt of a difference", place) for number, place in enumerate(places)]
@@ -129,7 +150,7 @@ def test_information_about_the_other_calls_of_a_line_gives_way_to_what_is_graver
     early = dataclasses.replace(finding("exp", "no op bounds it", calls=tuple(calls[:2])), severity=Severity.INFO)
     late = finding("exp", "it is logged", calls=tuple(calls[2:]))
     (told,) = of_sites([early, late])
-    assert told.message == "it is logged [call 3 of 3]"
+    assert told.message == "it is logged [the 3rd of 3 times that this line runs in a step]"
     other = dataclasses.replace(early, site="other")
     assert len(of_sites([other, late])) == 2
 

@@ -54,6 +54,7 @@ class Reading:
         seen = {
             (line, each["rule"]) for each in self.findings for line in each["evidence"].get("lines", [each["line"]])
         }
+        seen |= {(also["line"], also["rule"]) for each in self.findings for also in each["evidence"].get("also", [])}
         return [line for line, rules in self.planted.items() if any((line, rule) in seen for rule in rules)]
 
     def keys(self, file: str) -> list[str]:

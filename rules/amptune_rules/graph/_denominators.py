@@ -130,12 +130,22 @@ def quotient(run: Run, site: Site, place: int) -> str:
     if above.is_known and not above.holds(0.0):
         return "x / 0 is infinite"
     root = run.ranges.root(site, place)
-    is_own = root is not None and _is_norm_of(run, root, site)
+    is_own = root is not None and (_is_norm_of(run, root, site) or _is_deviation_of(run, root, site))
     return "0 / 0 is NaN" if is_own else "x / 0 is infinite, and 0 / 0 NaN,"
 
 
 _TO_NORM = NORMS | {"sum", "mean", "abs", "sqrt", "pow", "square", "mul", "amax"}
 _NORM_STEPS = 4
+
+
+def _is_deviation_of(run: Run, root: Site, site: Site) -> bool:
+    """Whether ``(x - y) / x.std()`` is taken: where x is constant, and y its mean, both are zero."""
+    spread = run.ranges.root(root) if root.op == "sqrt" else root
+    above = run.ranges.root(site, 0)
+    if spread is None or spread.op not in ("std", "var") or above is None or above.op != "sub":
+        return False
+    mean = run.ranges.root(above, 1)
+    return mean is not None and mean.op == "mean" and run.ranges.covers(spread, 0, above, 0)
 
 
 def _is_norm_of(run: Run, root: Site, site: Site) -> bool:

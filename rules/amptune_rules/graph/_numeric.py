@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from amptune.core.arguments import limits_of
+from amptune.core.autocast import HALF
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, OUTPUT, Site
 from amptune.core.graph_context import GraphContext, Run, formats_in, recipes_in
@@ -51,6 +52,14 @@ def is_signed(run: Run, site: Site, index: int = 0) -> bool:
     root = run.ranges.root(site, index)
     signed = root is not None and op_named(root.op).family in SIGNED_FAMILIES
     return signed and run.ranges.operand(site, index).low < 0
+
+
+def by_autocast(runs: tuple[Run, ...], site: Site) -> bool:
+    """Whether it is autocast that narrows what a site reads, in each of the runs, rather than a cast of the user's."""
+    return all(
+        any(given == "float32" and read in HALF for given, read in zip(each.given, each.inputs, strict=False))
+        for each in (run.dtypes[site.id] for run in runs)
+    )
 
 
 def eps_before(run: Run, site: Site, index: int = 0) -> float | None:

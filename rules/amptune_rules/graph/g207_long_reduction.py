@@ -101,7 +101,8 @@ class LongReduction(GraphRule):
             if raised > 1 and count * raised > Format.FP16.max:
                 yield self._raised(context, site, runs, count, raised)
                 continue
-            if count > Format.FP16.max and all(_is_normalised(ranges, site, place) for place in places):
+            own = ranges.covers(site, places[0], site, places[1])  # G214 says so of squares
+            if count > Format.FP16.max and not own and all(_is_normalised(ranges, site, place) for place in places):
                 yield self._normalised(context, site, runs, count)
                 continue
             if any(ranges.operand(site, place).low < 0 for place in places) or _averages(ranges, site, places):

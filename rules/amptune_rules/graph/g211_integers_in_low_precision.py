@@ -14,7 +14,7 @@ from amptune.core.operands import input_of
 from amptune.core.ranges import Ranges
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import delivering
+from amptune_rules.graph._numeric import by_autocast, delivering
 
 
 class IntegersInLowPrecision(GraphRule):
@@ -137,7 +137,7 @@ class IntegersInLowPrecision(GraphRule):
                     site,
                     f"integers 0 to {length - 1} are rounded to {number_format} (under {recipes_in(runs)}), which "
                     "has no "
-                    f"{number_format.largest_exact_integer + 1}: compute this in float32 with autocast off",
+                    f"{number_format.largest_exact_integer + 1}: compute this in float32{_how(runs, site)}",
                     count=length,
                     format=str(number_format),
                 )
@@ -162,7 +162,7 @@ class IntegersInLowPrecision(GraphRule):
                     site,
                     f"numbers of the batch up to {largest:.4g} are rounded to {number_format} (under "
                     f"{recipes_in((run,))}) on their way to a sine or cosine: neighbouring angles are {turn:.3g} rad "
-                    "apart there; compute the angle in float32 with autocast off",
+                    f"apart there; compute the angle in float32{_how((run,), site)}",
                     largest=largest,
                     format=str(number_format),
                 )
@@ -223,7 +223,7 @@ class IntegersInLowPrecision(GraphRule):
                     site,
                     f"the numbers of {rows} rows are computed in {number_format} (under {recipes_in(runs)}), which has "
                     f"no {most + 1}: many rows are never picked, and others in their place; compute the number in "
-                    "integers, or in float32 with autocast off",
+                    f"integers, or in float32{' with autocast off' if by_autocast(runs, site) else ''}",
                     count=rows,
                     format=str(number_format),
                 )
@@ -241,6 +241,11 @@ class IntegersInLowPrecision(GraphRule):
 
 _DIFFERENCES = ("sub", "diff")
 _EXACT = ("float32", "float64", "int64", "int32")
+
+
+def _how(runs: tuple[Run, ...], site: Site) -> str:
+    """What keeps a computation in FP32: autocast's own casts end with it, the user's with the cast."""
+    return " with autocast off" if by_autocast(runs, site) else ", and cast what comes of it"
 
 
 def _stored_size(context: GraphContext, run: Run, site: Site) -> float:
