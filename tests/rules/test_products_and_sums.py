@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from amptune_rules.graph._examples import model_file
 
+from amptune.core.finding import Severity
 from tests.rules.test_written_otherwise import found
 
 
@@ -24,6 +25,19 @@ def test_a_cube_as_a_product(body: str, count: int, tmp_path: Path) -> None:
     told = found("G215", model_file(body), tmp_path)
     assert len(told) == count
     assert all("|x| = 113.6" in each.message or "|x| = 40.3" in each.message for each in told)
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("return torch.softmax(self.fc(x) / 1e-3, -1)", 1),
+        ("return torch.softmax(self.fc(x) / 0.07, -1)", 0),
+        ("return torch.softmax(self.fc(x).float() / 1e-3, -1)", 0),
+        ("return torch.softmax(torch.tanh(self.fc(x)) / 1e-3, -1)", 0),
+    ],
+)
+def test_a_low_temperature_of_what_a_layer_gives(body: str, count: int, tmp_path: Path) -> None:
+    assert [each.severity for each in found("G201", model_file(body), tmp_path)] == [Severity.INFO] * count
 
 
 @pytest.mark.parametrize(("rows", "count"), [(70000, 1), (4096, 0)])

@@ -11,6 +11,7 @@ from amptune.core.graph_context import GraphContext, Run
 from amptune.core.intervals import Range
 from amptune.core.observed import Stat
 from amptune.core.operands import COPIES_ONE, input_of
+from amptune.core.ops import Family, op_named
 from amptune_rules.graph._numeric import delivering, is_settled
 
 FACTORS = ("mul", "div")
@@ -106,8 +107,13 @@ def infinite_factor(run: Run, site: Site) -> float | None:
 _SQUARES = ("mul", "square", "pow")
 
 
+ORDINARY = 100.0
+"""Numbers that a layer without a norm behind it gives once it is trained."""
+
+
 def factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:
-    """From which |x| a product with a literal passes 65504, where that is under 1 and nothing bounds x by it."""
+    """From which |x| a product with a literal passes 65504, where nothing bounds x by it and that is under 1, or under
+    100 for what a layer gives."""
     scalars = site.attrs.get("scalars") or {}
     place = next(iter(scalars), None)
     if site.op not in FACTORS or place is None or not scalars[place] or (site.op == "div" and place == 0):
@@ -116,7 +122,10 @@ def factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:
         return None
     factor = abs(float(scalars[place])) if site.op == "mul" else 1 / abs(float(scalars[place]))
     limit = LIMIT / factor
-    return limit if limit < 1 and all(run.ranges.operand(site, 1 - place).magnitude > limit for run in runs) else None
+    made = runs[0].ranges.root(site, 1 - place)
+    is_given = made is not None and op_named(made.op).family in (Family.GEMM, Family.CONV)
+    is_near = limit < (ORDINARY if is_given else 1)
+    return limit if is_near and all(run.ranges.operand(site, 1 - place).magnitude > limit for run in runs) else None
 
 
 def is_outside(run: Run, site: Site) -> bool:

@@ -166,9 +166,9 @@ class RangeOverflow(GraphRule):
                 yield context.finding(
                     self,
                     site,
-                    f"this {called(site)} passes 65504 from |x| = {limit:.2g}, infinity in fp16 "
+                    f"this {called(site)} passes 65504 from |x| = {limit:.3g}, infinity in fp16 "
                     f"(under {recipes_in(runs)}); use a smaller factor, or float32",
-                    severity=Severity.WARNING,
+                    severity=Severity.WARNING if limit < 1 else Severity.INFO,
                     limit=limit,
                     format="fp16",
                 )
