@@ -25,6 +25,10 @@ QUICK = (
     "two_towers",
     "importance",
     "node_degrees",
+    "gamma_rain",
+    "running_observations",
+    "masked_tokens",
+    "student",
 )
 FILES = [file for name in ROUNDS for file in files(name)]
 
