@@ -47,7 +47,7 @@ from amptune.tune.speedup import ERROR
 from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime
 from amptune.tune.way import Way
-from amptune.tune.ways import faster_ways, fastest_recipe, left_in_eager
+from amptune.tune.ways import faster_ways, fastest_recipe, left_in_eager, num_fitting
 
 CLOSE = 1.1
 """A plan whose trial took more than this many times the best one's step is no finalist."""
@@ -198,6 +198,8 @@ def _in_one_way(
         )
         recipes, leading = finalists(Way.PARTS)
         pair = [recipes[0], *leading[:1]]
+    if search.parts.in_eager:
+        pair += [recipe_as(search, stocks[0], Way.WHOLE)] * num_fitting(search, clock, NUM_STOCK + 1)
     most = max(clock.allowed, clock.patience(pair, MAX_ROUNDS))
     about = f"{clock.expected(pair, MAX_ROUNDS):.0f} s"
     search.progress.line(f"the final repeats take about {about} or a little more, {most:.0f} s at most")

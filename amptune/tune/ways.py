@@ -121,7 +121,7 @@ def _first_that_compiles(
     what, then = "finalists", "the finalists are compared in eager mode"
     if leader is None:
         what, then = "stock recipes", "the best stock recipe stands by its trial in eager mode"
-    fitting = _num_fitting(search, clock, len(stocks) + bool(leader))
+    fitting = num_fitting(search, clock, len(stocks) + bool(leader))
     why = "for want of time to compile"
     if not fitting:
         clock.leave_out(f"no time to compile the {what}: {then}")
@@ -150,7 +150,7 @@ def _others(search: Search, best: Finalist, count: int) -> list[Finalist]:
     ]
 
 
-def _num_fitting(search: Search, clock: FinalTime, wanted: int) -> int:
+def num_fitting(search: Search, clock: FinalTime, wanted: int) -> int:
     """How many models there is time to compile."""
     if not clock.is_limited:
         return wanted

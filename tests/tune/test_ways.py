@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,6 +147,19 @@ def test_as_much_is_compiled_as_there_is_time_for(tmp_path: Path, timeout: float
     _, _, data = decided(tmp_path, worker, timeout=timeout)
     assert max(sum(is_compiled for _, is_compiled in ways) for ways in worker.repeated) == compiled
     assert any("time to compile" in note for note in data["notes"]) == (compiled < 3)
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [(20.0, 0), (90.0, 2 * LAYERS)])
+def test_what_is_said_of_the_time_of_the_repeats_has_that_of_compiling(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], timeout: float, seconds: float
+) -> None:
+    """It said 25 seconds and 61 at most, and compiling alone took over 90."""
+    decided(tmp_path, Compiler(recipes=0.95), timeout=timeout)
+    said = re.search(r"repeats take about (\d+) s or a little more, (\d+) s at most", capsys.readouterr().err)
+    assert said
+    about, most = map(int, said.groups())
+    assert seconds <= about <= seconds + 20
+    assert most >= 2 * seconds
 
 
 def test_a_model_that_is_compiled_anew_in_each_step_is_left_in_eager_mode(tmp_path: Path) -> None:
