@@ -72,6 +72,9 @@ class SharedMemory:
 
     def written(self, tensor: fx.Node, writer: fx.Node, name: str) -> None:
         """A node has written into the tensor of another; ``name`` is the site that it belongs to, or UNSEEN."""
+        if _takes_other_memory(writer):
+            self._moved(tensor, writer, name)
+            return
         memory = self._memory[tensor]
         is_whole = self._plain[tensor] and name != UNSEEN and 0 < _numel(memory.made) == _numel(tensor)
         memory.writes.append(_Write(name, self._parts[tensor], is_whole))
@@ -79,6 +82,17 @@ class SharedMemory:
             self._memory[node], self._parts[node] = memory, self._parts[tensor]
             self._plain[node], self._seen[node] = self._plain[tensor], len(memory.writes)
             self._mixed[node] = () if name != UNSEEN else (UNSEEN,)
+
+    def _moved(self, tensor: fx.Node, writer: fx.Node, name: str) -> None:
+        """A tensor lies in the memory of another one from here on; its views stay where it was."""
+        given = [each for each in writer.all_input_nodes if each is not tensor and each in self._memory]
+        source = given[0] if given else None
+        memory = _Memory(writer) if source is None else self._memory[source]
+        parts, plain = (frozenset[tuple[fx.Node, int]](), True) if source is None else (
+            self._parts[source], self._plain[source])  # fmt: skip
+        for node in (tensor, writer):
+            self._memory[node], self._parts[node], self._plain[node] = memory, parts, plain
+            self._seen[node], self._mixed[node] = len(memory.writes), () if name != UNSEEN else (UNSEEN,)
 
     def mixed(self, node: fx.Node) -> tuple[str, ...]:
         """Sites whose results are in parts of a tensor beside what made it, as far as the graph was followed."""
@@ -97,6 +111,13 @@ class SharedMemory:
         """Whether a tensor and what was written are two parts of one split."""
         picked = dict(self._parts[node])
         return any(picked.get(whole, place) != place for whole, place in write.parts)
+
+
+def _takes_other_memory(node: fx.Node) -> bool:
+    """Whether a node that writes a tensor makes it look elsewhere: ``x.set_(y)`` and ``x.data = y``."""
+    call = node.meta.get("amptune_call")
+    names = (getattr(each, "__name__", "") for each in (getattr(call, "function", None), node.target))
+    return any(str(name).partition(".")[0] in ("set_", "__set__") for name in names)
 
 
 def changes_numbers(node: fx.Node) -> bool:

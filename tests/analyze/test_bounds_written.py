@@ -51,6 +51,8 @@ CLOSE = {
         None,
     ),
     "other memory": ("e = d.detach()\ne.set_(3 * e - 9)", "e", (-9, -6)),
+    "other memory of a view": ("e = d.detach()\ne.set_(3 * e - 9)", "d", (0, 1)),
+    "memory that is written later": ("e, f = d.detach() * 0, d.detach() + 1\ne.set_(f)\nf.mul_(3)", "e", (3, 6)),
     "a transposed view by einsum": ("torch.einsum('ij->ji', d.detach()).mul_(5)", "d", (0, 5)),
     "a diagonal by einsum": ("torch.einsum('ii->i', d[:, :6].detach()).fill_(5)", "d", (0, 5)),
     "a copy": ("e = d.clone()\ne[0].add_(2)", "d", (0, 1)),
@@ -87,6 +89,7 @@ def test_what_is_written_is_in_the_bounds(
 
 
 DATA = {
+    "of a view": "e = d.detach()\ne.data = x * 7",
     "multiplied": "d.data.mul_(5)",
     "set": "d.data = x * 7",
     "one row": "d.data[0] = 9.0",
