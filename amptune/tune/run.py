@@ -176,6 +176,7 @@ def _start(
 ) -> Search:
     """Open the study and bring together what the search needs; a resumed study keeps its cost table."""
     graph = captured.graph
+    progress.stage("finding what can be chosen")
     with progress.timed("space"):
         space: Space = _ask(worker, "space", graph, what="the search space cannot be built")
     recipes: list[Candidate] = _ask(worker, "recipes", what="the device cannot be asked for its formats")

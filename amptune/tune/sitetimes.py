@@ -28,6 +28,8 @@ from amptune.tune.functioncalls import FunctionModule
 REPEATS = 7
 FEWEST_REPEATS = 3
 WARMUPS = 3
+FAR_BEYOND, FAR_BEYOND_MS = 10.0, 300.0
+"""A run on a CPU that takes this many times what it may, and so long, is the last: setting up and noise take less."""
 REPEATS_MS = 60.0
 """Milliseconds that all repeats of a site may take, unless the fewest of them take longer: long ones are much alike."""
 HEAD_START_CYCLES = 60_000_000
@@ -129,7 +131,12 @@ class _Timer:
 
     def cost(self, limit: float) -> SiteCost:
         """Medians over the repeats; infinite when a warm run takes longer than ``limit`` milliseconds."""
-        warm = [self._waited() for _ in range(WARMUPS)]
+        warm: list[float] = []
+        while len(warm) < WARMUPS:
+            warm.append(self._waited())
+            is_far = warm[-1] > max(FAR_BEYOND * limit, FAR_BEYOND_MS)
+            if is_far and not self.device.is_cuda:  # a GPU's first run may compile something
+                return SiteCost(math.inf)
         # The first run sets things up; one slow run among the others may be the machine's noise.
         fastest = min(warm[1:])
         if fastest > limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -65,6 +66,15 @@ def test_long_sites_are_repeated_less(seconds: float, repeats: int, monkeypatch:
     cost = time_site(module, Call((FloatTensor((4, 3), True),), {}), Variant(FP32), Counted())
     assert cost.forward >= 1e3 * seconds
     assert len(module.calls) == 1 + 2 * (WARMUPS + repeats), "a forward for each gradient, and one to know the output"
+
+
+def test_a_hopeless_site_is_run_once_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A convolution in FP16 takes 92 times as long as in FP32: it was warmed up three times to know it."""
+    module = Sleeper(0.2)
+    monkeypatch.setattr(Sleeper, "__deepcopy__", lambda self, _memo: self, raising=False)
+    cost = time_site(module, Call((FloatTensor((4, 3), True),), {}), Variant(FP32), Counted(), limit=5.0)
+    assert math.isinf(cost.ms)
+    assert len(module.calls) == 1 + 2, "a forward for each gradient, and one to know the output"
 
 
 def test_a_head_start_is_as_long_as_queueing_may_take() -> None:
