@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensor
 
+from amptune.analyze.closedrows import mark_closed_rows
 from amptune.analyze.constants import NodeBounds, range_of
 from amptune.analyze.initial import recorded_initialisers
 from amptune.analyze.observe import channel_spread
@@ -81,6 +82,9 @@ def assume(target: Target, capture: Capture, stated: Sequence[str] = (), *, aske
         raise UsageError(f"--range names {', '.join(unknown)}, which the batch does not have", hint=f"it has: {known}")
     bounds = {place: each.range for place, each in by_place.items()}
     buffers = NodeBounds(capture.graph_module, _owners(capture.graph)).stored()
+    places = [str(node.target) for node in capture.graph_module.graph.nodes if node.op == "placeholder"]
+    tensors = dict(zip(places, (tensor for _, tensor in batch_names(batch)), strict=False))
+    mark_closed_rows(capture.graph, capture.graph_module, tensors)
     remarks = tuple(_not_numbers(user_names(target, model, batch), batch, model))
     return Assumed(Assumptions(bounds, weights, buffers), _facts(facts, weights), tuple(inputs), words, remarks)
 

@@ -218,7 +218,9 @@ class NodeBounds:
         return None if str(node.target).endswith(_STATISTICS) or node in self._written else self._real(node)
 
     def _real(self, node: fx.Node) -> torch.Tensor | None:
-        """A constant or buffer with its numbers; not a parameter."""
+        """A constant or buffer with its numbers; not a parameter, nor an input."""
+        if node.op != "get_attr":
+            return None
         value: Any = self._module
         try:
             for part in str(node.target).split("."):

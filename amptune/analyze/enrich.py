@@ -4,9 +4,9 @@ Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, 
 ``masked``, ``mask_strided``, ``mask_causal``, ``strided``, ``in_rows``, ``viewed``, ``copied``, ``rearranged``,
 ``channels_last``, ``filled``, ``integers``, ``fp32_limit``, ``exact``, ``rises``, ``bounds``, ``batch``, ``views``,
 ``turns``, ``axes``, ``narrowed``, ``passed``, ``passed_too``, ``varied``, ``uneven``, ``random``, ``kept``,
-``triangles``, ``one_hot``, ``pairs``, ``puts``, ``whole``, ``by_name``, ``called``, ``later_sources``, ``image`` and,
-of nn.MultiheadAttention, ``fused`` that the class describes, and empties a ``dtype`` that is another tensor's. A site
-whose nodes do not line up with its inputs is left as it is.
+``triangles``, ``as_stored``, ``one_hot``, ``pairs``, ``puts``, ``whole``, ``by_name``, ``called``, ``later_sources``,
+``image`` and, of nn.MultiheadAttention, ``fused`` that the class describes, and empties a ``dtype`` that is another
+tensor's. A site whose nodes do not line up with its inputs is left as it is.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Folded:
     """The numbers of nodes of a graph that depend on no input, no parameter and no random number.
 
     Args:
-        stored: the real tensor that a ``get_attr`` node reads; ``None`` for what is no constant.
+        stored: the real tensor that a ``get_attr`` node or a placeholder reads; ``None`` for what is no constant.
         is_fixed: whether nothing in the forward writes to what a node made.
     """
 
@@ -59,7 +59,7 @@ class Folded:
         return list(order)
 
     def _worked_out(self, node: fx.Node) -> Any:
-        if node.op == "get_attr":
+        if node.op in ("get_attr", "placeholder"):
             value = self._stored(node)
             return value if value is not None and value.numel() <= LARGEST else None
         op = str(node.meta.get("amptune_op") or "")

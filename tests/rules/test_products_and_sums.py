@@ -32,6 +32,7 @@ def test_a_cube_as_a_product(body: str, count: int, tmp_path: Path) -> None:
     [
         ("return torch.softmax(self.fc(x) / 1e-3, -1)", 1),
         ("return torch.softmax(self.fc(x) / 0.07, -1)", 0),
+        ("return self.fc(x) * 900", 0),
         ("return torch.softmax(self.fc(x).float() / 1e-3, -1)", 0),
         ("return torch.softmax(torch.tanh(self.fc(x)) / 1e-3, -1)", 0),
     ],

@@ -50,6 +50,28 @@ def test_classes_that_the_batch_does_not_have_are_divided_by(tmp_path: Path) -> 
     assert "sum" in finding.message
 
 
+@pytest.mark.parametrize(
+    ("length", "filled", "after", "count"),
+    [
+        ("10", "float('-inf')", "", 1),
+        ("20", "float('-inf')", "", 0),
+        ("10", "-1e4", "", 0),
+        ("10", "float('-inf')", ".nan_to_num()", 0),
+    ],
+)
+def test_a_row_of_scores_that_the_mask_of_the_batch_closes(
+    length: str, filled: str, after: str, count: int, tmp_path: Path
+) -> None:
+    body = f"""
+    scores = self.fc(x).float().view(32, 4, 16)
+    hidden = (ids == 0).view(32, 4, 16)
+    return scores.masked_fill(hidden, {filled}).softmax(-1){after}
+    """
+    batch = f"(torch.randn(32, 64), torch.where(torch.arange(64) % 16 < {length} - 10, 1, 0).expand(32, 64))"
+    source = model_file(body, takes="x, ids", batch=batch)
+    assert len(found("G205", source, tmp_path)) == count
+
+
 @pytest.mark.parametrize(("taken", "count"), [("self.fc(x)", 1), ("self.fc(x).float()", 0)])
 def test_an_assignment_by_a_mask_takes_one_dtype(taken: str, count: int, tmp_path: Path) -> None:
     body = f"y = torch.zeros(32, 64, device=x.device)\ny[kept] = {taken}.flatten()[:1024]\nreturn y"

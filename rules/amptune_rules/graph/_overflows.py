@@ -113,7 +113,7 @@ ORDINARY = 100.0
 
 def factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:
     """From which |x| a product with a literal passes 65504, where nothing bounds x by it and that is under 1, or under
-    100 for what a layer gives."""
+    100 for what a layer gives and is divided by the literal, as by a temperature."""
     scalars = site.attrs.get("scalars") or {}
     place = next(iter(scalars), None)
     if site.op not in FACTORS or place is None or not scalars[place] or (site.op == "div" and place == 0):
@@ -123,7 +123,7 @@ def factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:
     factor = abs(float(scalars[place])) if site.op == "mul" else 1 / abs(float(scalars[place]))
     limit = LIMIT / factor
     made = runs[0].ranges.root(site, 1 - place)
-    is_given = made is not None and op_named(made.op).family in (Family.GEMM, Family.CONV)
+    is_given = site.op == "div" and made is not None and op_named(made.op).family in (Family.GEMM, Family.CONV)
     is_near = limit < (ORDINARY if is_given else 1)
     return limit if is_near and all(run.ranges.operand(site, 1 - place).magnitude > limit for run in runs) else None
 

@@ -235,6 +235,7 @@ class DivisionByZero(GraphRule):
             elif eps is None:
                 yield from self._rounded_away(context, site, place, bad)
         yield from self._without_eps(context)
+        yield from self._closed(context)
 
     def _rounded_away(self, context: GraphContext, site: Site, place: int, bad: tuple[Run, ...]) -> Iterable[Finding]:
         """A denominator that literals keep above zero, by less than a format can hold: ``x / exp(y.clamp(-20, 2))``."""
@@ -283,6 +284,19 @@ class DivisionByZero(GraphRule):
             eps=eps,
             chain=chain(context, site),
         )
+
+    def _closed(self, context: GraphContext) -> Iterable[Finding]:
+        """Softmaxes of rows that the batch's own mask closes as a whole."""
+        for site in context.graph:
+            if (rows := site.attrs.get("closed_rows")) and not is_guarded_after(context, site):
+                yield context.finding(
+                    self,
+                    site,
+                    f"the mask of make_batch() closes {rows} row{'s' * (rows > 1)} of this softmax as a whole: all of "
+                    "them -inf, so that it is 0 / 0, NaN in every format; leave a place open, or fill with "
+                    "torch.finfo(x.dtype).min",
+                    rows=rows,
+                )
 
     def _without_eps(self, context: GraphContext) -> Iterable[Finding]:
         """Layers that divide by a norm, and were told to do so without an eps."""
