@@ -33,6 +33,9 @@ from amptune_rules.graph._overflows import (
 _FILLS = ("masked_fill", "index_put", "full_like", "clamp")
 _ARITHMETIC = ("add", "sub", "where")
 _GROWING = ("lgamma", "exp", "exp2", "expm1", "cosh", "sinh")
+ALL_LARGE = 16
+"""Sums of products without a negative number come to a quarter of their bound where the factors are spread evenly, and
+to less where few are large."""
 _JUDGED = (*_FILLS, *_ARITHMETIC, *FACTORS)
 
 
@@ -94,6 +97,11 @@ class RangeOverflow(GraphRule):
             boxes = torch.sigmoid(self.fc(x)) * 640
             return boxes[:, :32] * boxes[:, 32:]  # <- G201
             """)),
+        Example("pixels compared with prototypes of pixels", model_file(
+            "return self.fc((x @ self.bank.t()).softmax(-1))  # <- G201",
+            batch="torch.randint(0, 256, (32, 4096)).float()",
+            init="self.fc = nn.Linear(64, 64)\nself.bank = nn.Parameter(255 * torch.rand(64, 4096))"),
+            options={"evidence": True}),
         Example("counters of the batch that autocast casts", model_file(
             "return self.fc(x)  # <- G201", batch="1000.0 * torch.arange(2048.0).view(32, 64)"),
             options={"evidence": True}),
@@ -113,6 +121,11 @@ class RangeOverflow(GraphRule):
             steps = torch.cat([torch.ones(32, 63, device=x.device), far], -1)
             return torch.exp(-density * steps)
             """)),
+        Example("pixels from 0 to 1, and weights of both signs", model_file(
+            "return self.fc((x @ self.bank.t()).softmax(-1)) + self.fc(255 * x @ self.mix)",
+            batch="torch.rand(32, 4096)",
+            init="self.fc = nn.Linear(64, 64)\nself.bank = nn.Parameter(torch.rand(64, 4096))\n"
+                 "self.mix = nn.Parameter(torch.randn(4096, 64))"), options={"evidence": True}),
         Example("minus infinity", model_file(
             """
             scores = self.fc(x) @ x.T
@@ -178,6 +191,7 @@ class RangeOverflow(GraphRule):
         yield from self._worked_out(context)
         yield from self._grown(context)
         yield from self._certain(context)
+        yield from self._summed(context)
         bounded = {site.id: found for site, found in self._bounded(context)}
         yield from bounded.values()
         over = seen_outside(context)
@@ -327,6 +341,27 @@ class RangeOverflow(GraphRule):
                     chain=chain(context, site),
                 )
                 yield site, found
+
+    def _summed(self, context: GraphContext) -> Iterable[Finding]:
+        """Products of matrices without a negative number, of the batch and of weights, whose sums leave FP16."""
+        for site in context.graph:
+            runs = delivering(context, site, Format.FP16)
+            bounds = context.bounds(runs[0]) if runs and site.gemms else None
+            if bounds is None or is_settled(context, site) or any(s in context.weighted for s in bounds.sources(site)):
+                continue
+            sides, reach = [bounds.operand(site, side) for side in (0, 1)], bounds.exact(site)
+            if all(side.is_known and side.low >= 0 for side in sides) and LIMIT * ALL_LARGE < reach.high < math.inf:
+                yield context.finding(
+                    self,
+                    site,
+                    f"a product of what lies in {sides[0]} and in {sides[1]}, none of it negative, adds up to as "
+                    f"much as {reach.high:.3g}, over fp16's 65504: infinity under {recipes_in(runs)}; scale "
+                    "one of the two first",
+                    severity=Severity.INFO,
+                    bound=[reach.low, reach.high],
+                    format="fp16",
+                    chain=chain(context, site),
+                )
 
     def _certain(self, context: GraphContext) -> Iterable[Finding]:
         """Results of any op that are always outside."""

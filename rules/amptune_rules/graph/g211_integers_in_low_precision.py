@@ -74,6 +74,12 @@ class IntegersInLowPrecision(GraphRule):
             return h + angles.sin()
             """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('freq', torch.rand(64))",
             takes="x, t", batch="(torch.randn(32, 64), torch.rand(32) * 5000)"), options={"evidence": True}),
+        Example("dates that the code casts to BF16", model_file(
+            """
+            angles = t.to(torch.bfloat16)[:, None] * self.freq.to(torch.bfloat16)  # <- G211
+            return self.fc(x) + angles.sin().to(x.dtype)
+            """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('freq', torch.rand(64))",
+            takes="x, t", batch="(torch.randn(32, 64), 58000 + torch.rand(32) * 400)"), options={"evidence": True}),
         Example("a count of tokens in the dtype of the losses", model_file(
             """
             h = self.fc(x)
@@ -250,11 +256,15 @@ def _how(runs: tuple[Run, ...], site: Site) -> str:
 
 def _stored_size(context: GraphContext, run: Run, site: Site) -> float:
     """How large the numbers of the batch are that a site reads, and that the batch holds in more digits."""
-    bounds = context.bounds(run)
-    cast = {*(site.attrs.get("casts") or {}), *(site.attrs.get("like") or {})}
+    bounds, cast = context.bounds(run), _cast_inputs(site)
     if bounds is None or not all(tensor.dtype in _EXACT or at in cast for at, tensor in enumerate(site.inputs)):
         return 0.0
     return max(bounds.arriving(site, position).magnitude for position in range(len(site.inputs)))
+
+
+def _cast_inputs(site: Site) -> set[int]:
+    """Positions of the inputs that the code casts."""
+    return {*(site.attrs.get("casts") or {}), *(site.attrs.get("like") or {})}
 
 
 def _reach(context: GraphContext, run: Run, site: Site) -> float:
@@ -304,7 +314,8 @@ def _largest_turn(context: GraphContext, run: Run, site: Site, number_format: Fo
     bounds = context.bounds(run)
     for position in site.attrs["batch"]:
         tensor = site.inputs[position]
-        is_rounded = tensor.dtype == "float32" and run.dtypes[site.id].inputs[position] == number_format.torch_name
+        is_held = tensor.dtype == "float32" or position in _cast_inputs(site)
+        is_rounded = is_held and run.dtypes[site.id].inputs[position] == number_format.torch_name
         if bounds is None or not is_rounded:
             continue
         largest = bounds.arriving(site, position).magnitude

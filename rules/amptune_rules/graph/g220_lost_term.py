@@ -28,13 +28,13 @@ class LostTerm(GraphRule):
     ## What it does
     Finds running averages of buffers and parameters (`m * a + (1 - m) * x`, `lerp_`, `a += (1 - m) * (x - a)`) that are
     kept in 16 bits, with a step too short for them; constants that a loop adds to a number beside which they are
-    rounded away, as times; and constants that are added to a matrix before a decomposition, inverse or solve and are
-    under half an ulp of 1.
+    rounded away, as times; counts in buffers of 16 bits; and constants that are added to a matrix before a
+    decomposition, inverse or solve and are under half an ulp of 1.
 
     ## Why is this bad
     A sum is rounded to the format's digits: BF16 keeps eight bits of them, so that a step of a thousandth changes
-    nothing, and the average stays where it is. In FP32 a jitter of 1e-8 is gone beside a diagonal of 1: the matrix is
-    as singular as it was, and Cholesky raises.
+    nothing, and the average stays where it is, as a count does at 256 (2048 in FP16). In FP32 a jitter of 1e-8 is gone
+    beside a diagonal of 1: the matrix is as singular as it was, and Cholesky raises.
 
     ## Example
     ```python
@@ -88,6 +88,31 @@ class LostTerm(GraphRule):
                 t = t + 0.002  # <- G220
             return x
             """)),
+        Example("how often each item was seen", model_file(
+            """
+            self.seen.index_add_(0, x.argmax(1), torch.ones(32, dtype=torch.float16, device=x.device))  # <- G220
+            return self.fc(x) / self.seen.float()
+            """, init="self.fc = nn.Linear(64, 64)\n"
+                      "self.register_buffer('seen', torch.ones(64, dtype=torch.float16))")),
+        Example("steps so far", model_file(
+            """
+            self.steps += 1  # <- G220
+            return self.fc(x) / self.steps.float()
+            """, init="self.fc = nn.Linear(64, 64)\n"
+                      "self.register_buffer('steps', torch.zeros((), dtype=torch.bfloat16))")),
+        Example("steps so far, copied into their buffer", model_file(
+            """
+            with torch.no_grad():
+                self.steps.copy_(self.steps + 1)  # <- G220
+            return self.fc(x) / self.steps.float()
+            """, init="self.fc = nn.Linear(64, 64)\n"
+                      "self.register_buffer('steps', torch.zeros((), dtype=torch.float16))")),
+        Example("counts of what is positive", model_file(
+            """
+            self.alive.add_((x > 0).sum(0).to(self.alive.dtype))  # <- G220
+            return self.fc(x) * (self.alive > 0)
+            """, init="self.fc = nn.Linear(64, 64)\n"
+                      "self.register_buffer('alive', torch.zeros(64, dtype=torch.bfloat16))")),
         Example("a jitter of 1e-9", model_file(
             """
             h = self.fc(x).float()
@@ -104,6 +129,22 @@ class LostTerm(GraphRule):
                 self.usage = 0.99 * self.usage + 0.01 * x.mean(0)
             return self.fc(x) / self.usage
             """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('usage', torch.ones(64))")),
+        Example("steps so far in integers, and in FP32", model_file(
+            """
+            self.steps += 1
+            self.seen.index_add_(0, x.argmax(1), torch.ones(32, device=x.device))
+            return self.fc(x) / self.steps / self.seen
+            """, init="self.fc = nn.Linear(64, 64)\nself.register_buffer('seen', torch.ones(64))\n"
+                      "self.register_buffer('steps', torch.zeros((), dtype=torch.long))")),
+        Example("a count with one added", model_file(
+            "return self.fc(x) / (self.seen + 1).float()", init="self.fc = nn.Linear(64, 64)\n"
+            "self.register_buffer('seen', torch.ones(64, dtype=torch.float16))")),
+        Example("counts of one batch", model_file(
+            """
+            seen = torch.zeros(64, dtype=torch.float16, device=x.device)
+            seen.index_add_(0, x.argmax(1), torch.ones(32, dtype=torch.float16, device=x.device))
+            return self.fc(x) / (1 + seen.float())
+            """)),
         Example("long steps", model_file(
             """
             with torch.no_grad():
@@ -145,6 +186,8 @@ class LostTerm(GraphRule):
         for site in context.graph:
             if context.train and (step := _step_of_average(context.runs[0], site)):
                 yield from self._average(context, site, step)
+            elif context.train and _is_tally(context.runs[0], site):
+                yield from self._tally(context, site)
             elif op_named(site.op).family is Family.LINALG:
                 yield from self._jitter(context, site)
         told: set[str] = set()
@@ -166,6 +209,21 @@ class LostTerm(GraphRule):
                     f"changes of less than about {lost:.2g} times its own size are rounded away; keep it in float32",
                     step=step,
                     format=str(Format.parse(half)),
+                )
+
+    def _tally(self, context: GraphContext, site: Site) -> Iterable[Finding]:
+        for half in HALF:
+            runs = tuple(run for run in context.runs if half in run.dtypes[site.id].outputs)
+            if runs:
+                number_format = Format.parse(half)
+                most = number_format.largest_exact_integer
+                yield context.finding(
+                    self,
+                    site,
+                    f"a count in {number_format} (under {recipes_in(runs)}), which has no {most + 1}: adding 1 to "
+                    f"{most} changes nothing, so that it stops there; count in integers or in float32",
+                    most=most,
+                    format=str(number_format),
                 )
 
     def _counter(self, context: GraphContext, site: Site) -> Finding | None:
@@ -250,6 +308,37 @@ def _jitters(context: GraphContext, site: Site) -> Iterator[tuple[Site, float, i
             factor = abs(factor_of_second(total)) if side == 1 else 1.0
             if stands and found.is_known and found.low == 0 and 0 < found.high < math.inf:
                 yield total, found.high * factor, 1 - side
+
+
+_COUNTED = ("bool", "uint8", "int16", "int32", "int64")
+_TALLIES = {"add": 1, "index_add": 2, "scatter_add": 2}
+"""Ops that add to a tensor in place -> which operand they add."""
+
+
+def _is_tally(run: Run, site: Site) -> bool:
+    """Whether numbers of things are added to a stored tensor: ones, or what was counted or compared."""
+    if site.op not in _TALLIES or not _is_stored(run, site, 0) or not _is_kept(run, site):
+        return False
+    side = _TALLIES[site.op]
+    position = input_of(site, side)
+    return _constant(run, site, side) == 1 or (position is not None and _counts(run, site, position))
+
+
+def _is_kept(run: Run, site: Site) -> bool:
+    """Whether a sum is written where its first term is stored."""
+    after = (run.ranges.graph[name] for name in run.ranges.graph.graph.successors(site.id) if name in run.ranges.graph)
+    return bool(site.attrs.get("in_place")) or any(
+        each.op == "copy" and run.ranges.sources(each)[:1] == run.ranges.sources(site)[:1] for each in after
+    )
+
+
+def _counts(run: Run, site: Site, position: int) -> bool:
+    """Whether an input was made of integers or truth values."""
+    source = run.ranges.sources(site)[position]
+    if source not in run.ranges.graph:
+        return False
+    made = run.ranges.graph[source]
+    return all(output.dtype in _COUNTED for output in made.outputs)
 
 
 def _step_of_average(run: Run, site: Site) -> float:
