@@ -110,7 +110,7 @@ def _on_the_way(site: Site, reads: Sequence[Sequence[fx.Node]], owners: Mapping[
         for index, node in enumerate(outside)
         if index in others
         or len(alike) < len(reads)
-        or any(_of_batch(read[index]) != _of_batch(node) for read in alike)
+        or any(_made_by(read[index], owners) != _made_by(node, owners) for read in alike)
     ]
     if varied:
         yield "varied", tuple(varied)
@@ -146,6 +146,12 @@ def _of_batch(node: fx.Node) -> str:
     """The tensor of the batch that a node is, through views and casts; empty for another."""
     base = root(node)
     return str(base.target) if base.op == "placeholder" else ""
+
+
+def _made_by(node: fx.Node, owners: Mapping[str, str]) -> str:
+    """The tensor of the batch that a node is, or the arithmetic on integers that made it; empty for another."""
+    base = root(node)
+    return base.name if _is_reckoned(base, owners) else _of_batch(node)
 
 
 def _is_reckoned(base: fx.Node, owners: Mapping[str, str]) -> bool:

@@ -62,7 +62,7 @@ class Structure:
         """The site that made all of an input; ``None`` where no site did, or others have written into a part of it, or
         calls of a site read it in several ways."""
         source = self.sources(site)[position]
-        one = not is_altered(site, position) and not self._later(site, position)
+        one = not is_altered(site, position) and not self._later(site, position) and not _reckoned(site, position)
         if source not in self.graph or not one:
             return None
         made = self.graph[source]
@@ -140,6 +140,8 @@ class Structure:
         source = self.sources(site)[position]
         if later := self._later(site, position):
             return _Place((source, later, _origin(site, position)), cuts, views, turns)
+        if reckoned := _reckoned(site, position):
+            return _Place(reckoned, cuts, views, turns)
         if source in self.graph and position not in (site.attrs.get("bounds") or {}):
             producer = self.graph[source]
             through = is_copy(producer) if copies else producer.op in _IDENTITIES and not producer.attrs.get("in_place")
@@ -229,5 +231,10 @@ def is_copy(site: Site) -> bool:
 
 
 def _origin(site: Site, position: int) -> object:
-    own = (site.attrs.get("reckoned") or {}).get(position)
-    return own or (site.attrs.get("batch") or {}).get(position) or site.inputs[position]
+    return (site.attrs.get("batch") or {}).get(position) or site.inputs[position]
+
+
+def _reckoned(site: Site, position: int) -> tuple[str, ...]:
+    """What stands for an input that arithmetic on integers made; empty for another."""
+    name = (site.attrs.get("reckoned") or {}).get(position)
+    return ("reckoned", name) if name else ()

@@ -33,6 +33,9 @@ CALLS = {
     "views of other calls": "outs = []\nfor t in (d[:, :4], d[:, 4:]):\n    outs.append(t - d[:, :4])",
     "other casts": "outs = []\nfor t in ((9 * y).bool().float(), 9 * y):\n    outs.append(t * 2)",
     "other casts of what is not zero": "outs = []\nfor t in (d - 7, (d - 7).bool().float()):\n    outs.append(t * 2)",
+    "other integers":
+        "m = (x > 0).long()\na, b = m + 1, 3 * m\nouts = []\n"
+        "for i, j in ((a, a), (a, b)):\n    outs.append(i * y - j * y)",
     "another mask":
         "m = torch.ones(6, 8).tril()\nouts = []\nfor k in (m, 0 * m):\n    outs.append(((d + 1) * k).sum(-1))",
     "no longer one-hot":
