@@ -54,7 +54,7 @@ def origins(
         yield "as_stored", stored
     if batch := _alike(reads, _of_batch):
         yield "batch", batch
-    if reckoned := {index: base.name for index, node in enumerate(outside) if _is_reckoned(base := root(node), owners)}:
+    if reckoned := _reckoned(site, outside, owners):
         yield "reckoned", reckoned
     if len(calls) == 1 and (exact := bounds.exact(last)) is not None:
         yield "exact", exact
@@ -149,14 +149,24 @@ def _of_batch(node: fx.Node) -> str:
 
 
 def _made_by(node: fx.Node, owners: Mapping[str, str]) -> str:
-    """The tensor of the batch that a node is, or the arithmetic on integers that made it; empty for another."""
+    """The tensor of the batch that a node is, or what made it in the forward and is no site; empty for another."""
     base = root(node)
     return base.name if _is_reckoned(base, owners) else _of_batch(node)
 
 
+def _reckoned(site: Site, outside: Sequence[fx.Node], owners: Mapping[str, str]) -> dict[int, str]:
+    """Index of an input -> the node that made it; not of what a site has since written over."""
+    inputs = zip(outside, site.sources, strict=False)
+    return {
+        index: base.name
+        for index, (node, source) in enumerate(inputs)
+        if not source and _is_reckoned(base := root(node), owners)
+    }
+
+
 def _is_reckoned(base: fx.Node, owners: Mapping[str, str]) -> bool:
-    """Whether a tensor is worked out of others by what is no site: arithmetic on integers."""
-    return base.op not in ("placeholder", "get_attr") and base.name not in owners and bool(base.all_input_nodes)
+    """Whether the forward makes a tensor by what is no site: arithmetic on integers, a draw, a range of numbers."""
+    return base.op not in ("placeholder", "get_attr") and base.name not in owners
 
 
 def _known(site: Site, reads: Sequence[Sequence[fx.Node]], bounds: NodeBounds) -> Iterator[tuple[int, Range]]:

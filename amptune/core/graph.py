@@ -138,7 +138,7 @@ class Site:
             ``operand_params``: {positional argument: name of the parameter that it is}.
             ``bounds``: {index of an input: (low, high)}, for inputs that no site makes: constants, buffers, random
             numbers, arithmetic on integers. ``batch``: {index of an input: name of the batch's tensor}.
-            ``reckoned``: {index of an input: name of the node that made it by arithmetic on integers, all calls}.
+            ``reckoned``: {index of an input: name of the node of the forward that made it, of one that no site made}.
             ``exact``: (low, high, number of zeros) of a result that is worked out from constants alone.
             ``views``: {index of an input: (views that pick some of its numbers, all views)}, as text, of all calls
             where they differ; ``turns``: of the others.

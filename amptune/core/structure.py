@@ -235,6 +235,6 @@ def _origin(site: Site, position: int) -> object:
 
 
 def _reckoned(site: Site, position: int) -> tuple[str, ...]:
-    """What stands for an input that arithmetic on integers made; empty for another."""
+    """What stands for an input that the forward makes by what is no site; empty for another."""
     name = (site.attrs.get("reckoned") or {}).get(position)
     return ("reckoned", name) if name else ()

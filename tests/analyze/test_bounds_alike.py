@@ -43,9 +43,15 @@ CALLS = {
         "    outs.append(k.float().sum(-1))",
 }  # fmt: skip
 WRITTEN = {
+    "ones that are written over": "o = torch.ones(6, 8)\na = d * o\no[:, 2:] = 7\nreturn a - d * o",
+    "ones like another": "o = torch.ones_like(x)\na = d * o\no[:, 2:] = 7\nreturn a - d * o",
+    "numbers that are drawn again": "r = torch.rand(6, 8)\na = r * 1\nr.uniform_(2, 3)\nreturn a - r * 1",
+    "segments of another index":
+        "i, y = torch.randint(0, 2, (6,)), d[:, 0]\n"
+        "m = torch.zeros(2).scatter_reduce(0, i, y, 'amax')\nreturn y - m[1 - i]",
     "a part after a cast": "v = (200 * d).to(torch.uint8).double()\nw = v.view(-1)\nw[::2] = -0.5\nreturn w",
     "all after a cast": "w = d.bool().double().detach()\nw.mul_(-0.5)\nreturn w * 1",
-}
+}  # fmt: skip
 
 
 def _hold(forward: str, frontend: str, tmp_path: Path, *, by_calls: bool = True) -> None:
@@ -67,5 +73,5 @@ def test_what_the_first_call_reads_does_not_stand_for_the_others(lines: str, fro
 
 @pytest.mark.parametrize("frontend", ["export", "record-fake"])
 @pytest.mark.parametrize("lines", WRITTEN.values(), ids=WRITTEN)
-def test_what_is_written_after_a_cast_is_not_cast(lines: str, frontend: str, tmp_path: Path) -> None:
+def test_what_is_written_is_not_what_was_made_or_cast_before(lines: str, frontend: str, tmp_path: Path) -> None:
     _hold(START + lines, frontend, tmp_path)
