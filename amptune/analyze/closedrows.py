@@ -12,8 +12,9 @@ from torch import fx
 from torch._subclasses import FakeTensor
 
 from amptune.analyze.dtypes import root
-from amptune.analyze.folding import Folded
-from amptune.core.graph import PrecisionGraph, Site
+from amptune.analyze.folding import LARGEST, Folded
+from amptune.core.graph import PrecisionGraph
+from amptune.core.ops import Family, op_named
 
 
 def mark_closed_rows(graph: PrecisionGraph, module: fx.GraphModule, batch: Mapping[str, torch.Tensor]) -> None:
@@ -24,41 +25,111 @@ def mark_closed_rows(graph: PrecisionGraph, module: fx.GraphModule, batch: Mappi
         module: the captured graph.
         batch: name of a placeholder -> the tensor of the batch that it stands for.
     """
-    softmaxes = [site for site in graph if site.op == "softmax" and _is_over_last(site)]
-    if not softmaxes:
-        return
     nodes = {node.name: node for node in module.graph.nodes}
-    written = {root(each) for node in nodes.values() if isinstance(each := node.meta.get("amptune_writes"), fx.Node)}
-    folded = Folded(lambda node: _stored(module, node, batch), lambda node: node not in written)
-    for site in softmaxes:
-        covered = [nodes[name] for name in site.nodes if name in nodes]
-        rows = sum(_closed(folded, root(read)) for node in covered for read in _read(node))
-        if rows:
+    places = None
+    for site in list(graph):
+        softmaxes = [nodes[name] for name in site.nodes if name in nodes and _is_over_last(nodes[name])]
+        if not softmaxes:
+            continue
+        places = places or _Places(module, batch)
+        if rows := sum(_rows(places.of(node.all_input_nodes[0]), node) for node in softmaxes):
             graph.replace_site(dataclasses.replace(site, attrs={**site.attrs, "closed_rows": rows}))
 
 
-def _read(node: fx.Node) -> list[fx.Node]:
-    return node.all_input_nodes[:1] if node.meta.get("amptune_op") == "softmax" else []
+def _is_over_last(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if node.meta.get("amptune_op") != "softmax" or not node.all_input_nodes or not isinstance(value, torch.Tensor):
+        return False
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    return value.dim() > 0 and dim in (-1, value.dim() - 1)
 
 
-def _is_over_last(site: Site) -> bool:
-    dim = site.attrs.get("dim")
-    return bool(site.inputs) and dim in (-1, len(site.inputs[0].shape) - 1)
-
-
-def _closed(folded: Folded, filled: fx.Node) -> int:
-    """Rows of the mask of a ``masked_fill`` with -inf in which no place is left."""
-    value = filled.meta.get("val")
-    if filled.meta.get("amptune_op") != "masked_fill" or not isinstance(value, torch.Tensor) or not value.shape:
+def _rows(places: torch.Tensor | None, softmax: fx.Node) -> int:
+    length = softmax.meta["val"].shape[-1]
+    if places is None or not places.dim() or places.shape[-1] != length:
         return 0
-    arguments = [*filled.args, *filled.kwargs.values()]
-    masks = [each for each in arguments[1:] if isinstance(each, fx.Node)]
-    if len(masks) != 1 or -math.inf not in [each for each in arguments if isinstance(each, float)]:
-        return 0
-    mask = folded.of(masks[0])
-    if mask is None or mask.dtype is not torch.bool or not mask.shape or mask.shape[-1] != value.shape[-1]:
-        return 0
-    return int(mask.all(-1).sum())
+    return int(places.all(-1).sum())
+
+
+_SHIFTS = {"add": 2, "sub": 1, "baddbmm": 1, "addmm": 1}
+"""Ops that leave -inf what is -inf in one of so many first operands."""
+
+
+class _Places:
+    """Where the numbers of a node are -inf whatever the layers give: by a mask of constants or of the batch."""
+
+    def __init__(self, module: fx.GraphModule, batch: Mapping[str, torch.Tensor]) -> None:
+        writes = [(each, node) for node in module.graph.nodes for each in node.meta.get("amptune_writes", ())]
+        written = {root(each) for each, _ in writes}
+        self._opened = {root(each) for each, node in writes if node.meta.get("amptune_op") != "masked_fill"}
+        self._folded = Folded(lambda node: _stored(module, node, batch), lambda node: node not in written)
+        self._known: dict[fx.Node, torch.Tensor | None] = {}
+
+    def of(self, node: fx.Node, depth: int = 16) -> torch.Tensor | None:
+        """Truth values that broadcast to the shape of a node; ``None`` where no place is known to be -inf."""
+        if node not in self._known:
+            is_kept = depth > 0 and isinstance(node.meta.get("val"), torch.Tensor) and root(node) not in self._opened
+            found = self._found(node, depth - 1) if is_kept else None
+            self._known[node] = found if found is not None and bool(found.any()) else None
+        return self._known[node]
+
+    def _found(self, node: fx.Node, depth: int) -> torch.Tensor | None:
+        op, first = str(node.meta.get("amptune_op") or ""), node.all_input_nodes[:1]
+        if op == "masked_fill":
+            return _either(self._masked(node), self.of(first[0], depth))
+        if op == "where":
+            return self._chosen(node, depth)
+        if op in _SHIFTS:
+            found: torch.Tensor | None = None
+            for each in [each for each in node.args[: _SHIFTS[op]] if isinstance(each, fx.Node)]:
+                found = _either(found, self.of(each, depth))
+            return found
+        family = op_named(op).family
+        if first and family is Family.CAST:
+            return self.of(first[0], depth)
+        if len(node.all_input_nodes) == 1 and family is Family.VIEW and op != "getitem":
+            return _seen_as(node, self.of(first[0], depth))
+        value = self._folded.of(node)
+        return value == -math.inf if value is not None and value.is_floating_point() else None
+
+    def _masked(self, node: fx.Node) -> torch.Tensor | None:
+        arguments = [*node.args, *node.kwargs.values()]
+        masks = [each for each in arguments[1:] if isinstance(each, fx.Node)]
+        if len(masks) != 1 or -math.inf not in [each for each in arguments if isinstance(each, float)]:
+            return None
+        mask = self._folded.of(masks[0])
+        return mask if mask is not None and mask.dtype is torch.bool else None
+
+    def _chosen(self, node: fx.Node, depth: int) -> torch.Tensor | None:
+        if len(node.args) != 3 or not isinstance(node.args[0], fx.Node):
+            return None
+        mask = self._folded.of(node.args[0])
+        if mask is None or mask.dtype is not torch.bool:
+            return None
+        found: torch.Tensor | None = None
+        for chosen, each in zip((mask, ~mask), node.args[1:], strict=True):
+            closed = self.of(each, depth) if isinstance(each, fx.Node) else torch.tensor(each == -math.inf)
+            found = _either(found, chosen & closed if closed is not None else None)
+        return found
+
+
+def _either(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    return other if one is None else one if other is None else one | other
+
+
+def _seen_as(node: fx.Node, closed: torch.Tensor | None) -> torch.Tensor | None:
+    """The places of what a view reads, as the view has them."""
+    shape = node.all_input_nodes[0].meta["val"].shape
+    if closed is None or math.prod(shape) > LARGEST:
+        return None
+    full = closed.expand(tuple(shape))
+    args = fx.node.map_arg(node.args, lambda _: full)
+    called = getattr(torch.Tensor, str(node.target), None) if node.op == "call_method" else node.target
+    try:
+        seen = called(*args, **node.kwargs)  # type: ignore[misc, operator]
+    except (RuntimeError, TypeError):  # a view of one dtype as another: the places stay unknown
+        return None
+    return seen if isinstance(seen, torch.Tensor) and seen.dtype is torch.bool else None
 
 
 def _stored(module: fx.GraphModule, node: fx.Node, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
