@@ -10,31 +10,39 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from amptune.tune.study import TrialRecord
 
 
 def at_usual_moments(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The records, with the milliseconds of paired ones, and of the trial that they were timed beside, by what that
-    trial's step took in the middle of all that was timed of it."""
+    """The records, by number, with the milliseconds of paired ones, and of the trial that they were timed beside, by
+    what that trial's step took in the middle of all that was timed of it.
+
+    Where that trial was timed beside an earlier one itself, its milliseconds are by that one: two trials that are the
+    same beside each other are so here.
+    """
     besides: dict[int, list[float]] = defaultdict(list)
     for record in records:
         paired = record.outcome.paired
-        if paired and "beside_ms" in paired:
+        if paired and "beside_ms" in paired and record.outcome.kind != "duplicate":  # which was timed once
             besides[paired["trial"]].append(float(paired["beside_ms"]))
-    usual = {
-        record.number: statistics.median([record.outcome.measured_ms, *besides[record.number]])
-        for record in records
-        if record.number in besides and record.outcome.step_ms
-    }
+    usual: dict[int, float] = {}
     for record in records:
-        record.outcome = dataclasses.replace(record.outcome, usual_ms=_milliseconds(record, usual))
+        milliseconds = _milliseconds(record, besides, usual)
+        if milliseconds is not None:
+            usual[record.number] = milliseconds
+        record.outcome = dataclasses.replace(record.outcome, usual_ms=milliseconds)
     return list(records)
 
 
-def _milliseconds(record: TrialRecord, usual: dict[int, float]) -> float | None:
+def _milliseconds(
+    record: TrialRecord, besides: Mapping[int, Sequence[float]], usual: Mapping[int, float]
+) -> float | None:
+    """``usual`` has those of earlier trials."""
     paired = record.outcome.paired
     if paired and paired["trial"] in usual:
         return float(paired["ratio"]) * usual[paired["trial"]]
-    return usual.get(record.number)
+    if record.number in besides and record.outcome.step_ms:
+        return statistics.median([record.outcome.measured_ms, *besides[record.number]])
+    return None

@@ -10,14 +10,16 @@ from amptune.tune.moments import at_usual_moments
 from amptune.tune.study import Outcome, TrialRecord
 
 
-def record(number: int, step_ms: float, beside: tuple[int, float, float] | None = None) -> TrialRecord:
+def record(
+    number: int, step_ms: float, beside: tuple[int, float, float] | None = None, kind: str = "search"
+) -> TrialRecord:
     """A trial's; ``beside``: the trial that it was timed in turns with, the ratio, and what that one's step took."""
     step = {"median": step_ms, "low": step_ms, "high": step_ms, "repeats": 8}
     paired: dict[str, Any] | None = None
     if beside:
         trial, ratio, beside_ms = beside
         paired = {"trial": trial, "ratio": ratio, "low": ratio, "high": ratio, "count": 8, "beside_ms": beside_ms}
-    outcome = Outcome("search", "valid", step_ms=step, paired=paired, paired_ms=None if not beside else 99.0)
+    outcome = Outcome(kind, "valid", step_ms=step, paired=paired, paired_ms=None if not beside else 99.0)
     attributes = {"outcome": vars(outcome)}
     frozen = optuna.trial.create_trial(state=TrialState.COMPLETE, value=1.0, user_attrs=attributes)
     frozen.number = number
@@ -34,6 +36,19 @@ def test_a_trial_in_a_slow_moment_makes_those_timed_beside_it_no_slower() -> Non
     later = [record(n, 24.3, (2, ratio, 22.8)) for n, ratio in ((4, 1.066), (5, 1.08), (6, 0.95))]
     found = milliseconds(slow, steady, *later)
     assert found == pytest.approx([22.8, 22.76, 24.3, 24.6, 21.7], abs=0.05)
+
+
+def test_a_yardstick_that_was_timed_beside_another_keeps_what_was_timed_beside_it_on_its_scale() -> None:
+    """The first yardstick was far slower than what came later. The second one's blocks met slow moments."""
+    first, second = record(0, 30.0), record(1, 20.0, (0, 0.5, 30.0))
+    same, slower = record(2, 22.0, (1, 1.0, 22.0)), record(3, 24.0, (1, 1.1, 21.0))
+    assert milliseconds(first, second, same, slower) == pytest.approx([30.0, 15.0, 15.0, 16.5])
+
+
+def test_what_was_timed_once_counts_once() -> None:
+    first, *pairs = record(0, 30.0), record(1, 22.0, (0, 1.0, 22.0)), record(2, 26.0, (0, 1.0, 26.0))
+    again = [record(number, 22.0, (0, 1.0, 22.0), "duplicate") for number in (3, 4)]
+    assert milliseconds(first, *pairs, *again) == pytest.approx([26.0] * 5)
 
 
 def test_without_pairs_steps_are_as_the_clock_had_them() -> None:
