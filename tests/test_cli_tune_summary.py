@@ -72,14 +72,19 @@ def test_why_only_recipes_were_measured_is_told(stopped: str, said: str) -> None
 )
 def test_by_how_much_a_plan_missed_is_told(gain: float | None, said: str) -> None:
     """Two rounds are too few to tell a plan that takes half as long: that it may be so was not said."""
-    missed = {"trial": 19, "step_ms": None, "memory_bytes": None, "speedup": gain, "speedup_low": 0.62, "rounds": 2}
+    missed: dict[str, Any] = {"trial": 19, "step_ms": None, "memory_bytes": None, "speedup": gain, "speedup_low": 0.62}
+    missed |= {"rounds": 2, "more_rounds_by": "--budget"}
     data = result(trials(), (1, 118.9), (1, 118.9), "stock", **REST, missed=missed if gain else None)
     record = cast("TrialRecord", None)
     verdict = Verdict("stock", record, STEP, record, STEP)
     text = summary(TuneResult(data, plan(), verdict, {"patched": Path("net_amptuned.py")}))
     assert said in text
     assert ("the best plan (trial" in text) is (gain is not None)
-    assert ("a larger --timeout or --budget leaves time" in text) is (gain == 1.94)
+    assert ("a larger --budget leaves time for more rounds" in text) is (gain == 1.94)
+    missed["more_rounds_by"] = None
+    text = summary(TuneResult(data, plan(), verdict, {"patched": Path("net_amptuned.py")}))
+    assert "a larger" not in text
+    assert ("95 % confidence: an idle machine makes them steadier" in text) is (gain == 1.94)
 
 
 MEMORY = 18 * 2**30

@@ -13,6 +13,7 @@ from amptune.commands.measuring import add_measurement, options_of
 from amptune.commands.targets import add_state_and_batch, add_target, say, surviving
 from amptune.commands.values import positive_int, seconds, size
 from amptune.core.sizes import size_text
+from amptune.report.tune_data import MAYBE_FASTER
 
 if TYPE_CHECKING:
     from amptune.tune.options import TuneOptions
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 NEARLY_BOUND = 0.7
 """Share of a step that Python takes to queue it, from which on a slower host decides what is gained: on an H200 a plan
 of 43 in 57 ms was 1.14x faster than the best stock recipe, and on a slower host 0.95x."""
-WORTH_MORE_ROUNDS = 1.01
-"""A plan that seemed this many times as fast as the best stock recipe may be so."""
 LABELS = {
     "patched": "patched model",
     "plan": "plan",
@@ -142,9 +141,10 @@ def _missed(data: dict[str, Any]) -> list[str]:
         return []
     gain, trial = missed["speedup"], missed["trial"]
     said = f"In {missed['rounds']} rounds beside it the best plan (trial {trial}) was {gain:.2f}x as fast"
-    if gain < WORTH_MORE_ROUNDS:
+    if gain < MAYBE_FASTER:
         return [f"{said}."]
-    more = "a larger --timeout or --budget leaves time for more rounds, and an idle machine makes them steadier"
+    option, steadier = missed.get("more_rounds_by"), "an idle machine makes them steadier"
+    more = f"a larger {option} leaves time for more rounds, and {steadier}" if option else steadier
     return [f"{said}, at least {missed['speedup_low']:.2f}x with 95 % confidence: {more}."]
 
 

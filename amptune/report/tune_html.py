@@ -12,15 +12,13 @@ from amptune.core.tables import CostTable
 from amptune.report.page import Markup, folded, join, number_cell, page, section, table, tag
 from amptune.report.svg import symbols
 from amptune.report.tune_charts import bars, history, memory, predicted, trade_off, trial_legend
-from amptune.report.tune_data import Run, TuneData, ms, number, percent
+from amptune.report.tune_data import MAYBE_FASTER, Run, TuneData, ms, number, percent
 from amptune.report.tune_scaler import scaler_report
 from amptune.report.tune_sites import SiteRow, badge, format_counts, site_rows, site_table, site_tree
 
 if TYPE_CHECKING:  # networkx is not needed to write a report
     from amptune.core.graph import PrecisionGraph
 
-MAYBE_FASTER = 1.01
-"""A plan that seemed this many times as fast as the best stock recipe may be so."""
 QUALITY_DATA = {
     "single-batch": "one batch, used again and again (the target has no train_batches)",
     "train_batches": "the batches of train_batches()",
@@ -121,7 +119,9 @@ def _explanation(data: TuneData) -> Iterator[str]:
 def _attribution(data: TuneData) -> Iterator[str]:
     in_parts = data.raw.get("compiled") == "parts"
     if data.formats_only is not None and not (in_parts and data.best and data.best.name != "plan"):
-        compiled, also = (", compiled as the recipe is", " and from how it is compiled") if in_parts else ("", "")
+        is_recipe_eager = (data.raw.get("repeats") or {}).get("stock_in_eager")
+        how = ", the model compiled whole" if is_recipe_eager else ", compiled as the recipe is"
+        compiled, also = (how, " and from how it is compiled") if in_parts else ("", "")
         alone = f"With the formats alone (loss in FP32, no padding, memory format as written{compiled}) it is"
         if f"{data.formats_only:.2f}" == f"{data.speedup:.2f}":
             yield f"{alone} as fast: the gain is theirs."
@@ -138,7 +138,9 @@ def _missed(data: TuneData) -> Iterator[str]:
     best = f"The best of them, trial {missed.get('trial')}, was measured again in turns with it"
     yield f"{best}: {data.missed:.2f} times as fast{least}."
     if (data.missed or 0.0) >= MAYBE_FASTER:
-        yield "More rounds may tell: a larger --timeout or --budget leaves time for them."
+        option = missed.get("more_rounds_by")
+        how = f"a larger {option} leaves time for more rounds" if option else "an idle machine makes rounds steadier"
+        yield f"It may be faster all the same: {how}."
 
 
 def _parts(data: TuneData) -> Iterator[str]:

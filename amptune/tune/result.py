@@ -11,6 +11,7 @@ import torch
 
 from amptune import __version__
 from amptune.tune.finals import Verdict
+from amptune.tune.judging import MAX_PAIRED_ROUNDS
 from amptune.tune.pareto import pareto_numbers, prediction_json
 from amptune.tune.search import Search
 from amptune.tune.stockorder import unmeasured_note
@@ -28,9 +29,8 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
     Times are milliseconds with quartiles, memory is bytes (null on a CPU), ``loss_gap`` is signed and relative.
     """
     options, prepared = search.options, search.prepared
-    is_as_tried = (
-        verdict.way is Way.EAGER or not search.parts.in_eager
-    )  # a compiled step launches other kernels than its trial
+    # A compiled step launches other kernels than its trial in eager mode.
+    is_as_tried = verdict.way is Way.EAGER or not search.parts.in_eager
     is_stock_eager = options.compile_with is not None and verdict.stock_way is Way.EAGER
     return {
         "version": RESULT_VERSION,
@@ -59,7 +59,7 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
             "without_loss_and_layout": _rounded(verdict.formats_only),
             "stock_in_parts": _rounded(verdict.stock_in_parts),
         },
-        "missed": _missed(verdict),
+        "missed": _missed(search, verdict),
         "compiled": _compiled(search, verdict),
         "repeated": verdict.repeated,
         "repeats": {"stock": _entry(verdict.stock, verdict.stock_step), "stock_in_eager": is_stock_eager},
@@ -78,7 +78,7 @@ def result_json(search: Search, verdict: Verdict, seconds: float, plan_file: str
     }
 
 
-def _missed(verdict: Verdict) -> dict[str, Any] | None:
+def _missed(search: Search, verdict: Verdict) -> dict[str, Any] | None:
     """The best plan in the repeats, where it did not win."""
     if verdict.missed is None:
         return None
@@ -90,7 +90,17 @@ def _missed(verdict: Verdict) -> dict[str, Any] | None:
         "speedup": round(gain.ratio, 4),
         "speedup_low": round(gain.low, 4),
         "rounds": len(winner.times),
+        "more_rounds_by": _more_rounds_by(search, len(winner.times)),
     }
+
+
+def _more_rounds_by(search: Search, rounds: int) -> str | None:
+    """The option whose larger value leaves time for more rounds than these; None where none does."""
+    if rounds >= MAX_PAIRED_ROUNDS:
+        return None
+    if search.options.timeout is not None:
+        return "--timeout"
+    return "--budget" if search.stopped == "budget" else None
 
 
 def _compiled(search: Search, verdict: Verdict) -> str | None:

@@ -55,6 +55,9 @@ def test_what_compiling_by_blocks_gives_is_told_apart_from_the_formats():
     page = read(won(compiled="parts", attribution=share))
     (told,) = [each for each in page.all("p", "lede") if "formats alone" in each.text]
     assert "memory format as written, compiled as the recipe is" in told.text
+    eager = won(compiled="parts", attribution=share)
+    eager["repeats"] = {**eager["repeats"], "stock_in_eager": True}
+    assert "memory format as written, the model compiled whole" in read(eager).text, "the recipe is not compiled"
     assert told.text.endswith("the rest comes from those choices and from how it is compiled.")
     assert "the best stock recipe is 0.96 times as fast as compiled whole" in page.text
     assert "compiles blocks of the model" not in read(won(compiled="whole")).text
@@ -102,10 +105,10 @@ def test_no_repeat_is_claimed_where_no_trial_looked_faster():
 
 @pytest.mark.parametrize(("gain", "is_open"), [(1.94, True), (0.97, False)])
 def test_a_plan_that_may_be_faster_than_the_recipe_is_told(gain, is_open):
-    missed = {"trial": 19, "speedup": gain, "speedup_low": 0.62, "rounds": 2}
+    missed = {"trial": 19, "speedup": gain, "speedup_low": 0.62, "rounds": 2, "more_rounds_by": "--timeout"}
     page = read(result(trials(), (0, 99.0), (0, 99.0), "stock", missed=missed), Plan())
     assert f"{gain:.2f} times as fast, at least 0.62 times with 95% confidence" in page.text
-    assert ("More rounds may tell" in page.text) is is_open
+    assert ("It may be faster all the same: a larger --timeout leaves time" in page.text) is is_open
     assert ("is the fastest valid choice" in page.text) is not is_open
 
 

@@ -17,14 +17,17 @@ from amptune.errors import TuneError
 from amptune.patch.output import patched_files
 from amptune.tune import finals, judging
 from amptune.tune.compilation import forget_compiled
+from amptune.tune.finalist import Finalist
 from amptune.tune.finals import Verdict, decide
 from amptune.tune.job import Job
+from amptune.tune.judging import MAX_PAIRED_ROUNDS, Judged
 from amptune.tune.options import TuneOptions
 from amptune.tune.parts import Parts
 from amptune.tune.process import TrialError
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.result import result_json
 from amptune.tune.search import Search
+from amptune.tune.timing import StepTime
 from amptune.tune.training import training
 from amptune.tune.worker import Worker
 
@@ -198,6 +201,26 @@ def test_parts_are_compiled_where_that_is_faster(tmp_path: Path) -> None:
     trials = verdict.stock.outcome.median_ms / verdict.record.outcome.median_ms
     assert verdict.speedup == pytest.approx(1.4 * trials)
     assert verdict.formats_only == pytest.approx(trials)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "stopped", "rounds", "option"),
+    [
+        (None, "budget", 6, "--budget"),
+        (None, "no gain", 6, None),
+        (60.0, "no gain", 6, "--timeout"),
+        (60.0, "timeout", MAX_PAIRED_ROUNDS, None),
+    ],
+)
+def test_what_leaves_time_for_more_rounds_of_a_plan_that_missed(
+    tmp_path: Path, timeout: float | None, stopped: str, rounds: int, option: str | None
+) -> None:
+    """A larger --timeout was asked for where there was none, and a larger --budget where no trial was worth it."""
+    search, verdict = decided(tmp_path, Compiler(whole=1.4), budget=3)
+    search.stopped, search.options = stopped, dataclasses.replace(search.options, timeout=timeout)
+    one = Finalist(verdict.stock, search.recipes["fp32"], verdict.way, [StepTime.of([2.0] * 3)] * rounds)
+    missed = dataclasses.replace(verdict, missed=Judged(one, one, one.speedup_of(one)))
+    assert result_json(search, missed, 1.0, "plan.json")["missed"]["more_rounds_by"] == option
 
 
 def test_the_model_is_compiled_whole_where_that_is_faster(tmp_path: Path) -> None:
