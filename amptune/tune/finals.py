@@ -36,6 +36,7 @@ from amptune.tune.judging import (
     go_on,
     judge,
     may_be_in_parts,
+    may_have_rival,
     maybe_fastest,
     recipe_in_parts,
     rival_of,
@@ -117,10 +118,11 @@ def _decided(search: Search, records: Sequence[TrialRecord], clock: FinalTime) -
     in_parts = recipe_in_parts(search, stocks[0])
     if not (first := plans[0] if plans else in_parts):
         return _by_its_trial(search, stocks[0].record, stocks[0].way)
-    error = ERROR / (LOOKS + bool(plans and in_parts))  # the recipe in parts has a look of its own
     leader = first
     if plans:
         stocks, leader = faster_ways(search, stocks, _leader(search, stocks, plans, clock), clock)
+    has_rival = bool(plans) and any(may_have_rival(search, stock, leader) for stock in stocks)
+    error = ERROR / (LOOKS + has_rival)  # the recipe in parts has a look of its own
     judged = judge(search, stocks, leader, clock, error)
     is_compiled = any(each.way is not Way.EAGER for each in (*stocks, leader))
     if isinstance(judged, TrialError) and search.parts.in_eager and is_compiled:

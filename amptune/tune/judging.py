@@ -194,11 +194,16 @@ def recipe_in_parts(search: Search, stock: Finalist) -> Finalist | None:
     return Finalist(stock.record, search.parts.of_recipe(stock.candidate), Way.PARTS)
 
 
+def may_have_rival(search: Search, stock: Finalist, plan: Finalist) -> bool:
+    """Whether the recipe in parts is measured too: beside a plan in parts, and itself compiled whole."""
+    return plan.way is Way.PARTS and recipe_in_parts(search, stock) is not None
+
+
 def rival_of(search: Search, judged: Judged, clock: FinalTime, error: float) -> Judged | None:
     """The stock recipe with the parts compiled that the plan has, beside it compiled whole: what a user can have
     without the plan. None where there is no such recipe, where the plan is compiled as the recipe is, or no time."""
     in_parts = recipe_in_parts(search, judged.stock)
-    if in_parts is None or judged.winner.way is not Way.PARTS:
+    if in_parts is None or not may_have_rival(search, judged.stock, judged.winner):
         return None
     if clock.is_limited and clock.expected([in_parts], 2 * MAX_ROUNDS) > clock.left() + clock.overtime:
         clock.leave_out("no time to measure what compiling in parts gives by itself")

@@ -51,7 +51,7 @@ class Ways:
 def faster_ways(
     search: Search, stocks: Sequence[Finalist], leader: Finalist, clock: FinalTime
 ) -> tuple[list[Finalist], Finalist]:
-    """What may be the best stock recipe and the plan as they are judged, without their times."""
+    """What may be the best stock recipe, and the plan, each in the way that it is judged in."""
     if search.parts.in_eager:
         return _compiled_or_eager(search, stocks, leader, clock)
     return [*stocks], _whole_or_parts(search, stocks[0], leader, clock)

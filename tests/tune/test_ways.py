@@ -16,22 +16,26 @@ from torch import nn
 from amptune.capture import TargetSpec
 from amptune.core.plan import Plan
 from amptune.errors import TuneError
-from amptune.tune import compilation, finaltime
+from amptune.tune import compilation, finals, finaltime
 from amptune.tune.bench import rows_of
 from amptune.tune.compilation import forget_compiled, is_dear, parts_to_compile, repeated_blocks
 from amptune.tune.finals import Verdict, decide
 from amptune.tune.finaltime import MAX_ROUNDS
 from amptune.tune.job import Job, Measured
+from amptune.tune.judging import Judged, judge
 from amptune.tune.options import TuneOptions
 from amptune.tune.parts import Parts
 from amptune.tune.process import TrialError
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.result import result_json
 from amptune.tune.search import Search
+from amptune.tune.speedup import ERROR
 from amptune.tune.timing import StepTime
 from amptune.tune.training import training, whole
 from amptune.tune.worker import Worker
 
+from .finalists import repeated
+from .hosts import Host
 from .test_compilation import COMPILED, num_graphs
 from .test_search import FormulaWorker, make_search, step
 
@@ -160,6 +164,25 @@ def test_what_is_said_of_the_time_of_the_repeats_has_that_of_compiling(
     about, most = map(int, said.groups())
     assert seconds <= about <= seconds + 20
     assert most >= 2 * seconds
+
+
+@pytest.mark.parametrize(
+    ("ways", "looks"),
+    [({"fp32": 0.8, "plan": 0.8}, 3), ({"fp32": 1.3, "plan": 0.8}, 2), ({"fp32": 0.8, "plan": 1.3}, 2)],
+)
+def test_each_look_has_its_part_of_the_error(
+    ways: dict[str, float], looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe in parts is looked at beside a plan in parts; each of three looks had the error of one of two."""
+    errors: list[float] = []
+
+    def noted(*arguments: Any) -> Judged | TrialError:
+        errors.append(arguments[-1])
+        return judge(*arguments)
+
+    monkeypatch.setattr(finals, "judge", noted)
+    repeated(Host(0, calm=True), [1.1], ways=ways, in_parts=1.0)
+    assert errors == [ERROR / looks]
 
 
 def test_a_model_that_is_compiled_anew_in_each_step_is_left_in_eager_mode(tmp_path: Path) -> None:
