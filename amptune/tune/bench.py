@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def bench(options: TuneOptions, plan_path: Path | None, rounds: int, progress: P
                 "its steps are timed compiled"
             )
         trials = "compiling and measuring" if options.compile_with and not parts.in_eager else "measuring"
-        rows = _measure(worker, candidates, rounds, trials, options, progress)
+        rows = measured_rows(worker, candidates, rounds, trials, options, progress)
     return report(rows, prepared, options, rounds)
 
 
@@ -147,7 +148,7 @@ def extras(
     return found
 
 
-def _measure(
+def measured_rows(
     worker: WorkerProcess,
     candidates: Mapping[str, tuple[str, Candidate]],
     rounds: int,
@@ -225,6 +226,8 @@ def in_turns(
 def far_off(extra: str, measured: Mapping[str, Measured]) -> str:
     """Why a variant of a recipe is left out; empty where it is worth its time."""
     recipe = extra.partition("+")[0]
+    if (found := measured.get(recipe)) and found.step is None:
+        return f"not measured, as {recipe}: {_said(found)}"
     steps = {name: found.step.median for name, found in measured.items() if found.step is not None}
     if recipe not in steps:
         return f"{recipe} did not run"
@@ -235,8 +238,10 @@ def far_off(extra: str, measured: Mapping[str, Measured]) -> str:
 def _said(found: Measured) -> str:
     if found.mismatches:
         return f"formats in the run differ from the plan: {'; '.join(found.mismatches[:3])}"
-    if found.step is None or found.quality is None:
+    if found.quality is None:
         return f"a step takes over {HOPELESS:g}x the best so far"
+    if found.step is None:
+        return f"not valid: {found.quality.reason}; by its gradients in eager mode: not compiled"
     return f"{found.step.median:.2f} ms a step{'' if found.quality.valid else ', not valid: ' + found.quality.reason}"
 
 
@@ -246,7 +251,7 @@ def _row(
     quality = found.quality if found else None
     reason = failure or (quality.reason if quality else _said(found) if found else "")
     memory = max((r.memory for r in rounds if r.memory is not None), default=None)
-    gap = quality.loss_gap if quality else None
+    gap = quality.loss_gap if quality and math.isfinite(quality.loss_gap) else None
     return Row(name, kind, tuple(rounds), memory, gap, bool(quality and quality.valid and not failure), reason, share)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ from amptune.capture import TargetSpec, capture, load_target
 from amptune.cli import run
 from amptune.commands.bench import table
 from amptune.core.formats import Format
+from amptune.core.plan import Plan
 from amptune.errors import TuneError
-from amptune.tune.bench import extras, far_off, in_turns
+from amptune.tune.bench import extras, far_off, in_turns, measured_rows
 from amptune.tune.job import Job, Measured
 from amptune.tune.kernels import uses_tensor_cores
 from amptune.tune.options import TuneOptions
 from amptune.tune.process import TrialError, WorkerProcess
 from amptune.tune.progress import Progress
-from amptune.tune.recipes import Candidate
+from amptune.tune.quality import Quality
+from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.timing import StepTime
 
 from .conftest import MLP
@@ -164,3 +167,29 @@ def test_variants_of_a_recipe_that_is_far_off_are_left_out() -> None:
     assert far_off("b+compiled-loss", measured) == ""
     assert far_off("c+compiled-loss", measured) == "not measured: c takes 2.0 times the best recipe's step"
     assert far_off("d+aligned", measured) == "d did not run"
+    measured["d"] = Measured(None, None, None)
+    assert far_off("d+aligned", measured) == "not measured, as d: a step takes over 10x the best so far"
+
+
+class Refusing:
+    """A worker whose plan has wrong gradients before it is compiled, as one in FP8 may have."""
+
+    def request(self, name: str, *arguments: Any, timeout: float) -> Any:
+        if name == "trial":
+            is_fp32 = arguments[0] == Candidate("fp32")
+            gap, reason = (0.0, "") if is_fp32 else (math.inf, "the gradient of fc1 is wrong")
+            quality = Quality(gap, gap, 0.005, None, 0, 2, reason)
+            return Measured(StepTime.of([10.0] * 3) if is_fp32 else None, None, quality)
+        return [[StepTime.of([10.0] * 3)]] if name == "repeat" else [None]
+
+
+def test_a_plan_that_is_refused_before_it_is_compiled_is_said_to_be(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It was told to be too slow, with a loss gap that is no JSON."""
+    options = TuneOptions(TargetSpec("net.py"), tmp_path, compile_with="aot_eager")
+    rows = {"fp32": ("stock", Candidate("fp32")), "plan": ("plan", plan_candidate(Plan({})))}
+    _, row = measured_rows(Refusing(), rows, 1, "measuring", options, Progress(1))  # type: ignore[arg-type]
+    assert (row.reason, row.loss_gap, row.valid) == ("the gradient of fc1 is wrong", None, False)
+    said = capfd.readouterr().err
+    assert "plan: not valid: the gradient of fc1 is wrong; by its gradients in eager mode: not compiled" in said
