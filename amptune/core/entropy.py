@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from amptune.core.alignment import is_plain, meets
-from amptune.core.arguments import reduced_count
+from amptune.core.arguments import exponent_of, reduced_count
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, point
 
@@ -17,6 +17,7 @@ LOGARITHMS = {"log": 1.0, "log2": 1 / math.log(2.0), "log10": 1 / math.log(10.0)
 """Ops, and what they give for e."""
 SHARES = ("softmax", "softmin", "gumbel_softmax")
 """Ops whose results add up to 1 along an axis."""
+_SMALLEST = 1e-7
 _ROUNDING = 1.01
 """Room for shares that add up to 1 but for rounding."""
 
@@ -54,6 +55,17 @@ def entropy(ranges: Ranges, site: Site, made: Site) -> Range | None:
             rows = max(reduced_count(site) // count, 1)
             return Range(-LOGARITHMS[logarithm.op] * math.log(count) * rows * _ROUNDING, math.inf)
     return None
+
+
+def least_of_powers(ranges: Ranges, site: Site, made: Site) -> float:
+    """What a sum of powers of shares of n is at least, as the largest is at least 1 / n: sharpened
+    probabilities ``p ** (1 / t) / (p ** (1 / t)).sum()``. 0 for another sum, and powers that FP16 rounds to zero."""
+    exponent = 2 if made.op == "square" else exponent_of(made) if made.op == "pow" else None
+    if exponent is None or exponent <= 0 or not all(is_plain(ranges, each, 0) for each in (site, made)):
+        return 0.0
+    count = _count(ranges, ranges.root(made), site)
+    least = float(count) ** -exponent / 2 if count else 0.0
+    return least if least > _SMALLEST else 0.0
 
 
 def _count(ranges: Ranges, shares: Site | None, total: Site) -> int:

@@ -10,7 +10,7 @@ from amptune.core.arguments import axis_size, is_scaled, limits_of, reduced_coun
 from amptune.core.blends import blended
 from amptune.core.conditions import chosen, filled, guarded_sum, selected
 from amptune.core.cumulative import rest_of_sum, steps_of_sum, whole_and_rest
-from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy
+from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy, least_of_powers
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, point, square, symmetric
 from amptune.core.masked import kept_by_mask, least_kept
@@ -241,7 +241,7 @@ def _total(ranges: Ranges, site: Site) -> Range | None:
         return Range(1.0, count) if site.op == "sum" else Range(1 / max(reduced_count(site), 1), 1.0)
     if site.op == "sum" and made.op == "mul" and (found := entropy(ranges, site, made)):
         return found
-    if site.op == "sum" and (least := least_kept(ranges, site, made)) > 0:
+    if site.op == "sum" and (least := least_kept(ranges, site, made) or least_of_powers(ranges, site, made)) > 0:
         return Range(least, math.inf)
     if site.op == "sum" and made.op == "mul" and is_plain(ranges, site, 0) and len(axes := axes_of(site)) == 1:
         axis = next(iter(axes)) - len(site.inputs[0].shape)

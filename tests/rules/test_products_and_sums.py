@@ -35,10 +35,53 @@ def test_a_cube_as_a_product(body: str, count: int, tmp_path: Path) -> None:
         ("return self.fc(x) * 900", 0),
         ("return torch.softmax(self.fc(x).float() / 1e-3, -1)", 0),
         ("return torch.softmax(torch.tanh(self.fc(x)) / 1e-3, -1)", 0),
+        ("return torch.sigmoid(self.fc(x) / 1e-3) * x", 0),
     ],
 )
 def test_a_low_temperature_of_what_a_layer_gives(body: str, count: int, tmp_path: Path) -> None:
     assert [each.severity for each in found("G201", model_file(body), tmp_path)] == [Severity.INFO] * count
+
+
+@pytest.mark.parametrize(
+    ("cast", "count"),
+    [
+        ("x / 86400.0", 0),
+        ("x - 1.7e9", 0),
+        ("self.fc(x).clamp(-1e6, 1e6)", 0),
+        ("86400.0 / x", 1),
+        ("(x > 0).float() * -1e9", 1),
+        ("torch.where(x > 0, 0.0, -1e9)", 1),
+    ],
+)
+def test_a_large_number_of_what_is_cast_to_fp16(cast: str, count: int, tmp_path: Path) -> None:
+    source = model_file(f"small = ({cast}).half()\nreturn self.fc(small.sin().float()) + small * self.gain.half()",
+                        init="self.fc = nn.Linear(64, 64)\nself.gain = nn.Parameter(torch.ones(64))")  # fmt: skip
+    told = [each for each in found("G201", source, tmp_path) if "made with" in each.message]
+    assert len({each.location.line for each in told}) == count
+
+
+@pytest.mark.parametrize(
+    ("powers", "count"),
+    [
+        ("self.fc(x).softmax(-1) ** 2", 0),
+        ("self.fc(x).softmax(-1).square()", 0),
+        ("self.fc(x).softmax(-1).pow(1 / 0.07)", 1),
+        ("self.fc(x).softmax(0) ** 2", 1),
+        ("F.relu(self.fc(x)) ** 2", 1),
+    ],
+)
+def test_sharpened_shares_add_up_to_more_than_zero(powers: str, count: int, tmp_path: Path) -> None:
+    body = f"p = {powers}\nreturn p / p.sum(-1, keepdim=True)"
+    assert len(found("G205", model_file(body), tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("guard", "count"), [("d[torch.isinf(d)] = 0.0", 0), ("d = d.masked_fill(d.isinf(), 0)", 0), ("d = d * 1", 1)]
+)
+def test_degrees_of_zero_that_are_replaced(guard: str, count: int, tmp_path: Path) -> None:
+    body = f"d = a.sum(-1).pow(-0.5)\n{guard}\nreturn d[:, None] * a * d @ self.fc(x)"
+    source = model_file(body, takes="x, a", batch="(torch.randn(64, 64), (torch.rand(64, 64) > 0.9).float())")
+    assert len(found("G206", source, tmp_path)) == count
 
 
 @pytest.mark.parametrize(("rows", "count"), [(70000, 1), (4096, 0)])

@@ -198,12 +198,15 @@ def chain(context: GraphContext, site: Site) -> str:
 
 
 def is_guarded_after(context: GraphContext, site: Site) -> bool:
-    """Whether infinities are replaced right behind a site: nan_to_num, or masked_fill where the result is infinite."""
+    """Whether infinities are replaced right behind a site: nan_to_num, or masked_fill or ``y[isinf(y)] = 0`` where the
+    result is infinite."""
     for after in context.graph.consumers(site.id):
         if after.op == "nan_to_num":
             return True
-        if after.op in ("masked_fill", "where"):
+        if after.op in ("masked_fill", "where", "index_put"):
             tests = [context.runs[0].ranges.root(after, place) for place in (0, 1)] if context.runs else []
+            if after.op == "index_put":
+                tests = list(context.graph.producers(after.id))
             for test in tests:
                 if (
                     test is not None

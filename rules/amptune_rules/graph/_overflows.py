@@ -6,7 +6,7 @@ import math
 from collections.abc import Container, Iterable
 
 from amptune.core.formats import Format
-from amptune.core.graph import Site
+from amptune.core.graph import OUTPUT, Site
 from amptune.core.graph_context import GraphContext, Run
 from amptune.core.intervals import Range
 from amptune.core.observed import Stat
@@ -82,7 +82,18 @@ def lost_in_cast(run: Run, site: Site, index: int) -> Iterable[float]:
     if root is None or position is None or dtypes.inputs[position] != "float16" or site.op in COPIES_ONE:
         return
     if "float32" in run.dtypes[root.id].outputs and run.ranges[root.id].magnitude > LIMIT:
-        yield from (number for number in literals(root) if LIMIT < abs(number) < math.inf)
+        yield from (number for number in _enlarging(run, root) if LIMIT < abs(number) < math.inf)
+
+
+def _enlarging(run: Run, site: Site) -> list[float]:
+    """Literals that make what a site gives large: no divisor, no end of a clamp that numbers may keep away from, and no
+    origin that is taken off data of which nothing is known, as of dates."""
+    found = run.ranges[site.id]
+    if site.op == "div":
+        return [float(value) for place, value in (site.attrs.get("scalars") or {}).items() if place == 0]
+    if site.op == "clamp":
+        return literals(site) if found.low > LIMIT or found.high < -LIMIT else []
+    return [] if site.op in ("add", "sub") and math.isinf(found.magnitude) else literals(site)
 
 
 def infinite_factor(run: Run, site: Site) -> float | None:
@@ -126,6 +137,17 @@ def factor_limit(runs: tuple[Run, ...], site: Site) -> float | None:
     is_given = site.op == "div" and made is not None and op_named(made.op).family in (Family.GEMM, Family.CONV)
     is_near = limit < (ORDINARY if is_given else 1)
     return limit if is_near and all(run.ranges.operand(site, 1 - place).magnitude > limit for run in runs) else None
+
+
+_SATURATING = frozenset({"sigmoid", "hardsigmoid", "tanh", "hardtanh", "relu6", "erf", "atan"})
+
+
+def is_saturated(context: GraphContext, site: Site) -> bool:
+    """Whether all that reads a result takes infinity for a large number, and gives a number: a gate with a low
+    temperature."""
+    readers = context.graph.consumers(site.id)
+    is_read_alone = OUTPUT not in context.graph.graph.successors(site.id)
+    return is_read_alone and bool(readers) and all(each.op in _SATURATING for each in readers)
 
 
 def is_outside(run: Run, site: Site) -> bool:

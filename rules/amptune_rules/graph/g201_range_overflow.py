@@ -20,6 +20,7 @@ from amptune_rules.graph._overflows import (
     factor_limit,
     infinite_factor,
     is_outside,
+    is_saturated,
     lies_outside,
     literals,
     lost_in_cast,
@@ -175,7 +176,7 @@ class RangeOverflow(GraphRule):
                 if found.severity is Severity.ERROR:
                     told.add(site.id)  # it raises, so that its values are of no interest
                 yield found
-            elif (limit := factor_limit(runs, site)) is not None:
+            elif (limit := factor_limit(runs, site)) is not None and (limit < 1 or not is_saturated(context, site)):
                 yield context.finding(
                     self,
                     site,
