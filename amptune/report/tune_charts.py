@@ -109,15 +109,15 @@ def history(data: TuneData) -> Markup:
 
 def predicted(data: TuneData) -> Markup:
     """Step time that the cost model foretold against the one that was measured; empty without predictions."""
-    runs = [run for run in data.trials if run.step and run.median > 0 and run.predicted is not None]
+    runs = [run for run in data.trials if run.step and run.compared > 0 and run.predicted is not None]
     if not runs:
         return Markup()
-    both = [value for run in runs for value in (run.median, run.predicted or 0.0)]
+    both = [value for run in runs for value in (run.compared, run.predicted or 0.0)]
     x, y = Axis.over(both, "predicted, ms"), Axis.over(both, "measured, ms")
     plot = Plot(x, y)
     content = plot.line([(x.low, x.low), (x.high, x.high)], "diagonal")
-    content += _marks(plot, runs, lambda run: run.median, data, across=lambda run: run.predicted or 0.0)
-    error = statistics.median(abs((run.predicted or 0.0) - run.median) / run.median for run in runs)
+    content += _marks(plot, runs, lambda run: run.compared, data, across=lambda run: run.predicted or 0.0)
+    error = statistics.median(abs((run.predicted or 0.0) - run.compared) / run.compared for run in runs)
     words = f"median error {error:.1%} over {_count(len(runs), 'plan', 'plans')}"
     note = f"{words[0].upper()}{words[1:]}. On the line the prediction was right; above it the step took longer."
     chart = plot.chart("Predicted against measured step time", words, content)
@@ -197,7 +197,8 @@ def _shape(kind: str) -> str:
 
 
 def _words(run: Run) -> str:
-    parts = [ms(run.median), f"loss gap {percent(run.gap)}"]
+    beside = f" ({ms(run.paired)} by the trial it was timed beside)" if run.paired is not None else ""
+    parts = [f"{ms(run.median)}{beside}", f"loss gap {percent(run.gap)}"]
     parts += [f"predicted {ms(run.predicted)}"] if run.predicted is not None else []
     parts += [size_text(run.memory)] if run.memory is not None else []
     parts += [] if run.valid else [f"not valid: {run.reason}"]

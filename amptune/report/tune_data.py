@@ -45,6 +45,7 @@ class Run:
         reason: why it is not valid.
         step: step time; None when it was not measured.
         predicted: step time in milliseconds that the cost model foretold.
+        paired: step time by the one of an earlier trial that it was timed in turns with; None where it was not.
         memory: peak bytes; None where torch does not count.
         gap: signed relative loss gap to the FP32 reference.
         upper: upper end of the 95 % interval of ``gap``.
@@ -59,6 +60,7 @@ class Run:
     reason: str = ""
     step: Spread | None = None
     predicted: float | None = None
+    paired: float | None = None
     memory: float | None = None
     gap: float | None = None
     upper: float | None = None
@@ -78,6 +80,7 @@ class Run:
             reason=str(data.get("reason") or ""),
             step=step,
             predicted=number(data.get("predicted_ms")),
+            paired=number(data.get("paired_ms")),
             memory=number(data.get("memory_bytes")),
             gap=number(data.get("loss_gap")),
             upper=number(data.get("loss_gap_upper")),
@@ -94,6 +97,11 @@ class Run:
     def median(self) -> float:
         """Step time in milliseconds; infinite when it was not measured."""
         return self.step.median if self.step else math.inf
+
+    @property
+    def compared(self) -> float:
+        """Step time on the scale of what was predicted: an unsteady one may have met a slow moment of the host."""
+        return self.median if self.paired is None else self.paired
 
     @property
     def title(self) -> str:
