@@ -135,11 +135,21 @@ def _shares_with(node: fx.Node) -> fx.Node | None:
     if base is None or (_takes_one_of_several(node) and _op(base) not in _PARTS):
         return None
     if op == "einsum":
-        return base if len(node.all_input_nodes) == 1 else None  # ii->i is a view
+        return base if _is_view_by_letters(node) else None
     family = op_named(op).family
     if family is Family.CAST:
         return base if _dtype(base) == _dtype(node) else None  # else it is a copy
     return base if family is Family.VIEW or op in _MAY_SHARE else None
+
+
+def _is_view_by_letters(node: fx.Node) -> bool:
+    """Whether an einsum turns one operand round or takes its diagonal, as ``ii->i``, and adds up nothing."""
+    operands: list[fx.Node] = []
+    fx.node.map_arg(node.args, operands.append)
+    if len(operands) != 1 or not isinstance(node.args[0], str):
+        return len(operands) == 1
+    before, arrow, after = node.args[0].replace(" ", "").replace(".", "").partition("->")
+    return set(before) <= set(after) if arrow else len(set(before)) == len(before)
 
 
 def _takes_one_of_several(node: fx.Node) -> bool:

@@ -55,6 +55,8 @@ CLOSE = {
     "memory that is written later": ("e, f = d.detach() * 0, d.detach() + 1\ne.set_(f)\nf.mul_(3)", "e", (3, 6)),
     "a transposed view by einsum": ("torch.einsum('ij->ji', d.detach()).mul_(5)", "d", (0, 5)),
     "a diagonal by einsum": ("torch.einsum('ii->i', d[:, :6].detach()).fill_(5)", "d", (0, 5)),
+    "a sum of squares by einsum": ("e = torch.einsum('ij,ij->', d, d)\nd.add_(7)\nd = e", "d", (0, 48)),
+    "a sum by einsum": ("e = torch.einsum('ij->i', d)\nd.add_(7)\nd = e", "d", (0, 8)),
     "a copy": ("e = d.clone()\ne[0].add_(2)", "d", (0, 1)),
 }
 
