@@ -85,8 +85,11 @@ def assume(target: Target, capture: Capture, stated: Sequence[str] = (), *, aske
     places = [str(node.target) for node in capture.graph_module.graph.nodes if node.op == "placeholder"]
     tensors = dict(zip(places, (tensor for _, tensor in batch_names(batch)), strict=False))
     mark_closed_rows(capture.graph, capture.graph_module, tensors)
+    means = {place: mean for place, each in tensors.items() if place not in facts and (mean := _mean(each)) is not None}
     remarks = tuple(_not_numbers(user_names(target, model, batch), batch, model))
-    return Assumed(Assumptions(bounds, weights, buffers), _facts(facts, weights), tuple(inputs), words, remarks)
+    return Assumed(
+        Assumptions(bounds, weights, buffers, means=means), _facts(facts, weights), tuple(inputs), words, remarks
+    )
 
 
 def _facts(stated: Mapping[str, Range], weights: Mapping[str, Weight]) -> Assumptions:
@@ -163,6 +166,14 @@ def _of_tensor(tensor: torch.Tensor) -> tuple[Range, str]:
         return kinds[tensor.dtype], "type"
     found = range_of(tensor)
     return (found, "batch") if found is not None else (Range(), "type")
+
+
+def _mean(tensor: torch.Tensor) -> float | None:
+    """How large the numbers of a tensor of the batch are on average; ``None`` where it has none."""
+    has_numbers = not isinstance(tensor, FakeTensor) and tensor.device.type != "meta" and tensor.layout is torch.strided
+    if not has_numbers or not tensor.numel() or tensor.is_complex() or tensor.dtype is torch.bool:
+        return None
+    return float(tensor.detach().double().abs().mean())
 
 
 def user_names(target: Target, model: nn.Module | None, batch: Any) -> dict[int, str]:

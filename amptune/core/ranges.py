@@ -42,12 +42,14 @@ class Assumptions:
         buffers: bounds of buffers that the forward does not write, by name.
         scales: bounds of parameters for arithmetic that reads them number by number, as in ``tanh(x) * exp(scale)``:
             their first values and where training may take them. Layers and matrix products do not ask for them.
+        means: how large the numbers of tensors of the batch are on average, by the name of their placeholder; no bound.
     """
 
     inputs: Mapping[str, Range] = dataclasses.field(default_factory=dict, hash=False)
     weights: Mapping[str, Weight] = dataclasses.field(default_factory=dict, hash=False)
     buffers: Mapping[str, Range] = dataclasses.field(default_factory=dict, hash=False)
     scales: Mapping[str, Range] = dataclasses.field(default_factory=dict, hash=False)
+    means: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
 
 
 NOTHING = Assumptions()

@@ -43,6 +43,20 @@ def test_a_low_temperature_of_what_a_layer_gives(body: str, count: int, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("batch", "count"),
+    [
+        ("torch.randint(0, 256, (32, 20000)).float()", 1),
+        ("60.0 * (torch.arange(640000).view(32, 20000) % 50 == 0)", 0),
+        ("60.0 * (torch.arange(640000).view(32, 20000) % 2 == 0)", 1),
+    ],
+)
+def test_a_sum_of_products_goes_by_how_much_of_the_batch_is_zero(batch: str, count: int, tmp_path: Path) -> None:
+    init = "self.fc = nn.Linear(64, 64)\nself.words = nn.Parameter(torch.rand(20000, 64))"
+    told = found("G201", model_file("return self.fc(x @ self.words)", init=init, batch=batch), tmp_path)
+    assert len([each for each in told if "adds up to" in each.message]) == count
+
+
+@pytest.mark.parametrize(
     ("cast", "count"),
     [
         ("x / 86400.0", 0),

@@ -9,8 +9,9 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in, stopped
-from amptune.core.intervals import ANY
+from amptune.core.intervals import ANY, Range
 from amptune.core.observed import Stat
+from amptune.core.operands import input_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import called, chain, delivering, is_settled, of_batch
@@ -34,9 +35,8 @@ from amptune_rules.graph._overflows import (
 _FILLS = ("masked_fill", "index_put", "full_like", "clamp")
 _ARITHMETIC = ("add", "sub", "where")
 _GROWING = ("lgamma", "exp", "exp2", "expm1", "cosh", "sinh")
-ALL_LARGE = 16
-"""Sums of products without a negative number come to a quarter of their bound where the factors are spread evenly, and
-to less where few are large."""
+_EVEN, _SURE = 0.5, 4
+"""What numbers that are spread evenly are of the largest on average, and how far over the end their sum has to be."""
 _JUDGED = (*_FILLS, *_ARITHMETIC, *FACTORS)
 
 
@@ -351,7 +351,9 @@ class RangeOverflow(GraphRule):
             if bounds is None or is_settled(context, site) or any(s in context.weighted for s in bounds.sources(site)):
                 continue
             sides, reach = [bounds.operand(site, side) for side in (0, 1)], bounds.exact(site)
-            if all(side.is_known and side.low >= 0 for side in sides) and LIMIT * ALL_LARGE < reach.high < math.inf:
+            if not all(side.is_known and side.low >= 0 for side in sides) or math.isinf(reach.high):
+                continue
+            if reach.high * math.prod(_share(context, site, *each) for each in enumerate(sides)) > LIMIT * _SURE:
                 yield context.finding(
                     self,
                     site,
@@ -444,6 +446,13 @@ def _instead(site: Site, filled: str, number: float) -> str:
     """What to write: a mask takes the limit of its own dtype, a mean or an offset is no mask."""
     is_mask = filled or number < 0 or site.op not in _ARITHMETIC or site.op == "where"
     return "use torch.finfo(x.dtype).min, or float32" if is_mask else "compute it in float32"
+
+
+def _share(context: GraphContext, site: Site, side: int, found: Range) -> float:
+    """What the numbers of a factor are of the largest on average: most of the counts of a batch may be zero."""
+    name = (site.attrs.get("batch") or {}).get(input_of(site, side))
+    mean = context.evidence.assumptions.means.get(name) if context.evidence.assumptions and name else None
+    return _EVEN if mean is None or not found.high else min(mean / found.high, 1.0)
 
 
 def _filled_with(run: Run, site: Site, number: float) -> str:
