@@ -61,7 +61,7 @@ class _Places:
     def __init__(self, module: fx.GraphModule, batch: Mapping[str, torch.Tensor]) -> None:
         writes = [(each, node) for node in module.graph.nodes for each in node.meta.get("amptune_writes", ())]
         written = {root(each) for each, _ in writes}
-        self._opened = {root(each) for each, node in writes if node.meta.get("amptune_op") != "masked_fill"}
+        self._opened = {root(each) for each, node in writes if not _closes(node)}
         self._folded = Folded(lambda node: _stored(module, node, batch), lambda node: node not in written)
         self._known: dict[fx.Node, torch.Tensor | None] = {}
 
@@ -76,7 +76,10 @@ class _Places:
     def _found(self, node: fx.Node, depth: int) -> torch.Tensor | None:
         op, first = str(node.meta.get("amptune_op") or ""), node.all_input_nodes[:1]
         if op == "masked_fill":
-            return _either(self._masked(node), self.of(first[0], depth))
+            before, mask = self.of(first[0], depth), self._mask(node)
+            if _closes(node):
+                return _either(mask, before)
+            return before & ~mask if before is not None and mask is not None else None
         if op == "where":
             return self._chosen(node, depth)
         if op in _SHIFTS:
@@ -92,12 +95,10 @@ class _Places:
         value = self._folded.of(node)
         return value == -math.inf if value is not None and value.is_floating_point() else None
 
-    def _masked(self, node: fx.Node) -> torch.Tensor | None:
-        arguments = [*node.args, *node.kwargs.values()]
-        masks = [each for each in arguments[1:] if isinstance(each, fx.Node)]
-        if len(masks) != 1 or -math.inf not in [each for each in arguments if isinstance(each, float)]:
-            return None
-        mask = self._folded.of(masks[0])
+    def _mask(self, node: fx.Node) -> torch.Tensor | None:
+        """The mask of a ``masked_fill``."""
+        masks = [each for each in [*node.args, *node.kwargs.values()][1:] if isinstance(each, fx.Node)]
+        mask = self._folded.of(masks[0]) if len(masks) == 1 else None
         return mask if mask is not None and mask.dtype is torch.bool else None
 
     def _chosen(self, node: fx.Node, depth: int) -> torch.Tensor | None:
@@ -111,6 +112,12 @@ class _Places:
             closed = self.of(each, depth) if isinstance(each, fx.Node) else torch.tensor(each == -math.inf)
             found = _either(found, chosen & closed if closed is not None else None)
         return found
+
+
+def _closes(node: fx.Node) -> bool:
+    """Whether a node fills with -inf where a mask is, rather than with a number that opens what was closed."""
+    numbers = [each for each in [*node.args, *node.kwargs.values()] if isinstance(each, float)]
+    return node.meta.get("amptune_op") == "masked_fill" and -math.inf in numbers
 
 
 def _either(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:

@@ -54,3 +54,18 @@ def test_rows_that_a_mask_leaves_open_are_not_told(body: str, tmp_path: Path) ->
 @pytest.mark.parametrize("body", FUSED.values(), ids=FUSED)
 def test_a_softmax_that_is_not_of_a_closed_row(body: str, tmp_path: Path) -> None:
     assert count(body, "8, 9, 16, 24", tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("opened", "count"),
+    [
+        ("s = s.masked_fill(hidden.all(-1, keepdim=True), 0.0)", 0),
+        ("s.masked_fill_(hidden.all(-1, keepdim=True), 0.0)", 0),
+        ("s = s.masked_fill(self.fc(x) > 9, 0.0)", 0),
+        ("s = s.masked_fill(~hidden & (ids == 2), 0.0)", 1),
+    ],
+)
+def test_rows_that_are_opened_again_are_not_closed(opened: str, count: int, tmp_path: Path) -> None:
+    body = f"hidden = ids == 0\ns = self.fc(x).masked_fill(hidden, float('-inf'))\n{opened}\nreturn s.softmax(-1)"
+    batch = "(torch.randn(32, 64), (torch.arange(2048).view(32, 64) > 100).long())"
+    assert len(found("G205", model_file(body, takes="x, ids", batch=batch), tmp_path)) == count
