@@ -110,6 +110,16 @@ class Structure:
         left, right = self._place(site, first), self._place(other, second)
         return left is not None and right is not None and (left.made, left.views) == (right.made, right.views)
 
+    def picks_alike(self, site: Site, first: int, other: Site, second: int) -> bool:
+        """Whether an operand has those numbers of an elementwise result whose arguments another operand has: ``(x *
+        x)[:2]`` beside ``x[:2]``."""
+        whole, part = self._place(site, first), self._place(other, second)
+        made = self.root(site, first)
+        before = self._place(made, 0) if made is not None else None
+        if made is None or whole is None or part is None or before is None or whole.made != self._identity(made):
+            return False
+        return (part.made, part.views) == (before.made, before.views + whole.views)
+
     def repeats(self, site: Site | None, other: Site) -> bool:
         """Whether two sites compute the same from the same: one term that is written twice, or one site."""
         return site is not None and self._identity(site) == self._identity(other)

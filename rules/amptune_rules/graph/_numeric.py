@@ -280,7 +280,8 @@ def is_difference_of_means(run: Run, site: Site) -> bool:
     inner, mean = run.ranges.root(first, 0), run.ranges.root(second, 0)
     return (
         inner is not None and is_square(run.ranges, inner) and mean is not None and mean.op == first.op
-        and run.ranges.same(inner, 0, mean, 0) and (first.op == "mean" or _is_one_window(run, first, mean))
+        and (run.ranges.same(inner, 0, mean, 0) or run.ranges.picks_alike(first, 0, mean, 0))
+        and (first.op == "mean" or _is_one_window(run, first, mean))
     )  # fmt: skip
 
 

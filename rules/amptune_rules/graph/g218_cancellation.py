@@ -75,6 +75,11 @@ class Cancellation(GraphRule):
             mean, mean_sq = h.cumsum(-1) / rho, (h ** 2).cumsum(-1) / rho
             return mean_sq - mean ** 2  # <- G218
             """)),
+        Example("a part of the squares", model_file(
+            """
+            h = self.fc(x)
+            return h.square()[:, :32].mean(1) - h[:, :32].mean(1).pow(2)  # <- G218
+            """)),
         Example("sums divided by their count", model_file(
             """
             h = self.fc(x)
@@ -115,6 +120,11 @@ class Cancellation(GraphRule):
             """
             h = self.fc(x)
             return (h * h).sum(-1) / 64 - (h.sum(-1) / 32) ** 2
+            """)),
+        Example("squares of one part, and the mean of another one", model_file(
+            """
+            h = self.fc(x)
+            return h.square()[:, :32].mean(1) - h[:, 32:].mean(1).pow(2)
             """)),
         Example("var", model_file("return self.fc(x).var(-1, unbiased=False)")),
         Example("deviations squared", model_file(

@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, Site
-from amptune.core.graph_context import GraphContext, Run
+from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
 from amptune.core.operands import input_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import runs_in, where_in
 
 WIDE = 6.0
 """Radians, about a turn, from which an angle is worth a word."""
@@ -26,9 +25,9 @@ class WideAngle(GraphRule):
     """A sine or cosine, in 16 bits, of what a literal factor spreads over a turn and more.
 
     ## What it does
-    Reports sin and cos that read a 16-bit product with a literal factor of 6 and more, as `sin(30 * x)` and
-    `cos(2 * pi * x)` do, which nothing bounds below that, and says how far apart neighbouring angles are there.
-    Autocast leaves both in the format of what they read.
+    Reports sin and cos of a 16-bit product with a literal factor of 6 and more, as `sin(30 * x)` and `cos(2 * pi * x)`,
+    which nothing bounds below that, and says how far apart neighbouring angles are there. Autocast leaves both in the
+    format of what they read; a cast to FP32 between the product and its sine brings nothing back.
 
     ## Why is this bad
     A 16-bit number has a fixed count of digits, and those before the point are missing behind it: BF16 knows no angle
@@ -59,6 +58,8 @@ class WideAngle(GraphRule):
     by_calls = True
     INVALID = (
         Example("a layer of sines", model_file("return torch.sin(30 * self.fc(x))  # <- G219")),
+        Example("an angle that is cast after it was rounded", model_file(
+            "return torch.sin((30 * self.fc(x)).float())  # <- G219")),
         Example("random Fourier features", model_file(
             "return torch.cos(2 * torch.pi * (x @ self.b))  # <- G219",
             init="self.fc = nn.Linear(64, 64)\nself.register_buffer('b', 10 * torch.randn(64, 64))")),
@@ -77,7 +78,10 @@ class WideAngle(GraphRule):
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each sine and cosine, with the coarsest format that it runs in."""
         told: dict[tuple[str, object], str] = {}
-        for site, half in context.sites_in_half("sin", "cos"):
+        for site in context.graph:
+            half = tuple(run for run in context.runs if _comes_in_half(run, site)) if site.op in ("sin", "cos") else ()
+            if not half:
+                continue
             made = half[0].ranges.root(site)
             pair = "" if made is None else made.id, site.location.line if site.location else site.id
             if told.setdefault(pair, site.op) != site.op:
@@ -85,18 +89,31 @@ class WideAngle(GraphRule):
             angle = _angle(half[0], site)
             for number_format in (Format.BF16, Format.FP16):
                 step = _step(number_format, angle)
-                if angle >= WIDE and step / 2 >= COARSE and (runs := runs_in(half, site, number_format)):
+                runs = tuple(run for run in half if _format_of(run, site) is number_format)
+                if runs and angle >= WIDE and step / 2 >= COARSE:
                     yield context.finding(
                         self,
                         site,
-                        f"{site.op} in {where_in(runs, site)} of what is multiplied by {angle:.4g}: at {angle:.4g} "
-                        f"neighbouring angles are {step:.3g} apart, and more at larger ones; compute the product and "
-                        "its sine and cosine in float32",
+                        f"{site.op} in {number_format} (under {recipes_in(runs)}) of what is multiplied by {angle:.4g}:"
+                        f" at {angle:.4g} neighbouring angles are {step:.3g} apart, and more at larger ones; compute "
+                        "the product and its sine and cosine in float32",
                         factor=angle,
                         step=step,
                         format=str(number_format),
                     )
                     break
+
+
+def _format_of(run: Run, site: Site) -> Format | None:
+    """The 16-bit format that an angle was rounded to: its own product's, or that in which the sine reads it."""
+    made, dtypes = run.ranges.root(site), run.dtypes[site.id]
+    passed = {*dtypes.inputs, *(run.dtypes[made.id].outputs if made is not None else ())}
+    return next((each for each in (Format.BF16, Format.FP16) if each.torch_name in passed), None)
+
+
+def _comes_in_half(run: Run, site: Site) -> bool:
+    """Whether an angle is rounded to 16 bits before its sine, which may be taken in FP32."""
+    return _format_of(run, site) is not None and not run.dtypes[site.id].raises
 
 
 def _angle(run: Run, site: Site) -> float:
