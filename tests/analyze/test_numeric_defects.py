@@ -14,6 +14,7 @@ from tests.analyze import stable_models
 from tests.analyze.numeric_defects import PAIRS, Pair
 from tests.analyze.numeric_defects_calls import CALLS
 from tests.analyze.numeric_defects_held import HELD
+from tests.analyze.numeric_defects_kinds import KINDS
 from tests.analyze.numeric_defects_more import MORE
 from tests.analyze.numeric_defects_read import READ
 from tests.analyze.numeric_defects_second import SECOND
@@ -24,7 +25,7 @@ from tests.benchmarks.numeric_defects import Outcome, file_text, findings, graph
 EVERY = (*PAIRS, *MORE, *HELD, *UNSEEN, *SECOND, *CALLS, *READ)
 
 
-@pytest.mark.parametrize("pair", EVERY, ids=lambda pair: pair.name)
+@pytest.mark.parametrize("pair", [*EVERY, *KINDS], ids=lambda pair: pair.name)
 def test_defect_is_found_and_twin_is_clean(pair: Pair, tmp_path: Path) -> None:
     asked = [outcome for outcome in judge(pair, tmp_path) if outcome.expected]
     assert asked
