@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 
 from amptune.core.formats import Format
 from amptune.core.graph import OUTPUT, Site
@@ -17,6 +17,18 @@ from amptune_rules.graph._numeric import delivering, is_settled
 FACTORS = ("mul", "div")
 LIMIT = Format.FP16.max
 _LIMITS = frozenset({Format.FP32.max, Format.BF16.max})
+
+
+def run_in_fp16(context: GraphContext) -> Run | None:
+    """The first run whose 16-bit format is FP16."""
+    return next((run for run in context.runs if run.recipe.half is Format.FP16), None)
+
+
+def delivering_fp16(context: GraphContext) -> Iterator[tuple[Site, tuple[Run, ...]]]:
+    """Sites whose result is rounded to FP16 and is not the same in every run, with the runs in which it is."""
+    for site in context.graph:
+        if (runs := delivering(context, site, Format.FP16)) and not is_settled(context, site):
+            yield site, runs
 
 
 def seen_outside(context: GraphContext) -> dict[str, Stat]:

@@ -1,0 +1,103 @@
+"""G220: counts and times that stand still: what is added to them is less than their format tells apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from amptune.core.autocast import HALF
+from amptune.core.finding import Finding
+from amptune.core.formats import Format
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, Run, recipes_in
+from amptune.core.operands import input_of
+from amptune.core.rule import GraphRule
+from amptune_rules.graph._terms import constant_of, format_of, half_ulp_of, is_stored_operand
+
+_COUNTED = ("bool", "uint8", "int16", "int32", "int64")
+_TALLIES = {"add": 1, "index_add": 2, "scatter_add": 2}
+"""Ops that add to a tensor in place -> which operand they add."""
+
+
+def stopped_counts(rule: GraphRule, context: GraphContext) -> Iterator[Finding]:
+    """Counts in stored tensors of 16 bits."""
+    for site in context.graph:
+        if _is_tally(context.runs[0], site):
+            yield from _tally(rule, context, site)
+
+
+def _tally(rule: GraphRule, context: GraphContext, site: Site) -> Iterator[Finding]:
+    for half in HALF:
+        runs = tuple(run for run in context.runs if half in run.dtypes[site.id].outputs)
+        if runs:
+            number_format = Format.parse(half)
+            most = number_format.largest_exact_integer
+            yield context.finding(
+                rule,
+                site,
+                f"a count in {number_format} (under {recipes_in(runs)}), which has no {most + 1}: adding 1 to "
+                f"{most} changes nothing, so that it stops there; count in integers or in float32",
+                most=most,
+                format=str(number_format),
+            )
+
+
+def _is_tally(run: Run, site: Site) -> bool:
+    """Whether numbers of things are added to a stored tensor: ones, or what was counted or compared."""
+    if site.op not in _TALLIES or not is_stored_operand(run, site, 0) or not _is_kept(run, site):
+        return False
+    side = _TALLIES[site.op]
+    position = input_of(site, side)
+    return constant_of(run, site, side) == 1 or (position is not None and _counts(run, site, position))
+
+
+def _is_kept(run: Run, site: Site) -> bool:
+    """Whether a sum is written where its first term is stored."""
+    after = (run.ranges.graph[name] for name in run.ranges.graph.graph.successors(site.id) if name in run.ranges.graph)
+    return bool(site.attrs.get("in_place")) or any(
+        each.op == "copy" and run.ranges.sources(each)[:1] == run.ranges.sources(site)[:1] for each in after
+    )
+
+
+def _counts(run: Run, site: Site, position: int) -> bool:
+    """Whether an input was made of integers or truth values."""
+    source = run.ranges.sources(site)[position]
+    if source not in run.ranges.graph:
+        return False
+    made = run.ranges.graph[source]
+    return all(output.dtype in _COUNTED for output in made.outputs)
+
+
+def stopped_sums(rule: GraphRule, context: GraphContext) -> Iterator[Finding]:
+    """Sums that a loop adds a constant to, in vain from some turn on: the first call of each site."""
+    told: set[str] = set()
+    for site in context.graph:
+        if site.site_id not in told and (found := _counter(rule, context, site)):
+            told.add(site.site_id)
+            yield found
+
+
+def _counter(rule: GraphRule, context: GraphContext, site: Site) -> Finding | None:
+    """A constant that a loop adds again and again to a number beside which it is nothing."""
+    if site.op not in ("add", "sub"):
+        return None
+    for run in context.runs:
+        for side in (0, 1) if site.op == "add" else (0,):
+            before, by = run.ranges.root(site, side), constant_of(run, site, 1 - side)
+            if before is None or before is site or before.site_id != site.site_id or not by:
+                continue
+            half_ulp = half_ulp_of(run, site) / (2 if site.op == "sub" else 1)  # below a power of two it is half
+            least = run.ranges.operand(site, side).least
+            if not (0 < least < math.inf) or by >= half_ulp * 2.0 ** math.floor(math.log2(least)):
+                continue
+            runs = tuple(each for each in context.runs if format_of(each, site) == format_of(run, site))
+            return context.finding(
+                rule,
+                site,
+                f"a loop adds {by:.3g} to a number in {format_of(run, site)} (under {recipes_in(runs)}) that has "
+                f"come to {least:.3g}, beside which that is rounded away: it stays where it is; count in integers "
+                "and multiply, or add in float32",
+                step=by,
+                least=least,
+            )
+    return None

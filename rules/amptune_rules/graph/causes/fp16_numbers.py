@@ -1,0 +1,120 @@
+"""G201: numbers that the code gives to ops in FP16, which cannot hold them: literals, constants, buffers, factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, Run, recipes_in, stopped
+from amptune.core.rule import GraphRule
+from amptune_rules.graph._numeric import called, chain, is_settled
+from amptune_rules.graph._overflows import (
+    FACTORS,
+    delivering_fp16,
+    factor_limit,
+    infinite_factor,
+    is_saturated,
+    literals,
+    lost_in_cast,
+    number_outside,
+    run_in_fp16,
+)
+
+_FILLS = ("masked_fill", "index_put", "full_like", "clamp")
+_ARITHMETIC = ("add", "sub", "where")
+_JUDGED = (*_FILLS, *_ARITHMETIC, *FACTORS)
+
+
+def given_numbers(rule: GraphRule, context: GraphContext) -> Iterator[tuple[Site, Finding]]:
+    """Ops that are given a number over 65504, or a factor that takes numbers under 1 over it."""
+    for site, runs in delivering_fp16(context):
+        if site.op not in _JUDGED:
+            continue
+        number = number_outside(runs[0], site)
+        if number is not None:
+            yield site, _number(rule, context, site, runs, number)
+        elif (limit := factor_limit(runs, site)) is not None and (limit < 1 or not is_saturated(context, site)):
+            found = context.finding(
+                rule,
+                site,
+                f"this {called(site)} passes 65504 from |x| = {limit:.3g}, infinity in fp16 "
+                f"(under {recipes_in(runs)}); use a smaller factor, or float32",
+                severity=Severity.WARNING if limit < 1 else Severity.INFO,
+                limit=limit,
+                format="fp16",
+            )
+            yield site, found
+
+
+def _number(rule: GraphRule, context: GraphContext, site: Site, runs: tuple[Run, ...], number: float) -> Finding:
+    filled = _filled_with(runs[0], site, number)
+    raises = bool(filled) or (site.op in _FILLS and number in literals(site))
+    return context.finding(
+        rule,
+        site,
+        f"{number:g} is outside of fp16 (65504): this {filled or called(site)} "
+        f"{'raises' if raises else 'gives infinity'} in fp16 (under {recipes_in(runs)}); "
+        f"{_instead(site, filled, number)}",
+        severity=Severity.ERROR if raises else Severity.WARNING,
+        value=number,
+        format="fp16",
+        **({"stops": stopped(runs)} if raises else {}),
+    )
+
+
+def _instead(site: Site, filled: str, number: float) -> str:
+    """What to write: a mask takes the limit of its own dtype, a mean or an offset is no mask."""
+    is_mask = filled or number < 0 or site.op not in _ARITHMETIC or site.op == "where"
+    return "use torch.finfo(x.dtype).min, or float32" if is_mask else "compute it in float32"
+
+
+def _filled_with(run: Run, site: Site, number: float) -> str:
+    """The op, as full_like, that makes an operand out of a number in the dtype of an FP16 tensor."""
+    for place, op in (site.attrs.get("filled") or {}).items():
+        bounds, given = run.ranges.arriving(site, place), run.dtypes[site.id].given
+        if (
+            place in (site.attrs.get("like") or {})
+            and given[place] == "float16"
+            and number in (bounds.low, bounds.high)
+        ):
+            return str(op)
+    return ""
+
+
+def narrowed_masks(rule: GraphRule, context: GraphContext) -> Iterator[Finding]:
+    """What was made with a large literal in FP32 and is then cast to FP16, as masks are."""
+    for site in context.graph:
+        for run in context.runs:
+            number = next((n for place in range(len(site.inputs)) for n in lost_in_cast(run, site, place)), None)
+            if number is not None:
+                yield context.finding(
+                    rule,
+                    site,
+                    f"an operand made with {number:g} is cast to fp16 (under {recipes_in((run,))}), where it is "
+                    "infinite (65504): use torch.finfo(x.dtype).min, or float32",
+                    value=number,
+                    format="fp16",
+                    chain=chain(context, site),
+                )
+                break
+
+
+def infinite_factors(rule: GraphRule, context: GraphContext) -> Iterator[Finding]:
+    """Factors that are worked out from constants and that FP16 holds as infinity, in part or all."""
+    run = run_in_fp16(context)
+    if run is None:
+        return
+    for site in context.graph:
+        number = infinite_factor(run, site) if site.op in FACTORS and not is_settled(context, site) else None
+        if number is not None:
+            yield context.finding(
+                rule,
+                site,
+                f"a factor holds {number:.4g}, which fp16 has as infinity (under {recipes_in((run,))}): the "
+                "product is infinite, and NaN where the other one is zero; use a number under 65504, or float32",
+                severity=Severity.WARNING,
+                value=number,
+                format="fp16",
+                chain=chain(context, site),
+            )
