@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensor
 
+from amptune.analyze.batchfacts import note_facts
 from amptune.analyze.closedrows import mark_closed_rows
 from amptune.analyze.constants import NodeBounds, range_of
 from amptune.analyze.initial import recorded_initialisers
@@ -85,6 +86,7 @@ def assume(target: Target, capture: Capture, stated: Sequence[str] = (), *, aske
     places = [str(node.target) for node in capture.graph_module.graph.nodes if node.op == "placeholder"]
     tensors = dict(zip(places, (tensor for _, tensor in batch_names(batch)), strict=False))
     mark_closed_rows(capture.graph, capture.graph_module, tensors)
+    note_facts(capture.graph_module, tensors)
     means = {place: mean for place, each in tensors.items() if place not in facts and (mean := _mean(each)) is not None}
     remarks = tuple(_not_numbers(user_names(target, model, batch), batch, model))
     return Assumed(

@@ -62,7 +62,7 @@ class _Places:
         writes = [(each, node) for node in module.graph.nodes for each in node.meta.get("amptune_writes", ())]
         written = {root(each) for each, _ in writes}
         self._opened = {root(each) for each, node in writes if not _closes(node)}
-        self._folded = Folded(lambda node: _stored(module, node, batch), lambda node: node not in written)
+        self._folded = Folded(lambda node: stored(module, node, batch), lambda node: node not in written)
         self._known: dict[fx.Node, torch.Tensor | None] = {}
 
     def of(self, node: fx.Node, depth: int = 16) -> torch.Tensor | None:
@@ -139,7 +139,7 @@ def _seen_as(node: fx.Node, closed: torch.Tensor | None) -> torch.Tensor | None:
     return seen if isinstance(seen, torch.Tensor) and seen.dtype is torch.bool else None
 
 
-def _stored(module: fx.GraphModule, node: fx.Node, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+def stored(module: fx.GraphModule, node: fx.Node, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """A constant, or a tensor of the batch in the shape that was captured."""
     if node.op == "placeholder":
         value, own = node.meta.get("val"), batch.get(str(node.target))

@@ -5,8 +5,9 @@ Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, 
 ``channels_last``, ``filled``, ``integers``, ``fp32_limit``, ``exact``, ``rises``, ``bounds``, ``batch``, ``views``,
 ``turns``, ``axes``, ``narrowed``, ``passed``, ``passed_too``, ``varied``, ``uneven``, ``random``, ``kept``,
 ``triangles``, ``as_stored``, ``one_hot``, ``pairs``, ``puts``, ``whole``, ``by_name``, ``called``, ``later_sources``,
-``image`` and, of nn.MultiheadAttention, ``fused`` that the class describes, and empties a ``dtype`` that is another
-tensor's. A site whose nodes do not line up with its inputs is left as it is.
+``image``, the facts of :mod:`amptune.analyze.batchfacts` and, of nn.MultiheadAttention, ``fused`` that the class
+describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left
+as it is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from amptune.analyze.batchfacts import facts_of
 from amptune.analyze.constants import NodeBounds
 from amptune.analyze.dtypes import REVERSED, FollowedDtypes, is_in_place, names_literal, root, source, walk
 from amptune.analyze.einsums import copied
@@ -70,13 +72,15 @@ def _add_to_all(graph: PrecisionGraph, module: fx.GraphModule, known: PrecisionG
         if twin is not None and twin.nodes == site.nodes and not _NAMING.intersection(twin.attrs):
             graph.replace_site(dataclasses.replace(site, attrs=twin.attrs))
             continue
-        calls = _calls([nodes[name] for name in site.nodes if name in nodes])
+        own = [nodes[name] for name in site.nodes if name in nodes]
+        calls = _calls(own)
         covered = calls[0] if calls else []
         read = read_by(covered)
         outside = [node for node in read if not is_own(node, site)]
         if not covered or len(outside) != len(site.inputs):
             continue
         added = dict(_facts(site, covered, outside, owners, dtypes)) | dict(origins(site, calls, owners, bounds))
+        added |= facts_of(own)
         if casts := _param_casts(site, read, dtypes):
             added["param_casts"] = casts
         viewed, elements = counted_views((step for node in outside for step in walk(node)), seen)

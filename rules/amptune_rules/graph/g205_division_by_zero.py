@@ -31,6 +31,7 @@ from amptune_rules.graph._denominators import (
     what_may_vanish,
 )
 from amptune_rules.graph._examples import model_file
+from amptune_rules.graph._infinities import zero_times_infinity
 from amptune_rules.graph._numeric import (
     chain,
     eps_before,
@@ -61,7 +62,8 @@ class DivisionByZero(GraphRule):
     a parameter, it is information, and a warning where it is the output of relu or the like, which is zero for half of
     what it reads. Sums of exponentials are above zero, and not reported, nor is a lost eps beside such a sum by
     segment. A squared distance by its three terms has rounding errors of both signs, whatever eps is below them; an
-    eps that FP16 holds may still be too small to divide by there: 1 / 1e-5 is over 65504.
+    eps that FP16 holds may still be too small to divide by there: 1 / 1e-5 is over 65504. Told too is what is NaN as
+    0 / 0 is: rows of a softmax that a mask closes, and a mask that is multiplied with infinity.
 
     ## Why is this bad
     0 / 0 is NaN, and one NaN in a forward makes every gradient NaN. The usual eps of 1e-8 is zero in FP16, whose
@@ -236,6 +238,7 @@ class DivisionByZero(GraphRule):
                 yield from self._rounded_away(context, site, place, bad)
         yield from self._without_eps(context)
         yield from self._closed(context)
+        yield from zero_times_infinity(self, context)
 
     def _rounded_away(self, context: GraphContext, site: Site, place: int, bad: tuple[Run, ...]) -> Iterable[Finding]:
         """A denominator that literals keep above zero, by less than a format can hold: ``x / exp(y.clamp(-20, 2))``."""
