@@ -46,6 +46,11 @@ class Prepared:
     notes: tuple[str, ...]
 
 
+REFERENCE_SECONDS = "reference"
+"""What a trial waited for the reference, which trains in a further order once a candidate needs it, counts under this
+name in ``seconds``: later trials have it for nothing."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """One candidate, measured: ``step`` is None when it was given up as too slow, ``seconds`` what took how long."""

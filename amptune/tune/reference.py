@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -56,8 +57,8 @@ class Reference:
     """What the FP32 run did: noise, the gradients at the weights ``state``, and the user's ``evaluate`` after the first
     order, when there is one. ``state`` is what the first order ended with, or passed through before the loss was nearly
     gone. ``losses`` are those of the orders that were trained so far: the first alone as long as nothing asks for more.
-    ``bars`` holds what gradients have to reach, by rounding, and ``ahead`` how those of candidates compare that
-    were looked at before their trial."""
+    ``waits`` are the seconds of each order but the first. ``bars`` holds what gradients have to reach, by rounding, and
+    ``ahead`` how those of candidates compare that were looked at before their trial."""
 
     losses: list[float]
     initial_loss: float
@@ -67,6 +68,7 @@ class Reference:
     tolerance: float
     evaluation: float | None = None
     bars: dict[float, dict[str, Bar]] = dataclasses.field(default_factory=dict)
+    waits: list[float] = dataclasses.field(default_factory=list)
     ahead: dict[str, Compared] = dataclasses.field(default_factory=dict)
 
     def gap(self, order: int, loss: float) -> float:
@@ -171,7 +173,9 @@ def _reference_loss(
 def know_order(bench: Workbench, batches: Batches, reference: Reference, order: int, seed: int) -> None:
     """Train the reference in this order too, unless it was."""
     if order == len(reference.losses):
+        began = time.monotonic()
         reference.losses.append(_reference_loss(bench, batches, order, seed))
+        reference.waits.append(time.monotonic() - began)
 
 
 def _initial_loss(bench: Workbench, batches: Batches) -> float:

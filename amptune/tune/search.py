@@ -25,7 +25,7 @@ from amptune.tune.costmodel import TF32, CostModel
 from amptune.tune.encoded import Encoding
 from amptune.tune.explain import why_all_fp32
 from amptune.tune.finaltime import seconds_kept
-from amptune.tune.job import Prepared
+from amptune.tune.job import REFERENCE_SECONDS, Prepared
 from amptune.tune.moments import at_usual_moments
 from amptune.tune.options import TuneOptions
 from amptune.tune.outcomes import GIVE_UP_FACTOR, describe, limited, outcome_of, paired
@@ -317,8 +317,17 @@ class Search:
             if failure.worker_lost and seconds < self.options.trial_timeout and not self.limit.for_a_trial():
                 raise OutOfTimeError(self.limit.ended(f"trial {number} ({candidate.name})", seconds)) from failure
             return dataclasses.replace(base, reason=failure.reason, worker_lost=failure.worker_lost)
+        self._set_aside(measured.seconds.get(REFERENCE_SECONDS, 0.0))
         outcome = limited(outcome_of(base, measured), self.options.max_memory)
         return paired(outcome, measured, beside.number, yardstick) if beside and yardstick else outcome
+
+    def _set_aside(self, waited: float) -> None:
+        """Not count what the reference took in further orders: it is no trial, and the next ones need it too."""
+        self.limit.set_aside(waited)
+        if waited >= 1 and self.options.timeout is not None:
+            self.progress.line(
+                f"FP32 trained on further orders of the batches: {waited:.0f} s that --timeout leaves out"
+            )
 
     def _limit_ms(self, candidate: Candidate) -> float | None:
         """Milliseconds of a step from which on a candidate is given up; None for what predictions need."""

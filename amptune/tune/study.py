@@ -51,7 +51,7 @@ class Outcome:
     torch.compile was still at work in the timed steps.
     ``loss_scale`` is what a loss scaler started with when training was judged, after it skipped steps with its own.
     ``seconds``: what the trial took to compare the formats that ran, to look at gradients before compiling, to measure
-    its step, and to judge how it trains.
+    its step, to judge how it trains, and for orders of the reference that nothing had asked for before.
     """
 
     kind: str

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
+from amptune.tune.job import REFERENCE_SECONDS
 from amptune.tune.recipes import Candidate
 from amptune.tune.study import Outcome
 
@@ -29,6 +30,7 @@ class TimeLimit:
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
         self.kept = 0.0
+        self._aside = 0.0
         self._began = time.monotonic()
 
     @property
@@ -47,8 +49,12 @@ class TimeLimit:
         return self.longest - self.kept
 
     def spent(self) -> float:
-        """Seconds so far."""
-        return time.monotonic() - self._began
+        """Seconds so far, without those that were set aside."""
+        return time.monotonic() - self._began - self._aside
+
+    def set_aside(self, seconds: float) -> None:
+        """Not count what a trial spent on something else than its candidate."""
+        self._aside += seconds
 
     def for_a_trial(self) -> float:
         """Seconds that a trial which starts now may take."""
@@ -90,8 +96,8 @@ class TimeLimit:
 
 
 def seconds_of(outcome: Outcome) -> float:
-    """What a trial took."""
-    return sum(outcome.seconds.values())
+    """What a trial took for its own candidate."""
+    return sum(seconds for what, seconds in outcome.seconds.items() if what != REFERENCE_SECONDS)
 
 
 def expected_seconds(candidate: Candidate, measured: Sequence[Outcome]) -> float:

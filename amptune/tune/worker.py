@@ -36,7 +36,7 @@ from amptune.tune.emitted import compare_emitted
 from amptune.tune.float8 import missing_note
 from amptune.tune.followers import follower_prices, this_gpu, with_followers
 from amptune.tune.gradients import record_gradients
-from amptune.tune.job import Job, Measured, Prepared
+from amptune.tune.job import REFERENCE_SECONDS, Job, Measured, Prepared
 from amptune.tune.kernels import tensor_core_share
 from amptune.tune.losses import measure_losses, measure_update
 from amptune.tune.lowparams import check_params
@@ -69,6 +69,12 @@ class Clock:
         """End a lap."""
         now = time.monotonic()
         self.laps[name], self._since = round(now - self._since, 3), now
+
+    def part(self, name: str, of: str, seconds: float) -> None:
+        """Tell seconds of a lap apart from the rest of it."""
+        if seconds:
+            self.laps[name] = round(seconds, 3)
+            self.laps[of] = max(0.0, round(self.laps[of] - seconds, 3))
 
 
 Report = Callable[[str, int, int], None]
@@ -269,8 +275,10 @@ class Worker:
         clock.lap("step")
         if step is None:
             return Measured(None, None, None, compile_seconds=compile_seconds, seconds=clock.laps)
+        waited = sum(self.reference.waits)
         quality = self._judge(candidate, step, yardstick)
         clock.lap("quality")
+        clock.part(REFERENCE_SECONDS, "quality", sum(self.reference.waits) - waited)
         if quality.valid:
             step = compared(self.bench, candidate, self.batches, step, yardstick)
             clock.lap("pairs")

@@ -67,9 +67,10 @@ def test_a_plan_takes_all_orders_where_the_reference_is_noisy_and_a_recipe_one(
 ) -> None:
     bench, batches = make_bench(steps=8)
     reference = dataclasses.replace(measure_reference(bench, batches, tolerance=0.5, seed=0), noise=0.6)
-    del reference.losses[1:]
+    del reference.losses[1:], reference.waits[:]
     assert judge(bench, candidate, batches, reference, seed=0).valid
     assert len(reference.losses) == num_orders
+    assert len(reference.waits) == num_orders - 1, "what the reference took is known apart from the candidate's time"
 
 
 def test_a_layer_that_never_trains_is_rejected(make_bench: Make) -> None:

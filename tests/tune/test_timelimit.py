@@ -101,6 +101,23 @@ def test_the_first_recipe_is_measured_whatever_it_takes(tmp_path: Path) -> None:
     assert [record.outcome.recipe for record in search.records()] == ["fp32"]
 
 
+def test_further_orders_of_the_reference_are_not_the_time_of_trials(tmp_path: Path, capsys: Capsys) -> None:
+    """They belong to no candidate: they took 32 of a search's 45 seconds, which then had room for one recipe."""
+
+    class WaitingWorker(SlowWorker):
+        def trial(self, candidate: Candidate) -> Measured:
+            first = not self.measured
+            if first:
+                time.sleep(1.5 * LIMIT)
+            return dataclasses.replace(super().trial(candidate), seconds={"reference": 1.5 * LIMIT} if first else {})
+
+    search = timed(tmp_path, WaitingWorker(99, 0.0))
+    search.options = dataclasses.replace(search.options, budget=4)
+    search.run()
+    assert len(search.records()) == 4
+    assert "further orders of the batches: 2 s that --timeout leaves out" in capsys.readouterr().err
+
+
 def test_without_a_limit_a_trial_may_take_what_one_may_take(tmp_path: Path) -> None:
     worker = SlowWorker(0, 0.0)
     search = timed(tmp_path, worker, timeout=None)

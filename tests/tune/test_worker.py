@@ -109,6 +109,18 @@ def test_a_slow_moment_of_the_host_does_not_spare_a_candidate_orders_of_the_batc
     assert [worker.trial(LOWERED, None, beside).quality.steps for beside in (then_as_fast, then_faster)] == [4, 12]
 
 
+def test_what_the_reference_takes_in_a_trial_is_told_apart(folder: Path) -> None:
+    (folder / "net.py").write_text(MLP)
+    options = TuneOptions(TargetSpec(str(folder / "net.py")), folder / "out", steps=4, tolerance=1e-9)
+    worker = Worker(Job(options, None, {}, (), threads=1), lambda *_: None)
+    worker.prepare()
+    del worker.reference.losses[1:]
+    first, second = (worker.trial(LOWERED, None).seconds for _ in range(2))
+    assert first["reference"] > 0
+    assert first["quality"] > 0
+    assert "reference" not in second
+
+
 def test_a_long_silence_of_the_worker_is_told(
     worker: WorkerProcess, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
