@@ -19,7 +19,7 @@ from amptune.core.order import steps_upwards
 from amptune.core.parts import MAXIMA, is_unit_vector, part_of, root_of_squares
 from amptune.core.rising import is_rise
 from amptune.core.shared import with_shared_number
-from amptune.core.squares import is_square, mean_square_left, scaled_square, squareplus
+from amptune.core.squares import is_square, mean_square_left, scaled_square, squareplus, weighted_square
 from amptune.core.terms import stays_in_place
 from amptune.core.variances import covariance
 
@@ -299,7 +299,7 @@ def _product(ranges: Ranges, site: Site) -> Range | None:
         return None
     if is_square(ranges, site):
         return square(ranges.operand(site, 0))
-    if (found := scaled_square(ranges, site)) is not None:
+    if (found := scaled_square(ranges, site) or weighted_square(ranges, site)) is not None:
         return found
     for side, other in ((0, 1), (1, 0)):
         factor = ranges.root(site, side)

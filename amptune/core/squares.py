@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING
 from amptune.core.alignment import is_plain
 from amptune.core.arguments import exponent_of, is_scaled
 from amptune.core.graph import Site
-from amptune.core.intervals import Range, scaled, square
+from amptune.core.intervals import Range, multiply, scaled, square
 from amptune.core.terms import stays_in_place
 
 if TYPE_CHECKING:
     from amptune.core.ranges import Ranges
 
 
+_ALL_WITH_ALL = ("outer", "ger")
+
+
 def is_square(ranges: Ranges, site: Site) -> bool:
     """Whether a site is x * x, x ** 2 or square(x)."""
     if site.op == "pow":
         return exponent_of(site) == 2
-    pairs = site.attrs.get("called") in ("outer", "ger")  # all with all
+    pairs = site.attrs.get("called") in _ALL_WITH_ALL
     return site.op == "square" or (site.op == "mul" and not pairs and ranges.same(site, 0, site, 1))
 
 
@@ -39,6 +42,20 @@ def scaled_square(ranges: Ranges, site: Site) -> Range | None:
             if not is_plain(ranges, factor, place):
                 break
             factor = ranges.root(factor, place)
+    return None
+
+
+def weighted_square(ranges: Ranges, site: Site) -> Range | None:
+    """Bounds of ``w * x * x``, the squares being taken one factor after the other."""
+    for side in (0, 1):
+        factor = ranges.root(site, side)
+        if factor is None or factor.op != "mul" or not is_plain(ranges, site, side):
+            continue
+        if any(each.attrs.get("called") in _ALL_WITH_ALL for each in (factor, site)):
+            continue
+        for place in (0, 1):
+            if ranges.same(factor, place, site, 1 - side):
+                return multiply(ranges.operand(factor, 1 - place), square(ranges.operand(site, 1 - side)))
     return None
 
 

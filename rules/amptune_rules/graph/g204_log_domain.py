@@ -12,6 +12,7 @@ from amptune.core.intervals import Range
 from amptune.core.operands import input_of
 from amptune.core.relations import is_positive_sum
 from amptune.core.rule import Example, GraphRule
+from amptune_rules.graph._determinants import determinant_behind
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import (
     chain,
@@ -48,7 +49,8 @@ class LogDomain(GraphRule):
     ## What it does
     Follows the ops and literals that lead to each log, log2, log10 and log1p, and rounds them as each recipe would.
     Of a tensor of the batch it takes the numbers that `make_batch` gives.
-    xlogy is reported where its second operand can be zero and has a gradient.
+    xlogy is reported where its second operand can be zero and has a gradient, and the logarithm of a determinant of
+    16 x 16 and more.
 
     ## Why is this bad
     A softmax or sigmoid reaches exactly 0 from logits about 104 apart in FP32 and 17 in FP16; its logarithm is -inf
@@ -109,6 +111,9 @@ class LogDomain(GraphRule):
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each logarithm, for the plainest reason."""
         for site in floating_sites(context, "log", "log2", "log10", "log1p"):
+            if told := determinant_behind(context, site):
+                yield context.finding(self, site, told[0], severity=told[1], chain=chain(context, site))
+                continue
             if reads_weights_alone(context, site):
                 yield from self._of_parameter(context, site)
                 continue
@@ -240,11 +245,14 @@ class LogDomain(GraphRule):
 
     def _of_parameter(self, context: GraphContext, site: Site) -> Iterable[Finding]:
         name = (site.attrs.get("operand_params") or {}).get(0)
-        if name is None and all(_reaches_end(site, run.ranges.operand(site, 0)) for run in context.runs):
+        found = [run.ranges.operand(site, 0) for run in context.runs]
+        if name is None and all(_reaches_end(site, each) for each in found):
+            below = any(each.low < _end(site) for each in found)
+            breaks = " and below: NaN" if below else f": {site.op}({_end(site):g}) is -inf"
             yield context.finding(
                 self,
                 site,
-                f"{site.op} of what is worked out from parameters alone and can come to {_end(site):g} and below: NaN",
+                f"{site.op} of what is worked out from parameters alone and can come to {_end(site):g}{breaks}",
                 severity=Severity.INFO,
                 chain=chain(context, site),
             )
