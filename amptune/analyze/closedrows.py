@@ -126,10 +126,10 @@ def _either(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tenso
 
 def _seen_as(node: fx.Node, closed: torch.Tensor | None) -> torch.Tensor | None:
     """The places of what a view reads, as the view has them."""
-    shape = node.all_input_nodes[0].meta["val"].shape
-    if closed is None or math.prod(shape) > LARGEST:
+    given = node.all_input_nodes[0].meta.get("val")
+    if closed is None or not isinstance(given, torch.Tensor) or math.prod(given.shape) > LARGEST:
         return None
-    full = closed.expand(tuple(shape))
+    full = closed.expand(tuple(given.shape))
     args = fx.node.map_arg(node.args, lambda _: full)
     called = getattr(torch.Tensor, str(node.target), None) if node.op == "call_method" else node.target
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from amptune.analyze.evidence import gather
 from amptune.analyze.runner import Analysis, Question, analyze, analyze_graph
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.graph import INPUT, PrecisionGraph
@@ -305,3 +306,19 @@ def test_what_a_gpu_emulates_is_no_measure_of_a_gain(tmp_path: Path) -> None:
     found = [each for each in analyze(captured, question).findings if each.rule == "G306"]
     assert found
     assert all("autocast-fp16" in each.message and "bf16" not in each.message for each in found)
+
+
+@pytest.mark.parametrize("line", ["h.chunk(2, 1)[1]", "h.split([16, 16], 1)[0]", "h.unbind(0)[1][None]"])
+@pytest.mark.parametrize("frontend", ["export", "record-fake"])
+def test_ranges_of_shares_of_a_part(line: str, frontend: str, tmp_path: Path) -> None:
+    source = "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n"
+    source += "        super().__init__()\n        self.fc = nn.Linear(32, 32)\n\n    def forward(self, x):\n"
+    source += f"        h = self.fc(x)\n        return torch.softmax({line}, -1)\n\n\ndef make_batch():\n"
+    file = tmp_path / "model.py"
+    file.write_text(source + "    return torch.rand(4, 32)\n")
+    target, said = load_target(TargetSpec(str(file))), list[str]()
+    captured = capture(target, frontends=(frontend,))
+    evidence = gather(target, captured, say=said.append)
+    assert not said
+    found = analyze(captured, dataclasses.replace(QUESTION, evidence=evidence))
+    assert found.ranges["sites"]["#softmax.0"]["bound"] == {"low": 0.0, "high": 1.0}
