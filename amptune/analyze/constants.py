@@ -306,12 +306,17 @@ def _uses(node: fx.Node) -> list[fx.Node]:
     return found
 
 
+def is_transformed(value: torch.Tensor) -> bool:
+    """Whether a tensor is one of ``torch.func.vmap`` or ``grad``, whose numbers are not to be had outside of it."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
+
+
 def range_of(value: torch.Tensor) -> Range | None:
     """The extremes of a real tensor, infinities left out; ``None`` for one that cannot be read, and for a large one of
     bytes or with infinities."""
     if isinstance(value, FakeTensor) or value.device.type == "meta" or not value.numel():
         return None
-    if value.is_complex() or value.layout is not torch.strided or value.is_quantized:
+    if value.is_complex() or value.layout is not torch.strided or value.is_quantized or is_transformed(value):
         return None
     large = value.numel() > _LARGE
     if large and value.itemsize == 1:

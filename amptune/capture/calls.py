@@ -18,6 +18,7 @@ from amptune.capture.dtypereads import DtypeReads
 from amptune.capture.functions import FunctionCall, FunctionCalls
 from amptune.capture.modulestack import ModuleCall, ModuleStack
 from amptune.capture.names import op_name, spelling_of
+from amptune.capture.target import tensors_in
 from amptune.capture.where import Place, Trail, current_place, current_trail
 from amptune.core.graph import LOSS, Gemm
 
@@ -44,6 +45,7 @@ class Call:
         custom: the custom autograd function that it belongs to, if any.
         dtype_of: number of the call whose result gave the dtype that this one is given (``x.to(y.dtype)``), 0 for a
             parameter, a buffer or a tensor of the batch; None where that is not known.
+        mapped: whether it runs under ``torch.func.vmap``, which shows the code one sample of many.
         function: what was called, ``2 / x`` and ``x / 2`` being one op; None where no torch function was.
     """
 
@@ -59,6 +61,7 @@ class Call:
     does_nothing: bool = False
     custom: FunctionCall | None = None
     dtype_of: int | None = None
+    mapped: bool = False
     function: Callable[..., Any] | None = None
     trail: Trail = ()
 
@@ -123,6 +126,7 @@ class CallRecorder(TorchFunctionMode):
             gemms=gemms_of(op, args, kwargs, result),
             custom=self.functions.outermost,
             does_nothing=op in _DROPOUTS and _is_off(named),
+            mapped=any(is_mapped(each) for each in tensors_in((args, kwargs))),
         )
         self.calls.append(call)
         self._dtypes.made(result, call.number)
@@ -133,6 +137,15 @@ class CallRecorder(TorchFunctionMode):
         custom, holder = self.functions.outermost, self.stack.holder
         if custom is not None and holder is not None and holder.number > custom.modules_before:
             custom.holds_modules = True
+
+
+def is_mapped(tensor: torch.Tensor) -> bool:
+    """Whether a tensor stands for many samples, of which the code under ``torch.func.vmap`` sees one."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False
 
 
 def _is_off(dropout: Mapping[str, Any]) -> bool:

@@ -104,10 +104,13 @@ def _remarks(done: _Done, train: bool) -> Iterator[str]:
     """What the user should know about a graph."""
     gradients = _own_gradients(done.graph)
     if gradients:
-        places = [f"{each.location.path}:{each.location.line}" for each in gradients if each.location]
-        at = f" ({', '.join(dict.fromkeys(places))})" if places else ""
-        yield (f"the forward or loss takes gradients itself{at}: neither that backward nor the one through it is "
-               "priced or judged, so predicted times and memory are too low")  # fmt: skip
+        yield (f"the forward or loss takes gradients itself{_at(gradients)}: neither that backward nor the one through "
+               "it is priced or judged, so predicted times and memory are too low")  # fmt: skip
+    mapped = {node.name for node in done.module.graph.nodes if _is_mapped(node)}
+    sites = [site for site in done.graph if not mapped.isdisjoint(site.nodes)]
+    if sites:
+        yield (f"what runs under torch.func.vmap{_at(sites[:1])} is shown and priced as for one of its samples, so "
+               "predicted times and memory are too low")  # fmt: skip
     unknown = sorted({site.op for site in done.graph if site.op not in OPS and not site.opaque} - {_GRADIENT})
     if unknown:
         yield f"ops outside amptune's table, which no rule looks at: {', '.join(unknown)}"
@@ -120,6 +123,16 @@ def _remarks(done: _Done, train: bool) -> Iterator[str]:
     note = untrained_note(done.model, has_gradient=done.has_gradient, is_hidden=hidden) if train else None
     if note:
         yield f"{note}; what is predicted has no backward"
+
+
+def _at(sites: Sequence[Site]) -> str:
+    places = [f"{each.location.path}:{each.location.line}" for each in sites if each.location]
+    return f" ({', '.join(dict.fromkeys(places))})" if places else ""
+
+
+def _is_mapped(node: fx.Node) -> bool:
+    call = node.meta.get("amptune_call")
+    return call is not None and call.mapped
 
 
 def _is_hidden(graph: PrecisionGraph) -> bool:

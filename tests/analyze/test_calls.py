@@ -135,3 +135,18 @@ def test_gradients_inside_a_forward_are_said_to_be_unpriced(tmp_path: Path) -> N
     (note,) = [each for each in capture_of.notes if "takes gradients itself" in each]
     assert f"model.py:{BODY_LINE + 1})" in note
     assert not [each for each in capture_of.notes if "outside amptune's table" in each]
+
+
+def test_what_runs_under_vmap_is_said_to_be_one_sample_of_many(tmp_path: Path) -> None:
+    found = analysed("return torch.func.vmap(lambda row: torch.tanh(row + self.fc.bias))(h)", tmp_path)
+    assert found.capture is not None
+    (note,) = [each for each in found.capture.notes if "torch.func.vmap" in each]
+    assert f"model.py:{BODY_LINE})" in note
+    assert not [each for each in analysed("return torch.tanh(h)", tmp_path).capture.notes if "vmap" in each]
+
+
+def test_constants_inside_vmap_are_not_read(tmp_path: Path) -> None:
+    body = (
+        "rows = torch.arange(4.0).repeat(h.shape[0], 1)\nreturn torch.func.vmap(lambda row: row.exp())(rows).sum() + h"
+    )
+    assert analysed(body, tmp_path).capture
