@@ -250,7 +250,7 @@ def _filled_like(node: fx.Node) -> str:
     """The op that made a tensor out of one number in the dtype of another tensor; empty for other tensors."""
     while op_named(op := str(node.meta.get("amptune_op"))).family is Family.VIEW and isinstance(node.args[0], fx.Node):
         node = node.args[0]
-    return op if op in ("full_like", "new_full") else ""
+    return op if op in ("full", "full_like", "new_full") else ""
 
 
 def _is_given_integers(node: fx.Node) -> bool:

@@ -65,9 +65,14 @@ def lies_outside(found: Range) -> bool:
     return bool(LIMIT < found.low < math.inf or -math.inf < found.high < -LIMIT)
 
 
+def is_filled_outside(found: Range) -> bool:
+    """Whether a bound is one number that FP16 cannot hold, and that no ``torch.finfo`` of another dtype gave."""
+    return found.low == found.high and may_be_outside(found) and found.magnitude not in _LIMITS
+
+
 def literals(site: Site) -> list[float]:
     """Numbers that the call is given, but for limits of its own dtype."""
-    named = [site.attrs.get(name) for name in ("value", "fill_value", "min", "max")]
+    named = [site.attrs.get(name) for name in ("value", "fill_value", "min", "max", "min_val", "max_val")]
     found = [*(site.attrs.get("scalars") or {}).values(), *named]
     numbers = [float(value) for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
     return [value for value in numbers if not _follows_dtype(site, value)]

@@ -14,6 +14,7 @@ from amptune_rules.graph._overflows import (
     delivering_fp16,
     factor_limit,
     infinite_factor,
+    is_filled_outside,
     is_saturated,
     literals,
     lost_in_cast,
@@ -21,15 +22,18 @@ from amptune_rules.graph._overflows import (
     run_in_fp16,
 )
 
-_FILLS = ("masked_fill", "index_put", "full_like", "clamp")
+_FILLS = ("masked_fill", "index_put", "full_like", "clamp", "pad", "scatter", "threshold", "hardtanh")
 _ARITHMETIC = ("add", "sub", "where")
 _JUDGED = (*_FILLS, *_ARITHMETIC, *FACTORS)
 
 
 def given_numbers(rule: GraphRule, context: GraphContext) -> Iterator[tuple[Site, Finding]]:
     """Ops that are given a number over 65504, or a factor that takes numbers under 1 over it."""
+    made = dict(_made(rule, context))
+    for name, found in made.items():
+        yield context.graph[name], found
     for site, runs in delivering_fp16(context):
-        if site.op not in _JUDGED:
+        if site.op not in _JUDGED or site.id in made:
             continue
         number = number_outside(runs[0], site)
         if number is not None:
@@ -47,19 +51,39 @@ def given_numbers(rule: GraphRule, context: GraphContext) -> Iterator[tuple[Site
             yield site, found
 
 
+def _made(rule: GraphRule, context: GraphContext) -> Iterator[tuple[str, Finding]]:
+    """What fills a tensor with such a number in the dtype of an FP16 one, told at the first op that reads it."""
+    told: set[tuple[str, float, str]] = set()
+    for site in context.graph:
+        for place, op in (site.attrs.get("filled") or {}).items():
+            numbers = {run: number for run in context.runs if (number := _filled_with(run, site, place)) is not None}
+            like = (site.attrs.get("like") or {}).get(place)
+            number = next(iter(numbers.values()), None)
+            if like is not None and number is not None and (op, number, like) not in told:
+                told.add((op, number, like))
+                yield site.id, _outside(rule, context, site, tuple(numbers), number, op)
+                break
+
+
 def _number(rule: GraphRule, context: GraphContext, site: Site, runs: tuple[Run, ...], number: float) -> Finding:
-    filled = _filled_with(runs[0], site, number)
-    raises = bool(filled) or (site.op in _FILLS and number in literals(site))
+    raises = site.op in _FILLS and number in literals(site)
+    return _outside(rule, context, site, runs, number, called(site) if raises else "")
+
+
+def _outside(
+    rule: GraphRule, context: GraphContext, site: Site, runs: tuple[Run, ...], number: float, raising: str
+) -> Finding:  # fmt: skip
+    """A number that FP16 cannot hold; ``raising`` names the op that refuses it."""
     return context.finding(
         rule,
         site,
-        f"{number:g} is outside of fp16 (65504): this {filled or called(site)} "
-        f"{'raises' if raises else 'gives infinity'} in fp16 (under {recipes_in(runs)}); "
-        f"{_instead(site, filled, number)}",
-        severity=Severity.ERROR if raises else Severity.WARNING,
+        f"{number:g} is outside of fp16 (65504): this {raising or called(site)} "
+        f"{'raises' if raising else 'gives infinity'} in fp16 (under {recipes_in(runs)}); "
+        f"{_instead(site, raising, number)}",
+        severity=Severity.ERROR if raising else Severity.WARNING,
         value=number,
         format="fp16",
-        **({"stops": stopped(runs)} if raises else {}),
+        **({"stops": stopped(runs)} if raising else {}),
     )
 
 
@@ -69,17 +93,12 @@ def _instead(site: Site, filled: str, number: float) -> str:
     return "use torch.finfo(x.dtype).min, or float32" if is_mask else "compute it in float32"
 
 
-def _filled_with(run: Run, site: Site, number: float) -> str:
-    """The op, as full_like, that makes an operand out of a number in the dtype of an FP16 tensor."""
-    for place, op in (site.attrs.get("filled") or {}).items():
-        bounds, given = run.ranges.arriving(site, place), run.dtypes[site.id].given
-        if (
-            place in (site.attrs.get("like") or {})
-            and given[place] == "float16"
-            and number in (bounds.low, bounds.high)
-        ):
-            return str(op)
-    return ""
+def _filled_with(run: Run, site: Site, place: int) -> float | None:
+    """The number that an operand was filled with in FP16, where FP16 cannot hold it."""
+    if run.dtypes[site.id].given[place] != "float16":
+        return None
+    bounds = run.ranges.arriving(site, place)
+    return bounds.low if is_filled_outside(bounds) else None
 
 
 def narrowed_masks(rule: GraphRule, context: GraphContext) -> Iterator[Finding]:
