@@ -22,7 +22,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from amptune.analyze.kernels import Kernel, Move, Setting, converts_to_fp8
+from amptune.analyze.kernels import Kernel, Move, Setting
 from amptune.analyze.memory import Memory, step_memory
 from amptune.analyze.stepkernels import StepKernels, Times, counted
 from amptune.core.autocast import HALF, SiteDtypes, realise
@@ -31,7 +31,7 @@ from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph, Site
 from amptune.core.graph_context import Mode
 from amptune.core.hardware import Gpu
-from amptune.core.recipes import RECIPES, Recipe
+from amptune.core.recipes import RECIPES, Recipe, converts_to_fp8
 from amptune.core.roofline import Traffic, efficiency_of, peak_of
 
 ADAMW_BYTES = 7

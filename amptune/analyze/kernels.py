@@ -10,7 +10,7 @@ from amptune.core.attending import Attending, attention_seconds
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.formats import Format
 from amptune.core.graph import DTYPE_BYTES, Gemm, Site
-from amptune.core.hardware import FP8_MULTIPLE, Gpu
+from amptune.core.hardware import Gpu
 from amptune.core.recipes import Recipe
 from amptune.core.roofline import (
     Pass,
@@ -280,12 +280,6 @@ def format_of(dtype: str, recipe: Recipe) -> Format:
     """The format that products of this dtype run in."""
     found = Format.parse(dtype) if dtype in ("float16", "bfloat16") else Format.FP32
     return Format.TF32 if found is Format.FP32 and recipe.tf32 else found
-
-
-def converts_to_fp8(site: Site) -> bool:
-    """Whether an FP8 recipe converts the site: linear modules whose K and N are multiples of 16."""
-    fits = all(gemm.k % FP8_MULTIPLE == 0 and gemm.n % FP8_MULTIPLE == 0 for gemm in site.gemms)
-    return site.op == "linear" and site.is_module and bool(site.gemms) and fits and not site.opaque
 
 
 def input_bytes(site: Site, dtypes: Sequence[str]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from amptune import __version__
 from amptune.analyze.estimate import launch_words
-from amptune.analyze.kernels import converts_to_fp8, needs_backward
+from amptune.analyze.kernels import needs_backward
 from amptune.analyze.sitetable import shape_of
 from amptune.core.autocast import SiteDtypes, realise
 from amptune.core.finding import Finding, Severity
@@ -22,7 +22,7 @@ from amptune.core.op_support import lacks_kernel
 from amptune.core.ops import Family, op_named
 from amptune.core.ranges import Ranges
 from amptune.core.reasons import why_sensitive
-from amptune.core.recipes import RECIPES
+from amptune.core.recipes import RECIPES, converts_to_fp8
 from amptune.report.analyze_data import PageData, PageSite, Risk, Spread
 
 if TYPE_CHECKING:

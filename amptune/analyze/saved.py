@@ -13,7 +13,6 @@ from amptune.analyze.fusion import is_fused
 from amptune.analyze.kernels import (
     Setting,
     call_share,
-    converts_to_fp8,
     input_bytes,
     needs_backward,
     of_one_call,
@@ -26,6 +25,7 @@ from amptune.core.autocast import SiteDtypes
 from amptune.core.graph import DTYPE_BYTES, PrecisionGraph, Site
 from amptune.core.operands import input_of
 from amptune.core.ops import Family, op_named
+from amptune.core.recipes import converts_to_fp8
 
 Stored = tuple[str, int]
 """Name and bytes of a storage; one that is a site's output has that site's id."""

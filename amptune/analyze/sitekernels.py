@@ -27,7 +27,6 @@ from amptune.analyze.kernels import (
     Waiting,
     call_share,
     cast,
-    converts_to_fp8,
     format_of,
     input_bytes,
     move,
@@ -45,6 +44,7 @@ from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.formats import Format
 from amptune.core.graph import DTYPE_BYTES, Gemm, Site
 from amptune.core.ops import Family, op_named
+from amptune.core.recipes import converts_to_fp8
 from amptune.core.roofline import Pass, Traffic
 
 _SCATTERS = ("index_add", "scatter_add", "scatter", "index_copy")

@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Mapping
 
 from amptune.core.formats import Format
+from amptune.core.graph import Site
+from amptune.core.hardware import FP8_MULTIPLE
 from amptune.errors import UsageError
 
 
@@ -59,6 +61,12 @@ RECIPES: Mapping[str, Recipe] = {
 """FP8 recipes keep everything but their linears in BF16 autocast, as torchao's float8 training does."""
 
 STOCK = tuple(recipe for recipe in RECIPES.values() if recipe.stock)
+
+
+def converts_to_fp8(site: Site) -> bool:
+    """Whether an FP8 recipe converts the site: linear modules whose K and N are multiples of 16."""
+    fits = all(gemm.k % FP8_MULTIPLE == 0 and gemm.n % FP8_MULTIPLE == 0 for gemm in site.gemms)
+    return site.op == "linear" and site.is_module and bool(site.gemms) and fits and not site.opaque
 
 
 def recipe_named(name: str) -> Recipe:

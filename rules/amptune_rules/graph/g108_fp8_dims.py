@@ -9,6 +9,7 @@ from amptune.core.formats import Format
 from amptune.core.graph import Gemm, Site
 from amptune.core.graph_context import SMALL_GEMM_FLOPS, SMALL_SHARE, GraphContext
 from amptune.core.hardware import FP8_MULTIPLE, padded
+from amptune.core.recipes import converts_to_fp8
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._alignment import advised_size, asks_for_fp8, is_dear, rows_of_lines
 from amptune_rules.graph._examples import model_file
@@ -48,6 +49,7 @@ class Fp8Dims(GraphRule):
     code = "G108"
     name = "fp8-dims"
     severity = Severity.ERROR
+    tells_stops = True
     INVALID = (
         Example("in_features of 1000", model_file("return self.fc(x)  # <- G108", init="self.fc = nn.Linear(1000, "
                                                                                        "2048)",
@@ -101,9 +103,12 @@ class Fp8Dims(GraphRule):
     def _of_rows(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for each number of rows that FP8 weight gradients, which reduce over them, do not take."""
         first: dict[int, Site] = {}
-        for site, gemm in _candidates(context, linears=True):
-            if site.op == "linear" and gemm.m % FP8_MULTIPLE and not (gemm.k % FP8_MULTIPLE or gemm.n % FP8_MULTIPLE):
-                first.setdefault(gemm.m, site)
+        for site in context.graph:
+            if converts_to_fp8(site) and _is_trained(site):
+                for gemm in site.gemms:
+                    if gemm.m % FP8_MULTIPLE:
+                        first.setdefault(gemm.m, site)
+        stops = [recipe.name for recipe in context.recipes if recipe.fp8]
         for ms, site in rows_of_lines(first):
             fits = [padded(m, FP8_MULTIPLE) for m in ms]
             rows = f"M = {ms[0]} rows (batch x sequence) is" if len(ms) == 1 else f"M = {ms[0]} to {ms[-1]} rows are"
@@ -117,7 +122,12 @@ class Fp8Dims(GraphRule):
                 dimension=["M"],
                 value=ms,
                 padded=fits,
+                stops=stops,
             )
+
+
+def _is_trained(site: Site) -> bool:
+    return any(param.meta.requires_grad for param in site.params) or any(each.requires_grad for each in site.inputs)
 
 
 def _candidates(context: GraphContext, linears: bool) -> Iterator[tuple[Site, Gemm]]:
