@@ -53,12 +53,12 @@ def trade_off(data: TuneData) -> Markup:
     shown = [gap for gap in gaps if abs(gap) <= limit]
     y = Axis.over([*shown, 0.0, 1.3 * data.threshold, -0.3 * data.threshold], "loss gap to FP32", "share")
     plot = Plot(_time_axis(runs, data), y)
-    front = pareto((run.median, run.gap) for run in runs if run.valid and run.gap is not None)
+    front = pareto((run.ranked, run.gap) for run in runs if run.valid and run.gap is not None)
     content = [plot.band(-data.noise, data.noise, "noise")] if data.noise else []
     content += plot.level(data.threshold, f"allowed {percent(data.threshold, signed=False)}", "limit")
     content += plot.steps(front, "front")
     content += _marks(plot, runs, lambda run: run.gap, data)
-    beyond = sum(bool(y.beyond(run.gap or 0.0, "d", "u") or plot.x.beyond(run.median, "l", "r")) for run in runs)
+    beyond = sum(bool(y.beyond(run.gap or 0.0, "d", "u") or plot.x.beyond(run.ranked, "l", "r")) for run in runs)
     notes = ["Down and to the left is better; the dashed line is the Pareto front of the valid trials."]
     notes += ["The grey band is the noise of FP32 against itself."] if data.noise else []
     notes += [f"{_count(beyond, 'trial lies', 'trials lie')} beyond the edge (arrow)."] if beyond else []
@@ -76,7 +76,7 @@ def memory(data: TuneData) -> Markup:
     unit, factor = ("GiB", 2**30) if max(peaks) >= 2**30 else ("MiB", 2**20)
     y = Axis.over((peak / factor for peak in peaks), f"peak memory, {unit}")
     plot = Plot(_time_axis(runs, data), y)
-    front = pareto((run.median, run.memory / factor) for run in runs if run.valid and run.memory is not None)
+    front = pareto((run.ranked, run.memory / factor) for run in runs if run.valid and run.memory is not None)
     marks = _marks(plot, runs, lambda run: None if run.memory is None else run.memory / factor, data)
     words = f"{len(runs)} trials, from {size_text(min(peaks))} to {size_text(max(peaks))}"
     chart = plot.chart("Step time against peak memory", words, [*plot.steps(front, "front"), *marks])
@@ -100,7 +100,7 @@ def history(data: TuneData) -> Markup:
         for run in runs
         if not run.step
     ]
-    content += _marks(plot, measured, lambda run: run.median, data, across=lambda run: float(run.number or 0))
+    content += _marks(plot, measured, lambda run: run.ranked, data, across=lambda run: float(run.number or 0))
     words = f"{len(runs)} trials; the best valid one took {ms(best[-1][1])}" if best else f"{len(runs)} trials"
     note = "The line is the best valid trial so far; an arrow says that a trial lies beyond the edge."
     chart = plot.chart("Trial history", words, content)
@@ -179,7 +179,7 @@ def _marks(
     height: Callable[[Run], float | None],
     data: TuneData,
     *,
-    across: Callable[[Run], float] = lambda run: run.median,
+    across: Callable[[Run], float] = lambda run: run.ranked,
 ) -> list[Markup]:
     """Marks of measured trials, the valid ones on top and the winner last."""
     ordered = sorted(runs, key=lambda run: (run.number == data.winner, run.valid))
@@ -197,7 +197,8 @@ def _shape(kind: str) -> str:
 
 
 def _words(run: Run) -> str:
-    beside = f" ({ms(run.paired)} by the trial it was timed beside)" if run.paired is not None else ""
+    by = "the trial it was timed beside" if run.paired is not None else "what was timed beside it"
+    beside = f" ({ms(run.ranked)} by {by})" if run.ranked != run.median else ""
     parts = [f"{ms(run.median)}{beside}", f"loss gap {percent(run.gap)}"]
     parts += [f"predicted {ms(run.predicted)}"] if run.predicted is not None else []
     parts += [size_text(run.memory)] if run.memory is not None else []
@@ -207,7 +208,7 @@ def _words(run: Run) -> str:
 
 def _time_axis(runs: Sequence[Run], data: TuneData) -> Axis:
     """Step times; a few that are far slower than the others do not press those together."""
-    times = sorted(run.median for run in runs)
+    times = sorted(run.ranked for run in runs)
     limit = max(TIME_WINDOW * (data.best_stock.median if data.best_stock else 0.0), times[len(times) * 3 // 4])
     shown = [time for time in times if time <= limit] if times[-1] > 1.5 * limit else times
     return Axis.over(shown, "step time, ms")
@@ -218,8 +219,8 @@ def _best_so_far(runs: Sequence[Run]) -> list[tuple[float, float]]:
     best: list[tuple[float, float]] = []
     for count in range(1, len(runs) + 1):
         leader, here = fastest(runs[:count]), float(runs[count - 1].number or 0)
-        if leader and (not best or leader.median < best[-1][1] or count == len(runs)):
-            best.append((here, leader.median))
+        if leader and (not best or leader.ranked < best[-1][1] or count == len(runs)):
+            best.append((here, leader.ranked))
     return best
 
 

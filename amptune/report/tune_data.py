@@ -46,6 +46,7 @@ class Run:
         step: step time; None when it was not measured.
         predicted: step time in milliseconds that the cost model foretold.
         paired: step time by the one of an earlier trial that it was timed in turns with; None where it was not.
+        usual: the same by what later trials told of that one's step; None where none did.
         memory: peak bytes; None where torch does not count.
         gap: signed relative loss gap to the FP32 reference.
         upper: upper end of the 95 % interval of ``gap``.
@@ -61,6 +62,7 @@ class Run:
     step: Spread | None = None
     predicted: float | None = None
     paired: float | None = None
+    usual: float | None = None
     memory: float | None = None
     gap: float | None = None
     upper: float | None = None
@@ -81,6 +83,7 @@ class Run:
             step=step,
             predicted=number(data.get("predicted_ms")),
             paired=number(data.get("paired_ms")),
+            usual=number(data.get("usual_ms")),
             memory=number(data.get("memory_bytes")),
             gap=number(data.get("loss_gap")),
             upper=number(data.get("loss_gap_upper")),
@@ -95,13 +98,18 @@ class Run:
 
     @property
     def median(self) -> float:
-        """Step time in milliseconds; infinite when it was not measured."""
+        """Step time in milliseconds by the clock; infinite when it was not measured."""
         return self.step.median if self.step else math.inf
 
     @property
     def compared(self) -> float:
         """Step time on the scale of what was predicted: an unsteady one may have met a slow moment of the host."""
         return self.median if self.paired is None else self.paired
+
+    @property
+    def ranked(self) -> float:
+        """Step time by which the search ranked it: all trials as at one moment of the host."""
+        return self.compared if self.usual is None else self.usual
 
     @property
     def title(self) -> str:
@@ -195,7 +203,7 @@ def number(value: object) -> float | None:
 
 def fastest(runs: Iterable[Run]) -> Run | None:
     """The fastest valid run, if there is one."""
-    return min((run for run in runs if run.valid and run.step), key=lambda run: run.median, default=None)
+    return min((run for run in runs if run.valid and run.step), key=lambda run: run.ranked, default=None)
 
 
 def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -110,7 +110,7 @@ def _explanation(data: TuneData) -> Iterator[str]:
         yield from _parts(data)
         if data.missed is not None:
             yield from _missed(data)
-        elif data.repeated and any(run.valid and run.median < best.median for run in plans):
+        elif data.repeated and any(run.valid and run.ranked < best.median for run in plans):
             yield "The fastest of them were measured again, in turns with it, and their lead did not hold up."
     if data.raw.get("quality_data") == "single-batch":
         yield "Quality was judged on a single batch: add train_batches() to the target to judge it on real data."

@@ -16,8 +16,8 @@ from amptune.tune.study import TrialRecord
 
 
 def at_usual_moments(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The records, by number, with the milliseconds of paired ones, and of the trial that they were timed beside, by
-    what that trial's step took in the middle of all that was timed of it.
+    """The records, by number, with ``usual_ms`` of paired ones, and of the trial that they were timed beside, by what
+    that trial's step took in the middle of all that was timed of it.
 
     Where that trial was timed beside an earlier one itself, its milliseconds are by that one: two trials that are the
     same beside each other are so here.
@@ -32,8 +32,10 @@ def at_usual_moments(records: Sequence[TrialRecord]) -> list[TrialRecord]:
         milliseconds = _milliseconds(record, besides, usual)
         if milliseconds is not None:
             usual[record.number] = milliseconds
-        record.outcome = dataclasses.replace(record.outcome, usual_ms=milliseconds)
-    return list(records)
+    return [
+        dataclasses.replace(each, outcome=dataclasses.replace(each.outcome, usual_ms=usual.get(each.number)))
+        for each in records
+    ]
 
 
 def _milliseconds(

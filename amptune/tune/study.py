@@ -46,12 +46,18 @@ class Outcome:
     Python takes to queue a step, where that is known. ``unsteady`` says that the time depends on the host's moment;
     then ``paired`` holds how the step compares with the one of an earlier trial that was timed again in turns with it:
     its number (``trial``), the median ``ratio`` with quartiles, how many ratios (``count``), and what the other one's
-    step took there (``beside_ms``). ``paired_ms`` is the ratio times that trial's step, as it was known then.
-    ``usual_ms`` has all of these on one scale (see ``moments``) and is no part of the journal. ``recompiled`` says that
-    torch.compile was still at work in the timed steps.
+    step took there (``beside_ms``). ``recompiled`` says that torch.compile was still at work in the timed steps.
     ``loss_scale`` is what a loss scaler started with when training was judged, after it skipped steps with its own.
     ``seconds``: what the trial took to compare the formats that ran, to look at gradients before compiling, to measure
     its step, to judge how it trains, and for orders of the reference that nothing had asked for before.
+
+    A step has three times, each of which says more than the one before:
+
+    - by the clock: ``step_ms``, whose median is ``measured_ms``;
+    - at the trial's end: ``compared_ms``, which for an unsteady one is ``paired_ms``, the ratio times the other trial's
+      step as it was known then: on the scale of what was predicted before the trial, and compared with that;
+    - in the end: ``median_ms``, by which trials are ranked and which the report draws: ``usual_ms`` where later trials
+      have told more of that step (see ``moments``; it is no part of the journal), else ``compared_ms``.
     """
 
     kind: str
@@ -100,12 +106,12 @@ class Outcome:
 
     @property
     def median_ms(self) -> float:
-        """Step time to rank by: paired where it depends on the moment; infinite when there is none."""
+        """Step time to rank by (see the class); infinite when there is none."""
         return self.compared_ms if self.usual_ms is None else self.usual_ms
 
     @property
     def compared_ms(self) -> float:
-        """The same as far as it was known when the trial ended, on the scale of what was predicted before it."""
+        """Step time as it was known when the trial ended (see the class); infinite when there is none."""
         return self.measured_ms if self.paired_ms is None else self.paired_ms
 
     @property
@@ -144,13 +150,19 @@ def _spread(quartiles: Mapping[str, Any]) -> float:
     return (float(quartiles["high"]) - float(quartiles["low"])) / NORMAL_QUARTILES
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrialRecord:
     """A finished trial: its number, the point that was measured and its outcome."""
 
-    def __init__(self, trial: FrozenTrial) -> None:
-        self.number = trial.number
-        self.point: dict[str, str] = trial.user_attrs.get("point") or dict(trial.params)
-        self.outcome = Outcome(**trial.user_attrs["outcome"])
+    number: int
+    point: dict[str, str]
+    outcome: Outcome
+
+    @classmethod
+    def read(cls, trial: FrozenTrial) -> TrialRecord:
+        """From the study."""
+        point = trial.user_attrs.get("point") or dict(trial.params)
+        return cls(trial.number, point, Outcome(**trial.user_attrs["outcome"]))
 
 
 class StudyFile:
@@ -211,7 +223,7 @@ class StudyFile:
         """
         trials = self.study.get_trials(deepcopy=False)
         last = {trial.user_attrs.get("recipe"): trial.number for trial in trials}
-        found = [TrialRecord(trial) for trial in trials if "outcome" in trial.user_attrs]
+        found = [TrialRecord.read(trial) for trial in trials if "outcome" in trial.user_attrs]
         return [r for r in found if not r.outcome.retriable or r.number == last[r.outcome.recipe]]
 
     def num_waiting(self) -> int:

@@ -239,6 +239,18 @@ def test_predictions_are_compared_with_what_a_step_took_beside_an_earlier_one():
     assert "by the trial it was timed beside" in page.text
 
 
+def test_charts_have_the_steps_that_trials_are_ranked_by():
+    """A yardstick's own trial met a slow moment; trial 10, timed beside another one, a fast one."""
+    data = won()
+    data["trials"][10] |= {"paired_ms": 88.0, "usual_ms": 93.0}
+    data["trials"][18] |= {"usual_ms": 70.0}
+    page = read(data)
+    assert "the best valid one took 70.00 ms" in page.text
+    assert "2 on the Pareto front" in page.text, "trial 18, and autocast's smaller loss gap"
+    assert "(93.00 ms by the trial it was timed beside)" in page.text
+    assert "(70.00 ms by what was timed beside it)" in page.text
+
+
 def test_memory_is_left_out_where_it_is_not_known():
     page = read(result(trials(memory=False), (19, 85.5), (1, 118.9)))
     assert "Step time against peak memory" not in page.charts()

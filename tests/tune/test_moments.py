@@ -2,9 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import optuna
 import pytest
-from optuna.trial import TrialState
 
 from amptune.tune.moments import at_usual_moments
 from amptune.tune.study import Outcome, TrialRecord
@@ -20,10 +18,7 @@ def record(
         trial, ratio, beside_ms = beside
         paired = {"trial": trial, "ratio": ratio, "low": ratio, "high": ratio, "count": 8, "beside_ms": beside_ms}
     outcome = Outcome(kind, "valid", step_ms=step, paired=paired, paired_ms=None if not beside else 99.0)
-    attributes = {"outcome": vars(outcome)}
-    frozen = optuna.trial.create_trial(state=TrialState.COMPLETE, value=1.0, user_attrs=attributes)
-    frozen.number = number
-    return TrialRecord(frozen)
+    return TrialRecord(number, {}, outcome)
 
 
 def milliseconds(*records: TrialRecord) -> list[float]:
@@ -49,6 +44,13 @@ def test_what_was_timed_once_counts_once() -> None:
     first, *pairs = record(0, 30.0), record(1, 22.0, (0, 1.0, 22.0)), record(2, 26.0, (0, 1.0, 26.0))
     again = [record(number, 22.0, (0, 1.0, 22.0), "duplicate") for number in (3, 4)]
     assert milliseconds(first, *pairs, *again) == pytest.approx([26.0] * 5)
+
+
+def test_the_records_that_are_given_stay_as_they_are() -> None:
+    first, second = record(0, 30.0), record(1, 20.0, (0, 0.5, 32.0))
+    found = at_usual_moments([first, second])
+    assert [each.outcome.usual_ms for each in found] == pytest.approx([31.0, 15.5])
+    assert [each.outcome.usual_ms for each in (first, second)] == [None, None]
 
 
 def test_without_pairs_steps_are_as_the_clock_had_them() -> None:

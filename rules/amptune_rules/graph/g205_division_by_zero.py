@@ -4,51 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from amptune.core.autocast import HALF
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
-from amptune.core.graph_context import GraphContext, Run, recipes_in
-from amptune.core.intervals import Range
-from amptune.core.operands import input_of
+from amptune.core.graph_context import GraphContext
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._denominators import (
-    buffer_with_zeros,
-    constant_zeros,
     denominator_of_distance,
-    epsilons,
-    fades,
     holds_without,
-    is_chosen,
-    is_kept_off_zero,
     is_needless,
-    is_off_zero_by_data,
     leaves_fp16,
-    lost_beside,
-    lost_numbers,
-    may_vanish,
-    quotient,
     touches_zero,
-    what_may_vanish,
 )
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._infinities import zero_times_infinity
-from amptune_rules.graph._numeric import (
-    chain,
-    eps_before,
-    floating_sites,
-    gives_zeros,
-    is_compared_alone,
-    is_guarded_after,
-    is_settled,
-    is_signed_sum,
-    is_stored,
-    source_dtype,
-)
-from amptune_rules.graph._roots import normalises
-from amptune_rules.graph._spectra import spectrum_behind
-
-_FADES_AT = 103.97
-"""Where exp comes to zero in FP32: half of its smallest number."""
+from amptune_rules.graph._numeric import eps_before, floating_sites, is_compared_alone, is_guarded_after
+from amptune_rules.graph.causes import denominator_eps, zero_denominators
+from amptune_rules.graph.causes.closed_rows import closed_rows
+from amptune_rules.graph.causes.infinities import zero_times_infinity
 
 
 class DivisionByZero(GraphRule):
@@ -203,216 +174,31 @@ class DivisionByZero(GraphRule):
         """One finding for each division."""
         for site in floating_sites(context, "div", "reciprocal"):
             place = 0 if site.op == "reciprocal" else 1
-            if zeros := constant_zeros(context, site, place):
-                text = f"the denominator is worked out from constants, and {zeros} of its numbers are zero: x / 0 is "
-                yield context.finding(self, site, f"{text}infinite, and 0 / 0 NaN", zeros=zeros)
-                continue
-            bad = tuple(run for run in context.runs if touches_zero(run.ranges.operand(site, place)))
-            if is_guarded_after(context, site) or is_compared_alone(context, site):
-                continue
-            if (distance := denominator_of_distance(context, site, place)) is not None:
-                yield from self._of_distance(context, site, *distance)
-                continue
-            if not bad:
-                if out := tuple(run for run in context.runs if leaves_fp16(run, site, place)):
-                    yield self._over_eps(context, site, place, out)
-                else:
-                    yield from self._replaced(context, site, place)
-                continue
-            eps = eps_before(bad[0], site, place)
-            if eps is not None and is_needless(bad[0], site, place):
-                continue
-            if eps is not None and not holds_without(bad[0], site, place):
-                rounded = ", ".join(dict.fromkeys(source_dtype(run, site, place) or "float16" for run in bad))
-                yield context.finding(
-                    self,
-                    site,
-                    f"the eps of {eps:g} in the denominator rounds to zero in {rounded} (under {recipes_in(bad)}): "
-                    "a zero denominator gives NaN or infinity",
-                    eps=eps,
-                    chain=chain(context, site),
-                )
-            elif len(bad) == len(context.runs):
-                yield from self._unguarded(context, site, bad[0], place)
-            elif eps is None:
-                yield from self._rounded_away(context, site, place, bad)
-        yield from self._without_eps(context)
-        yield from self._closed(context)
+            if (found := zero_denominators.of_constants(self, context, site, place)) is not None:
+                yield found
+            elif not (is_guarded_after(context, site) or is_compared_alone(context, site)):
+                yield from self._division(context, site, place)
+        yield from zero_denominators.without_eps(self, context)
+        yield from closed_rows(self, context)
         yield from zero_times_infinity(self, context)
 
-    def _rounded_away(self, context: GraphContext, site: Site, place: int, bad: tuple[Run, ...]) -> Iterable[Finding]:
-        """A denominator that literals keep above zero, by less than a format can hold: ``x / exp(y.clamp(-20, 2))``."""
-        kept = next(run for run in context.runs if run not in bad)
-        root, low = kept.ranges.root(site, place), kept.ranges.operand(site, place).low
-        if root is None or low <= 0 or is_chosen(kept, root) or is_stored(context, root):
+    def _division(self, context: GraphContext, site: Site, place: int) -> Iterable[Finding]:
+        if (distance := denominator_of_distance(context, site, place)) is not None:
+            yield from zero_denominators.of_distance(self, context, site, *distance)
             return
-        if root.op in ("sqrt", "pow") and eps_before(kept, root) is not None and not is_signed_sum(kept, root):
-            return  # G206 says of the root that its eps is lost
-        dtypes = dict.fromkeys(source_dtype(run, site, place) or "float16" for run in bad)
-        yield context.finding(
-            self,
-            site,
-            f"the denominator is the result of {root.op}, whose values start at {low:.2g} and round to zero in "
-            f"{', '.join(dtypes)} (under {recipes_in(bad)}): divide in float32, or bound it higher",
-            low=low,
-            chain=chain(context, site),
-        )
-
-    def _of_distance(self, context: GraphContext, site: Site, product: Site, eps: float) -> Iterable[Finding]:
-        """Squared distances by three terms: where two points are near, their rounding errors are all that is left."""
-        runs = tuple(run for run in context.runs if eps < max(epsilons(run, product), default=0.0))
-        if not runs:
+        bad = tuple(run for run in context.runs if touches_zero(run.ranges.operand(site, place)))
+        if not bad:
+            if out := tuple(run for run in context.runs if leaves_fp16(run, site, place)):
+                yield denominator_eps.over_eps(self, context, site, place, out)
+            else:
+                yield from zero_denominators.of_both_signs(self, context, site, place)
             return
-        added = f" + {eps:g}" if eps else ""
-        in_half = any(dtype in HALF for run in runs for dtype in run.dtypes[product.id].outputs)
-        yield context.finding(
-            self,
-            site,
-            f"division by |a|^2 - 2ab + |b|^2{added}, which rounding takes to zero and below for near points (under "
-            f"{recipes_in(runs)}): clamp it above zero, and compute the product in float32",
-            severity=None if in_half else Severity.INFO,
-            chain=chain(context, site),
-        )
-
-    def _over_eps(self, context: GraphContext, site: Site, place: int, runs: tuple[Run, ...]) -> Finding:
-        """An eps that is kept, and that something is divided by all the same."""
-        eps, largest = runs[0].ranges.operand(site, place).low, runs[0].ranges.exact(site).high
-        root = runs[0].ranges.root(site, place)
-        return context.finding(
-            self,
-            site,
-            f"the eps of {eps:.3g} guards nothing in fp16 (under {recipes_in(runs)}): where the denominator comes down "
-            f"to it, the quotient comes up to {largest:.3g}, over 65504; make the eps larger, or divide in float32",
-            severity=Severity.INFO if root is not None and root.op == "add" else None,
-            eps=eps,
-            chain=chain(context, site),
-        )
-
-    def _closed(self, context: GraphContext) -> Iterable[Finding]:
-        """Softmaxes of rows that the batch's own mask closes as a whole."""
-        for site in context.graph:
-            if (rows := site.attrs.get("closed_rows")) and not is_guarded_after(context, site):
-                yield context.finding(
-                    self,
-                    site,
-                    f"the mask of make_batch() closes {rows} row{'s' * (rows > 1)} of this softmax as a whole: all of "
-                    "them -inf, so that it is 0 / 0, NaN in every format; leave a place open, or fill with "
-                    "torch.finfo(x.dtype).min",
-                    rows=rows,
-                )
-
-    def _without_eps(self, context: GraphContext) -> Iterable[Finding]:
-        """Layers that divide by a norm, and were told to do so without an eps."""
-        for site in floating_sites(context, "normalize", "cosine_similarity"):
-            if site.attrs.get("eps") == 0:
-                yield context.finding(
-                    self, site, f"{site.op} with eps=0 divides by the norm as it is: NaN for a vector of zeros"
-                )
-
-    def _replaced(self, context: GraphContext, site: Site, place: int) -> Iterable[Finding]:
-        """Denominators of both signs: a difference, or what stands for zeros and is lost itself."""
-        root = context.runs[0].ranges.root(site, place) if context.runs else None
-        if root is None:
-            if (site.attrs.get("as_stored") or {}).get(input_of(site, place)) == (0.0, 0.0):
-                yield context.finding(
-                    self,
-                    site,
-                    "the denominator is a buffer of zeros in the first step, as it is read before it is written: "
-                    f"{quotient(context.runs[0], site, place).rstrip(',')}",
-                )
-                return
-            yield from self._of_parameter(context, site, place)
-        if root is None or is_settled(context, root):
+        eps = eps_before(bad[0], site, place)
+        if eps is not None and is_needless(bad[0], site, place):
             return
-        if (eps_and_runs := lost_beside(context, root))[1]:
-            eps, runs = eps_and_runs
-            yield context.finding(
-                self,
-                site,
-                f"the eps of {eps:g} in the denominator rounds to zero under {recipes_in(runs)}: it guards nothing "
-                "where what it is added to is zero; add it in float32, or make it larger",
-                severity=Severity.INFO,
-                eps=eps,
-                chain=chain(context, site),
-            )
-            return
-        lost = next((number for run in context.runs for number in lost_numbers(run, root)), None)
-        if lost is not None:
-            runs = tuple(run for run in context.runs if lost in lost_numbers(run, root))
-            yield context.finding(
-                self,
-                site,
-                f"the {lost:g} that stands for zeros in the denominator rounds to zero under {recipes_in(runs)}",
-                eps=lost,
-                chain=chain(context, site),
-            )
-        elif what := spectrum_behind(context.runs[0], site, place):
-            yield context.finding(
-                self,
-                site,
-                f"division by {what}",
-                severity=Severity.INFO,
-                chain=chain(context, site),
-            )
-        elif (
-            (what := what_may_vanish(context, root))
-            and may_vanish(context.runs[0].ranges.operand(site, place))
-            and not is_off_zero_by_data(context, site, place)
-        ):
-            yield context.finding(
-                self,
-                site,
-                f"division by {what}: add an eps, or clamp it",
-                severity=Severity.INFO,
-                chain=chain(context, site),
-            )
-
-    def _of_parameter(self, context: GraphContext, site: Site, place: int) -> Iterable[Finding]:
-        """Denominators that are a parameter, unless all of its first values lie on one side of zero."""
-        name = (site.attrs.get("operand_params") or {}).get(place)
-        bounds = context.bounds(context.runs[0]) if context.runs else None
-        if name is not None and (bounds is None or bounds.operand(site, place).holds(0.0)):
-            yield context.finding(
-                self,
-                site,
-                f"division by the parameter {name}, which can be zero: store its logarithm, or put it through softplus",
-                severity=Severity.INFO,
-            )
-
-    def _unguarded(self, context: GraphContext, site: Site, run: Run, place: int) -> Iterable[Finding]:
-        root, found = run.ranges.root(site, place), run.ranges.operand(site, place)
-        if root is not None and fades(run, root):
-            yield context.finding(
-                self,
-                site,
-                "the denominator is a sum of exponentials of negative distances, which are all zero for what is far "
-                f"from everything (below exp({-_FADES_AT:g}) in float32): 0 / 0 is NaN; use softmax over the negative "
-                "distances",
-                severity=Severity.INFO,
-                chain=chain(context, site),
-            )
-            return
-        if is_kept_off_zero(context, run, site, place):
-            return
-        if found == Range(0.0, 0.0):
-            text = "the denominator is a buffer of zeros, as it stands: x / 0 is infinite or NaN until it is written"
-            yield context.finding(self, site, text)
-            return
-        if name := buffer_with_zeros(context, run, root):
-            text = f"the denominator is picked from the buffer {name}, some of whose numbers are zero: "
-            yield context.finding(self, site, f"{text}{quotient(run, site, place)} there", chain=chain(context, site))
-            return
-        is_lost = root is not None and root.op == "sqrt" and eps_before(run, root) is not None
-        if is_lost and root is not None and not is_signed_sum(run, root):
-            return  # G206 says so of the root
-        what = f"the result of {root.op}" if root else "a count"
-        where = "where a format rounds its eps to zero; make it larger" if is_lost else "in every format; add an eps"
-        yield context.finding(
-            self,
-            site,
-            f"the denominator is {what}, which can be zero as far as its terms show: "
-            f"{quotient(run, site, place)} {where}",
-            severity=None if gives_zeros(run, site, place) else Severity.INFO,
-            chain=chain(context, site),
-            **({"root": root.site_id} if root is not None and normalises(run, site, root) else {}),
-        )
+        if eps is not None and not holds_without(bad[0], site, place):
+            yield denominator_eps.rounded_eps(self, context, site, place, eps, bad)
+        elif len(bad) == len(context.runs):
+            yield from zero_denominators.unguarded(self, context, site, place)
+        elif eps is None:
+            yield from denominator_eps.rounded_away(self, context, site, place, bad)

@@ -1,4 +1,4 @@
-"""Products of zero and infinity, which are NaN as 0 / 0 is."""
+"""G205: products of zero and infinity, which are NaN as 0 / 0 is."""
 
 from __future__ import annotations
 
