@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -87,7 +88,7 @@ class CallRecorder(TorchFunctionMode):
         """Record the calls made inside."""
         # A compiled part of the model runs as it is written: the compiler cannot work under a recorder.
         eager = torch.compiler.set_stance("force_eager")
-        with eager, self.stack.watch(), self.regions.watch(), self.functions.watch(), self:
+        with eager, _flex_attention_anywhere(), self.stack.watch(), self.regions.watch(), self.functions.watch(), self:
             yield
 
     def __torch_function__(
@@ -137,6 +138,21 @@ class CallRecorder(TorchFunctionMode):
         custom, holder = self.functions.outermost, self.stack.holder
         if custom is not None and holder is not None and holder.number > custom.modules_before:
             custom.holds_modules = True
+
+
+@contextlib.contextmanager
+def _flex_attention_anywhere() -> Iterator[None]:
+    """FlexAttention refuses what has a gradient on a CPU, since it has no backward there; a capture runs none."""
+    module = sys.modules.get("torch.nn.attention.flex_attention")
+    check = getattr(module, "_validate_device", None)
+    if check is None:
+        yield
+        return
+    vars(module)["_validate_device"] = lambda *tensors: None
+    try:
+        yield
+    finally:
+        vars(module)["_validate_device"] = check
 
 
 def is_mapped(tensor: torch.Tensor) -> bool:

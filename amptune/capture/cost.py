@@ -264,7 +264,7 @@ _HANDLERS: dict[str, _Handler] = {
     "bilinear": _bilinear,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
-    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("scaled_dot_product_attention", "flex_attention"), _attention),
     "multi_head_attention": _multi_head,
     **{name: _recurrent(_GATES[name]) for name in ("lstm", "gru", "rnn")},
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_cell"), _cell),

@@ -126,7 +126,7 @@ _CPU: dict[Autocast, str] = {
     # einsum, tensordot and chain_matmul are in no list of their own: they end in bmm and mm, which are.
     Autocast.LOWER: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d bmm mm linalg_vecdot "
     "baddbmm addmm addbmm linear matmul einsum tensordot chain_matmul linalg_multi_dot prelu "
-    "scaled_dot_product_attention lstm multi_head_attention",
+    "scaled_dot_product_attention flex_attention lstm multi_head_attention",
     Autocast.FP32: "mse_loss cosine_embedding_loss nll_loss cross_entropy l1_loss huber_loss smooth_l1_loss kl_div "
     "binary_cross_entropy binary_cross_entropy_with_logits margin_ranking_loss multi_margin_loss "
     "multilabel_margin_loss soft_margin_loss hinge_embedding_loss poisson_nll_loss triplet_margin_loss ctc_loss cdist "

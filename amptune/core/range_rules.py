@@ -379,4 +379,5 @@ RULES: dict[str, RangeRule] = {
     "stft": spectrum,
     "dropout": _dropout,
     "scaled_dot_product_attention": _attention,
+    "flex_attention": _attention,
 }

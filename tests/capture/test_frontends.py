@@ -426,3 +426,30 @@ def test_nested_tensors_are_refused_with_what_to_do(load: Load) -> None:
     with pytest.raises(CaptureError, match="nested tensors") as raised:
         capture(load(text, name="Net", inputs=("5x8",)))
     assert "pad the samples" in raised.value.hint
+
+
+@pytest.mark.parametrize("kernel", ["flex_attention", "torch.compile(flex_attention)"])
+def test_flex_attention_is_one_site_though_a_cpu_has_no_backward_for_it(kernel: str, load: Load) -> None:
+    text = f"""
+    from torch.nn.attention import flex_attention as module
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    attend = {kernel}
+
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(32, 96)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).view(2, 128, 3, 2, 16).permute(2, 0, 3, 1, 4)
+            near = create_block_mask(lambda b, h, i, j: i >= j, None, None, 128, 128, device=x.device)
+            return attend(q, k, v.tanh(), score_mod=lambda s, b, h, i, j: 20 * torch.tanh(s / 20), block_mask=near)
+    """
+    found = capture(load(text, name="Net", inputs=("2x128x32",)))
+    (site,) = [site for site in found.graph if site.op == "flex_attention"]
+    assert [(gemm.batch, gemm.m, gemm.n, gemm.k) for gemm in site.gemms] == [(4, 128, 128, 16), (4, 128, 16, 128)]
+    assert site.outputs[0].shape == (2, 2, 128, 16)
+    assert site.outputs[0].requires_grad
+    assert not [note for note in found.notes if "vmap" in note]
