@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import fx
 
+from amptune.analyze.batchzeros import Zeros
 from amptune.analyze.closedrows import stored
-from amptune.analyze.dtypes import root
+from amptune.analyze.dtypes import REVERSED, root, spelling
 from amptune.analyze.folding import Folded
 from amptune.analyze.zerotimes import UNTOLD, zeros_times_infinity
 
@@ -24,10 +25,28 @@ def note_facts(module: fx.GraphModule, batch: Mapping[str, torch.Tensor]) -> Non
         batch: name of a placeholder -> the tensor of the batch that it stands for.
     """
     written = {root(each) for node in module.graph.nodes for each in node.meta.get("amptune_writes", ())}
-    folded = Folded(lambda node: stored(module, node, batch), lambda node: node not in written)
+    folded = Folded(
+        lambda node: None if node in written else stored(module, node, batch), lambda node: node not in written
+    )
+    zeros = Zeros(folded)
     for node in module.graph.nodes:
-        if count := zeros_times_infinity(node, folded):
-            node.meta.setdefault(FACTS, {})["zero_times_infinity"] = count
+        facts = {"zero_times_infinity": zeros_times_infinity(node, folded), "zeros_read": _zeros_read(node, zeros)}
+        if found := {name: count for name, count in facts.items() if count}:
+            node.meta[FACTS] = found
+
+
+_ASK = {"div": 1, "reciprocal": 0, "log": 0, "log2": 0, "log10": 0, "sqrt": 0, "rsqrt": 0, "pow": 0}
+"""Ops that break where an operand is zero -> the place of that operand."""
+
+
+def _zeros_read(node: fx.Node, zeros: Zeros) -> int:
+    """How many numbers are zero of the operand that is to be off zero."""
+    place = _ASK.get(str(node.meta.get("amptune_op")))
+    if place is None or not node.args:
+        return 0
+    if len(node.args) > 1 and spelling(node) in REVERSED:  # 1 / x has x first; 2 ** x has no base that could be zero
+        place = 0 if place else len(node.args)
+    return zeros.count(node.args[place]) if place < len(node.args) else 0
 
 
 def facts_of(nodes: Sequence[fx.Node]) -> dict[str, int]:

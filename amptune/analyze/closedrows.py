@@ -91,7 +91,7 @@ class _Places:
         if first and family is Family.CAST:
             return self.of(first[0], depth)
         if len(node.all_input_nodes) == 1 and family is Family.VIEW and op != "getitem":
-            return _seen_as(node, self.of(first[0], depth))
+            return seen_as(node, self.of(first[0], depth))
         value = self._folded.of(node)
         return value == -math.inf if value is not None and value.is_floating_point() else None
 
@@ -124,7 +124,7 @@ def _either(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tenso
     return other if one is None else one if other is None else one | other
 
 
-def _seen_as(node: fx.Node, closed: torch.Tensor | None) -> torch.Tensor | None:
+def seen_as(node: fx.Node, closed: torch.Tensor | None) -> torch.Tensor | None:
     """The places of what a view reads, as the view has them."""
     given = node.all_input_nodes[0].meta.get("val")
     if closed is None or not isinstance(given, torch.Tensor) or math.prod(given.shape) > LARGEST:

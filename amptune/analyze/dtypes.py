@@ -160,6 +160,14 @@ def _holds_all(dtype: torch.dtype, other: torch.dtype) -> bool:
     return torch.promote_types(dtype, other) == dtype
 
 
+def spelling(node: fx.Node) -> str:
+    """How the user's code calls an op: ``rsub`` for ``1 - x``."""
+    call = node.meta.get("amptune_call")
+    target = call.function if call and call.function else node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+    return name.split(".")[0].strip("_")
+
+
 def root(node: fx.Node) -> fx.Node:
     """What a node is a view or a cast of."""
     *_, last = walk(node)

@@ -22,7 +22,7 @@ from torch import fx
 
 from amptune.analyze.batchfacts import facts_of
 from amptune.analyze.constants import NodeBounds
-from amptune.analyze.dtypes import REVERSED, FollowedDtypes, is_in_place, names_literal, root, source, walk
+from amptune.analyze.dtypes import REVERSED, FollowedDtypes, is_in_place, names_literal, root, source, spelling, walk
 from amptune.analyze.einsums import copied
 from amptune.analyze.images import mark_images
 from amptune.analyze.layouts import is_channels_last, order_in_memory
@@ -176,7 +176,7 @@ def _operands(site: Site, covered: Sequence[fx.Node], positions: Mapping[fx.Node
         return  # a graph that was enriched before: the literals of 1 - x are turned round already
     made = [node for node in covered if node.target is not _CONSTANT]
     node = made[0] if made else covered[0]
-    is_reversed = _spelling(node) in REVERSED
+    is_reversed = spelling(node) in REVERSED
     scalars = dict(site.attrs.get("scalars") or {})
     if len(made) > 1 and not (is_reversed and len(positions) == len(scalars) == 1):
         return  # a call that torch.export took apart, as it does 1 / x
@@ -219,13 +219,6 @@ def _called(node: fx.Node) -> str:
     call = node.meta.get("amptune_call")
     name = str(getattr(call.function, "__name__", "")) if call else ""
     return call.op if call and (not name.strip("_") or name.startswith("_")) else name
-
-
-def _spelling(node: fx.Node) -> str:
-    call = node.meta.get("amptune_call")
-    target = call.function if call and call.function else node.target
-    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-    return name.split(".")[0].strip("_")
 
 
 def _counted(node: fx.Node) -> int:

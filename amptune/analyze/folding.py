@@ -15,6 +15,7 @@ LARGEST = 1 << 20
 _FAMILIES = (
     Family.POINTWISE, Family.SENSITIVE, Family.REDUCTION, Family.VIEW, Family.CAST, Family.MEMORY, Family.CREATE,
 )  # fmt: skip
+_REARRANGED = ("getitem", "pixel_shuffle")
 _UNWRITTEN = ("empty", "empty_like", "new_empty")
 _LIKE = {"ones_like": 1, "zeros_like": 0, "new_ones": 1, "new_zeros": 0}
 """Ops that read the shape of a tensor and none of its numbers -> what they fill theirs with."""
@@ -63,7 +64,7 @@ class Folded:
             value = self._stored(node)
             return value if value is not None and value.numel() <= LARGEST else None
         op = str(node.meta.get("amptune_op") or "")
-        plain = op == "getitem" or (op_named(op).family in _FAMILIES and op not in _UNWRITTEN)
+        plain = op in _REARRANGED or (op_named(op).family in _FAMILIES and op not in _UNWRITTEN)
         if node.op not in ("call_function", "call_method") or not plain or _numel(node) > LARGEST:
             return None
         if op in _LIKE:

@@ -7,13 +7,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from amptune.analyze.dtypes import walk
+from amptune.analyze.dtypes import root, walk
 from amptune.analyze.folding import Folded
 
 UNTOLD = -1
 """In place of how many: the mask is worked out from what layers give, and is zero where its test fails."""
 _DEPTH = 8
 _CHOOSES = frozenset({"where", "masked_fill", "nan_to_num"})
+
+
+_FILLS = frozenset({"masked_fill", "where", "full", "full_like", "new_full", "triu", "tril"})
+"""Ops that infinities are written by, rather than come of: what comes of a division is told there."""
 
 
 def zeros_times_infinity(node: fx.Node, folded: Folded) -> int:
@@ -23,7 +27,8 @@ def zeros_times_infinity(node: fx.Node, folded: Folded) -> int:
     if node.meta.get("amptune_op") != "mul" or len(factors) != 2 or len(node.args) != 2:
         return 0
     left, right = (_value(each, folded) for each in factors)
-    if not any(each is not None and bool(each.isinf().any()) for each in (left, right)) or _is_chosen_from(node):
+    written = [each for each, own in zip((left, right), factors, strict=True) if _is_written(own)]
+    if not any(each is not None and bool(each.isinf().any()) for each in written) or _is_chosen_from(node):
         return 0
     if left is not None and right is not None:
         return int(((left * right).isnan() & ~left.isnan() & ~right.isnan()).sum())
@@ -35,6 +40,12 @@ def zeros_times_infinity(node: fx.Node, folded: Folded) -> int:
 def _value(factor: Any, folded: Folded) -> torch.Tensor | None:
     found = folded.of(factor) if isinstance(factor, fx.Node) else torch.tensor(float(factor))
     return found if found is not None and not found.is_complex() else None
+
+
+def _is_written(factor: Any) -> bool:
+    """Whether a factor is a literal, a stored tensor, or one that numbers were filled into."""
+    made = root(factor) if isinstance(factor, fx.Node) else None
+    return made is None or made.op == "get_attr" or str(made.meta.get("amptune_op")) in _FILLS
 
 
 def _is_chosen_from(node: fx.Node) -> bool:

@@ -12,7 +12,6 @@ from amptune.core.intervals import Range
 from amptune.core.operands import input_of
 from amptune.core.relations import is_positive_sum
 from amptune.core.rule import Example, GraphRule
-from amptune_rules.graph._determinants import determinant_behind
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import (
     chain,
@@ -26,6 +25,8 @@ from amptune_rules.graph._numeric import (
     reads_weights_alone,
 )
 from amptune_rules.graph._spectra import spectrum_behind
+from amptune_rules.graph.causes.batch_zeros import closing_factor, zeros_of_batch
+from amptune_rules.graph.causes.determinants import determinant_behind
 
 _INSTEAD = {
     "softmax": "; use log_softmax",
@@ -159,7 +160,10 @@ class LogDomain(GraphRule):
         is_trained = context.train and place is not None and site.inputs[place].requires_grad
         if site.op == "log1p" or not is_trained or site.id not in context.weighted:
             return
-        if has_zeros_of_batch(context, site, 0):
+        if factor := closing_factor(context.runs[0], site, 0):
+            text = f"{site.op} of a product with the result of {factor}, which is zero for much of what it reads: "
+            yield context.finding(self, site, f"{text}-inf, and its gradient NaN", chain=chain(context, site))
+        elif has_zeros_of_batch(context, site, 0) or site.attrs.get("zeros_read", 0) > 0:
             yield context.finding(
                 self,
                 site,
@@ -186,6 +190,10 @@ class LogDomain(GraphRule):
         """Numbers of the batch as they come: what there is of zero and below in it is data."""
         found = of_batch(context, site)
         if not _reaches_end(site, found) or not _is_read_off(context, site):
+            if (zeros := zeros_of_batch(context, site)) and site.id not in context.weighted:
+                text = f"{site.op} of numbers that are zero at {zeros} place{'s' * (zeros > 1)} with the batch of "
+                text += f"make_batch(): {site.op}(0) is -inf; use a clamp"
+                yield context.finding(self, site, text, zeros=zeros, chain=chain(context, site))
             return
         if any(after.op in _REPLACES for after in context.graph.consumers(site.id)):
             return

@@ -18,6 +18,7 @@ from amptune_rules.graph._denominators import (
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import eps_before, floating_sites, is_compared_alone, is_guarded_after
 from amptune_rules.graph.causes import denominator_eps, zero_denominators
+from amptune_rules.graph.causes.batch_zeros import zero_denominator
 from amptune_rules.graph.causes.closed_rows import closed_rows
 from amptune_rules.graph.causes.infinities import zero_times_infinity
 
@@ -177,7 +178,8 @@ class DivisionByZero(GraphRule):
             if (found := zero_denominators.of_constants(self, context, site, place)) is not None:
                 yield found
             elif not (is_guarded_after(context, site) or is_compared_alone(context, site)):
-                yield from self._division(context, site, place)
+                known = zero_denominator(self, context, site, place)
+                yield from [known] if known is not None else self._division(context, site, place)
         yield from zero_denominators.without_eps(self, context)
         yield from closed_rows(self, context)
         yield from zero_times_infinity(self, context)

@@ -38,6 +38,7 @@ from amptune_rules.graph._roots import (
     touches_zero,
 )
 from amptune_rules.graph._spectra import is_loaded, spectrum_behind
+from amptune_rules.graph.causes.batch_zeros import closing_factor, zeros_of_batch
 
 
 class RootAtZero(GraphRule):
@@ -170,6 +171,7 @@ class RootAtZero(GraphRule):
         found = (
             self._rounded(context, site, bad)
             or self._of_small_difference(context, site)
+            or self._zero_in_batch(context, site)
             or self._at_zero(context, site, bad)
             or self._below_zero(context, site)
         )
@@ -190,6 +192,21 @@ class RootAtZero(GraphRule):
             "sqrt, and rsqrt itself, is infinite",
             eps=eps,
             chain=chain(context, site),
+        )
+
+    def _zero_in_batch(self, context: GraphContext, site: Site) -> Finding | None:
+        """What is zero with the batch, whatever the weights are, or where a relu that is a factor of it closes."""
+        exponent = root_exponent(site) or 0.0
+        zeros = zeros_of_batch(context, site) if exponent < 0 else max(int(site.attrs.get("zeros_read", 0)), 0)
+        factor = closing_factor(context.runs[0], site, 0) if exponent < 0 else ""
+        if not (zeros or factor) or not _breaks(context, site) or is_undone(context, site):
+            return None
+        where = f"zero at {zeros} place{'s' * (zeros > 1)} with the batch of make_batch() and any weights"
+        if not zeros:
+            where = f"a product with the result of {factor}, which is zero for much of what it reads"
+        breaks = "infinite there" if exponent < 0 else "its gradient is infinite there, and times zero NaN"
+        return context.finding(
+            self, site, f"{named(site)} of what is {where}: {breaks}", chain=chain(context, site), zeros=zeros
         )
 
     def _of_small_difference(self, context: GraphContext, site: Site) -> Finding | None:

@@ -1,0 +1,105 @@
+"""Numbers of a captured graph that are zero whatever the weights are: by constants, and by zeros of the batch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from amptune.analyze.closedrows import seen_as
+from amptune.analyze.dtypes import REVERSED, spelling
+from amptune.analyze.folding import LARGEST, Folded
+from amptune.core.ops import Family, op_named
+
+_DEPTH = 24
+_KEEP = frozenset(
+    {"neg", "abs", "square", "sin", "tan", "tanh", "asin", "atan", "log1p", "expm1", "clone", "contiguous"}
+)
+"""Ops that give zero for zero and let its gradient through, as relu and clamp do not."""
+_ADD_UP = frozenset({"sum", "mean"})
+_PRODUCTS = frozenset({"matmul", "mm", "bmm"})
+
+
+class Zeros:
+    """Where the numbers of nodes are zero for certain.
+
+    Args:
+        folded: the nodes that constants and the batch alone decide.
+    """
+
+    def __init__(self, folded: Folded) -> None:
+        self._folded = folded
+        self._known: dict[fx.Node, torch.Tensor | None] = {}
+
+    def count(self, node: Any) -> int:
+        """How many numbers of a node are zero; those of a row that is zero as a whole count once."""
+        places = self._read(node, _DEPTH) if isinstance(node, fx.Node) else None
+        return int(places.sum()) if places is not None else 0
+
+    def of(self, node: fx.Node, depth: int = _DEPTH) -> torch.Tensor | None:
+        """Truth values that broadcast to the shape of a node; ``None`` where none is known to be zero."""
+        if node not in self._known:
+            value = node.meta.get("val")
+            is_plain = depth > 0 and isinstance(value, torch.Tensor) and value.is_floating_point()
+            found = self._found(node, depth - 1) if is_plain else None
+            self._known[node] = found if found is not None and bool(found.any()) else None
+        return self._known[node]
+
+    def _found(self, node: fx.Node, depth: int) -> torch.Tensor | None:
+        value = self._folded.of(node)
+        if value is not None:
+            return value == 0
+        op = str(node.meta.get("amptune_op") or "")
+        operands = [each for each in node.args if isinstance(each, fx.Node)]
+        if not operands or "amptune_writes" in node.meta:
+            return None
+        if op == "mul":
+            return _either([self._read(each, depth) for each in operands])
+        if op == "add" and len(operands) == 2:
+            return _both([self._read(each, depth) for each in operands])
+        family = op_named(op).family
+        if op in _KEEP or family is Family.CAST or (op == "div" and spelling(node) not in REVERSED):
+            return self.of(operands[0], depth)
+        if op in _ADD_UP:
+            return self._of_sum(node, self.of(operands[0], depth))
+        if op in _PRODUCTS:
+            places = self.of(operands[0], depth)
+            rows = places is not None and places.dim() > 1 and places.shape[-1] > 0
+            return places.all(-1, keepdim=True) if places is not None and rows else None
+        if len(node.all_input_nodes) == 1 and family is Family.VIEW and op != "getitem":
+            return seen_as(node, self.of(operands[0], depth))
+        return None
+
+    def _read(self, node: fx.Node, depth: int) -> torch.Tensor | None:
+        """The same of an operand, which may be integers or truth values, as a mask is."""
+        value = self._folded.of(node)
+        return value == 0 if value is not None and not value.is_complex() else self.of(node, depth)
+
+    def _of_sum(self, node: fx.Node, places: torch.Tensor | None) -> torch.Tensor | None:
+        """Where all terms of a sum are zero."""
+        shape = tuple(node.args[0].meta["val"].shape) if isinstance(node.args[0], fx.Node) else ()
+        if places is None or math.prod(shape) > LARGEST:
+            return None
+        dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        keeps = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+        full = places.expand(shape)
+        if dims is None:
+            return full.all()
+        for dim in sorted((each % len(shape) for each in ([dims] if isinstance(dims, int) else dims)), reverse=True):
+            full = full.all(dim, keepdim=bool(keeps))
+        return full
+
+
+def _either(places: list[torch.Tensor | None]) -> torch.Tensor | None:
+    known = [each for each in places if each is not None]
+    found = known[0] if known else None
+    for each in known[1:]:
+        found = found | each if found is not None else each
+    return found
+
+
+def _both(places: list[torch.Tensor | None]) -> torch.Tensor | None:
+    left, right = places
+    return left & right if left is not None and right is not None else None

@@ -1,0 +1,82 @@
+"""What is zero with the batch whatever the weights are, or where a relu that is a factor closes, in new spellings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from amptune_rules.graph._examples import model_file
+
+from tests.rules.test_written_otherwise import found
+
+INIT = "self.fc = nn.Linear(64, 64)\nself.gain = nn.Parameter(torch.ones(64))"
+SOME = "torch.randn(32, 64) * (torch.arange(32) % 4 > 0)[:, None]"
+NONE = "torch.rand(32, 64) + 0.5"
+FAR = "40 * torch.arange(2048.0).view(32, 64)"
+
+
+def messages(code: str, body: str, batch: str, folder: Path) -> list[str]:
+    return [each.message for each in found(code, model_file(body, init=INIT, batch=batch), folder)]
+
+
+@pytest.mark.parametrize(
+    ("body", "batch", "count"),
+    [
+        ("return self.fc(x) / x.abs().sum(1, keepdim=True)", SOME, 1),
+        ("w = torch.exp(-x.square())\nreturn self.fc(x) * (w / w.sum(1, keepdim=True))", FAR, 1),
+        ("seen = (x.abs() > 0).sum(1)\nreturn self.fc(x).sum(1) / seen", SOME, 1),
+        ("return self.fc(x) * (1 / (x * self.gain).square().sum(1, keepdim=True))", SOME, 1),
+        ("return self.fc(x) / x.abs().sum(1, keepdim=True).clamp(min=1e-6)", SOME, 0),
+        ("w = torch.softmax(-x.square(), 1)\nreturn self.fc(x) * (w / w.sum(1, keepdim=True))", FAR, 0),
+        ("seen = (x.abs() > 0).sum(1)\nreturn torch.where(seen > 0, self.fc(x).sum(1) / seen, 0.0)", SOME, 0),
+        ("return self.fc(x) / (1 + x.abs().sum(1, keepdim=True))", SOME, 0),
+    ],
+)
+def test_a_denominator_that_is_zero_with_the_batch(body: str, batch: str, count: int, tmp_path: Path) -> None:
+    assert sum("make_batch()" in each for each in messages("G205", body, batch, tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("body", "batch", "count"),
+    [
+        ("return torch.sqrt((x * self.gain).square().mean(1)) + self.fc(x).sum(1)", SOME, 1),
+        ("return (x.abs() * self.gain.exp()).pow(0.4) + self.fc(x)", SOME, 1),
+        ("return (torch.stack([x.abs(), x.square()], 1) * self.gain).sqrt().sum(1) + self.fc(x)", SOME, 1),
+        ("return torch.sqrt((x * self.gain).square().mean(1)) + self.fc(x).sum(1)", NONE, 0),
+        ("return torch.sqrt((x * self.gain).square().mean(1) + 1e-6) + self.fc(x).sum(1)", SOME, 0),
+        ("return torch.relu(x * self.gain).sqrt() + self.fc(x)", SOME, 0),
+        ("return torch.linalg.vector_norm(x * self.gain, dim=1) + self.fc(x).sum(1)", SOME, 0),
+        ("return x.abs().sqrt() * self.gain + self.fc(x)", SOME, 0),
+    ],
+)
+def test_a_root_whose_operand_is_zero_with_the_batch(body: str, batch: str, count: int, tmp_path: Path) -> None:
+    assert sum("make_batch()" in each for each in messages("G206", body, batch, tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "count"),
+    [
+        ("G206", "return torch.pow(F.relu(self.fc(x)) * self.gain, -0.3)", 1),
+        ("G206", "return (F.relu(self.fc(x)).float() * x.exp()).rsqrt()", 1),
+        ("G205", "return x / (self.gain * self.fc(x).relu())", 1),
+        ("G204", "return torch.log(F.relu(self.fc(x)) * self.gain)", 1),
+        ("G206", "return torch.pow(F.softplus(self.fc(x)).clamp(min=1e-3) * self.gain, -0.3)", 0),
+        ("G206", "return torch.pow((F.relu(self.fc(x)) + 1e-3) * self.gain, -0.3)", 0),
+        ("G205", "return x / (self.gain * self.fc(x).relu() + 1)", 0),
+        ("G204", "return torch.log1p(F.relu(self.fc(x)) * self.gain.square())", 0),
+    ],
+)
+def test_a_product_that_a_relu_closes(code: str, body: str, count: int, tmp_path: Path) -> None:
+    assert sum("product with" in each for each in messages(code, body, NONE, tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("body", "batch", "count"),
+    [
+        ("p = x.abs() / (1 + x.abs().sum(1, keepdim=True))\nreturn (p * (p.log() - self.fc(x))).sum()", SOME, 1),
+        ("p = x.abs() / (1 + x.abs().sum(1, keepdim=True))\nreturn (p * (p.log() - self.fc(x))).sum()", NONE, 0),
+        ("p = x.abs() / (1 + x.abs().sum(1, keepdim=True))\nreturn F.kl_div(self.fc(x), p)", SOME, 0),
+    ],
+)
+def test_a_logarithm_of_shares_some_of_which_are_zero(body: str, batch: str, count: int, tmp_path: Path) -> None:
+    assert len(messages("G204", body, batch, tmp_path)) == count
