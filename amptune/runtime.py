@@ -683,39 +683,121 @@ def _each_column(matrix: Tensor, dtype: torch.dtype) -> _Rows:
 
 
 _LOWER = {"tensorwise": _one_scale, "rowwise": _scale_by_row, "rowwise_gw_hp": _scale_mixed}
+_NONE, _ONE, _EACH = range(3)
+"""One scale for all, or one for each row or column; kernels know these by their numbers."""
+_SCALES = {"tensorwise": (_ONE, _ONE, False), "rowwise": (_EACH, _EACH, True), "rowwise_gw_hp": (_EACH, _ONE, True)}
+"""Scales along the rows, along the columns, and whether they are powers of two."""
 _FUSED_FROM = 1 << 20
-"""Elements from which on fused casts save more than torch.compile's own work for each call."""
-_not_fused: set[str] = set()
+"""Elements from which on fused casts save more than launching them from Python takes."""
+_TILE = (128, 64)
+"""Rows and columns that a program of a fused cast reads: 128 bytes of a row in 16 bits, and of a column in 8."""
+_not_fused: list[str] = []
+"""Why casts are not fused, once they could not be."""
 
 
 def _to_fp8(matrix: Tensor, dtype: torch.dtype, scaling: str, *, rows: bool, columns: bool) -> _Lowered:
     """``matrix`` in FP8 for the products that are asked for.
 
-    On a GPU in eager mode by a few kernels of torch.compile, whichever of these runs: torch's own transpose of bytes
-    takes about as long as the product that it is for.
+    On a GPU in eager mode by kernels of our own: torch's own transpose of bytes takes about as long as the product that
+    it is for.
     """
-    if scaling not in _not_fused and _worth_fusing(matrix):
+    if not _not_fused and _worth_fusing(matrix):
         try:
-            return _fused(scaling)(matrix.detach().contiguous(), dtype, rows, columns)  # type: ignore[no-any-return]
+            return _fused(matrix.detach().contiguous(), dtype, scaling, rows, columns)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # no compiler, no Triton: nothing that the plain kernels need
-            _not_fused.add(scaling)
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(f"FP8 casts run unfused, as torch.compile failed: {reason}", stacklevel=2)
+            _not_fused.append(str(error).strip().partition("\n")[0])
+            warnings.warn(f"FP8 casts run unfused, as Triton failed: {_not_fused[0]}", stacklevel=2)
     return _LOWER[scaling](matrix, dtype, rows, columns)
 
 
-@functools.cache
-def _fused(scaling: str) -> Any:
-    return torch.compile(_LOWER[scaling], dynamic=True)
-
-
 def _worth_fusing(matrix: Tensor) -> bool:
-    """Whether this is large, on a GPU, in eager mode, and nobody watches the ops, which a compiled region hides."""
+    """Whether this is large, on a GPU, in eager mode, and nobody watches the ops, which kernels of ours are not."""
     if torch.compiler.is_compiling() or not matrix.is_cuda or matrix.numel() < _FUSED_FROM:
         return False
-    return torch._C._len_torch_dispatch_stack() == 0
+    return torch._C._len_torch_dispatch_stack() == 0 and type(matrix.detach()) is Tensor
+
+
+def _fused(matrix: Tensor, dtype: torch.dtype, scaling: str, rows: bool, columns: bool) -> _Lowered:
+    """The same by two passes over the matrix: one finds the largest magnitudes, one writes both forms."""
+    (height, width), device, (by_row, by_column, exact) = matrix.shape, matrix.device, _SCALES[scaling]
+    by_row, by_column = by_row * rows, by_column * columns
+    num_rows, num_columns = ((0, 1, size)[by] for by, size in ((by_row, height), (by_column, width)))
+    split = 0 if by_row == by_column == _ONE else num_rows
+    largest = torch.zeros((split + num_columns or num_rows, 1), dtype=torch.int32, device=device)
+    low = torch.empty((height, width), dtype=dtype, device=device) if rows else None
+    turned = torch.empty((width, height), dtype=dtype, device=device) if columns else None
+    find, cast = _cast_kernels()
+    grid = tuple(-(-size // tile) for size, tile in zip(matrix.shape, _TILE, strict=True))
+    how = {"by_row": by_row, "by_column": by_column, "high": _TILE[0], "wide": _TILE[1], "num_warps": 8}
+    with torch.cuda.device_of(matrix):
+        find[grid](matrix, largest, largest[split:], height, width, **how)
+        scale = _scale(largest.view(torch.float32), dtype, exact=exact)
+        cast[grid](matrix, low, turned, scale, scale[split:], height, width, **how)
+    of_columns = scale if len(scale) == 1 else scale[split:]
+    return _Lowered(
+        None if low is None else _Rows(low, scale[:num_rows]), None if turned is None else _Rows(turned, of_columns)
+    )
+
+
+tl: Any = None
+"""triton.language once kernels are made, which look it up here."""
+
+
+@functools.cache
+def _cast_kernels() -> tuple[Any, Any]:
+    """Triton's kernels, of a matrix (height, width): what finds the largest magnitudes, and what casts by the scales.
+
+    Magnitudes are kept as the bits of a float32, whose order is that of the numbers, with NaN above infinity. A program
+    has a tile of ``high`` rows and ``wide`` columns, and writes both forms of what it has read once.
+    """
+    import triton
+
+    globals()["tl"] = triton.language
+
+    @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+    def find(  # type: ignore[no-untyped-def]
+        matrix, of_rows, of_columns, height, width,
+        by_row: tl.constexpr, by_column: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
+    ):  # fmt: skip
+        rows = tl.program_id(0).to(tl.int64) * high + tl.arange(0, high)
+        columns = tl.program_id(1) * wide + tl.arange(0, wide)
+        in_rows, in_columns = rows < height, columns < width
+        inside = in_rows[:, None] & in_columns[None, :]
+        values = tl.load(matrix + rows[:, None] * width + columns[None, :], mask=inside, other=0.0)
+        bits = values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        if by_row == 1:
+            tl.atomic_max(of_rows, tl.max(tl.max(bits, axis=1), axis=0), sem="relaxed")
+        elif by_column == 1:
+            tl.atomic_max(of_columns, tl.max(tl.max(bits, axis=1), axis=0), sem="relaxed")
+        if by_row == 2:
+            tl.atomic_max(of_rows + rows, tl.max(bits, axis=1), mask=in_rows, sem="relaxed")
+        if by_column == 2:
+            tl.atomic_max(of_columns + columns, tl.max(bits, axis=0), mask=in_columns, sem="relaxed")
+
+    @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+    def cast(  # type: ignore[no-untyped-def]
+        matrix, low, turned, of_rows, of_columns, height, width,
+        by_row: tl.constexpr, by_column: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
+    ):  # fmt: skip
+        rows = tl.program_id(0).to(tl.int64) * high + tl.arange(0, high)
+        columns = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)
+        in_rows, in_columns = rows < height, columns < width
+        inside = in_rows[:, None] & in_columns[None, :]
+        place = rows[:, None] * width + columns[None, :]
+        values = tl.load(matrix + place, mask=inside, other=0.0).to(tl.float32)
+        if by_row != 0:
+            by = of_rows + rows if by_row == 2 else of_rows
+            scale = tl.load(by, mask=in_rows, other=1.0)[:, None] if by_row == 2 else tl.load(by)
+            tl.store(low + place, tl.div_rn(values, scale).to(low.dtype.element_ty), mask=inside)
+        if by_column != 0:
+            by = of_columns + columns if by_column == 2 else of_columns
+            scale = tl.load(by, mask=in_columns, other=1.0)[None, :] if by_column == 2 else tl.load(by)
+            place = columns[None, :] * height + rows[:, None]
+            tl.store(turned + place, tl.div_rn(values, scale).to(turned.dtype.element_ty), mask=inside)
+
+    return find, cast
 
 
 def _fp8_product(a: _Rows, b: _Rows, dtype: torch.dtype) -> Tensor:

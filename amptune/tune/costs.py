@@ -87,9 +87,7 @@ def measure_costs(
     measure = SiteMeasure(bench.device, cache or CostCache(bench.device), fused, tf32)
     sites: dict[str, dict[Choice, SiteCost]] = {}
     images: dict[str, dict[Choice, SiteCost]] = {}
-    # What FP8's casts are compiled for with a square weight first is for squares alone, and is compiled again.
-    ordered = sorted(alike.items(), key=lambda entry: _has_square(recorded[entry[1][0]][0]))
-    for done, ((_, offered), paths) in enumerate(ordered):
+    for done, ((_, offered), paths) in enumerate(alike.items()):
         progress(done, len(alike))
         module, call = recorded[paths[0]]
         tables = [(sites, measure.site(module, call, offered))]
@@ -182,10 +180,6 @@ def _multiplies(module: nn.Module) -> bool:
     if isinstance(module, FunctionModule):
         return True
     return not isinstance(module, nn.Embedding) and any(parameter.ndim > 1 for parameter in module.parameters())
-
-
-def _has_square(module: nn.Module) -> bool:
-    return any(p.ndim == 2 and p.shape[0] == p.shape[1] for p in module.parameters(recurse=False))
 
 
 def _takes_images(call: Call) -> bool:

@@ -284,8 +284,8 @@ class Run:
 def eager(bench: Workbench, *, keeps_own: bool = False) -> Iterator[None]:
     """Set compile mode aside: for the FP32 reference and for recordings, which a compiler would hide things from.
 
-    Nor is anything else compiled, unless ``keeps_own``: losses and casts to FP8 are compiled by themselves, and so are
-    functions of the user's.
+    Nor is anything else compiled, unless ``keeps_own``: losses are compiled by themselves, and so are functions of the
+    user's.
     """
     with _compiled_as(bench, None), contextlib.nullcontext() if keeps_own else as_written():
         yield
@@ -295,8 +295,8 @@ def eager(bench: Workbench, *, keeps_own: bool = False) -> Iterator[None]:
 def still(bench: Workbench) -> Iterator[None]:
     """Dropout off, so that candidates are compared on the same network; a model without any is left alone.
 
-    In eager mode: a compiled model draws its masks in its own way, and would be compiled again for this. A loss or
-    casts that a candidate has compiled stay so: it is judged as it ships.
+    In eager mode: a compiled model draws its masks in its own way, and would be compiled again for this. A loss that a
+    candidate has compiled stays so: it is judged as it ships.
     """
     if bench.has_dropout is False or bench.dropout_off is not None:
         yield

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from amptune import runtime
@@ -264,36 +264,59 @@ def test_it_compiles_in_one_graph_and_computes_the_same(scaling: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.usefixtures("fresh_compiler")
+class Launched:
+    """A kernel by its name: what Triton's does on a GPU, in torch."""
+
+    def __init__(self, kernel: Callable[..., None], grids: list[Any]) -> None:
+        self.kernel, self.grids = kernel, grids
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        self.grids.append(grid)
+        return self.kernel
+
+
+def find(matrix: Tensor, of_rows: Tensor, of_columns: Tensor, _height: int, _width: int, **how: int) -> None:
+    bits = matrix.float().view(torch.int32) & 0x7FFFFFFF
+    for found, by, dim in ((of_rows, how["by_row"], 1), (of_columns, how["by_column"], 0)):
+        if by:
+            each = bits.amax(dim) if by == 2 else bits.amax().view(1)
+            found[: len(each), 0] = torch.maximum(found[: len(each), 0], each)
+
+
+def cast(
+    matrix: Tensor, low: Tensor | None, turned: Tensor | None, of_rows: Tensor, of_columns: Tensor,
+    height: int, width: int, **how: int,
+) -> None:  # fmt: skip
+    if low is not None:
+        low.copy_(matrix / of_rows[: height if how["by_row"] == 2 else 1])
+    if turned is not None:
+        turned.copy_((matrix / of_columns[: width if how["by_column"] == 2 else 1].t()).t())
+
+
 @pytest.mark.parametrize("scaling", runtime.SCALINGS)
 def test_fused_casts_compute_the_same(scaling: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-
-    def fused(name: str) -> Callable[..., Any]:
-        made.append(name)
-        return torch.compile(runtime._LOWER[name], backend="aot_eager", dynamic=True, fullgraph=True)
-
+    grids: list[Any] = []
     linear = layer(scaling, rows=37, pad=16)
-    x, gradient = torch.randn(21, 64), torch.randn(21, 37)
+    x, gradient = torch.randn(200, 64), torch.randn(200, 37)
+    x[3], gradient[:, 5] = 1000 * x[3], 0
     plain = run(linear, x, gradient)
-    monkeypatch.setattr(runtime, "_worth_fusing", lambda matrix: not torch.compiler.is_compiling())
-    monkeypatch.setattr(runtime, "_fused", fused)
+    monkeypatch.setattr(runtime, "_worth_fusing", lambda matrix: True)
+    monkeypatch.setattr(runtime, "_cast_kernels", lambda: (Launched(find, grids), Launched(cast, grids)))
     for ours, theirs in zip(run(linear, x, gradient), plain, strict=True):
         assert torch.equal(ours, theirs)
-    assert made == [scaling] * 3
+    assert grids == [(1, 1)] * 2 + [(2, 1)] * 4, "the weight, the input and the gradient, two passes each"
 
 
-def test_where_torch_compile_fails_the_casts_run_unfused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fused(name: str) -> Callable[..., Any]:
-        raise ImportError("no compiler here")
+def test_without_triton_the_casts_run_unfused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernels() -> Any:
+        raise ImportError("no Triton here")
 
     linear, x, gradient = layer("rowwise"), torch.randn(16, 64), torch.randn(16, 48)
     plain = run(linear, x, gradient)
     monkeypatch.setattr(runtime, "_worth_fusing", lambda matrix: True)
-    monkeypatch.setattr(runtime, "_fused", fused)
-    monkeypatch.setattr(runtime, "_not_fused", set())
-    with pytest.warns(UserWarning, match="FP8 casts run unfused, as torch.compile failed: no compiler here"):
+    monkeypatch.setattr(runtime, "_cast_kernels", kernels)
+    monkeypatch.setattr(runtime, "_not_fused", [])
+    with pytest.warns(UserWarning, match="FP8 casts run unfused, as Triton failed: no Triton here"):
         found = run(linear, x, gradient)
     assert all(torch.equal(one, other) for one, other in zip(found, plain, strict=True))
     run(linear, x, gradient)  # is not tried again, nor said again

@@ -18,7 +18,7 @@ from amptune.tune.losses import measure_update
 from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.sitetimes import Call, FloatTensor
 
-from .conftest import MLP, Make
+from .conftest import Make
 
 CPU = Device("cpu")
 PAIR = (Format.FP32, Format.BF16)
@@ -106,20 +106,6 @@ def test_what_multiplies_is_measured_with_tf32_too(make_bench: Make) -> None:
     assert {name for name, costs in table.sites.items() if TF32 in costs} == {"fc1"}
     assert 0 < table.in_tf32().site("fc1", FP32).ms == table.site("fc1", TF32).ms
     assert not torch.backends.cuda.matmul.allow_tf32
-
-
-def test_square_weights_come_last(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, batches = make_bench(MLP.replace("nn.Linear(16, 32)", "nn.Linear(16, 16)").replace("(32, 13)", "(16, 13)"))
-    seen: list[int] = []
-
-    def timed(module: nn.Module, *_: Any) -> SiteCost:
-        seen.append(module.out_features)
-        return SiteCost(1.0)
-
-    monkeypatch.setattr("amptune.tune.costs.time_site", timed)
-    calls = {"fc1": 2, "fc2": 1}
-    measure_costs(bench, calls, batches.train[0], dict.fromkeys(calls, (FP32,)))
-    assert seen == [13, 16]
 
 
 def test_the_optimizer_is_measured_with_and_without_a_scaler(make_bench: Make) -> None:
