@@ -11,10 +11,11 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensor
 
+from amptune.analyze import masks
+from amptune.analyze.created import created
 from amptune.analyze.dtypes import REVERSED, passed
 from amptune.analyze.folding import Folded
 from amptune.capture.flow import picked
-from amptune.capture.names import spelling_of
 from amptune.capture.parameters import tensor_meta
 from amptune.core.graph import Site
 from amptune.core.intervals import ANY, UNIT, Range, point
@@ -27,8 +28,6 @@ _TRANSPARENT = (Family.VIEW, Family.CAST)
 _PLAIN = (torch.float32, torch.float64, torch.int64, torch.bool)
 _LARGE = 1 << 22
 """Elements from which nothing is copied to read it."""
-_MASKED = -1e3
-"""What is added to a score that is masked is below this."""
 _RANDOM = ("rand", "rand_like")
 _PICKS = ("gather", "index_select")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -52,7 +51,6 @@ class NodeBounds:
             for written in node.meta.get("amptune_writes", ())
             if op_named(_op(node)).family is not Family.VIEW  # detach_ changes no number
         }
-
         self._first_writers: dict[fx.Node, fx.Node] = {}
         for node in module.graph.nodes:
             for written in node.meta.get("amptune_writes", ()):
@@ -74,17 +72,13 @@ class NodeBounds:
             return (), ()
         key = _numbers_of(value)
         if key not in self._axes:
-            self._axes[key] = _axes_kept(value)
+            self._axes[key] = masks.axes_kept(value)
         return self._axes[key]
 
     def triangles(self, node: fx.Node) -> tuple[bool, bool]:
         """Whether a constant mask holds nowhere above the diagonal, and whether it holds everywhere above it."""
         value = self._folded.of(node)
-        if value is None or value.dim() < 2 or value.shape[-1] != value.shape[-2] or value.is_complex():
-            return False, False
-        holds = value != 0
-        above = torch.ones_like(holds).triu(1)
-        return not bool((holds & above).any()), bool((holds | ~above).all())
+        return (False, False) if value is None else masks.triangles(value)
 
     def rises(self, node: fx.Node) -> tuple[int, ...]:
         """Axes, counted from the last as -1, along which a tensor never falls: one that is worked out from constants,
@@ -136,15 +130,12 @@ class NodeBounds:
     def is_causal(self, node: fx.Node) -> bool:
         """Whether a constant mask of attention keeps what is on and below the diagonal, and nothing else."""
         value = self._folded.of(node)
-        if value is None or value.dim() < 2 or value.shape[-1] != value.shape[-2]:
-            return False
-        kept = value if value.dtype is torch.bool else value > _MASKED
-        return bool((kept == torch.ones_like(kept).tril()).all())
+        return value is not None and masks.is_causal(value)
 
     def overwritten(self, node: fx.Node, writer: fx.Node) -> Range | None:
         """What a tensor was filled with before ``writer``, the first that writes to it."""
         base = _root(node)
-        return _created(_op(base), base) if self._first_writers.get(base) is writer else None
+        return created(_op(base), base) if self._first_writers.get(base) is writer else None
 
     def as_stored(self, node: fx.Node, reader: fx.Node) -> Range | None:
         """The numbers of a buffer that the forward writes, as they are where it is read before that."""
@@ -158,7 +149,7 @@ class NodeBounds:
     def before_writes(self, node: fx.Node) -> Range | None:
         """What a tensor was filled with that the forward writes into somewhere."""
         base = _root(node)
-        return _created(_op(base), base) if base in self._written else None
+        return created(_op(base), base) if base in self._written else None
 
     def of(self, node: fx.Node) -> Range | None:
         """Bounds of a node that no site covers; ``None`` for one that a site or the batch makes, through views."""
@@ -199,9 +190,9 @@ class NodeBounds:
             return NORMAL
         if op == "bernoulli":
             return UNIT
-        created = _created(op, node)
-        if created is not None:
-            return created
+        filled = created(op, node)
+        if filled is not None:
+            return filled
         if op_named(op).family in (Family.CREATE, Family.RANDOM):
             return ANY
         if op in COPIES_ONE and node.args and isinstance(node.args[0], fx.Node):
@@ -268,18 +259,6 @@ def _numbers_of(value: torch.Tensor) -> _Numbers:
     return value.data_ptr(), tuple(value.shape), tuple(value.stride()), value.dtype
 
 
-def _axes_kept(value: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if value.dim() == 0 or value.is_complex():
-        return (), ()
-    kept = value != 0
-    if value.numel() and bool(kept.all()):
-        return tuple(range(-value.dim(), 0)), ()
-    axes = range(-value.dim(), 0)
-    return tuple(axis for axis in axes if bool(kept.any(axis).all())), tuple(
-        axis for axis in axes if not bool(kept.all(axis).any())
-    )
-
-
 def _stays_in_order(low: torch.Tensor, high: torch.Tensor, axis: int, rounding: float) -> bool:
     """Whether the highest value at each place along an axis is no larger than the lowest at the next."""
     count = low.shape[axis]
@@ -330,45 +309,6 @@ def range_of(value: torch.Tensor) -> Range | None:
             return None
         finite = numbers[numbers.isfinite()].double()
         return Range(float(finite.min()), float(finite.max())) if finite.numel() else None
-
-
-def _created(op: str, node: fx.Node) -> Range | None:
-    """Bounds of what a factory function fills a tensor with."""
-    numbers = [each for each in node.args if isinstance(each, int | float) and not isinstance(each, bool)]
-    if op in ("arange", "linspace", "randint") and (
-        _spelling(node) not in _COUNTING or not _ENDS.isdisjoint(node.kwargs)
-    ):
-        return None
-    if op in ("zeros", "zeros_like", "new_zeros"):
-        return point(0.0)
-    if op in ("ones", "ones_like", "new_ones"):
-        return point(1.0)
-    if op == "eye" or op == "one_hot":
-        return UNIT
-    if op in ("full", "full_like", "new_full"):
-        value = node.kwargs.get("fill_value", node.args[-1] if node.args else None)
-        return point(float(value)) if isinstance(value, int | float) else None
-    if op == "randint" and numbers:
-        low, high = numbers[:2] if len(numbers) > 1 else (0, numbers[0])
-        return Range(float(low), float(max(high - 1, low)))
-    if op in ("arange", "linspace") and numbers:
-        start, end = (numbers[0], numbers[1]) if len(numbers) > 1 else (0, numbers[0])
-        whole = op == "arange" and all(isinstance(each, int) for each in numbers)
-        last = max(end - 1, start) if whole and end > start else end
-        return Range(float(min(start, last)), float(max(start, last)))
-    if op in ("tensor", "scalar_tensor", "new_tensor") and numbers:
-        value = float(numbers[0])
-        return point(value) if math.isfinite(value) else None
-    return None
-
-
-_COUNTING = frozenset({"arange", "linspace", "randint", "randint_like"})
-_ENDS = frozenset({"start", "end", "low", "high"})
-
-
-def _spelling(node: fx.Node) -> str:
-    target = node.target
-    return target if isinstance(target, str) else spelling_of(target) if callable(target) else ""
 
 
 def _of_type(node: fx.Node) -> Range:

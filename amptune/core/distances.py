@@ -10,8 +10,8 @@ from amptune.core.arguments import exponent_of
 from amptune.core.graph import Site
 from amptune.core.operands import COPIES_ONE
 from amptune.core.parts import NORMS
+from amptune.core.products import is_self_dot
 from amptune.core.quadratics import sign_of_quadratic
-from amptune.core.relations import is_self_dot
 from amptune.core.squares import is_square
 from amptune.core.terms import ADDED, Term, terms_of
 

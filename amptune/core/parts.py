@@ -178,40 +178,51 @@ def is_unit_vector(ranges: Ranges, site: Site, index: int, axis: int, depth: int
         return False
     if made.op in COPIES_ALONG:
         return _copies_lines(made, before) and is_unit_vector(ranges, made, 0, before, depth + 1)
-    if made.op == "normalize":
-        along = made.attrs.get("dim", 1)
-        rank = len(made.outputs[0].shape)
-        own = made.attrs.get("p", 2) == 2 and len(made.inputs) + len(made.params) == 1
-        return own and isinstance(along, int) and along % rank - rank == before
-    if made.op == "div":
-        whole = _without_eps(ranges, ranges.root(made, 1))
-        if whole is None or made.attrs.get("rounding_mode"):
-            return False
-        if whole.op == "sqrt":
-            return _folds(ranges, whole, before) and root_of_squares(ranges, whole, (made, 0), (made, 1)) == 1.0
-        own = whole.op in NORMS and norm_order(whole) in (1, 2, "fro")
-        return own and _holds_axis(whole, before) and meets(ranges, whole, (whole, 0), (made, 0), (made, 1))
-    if made.op == "mul":
-        return any(
-            factor is not None
-            and factor.op == "rsqrt"
-            and _folds(ranges, factor, before)
-            and root_of_squares(ranges, factor, (made, 1 - side), (made, side)) == 1.0
-            for side in (0, 1)
-            for factor in [ranges.root(made, side)]
-        )
-    if made.op in COPIES_ALL:
-        along, rank = made.attrs.get("dim", 0), len(made.outputs[0].shape)
-        apart = isinstance(along, int) and along % rank - rank != before
-        inner = (
-            before
-            if made.op == "cat"
-            else before + 1
-            if isinstance(along, int) and along % rank - rank > before
-            else before
-        )
-        return apart and all(is_unit_vector(ranges, made, place, inner, depth + 1) for place in range(len(made.inputs)))
-    return False
+    match made.op:
+        case "normalize":
+            return _is_normalized(made, before)
+        case "div":
+            return _is_over_norm(ranges, made, before)
+        case "mul":
+            return any(_is_times_rsqrt(ranges, made, side, before) for side in (0, 1))
+    if made.op not in COPIES_ALL or (inner := _axis_before_joining(made, before)) is None:
+        return False
+    return all(is_unit_vector(ranges, made, place, inner, depth + 1) for place in range(len(made.inputs)))
+
+
+def _is_normalized(made: Site, axis: int) -> bool:
+    """Whether F.normalize ran along an axis, by the Euclidean norm."""
+    along, rank = made.attrs.get("dim", 1), len(made.outputs[0].shape)
+    own = made.attrs.get("p", 2) == 2 and len(made.inputs) + len(made.params) == 1
+    return own and isinstance(along, int) and along % rank - rank == axis
+
+
+def _is_over_norm(ranges: Ranges, made: Site, axis: int) -> bool:
+    """Whether a quotient is of a tensor and its own norm along an axis, with an eps or without."""
+    whole = _without_eps(ranges, ranges.root(made, 1))
+    if whole is None or made.attrs.get("rounding_mode"):
+        return False
+    if whole.op == "sqrt":
+        return _folds(ranges, whole, axis) and root_of_squares(ranges, whole, (made, 0), (made, 1)) == 1.0
+    own = whole.op in NORMS and norm_order(whole) in (1, 2, "fro")
+    return own and _holds_axis(whole, axis) and meets(ranges, whole, (whole, 0), (made, 0), (made, 1))
+
+
+def _is_times_rsqrt(ranges: Ranges, made: Site, side: int, axis: int) -> bool:
+    """Whether a factor of a product is one over the norm of the other along an axis."""
+    factor = ranges.root(made, side)
+    if factor is None or factor.op != "rsqrt" or not _folds(ranges, factor, axis):
+        return False
+    return root_of_squares(ranges, factor, (made, 1 - side), (made, side)) == 1.0
+
+
+def _axis_before_joining(made: Site, axis: int) -> int | None:
+    """The axis of each part of a cat or stack that is one of the result's, counted from the last; ``None`` for the one
+    along which they are joined."""
+    along, rank = made.attrs.get("dim", 0), len(made.outputs[0].shape)
+    if not isinstance(along, int) or along % rank - rank == axis:
+        return None
+    return axis + 1 if made.op == "stack" and along % rank - rank > axis else axis
 
 
 def _folds(ranges: Ranges, root: Site, axis: int) -> bool:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import math
 
 from amptune.core.activation_ranges import celu, elu, hardtanh, leaky_relu, prelu, softplus, threshold
-from amptune.core.arguments import axis_size, exponent_of, factor_of_second, limits_of, norm_order, reduced_count
+from amptune.core.arguments import exponent_of, factor_of_second, limits_of
+from amptune.core.filled_ranges import (
+    added_at,
+    chosen,
+    filled_by_mask,
+    full,
+    padded,
+    pooled,
+    scattered,
+    windowed,
+    written,
+)
 from amptune.core.graph import Site
 from amptune.core.intervals import (
     ANY,
@@ -28,6 +39,16 @@ from amptune.core.intervals import (
 )
 from amptune.core.places import in_order, on_diagonal, places
 from amptune.core.range_forms import RangeRule, both, dipping, extreme, first, fixed, integral, monotone, rounded, whole
+from amptune.core.reduction_ranges import (
+    layer_norm,
+    logsumexp,
+    multiplied,
+    norm,
+    normalized,
+    spread,
+    summed,
+    summed_so_far,
+)
 from amptune.core.sampling import averaged, resized, sampled, spectrum, steps, summed_powers
 
 
@@ -78,60 +99,8 @@ def _clamp(site: Site, ranges: list[Range]) -> Range:
     return Range(min(max(base.low, floor), ceiling), max(min(base.high, ceiling), floor))
 
 
-def _sum(site: Site, ranges: list[Range]) -> Range:
-    count, called = reduced_count(site), str(site.attrs.get("called", ""))
-    if called == "trace" and site.inputs and site.inputs[0].shape:
-        count = min(site.inputs[0].shape)
-    if not ranges or not count or "trap" in called:
-        return ANY  # a trapezoid takes half of what is at the ends, and has the distance between as a factor
-    return Range(product(ranges[0].low, count), product(ranges[0].high, count))
-
-
-def _cumsum(site: Site, ranges: list[Range]) -> Range:
-    if not ranges:
-        return ANY
-    low, high, count = ranges[0].low, ranges[0].high, axis_size(site)
-    return Range(min(low, product(low, count)), max(high, product(high, count)))
-
-
-def _prod(site: Site, ranges: list[Range]) -> Range:
-    """Of numbers in [0, a]; anything else is not bounded."""
-    if not ranges or ranges[0].low < 0:
-        return symmetric(1.0) if ranges and ranges[0].magnitude <= 1 else ANY
-    count = reduced_count(site) if site.op == "prod" else axis_size(site)
-    low, high = ranges[0].low, ranges[0].high
-    return Range(min(low, raised(low, count)), max(high, raised(high, count)))
-
-
 def _mean(site: Site, ranges: list[Range]) -> Range:
     return ranges[0] if ranges else ANY
-
-
-def _spread(site: Site, ranges: list[Range]) -> Range:
-    """A standard deviation is at most the width of the range."""
-    width = ranges[0].high - ranges[0].low if ranges else math.inf
-    correction = site.attrs.get("correction")
-    width = math.inf if math.isnan(width) or (correction is not None and correction not in (0, 1)) else width
-    return Range(0.0, width if site.op == "std" else product(width, width))
-
-
-def _norm(site: Site, ranges: list[Range]) -> Range:
-    count, order = reduced_count(site), norm_order(site)
-    if not ranges or not count:
-        return Range(0.0, math.inf)
-    # A norm of positive order is at least the size of each of its numbers.
-    least = 0.0 if not isinstance(order, str) and order <= 0 else ranges[0].least
-    is_matrix = site.op == "linalg_matrix_norm" or "linalg" in str(site.attrs.get("called", ""))
-    if order == "nuc" or (not isinstance(order, str) and order < 2) or (is_matrix and order == math.inf):
-        return Range(least, math.inf)
-    return Range(least, product(ranges[0].magnitude, math.sqrt(count)))
-
-
-def _normalize(site: Site, ranges: list[Range]) -> Range:
-    """A norm of positive order is at least as large as each number. weight_norm has two tensors, and scales by one."""
-    order = site.attrs.get("p", 2)
-    alone = len(site.inputs) + len(site.params) == 1
-    return symmetric(1.0) if alone and isinstance(order, int | float) and order > 0 else ANY
 
 
 def _entropy_loss(site: Site, ranges: list[Range]) -> Range:
@@ -143,48 +112,11 @@ def _entropy_loss(site: Site, ranges: list[Range]) -> Range:
     return ANY if strange else Range(0.0)
 
 
-def _where(site: Site, ranges: list[Range]) -> Range:
-    return ranges[1].union(ranges[2]) if len(ranges) >= 3 else ANY
-
-
-def _masked_fill(site: Site, ranges: list[Range]) -> Range:
-    value = site.attrs.get("value")
-    filled = point(float(value)) if isinstance(value, (int, float)) else ranges[-1] if ranges else ANY
-    return ranges[0].union(filled) if ranges else ANY
-
-
-def _written(site: Site, ranges: list[Range]) -> Range:
-    """``fill_diagonal_`` and its like: what was there, or the number that is written over it."""
-    value = site.attrs.get("fill_value", site.attrs.get("value"))
-    known = isinstance(value, (int, float)) and len(site.inputs) == 1
-    return ranges[0].union(point(float(value))) if known and ranges else ANY
-
-
-def _scattered(site: Site, ranges: list[Range]) -> Range:
-    """What was there, or what is written over some of it."""
-    if not site.inputs or site.attrs.get("reduce"):
-        return ANY
-    value = site.attrs.get("src", site.attrs.get("value"))
-    if isinstance(value, (int, float)) and len(site.inputs) == 2:
-        return ranges[0].union(point(float(value))) if ranges else ANY
-    return ranges[0].union(ranges[-1]) if len(site.inputs) == len(ranges) == 3 else ANY
-
-
 def _dropout(site: Site, ranges: list[Range]) -> Range:
     if not ranges:
         return ANY
     keep = 1.0 - float(site.attrs.get("p") or 0.0)
     return multiply(ranges[0], Range(0.0, 1.0 / keep if keep > 0 else 1.0)).union(ranges[0])
-
-
-def _full(site: Site, ranges: list[Range]) -> Range:
-    value = site.attrs.get("fill_value")
-    return point(float(value)) if isinstance(value, (int, float)) else ANY
-
-
-def _logsumexp(site: Site, ranges: list[Range]) -> Range:
-    count = max(reduced_count(site), 1)
-    return Range(ranges[0].low, ranges[0].high + math.log(count)) if ranges else ANY
 
 
 def _lgamma(value: Range) -> Range:
@@ -204,40 +136,6 @@ def _lerp(site: Site, ranges: list[Range]) -> Range:
 
 def _is_unit(value: Range) -> bool:
     return value.low >= 0 and value.high <= 1
-
-
-def _pad(site: Site, ranges: list[Range]) -> Range:
-    value = site.attrs.get("value") or site.attrs.get("padding_value") or 0.0
-    return ranges[0].union(point(float(value))) if ranges and isinstance(value, (int, float)) else ANY
-
-
-def _with_zeros(site: Site, ranges: list[Range]) -> Range:
-    """Windows, which hold zeros where they stand over the edge."""
-    return ranges[0].union(point(0.0)) if ranges and site.attrs.get("padding") else ranges[0] if ranges else ANY
-
-
-def _pooled(site: Site, ranges: list[Range]) -> Range:
-    """Largest numbers of windows, or those put back where they were, with zeros beside them."""
-    if not ranges:
-        return ANY
-    return ranges[0].union(point(0.0)) if "unpool" in str(site.attrs.get("called", "")).lower() else ranges[0]
-
-
-def _layer(site: Site, ranges: list[Range]) -> Range:
-    """A norm layer without weights: of n numbers with mean 0 and deviation 1, none is over the root of n."""
-    if site.params or not site.inputs:
-        return ANY
-    shape = site.attrs.get("normalized_shape") or site.inputs[0].shape[-1:]
-    count = math.prod(shape) if isinstance(shape, list | tuple) else int(shape)
-    return symmetric(math.sqrt(max(count, 1)))
-
-
-def _added_at(site: Site, ranges: list[Range]) -> Range:
-    """What is there, and any number of terms on top of it: those of ``x.index_add(dim, index, source)``."""
-    if len(ranges) < 2 or factor_of_second(site) < 0:
-        return ANY
-    base, term = ranges[0], ranges[-1]
-    return Range(base.low if term.low >= 0 else -math.inf, base.high if term.high <= 0 else math.inf)
 
 
 def _random(site: Site, ranges: list[Range]) -> Range:
@@ -286,7 +184,7 @@ RULES: dict[str, RangeRule] = {
     **_rows("eq ne lt le gt ge logical_and logical_or logical_not isnan isinf any all", fixed(0.0, 1.0)),
     **_rows("tanh sin cos softsign sign", fixed(-1.0, 1.0)),
     "cosine_similarity": fixed(-1.0, 1.0),
-    "normalize": _normalize,
+    "normalize": normalized,
     **_rows("gru rnn gru_cell rnn_cell", _recurrent),
     **_rows("cdist pdist dist count_nonzero bincount", _NOT_NEGATIVE),
     **_rows("mse_loss l1_loss smooth_l1_loss huber_loss", _NOT_NEGATIVE),
@@ -304,14 +202,14 @@ RULES: dict[str, RangeRule] = {
     "floor": integral(math.floor),
     "ceil": integral(math.ceil),
     "round": rounded,
-    **_rows("norm linalg_vector_norm linalg_matrix_norm", _norm),
-    **_rows("var std", _spread),
+    **_rows("norm linalg_vector_norm linalg_matrix_norm", norm),
+    **_rows("var std", spread),
     **_rows("zeros zeros_like new_zeros", fixed(0.0, 0.0)),
     **_rows("ones ones_like new_ones", fixed(1.0, 1.0)),
-    **_rows("full full_like new_full", _full),
-    **_rows("triu tril pad", _pad),
-    **_rows("layer_norm rms_norm", _layer),
-    **_rows("scatter_add index_add", _added_at),
+    **_rows("full full_like new_full", full),
+    **_rows("triu tril pad", padded),
+    **_rows("layer_norm rms_norm", layer_norm),
+    **_rows("scatter_add index_add", added_at),
     **_rows("rand rand_like", _random),
     **_rows("randn randn_like", lambda site, ranges: NORMAL),
     "arange": _arange,
@@ -338,7 +236,7 @@ RULES: dict[str, RangeRule] = {
     "log1p": monotone(lambda x: log(1.0 + x)),
     "sqrt": monotone(lambda x: math.sqrt(max(x, 0.0))),
     "softplus": softplus,
-    "logsumexp": _logsumexp,
+    "logsumexp": logsumexp,
     "lgamma": first(_lgamma),
     "erf": lambda site, ranges: Range(0.0, 2.0) if site.attrs.get("called") == "erfc" else Range(-1.0, 1.0),
     "atan": fixed(-math.pi / 2, math.pi / 2),
@@ -362,17 +260,17 @@ RULES: dict[str, RangeRule] = {
     "clamp": _clamp,
     "hardtanh": hardtanh,
     "lerp": _lerp,
-    "sum": _sum,
-    "cumsum": _cumsum,
-    "prod": _prod,
-    "cumprod": _prod,
-    "where": _where,
-    "masked_fill": _masked_fill,
-    "index_put": _written,
-    "scatter": _scattered,
+    "sum": summed,
+    "cumsum": summed_so_far,
+    "prod": multiplied,
+    "cumprod": multiplied,
+    "where": chosen,
+    "masked_fill": filled_by_mask,
+    "index_put": written,
+    "scatter": scattered,
     **_rows("avg_pool1d avg_pool2d avg_pool3d", averaged),
-    **_rows("max_pool1d max_pool2d max_pool3d", _pooled),
-    "unfold": _with_zeros,
+    **_rows("max_pool1d max_pool2d max_pool3d", pooled),
+    "unfold": windowed,
     "lp_pool": summed_powers,
     "grid_sample": sampled,
     "interpolate": resized,

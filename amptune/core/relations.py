@@ -13,11 +13,13 @@ from amptune.core.cumulative import rest_of_sum, steps_of_sum, whole_and_rest
 from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy, least_of_powers
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, point, square, symmetric
-from amptune.core.masked import kept_by_mask, least_kept
-from amptune.core.operands import arity, input_of, passed_on
+from amptune.core.masked import least_kept
+from amptune.core.operands import arity, passed_on
 from amptune.core.order import steps_upwards
 from amptune.core.parts import MAXIMA, is_unit_vector, part_of, root_of_squares
+from amptune.core.products import matrix_product, with_bias
 from amptune.core.rising import is_rise
+from amptune.core.segments import reads_back
 from amptune.core.shared import with_shared_number
 from amptune.core.squares import is_square, mean_square_left, scaled_square, squareplus, weighted_square
 from amptune.core.terms import stays_in_place
@@ -67,9 +69,9 @@ def _related(ranges: Ranges, site: Site) -> Range | None:
                 or covariance(ranges, site)
             )
         case "matmul" | "mm" | "bmm" | "einsum" | "mv" | "linalg_vecdot":
-            return _matrix_product(ranges, site)
+            return matrix_product(ranges, site)
         case "linear" | "conv1d" | "conv2d" | "conv3d" | "conv_transpose1d" | "conv_transpose2d" | "conv_transpose3d":
-            return _with_bias(ranges, site) or _matrix_product(ranges, site)
+            return with_bias(ranges, site) or matrix_product(ranges, site)
     return None
 
 
@@ -102,7 +104,7 @@ def _dominates(
     if upper.op in ("scatter_reduce", "index_reduce") and upper.attrs.get("reduce") in ("amax", "max"):
         # The largest of a segment, read back by the index that it was scattered by: the softmax of a graph's edges.
         scattered = any(ranges.covers(upper, source, other, place) for source in range(1, len(upper.inputs) + 1))
-        return scattered and _reads_back(ranges, site, index, upper)
+        return scattered and reads_back(ranges, site, index, upper)
     limited = upper.op == "clamp" and limits_of(upper)[1] == math.inf and len(upper.inputs) == 1
     sides = (0,) if limited else (0, 1) if upper.op in ("maximum", "max", "logaddexp") and arity(upper) > 1 else ()
     return any(
@@ -114,66 +116,6 @@ def _dominates(
 def is_at_least(ranges: Ranges, upper: Site, side: int, part: tuple[Site, int], seen: tuple[Site, int]) -> bool:
     """Whether an operand of what is as large as its operands is another operand, number by number."""
     return ranges.same(upper, side, *part) and meets(ranges, upper, (upper, side), part, seen)
-
-
-def is_positive_sum(ranges: Ranges, site: Site | None, depth: int = 0) -> bool:
-    """Whether a site adds what is not negative to exponentials: above zero, until all of them underflow at once."""
-    if site is None or depth > _DEPTH:
-        return False
-    if site.op == "sqrt":
-        return is_positive_sum(ranges, ranges.root(site), depth + 1)
-    if site.op in ("sum", "mean", "cumsum"):
-        made = ranges.root(site)
-        kept = kept_by_mask(site, made) if made is not None and is_plain(ranges, site, 0) else None
-        return _is_exponential(
-            ranges, ranges.root(made, kept) if made is not None and kept is not None else made, depth
-        )
-    if site.op != "add" or any(ranges.operand(site, side).low < 0 for side in (0, 1)):
-        return False
-    return any(_is_exponential(ranges, ranges.root(site, side), depth) for side in (0, 1))
-
-
-def _is_exponential(ranges: Ranges, site: Site | None, depth: int) -> bool:
-    """Whether all numbers of a site are exponentials, products of them, or sums of either."""
-    if site is None or depth > _DEPTH:
-        return False
-    if site.op == "mul":
-        return all(_is_exponential(ranges, ranges.root(site, side), depth + 1) for side in (0, 1))
-    return site.op in ("exp", "exp2") or is_positive_sum(ranges, site, depth + 1)
-
-
-def reads_back_sum(ranges: Ranges, site: Site, place: int) -> bool:
-    """Whether an operand is what exponentials add up to by segment, read back by the index that they were added by: the
-    softmax of a graph's edges, in which each edge is part of its own sum."""
-    total = ranges.root(site, place)
-    if total is None or total.op not in ("index_add", "scatter_add", "scatter_reduce"):
-        return False
-    exponentials = (ranges.root(total, part) for part in range(1, len(total.inputs) + 1))
-    return _reads_back(ranges, site, place, total) and any(_is_exponential(ranges, each, 0) for each in exponentials)
-
-
-def _reads_back(ranges: Ranges, site: Site, place: int, total: Site) -> bool:
-    """Whether an operand is read from what was folded by segment, by the index that it was folded by."""
-    position = input_of(site, place)
-    picked = ranges.maker(site, position) if position is not None else None
-    if picked is None or picked.op not in ("index", "index_select", "gather") or ranges.root(picked) is not total:
-        return False
-    if _axis_of(picked) is None or _axis_of(picked) != _axis_of(total):
-        return False
-    return any(
-        ranges.covers(picked, own, total, part)
-        for own in range(1, len(picked.inputs) + 1)
-        for part in range(1, len(total.inputs) + 1)
-    )
-
-
-def _axis_of(site: Site) -> int | None:
-    """The axis along which a site picks or folds by an index, counted from the first."""
-    if site.op == "index":
-        by = [place for place, index in enumerate((site.attrs.get("operands") or [])[1:]) if index is not None]
-        return by[0] if len(by) == 1 else None
-    dim, rank = site.attrs.get("dim"), max(len(site.outputs[0].shape), 1) if site.outputs else 1
-    return dim % rank if isinstance(dim, int) else None
 
 
 def _reaches_zero(ranges: Ranges, site: Site | None, axes: frozenset[int], whole: bool) -> bool:
@@ -321,71 +263,3 @@ def _ratio(ranges: Ranges, site: Site) -> Range | None:
     if site.attrs.get("rounding_mode"):
         return None
     return part_of(ranges, (site, 0), (site, 1), (site, 1))
-
-
-def _matrix_product(ranges: Ranges, site: Site) -> Range | None:
-    """Products of unit vectors lie within 1; of what is not negative, or of a tensor with itself, they are not."""
-    places = [0, 1] if len(site.inputs) == 2 else [0, 0] if len(site.inputs) == 1 and not site.params else []
-    layout = site.attrs.get("operands")
-    if layout is not None and site.op == "einsum":
-        return _einsum(ranges, site, [place for place, index in enumerate(layout) if index is not None])
-    is_row = (
-        site.op in ("linear", "linalg_vecdot", "mv")
-        or site.attrs.get("called") == "inner"
-        or (site.inputs and len(site.inputs[-1].shape) == 1)
-    )
-    contracted = (-1, -1 if is_row else -2)
-    if site.op == "linalg_vecdot" and isinstance(dim := site.attrs.get("dim"), int):
-        contracted = (dim, dim)
-    if places and all(is_unit_vector(ranges, site, place, contracted[side]) for side, place in enumerate(places)):
-        return symmetric(1.0)
-    return Range(0.0, math.inf) if _has_no_negative(ranges, site) else None
-
-
-def _has_no_negative(ranges: Ranges, site: Site) -> bool:
-    """Whether no number that a product reads is negative."""
-    weights = site.params or site.attrs.get("operand_params")
-    return not weights and all(ranges.input(site, position).low >= 0 for position in range(len(site.inputs)))
-
-
-def _with_bias(ranges: Ranges, site: Site) -> Range | None:
-    """A linear layer or convolution of what is not negative, by a weight and a bias that were computed: at least the
-    bias, as the padding adds zeros (divisive normalisation)."""
-    if len(site.inputs) != 3 or not _has_no_negative(ranges, site):
-        return None
-    return Range(ranges.input(site, 2).low, math.inf)
-
-
-def _einsum(ranges: Ranges, site: Site, places: list[int]) -> Range | None:
-    axes = contracted_axes(str(site.attrs.get("equation", "")))
-    if (
-        len(places) == 2
-        and axes
-        and all(is_unit_vector(ranges, site, place, axis) for place, axis in zip(places, axes, strict=True))
-    ):
-        return symmetric(1.0)
-    return Range(0.0, math.inf) if is_self_dot(ranges, site) or _has_no_negative(ranges, site) else None
-
-
-def contracted_axes(equation: str) -> tuple[int, int] | None:
-    """The one axis that both operands of an einsum share and that is summed, counted from the last of each; ``None``
-    where it sums otherwise."""
-    before, arrow, after = equation.replace(" ", "").partition("->")
-    left, comma, right = before.partition(",")
-    if not comma or "," in right or not arrow or any(len(set(each)) != len(each) for each in (left, right)):
-        return None
-    summed = (set(left) | set(right)) - set(after) - {"."}
-    if len(summed) != 1 or not summed <= set(left) & set(right):
-        return None
-    (letter,) = summed
-    if any("." in each[each.index(letter) :] for each in (left, right)):
-        return None
-    return left.index(letter) - len(left), right.index(letter) - len(right)
-
-
-def is_self_dot(ranges: Ranges, site: Site) -> bool:
-    """Whether an einsum multiplies a tensor with itself, element by element: a sum of squares."""
-    equation = str(site.attrs.get("equation", "")).replace(" ", "").partition("->")[0]
-    left, _, right = equation.partition(",")
-    places = [place for place, index in enumerate(site.attrs.get("operands") or ()) if index is not None]
-    return left == right != "" and len(places) == 2 and ranges.same(site, places[0], site, places[1])

@@ -14,7 +14,7 @@ from amptune.core.intervals import ANY, Range
 from amptune.core.operands import COPIES_ONE, input_of
 from amptune.core.ops import op_named
 from amptune.core.parts import NORMS
-from amptune.core.relations import is_positive_sum, reads_back_sum
+from amptune.core.segments import is_positive_sum, reads_back_sum
 from amptune_rules.graph._numeric import (
     SIGNED_FAMILIES,
     delivering,

@@ -10,8 +10,8 @@ from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.intervals import Range
 from amptune.core.operands import input_of
-from amptune.core.relations import is_positive_sum
 from amptune.core.rule import Example, GraphRule
+from amptune.core.segments import is_positive_sum
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import (
     chain,
