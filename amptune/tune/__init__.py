@@ -1,1 +1,20 @@
-"""amptune tune: the search for the fastest valid plan, by measurement."""
+"""amptune tune: the search for the fastest valid plan, by measurement.
+
+``run`` is the command as one function, ``bench`` that of ``amptune bench``. The modules, in the order in which a search
+goes:
+
+- the process that owns the device, and what is asked of it: options, job, messages, process, childprocess, serve,
+  worker, keeping, state, structure, batches, device
+- training, and the reference in FP32: recipes, training, trained, reference, parting, quality, gate, gradients, noise,
+  dropout, float8, lowparams, modelloss, roundedloss, ownautocast, compilation, recompiling
+- what can be planned: foundspace, buildspace, space, encoded, regions, destinations, functioncalls, fixed, idlepins,
+  parts
+- what it costs and what it does to numbers: costs, costcache, sitetimes, kernels, followers, edges, losses, base, host,
+  rounding, sensitivity, costmodel
+- the plans that are tried first: front, allocate, mincut, milp, caps, splits
+- trials: search, study, stockorder, timing, outcomes, moments, timelimit, progress
+- what they teach about the next one: steering, adapt, acquire, stepmodel, steptimes, validity
+- the finalists: finals, finalist, finaltime, way, ways, judging, speedup, attribution
+- what is written: emit, emitted, explain, stockplan, result, pareto
+- errors in words: kernelerrors, backwardplace
+"""
