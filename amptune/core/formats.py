@@ -58,6 +58,10 @@ class Format(enum.Enum):
         """The largest n such that every integer of magnitude up to n is representable."""
         return int(2 ** (self.mantissa_bits + 1))
 
+    def spacing_at(self, value: float) -> float:
+        """How far apart its normal numbers of the size of ``value`` are, which is not 0."""
+        return self.epsilon * 2.0 ** math.floor(math.log2(abs(value)))
+
     def round(self, value: float) -> float:
         """Round ``value`` to this format, to nearest even; what overflows becomes infinity, or NaN without one."""
         if value == 0 or math.isnan(value) or math.isinf(value):

@@ -38,6 +38,7 @@ def test_facts_that_rules_quote() -> None:
     assert math.isnan(Format.FP8_E4M3.round(500))
     assert Format.FP8_E5M2.round(70000) == math.inf
     assert (Format.BF16.largest_exact_integer, Format.FP16.largest_exact_integer) == (256, 2048)
+    assert (Format.BF16.spacing_at(300.0), Format.FP16.spacing_at(-1.5)) == (2.0, 2.0**-10)
 
 
 @pytest.mark.parametrize("text", ["bf16", "bfloat16", "torch.bfloat16", "BF16"])

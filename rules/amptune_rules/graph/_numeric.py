@@ -62,6 +62,11 @@ def by_autocast(runs: tuple[Run, ...], site: Site) -> bool:
     )
 
 
+def cast_inputs(site: Site) -> set[int]:
+    """Positions of the inputs that the code casts."""
+    return {*(site.attrs.get("casts") or {}), *(site.attrs.get("like") or {})}
+
+
 def eps_before(run: Run, site: Site, index: int = 0) -> float | None:
     """The literal that guards an operand against zero, as in ``x + 1e-8`` or ``x.clamp(min=1e-8)``."""
     root = run.ranges.root(site, index)

@@ -151,4 +151,4 @@ def _largest_of_table(run: Run, product: Site) -> float:
 
 def _step(number_format: Format, angle: float) -> float:
     """How far apart the numbers of a format are at an angle."""
-    return number_format.epsilon * 2.0 ** math.floor(math.log2(angle)) if angle else 0.0
+    return number_format.spacing_at(angle) if angle else 0.0

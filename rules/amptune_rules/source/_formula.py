@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from amptune.lint.source import SourceFile
 from amptune_rules.source._numbers import number_of
-from amptune_rules.source._precision import returned
-from amptune_rules.source._reach import callee
+from amptune_rules.source._reach import callee, returned
 from amptune_rules.source._reaching import reaching
 
 _PREFIXES = ("torch", "torch.nn.functional", "torch.special", "torch.Tensor", "tensorflow", "tensorflow.math",

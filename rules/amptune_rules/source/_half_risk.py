@@ -10,9 +10,10 @@ import re
 from amptune.lint.index import FUNCTIONS, last_name
 from amptune.lint.regions import Region
 from amptune.lint.source import SourceFile
+from amptune_rules.source._facts import Fact
 from amptune_rules.source._half_models import half_classes
 from amptune_rules.source._models import is_torch_autocast
-from amptune_rules.source._precision import Fact, precision
+from amptune_rules.source._precision import precision
 from amptune_rules.source._ways import autocast_ways, entries
 
 _MENTION = re.compile(r"fp16|float16|\bhalf\b|mixed_precision|autocast|GradScaler|16-mixed|\bamp\b")

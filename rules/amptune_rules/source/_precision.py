@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import ast
-import enum
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from amptune.core.ops import OPS, Autocast
 from amptune.core.spellings import FUNCTION_MODULES, op_of_name
-from amptune.lint.index import FUNCTIONS, FunctionNode
 from amptune.lint.regions import Region
 from amptune.lint.scopes import Binding
 from amptune.lint.source import SourceFile
+from amptune_rules.source._facts import Fact, either, joined
 from amptune_rules.source._half_models import made_half
 from amptune_rules.source._models import is_loss_call, is_model
 from amptune_rules.source._numbers import number_of
 from amptune_rules.source._op_names import COMPOSED_FP32, EXACT, MADE, OF_SEVERAL, SCALAR_ATTRIBUTES, SCALARS
-from amptune_rules.source._reach import argument_for, callee, callers
+from amptune_rules.source._reach import argument_for, callee, callers, returned
 from amptune_rules.source._reaching import reaching
 from amptune_rules.source._ways import autocast_ways
-
-
-class Fact(enum.Enum):
-    """The precision of a value."""
-
-    HALF = "float16"
-    BF16 = "bfloat16"
-    WIDE = "float32 or float64"
-    EXACT = "integers or booleans"
-    SCALAR = "a Python number, which takes the precision of what it meets"
-    FOLLOWS = "the precision that the network runs in"
-    PROMOTED = "float32 under CUDA autocast, else the precision of the network"
-    UNKNOWN = "not known"
-
 
 _DTYPE_FACTS = {"float16": Fact.HALF, "bfloat16": Fact.BF16, "float32": Fact.WIDE, "float64": Fact.WIDE}
 _CASTS = {
@@ -55,30 +40,6 @@ def _last_identifier(annotation: ast.expr | None) -> str:
     """The last name of an annotation: "Float16" of ``jaxtyping.Float16[Tensor, "b n"]``."""
     node = annotation.value if isinstance(annotation, ast.Subscript) else annotation
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
-def joined(facts: Iterable[Fact]) -> Fact:
-    """The precision of an op over several values, by torch's promotion."""
-    found = set(facts) - {Fact.SCALAR}
-    floating = found - {Fact.EXACT}
-    if not floating:
-        return Fact.EXACT if found else Fact.SCALAR
-    if Fact.WIDE in floating or {Fact.HALF, Fact.BF16} <= floating:
-        return Fact.WIDE
-    for fact in (Fact.PROMOTED, Fact.BF16):
-        if fact in floating:
-            return fact
-    return floating.pop() if len(floating) == 1 else Fact.FOLLOWS
-
-
-def either(facts: Iterable[Fact]) -> Fact:
-    """The precision of a value that is one of several."""
-    found = set(facts)
-    if len(found) > 1:
-        found -= {Fact.SCALAR}
-    if len(found) == 1:
-        return found.pop()
-    return Fact.FOLLOWS if found and found <= {Fact.HALF, Fact.FOLLOWS, Fact.UNKNOWN} else Fact.UNKNOWN
 
 
 class _Precisions:
@@ -367,20 +328,6 @@ def precision(source: SourceFile, node: ast.expr) -> Fact:
 def precision_of_dtype(source: SourceFile, node: ast.expr | None) -> Fact:
     """The precision that a dtype expression names, such as ``torch.float16`` or ``x.dtype``."""
     return _of_file(source).of_dtype(node)
-
-
-def returned(function: FunctionNode) -> list[ast.expr]:
-    """What a function returns; a tuple's first item."""
-    found: list[ast.expr] = []
-    stack: list[ast.AST] = list(function.body)
-    while stack:
-        node = stack.pop()
-        if isinstance(node, ast.Return) and node.value is not None:
-            first = node.value.elts[:1] if isinstance(node.value, ast.Tuple) else [node.value]
-            found += first
-        if not isinstance(node, (*FUNCTIONS, ast.Lambda, ast.ClassDef, ast.expr)):
-            stack.extend(ast.iter_child_nodes(node))
-    return found
 
 
 def _of_file(source: SourceFile) -> _Precisions:

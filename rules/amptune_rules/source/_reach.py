@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amptune.lint.index import FunctionNode
+from amptune.lint.index import FUNCTIONS, FunctionNode
 from amptune.lint.regions import Region
 from amptune.lint.source import SourceFile
 
@@ -89,3 +89,17 @@ def argument_for(source: SourceFile, call: ast.Call, function: FunctionNode, nam
     if names and names[0] == source.scopes.self_name(function):
         names = names[1:]
     return source.argument(call, name, names.index(name) if name in names else None)
+
+
+def returned(function: FunctionNode) -> list[ast.expr]:
+    """What a function returns; a tuple's first item."""
+    found: list[ast.expr] = []
+    stack: list[ast.AST] = list(function.body)
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Return) and node.value is not None:
+            first = node.value.elts[:1] if isinstance(node.value, ast.Tuple) else [node.value]
+            found += first
+        if not isinstance(node, (*FUNCTIONS, ast.Lambda, ast.ClassDef, ast.expr)):
+            stack.extend(ast.iter_child_nodes(node))
+    return found

@@ -12,9 +12,9 @@ from amptune.lint import edits
 from amptune.lint.source import SourceFile
 from amptune_rules.source._bytes import masks_with_large_number
 from amptune_rules.source._constants import overflows, shown
+from amptune_rules.source._facts import Fact
 from amptune_rules.source._half_risk import Chance, Risk, half_risk, is_guarded
 from amptune_rules.source._numbers import number_of
-from amptune_rules.source._precision import Fact
 
 _ONES = ("torch.ones_like", "torch.full_like")
 

@@ -11,10 +11,10 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint.source import SourceFile
 from amptune_rules.source._bytes import guards_with_tiny_number, has_module, makes_half
 from amptune_rules.source._constants import FP16_TINY, number_or_default, shown
+from amptune_rules.source._facts import Fact
 from amptune_rules.source._formula import op_name, operand, resolved
 from amptune_rules.source._half_risk import Chance, Level, Risk, half_risk, is_guarded, is_network_code
 from amptune_rules.source._numbers import number_of
-from amptune_rules.source._precision import Fact
 
 _SINKS = ("log", "log2", "log10", "rsqrt", "sqrt", "reciprocal")
 _PEELED = frozenset({"sqrt", "unsqueeze", "view", "expand", "reshape", "squeeze", "expand_as", "pow", "rsqrt", "to"})

@@ -10,8 +10,9 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.rule import Example, SourceRule
 from amptune.lint.source import SourceFile
 from amptune_rules.source._bytes import accumulates, makes_sixteen_bits
+from amptune_rules.source._facts import Fact
 from amptune_rules.source._half_risk import is_guarded
-from amptune_rules.source._precision import Fact, precision
+from amptune_rules.source._precision import precision
 
 _MADE = frozenset({"zeros", "zeros_like", "new_zeros", "tensor", "full", "full_like", "new_full"})
 _FEW = 16

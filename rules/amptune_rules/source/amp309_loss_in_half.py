@@ -10,9 +10,10 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.source import SourceFile
 from amptune_rules.source._bytes import makes_half
+from amptune_rules.source._facts import Fact
 from amptune_rules.source._half_risk import is_cast_up, is_guarded
 from amptune_rules.source._losses import loss_calls, may_be_own_loss
-from amptune_rules.source._precision import Fact, precision
+from amptune_rules.source._precision import precision
 
 _OTHERS = ("cross_entropy", "binary_cross_entropy")  # AMP307 and AMP203 speak of these
 

@@ -10,8 +10,7 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint.index import last_name
 from amptune.lint.source import SourceFile
 from amptune_rules.source._numbers import number_of
-from amptune_rules.source._precision import returned
-from amptune_rules.source._reach import callee
+from amptune_rules.source._reach import callee, returned
 from amptune_rules.source._reaching import reaching
 
 _LOWEST = (-65504.0, -3.4028234663852886e38, -3.3895313892515355e38)

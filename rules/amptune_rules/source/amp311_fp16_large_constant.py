@@ -10,8 +10,9 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint.source import SourceFile
 from amptune_rules.source._bytes import HALF, has_large_number, makes_half
 from amptune_rules.source._constants import overflows, shown
+from amptune_rules.source._facts import Fact
 from amptune_rules.source._half_risk import is_guarded
-from amptune_rules.source._precision import Fact, precision
+from amptune_rules.source._precision import precision
 
 # Constructors -> the place of the value among the positional arguments.
 _MADE = {

@@ -12,10 +12,11 @@ from amptune.lint import edits
 from amptune.lint.code_only import code_only
 from amptune.lint.source import SourceFile
 from amptune_rules.source._bytes import has_module, makes_sixteen_bits
+from amptune_rules.source._facts import Fact
 from amptune_rules.source._half_risk import Chance, half_risk, is_cast_up, is_guarded, is_network_code
 from amptune_rules.source._models import last_word
 from amptune_rules.source._numbers import number_of
-from amptune_rules.source._precision import Fact, precision, precision_of_dtype
+from amptune_rules.source._precision import precision, precision_of_dtype
 from amptune_rules.source._reach import callers
 from amptune_rules.source._ways import autocast_ways
 

@@ -11,8 +11,9 @@ from amptune.core.rule import Example, SourceRule
 from amptune.lint import edits
 from amptune.lint.source import SourceFile
 from amptune_rules.source._bytes import makes_half, mentions_sixteen_bits, squares, squares_before_root
+from amptune_rules.source._facts import Fact
 from amptune_rules.source._half_risk import Chance, Level, Risk, evidence_at, half_risk, is_guarded, is_network_code
-from amptune_rules.source._precision import Fact, precision
+from amptune_rules.source._precision import precision
 from amptune_rules.source._reaching import reaching
 
 _ROOTS = frozenset({"sqrt", "rsqrt"})
