@@ -124,6 +124,27 @@ def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGra
     kernels = StepKernels(graph)
     how: dict[str, Any] = {"mode": question.mode, "train": question.train, "kernels": kernels}
     estimates = estimate_all(graph, question.gpus, question.recipes, **how)
+    context = _context(graph, question, calls, estimates)
+    found = [finding for rule in rules for finding in _findings(cast("GraphRule", rule.cls()), context)]
+    found = confirmed(found, graph, question.evidence.observed)
+    estimates = _with_stops(estimates, _stops([*found, *_unasked(rules, context)]))
+    timed = [gpu for gpu in question.gpus if gpu.is_cuda]
+    bounds = context.bounds_under(RECIPES["fp32"], question.evidence.facts)
+    sites = [
+        dataclasses.replace(each, why=why_sensitive(bounds, each.site))
+        for each in (site_times(graph, timed[0], question.recipes, **how) if timed else ())
+    ]
+    ranges = _ranges(context.by_calls, question.evidence)
+    return Analysis(tuple(_put_together(found, context, question)), estimates, tuple(sites), ranges=ranges)
+
+
+def _context(
+    graph: PrecisionGraph,
+    question: Question,
+    calls: PrecisionGraph | None,
+    estimates: Mapping[str, Mapping[str, Estimate]],
+) -> GraphContext:
+    """What rules may ask, with the predicted steps that faster kernels make shorter."""
     every = {(gpu, name): each for gpu, table in estimates.items() for name, each in table.items()}
     emulated = {
         (gpu.key, recipe.name)
@@ -134,7 +155,7 @@ def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGra
     step_ms = {key: each.step_ms for key, each in every.items() if each.bound == "gpu" and key not in emulated}
     best = {(gpu.key, f"autocast-{gpu.best_16bit}") for gpu in question.gpus}
     waiting = {key[0] for key, each in every.items() if key in best and each.bound != "gpu"}
-    context = GraphContext(
+    return GraphContext(
         graph,
         question.gpus,
         gpus_named=question.gpus_named,
@@ -149,19 +170,13 @@ def analyze_graph(graph: PrecisionGraph, question: Question, calls: PrecisionGra
         evidence=question.evidence,
         calls=calls,
     )
-    found = [finding for rule in rules for finding in _findings(cast("GraphRule", rule.cls()), context)]
-    found = confirmed(found, graph, question.evidence.observed)
-    estimates = _with_stops(estimates, _stops([*found, *_unasked(rules, context)]))
-    kept = _unsuppressed([each for each in without_repeats(found) if not _is_ignored(each, question.ignore_modules)])
-    kept = by_cause(kept, context)
-    timed = [gpu for gpu in question.gpus if gpu.is_cuda]
-    bounds = context.bounds_under(RECIPES["fp32"], question.evidence.facts)
-    sites = [
-        dataclasses.replace(each, why=why_sensitive(bounds, each.site))
-        for each in (site_times(graph, timed[0], question.recipes, **how) if timed else ())
-    ]
-    ranges = _ranges(context.by_calls, question.evidence)
-    return Analysis(tuple(group(kept, step_ms, question.gpus)), estimates, tuple(sites), ranges=ranges)
+
+
+def _put_together(found: Sequence[Finding], context: GraphContext, question: Question) -> list[Finding]:
+    """What a user is told: findings but for repeats, then but for those that nobody wants to see, so that none comes
+    back that a silenced one had said too; then those with one cause as one, and then those that read alike."""
+    kept = [each for each in without_repeats(found) if not _is_ignored(each, question.ignore_modules)]
+    return group(by_cause(_unsuppressed(kept), context), context.step_ms, question.gpus)
 
 
 def _unasked(rules: Sequence[LoadedRule], context: GraphContext) -> Iterator[Finding]:

@@ -142,30 +142,11 @@ def _weight_casts(site: Site, dtypes: SiteDtypes, backward: bool = False) -> Ite
 
 
 def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, backward: bool) -> Iterator[Move]:
-    reads = input_bytes(site, dtypes.inputs)
-    written = sum(output_bytes(site, dtypes))
-    table = sum(param.meta.nbytes for param in site.params)
-    if op_named(site.op).family is Family.EMBEDDING:
-        yield from _lookup(cost, table, _looked_up(site, dtypes), dtypes, backward=backward)
+    own = _moves_of_its_own(site, dtypes, cost, backward=backward)
+    if own is not None:
+        yield from own
         return
-    if site.op in _SCATTERS and len(site.inputs) > 1:
-        yield from _scatter(site, dtypes, sum(reads[1:]), written, backward=backward)
-        return
-    if op_named(site.op).family is Family.FFT and "stft" not in site.op:
-        yield from transform_moves(site, dtypes, backward=backward)
-        return
-    if softmax_in_half(site, dtypes):
-        logits = sum(reads) / 2
-        if backward:
-            yield Move(Traffic.POINTWISE, 2 * logits)
-        yield Move(cost.traffic, (3 if backward else 2) * logits, 2, narrow=True)
-        return
-    if site.op in ROW_NORMS:
-        yield from _row_norm(site, sum(reads) or written, backward=backward)
-        return
-    if backward and site.op in ("mul", "div", "add", "sub"):
-        yield from _arithmetic_backward(site, reads, written, dtypes)
-        return
+    reads, written = input_bytes(site, dtypes.inputs), sum(output_bytes(site, dtypes))
     if site.op == "group_norm" and len(site.inputs[0].shape) == 4 and in_channels_last(site, setting):
         # Its kernels take contiguous tensors alone; the convolution behind it wants channels last again.
         yield move(Traffic.LAYOUT, 2 * (sum(reads) + written), dtypes.compute, 2)
@@ -174,21 +155,58 @@ def _moves(site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, *, back
         return
     if not backward and site.op in _KEEP_WHAT_THEY_OVERWRITE and site.attrs.get("inplace") and needs_backward(site):
         yield move(Traffic.JOINED, 2 * sum(reads), dtypes.compute)
+    yield from _by_units(site, dtypes, setting, cost, sum(reads), written, backward=backward)
+
+
+def _moves_of_its_own(site: Site, dtypes: SiteDtypes, cost: Cost, *, backward: bool) -> Iterator[Move] | None:
+    """The moves of an op that its cost in units does not describe; ``None`` for any other."""
+    reads, written = input_bytes(site, dtypes.inputs), sum(output_bytes(site, dtypes))
+    family = op_named(site.op).family
+    if family is Family.EMBEDDING:
+        return _lookup(cost, _table_bytes(site), _looked_up(site, dtypes), dtypes, backward=backward)
+    if site.op in _SCATTERS and len(site.inputs) > 1:
+        return _scatter(site, dtypes, sum(reads[1:]), written, backward=backward)
+    if family is Family.FFT and "stft" not in site.op:
+        return transform_moves(site, dtypes, backward=backward)
+    if softmax_in_half(site, dtypes):
+        return _softmax_in_half(cost, sum(reads) / 2, backward=backward)
+    if site.op in ROW_NORMS:
+        return _row_norm(site, sum(reads) or written, backward=backward)
+    if backward and site.op in ("mul", "div", "add", "sub"):
+        return _arithmetic_backward(site, reads, written, dtypes)
+    return None
+
+
+def _softmax_in_half(cost: Cost, logits: float, *, backward: bool) -> Iterator[Move]:
+    if backward:
+        yield Move(Traffic.POINTWISE, 2 * logits)
+    yield Move(cost.traffic, (3 if backward else 2) * logits, 2, narrow=True)
+
+
+def _by_units(
+    site: Site, dtypes: SiteDtypes, setting: Setting, cost: Cost, read: int, written: int, *, backward: bool
+) -> Iterator[Move]:
+    """Kernels that move so many times what the op reads and what it writes."""
     x_units, y_units, launches = cost.backward if backward else cost.forward
-    moved = x_units * (sum(reads) + (table if not backward else 0)) + y_units * written
-    if moved and launches:
-        elements = max((tensor.numel for tensor in (*site.inputs, *site.outputs)), default=0)
-        each = cost.instructions[1] if backward else cost.instructions[0]
-        kind, narrowest = _traffic(site, dtypes, setting, cost, backward=backward), _narrowest(dtypes)
-        kernels = move(kind, moved, narrowest, launches, each * elements)
-        if not backward and (least := least_seconds(site)):
-            kernels = dataclasses.replace(kernels, least=least)
-        if kind in _ONE_BLOCK_A_CHANNEL:
-            samples = site.inputs[0].shape[0] if site.op == "instance_norm" else 1
-            kernels = dataclasses.replace(kernels, workers=samples * site.inputs[0].shape[1])
-        elif kind in _LANES_ARE_CHANNELS and site.inputs[0].shape[1] <= _FEW_LANES:
-            kernels = dataclasses.replace(kernels, bytes=2 * moved)
-        yield kernels
+    moved = x_units * (read + (0 if backward else _table_bytes(site))) + y_units * written
+    if not (moved and launches):
+        return
+    elements = max((tensor.numel for tensor in (*site.inputs, *site.outputs)), default=0)
+    each = cost.instructions[1] if backward else cost.instructions[0]
+    kind, narrowest = _traffic(site, dtypes, setting, cost, backward=backward), _narrowest(dtypes)
+    kernels = move(kind, moved, narrowest, launches, each * elements)
+    if not backward and (least := least_seconds(site)):
+        kernels = dataclasses.replace(kernels, least=least)
+    if kind in _ONE_BLOCK_A_CHANNEL:
+        samples = site.inputs[0].shape[0] if site.op == "instance_norm" else 1
+        kernels = dataclasses.replace(kernels, workers=samples * site.inputs[0].shape[1])
+    elif kind in _LANES_ARE_CHANNELS and site.inputs[0].shape[1] <= _FEW_LANES:
+        kernels = dataclasses.replace(kernels, bytes=2 * moved)
+    yield kernels
+
+
+def _table_bytes(site: Site) -> int:
+    return sum(param.meta.nbytes for param in site.params)
 
 
 def _narrowest(dtypes: SiteDtypes) -> str:

@@ -17,7 +17,7 @@ import dataclasses
 import enum
 import math
 
-from amptune.core.efficiency import EFFICIENCY, Efficiency
+from amptune.core.efficiency import EFFICIENCY, Efficiency, Passes
 from amptune.core.efficiency import Traffic as Traffic
 from amptune.core.formats import Format
 from amptune.core.graph import Gemm
@@ -236,13 +236,8 @@ def conv_seconds(
     constants = efficiency_of(gpu)
     if direction is Pass.INPUT and few_channels:
         number_format = Format.FP32  # which has kernels for them, as fast in every format
-    shares = constants.conv[number_format]
-    if gemm.batch > 1:
-        shares = constants.conv_grouped.get(number_format, shares)
-    elif winograd:
-        shares = constants.conv_3x3.get(number_format, shares)
-    elif taps > 1 and not volume:
-        shares = constants.conv_window.get(number_format, shares)
+    is_window = taps > 1 and not volume
+    shares = _conv_shares(constants, number_format, grouped=gemm.batch > 1, winograd=winograd, window=is_window)
     rate = peak_of(gpu, number_format) * shares[_PASSES.index(direction)]
     if not rate:
         return 0.0
@@ -265,6 +260,18 @@ def conv_seconds(
             rate *= _PATCH_SHARE
         rate *= shape_share(oriented(gemm, direction), number_format, gpu) * (_FEW_CHANNELS if few else 1.0)
     return max(gemm.flops / rate, streamed_seconds(bytes_moved, gpu)) + constants.kernel_us * 1e-6
+
+
+def _conv_shares(
+    constants: Efficiency, number_format: Format, *, grouped: bool, winograd: bool, window: bool
+) -> Passes:
+    """The shares of the peak that the passes of a convolution of a kind reach."""
+    usual = constants.conv[number_format]
+    if grouped:
+        return constants.conv_grouped.get(number_format, usual)
+    if winograd:
+        return constants.conv_3x3.get(number_format, usual)
+    return constants.conv_window.get(number_format, usual) if window else usual
 
 
 def _vector_weight_share(gemm: Gemm, constants: Efficiency, *, volume: bool) -> float:
