@@ -79,7 +79,7 @@ def _add_to_all(graph: PrecisionGraph, module: fx.GraphModule, known: PrecisionG
         outside = [node for node in read if not is_own(node, site)]
         if not covered or len(outside) != len(site.inputs):
             continue
-        added = dict(_facts(site, covered, outside, owners, dtypes)) | dict(origins(site, calls, owners, bounds))
+        added = dict(_facts(site, covered, outside, dtypes)) | dict(origins(site, calls, owners, bounds))
         added |= facts_of(own)
         if casts := _param_casts(site, read, dtypes):
             added["param_casts"] = casts
@@ -119,9 +119,8 @@ def _param_casts(site: Site, read: Sequence[fx.Node], dtypes: FollowedDtypes) ->
 
 
 def _facts(
-    site: Site, covered: Sequence[fx.Node], outside: Sequence[fx.Node], owners: Mapping[str, str],
-    dtypes: FollowedDtypes,
-) -> Iterator[tuple[str, Any]]:  # fmt: skip
+    site: Site, covered: Sequence[fx.Node], outside: Sequence[fx.Node], dtypes: FollowedDtypes
+) -> Iterator[tuple[str, Any]]:
     positions = {node: index for index, node in enumerate(outside)}
     if not site.is_module and (op_named(site.op).family in _ORDERED or site.op in _ORDERED_OPS):
         yield from _operands(site, covered, positions)

@@ -54,7 +54,7 @@ def _seconds(site: Site, dtypes: SiteDtypes, setting: Setting, backward: bool) -
         case "interpolate" | "upsample" if site.attrs.get("mode") == "bilinear" and len(shape) == len(made) == 4:
             last = in_channels_last(site, setting)
             half = dtypes.compute in HALF
-            return _spread_back(shape, made, last=last, half=half) if backward else _spread(shape, made, last=last)
+            return _spread_back(shape, made, last=last, half=half) if backward else _spread(made, last=last)
         case "cumsum" | "softmax" | "log_softmax" if (length := _across(site, shape)) > 1:
             return length * (_SCAN_TURN if site.op == "cumsum" else _SOFTMAX_TURN)
         case "cross_entropy" | "nll_loss" if len(shape) == 2:
@@ -80,7 +80,7 @@ def least_seconds(site: Site) -> float:
     return _REDUCED * results if rank and innermost in reduced else 0.0
 
 
-def _spread(shape: tuple[int, ...], made: tuple[int, ...], *, last: bool) -> float:
+def _spread(made: tuple[int, ...], *, last: bool) -> float:
     rounds = -(-made[2] * made[3] // _PIXELS)
     return 0.0 if last else rounds * made[0] * made[1] * _IMAGE_TURN
 

@@ -107,7 +107,7 @@ def _graph(module: fx.GraphModule, model: nn.Module, visits: Sequence[Visit], id
     graph = PrecisionGraph()
     for site_id, numbers in groups.items():
         made = [(visits[number], flow.operands.get(number, [])) for number in numbers]
-        graph.add_site(_site(site_id, made, names, model))
+        graph.add_site(_site(site_id, made, names))
     for source, target, tensor in flow.edges:
         graph.add_tensor(source, target, tensor)
     cut_off(graph)
@@ -166,7 +166,7 @@ def _order(key: Key) -> tuple[Any, ...]:
     return (spot.filename, spot.end_line, spot.end_column, -spot.line, -spot.column)
 
 
-def _site(site_id: str, made: list[tuple[Visit, list[Operand]]], names: ParameterNames, model: nn.Module) -> Site:
+def _site(site_id: str, made: list[tuple[Visit, list[Operand]]], names: ParameterNames) -> Site:
     visit, operands = made[0]
     call, leaf = visit.call, visit.call.leaf
     inputs = [operand for operand in operands if not _is_own(operand, call)]
@@ -185,7 +185,7 @@ def _site(site_id: str, made: list[tuple[Visit, list[Operand]]], names: Paramete
         params=_params(visit, operands, names),
         gemms=gemms,
         flops=sum(gemm.flops for gemm in gemms),
-        bytes_moved=sum(_bytes(each, read, names, op) for each, read in made),
+        bytes_moved=sum(_bytes(each, read, op) for each, read in made),
         location=reader.location() if reader else None,
         code=code_at(reader, op) if reader and not leaf and reader == place.origin else "",
         calls=len(made),
@@ -260,7 +260,7 @@ def _params(visit: Visit, operands: Sequence[Operand], names: ParameterNames) ->
     return tuple(names.param(name) for name in names.own(leaf.path, leaf.module))
 
 
-def _bytes(visit: Visit, operands: Sequence[Operand], names: ParameterNames, op: str) -> int:
+def _bytes(visit: Visit, operands: Sequence[Operand], op: str) -> int:
     """Bytes read and written; of an embedding's table only the rows that are looked up."""
     written = sum(meta.nbytes for meta in _outputs(visit))
     if op_named(op).family is Family.EMBEDDING:

@@ -53,7 +53,7 @@ def export(plan: Plan, model: ModelFile) -> Export:
         "The names are those of the model that the plan was made for: torchtitan's own models have names of theirs.",
         *(() if planned else ("The plan has no FP8 site: leave the converter out.",)),
     )
-    lost = _lost(plan, filters, scalings, recipe)
+    lost = _lost(plan, filters, recipe)
     return python_file(f"torchtitan for {model.original}", plan, model, code, lost=lost, notes=notes)
 
 
@@ -78,7 +78,7 @@ def _list(values: list[str]) -> str:
     return "[\n" + "".join(f"    {json.dumps(value)},\n" for value in values) + "]" if values else "[]"
 
 
-def _lost(plan: Plan, filters: list[str], scalings: list[str], recipe: str) -> list[Lost]:
+def _lost(plan: Plan, filters: list[str], recipe: str) -> list[Lost]:
     lost = []
     planned = fp8_modules(plan)
     hidden = [path for path in planned if any(text in path for text in filters)]

@@ -24,7 +24,7 @@ def reaching(source: SourceFile, name: ast.Name) -> list[Binding]:
         return bindings
     statement = source.statement_of(name)
     chain = {statement, *source.ancestors(statement)}
-    above = [binding for binding in bindings if _is_above(source, binding, statement, chain)]
+    above = [binding for binding in bindings if _is_above(binding, statement, chain)]
     found: list[Binding] = []
     for binding in sorted(above, key=_position, reverse=True):
         if _excluded(source, binding, chain):
@@ -39,7 +39,7 @@ def _position(binding: Binding) -> tuple[int, int]:
     return (getattr(binding.node, "lineno", 0), getattr(binding.node, "col_offset", 0))
 
 
-def _is_above(source: SourceFile, binding: Binding, statement: ast.stmt, chain: set[ast.AST]) -> bool:
+def _is_above(binding: Binding, statement: ast.stmt, chain: set[ast.AST]) -> bool:
     node = binding.node
     if isinstance(node, ast.arg):
         return True

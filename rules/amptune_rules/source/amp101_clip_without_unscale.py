@@ -288,9 +288,7 @@ def train(model, loader, optimizer, scaler):
         for flow in source.flows:
             for clip in flow.of("clip"):
                 if clip.owner == "user" and (step := self._step_on_bad_path(source, flow, clip)):
-                    yield source.finding(
-                        self, clip.node, self._message(clip, step), fix=self._fix(source, flow, clip, step)
-                    )
+                    yield source.finding(self, clip.node, self._message(step), fix=self._fix(source, clip, step))
 
     def _step_on_bad_path(self, source: SourceFile, flow: Flow, clip: Event) -> Event | None:
         """The step whose gradients are still scaled when they are clipped."""
@@ -316,13 +314,13 @@ def train(model, loader, optimizer, scaler):
                     return step
         return None
 
-    def _message(self, clip: Event, step: Event) -> str:
+    def _message(self, step: Event) -> str:
         return (
             f"gradients are clipped while still multiplied by the loss scale: "
             f"call {step.scaler_name}.unscale_({step.optimizer_name}) first"
         )
 
-    def _fix(self, source: SourceFile, flow: Flow, clip: Event, step: Event) -> Fix | None:
+    def _fix(self, source: SourceFile, clip: Event, step: Event) -> Fix | None:
         if clip.calls or step.calls or clip.function is not step.function:
             return None  # the names of one function need not exist in the other
         code = f"{step.scaler_name}.unscale_({step.optimizer_name})"

@@ -189,7 +189,7 @@ def save(model, optimizer, path):
                     yield source.finding(self, call, message)
         elif not any(_is_scaler(source, call) for call in loaded) and any(_is_scaler(source, call) for call in saved):
             for call in loaded:
-                if _is_optimizer(source, call) and _is_restored(source, call):
+                if _is_optimizer(source, call) and _is_restored(call):
                     message = "the scaler's state is saved but never loaded: add scaler.load_state_dict"
                     yield source.finding(self, call, message)
 
@@ -242,6 +242,6 @@ def _is_entry(source: SourceFile, call: ast.Call) -> bool:
     return False
 
 
-def _is_restored(source: SourceFile, call: ast.Call) -> bool:
+def _is_restored(call: ast.Call) -> bool:
     """Whether the state comes out of a checkpoint: an item of something."""
     return bool(call.args) and isinstance(call.args[0], ast.Subscript | ast.Call)

@@ -214,7 +214,7 @@ def train(model, loader, optimizer, n, scaler):
                 if divisor is None or not is_gradient_scaler(source, flow, step.scaler, step):
                     continue
                 for backward in flow.of("backward", scaler=step.scaler):
-                    if self._accumulates(flow, backward, step) and not self._divides(source, backward, step, divisor):
+                    if self._accumulates(flow, backward, step) and not self._divides(source, backward, divisor):
                         message = (
                             f"gradients of {source.segment(divisor)} batches are summed: divide the loss by "
                             f"{source.segment(divisor)} before {step.scaler_name}.scale"
@@ -241,7 +241,7 @@ def train(model, loader, optimizer, n, scaler):
         adds_up = flow.path(backward, backward, without=cleared) is not None
         return adds_up and flow.path(backward, step, without=("zero_grad",), same_iteration=True) is not None
 
-    def _divides(self, source: SourceFile, backward: Event, step: Event, divisor: ast.expr) -> bool:
+    def _divides(self, source: SourceFile, backward: Event, divisor: ast.expr) -> bool:
         """Whether the number of batches, or a gradient, is used in any arithmetic of the function."""
         function = source.function_of(backward.node)
         scope: FunctionNode | ast.Module = function or source.tree
@@ -249,7 +249,7 @@ def train(model, loader, optimizer, n, scaler):
         if any(event.kind == "grad_write" and event.function is function for event in source.events):
             return True
         return any(
-            _is_arithmetic(source, part, names) or _is_told(part, names) or _sums(part) for part in ast.walk(scope)
+            _is_arithmetic(part, names) or _is_told(part, names) or _sums(part) for part in ast.walk(scope)
         ) or _loss_is_divided(source, backward)
 
 
@@ -271,7 +271,7 @@ def _key(node: ast.AST) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
-def _is_arithmetic(source: SourceFile, part: ast.AST, names: frozenset[str]) -> bool:
+def _is_arithmetic(part: ast.AST, names: frozenset[str]) -> bool:
     if isinstance(part, ast.BinOp | ast.AugAssign) and isinstance(part.op, ast.Div | ast.Mult):
         operands = [part.value] if isinstance(part, ast.AugAssign) else [part.left, part.right]
         return any(_mentions(item, names) for item in operands)

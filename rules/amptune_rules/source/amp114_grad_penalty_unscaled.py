@@ -203,7 +203,7 @@ def train(model, loader, optimizer):
                     continue
                 outputs = source.argument(call, "outputs", 0)
                 used = [event for event in scales if flow.path(grad, event, same_iteration=True)]
-                if outputs is None or not used or _is_unscaled(source, flow, grad):
+                if outputs is None or not used or _is_unscaled(flow, grad):
                     continue
                 if _is_scaled(source, outputs):
                     message = (
@@ -219,7 +219,7 @@ def train(model, loader, optimizer):
                     yield source.finding(self, call, message, severity=Severity.WARNING)
 
 
-def _is_unscaled(source: SourceFile, flow: Flow, grad: Event) -> bool:
+def _is_unscaled(flow: Flow, grad: Event) -> bool:
     """Whether the scale is asked for in the same function, or on the way from there."""
     return any(event.function is grad.function or flow.may_reach(grad, event) for event in flow.of("get_scale"))
 

@@ -250,7 +250,7 @@ def loss_of(model, x, amp):
                 f"float16 autocast is always on, the scaler only if {source.segment(ours)}: use one condition for both"
             )
             return message, Severity.WARNING
-        if ours is True and isinstance(theirs, ast.expr) and not _is_guarded(source, call):
+        if ours is True and isinstance(theirs, ast.expr) and not _is_guarded(source):
             flag = source.segment(theirs)
             return f"the scaler is always on, autocast only if {flag}: give both enabled={flag}", Severity.INFO
         return None
@@ -325,7 +325,7 @@ def _gates(source: SourceFile, node: ast.AST) -> list[ast.AST]:
     return found
 
 
-def _is_guarded(source: SourceFile, call: ast.Call) -> bool:
+def _is_guarded(source: SourceFile) -> bool:
     """Whether the file uses scalers under conditions: then a scaler that is always made need not always be used."""
     used = [event.node for event in source.events if event.kind in ("scale", "step")]
     return any(_gates(source, node) for node in used)

@@ -160,10 +160,10 @@ def losses(x, y, dtype, fp16):
                 f"{name} of float16 values overflows beyond 65504 and loses errors below 3e-8: compute it in float32"
             )
             severity = Severity.INFO if source.no_grad(call) else None
-            yield source.finding(self, call, message, severity=severity, fix=_fix(source, call, values, facts))
+            yield source.finding(self, call, message, severity=severity, fix=_fix(source, values, facts))
 
 
-def _fix(source: SourceFile, call: ast.Call, values: list[ast.expr], facts: list[Fact]) -> Fix:
+def _fix(source: SourceFile, values: list[ast.expr], facts: list[Fact]) -> Fix:
     halves = [value for value, fact in zip(values, facts, strict=True) if fact is Fact.HALF]
     casts = tuple(edits.wrap(source, value, "", ".float()") for value in halves)
     return Fix("compute the loss in float32", casts)

@@ -168,7 +168,7 @@ def saliency(model, x):
         """Gradients that a function takes from a tape and applies."""
         if not _sets_policy(source) or source.method_calls(*_SCALING):
             return
-        tapes = {name for block in source.nodes(ast.With) for name in _tape_names(source, block)}
+        tapes = {name for block in source.nodes(ast.With) for name in _tape_names(block)}
         for call in source.method_calls("gradient"):
             assert isinstance(call.func, ast.Attribute)
             is_tape = isinstance(call.func.value, ast.Name) and call.func.value.id in tapes
@@ -190,7 +190,7 @@ def _sets_policy(source: SourceFile) -> bool:
     return any(isinstance(leaf, ast.Constant) and leaf.value == "mixed_float16" for leaf in leaves)
 
 
-def _tape_names(source: SourceFile, block: ast.With) -> Iterator[str]:
+def _tape_names(block: ast.With) -> Iterator[str]:
     for item in block.items:
         match item:
             case ast.withitem(context_expr=ast.Call(func=func), optional_vars=ast.Name(id=name)):
