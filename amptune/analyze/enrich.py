@@ -5,9 +5,9 @@ Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, 
 ``channels_last``, ``filled``, ``integers``, ``fp32_limit``, ``exact``, ``rises``, ``bounds``, ``batch``, ``views``,
 ``turns``, ``axes``, ``narrowed``, ``passed``, ``passed_too``, ``varied``, ``uneven``, ``random``, ``kept``,
 ``triangles``, ``as_stored``, ``one_hot``, ``pairs``, ``puts``, ``whole``, ``by_name``, ``called``, ``later_sources``,
-``image``, the facts of :mod:`amptune.analyze.batchfacts` and, of nn.MultiheadAttention, ``fused`` that the class
-describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its inputs is left
-as it is.
+``assigned``, ``image``, the facts of :mod:`amptune.analyze.batchfacts` and, of nn.MultiheadAttention, ``fused`` that
+the class describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its
+inputs is left as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from amptune.analyze.assignments import assigned_to
 from amptune.analyze.batchfacts import facts_of
 from amptune.analyze.constants import NodeBounds
 from amptune.analyze.dtypes import REVERSED, FollowedDtypes, is_in_place, names_literal, root, source, spelling, walk
@@ -126,6 +127,8 @@ def _facts(
         yield from _operands(site, covered, positions)
     if not site.is_module and is_in_place(covered[0]):
         yield "in_place", True
+    if site.op == "add" and any(root(node).op == "get_attr" for node in outside) and (kept := assigned_to(covered[0])):
+        yield "assigned", kept
     if not site.is_module and (called := _called(covered[0])) != site.op:
         yield "called", called
     if not site.is_module and site.attrs.get("dtype") and not names_literal(covered[0]):

@@ -27,15 +27,19 @@ def stopped_counts(rule: GraphRule, context: GraphContext) -> Iterator[Finding]:
 
 
 def _tally(rule: GraphRule, context: GraphContext, site: Site) -> Iterator[Finding]:
+    number = (site.attrs.get("scalars") or {}).get(_TALLIES[site.op], 1)
+    by = max(int(number), 1)
     for half in HALF:
         runs = tuple(run for run in context.runs if half in run.dtypes[site.id].outputs)
         if runs:
             number_format = Format.parse(half)
-            most = number_format.largest_exact_integer
+            most = number_format.largest_exact_integer * 2 ** math.ceil(math.log2(by))
+            if most > number_format.max:
+                continue
             yield context.finding(
                 rule,
                 site,
-                f"a count in {number_format} (under {recipes_in(runs)}), which has no {most + 1}: adding 1 to "
+                f"a count in {number_format} (under {recipes_in(runs)}), which has no {most + by}: adding {by} to "
                 f"{most} changes nothing, so that it stops there; count in integers or in float32",
                 most=most,
                 format=str(number_format),
@@ -48,19 +52,27 @@ def _is_tally(run: Run, site: Site) -> bool:
         return False
     side = _TALLIES[site.op]
     position = input_of(site, side)
-    return constant_of(run, site, side) == 1 or (position is not None and _counts(run, site, position))
+    number = (site.attrs.get("scalars") or {}).get(side, constant_of(run, site, side))
+    is_whole = number == 1 or (side in (site.attrs.get("scalars") or {}) and number >= 1 and number == int(number))
+    return is_whole or (position is not None and _counts(run, site, position))
 
 
 def _is_kept(run: Run, site: Site) -> bool:
     """Whether a sum is written where its first term is stored."""
     after = (run.ranges.graph[name] for name in run.ranges.graph.graph.successors(site.id) if name in run.ranges.graph)
+    first = input_of(site, 0)
+    source = run.ranges.sources(site)[first] if first is not None else ""
+    if source.rpartition(".")[2] in site.attrs.get("assigned", ()):
+        return True
     return bool(site.attrs.get("in_place")) or any(
         each.op == "copy" and run.ranges.sources(each)[:1] == run.ranges.sources(site)[:1] for each in after
     )
 
 
 def _counts(run: Run, site: Site, position: int) -> bool:
-    """Whether an input was made of integers or truth values."""
+    """Whether an input is of integers or truth values, or was made of them."""
+    if site.inputs[position].dtype in _COUNTED:
+        return True
     source = run.ranges.sources(site)[position]
     if source not in run.ranges.graph:
         return False

@@ -1,0 +1,73 @@
+"""Which attribute the code assigns the result of a call to: ``self.steps = self.steps + 1``."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import linecache
+
+from torch import fx
+
+_KEEP = frozenset({"to", "clone", "detach", "contiguous", "type_as", "half", "bfloat16", "float"})
+"""Methods that an assigned result may go through."""
+_Span = tuple[int, int, int | None, int | None]
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def assigned_to(node: fx.Node) -> frozenset[str]:
+    """The attributes that the result of a node's call is assigned to as it is, by the source: of ``self.a.b = x + 1``
+    ``b``, also by way of a local name."""
+    spot = getattr(getattr(node.meta.get("amptune_call"), "place", None), "origin", None)
+    if spot is None:
+        return frozenset()
+    span = (spot.line, spot.column, spot.end_line, spot.end_column)
+    return frozenset(name for function in _functions(spot.filename) for name in _attributes(function, span))
+
+
+def _attributes(function: _Function, span: _Span) -> list[str]:
+    """Attributes that a function assigns the expression at a place to."""
+    if not function.lineno <= span[0] <= (function.end_lineno or 0):
+        return []
+    found: list[str] = []
+    locals_: set[str] = set()
+    for target, value in _assignments(function):
+        if _span(value) == span or (isinstance(value, ast.Name) and value.id in locals_):
+            if isinstance(target, ast.Name):
+                locals_.add(target.id)
+            elif name := _attribute(target):
+                found.append(name)
+    return found
+
+
+def _attribute(target: ast.expr) -> str:
+    if isinstance(target, ast.Attribute) and target.attr == "data":
+        target = target.value
+    return target.attr if isinstance(target, ast.Attribute) else ""
+
+
+def _assignments(function: _Function) -> list[tuple[ast.expr, ast.expr]]:
+    """Targets with what is assigned to them, in the order of the lines."""
+    found = []
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign):
+            found += [(target, _kept(node.value)) for target in node.targets]
+    return sorted(found, key=lambda each: each[1].lineno)
+
+
+def _kept(value: ast.expr) -> ast.expr:
+    while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in _KEEP:
+        value = value.func.value
+    return value
+
+
+def _span(value: ast.expr) -> _Span:
+    return value.lineno, value.col_offset, value.end_lineno, value.end_col_offset
+
+
+@functools.lru_cache(maxsize=64)
+def _functions(filename: str) -> tuple[_Function, ...]:
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)))
+    except (SyntaxError, ValueError):
+        return ()
+    return tuple(node for node in ast.walk(tree) if isinstance(node, _Function))
