@@ -217,9 +217,10 @@ def _one_by_one(arguments: Sequence[Any]) -> Iterator[Any]:
 
 
 def _called(node: fx.Node) -> str:
-    """How the user's code calls an op: ``fill_diagonal_``; the op's own name for an operator."""
+    """How the user's code calls an op: ``fill_diagonal_``, ``erfc`` also of torch.special; the op's own name for an
+    operator."""
     call = node.meta.get("amptune_call")
-    name = str(getattr(call.function, "__name__", "")) if call else ""
+    name = str(getattr(call.function, "__name__", "")).removeprefix("special_") if call else ""
     return call.op if call and (not name.strip("_") or name.startswith("_")) else name
 
 

@@ -121,6 +121,8 @@ class Flow:
         if _keeps_first_alone(node):
             read = read[:1]
             self._note_cast(node, read)
+        if read and op_of(node) == "as_strided":
+            read = [self._shared.maker(read[0])]
         return tuple(dict.fromkeys(origin for argument in read for origin in self._origins.get(argument, ())))
 
     def _note_cast(self, node: fx.Node, read: list[fx.Node]) -> None:

@@ -17,7 +17,11 @@ from amptune.core.ops import Family, op_named
 
 UNSEEN = ""
 """Stands for the writer that is no site: random numbers that fill a tensor, arithmetic on integers."""
-_MAY_SHARE = frozenset({"getitem", "contiguous", "unfold", "alias"})
+_MAY_SHARE = frozenset({"getitem", "contiguous", "unfold", "alias", "view_as_complex"})
+_MAY_COPY = frozenset({"contiguous", "reshape", "flatten", "unflatten"})
+"""Ops that give a view of a tensor whose numbers lie in their order, and else, perhaps, a copy."""
+_REPEATABLE = frozenset({"copy", "fill", "zeros", "masked_fill", "clamp", "relu"})
+"""Writes that may come to one place twice: the second time changes nothing, or gives one of the numbers again."""
 _PARTS = frozenset({"split", "chunk", "unbind"})
 _REARRANGES = frozenset({"view", "transpose", "permute", "t", "movedim", "squeeze", "unsqueeze", "detach", "alias"})
 """Views that hold all numbers of their tensor, each once, and never are a copy."""
@@ -47,6 +51,7 @@ class SharedMemory:
         self._mixed: dict[fx.Node, tuple[str, ...]] = {}
         self._parts: dict[fx.Node, frozenset[tuple[fx.Node, int]]] = {}
         self._plain: dict[fx.Node, bool] = {}
+        self._certain: dict[fx.Node, bool] = {}
 
     def made(self, node: fx.Node, *, is_site: bool, whole: Iterable[fx.Node] = ()) -> None:
         """A node comes next.
@@ -60,15 +65,23 @@ class SharedMemory:
         if base is None or base not in self._memory:
             read = [each for each in node.all_input_nodes if each in self._memory]
             self._memory[node], self._parts[node], self._plain[node] = _Memory(node), frozenset(), True
+            self._certain[node] = True
             self._mixed[node] = tuple(dict.fromkeys(name for each in read for name in self.mixed(each)))
             self._seen[node] = 0
         else:
             self._memory[node] = self._memory[base]
             self._parts[node] = self._parts[base] | _picked_part(node)
             self._plain[node] = self._plain[base] and _op(node) in _REARRANGES
+            self._certain[node] = self._certain[base] and not _may_copy(node, base)
             self._mixed[node], self._seen[node] = self._mixed[base], self._seen[base]
+            if _op(node) == "as_strided":
+                self._mixed[node], self._seen[node], self._parts[node] = (), 0, frozenset()
         if is_site:
             self._mixed[node], self._seen[node] = (), len(self._memory[node].writes)
+
+    def maker(self, node: fx.Node) -> fx.Node:
+        """What made the memory that a tensor lies in: ``as_strided`` sees all of it, whatever it is called on."""
+        return self._memory[node].made
 
     def written(self, tensor: fx.Node, writer: fx.Node, name: str) -> None:
         """A node has written into the tensor of another; ``name`` is the site that it belongs to, or UNSEEN."""
@@ -76,11 +89,13 @@ class SharedMemory:
             self._moved(tensor, writer, name)
             return
         memory = self._memory[tensor]
+        name = UNSEEN if _op(writer) not in _REPEATABLE and _overlaps_itself(tensor) else name
         is_whole = self._plain[tensor] and name != UNSEEN and 0 < _numel(memory.made) == _numel(tensor)
         memory.writes.append(_Write(name, self._parts[tensor], is_whole))
         for node in (tensor, writer):
             self._memory[node], self._parts[node] = memory, self._parts[tensor]
             self._plain[node], self._seen[node] = self._plain[tensor], len(memory.writes)
+            self._certain[node] = self._certain[tensor]
             self._mixed[node] = () if name != UNSEEN else (UNSEEN,)
 
     def _moved(self, tensor: fx.Node, writer: fx.Node, name: str) -> None:
@@ -92,6 +107,7 @@ class SharedMemory:
             self._parts[source], self._plain[source])  # fmt: skip
         for node in (tensor, writer):
             self._memory[node], self._parts[node], self._plain[node] = memory, parts, plain
+            self._certain[node] = source is None or self._certain[source]
             self._seen[node], self._mixed[node] = len(memory.writes), () if name != UNSEEN else (UNSEEN,)
 
     def mixed(self, node: fx.Node) -> tuple[str, ...]:
@@ -100,11 +116,11 @@ class SharedMemory:
 
     def is_overwritten(self, node: fx.Node) -> bool:
         """Whether nothing is left in a tensor of what made it, though that is another tensor's writer."""
-        return any(each.is_whole for each in self._since(node))
+        return self._certain[node] and any(each.is_whole for each in self._since(node))
 
     def _since(self, node: fx.Node) -> list[_Write]:
         later = [each for each in self._memory[node].writes[self._seen[node] :] if not self._is_apart(node, each)]
-        whole = [place for place, each in enumerate(later) if each.is_whole]
+        whole = [place for place, each in enumerate(later) if each.is_whole and self._certain[node]]
         return later[whole[-1] :] if whole else later
 
     def _is_apart(self, node: fx.Node, write: _Write) -> bool:
@@ -140,6 +156,25 @@ def _shares_with(node: fx.Node) -> fx.Node | None:
     if family is Family.CAST:
         return base if _dtype(base) == _dtype(node) else None  # else it is a copy
     return base if family is Family.VIEW or op in _MAY_SHARE else None
+
+
+def _may_copy(node: fx.Node, base: fx.Node) -> bool:
+    """Whether what may be a view may as well be a copy: of numbers that do not lie in their order, or by a cast."""
+    if op_named(_op(node)).family is Family.CAST or _op(node) == "unfold":
+        return True
+    return _op(node) in _MAY_COPY and not all(each.is_contiguous() for each in _tensors(base))
+
+
+def _overlaps_itself(node: fx.Node) -> bool:
+    """Whether two numbers of a tensor may lie in one place, as in windows of ``unfold``."""
+    for each in _tensors(node):
+        reach = 0
+        for stride, extent in sorted(zip(each.stride(), each.shape, strict=True)):
+            if extent > 1:
+                if stride <= reach:
+                    return True
+                reach += stride * (extent - 1)
+    return False
 
 
 def _is_view_by_letters(node: fx.Node) -> bool:

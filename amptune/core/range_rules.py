@@ -119,10 +119,14 @@ def _dropout(site: Site, ranges: list[Range]) -> Range:
     return multiply(ranges[0], Range(0.0, 1.0 / keep if keep > 0 else 1.0)).union(ranges[0])
 
 
-def _lgamma(value: Range) -> Range:
-    """Of what is above zero: it falls to -0.1215 at 1.4616, and rises from there."""
-    if value.low <= 0:
+_MULTIVARIATE = ("mvlgamma", "multigammaln")
+
+
+def _lgamma(site: Site, ranges: list[Range]) -> Range:
+    """Of what is above zero: it falls to -0.1215 at 1.4616, and rises from there. A multivariate one is another sum."""
+    if not ranges or ranges[0].low <= 0 or str(site.attrs.get("called", "")).strip("_") in _MULTIVARIATE:
         return ANY
+    value = ranges[0]
     ends = [math.lgamma(end) if end < 1e300 else math.inf for end in (value.low, value.high)]
     lowest = -0.1215 if value.low < 1.4617 and value.high > 1.4616 else min(ends)
     return Range(lowest, max(ends))
@@ -237,7 +241,7 @@ RULES: dict[str, RangeRule] = {
     "sqrt": monotone(lambda x: math.sqrt(max(x, 0.0))),
     "softplus": softplus,
     "logsumexp": logsumexp,
-    "lgamma": first(_lgamma),
+    "lgamma": _lgamma,
     "erf": lambda site, ranges: Range(0.0, 2.0) if site.attrs.get("called") == "erfc" else Range(-1.0, 1.0),
     "atan": fixed(-math.pi / 2, math.pi / 2),
     "atan2": fixed(-math.pi, math.pi),

@@ -131,6 +131,8 @@ FORWARDS = {
     "an instance norm with stored statistics": "norm = nn.InstanceNorm1d(32, track_running_stats=True).eval()\n"
     "return norm(900 * self.fc(x)[None])",
     "a quotient of zeros": "a = self.fc(x)\nreturn (1 / (a - a.amax(-1, keepdim=True))).clamp(-9, 9)",
+    "a multivariate gamma": "return torch.special.multigammaln(4 + torch.sigmoid(self.fc(x)), 2)",
+    "what is left of an error function": "return torch.special.erfc(9 * self.fc(x)) - 1.5 * torch.erf(9 * self.fc(x))",
     "a rise": "a = 5 * self.fc(x)\nreturn torch.sigmoid(a + 1) - torch.sigmoid(a - 1)",
     "a variance": MEANS.format(spread="squares - mean * mean"),
     "a covariance": MEANS.format(spread="(h * h.flip(1)).mean(-1) - mean * h.flip(1).mean(-1)"),

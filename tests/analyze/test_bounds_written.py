@@ -57,6 +57,24 @@ CLOSE = {
     "a diagonal by einsum": ("torch.einsum('ii->i', d[:, :6].detach()).fill_(5)", "d", (0, 5)),
     "a sum of squares by einsum": ("e = torch.einsum('ij,ij->', d, d)\nd.add_(7)\nd = e", "d", (0, 48)),
     "a sum by einsum": ("e = torch.einsum('ij->i', d)\nd.add_(7)\nd = e", "d", (0, 8)),
+    "windows that overlap": ("d.detach().unfold(1, 3, 1).mul_(3)", "d", None),
+    "windows that overlap, filled": ("d.detach().unfold(1, 3, 1).fill_(3)", "d", (0, 3)),
+    "windows that do not overlap": ("d.detach().unfold(1, 2, 2).mul_(3)", "d", (0, 3)),
+    "strides that overlap": ("d.detach().as_strided((4, 2), (1, 1)).add_(3)", "d", None),
+    "beyond a view": ("v = d.detach()[0]\nv.fill_(7)\ne = v.as_strided((4,), (1,), 16)", "e", (0, 7)),
+    "over all of it, beyond a view": (
+        "v = d.detach()\nw = v[0]\nv.view(-1).fill_(7)\ne = w.as_strided((4,), (1,), 16)",
+        "e",
+        (7, 7),
+    ),
+    "a copy of what is turned": ("e = d.t().contiguous()\nd.detach().fill_(7)", "e", (0, 7)),
+    "a copy of columns": ("e = d[:, 1:].reshape(-1)\nd.detach().fill_(7)", "e", (0, 7)),
+    "a view of all in a row": ("e = d.detach().reshape(-1)\nd.detach().fill_(7)", "e", (7, 7)),
+    "real parts of complex numbers": (
+        "v = torch.view_as_real(torch.view_as_complex(d.detach().view(6, 4, 2)))\nv.mul_(-5)",
+        "d",
+        None,
+    ),
     "a copy": ("e = d.clone()\ne[0].add_(2)", "d", (0, 1)),
 }
 
