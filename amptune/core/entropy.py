@@ -68,6 +68,13 @@ def least_of_powers(ranges: Ranges, site: Site, made: Site) -> float:
     return least if least > _SMALLEST else 0.0
 
 
+def all_shares(ranges: Ranges, site: Site, made: Site) -> Range | None:
+    """Bounds of a sum over all shares that add up to 1, of so many rows: each row is 1, but for rounding."""
+    count = _count(ranges, made, site) if is_plain(ranges, site, 0) else 0
+    rows = reduced_count(site) / count if count else 0
+    return Range(rows / 2, 2 * rows) if rows else None
+
+
 def _count(ranges: Ranges, shares: Site | None, total: Site) -> int:
     """Over how many numbers shares add up to 1, where a sum runs over all of those; 0 for what are no shares."""
     if shares is None or not shares.outputs or not shares.outputs[0].shape:

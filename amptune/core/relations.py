@@ -10,7 +10,7 @@ from amptune.core.arguments import axis_size, is_scaled, limits_of, reduced_coun
 from amptune.core.blends import blended
 from amptune.core.conditions import chosen, filled, guarded_sum, selected
 from amptune.core.cumulative import rest_of_sum, steps_of_sum, whole_and_rest
-from amptune.core.entropy import LOGARITHMS, SHARES, entropy, is_entropy, least_of_powers
+from amptune.core.entropy import LOGARITHMS, SHARES, all_shares, entropy, is_entropy, least_of_powers
 from amptune.core.graph import Site
 from amptune.core.intervals import Range, point, square, symmetric
 from amptune.core.masked import least_kept
@@ -172,6 +172,8 @@ def _total(ranges: Ranges, site: Site) -> Range | None:
         return Range(1.0, count)
     if made is None:
         return None
+    if site.op == "sum" and (found := all_shares(ranges, site, made)):
+        return found
     if site.op == "sum" and made.op == "topk" and (found := _top_shares(ranges, site, made)):
         return found
     if site.attrs.get("called") in ("trace", "trapezoid", "trapz", "cumulative_trapezoid"):

@@ -247,9 +247,11 @@ def _is_between(run: Run, distance: Site) -> bool:
         current = run.ranges.root(current)
     if current is None or current.op not in ("sub", "cdist"):
         return False
-    return all(run.ranges.root(current, place) is not None for place in (0, 1)) and not run.ranges.covers(
-        current, 0, current, 1
-    )
+    stored = current.attrs.get("operand_params") or {}  # learnt centres
+    is_known = [run.ranges.root(current, place) is not None or place in stored for place in (0, 1)]
+    if len(stored) == 1 and input_of(current, 1 - next(iter(stored))) is not None:
+        return True
+    return all(is_known) and not run.ranges.covers(current, 0, current, 1)
 
 
 def is_needless(run: Run, site: Site, place: int) -> bool:

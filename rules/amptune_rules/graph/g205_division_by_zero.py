@@ -21,6 +21,7 @@ from amptune_rules.graph.causes import denominator_eps, zero_denominators
 from amptune_rules.graph.causes.batch_zeros import zero_denominator
 from amptune_rules.graph.causes.closed_rows import closed_rows
 from amptune_rules.graph.causes.infinities import zero_times_infinity
+from amptune_rules.graph.causes.singular_matrices import singular_matrices
 
 
 class DivisionByZero(GraphRule):
@@ -35,7 +36,8 @@ class DivisionByZero(GraphRule):
     what it reads. Sums of exponentials are above zero, and not reported, nor is a lost eps beside such a sum by
     segment. A squared distance by its three terms has rounding errors of both signs, whatever eps is below them; an
     eps that FP16 holds may still be too small to divide by there: 1 / 1e-5 is over 65504. Told too is what is NaN as
-    0 / 0 is: rows of a softmax that a mask closes, and a mask that is multiplied with infinity.
+    0 / 0 is: rows of a softmax that a mask closes, and a mask that is multiplied with infinity; and the inverse of a
+    product of a tensor with itself that is singular by its shape.
 
     ## Why is this bad
     0 / 0 is NaN, and one NaN in a forward makes every gradient NaN. The usual eps of 1e-8 is zero in FP16, whose
@@ -183,6 +185,7 @@ class DivisionByZero(GraphRule):
         yield from zero_denominators.without_eps(self, context)
         yield from closed_rows(self, context)
         yield from zero_times_infinity(self, context)
+        yield from singular_matrices(self, context, "inverse", "solve")
 
     def _division(self, context: GraphContext, site: Site, place: int) -> Iterable[Finding]:
         if (distance := denominator_of_distance(context, site, place)) is not None:

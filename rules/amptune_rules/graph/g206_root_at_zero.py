@@ -39,6 +39,7 @@ from amptune_rules.graph._roots import (
 )
 from amptune_rules.graph._spectra import is_loaded, spectrum_behind
 from amptune_rules.graph.causes.batch_zeros import closing_factor, zeros_of_batch
+from amptune_rules.graph.causes.singular_matrices import singular_matrices
 
 
 class RootAtZero(GraphRule):
@@ -48,7 +49,8 @@ class RootAtZero(GraphRule):
     Follows the ops and literals that lead to each sqrt, rsqrt and power below 1, rounded as each recipe would, and to
     powers such as 1.5, which are NaN below zero. A variance as E[x^2] - E[x]^2 is rounded below zero, and below an eps
     that is small against the rounding. The root of another difference is information where nothing says that it stays
-    above zero. Norm layers with eps=0 are reported too.
+    above zero. Norm layers with eps=0 are reported too, and cholesky, a root as well, of a product of a tensor with
+    itself that is singular by its shape.
 
     ## Why is this bad
     The gradient of sqrt at zero is infinite, and rsqrt(0) is infinite itself; times a zero gradient that is NaN. An
@@ -154,6 +156,7 @@ class RootAtZero(GraphRule):
                     chain=chain(context, site),
                 )
         yield from self._norms(context)
+        yield from singular_matrices(self, context, "cholesky")
 
     def _norms(self, context: GraphContext) -> Iterable[Finding]:
         """Norm layers whose eps was set to zero: they divide by the root of a variance."""
