@@ -101,6 +101,12 @@ def is_undone(context: GraphContext, site: Site) -> bool:
     return rises and root is not None and root.op in CLOSED_AT_ZERO and is_signed(run, root)
 
 
+def breaks_at_zero(context: GraphContext, site: Site) -> bool:
+    """Whether a root or its gradient is infinite at zero, and that counts."""
+    exponent = root_exponent(site)
+    return exponent is not None and (exponent < 0 or not context.train or site.inputs[0].requires_grad)
+
+
 def is_of_distance(run: Run, site: Site) -> bool:
     """Whether a root is taken of |a|^2 - 2ab + |b|^2, or of some of several such, without an eps."""
     found = distance_of(run.ranges, site, 0)

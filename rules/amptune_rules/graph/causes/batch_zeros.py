@@ -29,33 +29,9 @@ def zero_denominator(rule: GraphRule, context: GraphContext, site: Site, place: 
 
 _TAKES_OUT = frozenset(
     {
-        *(
-            "where",
-            "masked_fill",
-            "nan_to_num",
-            "masked_select",
-            "index",
-            "index_put",
-            "copy",
-            "fill",
-            "clamp",
-            "minimum",
-        ),
-        *(
-            "maximum",
-            "min",
-            "amin",
-            "max",
-            "amax",
-            "sort",
-            "topk",
-            "argmin",
-            "argmax",
-            "exp",
-            "tanh",
-            "sigmoid",
-            "atan",
-        ),
+        *("where", "masked_fill", "nan_to_num", "masked_select", "index", "index_put", "copy", "fill", "clamp"),
+        *("minimum", "maximum", "min", "amin", "max", "amax", "sort", "topk", "argmin", "argmax"),
+        *("exp", "tanh", "sigmoid", "atan"),
     }
 )
 """Ops right behind what is not finite that may leave it out, or make a number of an infinity again."""

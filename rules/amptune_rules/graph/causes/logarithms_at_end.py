@@ -1,0 +1,131 @@
+"""G204: logarithms of what ops and literals let come to the end of the domain, and of an eps that the format loses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from amptune.core.finding import Finding, Severity
+from amptune.core.graph import Site
+from amptune.core.graph_context import GraphContext, Run, recipes_in
+from amptune.core.operands import input_of
+from amptune.core.rule import GraphRule
+from amptune_rules.graph._logarithms import end_of, reaches_end
+from amptune_rules.graph._numeric import (
+    chain,
+    lost_eps,
+)
+from amptune_rules.graph._spectra import spectrum_behind
+
+_INSTEAD = {
+    "softmax": "; use log_softmax",
+    "sigmoid": "; use logsigmoid, or a loss with_logits",
+    "prod": "; use the sum of the logarithms",
+    "cumprod": "; use the cumulative sum of the logarithms",
+    "sum": "; use logsumexp where it is a sum of exponentials",
+}
+_MEASURES = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
+"""Losses, which are zero where all of their terms are: the logarithm of one is a measure such as PSNR."""
+
+
+def rounded_eps(rule: GraphRule, context: GraphContext, site: Site, eps: float, bad: tuple[Run, ...]) -> Finding:
+    """An eps that was written, and that the format rounds to zero."""
+    return context.finding(
+        rule,
+        site,
+        f"the eps of {eps:g} that protects {site.op} rounds to zero under {recipes_in(bad)}: {site.op}(0) is -inf",
+        eps=eps,
+    )
+
+
+def unprotected(rule: GraphRule, context: GraphContext, site: Site, runs: tuple[Run, ...]) -> Finding:
+    """What comes to the end without an eps."""
+    run = runs[0]
+    under = "" if len(runs) == len(context.runs) else f" under {recipes_in(runs)}"
+    root = run.ranges.root(site, 0)
+    low = run.ranges.operand(site, 0).low
+    made_by = root.op if root else "its input"
+    position = input_of(site, 0)
+    is_trained = context.train and (position is None or site.inputs[position].requires_grad)
+    gradient = " and its gradient not finite" if is_trained else ""
+    instead = _INSTEAD["sigmoid"] if _is_rest_of_share(run, root) else _INSTEAD.get(made_by, "")
+    return context.finding(
+        rule,
+        site,
+        f"{site.op} of {made_by}, whose values start at {low:g}{under}: {site.op}({end_of(site):g}) is -inf"
+        f"{gradient}{instead}",
+        severity=Severity.INFO if made_by in _MEASURES else None,
+        low=low,
+        chain=chain(context, site),
+    )
+
+
+def _is_rest_of_share(run: Run, root: Site | None) -> bool:
+    """Whether a difference is 1 - sigmoid(x), with a clamp between or without."""
+    if root is None or root.op != "sub" or (root.attrs.get("scalars") or {}).get(0) != 1:
+        return False
+    share = run.ranges.root(root, 1)
+    if share is not None and share.op == "clamp":
+        share = run.ranges.root(share)
+    return share is not None and share.op == "sigmoid"
+
+
+def of_layer(rule: GraphRule, context: GraphContext, site: Site) -> Finding:
+    """The output of a layer."""
+    return context.finding(
+        rule,
+        site,
+        f"{site.op} of the output of a layer, which has both signs: NaN below {end_of(site):g}; clamp it, or "
+        "use softplus and an eps before it",
+        chain=chain(context, site),
+    )
+
+
+def lost_beside(rule: GraphRule, context: GraphContext, site: Site) -> Iterator[Finding]:
+    """An eps that no format of 16 bits has, added to what the user's code alone keeps above zero."""
+    eps, runs = lost_eps(context, site)
+    if runs and site.op != "log1p":
+        yield context.finding(
+            rule,
+            site,
+            f"the eps of {eps:g} under {site.op} rounds to zero under {recipes_in(runs)}: {site.op}(0) is -inf "
+            "where what it is added to is zero; add it in float32",
+            severity=Severity.INFO,
+            eps=eps,
+            chain=chain(context, site),
+        )
+
+
+def of_parameter(rule: GraphRule, context: GraphContext, site: Site) -> Iterator[Finding]:
+    """What is worked out from parameters alone, or is one."""
+    name = (site.attrs.get("operand_params") or {}).get(0)
+    found = [run.ranges.operand(site, 0) for run in context.runs]
+    if name is None and all(reaches_end(site, each) for each in found):
+        below = any(each.low < end_of(site) for each in found)
+        breaks = " and below: NaN" if below else f": {site.op}({end_of(site):g}) is -inf"
+        yield context.finding(
+            rule,
+            site,
+            f"{site.op} of what is worked out from parameters alone and can come to {end_of(site):g}{breaks}",
+            severity=Severity.INFO,
+            chain=chain(context, site),
+        )
+    if name is not None:
+        yield context.finding(
+            rule,
+            site,
+            f"{site.op} of the parameter {name}, which training may take to {end_of(site):g} and below: NaN; store "
+            "its logarithm, or put it through softplus",
+            severity=Severity.INFO,
+        )
+
+
+def of_spectrum(rule: GraphRule, context: GraphContext, site: Site) -> Iterator[Finding]:
+    """Singular values and the like, of which some may be zero."""
+    if site.op != "log1p" and (what := spectrum_behind(context.runs[0], site)):
+        yield context.finding(
+            rule,
+            site,
+            f"{site.op} of {what}",
+            severity=Severity.INFO,
+            chain=chain(context, site),
+        )
