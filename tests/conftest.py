@@ -40,6 +40,17 @@ def process_group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread: two that wait for each other on a busy machine take longer than one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     """torch.compile knows nothing of other tests, and they nothing of this one."""
     import torch

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-import torch
 
 from amptune.capture import Target, TargetSpec, load_target
 
@@ -22,11 +21,8 @@ Load = Callable[..., Target]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    """Of the tests here, all."""
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from amptune.capture import TargetSpec
 from amptune.debug.result import DebugResult
@@ -54,11 +53,8 @@ def loss_fn(output, batch):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    """Of the tests here, all."""
 
 
 Run = Callable[..., DebugResult]

@@ -5,8 +5,7 @@ from amptune import runtime
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_seed() -> None:
-    torch.set_num_threads(1)
+def _one_thread_and_seed(one_thread: None) -> None:
     torch.manual_seed(0)
 
 
