@@ -163,7 +163,7 @@ def _vanishes_under(runs: tuple[Run, ...], site: Site) -> float | None:
 
 
 _HARMED = {
-    **dict.fromkeys(("div", "reciprocal"), "division"), **dict.fromkeys(("log", "log2", "log10"), "logarithm"),
+    **dict.fromkeys(("div", "reciprocal"), "division"), **dict.fromkeys(("log", "log2", "log10", "log1p"), "logarithm"),
     **dict.fromkeys(("sqrt", "rsqrt"), "root"), **dict.fromkeys(("mul", "pow", "square", "prod"), "product"),
 }  # fmt: skip
 _CARRIES = frozenset({"sum", "mean", "neg", "abs", "clamp", "amax", "max", "relu", "cumsum", "matmul", "bmm", "mm"})

@@ -26,8 +26,9 @@ class WideAngle(GraphRule):
 
     ## What it does
     Reports sin and cos of a 16-bit product with a literal factor of 6 and more, as `sin(30 * x)` and `cos(2 * pi * x)`,
-    which nothing bounds below that, and says how far apart neighbouring angles are there. Autocast leaves both in the
-    format of what they read; a cast to FP32 between the product and its sine brings nothing back.
+    which nothing bounds below that, and of positions times frequencies, where the largest angle is known, and says how
+    far apart neighbouring angles are there. Autocast leaves both in the format of what they read; a cast to FP32
+    between the product and its sine brings nothing back.
 
     ## Why is this bad
     A 16-bit number has a fixed count of digits, and those before the point are missing behind it: BF16 knows no angle
@@ -86,7 +87,10 @@ class WideAngle(GraphRule):
             pair = "" if made is None else made.id, site.location.line if site.location else site.id
             if told.setdefault(pair, site.op) != site.op:
                 continue  # sine and cosine of one angle
-            angle = _angle(half[0], site)
+            table = _largest_of_positions(context, half[0], site)
+            angle = table or _angle(half[0], site)
+            what = "angles up to" if table else "what is multiplied by"
+            further = "" if table else ", and more at larger ones"
             for number_format in (Format.BF16, Format.FP16):
                 step = _step(number_format, angle)
                 runs = tuple(run for run in half if _format_of(run, site) is number_format)
@@ -94,9 +98,9 @@ class WideAngle(GraphRule):
                     yield context.finding(
                         self,
                         site,
-                        f"{site.op} in {number_format} (under {recipes_in(runs)}) of what is multiplied by {angle:.4g}:"
-                        f" at {angle:.4g} neighbouring angles are {step:.3g} apart, and more at larger ones; compute "
-                        "the product and its sine and cosine in float32",
+                        f"{site.op} in {number_format} (under {recipes_in(runs)}) of {what} {angle:.4g}: at "
+                        f"{angle:.4g} neighbouring angles are {step:.3g} apart{further}; compute the product and its "
+                        "sine and cosine in float32",
                         factor=angle,
                         step=step,
                         format=str(number_format),
@@ -114,6 +118,25 @@ def _format_of(run: Run, site: Site) -> Format | None:
 def _comes_in_half(run: Run, site: Site) -> bool:
     """Whether an angle is rounded to 16 bits before its sine, which may be taken in FP32."""
     return _format_of(run, site) is not None and not run.dtypes[site.id].raises
+
+
+def _largest_of_positions(context: GraphContext, run: Run, site: Site) -> float:
+    """The largest angle of a table that is worked out from constants, or from integers of the batch, as positions are,
+    times frequencies; 0 for others, and for integers that the format does not have, which G211 tells of."""
+    made = run.ranges.root(site)
+    if made is None or made.op not in _TABLES or made.id in context.weighted:
+        return 0.0
+    bounds = context.bounds(run) or run.ranges
+    if not run.ranges.is_constant(made) and not made.attrs.get("batch_integers"):
+        return 0.0
+    number_format = _format_of(run, site)
+    factors = [bounds.operand(made, place).magnitude for place in (0, 1)]
+    found = bounds.operand(site, 0).magnitude
+    is_told = number_format is None or any(number_format.largest_exact_integer < each < math.inf for each in factors)
+    return found if math.isfinite(found) and not is_told else 0.0
+
+
+_TABLES = ("mul", "einsum", "outer", "matmul", "mm", "bmm")
 
 
 def _angle(run: Run, site: Site) -> float:
