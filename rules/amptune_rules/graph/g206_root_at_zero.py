@@ -12,6 +12,7 @@ from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import chain, floating_sites, reads_weights_alone
 from amptune_rules.graph._roots import is_fractional, is_root, may_be_negative, named, touches_zero
+from amptune_rules.graph.causes.noisy_sums import with_noise
 from amptune_rules.graph.causes.roots_at_zero import at_zero, lost_beside, rounded_eps, zero_in_batch
 from amptune_rules.graph.causes.roots_below_zero import below_zero, of_small_difference
 from amptune_rules.graph.causes.singular_matrices import singular_matrices
@@ -22,10 +23,10 @@ class RootAtZero(GraphRule):
 
     ## What it does
     Follows the ops and literals that lead to each sqrt, rsqrt and power below 1, rounded as each recipe would, and to
-    powers such as 1.5, which are NaN below zero. A variance as E[x^2] - E[x]^2 is rounded below zero, and below an eps
-    that is small against the rounding. The root of another difference is information where nothing says that it stays
-    above zero. Norm layers with eps=0 are reported too, and cholesky, a root as well, of a product of a tensor with
-    itself that is singular by its shape.
+    powers such as 1.5, which are NaN below zero. A variance as E[x^2] - E[x]^2 is rounded below zero, and below an
+    eps that is small against the rounding. The root of another difference, or of a sum with noise of both signs, is
+    information where nothing says that it stays above zero. Norm layers with eps=0 are reported too, and cholesky, a
+    root as well, of a product of a tensor with itself that is singular by its shape.
 
     ## Why is this bad
     The gradient of sqrt at zero is infinite, and rsqrt(0) is infinite itself; times a zero gradient that is NaN. An
@@ -153,5 +154,6 @@ class RootAtZero(GraphRule):
             or zero_in_batch(self, context, site)
             or at_zero(self, context, site, bad)
             or below_zero(self, context, site)
+            or with_noise(self, context, site)
             or lost_beside(self, context, site)
         )
