@@ -11,10 +11,10 @@ from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
 from amptune.core.intervals import Range
+from amptune_rules.graph._means import is_difference_of_means
 from amptune_rules.graph._numeric import (
     CLOSED_AT_ZERO,
     floating_sites,
-    is_difference_of_means,
     is_guarded_after,
     is_signed,
     is_stored,

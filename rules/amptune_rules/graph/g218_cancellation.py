@@ -12,7 +12,8 @@ from amptune.core.graph_context import GraphContext, Run, formats_in
 from amptune.core.rule import Example, GraphRule
 from amptune.core.variances import spread_of
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph._numeric import is_difference_of_means, where_in
+from amptune_rules.graph._means import is_difference_of_means
+from amptune_rules.graph._numeric import where_in
 
 _IN_WINDOWS = (
     "of windows there is no var: subtract the mean of the whole first, which changes no variance, average in float32, "
