@@ -102,7 +102,7 @@ class Knowledge:
     def _starts(self) -> Rows:
         """Where descents may begin: the plans so far, fastest first, FP32, and each choice everywhere."""
         space = self.model.space
-        measured = sorted((r for r in self.records if r.outcome.step_ms), key=lambda r: r.outcome.median_ms)
+        measured = sorted((r for r in self.records if r.outcome.step_ms), key=lambda r: r.outcome.ranked_ms)
         points = [record.point for record in measured[:NUM_STARTS]]
         points += [space.point({}), *(space.uniform(choice) for choice in space.offered())]
         return self.encoding.rows(points)
@@ -121,7 +121,7 @@ def can_learn(model: CostModel, stock: Sequence[TrialRecord], *, compiled: bool 
 
 
 def _steps(stock: Sequence[TrialRecord]) -> dict[str, float]:
-    return {r.outcome.recipe: r.outcome.median_ms for r in stock if r.outcome.recipe and r.outcome.step_ms}
+    return {r.outcome.recipe: r.outcome.ranked_ms for r in stock if r.outcome.recipe and r.outcome.step_ms}
 
 
 def learn(
@@ -138,7 +138,7 @@ def learn(
     recipes = _steps(stock)
     base = base_ms(model, recipes, compiled=compiled)
     measured = [r for r in records if r.outcome.step_ms and math.isfinite(model.predicted(r.point))]
-    step_ms = min((r.outcome.median_ms for r in measured), default=recipes.get("fp32", min(recipes.values())))
+    step_ms = min((r.outcome.ranked_ms for r in measured), default=recipes.get("fp32", min(recipes.values())))
     step, host = learn_times(encoding, measured, [r.outcome for r in stock], base, step_ms)
     noise = noise_of(measured, step_ms)
     banned = _banned(model.space, records)

@@ -229,7 +229,7 @@ def _stocks(search: Search, near: Sequence[Finalist], plans: Sequence[Finalist],
     if repeat(search, near, CHOICE_ROUNDS, clock):
         return _stocks_by_trials(near[:1], plans, clock)
     found = faster_of(near)
-    if found.record.outcome.median_ms > CLOSE * near[0].record.outcome.median_ms:
+    if found.record.outcome.ranked_ms > CLOSE * near[0].record.outcome.ranked_ms:
         # Slow moments can hit so few rounds: what its trial does not show takes more of them.
         go_on(search, near, MAX_ROUNDS, clock)
     return maybe_fastest(near)
@@ -248,7 +248,7 @@ def _stocks_by_trials(near: Sequence[Finalist], plans: Sequence[Finalist], clock
             clock.leave_out(f"which of {named} is faster is not known: their trials came in moments of different speed")
         return [first]
     best = first.record.outcome
-    close = [each for each in near if each.record.outcome.median_ms <= CLOSE * best.median_ms]
+    close = [each for each in near if each.record.outcome.ranked_ms <= CLOSE * best.ranked_ms]
     if clock.is_limited and not rounds_fitting([*close, *plans[:1]], clock):
         return [min(near, key=lambda stock: stock.record.outcome.measured_ms)]
     return close
@@ -263,7 +263,7 @@ def _is_near(search: Search, outcome: Outcome, best: Outcome) -> bool:
         return outcome.overlaps(best)
     is_timed_apart = outcome.paired is None and best.paired is None
     close = CLOSE_ON_CPU if is_timed_apart and search.options.device.startswith("cpu") else CLOSE
-    return outcome.median_ms <= close * best.median_ms
+    return outcome.ranked_ms <= close * best.ranked_ms
 
 
 def _has_time_for(near: Sequence[Finalist], plans: Sequence[Finalist], clock: FinalTime) -> bool:
@@ -311,8 +311,8 @@ def _finalists(search: Search, stock: TrialRecord) -> list[TrialRecord]:
     plans = search.best_plans(1 if search.options.objective == "memory" else NUM_FINALISTS)
     close = CLOSE_COMPILED if search.compiles_trials else CLOSE
     rivals = [*plans[:1], *([stock] if search.compiles_trials and may_be_in_parts(search, stock) else [])]
-    best = min((record.outcome.median_ms for record in rivals), default=math.inf)
-    return [record for record in plans if record.outcome.median_ms <= close * best]
+    best = min((record.outcome.ranked_ms for record in rivals), default=math.inf)
+    return [record for record in plans if record.outcome.ranked_ms <= close * best]
 
 
 def _saves_memory(plan: Finalist, stock: Finalist) -> bool:

@@ -132,8 +132,8 @@ def seconds_needed(search: Search) -> float:
     recipes = [outcome for outcome in measured if outcome.recipe]
     if not recipes:
         return 0.0
-    best = min(recipes, key=lambda outcome: outcome.median_ms)
-    plan = min((outcome for outcome in measured if not outcome.recipe), key=lambda o: o.median_ms, default=best)
+    best = min(recipes, key=lambda outcome: outcome.ranked_ms)
+    plan = min((outcome for outcome in measured if not outcome.recipe), key=lambda o: o.ranked_ms, default=best)
     rounds = seconds_of_rounds([plan, best], MAX_ROUNDS)
     if not search.compiles_trials:
         compiled = 2 * seconds_to_compile(search) if search.parts.in_eager else 0.0

@@ -85,7 +85,7 @@ class Fixed:
 
     def noise_of(self, outcome: Outcome) -> float:
         """Milliseconds by which the moment may have made a trial's steps longer or shorter than usual."""
-        return 0.0 if outcome.paired or outcome.usual_ms is not None else self.moments * outcome.median_ms
+        return 0.0 if outcome.paired or outcome.usual_ms is not None else self.moments * outcome.ranked_ms
 
 
 def learn_fixed(stock: Sequence[Outcome], plans: Sequence[tuple[Outcome, float]]) -> Fixed | None:
@@ -101,7 +101,7 @@ def learn_fixed(stock: Sequence[Outcome], plans: Sequence[tuple[Outcome, float]]
     for outcome, casts, off in trials:
         if outcome.step_ms and outcome.launch_ms:
             is_limit = not waited_for_host(outcome)
-            seen.append(Seen(max(outcome.median_ms - casts, 1e-3), off, is_limit))
+            seen.append(Seen(max(outcome.ranked_ms - casts, 1e-3), off, is_limit))
             seen.append(Seen(max(outcome.launch_ms - casts, 1e-3), QUEUED))
     return likeliest(seen) if seen else None
 

@@ -33,7 +33,7 @@ def prediction_json(records: Sequence[TrialRecord]) -> dict[str, Any]:
 
 
 def _values(outcome: Outcome) -> tuple[float, float, float]:
-    return outcome.median_ms, outcome.loss_gap or 0.0, float(outcome.memory_bytes or 0)
+    return outcome.ranked_ms, outcome.loss_gap or 0.0, float(outcome.memory_bytes or 0)
 
 
 def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

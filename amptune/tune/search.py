@@ -221,7 +221,7 @@ class Search:
     def evidence(self, group: str, choice: Choice) -> str:
         """What the trials of plans with this choice showed, as half a sentence."""
         found = [r.outcome for r in self.plans() if r.point.get(group) == choice.label]
-        times = [outcome.median_ms for outcome in found if outcome.valid]
+        times = [outcome.ranked_ms for outcome in found if outcome.valid]
         if times:
             return f"the fastest measured plan with it takes {min(times):.2f} ms"
         wrong = next((outcome for outcome in found if outcome.state == "invalid"), None)
@@ -331,7 +331,7 @@ class Search:
 
     def _limit_ms(self, candidate: Candidate) -> float | None:
         """Milliseconds of a step from which on a candidate is given up; None for what predictions need."""
-        best = min((r.outcome.median_ms for r in self.records() if r.outcome.valid), default=math.inf)
+        best = min((r.outcome.ranked_ms for r in self.records() if r.outcome.valid), default=math.inf)
         if math.isinf(best) or (candidate.name in point_recipes(self.costs) and self.knowledge() is None):
             return None
         return max(GIVE_UP_FACTOR * best, best + GIVE_UP_MS)
@@ -345,14 +345,14 @@ class Search:
         if self.compiles_trials or self.options.objective != "time":
             return None
         measured = [record for record in self.records() if record.outcome.step_ms]
-        best_ms = min((r.outcome.median_ms for r in measured if r.outcome.valid), default=math.inf)
-        unsteady = (r for r in measured if r.outcome.unsteady and r.outcome.median_ms <= AS_FAST * best_ms)
+        best_ms = min((r.outcome.ranked_ms for r in measured if r.outcome.valid), default=math.inf)
+        unsteady = (r for r in measured if r.outcome.unsteady and r.outcome.ranked_ms <= AS_FAST * best_ms)
         return next(unsteady, None)
 
     def _yardstick(self, record: TrialRecord) -> Yardstick:
         recipe = record.outcome.recipe
         candidate = self.recipes[recipe] if recipe else plan_candidate(self.plan_of(record))
-        return Yardstick(candidate, record.outcome.median_ms)
+        return Yardstick(candidate, record.outcome.ranked_ms)
 
     def _with_prediction(self, outcome: Outcome, point: dict[str, str]) -> Outcome:
         known = self.knowledge()
@@ -366,4 +366,4 @@ class Search:
         if not records:
             return ""
         best = min(records, key=lambda r: self._score(r.outcome))
-        return f"{best.outcome.recipe or 'plan'} {best.outcome.median_ms:.2f} ms"
+        return f"{best.outcome.recipe or 'plan'} {best.outcome.ranked_ms:.2f} ms"

@@ -85,7 +85,7 @@ class Steering:
         """The point with as many of the incumbent's choices as it takes not to be far slower; as it is, where that
         leaves nothing new."""
         nearer = point
-        while known.predicted(nearer) > TOO_SLOW * best.outcome.median_ms:
+        while known.predicted(nearer) > TOO_SLOW * best.outcome.ranked_ms:
             back = [nearer | {name: best.point[name]} for name in nearer if nearer[name] != best.point[name]]
             if not back:
                 return point
@@ -102,7 +102,7 @@ class Steering:
         gain = IN_VAIN * self._promising(known, best[0])[1]
         outcome = best[0].outcome
         if self.search.options.objective == "time":
-            noise, unit, size = known.noise_ms, "ms a step", outcome.median_ms
+            noise, unit, size = known.noise_ms, "ms a step", outcome.ranked_ms
         else:
             noise, unit, size = MEMORY_NOISE * (outcome.memory_bytes or 0), "bytes", outcome.memory_bytes or 0
         if not size or gain >= noise:
@@ -147,14 +147,14 @@ class Steering:
         there, with the choices that autocast does not have.
         """
         plans = [record.outcome for record in self.search.plans()]
-        times = [plan.median_ms for plan in plans if plan.step_ms] + [
+        times = [plan.ranked_ms for plan in plans if plan.step_ms] + [
             math.inf for plan in plans if plan.state == "slow"
         ]
         if self.search.options.objective != "time" or not times:
             return False
         stock = self.search.best_stock().outcome
         recipe = self.search.recipes.get(stock.recipe or "")
-        if recipe is None or recipe.autocast is None or recipe.float8 or min(times) <= AS_STOCK * stock.median_ms:
+        if recipe is None or recipe.autocast is None or recipe.float8 or min(times) <= AS_STOCK * stock.ranked_ms:
             return False
         costs = self.search.costs
         point = costs.made_legal(with_cheapest_loss(costs, self.search.stock_point(recipe.name)))
@@ -187,7 +187,7 @@ class Steering:
         # Plans of the front are much alike: when some of them do not train, the others tell little.
         if not best and done >= FRONT_IN_VAIN and len(self._searched()) < done:
             return None
-        limit = FRONT_SLOW * best[0].outcome.median_ms if best and self.search.options.objective == "time" else math.inf
+        limit = FRONT_SLOW * best[0].outcome.ranked_ms if best and self.search.options.objective == "time" else math.inf
         new = [point for point in self._fronts[key] if not self.search.is_tried(point)]
         likely = [point for point in new if known.chance(point) >= FRONT_LIKELY]
         point = min(likely or new, key=self._rank(known), default=None)
@@ -200,7 +200,7 @@ class Steering:
         """
         if self.search.options.objective != "time":
             return lambda point: (known.model.bytes(point),)
-        best_ms = min(r.outcome.median_ms for r in (self.search.best_stock(), *self.search.best_plans(1)))
+        best_ms = min(r.outcome.ranked_ms for r in (self.search.best_stock(), *self.search.best_plans(1)))
 
         def rank(point: dict[str, str]) -> tuple[float, ...]:
             on_gpu, on_host = known.predicted_by_part(point)
@@ -212,7 +212,7 @@ class Steering:
     def _repair(self, known: Knowledge) -> bool:
         """A plan with wrong gradients, with the groups that they belong to in more bits, where that may be the best."""
         best = self.search.best_plans(1)
-        limit = best[0].outcome.median_ms if best else math.inf
+        limit = best[0].outcome.ranked_ms if best else math.inf
         wrong = [record for record in self.search.plans() if record.outcome.failing and not adds_up(record)]
         points = [repaired(self.search.space, record) for record in wrong]
         points = [point for point in points if not self.search.is_tried(point) and known.predicted(point) < limit]

@@ -49,7 +49,7 @@ def learn_times(
 
     def observed(index: int, ms: float, predicted_ms: float, noise_ms: float = 0.0) -> Observation:
         record = measured[index]
-        off = FAR * max(0.0, record.outcome.median_ms - step_ms)
+        off = FAR * max(0.0, record.outcome.ranked_ms - step_ms)
         return Observation(record.point, ms - predicted_ms, math.hypot(noise_of([record], ms), off, noise_ms))
 
     casts = encoding.on_the_host.milliseconds(rows)
@@ -60,14 +60,14 @@ def learn_times(
     host = None
     if fixed is not None:
         medians = [(i, measured[i].outcome) for i in sorted(waited)]
-        seen = [observed(i, o.median_ms, fixed.ms + float(casts[i]), fixed.noise_of(o)) for i, o in medians]
+        seen = [observed(i, o.ranked_ms, fixed.ms + float(casts[i]), fixed.noise_of(o)) for i, o in medians]
         noise = noise_of([measured[i] for i in waited], step_ms)
         step = fit_model(features, costs, step_ms, seen, noise, offset=0.0, scales=HOST_SCALES)
         host = Host(encoding.on_the_host, step, fixed.ms)
 
     summed = base_ms + np.array([encoding.model.predicted(record.point) for record in measured])
     noise = noise_of(measured, step_ms)
-    seen = [observed(i, r.outcome.median_ms, summed[i]) for i, r in enumerate(measured) if i not in waited]
+    seen = [observed(i, r.outcome.ranked_ms, summed[i]) for i, r in enumerate(measured) if i not in waited]
     step = fit_model(features, costs, step_ms, seen, noise)
     # Steps in which the GPU waited only say that it takes no longer.
     expected = summed + step.corrections(rows)

@@ -75,7 +75,7 @@ def _plain(search: Search, names: list[str]) -> list[str]:
 def _waits(search: Search, known: Knowledge, name: str) -> bool:
     """Whether a recipe is clearly slower than the best so far, or in FP8 and unlikely to train by what FP8 showed."""
     point = search.stock_point(name)
-    best_ms = min((r.outcome.median_ms for r in search.records() if r.outcome.valid), default=math.inf)
+    best_ms = min((r.outcome.ranked_ms for r in search.records() if r.outcome.valid), default=math.inf)
     if known.predicted(point) > SLOWER * best_ms:
         return True
     return bool(search.recipes[name].float8) and knows_fp8(search) and known.chance(point) < LIKELY

@@ -56,7 +56,7 @@ class Outcome:
     - by the clock: ``step_ms``, whose median is ``measured_ms``;
     - at the trial's end: ``compared_ms``, which for an unsteady one is ``paired_ms``, the ratio times the other trial's
       step as it was known then: on the scale of what was predicted before the trial, and compared with that;
-    - in the end: ``median_ms``, by which trials are ranked and which the report draws: ``usual_ms`` where later trials
+    - in the end: ``ranked_ms``, by which trials are ranked and which the report draws: ``usual_ms`` where later trials
       have told more of that step (see ``moments``; it is no part of the journal), else ``compared_ms``.
     """
 
@@ -105,7 +105,7 @@ class Outcome:
         return self.worker_lost and self.recipe is not None
 
     @property
-    def median_ms(self) -> float:
+    def ranked_ms(self) -> float:
         """Step time to rank by (see the class); infinite when there is none."""
         return self.compared_ms if self.usual_ms is None else self.usual_ms
 
@@ -136,14 +136,14 @@ class Outcome:
         """Standard deviation of the step time, from quartiles; of the middle of its ratios where it is paired."""
         if self.paired:
             ratio, count = float(self.paired["ratio"]), int(self.paired["count"])
-            return self.median_ms * _spread(self.paired) / ratio / math.sqrt(count)
+            return self.ranked_ms * _spread(self.paired) / ratio / math.sqrt(count)
         return _spread(self.step_ms) if self.step_ms else 0.0
 
     def score(self, objective: str) -> tuple[float, float]:
         """What is to be small: the step time, or the memory and then the step time."""
         if objective == "time":
-            return self.median_ms, 0.0
-        return math.inf if self.memory_bytes is None else float(self.memory_bytes), self.median_ms
+            return self.ranked_ms, 0.0
+        return math.inf if self.memory_bytes is None else float(self.memory_bytes), self.ranked_ms
 
 
 def _spread(quartiles: Mapping[str, Any]) -> float:

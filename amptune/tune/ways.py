@@ -142,11 +142,11 @@ def _first_that_compiles(
 
 def _others(search: Search, best: Finalist, count: int) -> list[Finalist]:
     """The next of so many recipes by the trials in eager mode, which may be the fastest once they are compiled."""
-    most = COULD_LEAD * best.record.outcome.median_ms
+    most = COULD_LEAD * best.record.outcome.ranked_ms
     return [
         recipe_as(search, record, Way.EAGER)
         for record in search.best_stocks(count)
-        if record.number != best.record.number and record.outcome.median_ms <= most
+        if record.number != best.record.number and record.outcome.ranked_ms <= most
     ]
 
 

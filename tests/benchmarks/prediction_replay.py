@@ -92,7 +92,7 @@ def replayed(name: str) -> list[Row]:
     records = [_record(trial) for trial in report["trials"]]
     stock = [record for record in records if record.outcome.recipe and record.outcome.recipe != "tf32"]
     plain = _cost_model(name, graph, records[0].point)
-    base = stock[0].outcome.median_ms - plain.predicted(plain.space.point({}))
+    base = stock[0].outcome.ranked_ms - plain.predicted(plain.space.point({}))
     plans = [record for record in records if not record.outcome.recipe]
     off = {_key(r.point): r.outcome.table_ms - base - plain.predicted(r.point) for r in plans}
     model = Told(plain.space, _completed(plain.table, graph, name), plain.edges, plain.sensitivity, off)
@@ -102,7 +102,7 @@ def replayed(name: str) -> list[Row]:
             step, then = record.outcome.step_ms, record.outcome.predicted_ms
             now = learn(encoding, plans[:index], stock).predicted(record.point)
             spread = (step["high"] - step["low"]) / 2
-            rows.append(Row(record.number, record.outcome.median_ms, spread, then, now))
+            rows.append(Row(record.number, record.outcome.ranked_ms, spread, then, now))
     return rows
 
 

@@ -100,7 +100,7 @@ class _Simulated:
         self.stock = [_record(len(speedups), trial, name, by_clock.get(name)) for name, (trial, _) in stock.items()]
         self.plans = [_record(index, STEP_MS / speedup) for index, speedup in enumerate(speedups)]
         self.milliseconds = {
-            plan_candidate(self.plan_of(record)).key: record.outcome.median_ms for record in self.plans
+            plan_candidate(self.plan_of(record)).key: record.outcome.ranked_ms for record in self.plans
         } | {Candidate(name).key: truth for name, (_, truth) in stock.items()}
 
     def best_stock(self) -> _Record:

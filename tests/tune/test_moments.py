@@ -22,7 +22,7 @@ def record(
 
 
 def milliseconds(*records: TrialRecord) -> list[float]:
-    return [each.outcome.median_ms for each in at_usual_moments(records)]
+    return [each.outcome.ranked_ms for each in at_usual_moments(records)]
 
 
 def test_a_trial_in_a_slow_moment_makes_those_timed_beside_it_no_slower() -> None:

@@ -97,7 +97,7 @@ def test_all_unsteady_trials_are_timed_beside_the_same_one(tmp_path: Path) -> No
     assert beside == {0}
     best = search.best_plans(1)[0].outcome
     assert best.paired is not None
-    assert best.median_ms == pytest.approx(best.paired["ratio"] * records[0].outcome.median_ms, rel=1e-3)
+    assert best.ranked_ms == pytest.approx(best.paired["ratio"] * records[0].outcome.ranked_ms, rel=1e-3)
     assert best.measured_ms == best.step_ms["median"]  # type: ignore[index]
     told = result_json(search, verdict, 1.0, "plan.json")["trials"]
     assert told[2]["paired"]["count"] == 2 * PAIRS
@@ -146,7 +146,7 @@ def test_a_trial_with_nothing_beside_it_is_ranked_as_measured(tmp_path: Path) ->
     worker = FormulaWorker()
     search = make_search(tmp_path, worker, budget=6)
     search.run()
-    assert all(r.outcome.median_ms == r.outcome.measured_ms and r.outcome.paired is None for r in search.records())
+    assert all(r.outcome.ranked_ms == r.outcome.measured_ms and r.outcome.paired is None for r in search.records())
 
 
 def test_a_finalist_that_its_trial_shows_to_be_slower_is_not_compiled_whole(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_finalist_that_its_trial_shows_to_be_slower_is_not_compiled_whole(tmp_
     search = make_search(tmp_path, worker, budget=22)
     search.options = dataclasses.replace(search.options, compile_with="inductor")
     search.run()
-    first, second, third = (record.outcome.median_ms for record in search.best_plans(3))
+    first, second, third = (record.outcome.ranked_ms for record in search.best_plans(3))
     assert second < 1.02 * first < third < 1.1 * first
     search.progress.started -= 300
     decide(search)

@@ -142,8 +142,8 @@ def test_formats_of_a_recipe_that_the_costs_get_wrong_are_tried_as_a_plan(
     search.space = dataclasses.replace(search.space, groups=products)
     search.run()
     plans = search.plans()
-    assert plans[0].outcome.median_ms > search.best_stock().outcome.median_ms
-    assert plans[1].outcome.median_ms == pytest.approx(search.best_stock().outcome.median_ms)
+    assert plans[0].outcome.ranked_ms > search.best_stock().outcome.ranked_ms
+    assert plans[1].outcome.ranked_ms == pytest.approx(search.best_stock().outcome.ranked_ms)
 
 
 def test_a_choice_that_ran_has_a_kernel_whatever_the_costs_say(tmp_path: Path, worker: FormulaWorker) -> None:
@@ -156,7 +156,7 @@ def test_a_choice_that_ran_has_a_kernel_whatever_the_costs_say(tmp_path: Path, w
     products = tuple(dataclasses.replace(group, multiplies=True) for group in search.space.groups)
     search.space = dataclasses.replace(search.space, groups=products)
     search.run()
-    assert search.best_plans(1)[0].outcome.median_ms == pytest.approx(
+    assert search.best_plans(1)[0].outcome.ranked_ms == pytest.approx(
         10 + sum(min(ms.values()) for ms in TRUE_MS.values())
     )
     resumed = make_search(tmp_path, worker, budget=30, existing="resume")
@@ -314,7 +314,7 @@ def test_an_invalid_plan_never_wins(tmp_path: Path, worker: FormulaWorker) -> No
     assert verdict.record.outcome.valid
     invalid = [record for record in search.records() if record.outcome.state == "invalid"]
     assert invalid
-    assert min(r.outcome.median_ms for r in invalid) < verdict.record.outcome.median_ms
+    assert min(r.outcome.ranked_ms for r in invalid) < verdict.record.outcome.ranked_ms
 
 
 def test_the_winner_beats_the_best_stock_recipe(tmp_path: Path, worker: FormulaWorker) -> None:
@@ -402,7 +402,7 @@ def test_predictions_learn_from_what_was_measured(tmp_path: Path, worker: Formul
     known = search.knowledge()
     assert known is not None
     wrong = {i: {**search.best_plans(1)[0].point, name: "bf16"} for i, name in enumerate(SITES) if i % 3 == 0}
-    best_ms = search.best_plans(1)[0].outcome.median_ms
+    best_ms = search.best_plans(1)[0].outcome.ranked_ms
     for point in wrong.values():
         assert known.base_ms + known.model.predicted(point) < best_ms, "the table still takes it for a gain"
         assert known.predicted(point) > best_ms, "what was measured says otherwise"
@@ -442,10 +442,10 @@ def test_a_point_of_the_sampler_that_is_far_slower_is_taken_back(tmp_path: Path,
     turned = {"fp32": "bf16", "bf16": "fp32", "follow": "fp32"}
     other = {":loss": "follow" if best.point[":loss"] == "fp32" else "fp32"}
     slow = {name: turned[value] for name, value in best.point.items()} | other
-    assert known.predicted(slow) > 1.05 * best.outcome.median_ms
+    assert known.predicted(slow) > 1.05 * best.outcome.ranked_ms
     search.is_tried = lambda _point: False  # type: ignore[method-assign]
     found = Steering(search).without_hopeless(slow)
-    assert known.predicted(found) <= 1.05 * best.outcome.median_ms
+    assert known.predicted(found) <= 1.05 * best.outcome.ranked_ms
     assert found[":loss"] == other[":loss"], "only what makes it slow"
     search.is_tried = lambda _point: True  # type: ignore[method-assign]
     back = slow | {FRAGILE: "fp32"}
@@ -533,10 +533,10 @@ def test_the_pareto_front_holds_what_nothing_beats(tmp_path: Path, worker: Formu
     search.run()
     records = {record.number: record.outcome for record in search.records()}
     front = pareto_numbers(search.records())
-    fastest = min(records, key=lambda number: records[number].median_ms)
-    assert records[fastest].median_ms == records[front[0]].median_ms
+    fastest = min(records, key=lambda number: records[number].ranked_ms)
+    assert records[fastest].ranked_ms == records[front[0]].ranked_ms
     for number in set(records) - set(front):
-        assert any(records[other].median_ms < records[number].median_ms for other in front)
+        assert any(records[other].ranked_ms < records[number].ranked_ms for other in front)
 
 
 def test_the_error_of_predictions_is_reported(tmp_path: Path, worker: FormulaWorker) -> None:

@@ -35,7 +35,7 @@ def test_outcomes_come_back_after_reopening(tmp_path: Path) -> None:
     assert again.resumed
     assert again.header["identity"] == {"model": "x"}
     first, second = again.records()
-    assert (first.point, first.outcome.recipe, first.outcome.median_ms) == (
+    assert (first.point, first.outcome.recipe, first.outcome.ranked_ms) == (
         {"a": "low", "b": "fp32"},
         "autocast-bf16",
         2,

@@ -100,7 +100,7 @@ def decided(
 def test_a_plan_in_eager_mode_is_judged_beside_the_recipe_as_it_is_compiled(tmp_path: Path) -> None:
     worker = Compiler(recipes=0.95, plans=1.5)
     _, verdict, data = decided(tmp_path, worker)
-    trials = verdict.stock.outcome.median_ms / verdict.record.outcome.median_ms
+    trials = verdict.stock.outcome.ranked_ms / verdict.record.outcome.ranked_ms
     assert verdict.kind == "plan"
     assert verdict.speedup == pytest.approx(0.95 * trials)
     assert (data["compiled"], data["repeats"]["stock_in_eager"], data["trials_in_eager"]) == ("eager", False, True)
@@ -111,14 +111,14 @@ def test_a_plan_is_compiled_where_that_is_faster(tmp_path: Path) -> None:
     _, verdict, data = decided(tmp_path, Compiler(recipes=0.6, plans=0.5))
     assert verdict.kind == "plan"
     assert (data["compiled"], data["repeats"]["stock_in_eager"]) == ("whole", False)
-    trials = verdict.stock.outcome.median_ms / verdict.record.outcome.median_ms
+    trials = verdict.stock.outcome.ranked_ms / verdict.record.outcome.ranked_ms
     assert verdict.speedup == pytest.approx(trials * 0.6 / 0.5)
 
 
 def test_a_recipe_that_compiling_makes_faster_than_any_plan_stands(tmp_path: Path) -> None:
     _, verdict, data = decided(tmp_path, Compiler(recipes=0.3, plans=1.0))
     assert verdict.kind == "stock"
-    assert verdict.step.median == pytest.approx(0.3 * verdict.stock.outcome.median_ms)
+    assert verdict.step.median == pytest.approx(0.3 * verdict.stock.outcome.ranked_ms)
     assert (data["compiled"], data["repeats"]["stock_in_eager"]) == ("whole", False)
 
 
@@ -275,7 +275,7 @@ def test_without_a_plan_the_recipes_are_measured_compiled_too(tmp_path: Path, ti
     assert verdict.kind == "stock"
     assert (data["compiled"], data["repeated"]) == (way, True)
     assert {("autocast-bf16", False), ("autocast-bf16", True), ("fp32", True)} <= {*worker.repeated[0]}
-    assert verdict.step.median == pytest.approx(min(times, 1.0) * verdict.stock.outcome.median_ms)
+    assert verdict.step.median == pytest.approx(min(times, 1.0) * verdict.stock.outcome.ranked_ms)
 
 
 def test_without_a_plan_the_next_recipe_may_be_the_fastest_once_it_is_compiled(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_without_a_plan_the_next_recipe_may_be_the_fastest_once_it_is_compiled(t
     _, verdict, data = decided(tmp_path, Unlike(), budget=2)
     assert (data["best"]["recipe"], data["compiled"]) == ("fp32", "whole")
     assert data["repeats"]["stock"]["recipe"] == "fp32"
-    assert verdict.step.median == pytest.approx(0.4 * verdict.stock.outcome.median_ms)
+    assert verdict.step.median == pytest.approx(0.4 * verdict.stock.outcome.ranked_ms)
 
 
 @pytest.mark.parametrize(("fails", "timeout"), [("autocast-bf16", None), ("endless", None), ("", 10.0)])
