@@ -296,6 +296,8 @@ def _attrs(visit: Visit, inputs: Sequence[Operand]) -> dict[str, Any]:
         attrs["autocast"] = call.autocast
     if call.custom is not None and call.custom.cast_inputs and _is_custom(call):
         attrs["cast_inputs"] = call.custom.cast_inputs
+    if call.custom is not None and call.custom.divides and _is_custom(call):
+        attrs["backward_divides"] = call.custom.divides
     if call.custom is not None and _is_custom(call) and _ends_in_16_bits(visit):
         attrs["lowers"] = True
         if call.custom.mixes and _ends_in_product(visit):

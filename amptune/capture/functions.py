@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.autograd.function import Function
 
+from amptune.capture.backwarddivisions import BackwardDivision, backward_divisions
 from amptune.capture.backwards import mixed_product
 from amptune.capture.modulestack import ModuleStack
 from amptune.capture.where import Place, current_place
@@ -38,6 +39,7 @@ class FunctionCall:
         modules_before: how many module calls had begun before it.
         cast_inputs: the dtype that ``custom_fwd`` casts its inputs to under CUDA autocast; empty where it casts none.
         mixes: the op of its backward that multiplies a 16-bit gradient with an FP32 parameter; empty for none.
+        divides: what its backward divides by that can be zero.
         holds_modules: whether a module ran inside, as in a checkpointed block: then it is no site of its own.
     """
 
@@ -47,6 +49,7 @@ class FunctionCall:
     modules_before: int
     cast_inputs: str = ""
     mixes: str = ""
+    divides: tuple[BackwardDivision, ...] = ()
     holds_modules: bool = False
 
 
@@ -59,7 +62,7 @@ class FunctionCalls:
         self.finished: Callable[[FunctionCall, Any], None] = lambda call, result: None
         self.started: Callable[[FunctionCall, tuple[Any, ...]], None] = lambda call, args: None
         self._count = 0
-        self._tried: dict[type[Function], str] = {}
+        self._tried: dict[type[Function], tuple[str, tuple[BackwardDivision, ...]]] = {}
 
     @property
     def outermost(self) -> FunctionCall | None:
@@ -80,7 +83,7 @@ class FunctionCalls:
                 calls.started(call, args)
                 result = run(*args, **kwargs)
             calls.finished(call, result)
-            call.mixes = calls._mixed(cls, result)
+            call.mixes, call.divides = calls._backward(cls, result)
             return result
 
         Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
@@ -89,10 +92,10 @@ class FunctionCalls:
         finally:
             Function.apply = original  # type: ignore[method-assign]
 
-    def _mixed(self, function: type[Function], result: Any) -> str:
-        """As :func:`mixed_product`, tried once for each function."""
+    def _backward(self, function: type[Function], result: Any) -> tuple[str, tuple[BackwardDivision, ...]]:
+        """As :func:`mixed_product` and :func:`backward_divisions`, tried once for each function."""
         if function not in self._tried:
-            self._tried[function] = mixed_product(function, result)
+            self._tried[function] = mixed_product(function, result), backward_divisions(function, result)
         return self._tried[function]
 
     @contextlib.contextmanager

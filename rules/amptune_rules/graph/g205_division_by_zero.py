@@ -18,6 +18,7 @@ from amptune_rules.graph._denominators import (
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import eps_before, floating_sites, is_compared_alone, is_guarded_after
 from amptune_rules.graph.causes import denominator_eps, zero_denominators
+from amptune_rules.graph.causes.backward_divisions import backward_divisions
 from amptune_rules.graph.causes.batch_zeros import zero_denominator
 from amptune_rules.graph.causes.closed_rows import closed_rows
 from amptune_rules.graph.causes.infinities import zero_times_infinity
@@ -29,15 +30,16 @@ class DivisionByZero(GraphRule):
 
     ## What it does
     Follows the ops and literals that lead to each denominator and rounds them as each recipe would. Where an eps was
-    written and vanishes, it is a warning; so is a buffer of zeros, a denominator that is worked out from constants and
-    is zero somewhere, one that literals keep above zero by less than the format holds, and a normalisation with eps=0.
-    Where no eps was written and the denominator is a norm, a sum, a count, an absolute value, the output of a layer or
-    a parameter, it is information, and a warning where it is the output of relu or the like, which is zero for half of
-    what it reads. Sums of exponentials are above zero, and not reported, nor is a lost eps beside such a sum by
-    segment. A squared distance by its three terms has rounding errors of both signs, whatever eps is below them; an
-    eps that FP16 holds may still be too small to divide by there: 1 / 1e-5 is over 65504. Told too is what is NaN as
-    0 / 0 is: rows of a softmax that a mask closes, and a mask that is multiplied with infinity; and the inverse of a
-    product of a tensor with itself that is singular by its shape.
+    written and vanishes, it is a warning; so is a buffer of zeros, a denominator that is worked out from constants
+    and is zero somewhere, one that literals keep above zero by less than the format holds, and a normalisation with
+    eps=0. Where no eps was written and the denominator is a norm, a sum, a count, an absolute value, the output of a
+    layer or a parameter, it is information, and a warning where it is the output of relu or the like, which is zero
+    for half of what it reads. Sums of exponentials are above zero, and not reported, nor is a lost eps beside such a
+    sum by segment. A squared distance by its three terms has rounding errors of both signs, whatever eps is below
+    them; an eps that FP16 holds may still be too small to divide by there: 1 / 1e-5 is over 65504. Told too is what
+    is NaN as 0 / 0 is: rows of a softmax that a mask closes, and a mask that is multiplied with infinity; and the
+    inverse of a product of a tensor with itself that is singular by its shape. The backward of a custom autograd
+    function is run once on fakes: what it divides by is information.
 
     ## Why is this bad
     0 / 0 is NaN, and one NaN in a forward makes every gradient NaN. The usual eps of 1e-8 is zero in FP16, whose
@@ -186,6 +188,7 @@ class DivisionByZero(GraphRule):
         yield from closed_rows(self, context)
         yield from zero_times_infinity(self, context)
         yield from singular_matrices(self, context, "inverse", "solve")
+        yield from backward_divisions(self, context)
 
     def _division(self, context: GraphContext, site: Site, place: int) -> Iterable[Finding]:
         if (distance := denominator_of_distance(context, site, place)) is not None:
