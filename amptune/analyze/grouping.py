@@ -90,7 +90,8 @@ def _beside_place(finding: Finding) -> tuple[Any, ...] | None:
 def without_repeats(findings: Sequence[Finding]) -> list[Finding]:
     """Findings but for what others say too.
 
-    Left out are information about dimensions of a site that other findings name one by one, with their size; the second
+    Left out are information about dimensions of a site that other findings name one by one, with their size, unless it
+    says why a recipe does not run; the second
     of two dimensions, where the finding about the first names it; what is said of an overflow of a site that a more
     severe finding is about, and that a loss which overflows keeps few digits; and normalisations by a root that another
     finding, as severe, is about: an eps under the root is what both need.
@@ -105,7 +106,7 @@ def without_repeats(findings: Sequence[Finding]) -> list[Finding]:
     return [
         each
         for each in findings
-        if not _is_repeat(each, named)
+        if (not _is_repeat(each, named) or "stops" in each.evidence)
         and not (each.rule == _LOSS and each.severity <= worst.get(each.site, Severity.INFO - 1))
         and not (_is_overflow(each) and each.severity < worst[each.site])
         and not _is_told_at_root(each, roots)

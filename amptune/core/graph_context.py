@@ -174,6 +174,17 @@ class GraphContext:
             self._bounds[run.label] = Ranges(self.graph, run.dtypes, self.evidence.assumptions, self._structure)
         return self._bounds[run.label]
 
+    def bounds_with_batch(self, run: Run) -> Ranges | None:
+        """Bounds with the numbers of the batch, whatever the weights are; ``None`` where no batch is known."""
+        assumed = self.evidence.assumptions
+        if assumed is None:
+            return None
+        key = f"{run.label}, batch"
+        if key not in self._bounds:
+            given = dataclasses.replace(self.evidence.facts, inputs=assumed.inputs)
+            self._bounds[key] = Ranges(self.graph, run.dtypes, given, self._structure)
+        return self._bounds[key]
+
     def realised(self, recipe: Recipe, device: DeviceType = "cuda") -> Mapping[str, SiteDtypes]:
         """Site id -> dtypes under a recipe, of each call apart: what reads a later call reads that call's dtype."""
         key = recipe, device

@@ -80,3 +80,10 @@ def test_fp8_weight_gradients_of_few_rows_stop_the_recipe(rows: int, stops: bool
         assert found.estimates["h100"][recipe].stops.startswith("G108" * stops)
         assert bool(found.estimates["h100"][recipe].stops) is stops
     assert not found.estimates["h100"]["autocast-bf16"].stops
+
+
+def test_the_finding_that_says_why_a_recipe_stops_is_not_left_out(tmp_path: Path) -> None:
+    found = analysed(tmp_path, rows=4)
+    place = found.estimates["h100"]["fp8-rowwise"].stops.partition(": ")[0]
+    assert place.startswith("G108 at ")
+    assert [each.rule for each in found.findings if f"{each.location.path}:{each.location.line}" in place].count("G108")

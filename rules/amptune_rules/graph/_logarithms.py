@@ -16,9 +16,13 @@ def end_of(site: Site) -> float:
     return -1.0 if site.op == "log1p" else 0.0
 
 
+_TELLING = 1e9
+"""Size up to which a bound says something: products and powers of many terms have larger ones, and come to no end."""
+
+
 def reaches_end(site: Site, found: Range) -> bool:
     """Whether the bound says that zero or less is reached, rather than that nothing is known."""
-    return found.is_known and -1e30 < found.low <= end_of(site)
+    return found.is_known and -_TELLING < found.low <= end_of(site)
 
 
 def is_share_of_more(run: Run, site: Site) -> bool:

@@ -22,6 +22,7 @@ from amptune_rules.graph._roots import (
     runs_below_zero,
 )
 from amptune_rules.graph._spectra import is_loaded, spectrum_behind
+from amptune_rules.graph.causes.roots_at_zero import at_zero
 
 _CHOOSE = ("masked_fill", "where")
 _COMPARES = ("eq", "ne", "gt", "lt", "ge", "le")
@@ -64,6 +65,9 @@ def of_small_difference(rule: GraphRule, context: GraphContext, site: Site) -> F
 def below_zero(rule: GraphRule, context: GraphContext, site: Site) -> Finding | None:
     """What has both signs, as far as its terms show."""
     if root_exponent(site) is not None and is_of_difference(context, site):
+        bounds = context.bounds_with_batch(context.runs[0])
+        if bounds is not None and (lowest := bounds.operand(site, 0).low) >= 0:
+            return at_zero(rule, context, site, context.runs) if lowest == 0 else None
         return context.finding(
             rule,
             site,
