@@ -172,7 +172,7 @@ class Worlds:
         known, encoding = self.known, self.known.encoding
         flat, shape = _flat(rows), rows.shape[:2]
         one_hot = encoding.one_hot(flat).reshape(*shape, -1)
-        found = np.max([bound.milliseconds(rows, one_hot, owners) for bound in self.bounds], axis=0)
+        found = np.max([bound.milliseconds(rows, owners) for bound in self.bounds], axis=0)
         sums = np.stack([one_hot[i] @ self.by_value[owner] for i, owner in enumerate(owners)])
         if known.of_memory or math.isfinite(known.max_bytes):
             kept = encoding.bytes(flat).reshape(shape)
@@ -199,13 +199,14 @@ class DrawnTimes:
         self.links = [step.features.link_matrices(w) for w in weights]
         self.by_value = [step.features.of_values(w) for w in weights]
 
-    def milliseconds(self, rows: np.ndarray, one_hot: np.ndarray, owners: np.ndarray) -> np.ndarray:
-        """For rows x changes x choices, and their columns; the first axis is that of the owners."""
+    def milliseconds(self, rows: np.ndarray, owners: np.ndarray) -> np.ndarray:
+        """For rows x changes x choices; the first axis is that of the owners."""
         flat, shape = _flat(rows), rows.shape[:2]
+        weighed = self.step.features.encoding.weighed(flat).reshape(*shape, -1)
         found = self.encoding.milliseconds(flat).reshape(shape)
         indicators = [i.reshape(*shape, -1) for i in self.step.features.indicators(flat)]
         for i, owner in enumerate(owners):
-            found[i] += one_hot[i] @ self.by_value[owner]
+            found[i] += weighed[i] @ self.by_value[owner]
             for each, matrix in zip(indicators, self.links[owner], strict=True):
                 found[i] += ((each[i] @ matrix) * each[i]).sum(axis=1)
         found += self.fixed[owners, None] + self.scaling[owners, None] * self.encoding.is_scaled(flat).reshape(shape)

@@ -24,6 +24,9 @@ LOSS_CHOICE = ":loss"
 _FORMAT_INDEX = {number_format: index for index, number_format in enumerate(EDGE_FORMATS)}
 _FP32, _BF16, _FP16 = (_FORMAT_INDEX[f] for f in (Format.FP32, Format.BF16, Format.FP16))
 
+UNPRICED_SHARE = 0.05
+"""Share of a TF32 flag's uncertainty that stays where no product with a price is in FP32: a forward may have others."""
+
 Row = np.ndarray
 Rows = np.ndarray
 
@@ -75,6 +78,20 @@ class Encoding:
         """One column for each value of each choice: 1 where the row has it."""
         found = np.zeros((len(rows), self.starts[-1]))
         np.put_along_axis(found, rows + self.starts[:-1], 1.0, axis=1)
+        return found
+
+    def weighed(self, rows: Rows) -> np.ndarray:
+        """The same, with the flag of TF32 by how much of what it is for each row leaves in FP32.
+
+        The flag of a plan that has no product in FP32 changes nothing, or a product that has no price.
+        """
+        found = self.one_hot(rows)
+        if TF32 in self._whole:
+            column = self._whole[TF32]
+            total = self._by_tf32.sum()
+            left = self._by_tf32[rows + self.starts[:-1]].sum(axis=1) / total if total else np.zeros(len(rows))
+            share = UNPRICED_SHARE + (1 - UNPRICED_SHARE) * left
+            found[:, self.starts[column] : self.starts[column + 1]] *= share[:, None]
         return found
 
     def formats(self, rows: Rows) -> np.ndarray:
@@ -204,6 +221,15 @@ class Encoding:
             column = self.names.index(name)
             for choice, value in values.items():
                 found[self.starts[column] + self._position[column][choice.label]] = value
+        return found
+
+    @functools.cached_property
+    def _by_tf32(self) -> np.ndarray:
+        """Milliseconds that TF32 saves by column of ``one_hot``: those of groups in FP32."""
+        exact, fast = (self._per_value(self.model.problem_at({TF32: flag}).times) for flag in ("off", "on"))
+        known = np.isfinite(exact) & np.isfinite(fast)
+        saved = np.subtract(exact, fast, out=np.zeros(len(exact)), where=known)
+        found: np.ndarray = np.maximum(0.0, saved)
         return found
 
     @functools.cached_property

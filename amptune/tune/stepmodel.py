@@ -66,7 +66,7 @@ class Features:
         left, right = formats[:, self.left], formats[:, self.right]
         ones, scaled = np.ones((len(rows), 1)), self.encoding.is_scaled(rows)[:, None]
         return np.concatenate(
-            [ones, self.encoding.one_hot(rows), (left > 0) & (right > 0), left != right, scaled], axis=1
+            [ones, self.encoding.weighed(rows), (left > 0) & (right > 0), left != right, scaled], axis=1
         )
 
     def of_values(self, weights: np.ndarray) -> np.ndarray:
