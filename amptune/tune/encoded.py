@@ -148,6 +148,17 @@ class Encoding:
         groups = self.model.space.module_groups()
         return self.columns_of({group.name: {c for c in group.choices if c.format.is_fp8} for group in groups})
 
+    def alike(self) -> np.ndarray:
+        """By column of ``one_hot``, one column for each two or more choices of a group that run much the same kernels:
+        in 16 bits, and in FP8."""
+        found = []
+        for group in self.model.space.module_groups():
+            low = [choice for choice in group.choices if choice != FP32]
+            for some in ([c for c in low if c.format.is_fp8], [c for c in low if not c.format.is_fp8]):
+                if len(some) > 1:
+                    found.append(self.columns_of({group.name: some}).astype(float))
+        return np.array(found).reshape(len(found), self.starts[-1]).T
+
     def bytes(self, rows: Rows) -> np.ndarray:
         """What ``CostModel.bytes`` says of each row."""
         found: np.ndarray = self.one_hot(rows) @ self._bytes

@@ -1,6 +1,7 @@
 """What measured steps teach about the cost model: a Bayesian linear model of measured minus predicted step time.
 
-One weight for each value of each choice, one for all plans, one for those whose loss is scaled, and two for each two
+One weight for each value of each choice, one for the choices of a group that run much the same kernels (both halves,
+or FP8 with all its scalings), one for all plans, one for those whose loss is scaled, and two for each two
 groups that a tensor links: what they take beyond the sum where both are in 16 bits, and where their formats differ.
 Casts are priced by size alone, and kernels that follow one another share caches, launches and fusions, so links are off
 by what no single group is.
@@ -27,6 +28,8 @@ Feature = tuple[str, str]
 
 TABLE_ERROR = 0.2
 """Prior spread of a weight, as a share of what the table says the choice costs."""
+ALIKE = 0.75
+"""Share of a weight's variance that it has in common with the choices of its group that run much the same kernels."""
 FLOOR = 0.05
 """Prior spread of all weights together beside that, as a share of the step: what no table knows."""
 LINKED = 0.1
@@ -52,26 +55,32 @@ class Observation:
 
 
 class Features:
-    """The columns of the linear model: a constant, the values of the choices, the links, and the loss scaler."""
+    """The columns of the linear model: a constant, the values of the choices, those that are alike, the links, and the
+    loss scaler."""
 
     def __init__(self, encoding: Encoding) -> None:
         self.encoding = encoding
         self.left, self.right = encoding.pairs.T
         self.num_values = int(encoding.starts[-1])
-        self.count = 1 + self.num_values + 2 * len(self.left) + 1
+        self.alike = encoding.alike()
+        self._links = 1 + self.num_values + self.alike.shape[1]
+        self.count = self._links + 2 * len(self.left) + 1
 
     def of(self, rows: Rows) -> np.ndarray:
         """One row of features for each row of a space."""
         formats = self.encoding.formats(rows)
         left, right = formats[:, self.left], formats[:, self.right]
         ones, scaled = np.ones((len(rows), 1)), self.encoding.is_scaled(rows)[:, None]
+        values = self.encoding.weighed(rows)
         return np.concatenate(
-            [ones, self.encoding.weighed(rows), (left > 0) & (right > 0), left != right, scaled], axis=1
+            [ones, values, values @ self.alike, (left > 0) & (right > 0), left != right, scaled], axis=1
         )
 
     def of_values(self, weights: np.ndarray) -> np.ndarray:
         """The weights of the values of the choices, without the constant."""
-        return weights[1 : 1 + self.num_values]
+        own, shared = weights[1 : 1 + self.num_values], weights[1 + self.num_values : self._links]
+        found: np.ndarray = own + self.alike @ shared
+        return found
 
     def of_all(self, weights: np.ndarray) -> float:
         """The weight of what all plans have in common."""
@@ -88,7 +97,7 @@ class Features:
 
     def link_matrices(self, weights: np.ndarray) -> list[np.ndarray]:
         """The weights of the links as quadratic forms of the ``indicators``, up to a constant."""
-        both, differ = weights[1 + self.num_values : -1].reshape(2, -1)
+        both, differ = weights[self._links : -1].reshape(2, -1)
         size = len(self.encoding.model.space.module_groups())
         of_both, of_equal = np.zeros((size, size)), np.zeros((size, size))
         of_both[self.left, self.right] = both
@@ -102,9 +111,14 @@ class Features:
         names = zip(self.encoding.names, self.encoding.values, strict=True)
         known = [costs.get((name, value), 0.0) for name, values in names for value in values]
         choices[0] = offset * step_ms
-        choices[1 : 1 + self.num_values] = [math.hypot(TABLE_ERROR * _finite(ms), floor) for ms in known]
+        errors = TABLE_ERROR * np.array([_finite(ms) for ms in known])
+        has_like = self.alike.any(axis=1)
+        own = np.where(has_like, math.sqrt(1 - ALIKE), 1.0) * errors
+        members = self.alike / np.maximum(1, self.alike.sum(axis=0))
+        choices[1 : 1 + self.num_values] = np.hypot(own, floor)
+        choices[1 + self.num_values : self._links] = math.sqrt(ALIKE) * (errors @ members)
         choices[-1] = SCALING * step_ms
-        links[1 + self.num_values : -1] = LINKED * step_ms / math.sqrt(max(1, 2 * len(self.left)))
+        links[self._links : -1] = LINKED * step_ms / math.sqrt(max(1, 2 * len(self.left)))
         return choices, links
 
 

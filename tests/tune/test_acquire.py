@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pytest
 
-from amptune.core.choice import BF16, FP32
+from amptune.core.choice import BF16, FP16, FP32
 from amptune.core.formats import Format
 from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
 from amptune.tune.acquire import Acquisition, expected_improvement, smaller_of
@@ -138,3 +138,17 @@ def test_the_expected_improvement_is_the_mean_above_zero() -> None:
     saved, spread = np.array([1.0, -1.0, 0.3, -2.0, 3.0, math.inf]), np.array([0.5, 1.0, 2.0, 0.0, 0.0, 1.0])
     expected = [np.maximum(0.0, m + s * draws).mean() for m, s in zip(saved[:-1], spread[:-1], strict=True)]
     assert expected_improvement(saved, spread) == pytest.approx([*expected, 0.0], abs=0.01)
+
+
+def test_what_one_half_takes_says_what_the_other_takes() -> None:
+    """They run much the same kernels: after BF16 was slower than the table has it, FP16 is expected to be so too."""
+    choices = (FP32, BF16, FP16)
+    groups = tuple(Group(name, (name,), "module", ("swap",), choices) for name in NAMES)
+    table = CostTable({name: {FP32: SiteCost(40), BF16: SiteCost(20), FP16: SiteCost(20)} for name in NAMES}, {})
+    halves = Encoding(CostModel(Space(groups, tf32=False, channels_last=False), table, []))
+    step = fitted(halves, ["", "a", "ab"], lambda p: 4.0 * (p["a"] == "bf16"))
+    row = {name: halves.encode(halves.model.space.point(p)) for name, p in
+           (("bf16", {"a": "bf16"}), ("fp16", {"a": "fp16"}), ("fp32", {}))}  # fmt: skip
+    more, spread = step.differences(np.array([row["fp16"], row["fp32"]]), row["bf16"])
+    assert more == pytest.approx([0.0, -4.0], abs=1.0)
+    assert spread[0] < 4.0, "0.2 of 20 ms for each of two would be 5.7"

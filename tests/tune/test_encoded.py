@@ -89,3 +89,21 @@ def test_pairs_that_a_tensor_links_change_together() -> None:
     some = encoding.pair_changes(row[None], np.random.default_rng(0), 3)[0]
     assert len(some) == 3
     assert all(any((r == changed).all() for changed in changes) for r in some)
+
+
+def test_the_flag_of_tf32_weighs_what_is_left_in_fp32() -> None:
+    """With the one group that TF32 speeds up in BF16, the flag is hardly a choice."""
+    encoding = Encoding(make_model({}))
+    points = [encoding.model.space.point({"b": b, ":tf32": "off"}) for b in ("fp32", "bf16")]
+    in_fp32, elsewhere = encoding.weighed(encoding.rows(points)) / encoding.one_hot(encoding.rows(points)).clip(1e-9)
+    flag = encoding.columns_with({(":tf32", "off")})
+    assert in_fp32[flag] == pytest.approx(1.0)
+    assert 0 < elsewhere[flag] < 0.1
+    assert elsewhere[encoding.columns_with({("b", "bf16")})] == pytest.approx(1.0)
+
+
+def test_halves_are_alike_and_so_are_scalings_of_fp8() -> None:
+    encoding = Encoding(make_model({}))
+    columns = [f"{name}:{v}" for name, values in zip(encoding.names, encoding.values, strict=True) for v in values]
+    found = [{columns[row] for row in np.flatnonzero(column)} for column in encoding.alike().T]
+    assert found == [{f"{name}:bf16", f"{name}:fp16"} for name in NAMES], "one scaling alone is like no other"
