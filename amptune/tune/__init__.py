@@ -12,7 +12,7 @@ goes:
 - what it costs and what it does to numbers: costs, costcache, sitetimes, kernels, followers, edges, losses, base, host,
   rounding, sensitivity, costmodel
 - the plans that are tried first: front, allocate, mincut, milp, caps, splits
-- trials: search, study, stockorder, timing, outcomes, moments, timelimit, progress
+- trials: search, trial, study, stockorder, timing, outcomes, moments, timelimit, progress
 - what they teach about the next one: steering, adapt, acquire, stepmodel, steptimes, validity
 - the finalists: finals, finalist, finaltime, way, ways, judging, speedup, attribution
 - what is written: emit, emitted, explain, stockplan, result, pareto

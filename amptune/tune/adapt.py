@@ -19,7 +19,7 @@ from amptune.tune.host import Host
 from amptune.tune.space import HIGH, Group, Space
 from amptune.tune.stepmodel import Point, StepModel
 from amptune.tune.steptimes import learn_times, noise_of
-from amptune.tune.study import TrialRecord
+from amptune.tune.trial import TrialRecord
 from amptune.tune.validity import Tried, Validity, learn_validity
 
 IsTried = Callable[[dict[str, str]], bool]

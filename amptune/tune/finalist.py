@@ -11,8 +11,8 @@ from amptune.tune.process import TrialError
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.search import Search
 from amptune.tune.speedup import ERROR, Speedup
-from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime, pooled
+from amptune.tune.trial import Outcome, TrialRecord
 from amptune.tune.way import Way
 
 

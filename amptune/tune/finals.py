@@ -45,8 +45,8 @@ from amptune.tune.judging import (
 from amptune.tune.process import TrialError
 from amptune.tune.search import Search
 from amptune.tune.speedup import ERROR
-from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime
+from amptune.tune.trial import Outcome, TrialRecord
 from amptune.tune.way import Way
 from amptune.tune.ways import faster_ways, fastest_recipe, left_in_eager, num_fitting
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from amptune.tune.foundspace import role_of
-from amptune.tune.study import Outcome
 from amptune.tune.timelimit import OVERTIME
+from amptune.tune.trial import Outcome
 from amptune.tune.way import Way
 
 if TYPE_CHECKING:

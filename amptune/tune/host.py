@@ -16,7 +16,7 @@ import numpy as np
 from amptune.tune.base import AUTOCAST
 from amptune.tune.encoded import Encoding, Rows
 from amptune.tune.stepmodel import StepModel
-from amptune.tune.study import Outcome
+from amptune.tune.trial import Outcome
 
 UNSTEADY = 0.02
 """Distance of the quartiles, as a share of the median, from which on steps depend on the host's moment."""

@@ -11,7 +11,7 @@ from amptune.tune.finaltime import CHOICE_ROUNDS, MAX_ROUNDS, FinalTime, seconds
 from amptune.tune.process import TrialError
 from amptune.tune.search import Search
 from amptune.tune.speedup import ERROR, Speedup
-from amptune.tune.study import TrialRecord
+from amptune.tune.trial import TrialRecord
 from amptune.tune.way import Way
 
 LOOKS = 2

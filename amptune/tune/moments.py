@@ -12,7 +12,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from amptune.tune.study import TrialRecord
+from amptune.tune.trial import TrialRecord
 
 
 def at_usual_moments(records: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -8,8 +8,8 @@ import statistics
 
 from amptune.core.sizes import size_text
 from amptune.tune.job import Measured
-from amptune.tune.study import Outcome
 from amptune.tune.timing import Yardstick
+from amptune.tune.trial import Outcome
 
 GIVE_UP_FACTOR = 3.0
 """A candidate whose first steps take this many times the best step so far is not worth measuring."""

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from amptune.tune.study import Outcome, TrialRecord
+from amptune.tune.trial import Outcome, TrialRecord
 
 
 def pareto_numbers(records: Sequence[TrialRecord]) -> list[int]:

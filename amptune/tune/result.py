@@ -15,8 +15,8 @@ from amptune.tune.judging import MAX_PAIRED_ROUNDS
 from amptune.tune.pareto import pareto_numbers, prediction_json
 from amptune.tune.search import Search
 from amptune.tune.stockorder import unmeasured_note
-from amptune.tune.study import Outcome, TrialRecord
 from amptune.tune.timing import StepTime
+from amptune.tune.trial import Outcome, TrialRecord
 from amptune.tune.way import Way
 
 RESULT_VERSION = 1

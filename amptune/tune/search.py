@@ -36,9 +36,10 @@ from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.space import FOLLOW, Space
 from amptune.tune.steering import Steering
 from amptune.tune.stockorder import recipes_in_front
-from amptune.tune.study import Outcome, StudyFile, TrialRecord
+from amptune.tune.study import StudyFile
 from amptune.tune.timelimit import OutOfTimeError, TimeLimit
 from amptune.tune.timing import Yardstick
+from amptune.tune.trial import Outcome, TrialRecord
 
 GIVE_UP_MS = 20.0
 """And is this much slower, so that a hiccup in a step of a millisecond does not count."""

@@ -12,7 +12,7 @@ from amptune.tune.stockorder import knows_fp8, recipes_due
 
 if TYPE_CHECKING:
     from amptune.tune.search import Search
-    from amptune.tune.study import TrialRecord
+    from amptune.tune.trial import TrialRecord
 
 FRONT_SHARE = 0.4
 """Share of the trials left after the stock recipes that the front may take."""

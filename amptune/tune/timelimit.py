@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from amptune.tune.job import REFERENCE_SECONDS
 from amptune.tune.recipes import Candidate
-from amptune.tune.study import Outcome
+from amptune.tune.trial import Outcome
 
 OVERTIME = 0.1
 """Share of the limit that the trial in flight may take beyond it: what it measures is worth that."""

@@ -35,7 +35,7 @@ from amptune.tune.encoded import Encoding
 from amptune.tune.followers import follower_prices, milliseconds_of, with_followers
 from amptune.tune.foundspace import role_of
 from amptune.tune.space import COMPILED_LOSS, Group, Space
-from amptune.tune.study import Outcome
+from amptune.tune.trial import Outcome
 from tests.benchmarks.search_cases import DATA, recorded
 
 REPORTS = Path(__file__).parent / "reports"

@@ -16,8 +16,8 @@ from amptune.tune import finaltime
 from amptune.tune.finals import Verdict, decide
 from amptune.tune.parts import Parts
 from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.study import Outcome
 from amptune.tune.timing import StepTime
+from amptune.tune.trial import Outcome
 from amptune.tune.way import Way
 
 from .hosts import Host

@@ -34,9 +34,9 @@ from amptune.tune.outcomes import outcome_of
 from amptune.tune.parts import Parts
 from amptune.tune.recipes import Candidate, float8_candidate, plan_candidate
 from amptune.tune.space import COMPILED_LOSS
-from amptune.tune.study import Outcome
 from amptune.tune.timing import measure_step
 from amptune.tune.training import eager, training
+from amptune.tune.trial import Outcome
 from amptune.tune.worker import Worker
 
 from .conftest import Make

@@ -17,7 +17,7 @@ from amptune.tune.host import Seen, learn_fixed, likeliest, waited_for_host
 from amptune.tune.pareto import prediction_json
 from amptune.tune.recipes import Candidate
 from amptune.tune.search import Search
-from amptune.tune.study import Outcome
+from amptune.tune.trial import Outcome
 
 from .hosts import Host
 from .test_search import SITES, FormulaWorker, make_search

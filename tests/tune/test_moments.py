@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from amptune.tune.moments import at_usual_moments
-from amptune.tune.study import Outcome, TrialRecord
+from amptune.tune.trial import Outcome, TrialRecord
 
 
 def record(

@@ -6,7 +6,7 @@ import pytest
 
 from amptune.tune.outcomes import describe
 from amptune.tune.progress import Progress
-from amptune.tune.study import Outcome
+from amptune.tune.trial import Outcome
 
 
 def test_without_a_terminal_each_stage_and_each_note_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,8 @@ from amptune.tune.compilation import Compilation, forget_compiled
 from amptune.tune.outcomes import describe
 from amptune.tune.recipes import Candidate
 from amptune.tune.recompiling import num_compiled
-from amptune.tune.study import Outcome
 from amptune.tune.timing import StepTime, joined, measure_interleaved, measure_step, pooled
+from amptune.tune.trial import Outcome
 
 from .conftest import MLP, Make
 

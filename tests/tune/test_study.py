@@ -11,7 +11,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from amptune.errors import InputError, UsageError
-from amptune.tune.study import JOURNAL, Outcome, StudyFile, locked_folder, open_study
+from amptune.tune.study import JOURNAL, StudyFile, locked_folder, open_study
+from amptune.tune.trial import Outcome
 
 CHOICES = {"a": ("fp32", "low"), "b": ("fp32", "low")}
 STEP = {"median": 2.0, "low": 1.9, "high": 2.1, "repeats": 10}

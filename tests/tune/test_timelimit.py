@@ -15,8 +15,8 @@ from amptune.tune.job import Measured
 from amptune.tune.process import TrialError
 from amptune.tune.recipes import Candidate, float8_candidate
 from amptune.tune.search import Search
-from amptune.tune.study import Outcome
 from amptune.tune.timelimit import OVERTIME, TimeLimit, expected_seconds
+from amptune.tune.trial import Outcome
 
 from .test_search import Capsys, FormulaWorker, make_search
 
