@@ -13,4 +13,5 @@ import pytest
 def test_the_map_of_a_package_names_its_modules(package: str) -> None:
     found = importlib.import_module(package)
     modules = {each.name for each in pkgutil.iter_modules(found.__path__)}
-    assert modules - set(re.findall(r"\w+", str(found.__doc__))) == set()
+    missing = modules - set(re.findall(r"\w+", str(found.__doc__)))
+    assert not missing, f"name them in the docstring of {package}, beside those that they belong to"
