@@ -29,6 +29,11 @@ QUICK = (
     "running_observations",
     "masked_tokens",
     "student",
+    "agents_mixing",
+    "camera_pipeline",
+    "crowd_points",
+    "body_keypoints",
+    "online_features",
 )
 FILES = [file for name in ROUNDS for file in files(name)]
 
