@@ -83,7 +83,9 @@ def test_fp8_weight_gradients_of_few_rows_stop_the_recipe(rows: int, stops: bool
 
 
 def test_the_finding_that_says_why_a_recipe_stops_is_not_left_out(tmp_path: Path) -> None:
-    found = analysed(tmp_path, rows=4)
+    wide = "model = Net()\n    model.fc, model.head = nn.Linear(64, 4096), nn.Linear(4096, 64)\n    return model"
+    found = analysed(tmp_path, make=wide, rows=4)
+    assert "G103" in [each.rule for each in found.findings]
     place = found.estimates["h100"]["fp8-rowwise"].stops.partition(": ")[0]
     assert place.startswith("G108 at ")
     assert [each.rule for each in found.findings if f"{each.location.path}:{each.location.line}" in place].count("G108")
