@@ -22,6 +22,7 @@ from torch import fx
 
 from amptune.analyze.assignments import assigned_to
 from amptune.analyze.batchfacts import facts_of
+from amptune.analyze.branches import asked_for_half
 from amptune.analyze.constants import NodeBounds
 from amptune.analyze.dtypes import REVERSED, FollowedDtypes, is_in_place, names_literal, root, source, spelling, walk
 from amptune.analyze.einsums import copied
@@ -82,6 +83,8 @@ def _add_to_all(graph: PrecisionGraph, module: fx.GraphModule, known: PrecisionG
             continue
         added = dict(_facts(site, covered, outside, dtypes)) | dict(origins(site, calls, owners, bounds))
         added |= facts_of(own)
+        if line := asked_for_half(site, added):
+            added["asks_for_half"] = line
         if casts := _param_casts(site, read, dtypes):
             added["param_casts"] = casts
         viewed, elements = counted_views((step for node in outside for step in walk(node)), seen)

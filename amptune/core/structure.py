@@ -206,7 +206,7 @@ _FOUND = frozenset(
             "narrowed",
             "exact",
         ),
-        *("rises", "fp32_limit", "image", "autocast", "assigned", "zeros_read", "zero_times_infinity"),
+        *("rises", "fp32_limit", "image", "autocast", "assigned", "asks_for_half", "zeros_read", "zero_times_infinity"),
     }
 )
 """What is told of a site beside its arguments: of its inputs, which are compared by where they come from, and of its

@@ -74,16 +74,19 @@ def _outside(
     rule: GraphRule, context: GraphContext, site: Site, runs: tuple[Run, ...], number: float, raising: str
 ) -> Finding:  # fmt: skip
     """A number that FP16 cannot hold; ``raising`` names the op that refuses it."""
+    asked = site.attrs.get("asks_for_half")
+    branch = f", unless line {asked}, which asks for float16, chooses another one there" if asked else ""
+    severity = Severity.INFO if asked else Severity.ERROR if raising else Severity.WARNING
     return context.finding(
         rule,
         site,
         f"{number:g} is outside of fp16 (65504): this {raising or called(site)} "
-        f"{'raises' if raising else 'gives infinity'} in fp16 (under {recipes_in(runs)}); "
+        f"{'raises' if raising else 'gives infinity'} in fp16 (under {recipes_in(runs)}){branch}; "
         f"{_instead(site, raising, number)}",
-        severity=Severity.ERROR if raising else Severity.WARNING,
+        severity=severity,
         value=number,
         format="fp16",
-        **({"stops": stopped(runs)} if raising else {}),
+        **({"stops": stopped(runs)} if raising and not asked else {}),
     )
 
 
