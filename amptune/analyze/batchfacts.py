@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx
+from torch._subclasses import FakeTensor
 
 from amptune.analyze.batchzeros import Zeros
 from amptune.analyze.closedrows import stored
@@ -25,14 +26,24 @@ def note_facts(module: fx.GraphModule, batch: Mapping[str, torch.Tensor]) -> Non
         batch: name of a placeholder -> the tensor of the batch that it stands for.
     """
     written = {root(each) for node in module.graph.nodes for each in node.meta.get("amptune_writes", ())}
-    folded = Folded(
-        lambda node: None if node in written else stored(module, node, batch), lambda node: node not in written
-    )
-    zeros = Zeros(folded)
+
+    def worked_out(numbers: Mapping[str, torch.Tensor]) -> Folded:
+        return Folded(
+            lambda node: None if node in written else stored(module, node, numbers), lambda node: node not in written
+        )
+
+    folded = worked_out(batch)
+    # A tensor of zeros alone stands for data, and is none.
+    zeros = Zeros(worked_out({name: tensor for name, tensor in batch.items() if not _is_empty_of_numbers(tensor)}))
     for node in module.graph.nodes:
         facts = {"zero_times_infinity": zeros_times_infinity(node, folded), "zeros_read": _zeros_read(node, zeros)}
         if found := {name: count for name, count in facts.items() if count}:
             node.meta[FACTS] = found
+
+
+def _is_empty_of_numbers(tensor: torch.Tensor) -> bool:
+    is_real = not isinstance(tensor, FakeTensor) and tensor.device.type != "meta" and tensor.layout is torch.strided
+    return bool(is_real and tensor.is_floating_point() and not tensor.detach().any())
 
 
 _ASK = {"div": 1, "reciprocal": 0, "log": 0, "log2": 0, "log10": 0, "sqrt": 0, "rsqrt": 0, "pow": 0}

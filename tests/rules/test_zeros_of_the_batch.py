@@ -30,6 +30,8 @@ def messages(code: str, body: str, batch: str, folder: Path) -> list[str]:
         ("w = torch.softmax(-x.square(), 1)\nreturn self.fc(x) * (w / w.sum(1, keepdim=True))", FAR, 0),
         ("seen = (x.abs() > 0).sum(1)\nreturn torch.where(seen > 0, self.fc(x).sum(1) / seen, 0.0)", SOME, 0),
         ("return self.fc(x) / (1 + x.abs().sum(1, keepdim=True))", SOME, 0),
+        ("s = x.abs().sum(1)\ny = self.fc(x).sum(1) / s * 2 + 1\nreturn y.masked_fill(s == 0, 0.0)", SOME, 0),
+        ("return self.fc(x) / x.abs().sum(1, keepdim=True)", "torch.zeros(32, 64)", 0),
     ],
 )
 def test_a_denominator_that_is_zero_with_the_batch(body: str, batch: str, count: int, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from amptune.core.finding import Finding
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
+from amptune.core.ops import Family, op_named
 from amptune.core.rule import GraphRule
 from amptune_rules.graph._denominators import quotient, what_may_vanish
 from amptune_rules.graph._numeric import chain, gives_zeros, is_compared_alone, is_guarded_after
@@ -35,6 +36,8 @@ _TAKES_OUT = frozenset(
     }
 )
 """Ops right behind what is not finite that may leave it out, or make a number of an infinity again."""
+_CHOOSES = frozenset({"where", "masked_fill", "nan_to_num", "masked_select", "index", "index_put"})
+_STEPS = 3
 
 
 def zeros_of_batch(context: GraphContext, site: Site) -> int:
@@ -43,7 +46,18 @@ def zeros_of_batch(context: GraphContext, site: Site) -> int:
     zeros = int(site.attrs.get("zeros_read", 0))
     if zeros <= 0 or is_guarded_after(context, site) or is_compared_alone(context, site):
         return 0
-    return 0 if any(after.op in _TAKES_OUT for after in context.graph.consumers(site.id)) else zeros
+    return 0 if _is_taken_out(context, site) else zeros
+
+
+def _is_taken_out(context: GraphContext, site: Site) -> bool:
+    """Whether what reads a site may take out what is not finite: right behind it, or by a choice some steps later."""
+    fresh, taking = context.graph.consumers(site.id), _TAKES_OUT
+    for _ in range(_STEPS):
+        if any(after.op in taking for after in fresh):
+            return True
+        plain = (after for after in fresh if op_named(after.op).family is Family.POINTWISE)
+        fresh, taking = [each for after in plain for each in context.graph.consumers(after.id)], _CHOOSES
+    return False
 
 
 _FACTORS = 8
