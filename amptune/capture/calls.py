@@ -16,7 +16,7 @@ from amptune.capture.autocast import AutocastRegions
 from amptune.capture.casts import cast_attrs
 from amptune.capture.cost import gemms_of
 from amptune.capture.dtypereads import DtypeReads
-from amptune.capture.functions import FunctionCall, FunctionCalls
+from amptune.capture.functions import CHECKPOINTS, FunctionCall, FunctionCalls
 from amptune.capture.modulestack import ModuleCall, ModuleStack
 from amptune.capture.names import op_name, spelling_of
 from amptune.capture.target import tensors_in
@@ -47,6 +47,7 @@ class Call:
         dtype_of: number of the call whose result gave the dtype that this one is given (``x.to(y.dtype)``), 0 for a
             parameter, a buffer or a tensor of the batch; None where that is not known.
         mapped: whether it runs under ``torch.func.vmap``, which shows the code one sample of many.
+        recomputed: whether it runs again in the backward, under ``torch.utils.checkpoint``.
         function: what was called, ``2 / x`` and ``x / 2`` being one op; None where no torch function was.
     """
 
@@ -63,6 +64,7 @@ class Call:
     custom: FunctionCall | None = None
     dtype_of: int | None = None
     mapped: bool = False
+    recomputed: bool = False
     function: Callable[..., Any] | None = None
     trail: Trail = ()
 
@@ -127,6 +129,7 @@ class CallRecorder(TorchFunctionMode):
             gemms=gemms_of(op, args, kwargs, result),
             custom=self.functions.outermost,
             does_nothing=op in _DROPOUTS and _is_off(named),
+            recomputed=self.functions.in_checkpoint or _is_hooked_by_checkpoint(),
             mapped=any(is_mapped(each) for each in tensors_in((args, kwargs))),
         )
         self.calls.append(call)
@@ -138,6 +141,12 @@ class CallRecorder(TorchFunctionMode):
         custom, holder = self.functions.outermost, self.stack.holder
         if custom is not None and holder is not None and holder.number > custom.modules_before:
             custom.holds_modules = True
+
+
+def _is_hooked_by_checkpoint() -> bool:
+    """Whether what autograd keeps goes to a checkpoint of the kind that is not re-entrant."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and getattr(hooks[0], "__module__", "") == CHECKPOINTS
 
 
 @contextlib.contextmanager

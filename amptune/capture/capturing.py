@@ -10,6 +10,7 @@ from typing import Literal
 from torch import fx, nn
 
 from amptune.capture.build import build_calls, build_graph
+from amptune.capture.calls import Call
 from amptune.capture.cutoff import cut_off
 from amptune.capture.failure import Attempt, explained
 from amptune.capture.frontends import Frontends, Recorded, TooLargeError
@@ -106,9 +107,11 @@ def _remarks(done: _Done, train: bool) -> Iterator[str]:
     if gradients:
         yield (f"the forward or loss takes gradients itself{_at(gradients)}: neither that backward nor the one through "
                "it is priced or judged, so predicted times and memory are too low")  # fmt: skip
-    mapped = {node.name for node in done.module.graph.nodes if _is_mapped(node)}
-    sites = [site for site in done.graph if not mapped.isdisjoint(site.nodes)]
-    if sites:
+    if train and (again := _sites_of(done, lambda call: call.recomputed)):
+        shown = f"{len(again)} site{'s' * (len(again) > 1)}"
+        yield (f"torch.utils.checkpoint runs the forward of {shown} again in the backward{_at(again[:1])}, which is "
+               "not priced: predicted times are too low, memory, with all that it would keep, too high")  # fmt: skip
+    if sites := _sites_of(done, lambda call: call.mapped):
         yield (f"what runs under torch.func.vmap{_at(sites[:1])} is shown and priced as for one of its samples, so "
                "predicted times and memory are too low")  # fmt: skip
     unknown = sorted({site.op for site in done.graph if site.op not in OPS and not site.opaque} - {_GRADIENT})
@@ -130,9 +133,11 @@ def _at(sites: Sequence[Site]) -> str:
     return f" ({', '.join(dict.fromkeys(places))})" if places else ""
 
 
-def _is_mapped(node: fx.Node) -> bool:
-    call = node.meta.get("amptune_call")
-    return call is not None and call.mapped
+def _sites_of(done: _Done, holds: Callable[[Call], bool]) -> list[Site]:
+    """The sites of a graph with a call of which something holds."""
+    calls = ((node.name, node.meta.get("amptune_call")) for node in done.module.graph.nodes)
+    found = {name for name, call in calls if call is not None and holds(call)}
+    return [site for site in done.graph if not found.isdisjoint(site.nodes)]
 
 
 def _is_hidden(graph: PrecisionGraph) -> bool:

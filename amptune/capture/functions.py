@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch.autograd.function import Function
 
 from amptune.capture.backwarddivisions import BackwardDivision, backward_divisions
@@ -26,6 +27,10 @@ def cast_inputs(function: type[Function]) -> str:
 
 def _closed_over(function: Callable[..., Any]) -> Mapping[str, Any]:
     return inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
+
+
+CHECKPOINTS = "torch.utils.checkpoint"
+"""Where torch keeps the functions that run a part of the forward again in the backward."""
 
 
 @dataclasses.dataclass
@@ -61,8 +66,18 @@ class FunctionCalls:
         self.running: list[FunctionCall] = []
         self.finished: Callable[[FunctionCall, Any], None] = lambda call, result: None
         self.started: Callable[[FunctionCall, tuple[Any, ...]], None] = lambda call, args: None
+        self.in_checkpoint = False
         self._count = 0
         self._tried: dict[type[Function], tuple[str, tuple[BackwardDivision, ...]]] = {}
+
+    @contextlib.contextmanager
+    def _checkpoint(self, cls: type[Function]) -> Iterator[None]:
+        before = self.in_checkpoint
+        self.in_checkpoint = before or (cls.__module__ == CHECKPOINTS and torch.is_grad_enabled())
+        try:
+            yield
+        finally:
+            self.in_checkpoint = before
 
     @property
     def outermost(self) -> FunctionCall | None:
@@ -78,7 +93,8 @@ class FunctionCalls:
         def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
             run = original.__get__(None, cls)
             if cls.__module__.startswith("torch."):
-                return run(*args, **kwargs)
+                with calls._checkpoint(cls):
+                    return run(*args, **kwargs)
             with calls._run(cls) as call:
                 calls.started(call, args)
                 result = run(*args, **kwargs)

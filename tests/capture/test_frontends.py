@@ -453,3 +453,32 @@ def test_flex_attention_is_one_site_though_a_cpu_has_no_backward_for_it(kernel: 
     assert site.outputs[0].shape == (2, 2, 128, 16)
     assert site.outputs[0].requires_grad
     assert not [note for note in found.notes if "vmap" in note]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("frontend", [*RECORDED, "export"])
+def test_parts_that_run_again_in_the_backward_are_named(reentrant: bool, frontend: str, load: Load) -> None:
+    text = f"""
+    from torch.utils.checkpoint import checkpoint
+
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.fc, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def part(self, x):
+            return torch.tanh(self.fc(x))
+
+        def forward(self, x):
+            return self.last(checkpoint(self.part, self.first(x), use_reentrant={reentrant}))
+    """
+    for train, count in ((True, 1), (False, 0)):
+        notes = capture(load(text, name="Net", inputs=("2x8",)), frontends=[frontend], train=train).notes
+        said = [note for note in notes if "torch.utils.checkpoint runs the forward of 2 sites again" in note]
+        assert len(said) == count
+
+
+def test_a_model_without_checkpoints_says_nothing_of_them(load: Load) -> None:
+    notes = capture(load("Net = lambda: nn.Linear(8, 8)", name="Net", inputs=("2x8",))).notes
+    assert not [note for note in notes if "checkpoint" in note]
