@@ -40,10 +40,12 @@ def process_group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Torch computes in one thread: two that wait for each other on a busy machine take longer than one."""
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Torch computes in one thread, in the processes that a test starts too: two that wait for each other on a busy
+    machine take longer than one."""
     import torch
 
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""``amptune tune`` as a user runs it: a process, a model file, an output folder."""
+"""``amptune tune`` as a user runs it: a process, a model file, an output folder; mistakes are made in this process."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from .inprocess import amptune as amptune_here
 from .tune.conftest import MLP
 
 FAST = ("--steps", "3", "--device", "cpu")
@@ -99,7 +100,7 @@ def test_the_result_says_how_good_the_predictions_were(tuned: Path) -> None:
 @pytest.mark.parametrize("option", [("--max-memory", "1GiB"), ("--objective", "memory")])
 def test_memory_needs_a_gpu(tmp_path: Path, option: tuple[str, str]) -> None:
     (tmp_path / "net.py").write_text(MLP)
-    result = amptune(tmp_path, "tune", "net.py", *option, *FAST)
+    result = amptune_here(tmp_path, "tune", "net.py", *option, *FAST)
     assert result.returncode == 2
     assert "the memory of a GPU only" in result.stderr
     assert "Traceback" not in result.stderr
@@ -148,7 +149,7 @@ def test_the_diff_applies(tuned: Path) -> None:
 def test_a_second_run_touches_nothing_unless_told(tuned: Path) -> None:
     out = tuned / "amptune-out" / "net"
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
-    result = amptune(tuned, "tune", "net.py", "--budget", "6", *FAST)
+    result = amptune_here(tuned, "tune", "net.py", "--budget", "6", *FAST)
     assert result.returncode == 2
     assert "--resume" in result.stderr
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
@@ -160,7 +161,7 @@ def test_a_changed_model_is_not_resumed(tuned: Path) -> None:
     shutil.copytree(tuned / "amptune-out", folder / "amptune-out")
     (folder / "net.py").write_text(MLP.replace("32", "40"))
     before = (folder / "amptune-out/net/result.json").read_bytes()
-    result = amptune(folder, "tune", "net.py", "--budget", "7", "--resume", *FAST)
+    result = amptune_here(folder, "tune", "net.py", "--budget", "7", "--resume", *FAST)
     assert result.returncode == 2
     assert "cannot be continued: the model has other operations or shapes" in result.stderr
     assert (folder / "amptune-out/net/result.json").read_bytes() == before
@@ -267,7 +268,7 @@ def test_bad_input_is_one_message(
 ) -> None:
     if source is not None:
         (tmp_path / "net.py").write_text(source)
-    result = amptune(tmp_path, "tune", *arguments, "--steps", "3")
+    result = amptune_here(tmp_path, "tune", *arguments, "--steps", "3")
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words), result.stderr
@@ -278,7 +279,7 @@ def test_bad_input_is_one_message(
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(MLP)
     (tmp_path / "file").write_text("")
-    result = amptune(tmp_path, "tune", "net.py", "--out", "file/out", *FAST)
+    result = amptune_here(tmp_path, "tune", "net.py", "--out", "file/out", *FAST)
     assert result.returncode == 2
     assert "file/out" in result.stderr
     assert "Traceback" not in result.stderr
@@ -287,7 +288,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_an_optimizer_that_needs_a_closure_is_named(tmp_path: Path) -> None:
     own = "def make_optimizer(params):\n    return torch.optim.LBFGS(params)\n"
     (tmp_path / "net.py").write_text(f"{MLP}\n\n{own}")
-    result = amptune(tmp_path, "tune", "net.py", "--budget", "3", *FAST)
+    result = amptune_here(tmp_path, "tune", "net.py", "--budget", "3", *FAST)
     assert result.returncode == 3
     assert "returned LBFGS, whose step() needs closure" in result.stderr
     assert "raised at" not in result.stderr
@@ -323,7 +324,7 @@ def test_a_package_of_the_working_directory_is_a_target(tmp_path: Path) -> None:
 
 def test_a_bench_with_a_plan_that_is_missing_loads_nothing(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("raise RuntimeError('loaded')")
-    result = amptune(tmp_path, "bench", "net.py", "--plan", "missing.json", *FAST)
+    result = amptune_here(tmp_path, "bench", "net.py", "--plan", "missing.json", *FAST)
     assert result.returncode == 2
     assert "missing.json" in result.stderr
     assert "loaded" not in result.stderr
