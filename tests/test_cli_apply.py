@@ -65,7 +65,7 @@ def test_without_a_model_it_is_the_plans(folder: Path) -> None:
 def test_a_plan_that_does_not_fit_is_refused(folder: Path, changes: dict[str, Any], words: tuple[str, ...]) -> None:
     sites = changes.get("sites")
     write_plan(folder, Plan(sites=sites) if sites else PLAN, **({} if sites else changes))
-    result = amptune(folder, "apply", "plan.json", "net.py")
+    result = amptune_here(folder, "apply", "plan.json", "net.py")
     assert result.returncode == 2
     assert all(word in result.stderr for word in words), result.stderr
     assert "Traceback" not in result.stderr
@@ -90,13 +90,13 @@ def test_parts_that_cannot_be_compiled_are_refused(folder: Path, parts: str, bac
 @pytest.mark.parametrize("content", ["", "{", "[1]"])
 def test_something_else_than_a_plan(folder: Path, content: str) -> None:
     (folder / "plan.json").write_text(content)
-    result = amptune(folder, "apply", "plan.json", "net.py")
+    result = amptune_here(folder, "apply", "plan.json", "net.py")
     assert result.returncode == 2
     assert "plan.json" in result.stderr
 
 
 def test_a_missing_plan(folder: Path) -> None:
-    result = amptune(folder, "apply", "nowhere.json", "net.py")
+    result = amptune_here(folder, "apply", "nowhere.json", "net.py")
     assert (result.returncode, result.stdout) == (2, "")
     assert "nowhere.json" in result.stderr
 
@@ -414,7 +414,7 @@ def test_what_is_computed_from_a_tensor_of_the_model_is_cast_in_the_patched_file
     (tmp_path / "net.py").write_text(source)
     plan = Plan(sites={"fc": SitePlan(Format.BF16), "shift": SitePlan(Format.BF16, how="late")})
     write_plan(tmp_path, plan)
-    result = amptune(tmp_path, "apply", "plan.json", "net.py")
+    result = amptune_here(tmp_path, "apply", "plan.json", "net.py")
     assert result.returncode == 0, result.stderr
     out = tmp_path / "amptune-out/net"
     assert '"shift": {"format": "bf16", "how": "late"}' in (out / "net_amptuned.py").read_text()
@@ -443,7 +443,7 @@ def test_a_tensor_that_the_model_holds_is_cast_in_the_patched_file(tmp_path: Pat
     """The file is run as a user runs it: the stream that the parameter joins has the plan's format."""
     (tmp_path / "net.py").write_text(ADDED)
     write_plan(tmp_path, Plan(sites={"fc": SitePlan(Format.BF16), "shift": SitePlan(Format.BF16, how="own")}))
-    result = amptune(tmp_path, "apply", "plan.json", "net.py")
+    result = amptune_here(tmp_path, "apply", "plan.json", "net.py")
     assert result.returncode == 0, result.stderr
     out = tmp_path / "amptune-out/net"
     assert '"shift": "bf16"' in (out / "net_amptuned.py").read_text()

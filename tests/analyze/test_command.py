@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ..inprocess import amptune
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = """\
 import torch
@@ -41,7 +43,15 @@ def loss_fn(output, batch):
 """
 
 
-def run(folder: Path, *arguments: str, source: str = MODEL, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, source: str = MODEL) -> subprocess.CompletedProcess[str]:
+    """In this process."""
+    (folder / "model.py").write_text(source)
+    return amptune(folder, "analyze", *arguments)
+
+
+def run_process(
+    folder: Path, *arguments: str, source: str = MODEL, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     (folder / "model.py").write_text(source)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'rules'}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -51,7 +61,7 @@ def run(folder: Path, *arguments: str, source: str = MODEL, timeout: float = 120
 
 
 def test_text_report(tmp_path: Path) -> None:
-    done = run(tmp_path, "--gpu", "h100", "--html", "page.html")
+    done = run_process(tmp_path, "--gpu", "h100", "--html", "page.html")
     assert done.returncode == 0, done.stderr
     assert "model.py:13:40: warning G102 at fc: out_features N = 1003" in done.stdout
     assert "model.py:13:16: warning G204" in done.stdout
@@ -169,14 +179,14 @@ def test_nan_in_the_batch_and_the_weights_is_said(tmp_path: Path) -> None:
 
 def test_what_c_code_writes_to_stdout_is_kept_off_it(tmp_path: Path) -> None:
     raw = MODEL.replace('print("a forward that prints")', "__import__('os').write(1, b'raw words')")
-    done = run(tmp_path, "--gpu", "h100", "--format", "json", source=raw)
+    done = run_process(tmp_path, "--gpu", "h100", "--format", "json", source=raw)
     assert json.loads(done.stdout)["version"] == 1
     assert "raw words" in done.stderr
 
 
 def test_a_forward_that_hangs(tmp_path: Path) -> None:
     hanging = MODEL.replace('print("a forward that prints")', "__import__('time').sleep(100)")
-    done = run(tmp_path, "--gpu", "h100", "--timeout", "8", source=hanging)
+    done = run_process(tmp_path, "--gpu", "h100", "--timeout", "8", source=hanging)
     assert done.returncode == 3
     assert "did not finish within 8 s" in done.stderr
     assert done.stdout == ""
