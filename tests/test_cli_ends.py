@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from .inprocess import amptune as amptune_here
 from .test_cli_apply import write_plan
 from .test_cli_tune import FAST, amptune
 from .tune.conftest import MLP
@@ -84,7 +85,7 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(tmp_path: Path
     write_plan(tmp_path)
     option, words = OUTPUTS[command]
     arguments = COMMANDS.get(command, (command, "net.py"))
-    result = amptune(tmp_path, *arguments, option, place)
+    result = amptune_here(tmp_path, *arguments, option, place)
     assert (result.returncode, result.stdout) == (2, "")
     assert f"{words} {place}" in result.stderr
     assert "loaded" not in result.stderr
@@ -96,7 +97,7 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(tmp_path: Path
 def test_a_file_that_cannot_be_one_is_said_before_the_work(tmp_path: Path, command: str, place: str, why: str) -> None:
     (tmp_path / "net.py").write_text("raise SystemExit('loaded')")
     (tmp_path / "out").mkdir()
-    result = amptune(tmp_path, *COMMANDS.get(command, (command, "net.py")), OUTPUTS[command][0], place)
+    result = amptune_here(tmp_path, *COMMANDS.get(command, (command, "net.py")), OUTPUTS[command][0], place)
     assert (result.returncode, result.stdout) == (2, "")
     assert f"cannot write {place}: {why}" in result.stderr
     assert "loaded" not in result.stderr
@@ -105,5 +106,5 @@ def test_a_file_that_cannot_be_one_is_said_before_the_work(tmp_path: Path, comma
 def test_an_output_folder_may_be_made_with_those_above_it(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(MLP)
     write_plan(tmp_path)
-    result = amptune(tmp_path, *COMMANDS["verify"], "--out", "new/folder")
+    result = amptune_here(tmp_path, *COMMANDS["verify"], "--out", "new/folder")
     assert (result.returncode, (tmp_path / "new/folder/verify.html").exists()) == (1, True)  # too short for a verdict
