@@ -80,6 +80,10 @@ class Knowledge:
         """The chance that a plan trains."""
         return float(self.validity.probability(self.encoding.encode(point)[None])[0])
 
+    def gain(self, point: Point, best: Point) -> float:
+        """What the trial of a plan is expected to save over the best one."""
+        return float(self._acquisition(best).gains(self.encoding.encode(point)[None])[0])
+
     def promising(self, seed: int, best: Point, is_tried: IsTried) -> tuple[dict[str, str] | None, float]:
         """The untried plan that is expected to save most over the best one, and what it is expected to save: the mean
         over the posterior of the milliseconds saved where it does (expected improvement), or bytes by objective, times
@@ -139,7 +143,8 @@ def learn(
     base = base_ms(model, recipes, compiled=compiled)
     measured = [r for r in records if r.outcome.step_ms and math.isfinite(model.predicted(r.point))]
     step_ms = min((r.outcome.ranked_ms for r in measured), default=recipes.get("fp32", min(recipes.values())))
-    step, host = learn_times(encoding, measured, [r.outcome for r in stock], base, step_ms)
+    as_plans = _as_plans(model, stock) if compiled else []
+    step, host = learn_times(encoding, [*as_plans, *measured], [r.outcome for r in stock], base, step_ms)
     noise = noise_of(measured, step_ms)
     banned = _banned(model.space, records)
     limit = _max_bytes(model, measured, max_memory)
@@ -147,6 +152,13 @@ def learn(
     failing = _failing_sides(records, stock)
     validity = _validity(encoding, [*lowered, *records], banned, failing)
     return Knowledge(encoding, records, step, validity, base, noise, banned, limit, objective, host, failing)
+
+
+def _as_plans(model: CostModel, stock: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The recipes that take, compiled, what a plan of their formats takes (see ``base``), if they lower any layer."""
+    timed = [r for r in stock if r.outcome.recipe in AUTOCAST and r.outcome.step_ms]
+    lowering = [r for r in timed if any(r.point[group.name] != FP32.label for group in model.space.module_groups())]
+    return [record for record in lowering if math.isfinite(model.predicted(record.point))]
 
 
 def repaired(space: Space, record: TrialRecord) -> dict[str, str]:

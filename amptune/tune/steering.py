@@ -22,6 +22,8 @@ FRONT_SLOW = 1.01
 """The front goes on while a plan of it is predicted to take at most this many times the best valid one."""
 FRONT_IN_VAIN = 4
 """So many plans of the front that all do not train say that something else is to be tried in between."""
+FRONT_FIRST, FRONT_WORTH = 2, 0.5
+"""After so many plans of the front, one has to promise this share of what the search promises."""
 FRONT_LIKELY = 0.3
 """Plans of the front that train with less of a chance wait for the others."""
 TOO_SLOW = 1.05
@@ -191,7 +193,20 @@ class Steering:
         new = [point for point in self._fronts[key] if not self.search.is_tried(point)]
         likely = [point for point in new if known.chance(point) >= FRONT_LIKELY]
         point = min(likely or new, key=self._rank(known), default=None)
-        return point if point is not None and known.predicted(point) <= limit else None
+        if point is None or known.predicted(point) > limit or self._promises_little(known, point, done):
+            return None
+        return point
+
+    def _promises_little(self, known: Knowledge, point: dict[str, str], done: int) -> bool:
+        """Whether a plan of the front, after its first ones, is expected to save far less than what may save most.
+
+        The front is the best by the costs, and its plans may differ in next to nothing, while what the costs are
+        unsure of has not been tried: a compiled trial takes up to ten seconds.
+        """
+        best = self.search.best_plans(1)
+        if self.search.options.objective != "time" or not best or done < FRONT_FIRST:
+            return False
+        return known.gain(point, best[0].point) < FRONT_WORTH * self._promising(known, best[0])[1]
 
     def _rank(self, known: Knowledge) -> Callable[[dict[str, str]], tuple[float, ...]]:
         """First what is expected to save most over the best so far, by its chance to train; then the fastest.

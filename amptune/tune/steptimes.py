@@ -17,6 +17,8 @@ NOISE_FLOOR = 0.003
 """Smallest share of a step that counts as a gain: clocks and temperature alone change as much."""
 GLOBAL_COST = 0.25
 """What a choice of the whole plan (TF32, layout, loss) may cost, as a share of the step, before it is measured."""
+AS_A_PLAN = 0.02
+"""How far a recipe may be off what a plan of its formats takes, as a share of its step."""
 FAR = 0.15
 """How far the costs of a slow plan may fail to add up, as a share of what it takes beyond the best: it pays for casts
 and casts back that no plan near the best has, so what it teaches about those counts less."""
@@ -35,7 +37,7 @@ def learn_times(
 
     Args:
         encoding: the rows of the space.
-        measured: plans with a step.
+        measured: plans with a step, and recipes that count as such.
         stock: trials of the stock recipes.
         base_ms: what the GPU takes beside the sites that the cost model adds up.
         step_ms: the fastest step.
@@ -49,7 +51,7 @@ def learn_times(
 
     def observed(index: int, ms: float, predicted_ms: float, noise_ms: float = 0.0) -> Observation:
         record = measured[index]
-        off = FAR * max(0.0, record.outcome.ranked_ms - step_ms)
+        off = FAR * max(0.0, record.outcome.ranked_ms - step_ms) + AS_A_PLAN * ms * (record.outcome.recipe is not None)
         return Observation(record.point, ms - predicted_ms, math.hypot(noise_of([record], ms), off, noise_ms))
 
     casts = encoding.on_the_host.milliseconds(rows)
