@@ -47,8 +47,8 @@ class Prepared:
 
 
 REFERENCE_SECONDS = "reference"
-"""What a trial waited for the reference, which trains in a further order once a candidate needs it, counts under this
-name in ``seconds``: later trials have it for nothing."""
+"""What a trial waited for the reference, which trains in a further order once a candidate needs it, or anew in a worker
+that took the place of one that broke, counts under this name in ``seconds``: later trials have it for nothing."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,6 +43,29 @@ class TrialError(Exception):
         self.is_of_users = is_of_users
 
 
+class _Deadline:
+    """When a request has taken too long.
+
+    It is held while the worker does what is no part of the request, which may take ``most`` seconds by itself.
+    """
+
+    def __init__(self, timeout: float, most: float) -> None:
+        self._at, self._most = time.monotonic() + timeout, most
+        self._held_since: float | None = None
+
+    @property
+    def at(self) -> float:
+        """On the monotonic clock."""
+        return self._at if self._held_since is None else self._held_since + max(self._most, self._at - self._held_since)
+
+    def hold(self, is_held: bool) -> None:
+        """Stop, or go on."""
+        now = time.monotonic()
+        if not is_held and self._held_since is not None:
+            self._at += now - self._held_since
+        self._held_since = now if is_held else None
+
+
 class WorkerProcess:
     """A persistent worker, started at the first request and again after it broke. Use as a context manager.
 
@@ -76,7 +99,7 @@ class WorkerProcess:
             TrialError: anything else; the worker is replaced where it has to be.
         """
         connection = self.start()
-        deadline = time.monotonic() + timeout
+        deadline = _Deadline(timeout, self.job.options.trial_timeout if self.job else timeout)
         try:
             if not self._has_job:
                 connection.send(self.job)
@@ -118,12 +141,12 @@ class WorkerProcess:
         self._connection, self._has_job = ours, False
         return ours
 
-    def _wait(self, connection: Connection, deadline: float, timeout: float) -> Any:
+    def _wait(self, connection: Connection, deadline: _Deadline, timeout: float) -> Any:
         began = heard = time.monotonic()
         while True:
-            if not connection.poll(max(0.0, min(deadline, heard + SILENCE_SECONDS) - time.monotonic())):
+            if not connection.poll(max(0.0, min(deadline.at, heard + SILENCE_SECONDS) - time.monotonic())):
                 heard = time.monotonic()
-                if heard >= deadline:
+                if heard >= deadline.at:
                     self.stop()
                     raise TrialError(f"no result within {timeout:.0f} s", worker_lost=True)
                 self.on_silence(heard - began)
@@ -132,6 +155,8 @@ class WorkerProcess:
             kind, content = unpacked(connection.recv_bytes())
             if kind == "progress":
                 self.on_progress(*content)
+            elif kind == "hold":
+                deadline.hold(content)
             elif kind == "result":
                 return content
             elif kind == "error":

@@ -57,8 +57,9 @@ class Reference:
     """What the FP32 run did: noise, the gradients at the weights ``state``, and the user's ``evaluate`` after the first
     order, when there is one. ``state`` is what the first order ended with, or passed through before the loss was nearly
     gone. ``losses`` are those of the orders that were trained so far: the first alone as long as nothing asks for more.
-    ``waits`` are the seconds of each order but the first. ``bars`` holds what gradients have to reach, by rounding, and
-    ``ahead`` how those of candidates compare that were looked at before their trial."""
+    ``waits`` are the seconds of each order but the first, and ``hold`` is told when one begins and ends. ``bars`` holds
+    what gradients have to reach, by rounding, and ``ahead`` how those of candidates compare that were looked at before
+    their trial."""
 
     losses: list[float]
     initial_loss: float
@@ -69,6 +70,7 @@ class Reference:
     evaluation: float | None = None
     bars: dict[float, dict[str, Bar]] = dataclasses.field(default_factory=dict)
     waits: list[float] = dataclasses.field(default_factory=list)
+    hold: Callable[[bool], None] = lambda _is_held: None
     ahead: dict[str, Compared] = dataclasses.field(default_factory=dict)
 
     def gap(self, order: int, loss: float) -> float:
@@ -174,7 +176,9 @@ def know_order(bench: Workbench, batches: Batches, reference: Reference, order: 
     """Train the reference in this order too, unless it was."""
     if order == len(reference.losses):
         began = time.monotonic()
+        reference.hold(True)
         reference.losses.append(_reference_loss(bench, batches, order, seed))
+        reference.hold(False)
         reference.waits.append(time.monotonic() - began)
 
 

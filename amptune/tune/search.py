@@ -323,12 +323,10 @@ class Search:
         return paired(outcome, measured, beside.number, yardstick) if beside and yardstick else outcome
 
     def _set_aside(self, waited: float) -> None:
-        """Not count what the reference took in further orders: it is no trial, and the next ones need it too."""
+        """Not count what the reference took, in further orders or in a new worker: the next trials need it too."""
         self.limit.set_aside(waited)
         if waited >= 1 and self.options.timeout is not None:
-            self.progress.line(
-                f"FP32 trained on further orders of the batches: {waited:.0f} s that --timeout leaves out"
-            )
+            self.progress.line(f"the FP32 reference trained once more: {waited:.0f} s that --timeout leaves out")
 
     def _limit_ms(self, candidate: Candidate) -> float | None:
         """Milliseconds of a step from which on a candidate is given up; None for what predictions need."""

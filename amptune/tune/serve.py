@@ -25,7 +25,7 @@ from amptune.tune.compilation import cause_in_compiler
 from amptune.tune.job import Job
 from amptune.tune.kernelerrors import plain_reason
 from amptune.tune.messages import MessageError, packed, unpacked
-from amptune.tune.worker import Report, Worker
+from amptune.tune.worker import Hold, Report, Worker
 
 SAFE_PATH, OURS = "PYTHONSAFEPATH", "amptune"
 """The variable that keeps the working directory off a starting Python's path, and its value where we set it."""
@@ -46,6 +46,9 @@ def serve(connection: Connection) -> None:
     def report(text: str, done: int, total: int) -> None:
         connection.send(("progress", (text, done, total)))
 
+    def hold(is_held: bool) -> None:
+        connection.send_bytes(packed(("hold", is_held)))
+
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         import_ahead()
@@ -53,7 +56,7 @@ def serve(connection: Connection) -> None:
     except (EOFError, KeyboardInterrupt):
         return
     torch.set_num_threads(job.threads)
-    answers = _Answers(job, report)
+    answers = _Answers(job, report, hold)
     while True:
         try:
             connection.send_bytes(_answer(answers, connection.recv_bytes()))
@@ -74,14 +77,14 @@ def _answer(answers: _Answers, request: bytes) -> bytes:
 class _Answers:
     """What a worker, made for the first request, answers."""
 
-    def __init__(self, job: Job, report: Report) -> None:
-        self._job, self._report = job, report
+    def __init__(self, job: Job, report: Report, hold: Hold) -> None:
+        self._job, self._report, self._hold = job, report, hold
         self._worker: Worker | None = None
 
     def to(self, name: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
         """A result, an error for the user, or what failed."""
         try:
-            self._worker = self._worker or Worker(self._job, self._report)
+            self._worker = self._worker or Worker(self._job, self._report, self._hold)
             return "result", getattr(self._worker, name)(*arguments)
         except AmptuneError as error:
             return "error", error

@@ -32,7 +32,7 @@ class Outcome:
     step took there (``beside_ms``). ``recompiled`` says that torch.compile was still at work in the timed steps.
     ``loss_scale`` is what a loss scaler started with when training was judged, after it skipped steps with its own.
     ``seconds``: what the trial took to compare the formats that ran, to look at gradients before compiling, to measure
-    its step, to judge how it trains, and for orders of the reference that nothing had asked for before.
+    its step, to judge how it trains, and for what the reference trained meanwhile (see ``job.REFERENCE_SECONDS``).
 
     A step has three times, each of which says more than the one before:
 

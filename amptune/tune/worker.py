@@ -65,6 +65,11 @@ class Clock:
         self.laps: dict[str, float] = {}
         self._since = time.monotonic()
 
+    def add(self, name: str, seconds: float) -> None:
+        """Seconds that are part of no lap."""
+        if seconds:
+            self.laps[name] = round(self.laps.get(name, 0.0) + seconds, 3)
+
     def lap(self, name: str) -> None:
         """End a lap."""
         now = time.monotonic()
@@ -72,20 +77,21 @@ class Clock:
 
     def part(self, name: str, of: str, seconds: float) -> None:
         """Tell seconds of a lap apart from the rest of it."""
-        if seconds:
-            self.laps[name] = round(seconds, 3)
-            self.laps[of] = max(0.0, round(self.laps[of] - seconds, 3))
+        self.add(name, seconds)
+        self.laps[of] = max(0.0, round(self.laps[of] - seconds, 3))
 
 
 Report = Callable[[str, int, int], None]
+Hold = Callable[[bool], None]
+"""Told when the reference begins to train, and when it is done: that is no time of the request it is for."""
 
 
 class Worker:
     """Answers one request at a time; every public method is a request."""
 
-    def __init__(self, job: Job, report: Report) -> None:
+    def __init__(self, job: Job, report: Report, hold: Hold = lambda _is_held: None) -> None:
         self.options = job.options
-        self.report = report
+        self.report, self.hold = report, hold
         self.pins = job.pins
         self.device = Device(job.options.device)
         check_params(job.options.params, self.device)
@@ -112,14 +118,25 @@ class Worker:
         """The FP32 run, done at the first use."""
         if self._reference is None:
             self.report("training the FP32 reference", 0, 0)
+            self.hold(True)
             self.bench.compiles_itself = self._compiles_something()
             with eager(self.bench):
-                self._reference = measure_reference(self.bench, self.batches, self.options.tolerance, self.options.seed)
+                found = measure_reference(self.bench, self.batches, self.options.tolerance, self.options.seed)
+            self._reference = dataclasses.replace(found, hold=self.hold)
             # What is there now stays, and is more than the user's own process holds: its garbage collector would look
             # through all of it in the middle of a timed step.
             gc.collect()
             gc.freeze()
+            self.hold(False)
         return self._reference
+
+    def _seconds_of_reference(self) -> float:
+        """What the reference takes now: nothing, unless this worker has taken the place of one that broke."""
+        if self._reference is not None:
+            return 0.0
+        began = time.monotonic()
+        self.prepare()
+        return time.monotonic() - began
 
     def prepare(self) -> Prepared:
         """Run the reference."""
@@ -254,10 +271,11 @@ class Worker:
 
         An unsteady step is measured in turns with the yardstick's, if the candidate trains: it takes seconds.
         """
-        self.prepare()
+        in_new_worker = self._seconds_of_reference()
         self.model_loss.forget()
         self._forget_compiled()
         clock = Clock()
+        clock.add(REFERENCE_SECONDS, in_new_worker)
         with eager(self.bench):
             mismatches = self._mismatches(candidate)
         if mismatches:

@@ -115,7 +115,7 @@ def test_further_orders_of_the_reference_are_not_the_time_of_trials(tmp_path: Pa
     search.options = dataclasses.replace(search.options, budget=4)
     search.run()
     assert len(search.records()) == 4
-    assert "further orders of the batches: 2 s that --timeout leaves out" in capsys.readouterr().err
+    assert "the FP32 reference trained once more: 2 s that --timeout leaves out" in capsys.readouterr().err
 
 
 def test_without_a_limit_a_trial_may_take_what_one_may_take(tmp_path: Path) -> None:

@@ -112,13 +112,40 @@ def test_a_slow_moment_of_the_host_does_not_spare_a_candidate_orders_of_the_batc
 def test_what_the_reference_takes_in_a_trial_is_told_apart(folder: Path) -> None:
     (folder / "net.py").write_text(MLP)
     options = TuneOptions(TargetSpec(str(folder / "net.py")), folder / "out", steps=4, tolerance=1e-9)
-    worker = Worker(Job(options, None, {}, (), threads=1), lambda *_: None)
-    worker.prepare()
+    holds: list[bool] = []
+    worker = Worker(Job(options, None, {}, (), threads=1), lambda *_: None, holds.append)
+    assert worker.trial(LOWERED, None).seconds["reference"] > 0, "a worker that is new"
+    assert holds == [True, False]
     del worker.reference.losses[1:]
     first, second = (worker.trial(LOWERED, None).seconds for _ in range(2))
+    assert holds == [True, False] * 3, "two further orders"
     assert first["reference"] > 0
     assert first["quality"] > 0
     assert "reference" not in second
+
+
+@pytest.mark.parametrize("most", [60.0, 4.0])
+def test_while_the_reference_trains_the_time_of_a_request_stands_still(folder: Path, most: float) -> None:
+    """A trial was ended for what its reference took, and so was the same one when the search was resumed."""
+    holding = """
+import time
+from amptune.tune.worker import Worker
+def recipes(self):
+    self.hold(True)
+    time.sleep(7)
+    self.hold(False)
+    return "done"
+Worker.recipes = recipes
+"""
+    (folder / "net.py").write_text(MLP + holding)
+    options = TuneOptions(TargetSpec(str(folder / "net.py")), folder / "out", steps=2, trial_timeout=most)
+    with WorkerProcess(Job(options, None, {}, (), threads=1), lambda *_: None) as worker:
+        worker.request("can_compile_loss", timeout=120)
+        if most > 7:
+            assert worker.request("recipes", timeout=3) == "done"
+        else:
+            with pytest.raises(TrialError, match="no result within 3 s"):
+                worker.request("recipes", timeout=3)
 
 
 def test_a_long_silence_of_the_worker_is_told(
