@@ -701,6 +701,8 @@ def _to_fp8(matrix: Tensor, dtype: torch.dtype, scaling: str, *, rows: bool, col
     On a GPU in eager mode by kernels of our own: torch's own transpose of bytes takes about as long as the product that
     it is for.
     """
+    if not (rows or columns):  # as of a gradient that is for a weight alone, where that product is in BF16
+        return _Lowered(None, None)
     if not _not_fused and _worth_fusing(matrix):
         try:
             return _fused(matrix.detach().contiguous(), dtype, scaling, rows, columns)

@@ -360,7 +360,7 @@ class Worker:
 
     def _forget_compiled(self) -> None:
         """In compile mode each trial starts anew, and where the user's own code compiles something: torch would give up
-        after a few plans. Otherwise compiled losses and FP8 casts are kept."""
+        after a few plans. Otherwise compiled losses are kept."""
         if self.bench.compilation is not None or self.bench.compiles_itself:
             forget_compiled()
 

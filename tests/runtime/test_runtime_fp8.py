@@ -307,6 +307,23 @@ def test_fused_casts_compute_the_same(scaling: str, monkeypatch: pytest.MonkeyPa
     assert grids == [(1, 1)] * 2 + [(2, 1)] * 4, "the weight, the input and the gradient, two passes each"
 
 
+@pytest.mark.parametrize(("scaling", "casts"), [("tensorwise", 3), ("rowwise", 3), ("rowwise_gw_hp", 2)])
+def test_no_kernel_runs_for_a_gradient_that_no_product_takes_in_fp8(
+    scaling: str, casts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first layer's, whose input takes no gradient."""
+    grids: list[Any] = []
+    linear, x, gradient = layer(scaling), torch.randn(32, 64), torch.randn(32, 48)
+    linear(x).backward(gradient)
+    expected = linear.weight.grad
+    linear.zero_grad()
+    monkeypatch.setattr(runtime, "_worth_fusing", lambda matrix: True)
+    monkeypatch.setattr(runtime, "_cast_kernels", lambda: (Launched(find, grids), Launched(cast, grids)))
+    linear(x).backward(gradient)
+    assert torch.equal(linear.weight.grad, expected)
+    assert len(grids) == 2 * casts
+
+
 def test_without_triton_the_casts_run_unfused(monkeypatch: pytest.MonkeyPatch) -> None:
     def kernels() -> Any:
         raise ImportError("no Triton here")
