@@ -45,7 +45,7 @@ def quieten_torch() -> None:
 
 
 def import_ahead() -> None:
-    """Import what a compiled loss needs on a GPU, and Triton with it, while the parent captures the model: seconds of work."""
+    """Import what a compiled loss needs on a GPU, and Triton with it, while the parent captures the model: seconds."""
     if torch.cuda.is_available():
         importlib.import_module("torch._inductor.compile_fx")
 

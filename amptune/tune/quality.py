@@ -187,7 +187,7 @@ def _asked_scale(candidate: Candidate) -> float:
 def _runs_as_written(bench: Workbench, candidate: Candidate) -> bool:
     """Whether gradients are of code that nothing compiles, as ``still`` and what is around it have it."""
     is_eager = bench.compilation is None or bench.has_dropout is not False
-    return is_eager and not candidate.compiles and not bench.compiles_itself
+    return is_eager and not candidate.compiles_loss and not bench.compiles_itself
 
 
 def _bars(

@@ -83,14 +83,8 @@ class Candidate:
 
     @property
     def compiles_loss(self) -> bool:
-        """Whether its loss is compiled by itself."""
+        """Whether its loss is compiled by itself, in eager mode too."""
         return self.loss_compile or (self.plan is not None and self.plan.loss_compile)
-
-    @property
-    def compiles(self) -> bool:
-        """Whether something is compiled for it in eager mode too: its loss, or casts to FP8."""
-        has_scaled = self.plan is not None and any(site.scaling for site in self.plan.sites.values())
-        return self.compiles_loss or self.float8 is not None or has_scaled
 
 
 def plan_candidate(plan: Plan) -> Candidate:

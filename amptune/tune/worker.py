@@ -288,7 +288,8 @@ class Worker:
                 return Measured(None, None, refused, seconds=clock.laps)
         before = num_compiled()
         step, memory, compile_seconds = measure_step(self.bench, candidate, self.batches, limit_ms, yardstick)
-        if not candidate.compiles:
+        # Where neither we compile the model nor the candidate its loss, the user's code did.
+        if self.bench.compilation is None and not candidate.compiles_loss:
             self.bench.compiles_itself = self.bench.compiles_itself or num_compiled() > before
         clock.lap("step")
         if step is None:

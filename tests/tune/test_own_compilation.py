@@ -44,12 +44,12 @@ def _fresh_compiler() -> Iterator[None]:
     forget_compiled()
 
 
-def make_worker(folder: Path, source: str) -> tuple[Worker, TuneOptions]:
+def make_worker(folder: Path, source: str, compile_with: str | None = None) -> tuple[Worker, TuneOptions]:
     path = folder / "net.py"
     path.write_text(source)
     spec = TargetSpec(str(path))
     target = load_target(spec)
-    options = TuneOptions(spec, folder / "out", steps=2)
+    options = TuneOptions(spec, folder / "out", steps=2, compile_with=compile_with)
     worker = Worker(job_of(options, target, captured := capture(target)), lambda *_: None)
     worker.graph = captured.graph  # type: ignore[attr-defined]
     return worker, options
@@ -76,6 +76,17 @@ def test_what_the_users_code_compiles_is_compiled_for_each_trial(tmp_path: Path)
         plan = Plan({"fc1": SitePlan(Format.BF16, pad=8 * pad), "fc2": SitePlan(Format.BF16)})
         assert worker.trial(plan_candidate(plan), None).step is not None
         assert num_compiled() > before
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's own tracing
+def test_what_a_trial_compiles_in_compile_mode_is_not_the_users_own(tmp_path: Path) -> None:
+    """After the first trial all losses were judged as they are written, and gradients found ahead were found again."""
+    worker, _ = make_worker(tmp_path, MLP, compile_with="aot_eager")
+    plan = Plan({"fc1": SitePlan(Format.BF16), "fc2": SitePlan(Format.BF16)})
+    before = num_compiled()
+    assert worker.trial(plan_candidate(plan), None).step is not None
+    assert num_compiled() > before
+    assert not worker.bench.compiles_itself
 
 
 @pytest.mark.parametrize("source", [MLP, DECORATED])
