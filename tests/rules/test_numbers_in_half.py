@@ -64,3 +64,24 @@ def test_a_fill_that_several_ops_read_is_told_once(tmp_path: Path) -> None:
     """
     messages = [each.message for each in found("G201", model_file(body), tmp_path)]
     assert len([each for each in messages if "this full_like raises" in each]) == 1
+
+
+ASSIGNED = ("h[h > 0] = -1e9", "h[:, 0] = -1e9", "h[..., 3:] = -70000.0", "h[torch.tensor([1, 2])] = 1e6")
+KEPT = (
+    "h[h > 0] = -1e4",
+    "h[h > 0] = torch.finfo(h.dtype).min",
+    "h[:, 0] = float('-inf')",
+    "h = h.float(); h[h > 0] = -1e9",
+)
+
+
+@pytest.mark.parametrize("line", [*ASSIGNED, *KEPT])
+def test_assignments_that_give_infinity(line: str, tmp_path: Path) -> None:
+    """They raise nowhere, and a row that is masked as a whole is NaN then."""
+    names = {"torch": torch, "h": torch.ones(32, 64, dtype=torch.half)}
+    exec(line, names)
+    is_told = line in ASSIGNED
+    assert "inf')" in line or bool(names["h"].isinf().any()) == is_told
+    findings = found("G201", model_file(f"h = self.fc(x)\n{line}\nreturn h"), tmp_path)
+    told = [f for f in findings if "this assignment gives infinity in fp16 (under autocast-fp16)" in f.message]
+    assert [f.severity.name for f in told] == ["WARNING"] * is_told

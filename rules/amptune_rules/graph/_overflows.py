@@ -78,6 +78,12 @@ def literals(site: Site) -> list[float]:
     return [value for value in numbers if not _follows_dtype(site, value)]
 
 
+def written(site: Site) -> list[float]:
+    """Numbers that an assignment to a part of a tensor puts there (``x[mask] = -1e9``), but for limits of its dtype."""
+    _, numbers = site.attrs.get("puts") or ((), ())
+    return [number for number in numbers if not _follows_dtype(site, number)]
+
+
 def _follows_dtype(site: Site, value: float) -> bool:
     """Whether a number is a limit that torch.finfo(x.dtype) gave, which is another one in another dtype."""
     return abs(value) in _LIMITS and not site.attrs.get("fp32_limit")

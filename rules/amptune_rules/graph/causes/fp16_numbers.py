@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Severity
@@ -11,6 +12,7 @@ from amptune.core.rule import GraphRule
 from amptune_rules.graph._numeric import called, chain, is_settled
 from amptune_rules.graph._overflows import (
     FACTORS,
+    LIMIT,
     delivering_fp16,
     factor_limit,
     infinite_factor,
@@ -20,6 +22,7 @@ from amptune_rules.graph._overflows import (
     lost_in_cast,
     number_outside,
     run_in_fp16,
+    written,
 )
 
 _FILLS = ("masked_fill", "index_put", "full_like", "clamp", "pad", "scatter", "threshold", "hardtanh")
@@ -29,7 +32,7 @@ _JUDGED = (*_FILLS, *_ARITHMETIC, *FACTORS)
 
 def given_numbers(rule: GraphRule, context: GraphContext) -> Iterator[tuple[Site, Finding]]:
     """Ops that are given a number over 65504, or a factor that takes numbers under 1 over it."""
-    made = dict(_made(rule, context))
+    made = dict(_made(rule, context)) | dict(_assigned(rule, context))
     for name, found in made.items():
         yield context.graph[name], found
     for site, runs in delivering_fp16(context):
@@ -65,6 +68,15 @@ def _made(rule: GraphRule, context: GraphContext) -> Iterator[tuple[str, Finding
                 break
 
 
+def _assigned(rule: GraphRule, context: GraphContext) -> Iterator[tuple[str, Finding]]:
+    """Such a number that is assigned to a part of an FP16 tensor, which raises nowhere: ``x[mask] = -1e9``."""
+    for site in context.graph:
+        number = next((number for number in written(site) if LIMIT < abs(number) < math.inf), None)
+        runs = tuple(run for run in context.runs if run.dtypes[site.id].inputs[:1] == ("float16",))
+        if number is not None and runs:
+            yield site.id, _outside(rule, context, site, runs, number, "")
+
+
 def _number(rule: GraphRule, context: GraphContext, site: Site, runs: tuple[Run, ...], number: float) -> Finding:
     raises = site.op in _FILLS and number in literals(site)
     return _outside(rule, context, site, runs, number, called(site) if raises else "")
@@ -74,13 +86,13 @@ def _outside(
     rule: GraphRule, context: GraphContext, site: Site, runs: tuple[Run, ...], number: float, raising: str
 ) -> Finding:  # fmt: skip
     """A number that FP16 cannot hold; ``raising`` names the op that refuses it."""
-    asked = site.attrs.get("asks_for_half")
+    asked, what = site.attrs.get("asks_for_half"), raising or ("assignment" if written(site) else called(site))
     branch = f", unless line {asked}, which asks for float16, chooses another one there" if asked else ""
     severity = Severity.INFO if asked else Severity.ERROR if raising else Severity.WARNING
     return context.finding(
         rule,
         site,
-        f"{number:g} is outside of fp16 (65504): this {raising or called(site)} "
+        f"{number:g} is outside of fp16 (65504): this {what} "
         f"{'raises' if raising else 'gives infinity'} in fp16 (under {recipes_in(runs)}){branch}; "
         f"{_instead(site, raising, number)}",
         severity=severity,
