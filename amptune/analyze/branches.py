@@ -12,13 +12,15 @@ from typing import Any
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 
-_HALF = frozenset({"float16", "half"})
+_FORMATS = frozenset({"float16", "half", "float32", "float"})
+_WIDTHS = frozenset({"itemsize", "element_size", "bits", "is_autocast_enabled", "get_autocast_dtype"})
+"""Names that tell 16 bits from 32 without one of a format."""
 _NUMBERS = ("value", "fill_value", "min", "max", "min_val", "max_val")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def asked_for_half(site: Site, found: Mapping[str, Any]) -> int | None:
-    """The line that asks whether a dtype is float16, where it decides about a number of a site that FP16 cannot hold.
+    """The line that asks for the precision, where it decides about a number of a site that FP16 cannot hold.
 
     Args:
         site: an op of the user's code.
@@ -54,23 +56,93 @@ def _asking(path: str, line: int, end_line: int) -> int | None:
         if isinstance(each, ast.expr) and line <= each.lineno and (each.end_lineno or each.lineno) <= end_line
     ]
     read = {each.id for each in here if isinstance(each, ast.Name)}
-    for test, names, lines in _choices(own):
+    for test, names, lines in _choices(own, _helpers(path)):
         if test.lineno <= line and (line in lines or names & read):
             return test.lineno
     return None
 
 
-def _choices(function: _Function) -> Iterator[tuple[ast.expr, set[str], range]]:
-    """Tests of a dtype for float16, with the names that they decide about and the lines that stand under them."""
+def _choices(function: _Function, helpers: frozenset[str]) -> Iterator[tuple[ast.expr, set[str], range]]:
+    """Tests for the precision, with the names that they decide about and the lines that stand under them."""
     for node in ast.walk(function):
         if isinstance(node, ast.If) and _asks_for_half(node.test):
             body = [*node.body, *node.orelse]
-            yield node.test, set(_assigned(body)), range(node.lineno, (node.end_lineno or node.lineno) + 1)
+            last = (function.end_lineno if _returns_other(node) else node.end_lineno) or node.lineno
+            yield node.test, set(_assigned(body)), range(node.lineno, last + 1)
         elif isinstance(node, ast.stmt) and not isinstance(node, _Function | ast.If | ast.For | ast.While | ast.With):
             for each in ast.walk(node):
-                if isinstance(each, ast.IfExp) and _asks_for_half(each.test):
-                    lines = range(each.lineno, (each.end_lineno or each.lineno) + 1)
-                    yield each.test, set(_assigned([node])), lines
+                if isinstance(each, ast.expr) and (test := _choice(each, helpers)) is not None:
+                    lines = range(test.lineno, (each.end_lineno or each.lineno) + 1)
+                    yield test, set(_assigned([node])), lines
+
+
+def _returns_other(branch: ast.If) -> bool:
+    """Whether a branch returns what it computes with a number of its own: what follows it is the other one."""
+    numbers = (each for part in branch.body for each in ast.walk(part) if isinstance(each, ast.expr))
+    return isinstance(branch.body[-1], ast.Return) and any(_is_number(each) for each in numbers)
+
+
+def _choice(value: ast.expr, helpers: frozenset[str]) -> ast.expr | None:
+    """What chooses by dtype in an expression: a test in it, a look into a table, the call of a function that does."""
+    if isinstance(value, ast.IfExp) and _asks_for_half(value.test):
+        return value.test
+    if isinstance(value, ast.Subscript):
+        return value if _is_dtype(value.slice) else None
+    if not isinstance(value, ast.Call):
+        return None
+    is_get = isinstance(value.func, ast.Attribute) and value.func.attr == "get" and bool(value.args)
+    return value if (is_get and _is_dtype(value.args[0])) or _called(value) in helpers else None
+
+
+def _is_dtype(value: ast.expr) -> bool:
+    return isinstance(value, ast.Attribute | ast.Name) and getattr(value, "attr", getattr(value, "id", "")) == "dtype"
+
+
+def _called(call: ast.Call) -> str:
+    """The name that is called: of a function, or of a method of the model's own."""
+    if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and call.func.value.id == "self":
+        return call.func.attr
+    return call.func.id if isinstance(call.func, ast.Name) else ""
+
+
+@functools.lru_cache(maxsize=64)
+def _helpers(path: str) -> frozenset[str]:
+    """Functions of a file that return a number that they choose by dtype."""
+    return frozenset(each.name for each in _functions(path) if _returns_choice(each))
+
+
+def _returns_choice(function: _Function) -> bool:
+    numbers = {
+        target.id
+        for each in ast.walk(function)
+        if isinstance(each, ast.Assign) and any(_is_number(value) for value in _results(each.value))
+        for target in each.targets
+        if isinstance(target, ast.Name)
+    }
+    choices = list(_choices(function, frozenset()))
+    return any(
+        (_is_number(value) and each.lineno in lines)
+        or (isinstance(value, ast.Name) and value.id in names & numbers)
+        or value is test
+        for each in ast.walk(function)
+        if isinstance(each, ast.Return)
+        for value in _results(each.value)
+        for test, names, lines in choices
+    )
+
+
+def _results(value: ast.expr | None) -> Iterator[ast.expr]:
+    """What an expression comes to: both sides of a choice."""
+    if isinstance(value, ast.IfExp):
+        yield from (*_results(value.body), *_results(value.orelse))
+    elif value is not None:
+        yield value
+
+
+def _is_number(value: ast.expr) -> bool:
+    if isinstance(value, ast.UnaryOp):
+        value = value.operand
+    return isinstance(value, ast.Constant) and isinstance(value.value, int | float)
 
 
 def _assigned(body: Iterable[ast.stmt]) -> Iterator[str]:
@@ -82,7 +154,8 @@ def _assigned(body: Iterable[ast.stmt]) -> Iterator[str]:
 
 def _asks_for_half(test: ast.expr) -> bool:
     names = {each.attr for each in ast.walk(test) if isinstance(each, ast.Attribute)}
-    return "dtype" in names | {each.id for each in ast.walk(test) if isinstance(each, ast.Name)} and bool(names & _HALF)
+    names |= {each.id for each in ast.walk(test) if isinstance(each, ast.Name)}
+    return ("dtype" in names and bool(names & _FORMATS)) or bool(names & _WIDTHS)
 
 
 @functools.lru_cache(maxsize=64)

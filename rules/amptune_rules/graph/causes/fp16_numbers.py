@@ -87,7 +87,7 @@ def _outside(
 ) -> Finding:  # fmt: skip
     """A number that FP16 cannot hold; ``raising`` names the op that refuses it."""
     asked, what = site.attrs.get("asks_for_half"), raising or ("assignment" if written(site) else called(site))
-    branch = f", unless line {asked}, which asks for float16, chooses another one there" if asked else ""
+    branch = f", unless line {asked}, which asks for the precision, chooses another one there" if asked else ""
     severity = Severity.INFO if asked else Severity.ERROR if raising else Severity.WARNING
     return context.finding(
         rule,
