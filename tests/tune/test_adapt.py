@@ -17,7 +17,7 @@ from amptune.tune.costmodel import CostModel
 from amptune.tune.encoded import Encoding
 from amptune.tune.recipes import Candidate
 from amptune.tune.space import Group, Space
-from amptune.tune.study import Outcome, TrialRecord
+from amptune.tune.trial import Outcome, TrialRecord
 
 from .test_search import FormulaWorker, make_search
 
