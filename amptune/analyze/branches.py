@@ -91,7 +91,14 @@ def _choice(value: ast.expr, helpers: frozenset[str]) -> ast.expr | None:
     if not isinstance(value, ast.Call):
         return None
     is_get = isinstance(value.func, ast.Attribute) and value.func.attr == "get" and bool(value.args)
-    return value if (is_get and _is_dtype(value.args[0])) or _called(value) in helpers else None
+    is_table = is_get and _is_dtype(value.args[0])
+    return value if is_table or _is_limited(value) or _called(value) in helpers else None
+
+
+def _is_limited(call: ast.Call) -> bool:
+    """``max(-1e9, torch.finfo(x.dtype).min)``."""
+    names = (getattr(each, "attr", getattr(each, "id", "")) for part in call.args for each in ast.walk(part))
+    return _called(call) in ("max", "min") and "finfo" in names
 
 
 def _is_dtype(value: ast.expr) -> bool:

@@ -108,3 +108,22 @@ def hardtanh(site: Site, ranges: list[Range]) -> Range:
     if not ranges or low is None or high is None:
         return ANY
     return _hull(ranges[0], lambda x: min(max(x, low), high))
+
+
+_ROUNDED = 2.0**-20
+"""How far rounding in FP32 may take an angle from what its terms give, as a share of it: cos(pi / 2) is below zero."""
+
+
+def wave(function: Callable[[float], float], turn: float) -> Callable[[Site, list[Range]], Range]:
+    """Sine or cosine, which rises or falls from one turn to the next: ``turn`` and every pi from there."""
+
+    def rule(site: Site, ranges: list[Range]) -> Range:
+        if not ranges or not ranges[0].high - ranges[0].low < 2 * math.pi or ranges[0].magnitude > 1e6:
+            return Range(-1.0, 1.0)
+        low, high = ranges[0].low, ranges[0].high
+        angles = Range(low - abs(low) * _ROUNDED, high + abs(high) * _ROUNDED)
+        first = math.ceil((angles.low - turn) / math.pi)
+        turns = [turn + math.pi * (first + each) for each in range(4)]
+        return _hull(angles, function, *turns)
+
+    return rule

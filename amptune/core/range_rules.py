@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from amptune.core.activation_ranges import celu, elu, hardtanh, leaky_relu, prelu, softplus, threshold
+from amptune.core.activation_ranges import celu, elu, hardtanh, leaky_relu, prelu, softplus, threshold, wave
 from amptune.core.arguments import exponent_of, factor_of_second, limits_of
 from amptune.core.filled_ranges import (
     added_at,
@@ -134,7 +134,10 @@ def _lgamma(site: Site, ranges: list[Range]) -> Range:
 
 def _lerp(site: Site, ranges: list[Range]) -> Range:
     weight = site.attrs.get("weight", (site.attrs.get("scalars") or {}).get(2))
-    inside = (isinstance(weight, (int, float)) and 0 <= weight <= 1) or (len(ranges) > 2 and _is_unit(ranges[2]))
+    is_number = isinstance(weight, (int, float)) and 0 <= weight <= 1
+    if is_number and len(ranges) > 1 and ranges[0].is_known and ranges[1].is_known:
+        return add(scaled(ranges[0], 1 - weight), scaled(ranges[1], weight))
+    inside = is_number or (len(ranges) > 2 and _is_unit(ranges[2]))
     return ranges[0].union(ranges[1]) if len(ranges) > 1 and inside else ANY
 
 
@@ -186,7 +189,7 @@ _NOT_POSITIVE = fixed(-math.inf, 0.0)
 RULES: dict[str, RangeRule] = {
     **_rows("softmax sigmoid hardsigmoid one_hot bernoulli eye gumbel_softmax softmin", fixed(0.0, 1.0)),
     **_rows("eq ne lt le gt ge logical_and logical_or logical_not isnan isinf any all", fixed(0.0, 1.0)),
-    **_rows("tanh sin cos softsign sign", fixed(-1.0, 1.0)),
+    **_rows("tanh softsign sign", fixed(-1.0, 1.0)),
     "cosine_similarity": fixed(-1.0, 1.0),
     "normalize": normalized,
     **_rows("gru rnn gru_cell rnn_cell", _recurrent),
@@ -243,6 +246,8 @@ RULES: dict[str, RangeRule] = {
     "logsumexp": logsumexp,
     "lgamma": _lgamma,
     "erf": lambda site, ranges: Range(0.0, 2.0) if site.attrs.get("called") == "erfc" else Range(-1.0, 1.0),
+    "sin": wave(math.sin, math.pi / 2),
+    "cos": wave(math.cos, 0.0),
     "atan": fixed(-math.pi / 2, math.pi / 2),
     "atan2": fixed(-math.pi, math.pi),
     "acos": fixed(0.0, math.pi),

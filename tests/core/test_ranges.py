@@ -38,7 +38,8 @@ def ranges(*sites: Site, recipe: Recipe = RECIPES["fp32"]) -> Ranges:
 UNARY = {
     "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "exp": torch.exp, "square": torch.square,
     "abs": torch.abs, "neg": torch.neg, "gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu,
-    "elu": torch.nn.functional.elu, "erf_": torch.erf, "sin": torch.sin, "atan": torch.atan, "expm1": torch.expm1,
+    "elu": torch.nn.functional.elu, "erf_": torch.erf, "sin": torch.sin, "cos": torch.cos, "atan": torch.atan,
+    "expm1": torch.expm1,
     "exp2": torch.exp2, "softplus": torch.nn.functional.softplus, "relu6": torch.nn.functional.relu6,
     "logsigmoid": torch.nn.functional.logsigmoid, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "log": torch.log,
     "log1p": torch.log1p, "reciprocal": torch.reciprocal, "lgamma": torch.lgamma,
@@ -145,6 +146,31 @@ def test_constants_are_told_from_what_inputs_reach() -> None:
 def test_rounding_bounds_outwards_never_loses_infinity() -> None:
     assert Range(-70000.0, 70000.0).rounded(Format.FP16) == Range(-math.inf, math.inf)
     assert Range(0.0, 500.0).rounded(Format.FP8_E4M3).high == math.inf
+
+
+@given(st.floats(-9, 9), st.floats(0, 3), st.floats(-9, 9), st.floats(0, 3), st.floats(0, 1), st.floats(0, 1))
+def test_what_is_between_two_numbers_by_a_share_holds(
+    a: float, wide: float, b: float, other: float, first: float, weight: float
+) -> None:
+    found = RULES["lerp"](site("x", "lerp", "a", "b", weight=weight), [Range(a, a + wide), Range(b, b + other)])
+    value = (1 - weight) * (a + first * wide) + weight * (b + first * other)
+    assert found.low - 1e-6 <= value <= found.high + 1e-6
+
+
+def test_an_average_of_what_is_above_zero_and_what_is_not_negative_stays_above_zero() -> None:
+    found = RULES["lerp"](site("x", "lerp", "a", "b", weight=0.01), [Range(0.5, 1.0), Range(0.0, 1.0)])
+    assert found == Range(0.495, 1.0)
+
+
+@pytest.mark.parametrize("angles", [(0.1, 1.5), (-1.5, 1.5), (4.8, 6.2)])
+def test_a_cosine_of_a_narrow_angle_is_above_zero(angles: tuple[float, float]) -> None:
+    assert RULES["cos"](site("x", "cos", "a"), [Range(*angles)]).low > 0
+
+
+def test_a_cosine_of_a_right_angle_is_below_zero_by_rounding() -> None:
+    found = RULES["cos"](site("x", "cos", "a"), [Range(0.0, math.pi / 2)])
+    assert found.low <= torch.cos(torch.tensor(math.pi / 2)).item() < 0
+    assert RULES["sin"](site("x", "sin", "a"), [Range(0.0, math.pi / 2)]) == Range(0.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ ASKED = {
     "a table": "return h.masked_fill(x > 0, FAR[h.dtype])",
     "a table with a default": "far = FAR.get(h.dtype, -1e9)\nreturn h.masked_fill(x > 0, far)",
     "float32 by name": "return h.masked_fill(x > 0, -1e9 if h.dtype == torch.float32 else -6e4)",
+    "a limit": "return torch.where(x > 0, max(-1e9, torch.finfo(h.dtype).min), h)",
     "autocast": "return h.masked_fill(x > 0, -6e4 if torch.is_autocast_enabled() else -1e9)",
     "a function by name": "far = far_from(h)\nreturn torch.where(x > 0, h, far)",
     "the op itself": "if h.dtype == torch.float16:\n    h = h.masked_fill(x > 0, -6e4)\nelse:\n"
