@@ -64,7 +64,8 @@ class _Saved:
 
     @property
     def saved_tensors(self) -> tuple[Any, ...]:
-        saved = self._node.saved_tensors
+        with _disable_current_modes():  # outputs that were saved are unpacked by an op
+            saved = self._node.saved_tensors
         return tuple(_fake(self._mode, each) if isinstance(each, torch.Tensor) else each for each in saved)
 
     def __getattr__(self, name: str) -> Any:
@@ -73,7 +74,11 @@ class _Saved:
 
 
 def _fake(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor.detach())
+    if isinstance(tensor, FakeTensor):
+        return tensor
+    with _disable_current_modes():  # under the mode itself, nothing may read what a real run saved
+        own = tensor.detach()
+    return mode.from_tensor(own)
 
 
 class _Divisions(TorchFunctionMode):

@@ -74,3 +74,9 @@ def test_a_division_in_a_backward(body: str, count: int, tmp_path: Path) -> None
         assert (
             "/" in source.splitlines()[each.location.line - 1] or "div" in source.splitlines()[each.location.line - 1]
         )
+
+
+def test_a_division_in_a_backward_of_a_forward_that_runs_for_real(tmp_path: Path) -> None:
+    source = SOURCE.replace("{body}", "return grad * keep / y.norm(dim=-1, keepdim=True), None").lstrip()
+    source = source.replace("y = self.fc(x).float()", "y = self.fc(x).float()\n        assert x.tolist()")
+    assert [each for each in found("G205", source, tmp_path) if "the backward of" in each.message]
