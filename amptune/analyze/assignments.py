@@ -47,11 +47,20 @@ def _attribute(target: ast.expr) -> str:
 
 def _assignments(function: _Function) -> list[tuple[ast.expr, ast.expr]]:
     """Targets with what is assigned to them, in the order of the lines."""
-    found = []
+    found: list[tuple[ast.expr, ast.expr]] = []
     for node in ast.walk(function):
-        if isinstance(node, ast.Assign):
-            found += [(target, _kept(node.value)) for target in node.targets]
+        if isinstance(node, ast.AnnAssign) and node.value is not None:
+            found.append((node.target, _kept(node.value)))
+        elif isinstance(node, ast.Assign):
+            found += [pair for target in node.targets for pair in _paired(target, node.value)]
     return sorted(found, key=lambda each: each[1].lineno)
+
+
+def _paired(target: ast.expr, value: ast.expr) -> list[tuple[ast.expr, ast.expr]]:
+    """One target and its value, or those of ``a, b = x, y``."""
+    if not isinstance(target, ast.Tuple) or not isinstance(value, ast.Tuple) or len(target.elts) != len(value.elts):
+        return [(target, _kept(value))]
+    return [(each, _kept(own)) for each, own in zip(target.elts, value.elts, strict=True)]
 
 
 def _kept(value: ast.expr) -> ast.expr:
