@@ -157,17 +157,22 @@ def _no_rejection_sampling() -> Iterator[None]:
 
 
 def _fake_parameter(param: nn.Parameter, mode: FakeTensorMode, memo: _Memo) -> nn.Parameter:
-    if isinstance(param, FakeTensor):
+    if isinstance(param, FakeTensor) and not param.is_meta:
         return param
     known = memo.get(id(param))
     if known is not None and known[0]() is param:
         return known[1]
     with mode:
-        data = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device=param.device)
+        data = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device=_device(param))
         fake = nn.Parameter(data, requires_grad=param.requires_grad)
     vars(fake).update(vars(param))
     memo[id(param)] = (weakref.ref(param), fake)
     return fake
+
+
+def _device(tensor: torch.Tensor) -> torch.device:
+    """Where the fake of a tensor is: the user who builds a model on meta runs it elsewhere, beside the batch."""
+    return torch.device("cpu") if tensor.is_meta else tensor.device
 
 
 def fake_model(model: nn.Module, mode: FakeTensorMode) -> None:
@@ -185,12 +190,21 @@ def fake_model(model: nn.Module, mode: FakeTensorMode) -> None:
 
 def _fake_table(table: dict[str, Any], mode: FakeTensorMode, memo: dict[int, torch.Tensor], smallest: int) -> None:
     for name, tensor in table.items():
-        if tensor is None or isinstance(tensor, FakeTensor) or nn.parameter.is_lazy(tensor):
+        if tensor is None or nn.parameter.is_lazy(tensor) or (isinstance(tensor, FakeTensor) and not tensor.is_meta):
             continue
-        if tensor.numel() >= smallest:
+        if tensor.numel() >= smallest or tensor.is_meta:
             if id(tensor) not in memo:
-                memo[id(tensor)] = mode.from_tensor(tensor, static_shapes=True)
+                memo[id(tensor)] = (
+                    _on_cpu(tensor, mode) if tensor.is_meta else mode.from_tensor(tensor, static_shapes=True)
+                )
             table[name] = memo[id(tensor)]
+
+
+def _on_cpu(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    """A fake on the CPU of a tensor on meta, which holds no numbers however small it is."""
+    with mode:
+        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
 
 def fake_batch(batch: Any, mode: FakeTensorMode, *, all_tensors: bool = False) -> Any:
