@@ -112,7 +112,7 @@ def make_model():
 
 
 def make_batch():
-    return torch.randn(8, 16), torch.full((8,), 99)
+    return torch.randn(16, 16), torch.full((16,), 99)
 
 
 def loss_fn(output, batch):

@@ -14,6 +14,8 @@ from tests.rules.test_written_otherwise import found
 
 RAISING = (
     "F.pad(h, (1, 1), value=-1e9)",
+    "h.clone().fill_diagonal_(-1e9)",
+    "h.clone().index_fill_(0, torch.tensor([1]), -1e9)",
     "h.scatter(0, torch.zeros(1, 64, dtype=torch.long), -1e9)",
     "F.threshold(h, 0.0, -1e9)",
     "F.hardtanh(h, -1e9, 1.0)",

@@ -71,7 +71,8 @@ def _made(rule: GraphRule, context: GraphContext) -> Iterator[tuple[str, Finding
 def _assigned(rule: GraphRule, context: GraphContext) -> Iterator[tuple[str, Finding]]:
     """Such a number that is assigned to a part of an FP16 tensor, which raises nowhere: ``x[mask] = -1e9``."""
     for site in context.graph:
-        number = next((number for number in written(site) if LIMIT < abs(number) < math.inf), None)
+        filled = literals(site)  # what a fill is given is refused
+        number = next((n for n in written(site) if LIMIT < abs(n) < math.inf and n not in filled), None)
         runs = tuple(run for run in context.runs if run.dtypes[site.id].inputs[:1] == ("float16",))
         if number is not None and runs:
             yield site.id, _outside(rule, context, site, runs, number, "")
