@@ -688,7 +688,8 @@ _NONE, _ONE, _EACH = range(3)
 _SCALES = {"tensorwise": (_ONE, _ONE, False), "rowwise": (_EACH, _EACH, True), "rowwise_gw_hp": (_EACH, _ONE, True)}
 """Scales along the rows, along the columns, and whether they are powers of two."""
 _FUSED_FROM = 1 << 20
-"""Elements from which on fused casts save more than launching them from Python takes."""
+"""Elements from which on casts are fused: launching kernels from Python takes longer than smaller ones. It was set for
+what torch.compile made of the casts, and is to be measured for these kernels."""
 _TILE = (128, 64)
 """Rows and columns that a program of a fused cast reads: 128 bytes of a row in 16 bits, and of a column in 8."""
 _not_fused: list[str] = []

@@ -22,8 +22,9 @@ FRONT_SLOW = 1.01
 """The front goes on while a plan of it is predicted to take at most this many times the best valid one."""
 FRONT_IN_VAIN = 4
 """So many plans of the front that all do not train say that something else is to be tried in between."""
-FRONT_FIRST, FRONT_WORTH = 2, 0.5
-"""After so many plans of the front, one has to promise this share of what the search promises."""
+FRONT_FIRST, FRONT_WORTH = 2, 1 / 3
+"""After so many plans of the front, one has to promise this share of what the search promises. That is the largest of
+thousands of candidates, and so promises too much."""
 FRONT_LIKELY = 0.3
 """Plans of the front that train with less of a chance wait for the others."""
 TOO_SLOW = 1.05

@@ -29,7 +29,8 @@ Feature = tuple[str, str]
 TABLE_ERROR = 0.2
 """Prior spread of a weight, as a share of what the table says the choice costs."""
 ALIKE = 0.75
-"""Share of a weight's variance that it has in common with the choices of its group that run much the same kernels."""
+"""Share of a weight's variance that it has in common with the choices of its group that run much the same kernels. Set,
+not fitted: simulated searches in which these err by themselves are no worse for it (search_quality.md)."""
 FLOOR = 0.05
 """Prior spread of all weights together beside that, as a share of the step: what no table knows."""
 LINKED = 0.1

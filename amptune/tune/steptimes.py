@@ -18,7 +18,7 @@ NOISE_FLOOR = 0.003
 GLOBAL_COST = 0.25
 """What a choice of the whole plan (TF32, layout, loss) may cost, as a share of the step, before it is measured."""
 AS_A_PLAN = 0.02
-"""How far a recipe may be off what a plan of its formats takes, as a share of its step."""
+"""How far a recipe may be off what a plan of its formats takes, as a share of its step: as a sum of sites is."""
 FAR = 0.15
 """How far the costs of a slow plan may fail to add up, as a share of what it takes beyond the best: it pays for casts
 and casts back that no plan near the best has, so what it teaches about those counts less."""
