@@ -178,7 +178,8 @@ class TuneData:
     @property
     def threshold(self) -> float:
         """Largest loss gap that counts as training as well."""
-        return max(self.tolerance, self.noise)
+        known = [number(trial.get("loss_gap_allowed")) or 0.0 for trial in self.raw.get("trials", ())]
+        return max(self.tolerance, self.noise, *known)
 
     @property
     def repeated(self) -> bool:

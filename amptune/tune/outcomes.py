@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from collections.abc import Iterable
 
 from amptune.core.sizes import size_text
 from amptune.tune.job import Measured
@@ -41,6 +42,7 @@ def outcome_of(base: Outcome, measured: Measured) -> Outcome:
         memory_bytes=measured.memory,
         loss_gap=quality.loss_gap if finite else None,
         loss_gap_upper=quality.upper if finite else None,
+        loss_gap_allowed=quality.threshold,
         skipped_steps=quality.skipped,
         loss_scale=quality.loss_scale,
         evaluation=quality.evaluation,
@@ -60,6 +62,17 @@ def paired(outcome: Outcome, measured: Measured, number: int, yardstick: Yardsti
     beside = {"trial": number, "ratio": round(middle, 4), "low": round(low, 4), "high": round(high, 4),
               "count": len(ratios), "beside_ms": round(measured.step.beside_ms or yardstick.step_ms, 4)}  # fmt: skip
     return dataclasses.replace(outcome, paired=beside, paired_ms=yardstick.milliseconds_of(measured.step))
+
+
+def newly_allowed(outcome: Outcome, before: Iterable[Outcome], known: float) -> str | None:
+    """What to say where a trial has shown that the loss moves by itself further than was ``known``; else None."""
+    allowed = outcome.loss_gap_allowed or 0.0
+    if allowed <= max(known, *(o.loss_gap_allowed or 0.0 for o in before), 0.0):
+        return None
+    return (
+        f"FP32 itself ends up to {allowed:.2%} from its loss where each step's weights are off at random by what BF16 "
+        "rounds: so large a loss gap is allowed, and the gradients must be right as ever"
+    )
 
 
 def limited(outcome: Outcome, max_memory: int | None) -> Outcome:

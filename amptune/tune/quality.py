@@ -13,7 +13,7 @@ import statistics
 from amptune.tune.batches import Batches
 from amptune.tune.gate import NUM_PERTURBED, Bar, GradientGate, bars_of, compare_gradients, perturb, rounding_of
 from amptune.tune.recipes import Candidate, with_scale
-from amptune.tune.reference import CALM, CLEAR, NUM_ORDERS, Compared, Reference, know_order, upper_bound
+from amptune.tune.reference import CALM, CLEAR, NUM_ORDERS, Compared, Reference, know_order, know_shaken, upper_bound
 from amptune.tune.trained import gradients_at, loss_after_training, user_evaluation
 from amptune.tune.training import Run, Workbench, eager
 
@@ -70,13 +70,15 @@ def judge(
     recipe's first gap that is clearly small, however noisy the reference: to let a recipe pass that should not only
     raises what plans are compared with.
 
+    A gap that is too large, of a candidate with the right gradients, is asked once more how much of it is rounding
+    without a direction: see ``know_shaken``.
+
     Steps that a scaler skips until its scale suits the model are a few of thousands, but of K steps they are a loss
     gap: then the candidate trains anew with the scale that it found.
     """
     settled = _settled(bench, candidate, batches, seed)
     candidate, gaps, skipped = settled.candidate, list[float](), 0
     evaluation = None
-    threshold = max(reference.tolerance, reference.noise)
     for order in range(num_orders):
         loss, run = settled.first if order == 0 else loss_after_training(bench, candidate, batches, order, seed)
         skipped += run.skipped
@@ -92,9 +94,11 @@ def judge(
     steps = len(gaps) * len(batches.train)
     gap, upper = statistics.fmean(gaps), upper_bound(gaps)
     gate = _gate(bench, candidate, batches, reference, seed)
-    reason = _reason(gap, upper, threshold, gate, skipped, steps)
+    if upper > reference.threshold and gate.passed:
+        know_shaken(bench, batches, reference, seed)
+    reason = _reason(gap, upper, reference.threshold, gate, skipped, steps)
     skipped, steps = settled.skipped + skipped, settled.steps + steps
-    return Quality(gap, upper, threshold, gate, skipped, steps, reason, evaluation, settled.loss_scale)
+    return Quality(gap, upper, reference.threshold, gate, skipped, steps, reason, evaluation, settled.loss_scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +135,8 @@ def _settled(bench: Workbench, candidate: Candidate, batches: Batches, seed: int
 
 def reference_itself(reference: Reference, batches: Batches) -> Quality:
     """The verdict on the recipe that the reference was trained with: it trains as it trains."""
-    threshold = max(reference.tolerance, reference.noise)
     gate = GradientGate(1.0, "", 1.0, "", ())
-    return Quality(0.0, 0.0, threshold, gate, 0, NUM_ORDERS * len(batches.train), "", reference.evaluation)
+    return Quality(0.0, 0.0, reference.threshold, gate, 0, NUM_ORDERS * len(batches.train), "", reference.evaluation)
 
 
 def refused_ahead(
@@ -222,5 +225,4 @@ def _reason(gap: float, upper: float, threshold: float, gate: GradientGate, skip
 
 
 def _failed(reference: Reference, skipped: int, reason: str) -> Quality:
-    threshold = max(reference.tolerance, reference.noise)
-    return Quality(math.inf, math.inf, threshold, None, skipped, 0, reason)
+    return Quality(math.inf, math.inf, reference.threshold, None, skipped, 0, reason)

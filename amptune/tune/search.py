@@ -28,7 +28,7 @@ from amptune.tune.finaltime import seconds_kept
 from amptune.tune.job import REFERENCE_SECONDS, Prepared
 from amptune.tune.moments import at_usual_moments
 from amptune.tune.options import TuneOptions
-from amptune.tune.outcomes import GIVE_UP_FACTOR, describe, limited, outcome_of, paired
+from amptune.tune.outcomes import GIVE_UP_FACTOR, describe, limited, newly_allowed, outcome_of, paired
 from amptune.tune.parts import Parts
 from amptune.tune.process import TrialError, WorkerProcess
 from amptune.tune.progress import Progress
@@ -320,6 +320,9 @@ class Search:
             return dataclasses.replace(base, reason=failure.reason, worker_lost=failure.worker_lost)
         self._set_aside(measured.seconds.get(REFERENCE_SECONDS, 0.0))
         outcome = limited(outcome_of(base, measured), self.options.max_memory)
+        known = max(self.options.tolerance, self.prepared.noise)
+        if said := newly_allowed(outcome, (r.outcome for r in self.records()), known):
+            self.progress.line(said)
         return paired(outcome, measured, beside.number, yardstick) if beside and yardstick else outcome
 
     def _set_aside(self, waited: float) -> None:

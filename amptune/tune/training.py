@@ -51,6 +51,7 @@ class Workbench:
     ``compiles_itself``: the user's own code puts something under torch.compile when it runs.
     ``evaluates``: the model gives a loss in eval mode too; a detector gives its loss in train mode alone.
     ``eval_error``: why not; empty where it does.
+    ``shake`` is what a step's forward and backward run in: see shaking.py.
     ``kept``: what is held on the device beside the model, by name, the initial weights among it.
     """
 
@@ -69,6 +70,7 @@ class Workbench:
     compiles_itself: bool = False
     evaluates: bool = True
     eval_error: str = ""
+    shake: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     kept: dict[str, Mapping[str, torch.Tensor]] = dataclasses.field(default_factory=dict)
     _targets: dict[tuple[Format | None, str | None], Target] = dataclasses.field(default_factory=dict)
 
@@ -248,8 +250,9 @@ class Run:
     def step(self, batch: Any) -> torch.Tensor:
         """One whole training step; the loss comes back on the device, so that nothing waits for it."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(batch)
-        self.backward(self.scaler.scale(loss), batch)
+        with self.bench.shake():
+            loss = self.loss(batch)
+            self.backward(self.scaler.scale(loss), batch)
         self.update()
         return loss.detach()
 

@@ -55,6 +55,7 @@ class Outcome:
     memory_excess: int | None = None
     loss_gap: float | None = None
     loss_gap_upper: float | None = None
+    loss_gap_allowed: float | None = None
     worst_cosine: float | None = None
     gradient_noise: Mapping[str, float] | None = None
     skipped_steps: int | None = None

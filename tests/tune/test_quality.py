@@ -19,7 +19,8 @@ from amptune.tune import quality as judging
 from amptune.tune.gate import Bar, bars_of, compare_gradients, perturb
 from amptune.tune.quality import judge, misled
 from amptune.tune.recipes import Candidate, plan_candidate, with_scale
-from amptune.tune.reference import Reference, measure_reference, noise_note, upper_bound
+from amptune.tune.reference import NUM_ORDERS, Reference, measure_reference, noise_note, upper_bound
+from amptune.tune.shaking import shaken
 from amptune.tune.trained import Gradients, gradients_at
 from amptune.tune.training import Workbench, training
 
@@ -175,12 +176,61 @@ def test_a_loss_gap_says_what_its_noise_may_make_of_it(make_bench: Make) -> None
     """One order of the batches says nothing of noise, and three do."""
     bench, batches = make_bench(MLP.replace("lr=3e-3", "lr=0.3"), steps=8)
     reference = measure_reference(bench, batches, tolerance=1e-9, seed=0)
-    reference = dataclasses.replace(reference, noise=0.0, losses=[loss / 2 for loss in reference.losses])
+    reference = dataclasses.replace(reference, noise=0.0, losses=[loss / 2 for loss in reference.losses], shaken=[0.0])
     stock = Candidate("autocast-bf16", autocast=Format.BF16)
     one = judge(bench, stock, batches, reference, seed=0, num_orders=1)
     assert re.fullmatch(r"loss gap \S+%, allowed 0\.000%", one.reason)
     three = judge(bench, plan_candidate(BF16_EVERYWHERE), batches, reference, seed=0)
     assert re.fullmatch(r"loss gap \S+%, with its noise up to \S+%, allowed 0\.000%", three.reason)
+
+
+def test_a_gap_that_rounding_at_random_gives_too_is_allowed(make_bench: Make) -> None:
+    """The tolerance asks for less than any rounding leaves; FP32 whose weights are rounded at random is as far off."""
+    bench, batches = make_bench(steps=8)
+    reference = measure_reference(bench, batches, tolerance=1e-9, seed=0)
+    assert not reference.shaken
+    quality = judge(bench, plan_candidate(BF16_EVERYWHERE), batches, reference, seed=0)
+    assert quality.valid, quality.reason
+    assert quality.threshold == reference.shaken[0] > quality.loss_gap > 1e-9
+    assert quality.threshold < 1e-2
+    assert len(reference.waits) > NUM_ORDERS, "those runs are no candidate's time"
+    runs = len(reference.waits)
+    judge(bench, plan_candidate(BF16_EVERYWHERE), batches, reference, seed=0)
+    assert len(reference.waits) == runs, "it is found out once"
+
+
+def test_no_noise_is_asked_for_where_a_gradient_is_wrong(make_bench: Make) -> None:
+    bench, batches = make_bench()
+    reference = measure_reference(bench, batches, tolerance=1e-9, seed=0)
+    with broken_forward(bench, "fc1", lambda self, x: torch.nn.functional.linear(x, self.weight.detach(), self.bias)):
+        quality = judge(bench, Candidate("frozen"), batches, reference, seed=0)
+    assert not quality.valid
+    assert not reference.shaken
+
+
+def test_a_loss_that_is_further_off_than_rounding_takes_it_is_refused(make_bench: Make) -> None:
+    bench, batches = make_bench(steps=8)
+    reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
+    reference = dataclasses.replace(reference, losses=[loss / 1.1 for loss in reference.losses])
+    quality = judge(bench, plan_candidate(BF16_EVERYWHERE), batches, reference, seed=0)
+    assert quality.reason.startswith("loss gap +")
+    assert reference.shaken
+
+
+def test_shaken_steps_see_other_weights_than_the_optimizer(make_bench: Make) -> None:
+    bench, batches = make_bench(MLP.replace("lr=3e-3", "lr=0.0, weight_decay=0.0"))
+
+    def run(relative: float) -> list[float]:
+        losses = list[float]()
+        with shaken(bench, relative, seed=0), training(bench, Candidate("fp32")) as run:
+            for _ in range(3):
+                losses.append(run.step(batches.train[0]).item())
+        return losses
+
+    assert len(set(run(0.0))) == 1
+    assert len(set(run(2.0**-9))) == 3, "the noise of each step is its own"
+    assert all(torch.equal(p, bench.initial[name]) for name, p in bench.model.named_parameters())
+    assert "shaken" not in bench.kept
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0**24], ids=["mean", "sum of very many"])

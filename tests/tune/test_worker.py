@@ -115,10 +115,10 @@ def test_what_the_reference_takes_in_a_trial_is_told_apart(folder: Path) -> None
     holds: list[bool] = []
     worker = Worker(Job(options, None, {}, (), threads=1), lambda *_: None, holds.append)
     assert worker.trial(LOWERED, None).seconds["reference"] > 0, "a worker that is new"
-    assert holds == [True, False]
+    assert holds == [True, False] * 4, "the reference, and FP32 with weights that are off at random in three orders"
     del worker.reference.losses[1:]
     first, second = (worker.trial(LOWERED, None).seconds for _ in range(2))
-    assert holds == [True, False] * 3, "two further orders"
+    assert holds == [True, False] * 6, "two further orders"
     assert first["reference"] > 0
     assert first["quality"] > 0
     assert "reference" not in second
