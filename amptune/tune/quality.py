@@ -13,7 +13,7 @@ import statistics
 from amptune.tune.batches import Batches
 from amptune.tune.gate import NUM_PERTURBED, Bar, GradientGate, bars_of, compare_gradients, perturb, rounding_of
 from amptune.tune.recipes import Candidate, with_scale
-from amptune.tune.reference import CALM, CLEAR, NUM_ORDERS, Compared, Reference, know_order, know_shaken, upper_bound
+from amptune.tune.reference import CALM, CLEAR, NUM_ORDERS, Compared, Reference, know_order, shaken_noise, upper_bound
 from amptune.tune.trained import gradients_at, loss_after_training, user_evaluation
 from amptune.tune.training import Run, Workbench, eager
 
@@ -30,7 +30,7 @@ class Quality:
 
     Attributes:
         loss_gap: signed, (L_candidate - L_reference) / max(|L_reference|, L_initial - L_reference), mean over orders.
-        upper: upper end of its one-sided 95 % interval.
+        upper: upper end of its one-sided 95 % interval, or the gap itself where it is judged by that.
         threshold: what ``upper`` may be: the larger of the tolerance and the reference's own noise.
         gate: gradients; ``None`` when the candidate's losses were not finite.
         skipped: optimizer steps that the scaler skipped, of ``steps``.
@@ -70,8 +70,8 @@ def judge(
     recipe's first gap that is clearly small, however noisy the reference: to let a recipe pass that should not only
     raises what plans are compared with.
 
-    A gap that is too large, of a candidate with the right gradients, is asked once more how much of it is rounding
-    without a direction: see ``know_shaken``.
+    A gap that is too large, of a candidate with the right gradients, may be that of any rounding, without a direction:
+    see ``shaken_noise``. That is a bound on a mean over orders, so it is the candidate's mean that it is for.
 
     Steps that a scaler skips until its scale suits the model are a few of thousands, but of K steps they are a loss
     gap: then the candidate trains anew with the scale that it found.
@@ -94,11 +94,13 @@ def judge(
     steps = len(gaps) * len(batches.train)
     gap, upper = statistics.fmean(gaps), upper_bound(gaps)
     gate = _gate(bench, candidate, batches, reference, seed)
-    if upper > reference.threshold and gate.passed:
-        know_shaken(bench, batches, reference, seed)
-    reason = _reason(gap, upper, reference.threshold, gate, skipped, steps)
+    threshold = reference.threshold
+    if upper > threshold and gate.passed:
+        shaken = shaken_noise(bench, batches, reference, seed)
+        threshold, upper = (shaken, gap) if shaken > threshold else (threshold, upper)
+    reason = _reason(gap, upper, threshold, gate, skipped, steps)
     skipped, steps = settled.skipped + skipped, settled.steps + steps
-    return Quality(gap, upper, reference.threshold, gate, skipped, steps, reason, evaluation, settled.loss_scale)
+    return Quality(gap, upper, threshold, gate, skipped, steps, reason, evaluation, settled.loss_scale)
 
 
 @dataclasses.dataclass(frozen=True)
