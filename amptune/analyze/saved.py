@@ -91,7 +91,10 @@ class Saved:
             return
         family = op_named(site.op).family
         dtypes = self.dtypes[site.id]
+        in_fp8 = bool(self.setting.recipe.fp8) and converts_to_fp8(site)
         for param, dtype in zip(site.params, dtypes.params, strict=True):
+            if in_fp8 and len(param.meta.shape) > 1:
+                continue  # torchao keeps the parameter itself
             if dtype and param.meta.dtype != dtype and param.meta.is_floating:
                 yield f"weight:{param.key or param.name}:{dtype}", param.meta.numel * DTYPE_BYTES.get(dtype, 4)
         if family is Family.ATTENTION and writes_scores(site, dtypes.compute):
@@ -111,8 +114,8 @@ class Saved:
                 yield f"sums:{site.id}", FP32_BYTES * products[0].batch * products[0].m
             if family is Family.RNN:
                 yield f"reserve:{site.id}", _reserve_bytes(site, dtypes)
-            if converts_to_fp8(site) and self.setting.recipe.fp8:
-                # Both layouts of the FP8 operands are kept beside the BF16 input.
+            if in_fp8 and self.setting.fused:
+                # Both layouts of the FP8 operands are kept beside the BF16 input; in eager mode the input alone.
                 yield f"fp8:{site.id}", 2 * sum(t.numel for t in site.inputs) + sum(p.meta.numel for p in site.params)
             return
         yield from self._of_table(site, dtypes)

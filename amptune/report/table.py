@@ -70,7 +70,7 @@ def render_estimates(
         rows = [list(column) for column in zip(*rows, strict=True)]
     base = named.get("fp32", "fp32")
     title = f"predicted training step, {mode} mode: milliseconds, speedup over {base}, peak memory (nothing was run)"
-    notes = [*_legend(rows), *_own(estimate, named), *_launches(estimate, launches or {}), *_stopped(estimate, recipes),
+    notes = [*_legend(rows), *_fp8_by_ops(recipes, mode), *_own(estimate, named), *_launches(estimate, launches or {}), *_stopped(estimate, recipes),
              *_fastest(estimate, named)]  # fmt: skip
     return "\n".join([title, *_aligned(rows), *notes]) + "\n"
 
@@ -100,6 +100,15 @@ def _own(estimate: Mapping[str, Mapping[str, Mapping[str, Any]]], named: Mapping
     listed = " and ".join(f"{share:.0%} of its FLOPs in {_SHORT.get(dtype, dtype)}" for dtype, share in halves.items())
     name = f"{named['fp32']} (recipe fp32)" if "fp32" in named else "fp32"
     return [f"  {name}: the model's own parameters, casts or autocast regions run {listed}"]
+
+
+def _fp8_by_ops(recipes: Collection[str], mode: str) -> list[str]:
+    """What FP8 recipes stand for where nothing fuses their casts."""
+    if mode != "eager" or not any(recipe.startswith("fp8") for recipe in recipes):
+        return []
+    return [
+        "  fp8: torchao's float8, whose casts are ops of their own in eager mode; those of `amptune tune` are fused"
+    ]
 
 
 def _legend(rows: Sequence[Sequence[str]]) -> list[str]:

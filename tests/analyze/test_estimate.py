@@ -64,6 +64,24 @@ def test_compiled_fp8_wins_on_large_products_and_loses_on_small_ones() -> None:
     assert small["fp8-tensorwise"] > small["autocast-bf16"]
 
 
+@pytest.mark.parametrize(
+    ("m", "k", "n", "tensorwise", "rowwise"),
+    [(8192, 4096, 14336, 8.372, 8.319), (8192, 14336, 4096, 8.419, 8.849), (8192, 2048, 8192, 3.644, 3.760),
+     (16384, 768, 3072, 2.323, 2.516), (16384, 3072, 768, 2.219, 2.639)],
+)  # fmt: skip
+def test_fp8_linears_of_torchao_in_eager_mode_take_what_was_measured(
+    m: int, k: int, n: int, tensorwise: float, rowwise: float
+) -> None:
+    """Milliseconds on an H200, forward and backward, of a BF16 input (reports/fp8_casts_h200.md)."""
+    for name, measured in (("fp8-tensorwise", tensorwise), ("fp8-rowwise", rowwise)):
+        recipe = RECIPES[name]
+        before, site = op("#relu.0", "relu", INPUT, shape=(m, k)), linear("fc", "#relu.0", m, k, n)
+        graph = graph_of(before, site)
+        kernels = kernels_of(graph["fc"], realise(graph, recipe)["fc"], Setting(recipe))
+        predicted = sum(kernel.seconds(GPUS["h200"]) for kernel in (*kernels.forward, *kernels.backward))
+        assert 1e3 * predicted == pytest.approx(measured, rel=0.2)
+
+
 def test_padding_a_misaligned_head_pays() -> None:
     found = steps(mlp(m=16384, width=768, out=50257))
     assert found["autocast-bf16" + FIXED] < 0.7 * found["autocast-bf16"]
