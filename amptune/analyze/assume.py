@@ -26,11 +26,11 @@ from amptune.capture.fakes import new_fake_mode, parameters_as_fakes
 from amptune.capture.forward import batch_names, repeatable
 from amptune.capture.target import Target, call_arguments, tensors_in
 from amptune.capture.usercode import quiet
+from amptune.core.bounds.intervals import Range, symmetric
+from amptune.core.bounds.ranges import Assumptions
+from amptune.core.bounds.transfer.layers import Weight
 from amptune.core.evidence import InputRange
 from amptune.core.graph import PrecisionGraph
-from amptune.core.intervals import Range, symmetric
-from amptune.core.layer_ranges import Weight
-from amptune.core.ranges import Assumptions
 from amptune.errors import AmptuneError, UsageError
 
 STATED = "--range"

@@ -17,12 +17,12 @@ from amptune.analyze.dtypes import REVERSED, passed
 from amptune.analyze.folding import Folded
 from amptune.capture.flow import picked
 from amptune.capture.parameters import tensor_meta
+from amptune.core.bounds.intervals import ANY, UNIT, Range, point
+from amptune.core.bounds.narrowing import narrowed, of_integers
+from amptune.core.bounds.transfer.table import NORMAL, RULES, uniform
 from amptune.core.graph import Site
-from amptune.core.intervals import ANY, UNIT, Range, point
-from amptune.core.narrowing import narrowed, of_integers
 from amptune.core.operands import COPIES_ONE
 from amptune.core.ops import Family, op_named
-from amptune.core.range_rules import NORMAL, RULES, uniform
 
 _TRANSPARENT = (Family.VIEW, Family.CAST)
 _PLAIN = (torch.float32, torch.float64, torch.int64, torch.bool)

@@ -7,7 +7,7 @@ import math
 from torch import fx
 
 from amptune.capture.names import spelling_of
-from amptune.core.intervals import UNIT, Range, point
+from amptune.core.bounds.intervals import UNIT, Range, point
 
 _COUNTING = frozenset({"arange", "linspace", "randint", "randint_like"})
 _ENDS = frozenset({"start", "end", "low", "high"})

@@ -15,8 +15,8 @@ from torch import fx
 from amptune.capture.dtypereads import STORED
 from amptune.capture.flow import picked
 from amptune.core.autocast import UNKNOWN
+from amptune.core.bounds.narrowing import NARROW, PLACES
 from amptune.core.graph import INPUT
-from amptune.core.narrowing import NARROW, PLACES
 from amptune.core.ops import Family, op_named
 
 _TRANSPARENT = (Family.VIEW, Family.CAST)

@@ -11,8 +11,8 @@ import torch
 from torch._subclasses import FakeTensor
 from torch.overrides import TorchFunctionMode
 
-from amptune.core.intervals import Range, point, scaled, symmetric
-from amptune.core.layer_ranges import Weight
+from amptune.core.bounds.intervals import Range, point, scaled, symmetric
+from amptune.core.bounds.transfer.layers import Weight
 
 
 class Initialisers(TorchFunctionMode):

@@ -12,8 +12,8 @@ from amptune.analyze.axes import axes_of_view
 from amptune.analyze.constants import NodeBounds
 from amptune.analyze.dtypes import family, passed, root, walk
 from amptune.analyze.puts import puts
+from amptune.core.bounds.intervals import ANY, Range
 from amptune.core.graph import INPUT, Site
-from amptune.core.intervals import ANY, Range
 from amptune.core.ops import Family
 
 _MASKING = ("mul", "masked_fill", "where")

@@ -12,15 +12,15 @@ from amptune.analyze.estimate import launch_words
 from amptune.analyze.kernels import needs_backward
 from amptune.analyze.sitetable import shape_of
 from amptune.core.autocast import SiteDtypes, realise
+from amptune.core.bounds.intervals import Range
+from amptune.core.bounds.ranges import Ranges
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import DTYPE_BYTES, PrecisionGraph, Site
 from amptune.core.hardware import Gpu
-from amptune.core.intervals import Range
 from amptune.core.observed import Observed
 from amptune.core.op_support import lacks_kernel
 from amptune.core.ops import Family, op_named
-from amptune.core.ranges import Ranges
 from amptune.core.reasons import why_sensitive
 from amptune.core.recipes import RECIPES, converts_to_fp8
 from amptune.report.analyze_data import PageData, PageSite, Risk, Spread

@@ -6,11 +6,11 @@ import dataclasses
 import math
 from typing import Any
 
+from amptune.core.bounds.intervals import Range
+from amptune.core.bounds.ranges import NOTHING, Assumptions, Ranges
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph
-from amptune.core.intervals import Range
 from amptune.core.observed import Observed, Stat
-from amptune.core.ranges import NOTHING, Assumptions, Ranges
 
 JUDGED = (Format.FP16, Format.BF16, Format.FP8_E4M3, Format.FP8_E5M2)
 FITS, MAY, DOES = "cannot overflow", "may overflow", "overflows"

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 from amptune.core.autocast import DeviceType, SiteDtypes, realise
+from amptune.core.bounds.ranges import NOTHING, Assumptions, Ranges
+from amptune.core.bounds.structure import Structure
 from amptune.core.evidence import Evidence
 from amptune.core.finding import Finding, Location, Severity
 from amptune.core.formats import Format
@@ -17,10 +19,8 @@ from amptune.core.graph import Gemm, PrecisionGraph, Site
 from amptune.core.hardware import Gpu
 from amptune.core.operands import COPIES_ONE, input_of
 from amptune.core.ops import Family, op_named
-from amptune.core.ranges import NOTHING, Assumptions, Ranges
 from amptune.core.recipes import STOCK, Recipe
 from amptune.core.rule import GraphRule
-from amptune.core.structure import Structure
 
 NO_EVIDENCE = Evidence()
 Mode = Literal["eager", "compile"]

@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from amptune.core.bounds.intervals import Range
 from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph
-from amptune.core.intervals import Range
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from amptune.core.graph import Site
 from amptune.core.ops import op_named
 
 if TYPE_CHECKING:
-    from amptune.core.ranges import Ranges
+    from amptune.core.bounds.ranges import Ranges
 
 _HIGHEST = {"exp": 11.09, "expm1": 11.09, "exp2": 15.99, "softplus": 11.09, "cosh": 11.78, "sinh": 11.78,
             "i0": 13.2}  # fmt: skip

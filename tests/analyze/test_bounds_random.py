@@ -12,8 +12,8 @@ import torch
 from amptune.analyze.runner import enriched
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.autocast import realise
-from amptune.core.intervals import Range
-from amptune.core.ranges import Assumptions, Ranges
+from amptune.core.bounds.intervals import Range
+from amptune.core.bounds.ranges import Assumptions, Ranges
 from amptune.core.recipes import RECIPES
 from tests.analyze.random_programs import INTEGERS, Program
 

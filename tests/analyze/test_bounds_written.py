@@ -12,8 +12,8 @@ from amptune_rules.graph._examples import model_file
 from amptune.analyze.runner import enriched
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.autocast import realise
-from amptune.core.intervals import Range
-from amptune.core.ranges import Ranges
+from amptune.core.bounds.intervals import Range
+from amptune.core.bounds.ranges import Ranges
 from amptune.core.recipes import RECIPES
 
 START = "d = torch.sigmoid(40 * self.fc(x))\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from amptune.analyze.constants import range_of
-from amptune.core.intervals import Range
+from amptune.core.bounds.intervals import Range
 
 MANY = (1 << 22) + 1
 

@@ -19,11 +19,11 @@ from amptune.capture import Capture, Target, TargetSpec, capture, load_target
 from amptune.capture.fakes import new_fake_mode, parameters_as_fakes
 from amptune.cli import run
 from amptune.core.autocast import realise
+from amptune.core.bounds.intervals import Range
+from amptune.core.bounds.ranges import Ranges
 from amptune.core.finding import Severity
 from amptune.core.formats import Format
 from amptune.core.hardware import gpus_named
-from amptune.core.intervals import Range
-from amptune.core.ranges import Ranges
 from amptune.core.recipes import RECIPES
 from amptune.errors import UsageError, WorkError
 

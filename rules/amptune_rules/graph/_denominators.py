@@ -6,15 +6,15 @@ import math
 
 from amptune.core.arguments import reduced_count
 from amptune.core.autocast import HALF
-from amptune.core.distances import distance_of
+from amptune.core.bounds.intervals import ANY, Range
+from amptune.core.bounds.relations.distances import distance_of
+from amptune.core.bounds.relations.parts import NORMS
+from amptune.core.bounds.relations.segments import is_positive_sum, reads_back_sum
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
-from amptune.core.intervals import ANY, Range
 from amptune.core.operands import COPIES_ONE, input_of
 from amptune.core.ops import op_named
-from amptune.core.parts import NORMS
-from amptune.core.segments import is_positive_sum, reads_back_sum
 from amptune_rules.graph._numeric import (
     SIGNED_FAMILIES,
     delivering,

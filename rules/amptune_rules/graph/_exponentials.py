@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 from amptune.core.arguments import limits_of
-from amptune.core.distances import is_minus_distance
+from amptune.core.bounds.intervals import Range
+from amptune.core.bounds.relations.distances import is_minus_distance
+from amptune.core.bounds.relations.logarithms import is_logarithmic
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
-from amptune.core.intervals import Range
-from amptune.core.logarithms import is_logarithmic
 from amptune_rules.graph._numeric import BATCH_MARGIN, called, of_batch
 
 FP16_LIMIT = math.log(Format.FP16.max)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
+from amptune.core.bounds.intervals import Range
+from amptune.core.bounds.relations.segments import is_positive_sum
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
-from amptune.core.intervals import Range
-from amptune.core.segments import is_positive_sum
 from amptune_rules.graph._numeric import of_batch
 
 

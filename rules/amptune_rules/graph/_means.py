@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from amptune.core.bounds.relations.squares import is_square
 from amptune.core.graph import Site
 from amptune.core.graph_context import Run
 from amptune.core.operands import input_of
-from amptune.core.squares import is_square
 
 _AVERAGES = frozenset({"mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "conv1d", "conv2d", "conv3d"})
 """Ops that give means; convolutions with the weights of a window, as in SSIM."""

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from amptune.core.arguments import limits_of
 from amptune.core.autocast import HALF
+from amptune.core.bounds.intervals import ANY, Range
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, OUTPUT, Site
 from amptune.core.graph_context import GraphContext, Run, formats_in, recipes_in
-from amptune.core.intervals import ANY, Range
 from amptune.core.operands import input_of
 from amptune.core.ops import Family, op_named
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Iterator
 
+from amptune.core.bounds.intervals import Range
 from amptune.core.formats import Format
 from amptune.core.graph import OUTPUT, Site
 from amptune.core.graph_context import GraphContext, Run
-from amptune.core.intervals import Range
 from amptune.core.observed import Stat
 from amptune.core.operands import COPIES_ONE, input_of
 from amptune.core.ops import Family, op_named

@@ -6,11 +6,11 @@ import math
 
 from amptune.core.arguments import exponent_of
 from amptune.core.autocast import HALF
-from amptune.core.distances import distance_of
+from amptune.core.bounds.intervals import Range
+from amptune.core.bounds.relations.distances import distance_of
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
-from amptune.core.intervals import Range
 from amptune_rules.graph._means import is_difference_of_means
 from amptune_rules.graph._numeric import (
     CLOSED_AT_ZERO,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from amptune.core.entropy import SHARES
+from amptune.core.bounds.ranges import Ranges
+from amptune.core.bounds.relations.entropy import SHARES
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
 from amptune.core.ops import Family, op_named
-from amptune.core.ranges import Ranges
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import axis_length, runs_in, where_in

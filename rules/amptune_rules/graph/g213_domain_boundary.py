@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from amptune.core.bounds.relations.whole import is_whole
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, formats_in, recipes_in
 from amptune.core.rule import Example, GraphRule
-from amptune.core.whole import is_whole
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import chain, floating_sites, is_signed, source_dtype, where_in
 

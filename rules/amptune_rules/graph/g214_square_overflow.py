@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable
 
 from amptune.core.arguments import exponent_of
+from amptune.core.bounds.intervals import ANY
+from amptune.core.bounds.relations.products import is_self_dot
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
-from amptune.core.intervals import ANY
 from amptune.core.ops import Family, op_named
-from amptune.core.products import is_self_dot
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._numeric import BATCH_MARGIN, is_settled, of_batch, reads_weights_alone, runs_in, where_in

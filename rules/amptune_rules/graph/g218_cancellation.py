@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from amptune.core.distances import product_of_distance
+from amptune.core.bounds.relations.distances import product_of_distance
+from amptune.core.bounds.relations.variances import spread_of
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, formats_in
 from amptune.core.rule import Example, GraphRule
-from amptune.core.variances import spread_of
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph._means import is_difference_of_means
 from amptune_rules.graph._numeric import where_in

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from amptune.core.bounds.intervals import Range
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
-from amptune.core.intervals import Range
 from amptune.core.operands import input_of
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 
 from amptune.core.autocast import HALF, sources_of
+from amptune.core.bounds.intervals import Range
 from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.hardware import Gpu
-from amptune.core.intervals import Range
 from amptune.core.ops import Autocast, Family, op_named
 from amptune.core.roofline import Traffic, traffic_seconds
 from amptune.core.rule import Example, GraphRule

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from amptune.core.bounds.intervals import ANY, Range
+from amptune.core.bounds.ranges import Ranges
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
-from amptune.core.intervals import ANY, Range
 from amptune.core.operands import input_of
-from amptune.core.ranges import Ranges
 from amptune.core.rule import GraphRule
 from amptune_rules.graph._numeric import called, chain, is_settled, of_batch
 from amptune_rules.graph._overflows import LIMIT, delivering_fp16, may_be_outside, only_grows, run_in_fp16

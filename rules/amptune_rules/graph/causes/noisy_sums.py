@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from amptune.core.bounds.relations.squares import is_square
+from amptune.core.bounds.relations.terms import terms_of
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext
 from amptune.core.operands import input_of
 from amptune.core.rule import GraphRule
-from amptune.core.squares import is_square
-from amptune.core.terms import terms_of
 from amptune_rules.graph._numeric import chain, is_stored
 from amptune_rules.graph._roots import named, root_exponent
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from amptune.core.bounds.relations.pairs import is_between_all_pairs
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
-from amptune.core.pairs import is_between_all_pairs
 from amptune.core.rule import GraphRule
 from amptune_rules.graph._numeric import (
     chain,

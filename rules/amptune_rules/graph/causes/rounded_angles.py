@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from amptune.core.bounds.ranges import Ranges
 from amptune.core.finding import Finding
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.operands import input_of
-from amptune.core.ranges import Ranges
 from amptune.core.rule import GraphRule
 from amptune_rules.graph._numeric import by_autocast, cast_inputs
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from amptune.core.autocast import HALF
+from amptune.core.bounds.intervals import Range
 from amptune.core.finding import Finding, Severity
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, recipes_in
-from amptune.core.intervals import Range
 from amptune.core.operands import input_of
 from amptune.core.rule import GraphRule
 from amptune_rules.graph._denominators import (
