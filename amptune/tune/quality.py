@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from collections.abc import Sequence
 
 from amptune.tune.batches import Batches
 from amptune.tune.gate import NUM_PERTURBED, Bar, GradientGate, bars_of, compare_gradients, perturb, rounding_of
@@ -70,8 +71,8 @@ def judge(
     recipe's first gap that is clearly small, however noisy the reference: to let a recipe pass that should not only
     raises what plans are compared with.
 
-    A gap that is too large, of a candidate with the right gradients, may be that of any rounding, without a direction:
-    see ``shaken_noise``. That is a bound on a mean over orders, so it is the candidate's mean that it is for.
+    A candidate with the right gradients whose gap may be too large is asked whether its mean is one that FP32 has to
+    itself: see ``_judged_gap``.
 
     Steps that a scaler skips until its scale suits the model are a few of thousands, but of K steps they are a loss
     gap: then the candidate trains anew with the scale that it found.
@@ -96,11 +97,27 @@ def judge(
     gate = _gate(bench, candidate, batches, reference, seed)
     threshold = reference.threshold
     if upper > threshold and gate.passed:
-        shaken = shaken_noise(bench, batches, reference, seed)
-        threshold, upper = (shaken, gap) if shaken > threshold else (threshold, upper)
+        upper, threshold = _judged_gap(bench, batches, reference, gaps, seed)
     reason = _reason(gap, upper, threshold, gate, skipped, steps)
     skipped, steps = settled.skipped + skipped, settled.steps + steps
     return Quality(gap, upper, threshold, gate, skipped, steps, reason, evaluation, settled.loss_scale)
+
+
+def _judged_gap(
+    bench: Workbench, batches: Batches, reference: Reference, gaps: Sequence[float], seed: int
+) -> tuple[float, float]:
+    """The gap that a candidate is judged by, and what it may be.
+
+    The noise of FP32 is a bound on what a mean over orders may be without harm, so it is the candidate's mean that is
+    compared with it: with its interval on top, two candidates that train alike would pass or fail by the toss of a
+    coin. A mean beyond that noise may still be what rounding without a direction gives FP32 too (``shaken_noise``).
+    """
+    mean, noise = statistics.fmean(gaps), reference.noise
+    if mean > noise:
+        noise = max(noise, shaken_noise(bench, batches, reference, seed))
+    if mean <= noise or noise > reference.threshold:
+        return mean, max(noise, reference.threshold)
+    return upper_bound(gaps), reference.threshold
 
 
 @dataclasses.dataclass(frozen=True)

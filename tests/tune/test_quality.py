@@ -19,7 +19,7 @@ from amptune.tune import quality as judging
 from amptune.tune.gate import Bar, bars_of, compare_gradients, perturb
 from amptune.tune.quality import judge, misled
 from amptune.tune.recipes import Candidate, plan_candidate, with_scale
-from amptune.tune.reference import NUM_ORDERS, Reference, measure_reference, noise_note, upper_bound
+from amptune.tune.reference import NUM_ORDERS, Reference, know_order, measure_reference, noise_note, upper_bound
 from amptune.tune.shaking import shaken
 from amptune.tune.trained import Gradients, gradients_at
 from amptune.tune.training import Workbench, training
@@ -187,7 +187,7 @@ def test_a_loss_gap_says_what_its_noise_may_make_of_it(make_bench: Make) -> None
 def test_a_gap_that_rounding_at_random_gives_too_is_allowed(make_bench: Make) -> None:
     """The tolerance asks for less than any rounding leaves; FP32 whose weights are rounded at random is as far off."""
     bench, batches = make_bench(steps=8)
-    reference = measure_reference(bench, batches, tolerance=1e-9, seed=0)
+    reference = dataclasses.replace(measure_reference(bench, batches, tolerance=1e-9, seed=0), noise=0.0)
     assert not reference.shaken
     quality = judge(bench, plan_candidate(BF16_EVERYWHERE), batches, reference, seed=0)
     assert quality.valid, quality.reason
@@ -197,6 +197,21 @@ def test_a_gap_that_rounding_at_random_gives_too_is_allowed(make_bench: Make) ->
     runs = len(reference.waits)
     judge(bench, plan_candidate(BF16_EVERYWHERE), batches, reference, seed=0)
     assert len(reference.waits) == runs, "it is found out once"
+
+
+def test_a_mean_within_the_noise_of_fp32_passes_however_far_its_orders_are_apart(make_bench: Make) -> None:
+    bench, batches = make_bench(steps=8)
+    reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
+    know_order(bench, batches, reference, 1, 0)
+    know_order(bench, batches, reference, 2, 0)
+    losses = [loss * factor for loss, factor in zip(reference.losses, (1.02, 0.98, 1.0), strict=True)]
+    apart = dataclasses.replace(reference, losses=losses, noise=0.01)
+    quality = judge(bench, plan_candidate(BF16_EVERYWHERE), batches, apart, seed=0)
+    assert quality.valid, quality.reason
+    assert quality.upper == quality.loss_gap < quality.threshold == 0.01
+    assert not apart.shaken
+    quiet = dataclasses.replace(apart, noise=0.0, shaken=[0.0])
+    assert "with its noise up to" in judge(bench, plan_candidate(BF16_EVERYWHERE), batches, quiet, seed=0).reason
 
 
 def test_no_noise_is_asked_for_where_a_gradient_is_wrong(make_bench: Make) -> None:
