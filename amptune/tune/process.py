@@ -33,6 +33,7 @@ class TrialError(Exception):
 
     ``worker_lost``: the worker could not go on, which another process on the machine may have caused.
     ``is_of_users``: the user's code raised it, at a line that the reason names.
+    ``held``: seconds that the reference took meanwhile, which are none of the candidate's.
     """
 
     def __init__(self, reason: str, details: str = "", *, worker_lost: bool = False, is_of_users: bool = False) -> None:
@@ -41,6 +42,7 @@ class TrialError(Exception):
         self.details = details
         self.worker_lost = worker_lost
         self.is_of_users = is_of_users
+        self.held = 0.0
 
 
 class _Deadline:
@@ -52,6 +54,7 @@ class _Deadline:
     def __init__(self, timeout: float, most: float) -> None:
         self._at, self._most = time.monotonic() + timeout, most
         self._held_since: float | None = None
+        self.held = 0.0
 
     @property
     def at(self) -> float:
@@ -63,6 +66,7 @@ class _Deadline:
         now = time.monotonic()
         if not is_held and self._held_since is not None:
             self._at += now - self._held_since
+            self.held += now - self._held_since
         self._held_since = now if is_held else None
 
 
@@ -106,6 +110,9 @@ class WorkerProcess:
                 self._has_job = True
             connection.send_bytes(packed((name, arguments)))
             return self._wait(connection, deadline, timeout)
+        except TrialError as error:
+            error.held = deadline.held
+            raise
         except MessageError as error:  # the worker was not asked, or has answered: it goes on
             raise TrialError(f"what goes to the worker or comes from it for {name!r} {error}") from None
         except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -315,6 +315,7 @@ class Search:
         try:
             measured = self.worker.request("trial", candidate, limit_ms, yardstick, timeout=seconds)
         except TrialError as failure:
+            self._set_aside(failure.held)
             if failure.worker_lost and seconds < self.options.trial_timeout and not self.limit.for_a_trial():
                 raise OutOfTimeError(self.limit.ended(f"trial {number} ({candidate.name})", seconds)) from failure
             return dataclasses.replace(base, reason=failure.reason, worker_lost=failure.worker_lost)

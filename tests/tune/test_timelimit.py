@@ -118,6 +118,23 @@ def test_further_orders_of_the_reference_are_not_the_time_of_trials(tmp_path: Pa
     assert "the FP32 reference trained once more: 2 s that --timeout leaves out" in capsys.readouterr().err
 
 
+def test_nor_are_they_where_the_trial_failed(tmp_path: Path) -> None:
+    class FailingWorker(SlowWorker):
+        def trial(self, candidate: Candidate) -> Measured:
+            if self.measured:
+                return super().trial(candidate)
+            self.measured.append(candidate)
+            time.sleep(1.5 * LIMIT)
+            failure = TrialError("out of memory")
+            failure.held = 1.5 * LIMIT
+            raise failure
+
+    search = timed(tmp_path, FailingWorker(99, 0.0))
+    search.options = dataclasses.replace(search.options, budget=4)
+    search.run()
+    assert len(search.records()) == 4
+
+
 def test_without_a_limit_a_trial_may_take_what_one_may_take(tmp_path: Path) -> None:
     worker = SlowWorker(0, 0.0)
     search = timed(tmp_path, worker, timeout=None)

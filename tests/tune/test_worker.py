@@ -138,12 +138,19 @@ def recipes(self):
     time.sleep(7)
     self.hold(False)
     return "done"
-Worker.recipes = recipes
+def can_compile_loss(self):
+    self.hold(True)
+    time.sleep(0.5)
+    self.hold(False)
+    raise ValueError("no")
+Worker.recipes, Worker.can_compile_loss = recipes, can_compile_loss
 """
     (folder / "net.py").write_text(MLP + holding)
     options = TuneOptions(TargetSpec(str(folder / "net.py")), folder / "out", steps=2, trial_timeout=most)
     with WorkerProcess(Job(options, None, {}, (), threads=1), lambda *_: None) as worker:
-        worker.request("can_compile_loss", timeout=120)
+        with pytest.raises(TrialError, match="no") as failure:
+            worker.request("can_compile_loss", timeout=120)
+        assert 0.4 < failure.value.held < 7
         if most > 7:
             assert worker.request("recipes", timeout=3) == "done"
         else:
