@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from amptune.analyze.closedrows import seen_as
-from amptune.analyze.dtypes import REVERSED, spelling
+from amptune.analyze.closedrows import seen_as, view_of
+from amptune.analyze.dtypes import REVERSED, root, spelling
 from amptune.analyze.folding import LARGEST, Folded
 from amptune.core.ops import Family, op_named
 
@@ -59,6 +59,8 @@ class Zeros:
             return _either([self._read(each, depth) for each in operands])
         if op == "add" and len(operands) == 2:
             return _both([self._read(each, depth) for each in operands])
+        if op == "sub" and len(operands) == 2 and not node.kwargs:
+            return _met_with_itself(*operands)
         family = op_named(op).family
         if op in _KEEP or family is Family.CAST or (op == "div" and spelling(node) not in REVERSED):
             return self.of(operands[0], depth)
@@ -90,6 +92,29 @@ class Zeros:
         for dim in sorted((each % len(shape) for each in ([dims] if isinstance(dims, int) else dims)), reverse=True):
             full = full.all(dim, keepdim=bool(keeps))
         return full
+
+
+def _met_with_itself(left: fx.Node, right: fx.Node) -> torch.Tensor | None:
+    """Where two views of one tensor have the same number of it, as ``x[:, None] - x[None]`` has on its diagonal."""
+    made = root(left)
+    value = made.meta.get("val")
+    if made is not root(right) or not isinstance(value, torch.Tensor) or not 0 < value.numel() <= LARGEST:
+        return None
+    numbers = torch.arange(value.numel()).view(value.shape)
+    ours, theirs = (_seen(each, made, numbers) for each in (left, right))
+    if ours is None or theirs is None or math.prod(torch.broadcast_shapes(ours.shape, theirs.shape)) > LARGEST:
+        return None
+    return ours == theirs
+
+
+def _seen(node: fx.Node, made: fx.Node, numbers: torch.Tensor) -> torch.Tensor | None:
+    """The places of a tensor that a view of it shows; ``None`` where that cannot be told."""
+    if node is made:
+        return numbers
+    if len(node.all_input_nodes) != 1 or op_named(str(node.meta.get("amptune_op") or "")).family is not Family.VIEW:
+        return None
+    before = _seen(node.all_input_nodes[0], made, numbers)
+    return view_of(node, before) if before is not None else None
 
 
 def _either(places: list[torch.Tensor | None]) -> torch.Tensor | None:

@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensor
 
 from amptune.analyze.dtypes import root
 from amptune.analyze.folding import LARGEST, Folded
+from amptune.analyze.rewritten import Rewritten
 from amptune.core.graph import PrecisionGraph
 from amptune.core.ops import Family, op_named
 
@@ -31,7 +32,7 @@ def mark_closed_rows(graph: PrecisionGraph, module: fx.GraphModule, batch: Mappi
         softmaxes = [nodes[name] for name in site.nodes if name in nodes and _is_over_last(nodes[name])]
         if not softmaxes:
             continue
-        places = places or _Places(module, batch)
+        places = places or Closed(module, batch)
         if rows := sum(_rows(places.of(node.all_input_nodes[0]), node) for node in softmaxes):
             graph.replace_site(dataclasses.replace(site, attrs={**site.attrs, "closed_rows": rows}))
 
@@ -55,14 +56,18 @@ _SHIFTS = {"add": 2, "sub": 1, "baddbmm": 1, "addmm": 1}
 """Ops that leave -inf what is -inf in one of so many first operands."""
 
 
-class _Places:
+_PICKS = frozenset({"gather", "index", "index_select", "take_along_dim"})
+
+
+class Closed:
     """Where the numbers of a node are -inf whatever the layers give: by a mask of constants or of the batch."""
 
     def __init__(self, module: fx.GraphModule, batch: Mapping[str, torch.Tensor]) -> None:
         writes = [(each, node) for node in module.graph.nodes for each in node.meta.get("amptune_writes", ())]
         written = {root(each) for each, _ in writes}
         self._opened = {root(each) for each, node in writes if not _closes(node)}
-        self._folded = Folded(lambda node: stored(module, node, batch), lambda node: node not in written)
+        self._folded = Folded(lambda node: stored(module, node, batch),
+                              lambda node: node not in written, Rewritten(module.graph))  # fmt: skip
         self._known: dict[fx.Node, torch.Tensor | None] = {}
 
     def of(self, node: fx.Node, depth: int = 16) -> torch.Tensor | None:
@@ -87,6 +92,10 @@ class _Places:
             for each in [each for each in node.args[: _SHIFTS[op]] if isinstance(each, fx.Node)]:
                 found = _either(found, self.of(each, depth))
             return found
+        if op == "log_softmax" and first:
+            return self._unlikely(node, self.of(first[0], depth))
+        if op in _PICKS and first:
+            return self._picked(node, self.of(first[0], depth))
         family = op_named(op).family
         if first and family is Family.CAST:
             return self.of(first[0], depth)
@@ -94,6 +103,34 @@ class _Places:
             return seen_as(node, self.of(first[0], depth))
         value = self._folded.of(node)
         return value == -math.inf if value is not None and value.is_floating_point() else None
+
+    def _unlikely(self, node: fx.Node, closed: torch.Tensor | None) -> torch.Tensor | None:
+        """Where the logarithm of a share is -inf: where a score is, but for rows that are closed as a whole."""
+        dim, value = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim"), node.meta["val"]
+        if closed is None or not isinstance(dim, int) or value.numel() > LARGEST:
+            return None
+        full = closed.expand(value.shape)
+        return full & ~full.all(dim, keepdim=True)
+
+    def _picked(self, node: fx.Node, closed: torch.Tensor | None) -> torch.Tensor | None:
+        """Where numbers that the batch says which are picked of are -inf: ``x.gather(-1, labels)``."""
+        given = node.all_input_nodes[0].meta.get("val")
+        indices = {each: self._folded.of(each) for each in node.all_input_nodes[1:]}
+        if closed is None or not isinstance(given, torch.Tensor) or given.numel() > LARGEST:
+            return None
+        if any(each is None for each in indices.values()):
+            return None
+        full = closed.expand(given.shape)
+        args = fx.node.map_arg(node.args, lambda each: indices.get(each, full))
+        kwargs = fx.node.map_arg(dict(node.kwargs), lambda each: indices.get(each, full))
+        try:
+            if node.op == "call_method":
+                found = getattr(full, str(node.target))(*args[1:], **kwargs)
+            else:
+                found = node.target(*args, **kwargs)  # type: ignore[operator]
+        except (RuntimeError, TypeError, IndexError):  # an index that is not for these numbers
+            return None
+        return found if isinstance(found, torch.Tensor) and found.dtype is torch.bool else None
 
     def _mask(self, node: fx.Node) -> torch.Tensor | None:
         """The mask of a ``masked_fill``."""
@@ -129,14 +166,19 @@ def seen_as(node: fx.Node, closed: torch.Tensor | None) -> torch.Tensor | None:
     given = node.all_input_nodes[0].meta.get("val")
     if closed is None or not isinstance(given, torch.Tensor) or math.prod(given.shape) > LARGEST:
         return None
-    full = closed.expand(tuple(given.shape))
-    args = fx.node.map_arg(node.args, lambda _: full)
+    seen = view_of(node, closed.expand(tuple(given.shape)))
+    return seen if seen is not None and seen.dtype is torch.bool else None
+
+
+def view_of(node: fx.Node, given: torch.Tensor) -> torch.Tensor | None:
+    """The view that a node takes, of another tensor of the same shape; ``None`` where it cannot be taken."""
+    args = fx.node.map_arg(node.args, lambda _: given)
     called = getattr(torch.Tensor, str(node.target), None) if node.op == "call_method" else node.target
     try:
         seen = called(*args, **node.kwargs)  # type: ignore[misc, operator]
     except (RuntimeError, TypeError):  # a view of one dtype as another: the places stay unknown
         return None
-    return seen if isinstance(seen, torch.Tensor) and seen.dtype is torch.bool else None
+    return seen if isinstance(seen, torch.Tensor) else None
 
 
 def stored(module: fx.GraphModule, node: fx.Node, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from amptune.analyze.closedrows import Closed
 from amptune.analyze.dtypes import root, walk
 from amptune.analyze.folding import Folded
 
@@ -20,13 +21,21 @@ _FILLS = frozenset({"masked_fill", "where", "full", "full_like", "new_full", "tr
 """Ops that infinities are written by, rather than come of: what comes of a division is told there."""
 
 
-def zeros_times_infinity(node: fx.Node, folded: Folded) -> int:
+def zeros_times_infinity(node: fx.Node, folded: Folded, closed: Closed) -> int:
     """How many numbers of a product are zero times infinity, by constants and the batch alone; :data:`UNTOLD` where one
-    factor is infinite and the other is a test of what is not known; 0 for any other node."""
+    factor is infinite and the other is a test of what is not known; 0 for any other node.
+
+    Args:
+        node: any node of a capture.
+        folded: what constants and the batch decide alone.
+        closed: where a mask makes numbers -inf, whatever the layers give.
+    """
     factors = [each for each in node.args if isinstance(each, int | float | fx.Node)]
     if node.meta.get("amptune_op") != "mul" or len(factors) != 2 or len(node.args) != 2:
         return 0
     left, right = (_value(each, folded) for each in factors)
+    if (left is None) != (right is None) and (count := _zeros_of_closed(left, right, factors, closed)):
+        return 0 if _is_chosen_from(node) else count
     written = [each for each, own in zip((left, right), factors, strict=True) if _is_written(own)]
     if not any(each is not None and bool(each.isinf().any()) for each in written) or _is_chosen_from(node):
         return 0
@@ -35,6 +44,13 @@ def zeros_times_infinity(node: fx.Node, folded: Folded) -> int:
     known, other = (right, factors[0]) if left is None else (left, factors[1])
     is_infinite = known is not None and bool(known.isinf().all())
     return UNTOLD if is_infinite and isinstance(other, fx.Node) and _is_test(other) else 0
+
+
+def _zeros_of_closed(left: torch.Tensor | None, right: torch.Tensor | None, factors: list[Any], closed: Closed) -> int:
+    """How many zeros of the factor that is known meet an infinity of the one that a mask closes in part."""
+    known, other = (right, factors[0]) if left is None else (left, factors[1])
+    places = closed.of(other) if isinstance(other, fx.Node) else None
+    return int((places & (known == 0)).sum()) if places is not None and known is not None else 0
 
 
 def _value(factor: Any, folded: Folded) -> torch.Tensor | None:

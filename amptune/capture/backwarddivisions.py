@@ -1,7 +1,8 @@
 """Divisions in the backward of a custom autograd function whose denominator can be zero, tried on fake tensors.
 
-The capture has the forward of such a function alone. Its backward is run once here, on fakes of what it saved, to see
-what it divides by: a norm, or a sum of what it works out itself, that nothing is added to.
+The capture has the forward of such a function alone. Its forward and backward are run once here, on fakes of what it
+was given, to see what the backward divides by: a norm, or a sum of what either works out itself, that nothing is added
+to.
 """
 
 from __future__ import annotations
@@ -39,8 +40,16 @@ class BackwardDivision:
     by: str
 
 
-def backward_divisions(function: type[Function], result: Any) -> tuple[BackwardDivision, ...]:
-    """What the backward of a function divides by that can be zero; nothing where it does not run on fakes."""
+def backward_divisions(
+    function: type[Function], result: Any, given: tuple[Any, ...] = ()
+) -> tuple[BackwardDivision, ...]:
+    """What the backward of a function divides by that can be zero; nothing where it does not run on fakes.
+
+    Args:
+        function: the class.
+        result: what its forward gave.
+        given: the arguments of that call.
+    """
     outputs = [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]
     node = next((tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None), None)
     if node is None:
@@ -50,10 +59,45 @@ def backward_divisions(function: type[Function], result: Any) -> tuple[BackwardD
         mode = next((each.fake_mode for each in outputs if isinstance(each, FakeTensor)), None) or FakeTensorMode()
         with torch.no_grad(), _disable_current_modes(), mode, watch:
             gradients = [torch.empty_like(_fake(mode, each)) for each in tensors_in(result)]
-            function.backward(_Saved(node, mode), *gradients)
+            context = _forward_again(function, given, mode) or _Saved(node, mode)
+            watch.forget()
+            function.backward(context, *gradients)
     except Exception:  # the user's code, on tensors that it was not made for: what was seen until then stands
         pass
     return tuple(dict.fromkeys(watch.found))
+
+
+def _forward_again(function: type[Function], given: tuple[Any, ...], mode: FakeTensorMode) -> _Context | None:
+    """What a forward on fakes saves, so that it is known what made that; ``None`` where it does not run."""
+    arguments = [_fake(mode, each) if isinstance(each, torch.Tensor) else each for each in given]
+    context = _Context(tuple(isinstance(each, torch.Tensor) and each.requires_grad for each in given))
+    try:
+        if function.setup_context is Function.setup_context:
+            function.forward(context, *arguments)
+        else:
+            function.setup_context(context, tuple(arguments), function.forward(*arguments))
+    except Exception:  # the user's code, on tensors that it was not made for
+        return None
+    return context
+
+
+class _Context:
+    """What a forward that runs again is given, and its backward after it."""
+
+    def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
+        self.needs_input_grad = needs_input_grad
+        self.saved_tensors: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        self.saved_tensors = tensors
+
+    def mark_dirty(self, *tensors: Any) -> None:
+        """Nothing to note here."""
+
+    mark_non_differentiable = save_for_forward = mark_dirty
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Nothing to note here."""
 
 
 class _Saved:
@@ -105,6 +149,10 @@ class _Divisions(TorchFunctionMode):
             if not any(tensor is each for each in given):
                 self._made[id(tensor)] = op, given, tensor
         return result
+
+    def forget(self) -> None:
+        """Leave out the divisions until now, which a forward made."""
+        self._quotients.clear()
 
     @property
     def found(self) -> list[BackwardDivision]:

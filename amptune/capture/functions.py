@@ -67,6 +67,7 @@ class FunctionCalls:
         self.finished: Callable[[FunctionCall, Any], None] = lambda call, result: None
         self.started: Callable[[FunctionCall, tuple[Any, ...]], None] = lambda call, args: None
         self.in_checkpoint = False
+        self._is_trying = False
         self._count = 0
         self._tried: dict[type[Function], tuple[str, tuple[BackwardDivision, ...]]] = {}
 
@@ -92,6 +93,8 @@ class FunctionCalls:
 
         def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
             run = original.__get__(None, cls)
+            if calls._is_trying:
+                return run(*args, **kwargs)
             if cls.__module__.startswith("torch."):
                 with calls._checkpoint(cls):
                     return run(*args, **kwargs)
@@ -99,7 +102,7 @@ class FunctionCalls:
                 calls.started(call, args)
                 result = run(*args, **kwargs)
             calls.finished(call, result)
-            call.mixes, call.divides = calls._backward(cls, result)
+            call.mixes, call.divides = calls._backward(cls, result, args)
             return result
 
         Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
@@ -108,10 +111,16 @@ class FunctionCalls:
         finally:
             Function.apply = original  # type: ignore[method-assign]
 
-    def _backward(self, function: type[Function], result: Any) -> tuple[str, tuple[BackwardDivision, ...]]:
+    def _backward(
+        self, function: type[Function], result: Any, given: tuple[Any, ...]
+    ) -> tuple[str, tuple[BackwardDivision, ...]]:
         """As :func:`mixed_product` and :func:`backward_divisions`, tried once for each function."""
         if function not in self._tried:
-            self._tried[function] = mixed_product(function, result), backward_divisions(function, result)
+            self._is_trying = True
+            try:
+                self._tried[function] = mixed_product(function, result), backward_divisions(function, result, given)
+            finally:
+                self._is_trying = False
         return self._tried[function]
 
     @contextlib.contextmanager

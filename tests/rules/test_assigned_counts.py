@@ -1,4 +1,4 @@
-"""Counts in 16 bits that are assigned anew rather than added to in place (G220)."""
+"""Counts in 16 bits that are assigned anew rather than added to in place, or that one forward makes (G220)."""
 
 from __future__ import annotations
 
@@ -46,3 +46,25 @@ def test_where_a_count_stops(by: int, last: int, tmp_path: Path) -> None:
     body = f"self.rounds = self.rounds + {by}\nreturn self.fc(x) / self.rounds.float()"
     (finding,) = found("G220", model_file(body, init=INIT.format(dtype="torch.bfloat16")), tmp_path)
     assert finding.evidence["most"] == last
+
+
+CROWDED = "torch.arange(64 * 64).view(64, 64) % 64 * (torch.arange(64 * 64).view(64, 64) % 2)"
+
+
+@pytest.mark.parametrize(
+    ("body", "dtype", "severities"),
+    [
+        ("seen.index_add_(0, x.flatten(), torch.ones(4096, dtype=D))", "torch.bfloat16", ["warning"]),
+        ("seen = seen.scatter_add(0, x.flatten(), (x.flatten() >= 0).to(D))", "torch.bfloat16", ["warning"]),
+        ("seen.scatter_add_(0, (x + self.fc.weight.argmax()).flatten() % 64, torch.ones(4096, dtype=D))",
+         "torch.float16", ["info"]),
+        ("seen.index_add_(0, x.flatten(), torch.ones(4096, dtype=D))", "torch.float16", []),
+        ("seen.index_add_(0, x.flatten(), torch.ones(4096, dtype=D))", "torch.float32", []),
+        ("seen.index_add_(0, x.flatten(), torch.full((4096,), 0.5, dtype=D))", "torch.bfloat16", []),
+        ("seen.index_add_(0, x[0], torch.ones(64, dtype=D))", "torch.bfloat16", []),
+    ],
+)  # fmt: skip
+def test_a_count_of_one_forward(body: str, dtype: str, severities: list[str], tmp_path: Path) -> None:
+    code = f"seen = torch.zeros(64, dtype=D)\n{body}\nreturn self.fc(torch.log1p(seen.float()))".replace("D", dtype)
+    told = found("G220", model_file(code, batch=CROWDED), tmp_path)
+    assert [each.severity.name.lower() for each in told] == severities

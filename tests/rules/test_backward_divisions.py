@@ -80,3 +80,53 @@ def test_a_division_in_a_backward_of_a_forward_that_runs_for_real(tmp_path: Path
     source = SOURCE.replace("{body}", "return grad * keep / y.norm(dim=-1, keepdim=True), None").lstrip()
     source = source.replace("y = self.fc(x).float()", "y = self.fc(x).float()\n        assert x.tolist()")
     assert [each for each in found("G205", source, tmp_path) if "the backward of" in each.message]
+
+
+SAVED = """
+        size = {size}
+        ctx.save_for_backward(y, size)
+        return y / (1 + size)
+
+    @staticmethod
+    def backward(ctx, grad):
+        y, size = ctx.saved_tensors
+        return grad * y / size, None
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        ("y.norm(dim=-1, keepdim=True)", 1),
+        ("y.square().sum(-1, keepdim=True).sqrt()", 1),
+        ("y.norm(dim=-1, keepdim=True) + 1e-6", 0),
+        ("torch.linalg.vector_norm(y, dim=-1, keepdim=True).clamp_min(1e-6)", 0),
+        ("y.exp().sum(-1, keepdim=True)", 0),
+    ],
+)
+@pytest.mark.parametrize("is_real", [False, True])
+def test_a_division_in_a_backward_by_what_the_forward_saves(
+    size: str, count: int, is_real: bool, tmp_path: Path
+) -> None:
+    head, rest = SOURCE.split("        ctx.save_for_backward(y, keep)", 1)
+    source = head.lstrip() + SAVED.replace("{size}", size).removeprefix("\n") + rest[rest.index("\n\nclass Model") :]
+    if is_real:
+        source = source.replace("y = self.fc(x).float()", "y = self.fc(x).float()\n        assert x.tolist()")
+    told = [each for each in found("G205", source, tmp_path) if "the backward of" in each.message]
+    assert len(told) == count
+    assert all("grad * y / size" in source.splitlines()[each.location.line - 1] for each in told)
+
+
+def test_a_forward_that_is_given_its_context_afterwards(tmp_path: Path) -> None:
+    source = SOURCE.replace("{body}", "return grad * keep / ctx.saved_tensors[2], None").lstrip()
+    source = source.replace("def forward(ctx, x, keep):", "def forward(x, keep):").replace(
+        "        ctx.save_for_backward(y, keep)\n        ctx.width = x.shape[-1]\n        return y\n",
+        "        return y, y.norm(dim=-1, keepdim=True)\n\n    @staticmethod\n"
+        "    def setup_context(ctx, inputs, output):\n        ctx.save_for_backward(output[0], inputs[1], output[1])\n",
+    )
+    source = source.replace("def backward(ctx, grad):", "def backward(ctx, grad, _):").replace(
+        "y, keep = ctx.saved_tensors\n", "y, keep, _ = ctx.saved_tensors\n"
+    )
+    source = source.replace("return Rescale.apply(y, (x > 0).float()) + Rescale.apply(-y, (x < 0).float())",
+                            "return Rescale.apply(y, (x > 0).float())[0]")  # fmt: skip
+    assert [each for each in found("G205", source, tmp_path) if "the backward of" in each.message]

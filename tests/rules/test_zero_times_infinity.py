@@ -48,3 +48,32 @@ def test_a_mask_in_a_loop_is_told_once(tmp_path: Path) -> None:
     """
     (finding,) = found("G205", model_file(body, takes="x, kept", batch=OF_BATCH["kept"]), tmp_path)
     assert finding.evidence["zeros"] > 0
+
+
+CHOSEN = "chosen = torch.arange(32, device=x.device) * 7 % 64\nopen_now = torch.ones_like(x, dtype=torch.bool)\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        (("open_now[:, ::3] = False\ny = self.fc(x).masked_fill(~open_now, -math.inf).log_softmax(-1)\n"
+         "return (y[torch.arange(32), chosen] * (chosen % 3 > 0)).sum()"), 1),
+        (("open_now &= kept\ny = torch.where(open_now, self.fc(x), -math.inf)\n"
+         "return (y.gather(1, chosen[:, None]).squeeze(1) * kept.float().gather(1, chosen[:, None])[:, 0]).sum()"), 1),
+        (("open_now[..., 1::2] &= kept[:, 1::2]\nopen_now[:, 0] = True\n"
+         "return (kept * self.fc(x).masked_fill(~open_now, -math.inf).log_softmax(1)).sum()"), 1),
+        (("open_now[:, ::3] = False\ny = self.fc(x).masked_fill(~open_now, -math.inf).log_softmax(-1)\n"
+         "return (y[torch.arange(32), chosen] * (1 + chosen % 3)).sum()"), 0),
+        (("open_now[:, ::3] = False\ny = self.fc(x).masked_fill(~open_now, -1e4).log_softmax(-1)\n"
+         "return (y[torch.arange(32), chosen] * (chosen % 3 > 0)).sum()"), 0),
+        (("open_now[:, ::3] = False\nopen_now[:, ::3] = True\n"
+         "return (kept * self.fc(x).masked_fill(~open_now, -math.inf).log_softmax(1)).sum()"), 0),
+        (("open_now &= kept\ny = self.fc(x).masked_fill(~open_now, -math.inf).log_softmax(-1)\n"
+         "return torch.where(kept, y * kept, 0.0).sum()"), 0),
+        (("early = open_now.float()\nopen_now &= kept\ny = self.fc(x).masked_fill(early == 0, -math.inf)\n"
+         "return (y.log_softmax(1) * kept).sum() + open_now.sum()"), 0),
+    ],
+)  # fmt: skip
+def test_a_mask_times_the_logarithm_of_a_share_that_another_mask_closes(body: str, count: int, tmp_path: Path) -> None:
+    source = "import math\n\n" + model_file(CHOSEN + body, takes="x, kept", batch=OF_BATCH["truths"])
+    assert len([each for each in found("G205", source, tmp_path) if "infinity" in each.message]) == count

@@ -32,6 +32,27 @@ def messages(code: str, body: str, batch: str, folder: Path) -> list[str]:
         ("return self.fc(x) / (1 + x.abs().sum(1, keepdim=True))", SOME, 0),
         ("s = x.abs().sum(1)\ny = self.fc(x).sum(1) / s * 2 + 1\nreturn y.masked_fill(s == 0, 0.0)", SOME, 0),
         ("return self.fc(x) / x.abs().sum(1, keepdim=True)", "torch.zeros(32, 64)", 0),
+        ("y = F.avg_pool1d(x.square(), 4)\nreturn self.fc(x)[:, :16] / y", SOME, 1),
+        (
+            (
+                "k = torch.ones(1, 1, 5, device=x.device)\ny = F.conv1d(x.abs()[:, None], k, padding=2)[:, 0]\n"
+                "return self.fc(x) / y"
+            ),
+            SOME,
+            1,
+        ),
+        ("return self.fc(x) / (x.square() @ torch.ones(64, 64, device=x.device))", SOME, 1),
+        ("return self.fc(x) / (x.square() @ torch.ones(64, 64, device=x.device))", NONE, 0),
+        ("y = self.fc(x)\nd = (y[:, None] - y[None]).square().sum(-1)\nreturn 1 / d", NONE, 1),
+        (
+            "y = self.fc(x)\nd = (y.unsqueeze(0) - y.unsqueeze(1)).abs().mean(-1)\nreturn 1 / (d * self.gain[0])",
+            NONE,
+            1,
+        ),
+        ("y = self.fc(x)\nd = (y[:, None] - y[None] + 1).square().sum(-1)\nreturn 1 / d", NONE, 0),
+        ("y = self.fc(x)\nd = (y[:, None] - y[None]).square().sum(-1)\nreturn 1 / (d + torch.eye(32))", NONE, 0),
+        ("y = self.fc(x)\nreturn 1 / (y[1:] - y[:-1]).square().sum(-1)", NONE, 0),
+        ("y = F.dropout(x.abs() + 1, 0.5)\nreturn self.fc(x) / (y + 1)", NONE, 0),
     ],
 )
 def test_a_denominator_that_is_zero_with_the_batch(body: str, batch: str, count: int, tmp_path: Path) -> None:
@@ -82,3 +103,56 @@ def test_a_product_that_a_relu_closes(code: str, body: str, count: int, tmp_path
 )
 def test_a_logarithm_of_shares_some_of_which_are_zero(body: str, batch: str, count: int, tmp_path: Path) -> None:
     assert len(messages("G204", body, batch, tmp_path)) == count
+
+
+SIGNED = "torch.linspace(-0.5, 4.0, 2048).view(32, 64)"
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "batch", "count"),
+    [
+        ("G206", "return self.fc(2 * torch.sqrt(x + 0.25))", SIGNED, 1),
+        ("G206", "return self.fc((x * 3 - 1).pow(0.5))", SIGNED, 1),
+        ("G206", "return self.fc((x.square().mean(1, keepdim=True) - 9).rsqrt() * x)", SIGNED, 1),
+        ("G204", "return self.fc(torch.log10(x.cumsum(1) * 0.1 - 20))", SIGNED, 1),
+        ("G206", "return self.fc(2 * torch.sqrt(x + 0.75))", SIGNED, 0),
+        ("G206", "return self.fc(torch.where(x > 0, torch.sqrt(x + 0.25), 0.0))", SIGNED, 0),
+        ("G206", "return self.fc(torch.sqrt((x + 0.25).clamp(min=0)))", SIGNED, 0),
+        ("G206", "return self.fc((x + 0.25).pow(2))", SIGNED, 0),
+        ("G206", "return self.fc((2.5 ** x))", SIGNED, 0),
+        ("G204", "return self.fc(torch.log(torch.where(x > 0, x, 1.0)))", SIGNED, 0),
+    ],
+)
+def test_what_is_below_zero_with_the_batch(code: str, body: str, batch: str, count: int, tmp_path: Path) -> None:
+    assert sum("NaN" in each for each in messages(code, body, batch, tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("return torch.log(1 + torch.tanh(self.fc(x)) * self.fc(2 * x))", 1),
+        ("return torch.log1p(self.fc(x) * F.softplus(self.fc(2 * x)))", 1),
+        ("return torch.log(0.5 + self.fc(x) / F.softplus(self.fc(2 * x)))", 1),
+        ("y = self.fc(x)\nreturn torch.log(1 + y * y)", 0),
+        ("y = self.fc(x)\nreturn torch.log1p(y * y.sign())", 0),
+        ("return torch.log(1 + F.softplus(self.fc(x)) * self.fc(2 * x).abs())", 0),
+        ("return torch.log((1 + self.fc(x) * self.fc(2 * x)).abs() + 1e-6)", 0),
+        ("return torch.log((1 + self.fc(x) * self.fc(2 * x)).clamp(min=1e-4))", 0),
+    ],
+)
+def test_a_logarithm_of_one_and_a_product_of_both_signs(body: str, count: int, tmp_path: Path) -> None:
+    assert sum("both signs" in each for each in messages("G204", body, NONE, tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("y = torch.sigmoid(self.fc(x))\nreturn y / y.norm(dim=-1, keepdim=True)", 0),
+        ("y = F.softplus(self.fc(x))\nreturn y / y.mean(1, keepdim=True)", 0),
+        ("y = torch.relu(self.fc(x))\nreturn y / y.norm(dim=-1, keepdim=True)", 1),
+        ("y = self.fc(x)\nreturn y / y.norm(dim=-1, keepdim=True)", 1),
+        ("y = torch.sigmoid(self.fc(x))[:, :4]\nreturn y / y.norm(dim=-1, keepdim=True)", 1),
+    ],
+)
+def test_a_norm_of_many_shares_is_above_zero(body: str, count: int, tmp_path: Path) -> None:
+    assert len(messages("G205", body, NONE, tmp_path)) == count

@@ -267,6 +267,12 @@ def holds_without(run: Run, site: Site, place: int) -> bool:
     return root is not None and root.op == "add" and run.ranges.operand(root, 0).low < 0
 
 
+def _is_of_many_positive(run: Run, root: Site) -> bool:
+    """Whether a norm, sum or mean is of many numbers that come to zero by underflow alone: never all of them."""
+    made = run.ranges.root(root) if root.op in NORMS or root.op in ("sum", "mean") else None
+    return made is not None and made.op in ("sigmoid", "softplus") and reduced_count(root) >= MANY
+
+
 def is_kept_off_zero(context: GraphContext, run: Run, site: Site, place: int) -> bool:
     """Whether how a denominator was made, or the batch, keeps it off zero, though its bounds do not; or whether nothing
     is known of it."""
@@ -277,7 +283,7 @@ def is_kept_off_zero(context: GraphContext, run: Run, site: Site, place: int) ->
         return input_of(site, place) not in (site.attrs.get("bounds") or {})
     if is_chosen(run, root) or is_stored(context, root) or is_root_with_eps(context, root):
         return True
-    if is_off_zero_in_batch(context, site, place, root):
+    if is_off_zero_in_batch(context, site, place, root) or _is_of_many_positive(run, root):
         return True
     # G203 says of an exponential that nothing bounds what else it does below.
     return root.op in ("exp", "exp2") and not math.isfinite(run.ranges.operand(root, 0).high)

@@ -8,7 +8,9 @@ from amptune.core.bounds.intervals import Range
 from amptune.core.bounds.relations.segments import is_positive_sum
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
-from amptune_rules.graph._numeric import of_batch
+from amptune.core.bounds.intervals import Range
+from amptune.core.bounds.relations.segments import is_positive_sum
+from amptune_rules.graph._numeric import is_signed, of_batch
 
 
 def end_of(site: Site) -> float:
@@ -45,3 +47,28 @@ def is_off_end_in_batch(context: GraphContext, site: Site) -> bool:
     """Whether the input is worked out from the batch alone and stays off the end with its numbers, as noise levels."""
     found = of_batch(context, site)
     return found.is_known and not reaches_end(site, found)
+
+
+def adds_signed_product(run: Run, site: Site) -> bool:
+    """Whether the logarithm is of ``1 + x * y`` where x or y has both signs, and nothing keeps the product above -1."""
+    total = run.ranges.root(site, 0)
+    product: Site | None = total
+    if site.op != "log1p":
+        numbers = (total.attrs.get("scalars") or {}) if total is not None and total.op == "add" else {}
+        if total is None or len(numbers) != 1 or next(iter(numbers.values())) <= 0:
+            return False
+        product = run.ranges.root(total, 1 if 0 in numbers else 0)
+    if product is None or product.op not in ("mul", "div") or run.ranges.covers(product, 0, product, 1):
+        return False
+    if run.ranges.operand(site, 0).low > -math.inf:
+        return False
+    sides = (0, 1) if product.op == "mul" else (0,)
+    factors = [run.ranges.root(product, side) for side in sides]
+    if any(factor is not None and factor.op in ("sign", "sgn") for factor in factors):
+        return False
+    return any(_has_both_signs(run, product, side) for side in sides)
+
+
+def _has_both_signs(run: Run, site: Site, side: int) -> bool:
+    found = run.ranges.operand(site, side)
+    return is_signed(run, site, side) or (found.is_known and -math.inf < found.low < 0 < found.high)

@@ -119,3 +119,4 @@ class LogDomain(GraphRule):
             yield from logarithms_of_batch.of_zeros(self, context, site)
             yield from logarithms_at_end.lost_beside(self, context, site)
             yield from logarithms_at_end.of_spectrum(self, context, site)
+            yield from logarithms_at_end.of_signed_product(self, context, site)

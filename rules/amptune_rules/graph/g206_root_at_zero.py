@@ -14,7 +14,7 @@ from amptune_rules.graph._numeric import chain, floating_sites, reads_weights_al
 from amptune_rules.graph._roots import is_fractional, is_root, may_be_negative, named, touches_zero
 from amptune_rules.graph.causes.noisy_sums import with_noise
 from amptune_rules.graph.causes.roots_at_zero import at_zero, lost_beside, rounded_eps, zero_in_batch
-from amptune_rules.graph.causes.roots_below_zero import below_zero, of_small_difference
+from amptune_rules.graph.causes.roots_below_zero import below_in_batch, below_zero, of_small_difference
 from amptune_rules.graph.causes.singular_matrices import singular_matrices
 
 
@@ -151,6 +151,7 @@ class RootAtZero(GraphRule):
         return (
             rounded_eps(self, context, site, bad)
             or of_small_difference(self, context, site)
+            or below_in_batch(self, context, site)
             or zero_in_batch(self, context, site)
             or at_zero(self, context, site, bad)
             or below_zero(self, context, site)

@@ -8,7 +8,7 @@ from amptune.core.finding import Finding, Severity
 from amptune.core.graph_context import GraphContext
 from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
-from amptune_rules.graph.causes.counts import stopped_counts, stopped_sums
+from amptune_rules.graph.causes.counts import crowded_counts, stopped_counts, stopped_sums
 from amptune_rules.graph.causes.jitters import lost_jitters
 from amptune_rules.graph.causes.running_averages import deaf_averages
 
@@ -19,8 +19,8 @@ class LostTerm(GraphRule):
     ## What it does
     Finds running averages of buffers and parameters (`m * a + (1 - m) * x`, `lerp_`, `a += (1 - m) * (x - a)`) that are
     kept in 16 bits, with a step too short for them; constants that a loop adds to a number beside which they are
-    rounded away, as times; counts in buffers of 16 bits; and constants that are added to a matrix before a
-    decomposition, inverse or solve and are under half an ulp of 1.
+    rounded away, as times; counts in 16 bits, in buffers and term by term in one forward; and constants that are added
+    to a matrix before a decomposition, inverse or solve and are under half an ulp of 1.
 
     ## Why is this bad
     A sum is rounded to the format's digits: BF16 keeps eight bits of them, so that a step of a thousandth changes
@@ -177,5 +177,6 @@ class LostTerm(GraphRule):
         if context.train:
             yield from deaf_averages(self, context)
             yield from stopped_counts(self, context)
+        yield from crowded_counts(self, context)
         yield from lost_jitters(self, context)
         yield from stopped_sums(self, context)

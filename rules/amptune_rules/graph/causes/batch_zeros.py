@@ -49,6 +49,15 @@ def zeros_of_batch(context: GraphContext, site: Site) -> int:
     return 0 if _is_taken_out(context, site) else zeros
 
 
+def below_zero_in_batch(context: GraphContext, site: Site) -> int:
+    """How many numbers below zero a root or logarithm is given by the batch alone; 0 where what reads the site may take
+    out the NaN that comes of them."""
+    below = int(site.attrs.get("below_read", 0))
+    if below <= 0 or is_guarded_after(context, site) or is_compared_alone(context, site):
+        return 0
+    return 0 if _is_taken_out(context, site) else below
+
+
 def _is_taken_out(context: GraphContext, site: Site) -> bool:
     """Whether what reads a site may take out what is not finite: right behind it, or by a choice some steps later."""
     fresh, taking = context.graph.consumers(site.id), _TAKES_OUT

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from amptune.core.autocast import HALF
-from amptune.core.finding import Finding
+from amptune.core.finding import Finding, Severity
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
@@ -78,6 +78,44 @@ def _counts(run: Run, site: Site, position: int) -> bool:
         return False
     made = run.ranges.graph[source]
     return all(output.dtype in _COUNTED for output in made.outputs)
+
+
+def crowded_counts(rule: GraphRule, context: GraphContext) -> Iterator[Finding]:
+    """Counts of one forward in 16 bits, term by term, of which some are past what the format can count to."""
+    for site in context.graph:
+        if site.op not in ("index_add", "scatter_add") or _is_tally(context.runs[0], site):
+            continue
+        most, terms = (
+            int(site.attrs.get("most_added", 0)),
+            math.prod(site.inputs[1].shape) if len(site.inputs) > 1 else 0,
+        )
+        if not _adds_ones(context.runs[0], site):
+            continue
+        for half in HALF:
+            runs = tuple(run for run in context.runs if half in run.dtypes[site.id].outputs)
+            number_format = Format.parse(half)
+            last = number_format.largest_exact_integer
+            if not runs or (most or terms) <= last:
+                continue
+            place = f"a place may be counted up to {terms} times"
+            if most:
+                place = f"with the batch of make_batch() a place is counted {most} times"
+            yield context.finding(
+                rule,
+                site,
+                f"a count in {number_format} (under {recipes_in(runs)}), which has no {last + 1}: {place}, and on a "
+                f"GPU one more changes nothing from {last} on; count in integers or in float32",
+                severity=None if most else Severity.INFO,
+                most=last,
+                format=str(number_format),
+            )
+
+
+def _adds_ones(run: Run, site: Site) -> bool:
+    """Whether what is added is one everywhere, or yes and no."""
+    number = (site.attrs.get("scalars") or {}).get(_TALLIES[site.op], constant_of(run, site, _TALLIES[site.op]))
+    position = input_of(site, _TALLIES[site.op])
+    return number == 1 or (position is not None and _counts(run, site, position))
 
 
 def stopped_sums(rule: GraphRule, context: GraphContext) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.operands import input_of
 from amptune.core.rule import GraphRule
-from amptune_rules.graph._logarithms import end_of, reaches_end
+from amptune_rules.graph._logarithms import adds_signed_product, end_of, reaches_end
 from amptune_rules.graph._numeric import (
     chain,
     lost_eps,
@@ -129,3 +129,19 @@ def of_spectrum(rule: GraphRule, context: GraphContext, site: Site) -> Iterator[
             severity=Severity.INFO,
             chain=chain(context, site),
         )
+
+
+def of_signed_product(rule: GraphRule, context: GraphContext, site: Site) -> Iterator[Finding]:
+    """One more than a product of both signs, as the densities with an end of their support have it."""
+    bounds = context.bounds(context.runs[0])
+    if not adds_signed_product(context.runs[0], site) or (bounds and bounds.operand(site, 0).low > end_of(site)):
+        return
+    what = "a product" if site.op == "log1p" else "a sum with a product"
+    yield context.finding(
+        rule,
+        site,
+        f"{site.op} of {what} that has a factor of both signs, and can come to {end_of(site):g} and below as far "
+        "as its terms show: NaN there; clamp it",
+        severity=Severity.INFO,
+        chain=chain(context, site),
+    )

@@ -15,7 +15,7 @@ from amptune_rules.graph._numeric import (
     has_zeros_of_batch,
     of_batch,
 )
-from amptune_rules.graph.causes.batch_zeros import closing_factor, zeros_of_batch
+from amptune_rules.graph.causes.batch_zeros import below_zero_in_batch, closing_factor, zeros_of_batch
 
 _STEPS = 6
 _REPLACES = frozenset({"where", "masked_fill", "nan_to_num", "clamp", "maximum", "masked_select", "index"})
@@ -32,6 +32,10 @@ def of_batch_itself(rule: GraphRule, context: GraphContext, site: Site) -> Itera
             text = f"{site.op} of numbers that are zero at {zeros} place{'s' * (zeros > 1)} with the batch of "
             text += f"make_batch(): {site.op}(0) is -inf; use a clamp"
             yield context.finding(rule, site, text, zeros=zeros, chain=chain(context, site))
+        elif below := below_zero_in_batch(context, site):
+            text = f"{site.op} of what is below zero at {below} place{'s' * (below > 1)} with the batch of "
+            text += "make_batch(), and NaN there; use a clamp"
+            yield context.finding(rule, site, text, below=below, chain=chain(context, site))
         return
     if any(after.op in _REPLACES for after in context.graph.consumers(site.id)):
         return

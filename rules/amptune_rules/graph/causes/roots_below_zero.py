@@ -22,6 +22,7 @@ from amptune_rules.graph._roots import (
     runs_below_zero,
 )
 from amptune_rules.graph._spectra import is_loaded, spectrum_behind
+from amptune_rules.graph.causes.batch_zeros import below_zero_in_batch
 from amptune_rules.graph.causes.roots_at_zero import at_zero
 
 _CHOOSE = ("masked_fill", "where")
@@ -60,6 +61,16 @@ def of_small_difference(rule: GraphRule, context: GraphContext, site: Site) -> F
             chain=chain(context, site),
         )
     return None
+
+
+def below_in_batch(rule: GraphRule, context: GraphContext, site: Site) -> Finding | None:
+    """What the batch alone takes below zero, as readings less their offset."""
+    below = below_zero_in_batch(context, site)
+    if not below:
+        return None
+    where = f"below zero at {below} place{'s' * (below > 1)} with the batch of make_batch()"
+    text = f"{named(site)} of what is {where}, and NaN there; clamp it"
+    return context.finding(rule, site, text, below=below, chain=chain(context, site))
 
 
 def below_zero(rule: GraphRule, context: GraphContext, site: Site) -> Finding | None:
