@@ -14,7 +14,7 @@ from amptune.analyze.closedrows import Closed, stored
 from amptune.analyze.dtypes import REVERSED, root, spelling
 from amptune.analyze.folding import LARGEST, Folded
 from amptune.analyze.rewritten import Rewritten
-from amptune.analyze.zerotimes import UNTOLD, zeros_times_infinity
+from amptune.analyze.zerotimes import UNTOLD, zeros_times_closed, zeros_times_infinity
 
 FACTS = "amptune_facts"
 """The key in ``node.meta`` under which facts stand: name -> how many numbers it is true of."""
@@ -45,9 +45,11 @@ def note_facts(module: fx.GraphModule, batch: Mapping[str, torch.Tensor]) -> Non
     closed = Closed(module, batch)
     for node in module.graph.nodes:
         facts = {
-            "zero_times_infinity": zeros_times_infinity(node, folded, closed),
+            "zero_times_infinity": zeros_times_infinity(node, folded),
+            "zero_times_closed": zeros_times_closed(node, folded, closed),
             "zeros_read": _zeros_read(node, zeros),
             "below_read": _below_read(node, folded),
+            "turned_infinite": _turned_infinite(node, folded),
             "most_added": _most_added(node, folded),
         }
         if found := {name: count for name, count in facts.items() if count}:
@@ -88,6 +90,23 @@ def _below_read(node: fx.Node, folded: Folded) -> int:
 def _is_root(node: fx.Node, op: str) -> bool:
     exponent = node.args[1] if len(node.args) > 1 else node.kwargs.get("exponent")
     return op != "pow" or (spelling(node) not in REVERSED and isinstance(exponent, float) and not exponent.is_integer())
+
+
+_GROWS = frozenset({"add", "sub", "mul", "sum", "cumsum", "prod", "cumprod", "matmul", "mm", "bmm", "einsum"})
+"""Ops whose results leave a format by their size alone."""
+
+
+def _turned_infinite(node: fx.Node, folded: Folded) -> int:
+    """How many numbers are infinite that the batch alone makes of finite ones; masks that add up to -inf are none."""
+    if str(node.meta.get("amptune_op")) not in _GROWS:
+        return 0
+    value = folded.of(node)
+    given = [folded.of(each) for each in node.all_input_nodes]
+    if value is None or not value.is_floating_point() or any(each is None for each in given):
+        return 0
+    if not all(bool(each.isfinite().all()) for each in given if each is not None and each.is_floating_point()):
+        return 0
+    return int(torch.isposinf(value).sum())
 
 
 _ADDS = frozenset({"index_add", "scatter_add"})

@@ -21,21 +21,13 @@ _FILLS = frozenset({"masked_fill", "where", "full", "full_like", "new_full", "tr
 """Ops that infinities are written by, rather than come of: what comes of a division is told there."""
 
 
-def zeros_times_infinity(node: fx.Node, folded: Folded, closed: Closed) -> int:
+def zeros_times_infinity(node: fx.Node, folded: Folded) -> int:
     """How many numbers of a product are zero times infinity, by constants and the batch alone; :data:`UNTOLD` where one
-    factor is infinite and the other is a test of what is not known; 0 for any other node.
-
-    Args:
-        node: any node of a capture.
-        folded: what constants and the batch decide alone.
-        closed: where a mask makes numbers -inf, whatever the layers give.
-    """
+    factor is infinite and the other is a test of what is not known; 0 for any other node."""
     factors = [each for each in node.args if isinstance(each, int | float | fx.Node)]
     if node.meta.get("amptune_op") != "mul" or len(factors) != 2 or len(node.args) != 2:
         return 0
     left, right = (_value(each, folded) for each in factors)
-    if (left is None) != (right is None) and (count := _zeros_of_closed(left, right, factors, closed)):
-        return 0 if _is_chosen_from(node) else count
     written = [each for each, own in zip((left, right), factors, strict=True) if _is_written(own)]
     if not any(each is not None and bool(each.isinf().any()) for each in written) or _is_chosen_from(node):
         return 0
@@ -46,11 +38,18 @@ def zeros_times_infinity(node: fx.Node, folded: Folded, closed: Closed) -> int:
     return UNTOLD if is_infinite and isinstance(other, fx.Node) and _is_test(other) else 0
 
 
-def _zeros_of_closed(left: torch.Tensor | None, right: torch.Tensor | None, factors: list[Any], closed: Closed) -> int:
-    """How many zeros of the factor that is known meet an infinity of the one that a mask closes in part."""
-    known, other = (right, factors[0]) if left is None else (left, factors[1])
-    places = closed.of(other) if isinstance(other, fx.Node) else None
-    return int((places & (known == 0)).sum()) if places is not None and known is not None else 0
+def zeros_times_closed(node: fx.Node, folded: Folded, closed: Closed) -> int:
+    """How many zeros of one factor, by constants and the batch alone, meet -inf of the other, which a mask closes in
+    part whatever the layers give."""
+    factors = [each for each in node.args if isinstance(each, fx.Node)]
+    if node.meta.get("amptune_op") != "mul" or len(factors) != 2 or len(node.args) != 2 or _is_chosen_from(node):
+        return 0
+    for known, other in (factors, factors[::-1]):
+        value = _value(known, folded)
+        places = closed.of(other) if value is not None and folded.of(other) is None else None
+        if value is not None and places is not None:
+            return int((places & (value == 0)).sum())
+    return 0
 
 
 def _value(factor: Any, folded: Folded) -> torch.Tensor | None:

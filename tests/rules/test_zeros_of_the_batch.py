@@ -156,3 +156,53 @@ def test_a_logarithm_of_one_and_a_product_of_both_signs(body: str, count: int, t
 )
 def test_a_norm_of_many_shares_is_above_zero(body: str, count: int, tmp_path: Path) -> None:
     assert len(messages("G205", body, NONE, tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        (
+            "p = self.fc(x).softmax(1)\nw = 1 / (x * x + 0.1)\nreturn p / (w * (p + x.abs())).sum(1, keepdim=True)",
+            0,
+        ),
+        ("p = self.fc(x).softmax(1)\nw = 1 / (x.square() + 0.1)\nreturn p / (w * (p * x)).sum(1, keepdim=True)", 1),
+        ("k = self.fc(x).exp()\nreturn k / (k * torch.exp(-self.fc(2 * x))).sum(1, keepdim=True)", 0),
+    ],
+)
+def test_a_sum_of_products_of_what_is_above_zero(body: str, count: int, tmp_path: Path) -> None:
+    assert len(messages("G205", body, NONE, tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("w = F.softplus(self.fc(x))\nreturn torch.log(w.prod(1))", 1),
+        ("w = self.fc(x).repeat(1, 20).prod(1)\nreturn torch.log(w * x[:, 0].exp())", 1),
+        ("w = self.fc(x).reshape(16, 128).prod(1, True)\nreturn torch.log((self.gain.softmax(0) * w).sum(-1))", 1),
+        ("w = 1 + F.softplus(self.fc(x))\nreturn torch.log(w.prod(1))", 0),
+        ("w = self.fc(x).view(32, 16, 4).prod(-1)\nreturn torch.log(w * x[:, :16])", 0),
+        ("w = self.fc(x)\nreturn torch.log(w.prod(1).abs() + 1e-6)", 0),
+    ],
+)  # fmt: skip
+def test_a_logarithm_of_a_product_of_many(body: str, count: int, tmp_path: Path) -> None:
+    assert sum("logarithms" in each for each in messages("G204", body, NONE, tmp_path)) == count
+
+
+HIGH = "torch.linspace(500.0, 1500.0, 2048).view(32, 64)"
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("t = x.half().cumsum(1)\nreturn self.fc(torch.log1p(t.float()))", 1),
+        ("t = (x.half() * 90).float()\nreturn self.fc(t)", 1),
+        ("t = x.to(torch.float16).sum(1, keepdim=True)\nreturn self.fc(x / t)", 1),
+        ("t = x.half().cumsum(1).clamp(max=6e4)\nreturn self.fc(t.float())", 0),
+        ("t = x.bfloat16().cumsum(1)\nreturn self.fc(t.float())", 0),
+        ("t = (x / 1000).half().cumsum(1)\nreturn self.fc(t.float())", 0),
+        (("low = torch.finfo(torch.float16).min\nm = torch.where(x > 900, low, 0.0).half()\n"
+         "return (self.fc(x) + (m + m).float()).softmax(-1)"), 0),
+    ],
+)  # fmt: skip
+def test_what_the_batch_alone_makes_infinite(body: str, count: int, tmp_path: Path) -> None:
+    assert sum("make_batch(), which is finite" in each for each in messages("G201", body, HIGH, tmp_path)) == count

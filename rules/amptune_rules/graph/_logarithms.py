@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
+from amptune.core.arguments import axis_size, reduced_count
 from amptune.core.bounds.intervals import Range
 from amptune.core.bounds.relations.segments import is_positive_sum
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run
-from amptune.core.bounds.intervals import Range
-from amptune.core.bounds.relations.segments import is_positive_sum
 from amptune_rules.graph._numeric import is_signed, of_batch
 
 
@@ -67,6 +66,28 @@ def adds_signed_product(run: Run, site: Site) -> bool:
     if any(factor is not None and factor.op in ("sign", "sgn") for factor in factors):
         return False
     return any(_has_both_signs(run, product, side) for side in sides)
+
+
+_LONG = 64
+"""Factors from which a product comes to zero in FP32 where they are a fifth each."""
+_ON_THE_WAY = frozenset({"sum", "mean", "mul", "div", "matmul", "mm", "bmm", "einsum", "linear", "abs"})
+_SEEN = 8
+
+
+def long_product(run: Run, site: Site) -> tuple[str, int]:
+    """The op that multiplies many numbers which the logarithm is taken of, through sums and further factors, and how
+    many; nothing where there is none, or something was added to it."""
+    fresh, seen = [run.ranges.root(site, 0)], 0
+    while fresh and seen < _SEEN:
+        made, seen = fresh.pop(), seen + 1
+        if made is None:
+            continue
+        if made.op in ("prod", "cumprod"):
+            count = reduced_count(made) if made.op == "prod" else axis_size(made)
+            return (made.op, count) if count >= _LONG else ("", 0)
+        if made.op in _ON_THE_WAY:
+            fresh += [run.ranges.root(made, side) for side in (0, 1)]
+    return "", 0
 
 
 def _has_both_signs(run: Run, site: Site, side: int) -> bool:

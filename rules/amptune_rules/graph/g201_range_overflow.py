@@ -144,6 +144,9 @@ class RangeOverflow(GraphRule):
             yield found
         yield from fp16_numbers.narrowed_masks(self, context)
         yield from fp16_numbers.infinite_factors(self, context)
+        for site, found in fp16_data.infinite_results(self, context):
+            told.add(site.id)
+            yield found
         yield from fp16_data.narrowed_batch(self, context)
         yield from fp16_data.narrowed_results(self, context)
         yield from fp16_data.grown_batch(self, context)

@@ -120,3 +120,4 @@ class LogDomain(GraphRule):
             yield from logarithms_at_end.lost_beside(self, context, site)
             yield from logarithms_at_end.of_spectrum(self, context, site)
             yield from logarithms_at_end.of_signed_product(self, context, site)
+            yield from logarithms_at_end.of_long_product(self, context, site)

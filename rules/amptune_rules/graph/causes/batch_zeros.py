@@ -46,7 +46,7 @@ def zeros_of_batch(context: GraphContext, site: Site) -> int:
     zeros = int(site.attrs.get("zeros_read", 0))
     if zeros <= 0 or is_guarded_after(context, site) or is_compared_alone(context, site):
         return 0
-    return 0 if _is_taken_out(context, site) else zeros
+    return 0 if is_taken_out(context, site) else zeros
 
 
 def below_zero_in_batch(context: GraphContext, site: Site) -> int:
@@ -55,10 +55,10 @@ def below_zero_in_batch(context: GraphContext, site: Site) -> int:
     below = int(site.attrs.get("below_read", 0))
     if below <= 0 or is_guarded_after(context, site) or is_compared_alone(context, site):
         return 0
-    return 0 if _is_taken_out(context, site) else below
+    return 0 if is_taken_out(context, site) else below
 
 
-def _is_taken_out(context: GraphContext, site: Site) -> bool:
+def is_taken_out(context: GraphContext, site: Site) -> bool:
     """Whether what reads a site may take out what is not finite: right behind it, or by a choice some steps later."""
     fresh, taking = context.graph.consumers(site.id), _TAKES_OUT
     for _ in range(_STEPS):

@@ -12,8 +12,9 @@ from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.operands import input_of
 from amptune.core.rule import GraphRule
-from amptune_rules.graph._numeric import called, chain, is_settled, of_batch
+from amptune_rules.graph._numeric import called, chain, is_guarded_after, is_settled, of_batch
 from amptune_rules.graph._overflows import LIMIT, delivering_fp16, may_be_outside, only_grows, run_in_fp16
+from amptune_rules.graph.causes.batch_zeros import is_taken_out
 
 _GROWING = ("lgamma", "exp", "exp2", "expm1", "cosh", "sinh")
 _EVEN, _SURE = 0.5, 4
@@ -151,3 +152,17 @@ def _share(context: GraphContext, site: Site, side: int, found: Range) -> float:
     name = (site.attrs.get("batch") or {}).get(input_of(site, side))
     mean = context.evidence.assumptions.means.get(name) if context.evidence.assumptions and name else None
     return _EVEN if mean is None or not found.high else min(mean / found.high, 1.0)
+
+
+def infinite_results(rule: GraphRule, context: GraphContext) -> Iterator[tuple[Site, Finding]]:
+    """What is infinite in the model's own dtypes with the numbers of the batch, whatever the weights are."""
+    for site in context.graph:
+        count = int(site.attrs.get("turned_infinite", 0))
+        dtype = site.outputs[0].dtype if site.outputs else ""
+        if count <= 0 or is_guarded_after(context, site) or is_taken_out(context, site):
+            continue
+        message = (
+            f"the result of {called(site)} is infinite in {dtype} at {count} place{'s' * (count > 1)} with the batch "
+            "of make_batch(), which is finite; scale it first, or compute it in float32"
+        )
+        yield site, context.finding(rule, site, message, severity=Severity.WARNING, chain=chain(context, site))

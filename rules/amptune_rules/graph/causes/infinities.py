@@ -24,3 +24,15 @@ def zero_times_infinity(rule: GraphRule, context: GraphContext) -> Iterable[Find
             "masked_fill or torch.where",
             zeros=count,
         )
+    for site in context.graph:
+        count = int(site.attrs.get("zero_times_closed", 0))
+        if not count or is_guarded_after(context, site) or is_compared_alone(context, site):
+            continue
+        where = f"at {count} place{'s' * (count > 1)} with the batch of make_batch() where a mask makes the other -inf"
+        yield context.finding(
+            rule,
+            site,
+            f"zero times infinity: one factor is zero {where}, and their product is NaN in every format; use "
+            "masked_fill or torch.where in its place",
+            zeros=count,
+        )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from amptune.core.finding import Finding, Severity
+from amptune.core.formats import Format
 from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.operands import input_of
 from amptune.core.rule import GraphRule
-from amptune_rules.graph._logarithms import adds_signed_product, end_of, reaches_end
+from amptune_rules.graph._logarithms import adds_signed_product, end_of, long_product, reaches_end
 from amptune_rules.graph._numeric import (
     chain,
     lost_eps,
@@ -142,6 +144,23 @@ def of_signed_product(rule: GraphRule, context: GraphContext, site: Site) -> Ite
         site,
         f"{site.op} of {what} that has a factor of both signs, and can come to {end_of(site):g} and below as far "
         "as its terms show: NaN there; clamp it",
+        severity=Severity.INFO,
+        chain=chain(context, site),
+    )
+
+
+def of_long_product(rule: GraphRule, context: GraphContext, site: Site) -> Iterator[Finding]:
+    """A product of many numbers, as the likelihood of many independent things is."""
+    run = context.runs[0]
+    op, count = long_product(run, site)
+    if site.op == "log1p" or not op or run.ranges.operand(site, 0).low > 0:
+        return
+    size = 10 ** (math.log10(Format.FP32.smallest_subnormal) / count)
+    yield context.finding(
+        rule,
+        site,
+        f"{site.op} of a {op} of {count} numbers, which comes to zero in every format where they are under {size:.2g} "
+        "on average; use the sum of their logarithms",
         severity=Severity.INFO,
         chain=chain(context, site),
     )
