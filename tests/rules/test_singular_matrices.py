@@ -48,3 +48,25 @@ def test_a_matrix_of_too_few_rows(code: str, body: str, count: int, tmp_path: Pa
 def test_shares_by_distances_to_learnt_centres(body: str, count: int, tmp_path: Path) -> None:
     init = "self.fc = nn.Linear(64, 64)\nself.seats = nn.Parameter(torch.randn(8, 64))"
     assert len(found("G205", model_file(f"y = self.fc(x).float()\n{body}", init=init), tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("body", "severities"),
+    [
+        ("c = h.T @ h / 31\nreturn torch.linalg.eigvalsh(c).log()", ["WARNING"]),
+        (
+            "c = self.fc.weight[:48] @ (h.T @ h) @ self.fc.weight[:48].T\nreturn torch.linalg.eigh(c)[0].log()",
+            ["WARNING"],
+        ),
+        (
+            "c = self.fc.weight[:24] @ (h.T @ h) @ self.fc.weight[:24].T\nreturn torch.linalg.eigvalsh(c).log()",
+            ["INFO"],
+        ),
+        ("c = h @ h.T\nreturn torch.linalg.eigvalsh(c).log()", ["INFO"]),
+        ("c = (h.T @ h).reshape(16, 256)\nreturn torch.linalg.svdvals(c).log()", ["INFO"]),
+        ("c = h.T @ h + 1e-3 * torch.eye(64)\nreturn torch.linalg.eigvalsh(c).log()", []),
+    ],
+)
+def test_logarithms_of_eigenvalues_that_are_zero_by_shape(body: str, severities: list[str], tmp_path: Path) -> None:
+    told = found("G204", model_file(f"h = self.fc(x).float()\n{body}"), tmp_path)
+    assert [each.severity.name for each in told] == severities

@@ -16,7 +16,7 @@ from amptune_rules.graph._numeric import (
     chain,
     lost_eps,
 )
-from amptune_rules.graph._spectra import spectrum_behind
+from amptune_rules.graph._spectra import missing_rank, spectrum_behind
 
 _INSTEAD = {
     "softmax": "; use log_softmax",
@@ -124,11 +124,13 @@ def of_parameter(rule: GraphRule, context: GraphContext, site: Site) -> Iterator
 def of_spectrum(rule: GraphRule, context: GraphContext, site: Site) -> Iterator[Finding]:
     """Singular values and the like, of which some may be zero."""
     if site.op != "log1p" and (what := spectrum_behind(context.runs[0], site)):
+        rank, rows = missing_rank(context.runs[0], site)
+        singular = f" (a product of rank {rank} at most: {rows - rank} of its {rows} are zero)" if rank else ""
         yield context.finding(
             rule,
             site,
-            f"{site.op} of {what}",
-            severity=Severity.INFO,
+            f"{site.op} of {what}{singular}",
+            severity=None if rank else Severity.INFO,
             chain=chain(context, site),
         )
 

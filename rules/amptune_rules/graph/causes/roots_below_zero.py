@@ -21,7 +21,7 @@ from amptune_rules.graph._roots import (
     root_exponent,
     runs_below_zero,
 )
-from amptune_rules.graph._spectra import is_loaded, spectrum_behind
+from amptune_rules.graph._spectra import is_loaded, missing_rank, spectrum_behind
 from amptune_rules.graph.causes.batch_zeros import below_zero_in_batch
 from amptune_rules.graph.causes.roots_at_zero import at_zero
 
@@ -97,11 +97,13 @@ def below_zero(rule: GraphRule, context: GraphContext, site: Site) -> Finding | 
             chain=chain(context, site),
         )
     if root_exponent(site) is not None and (what := spectrum_behind(context.runs[0], site)):
+        rank, rows = missing_rank(context.runs[0], site)
+        singular = f" (a product of rank {rank} at most: {rows - rank} of its {rows} are zero)" if rank else ""
         return context.finding(
             rule,
             site,
-            f"{named(site)} of {what}",
-            severity=Severity.INFO,
+            f"{named(site)} of {what}{singular}",
+            severity=None if rank else Severity.INFO,
             chain=chain(context, site),
         )
     if is_signed(context.runs[0], site):
