@@ -7,7 +7,6 @@ import math
 from amptune.core.arguments import reduced_count
 from amptune.core.autocast import HALF
 from amptune.core.bounds.intervals import ANY, Range
-from amptune.core.bounds.ranges import Ranges
 from amptune.core.bounds.relations.distances import distance_of
 from amptune.core.bounds.relations.parts import NORMS
 from amptune.core.bounds.relations.segments import is_positive_sum, reads_back_sum
@@ -268,45 +267,6 @@ def holds_without(run: Run, site: Site, place: int) -> bool:
     return root is not None and root.op == "add" and run.ranges.operand(root, 0).low < 0
 
 
-_SHARES = frozenset({"sigmoid", "softplus", "softmax"})
-
-
-def is_above_zero(ranges: Ranges, site: Site | None, depth: int = 0) -> bool:
-    """Whether a site's numbers come to zero by underflow alone: exponentials, sums of many shares, and what is worked
-    out from them and from numbers that are not negative."""
-    if site is None or depth > _NORM_STEPS:
-        return False
-    sides = [ranges.root(site, side) for side in (0, 1)]
-    if site.op in ("sum", "mean") or site.op in NORMS:
-        return (reduced_count(site) >= MANY and _adds_share(ranges, sides[0])) or is_above_zero(
-            ranges, sides[0], depth + 1
-        )
-    numbers, low = site.attrs.get("scalars") or {}, [ranges.operand(site, side).low for side in (0, 1)]
-    above = [numbers.get(side, 0) > 0 or is_above_zero(ranges, sides[side], depth + 1) for side in (0, 1)]
-    if site.op == "mul":
-        return all(above)
-    if site.op == "add":
-        return min(low) >= 0 and any(above)
-    if site.op == "div":
-        return above[0] and low[1] >= 0
-    return site.op in ("exp", "exp2") or (site.op == "reciprocal" and low[0] >= 0)
-
-
-def _adds_share(ranges: Ranges, site: Site | None, depth: int = 0) -> bool:
-    """Whether numbers are shares, shares and what is not negative, or shares times what is above zero."""
-    if site is None or depth > _NORM_STEPS or site.op not in ("add", "mul"):
-        return site is not None and site.op in _SHARES
-    sides = [ranges.root(site, side) for side in (0, 1)]
-    shares = [_adds_share(ranges, each, depth + 1) for each in sides]
-    if site.op == "add":
-        return any(shares) and min(ranges.operand(site, side).low for side in (0, 1)) >= 0
-    numbers = site.attrs.get("scalars") or {}
-    return any(
-        shares[side] and (numbers.get(1 - side, 0) > 0 or shares[1 - side] or is_above_zero(ranges, sides[1 - side]))
-        for side in (0, 1)
-    )
-
-
 def is_kept_off_zero(context: GraphContext, run: Run, site: Site, place: int) -> bool:
     """Whether how a denominator was made, or the batch, keeps it off zero, though its bounds do not; or whether nothing
     is known of it."""
@@ -317,7 +277,7 @@ def is_kept_off_zero(context: GraphContext, run: Run, site: Site, place: int) ->
         return input_of(site, place) not in (site.attrs.get("bounds") or {})
     if is_chosen(run, root) or is_stored(context, root) or is_root_with_eps(context, root):
         return True
-    if is_off_zero_in_batch(context, site, place, root) or is_above_zero(run.ranges, root):
+    if is_off_zero_in_batch(context, site, place, root):
         return True
     # G203 says of an exponential that nothing bounds what else it does below.
     return root.op in ("exp", "exp2") and not math.isfinite(run.ranges.operand(root, 0).high)

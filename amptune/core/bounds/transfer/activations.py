@@ -46,6 +46,22 @@ def celu(site: Site, ranges: list[Range]) -> Range:
     return _hull(ranges[0], lambda x: x if x > 0 else _times(alpha, exp(x / alpha) - 1), 0.0)
 
 
+_OFF = 2e-6
+"""How far off a kernel's sigmoid may be in FP32, relative to its value: some units in the last place."""
+
+_FLUSHED = 2.0**-125
+"""Below about this, kernels may give zero rather than numbers that FP32 holds in part."""
+
+
+def sigmoid(site: Site, ranges: list[Range]) -> Range:
+    """1 / (1 + exp(-x)): within (0, 1) of what is bounded, as a clamped logit is, and at an end for far ones."""
+    if not ranges:
+        return Range(0.0, 1.0)
+    low, high = (1 / (1 + exp(-end)) for end in (ranges[0].low, ranges[0].high))
+    low = low * (1 - _OFF) if low > _FLUSHED else 0.0
+    return Range(low, min(high * (1 + _OFF), 1.0))
+
+
 def softplus(site: Site, ranges: list[Range]) -> Range:
     """log(1 + exp(beta * x)) / beta, and x itself where beta * x is over the threshold."""
     beta, threshold = _number(site, 1, "beta", 1.0), _number(site, 2, "threshold", 20.0)

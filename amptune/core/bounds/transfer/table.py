@@ -24,7 +24,17 @@ from amptune.core.bounds.intervals import (
     subtract,
     symmetric,
 )
-from amptune.core.bounds.transfer.activations import celu, elu, hardtanh, leaky_relu, prelu, softplus, threshold, wave
+from amptune.core.bounds.transfer.activations import (
+    celu,
+    elu,
+    hardtanh,
+    leaky_relu,
+    prelu,
+    sigmoid,
+    softplus,
+    threshold,
+    wave,
+)
 from amptune.core.bounds.transfer.filled import (
     added_at,
     chosen,
@@ -198,8 +208,9 @@ def _rows(names: str, rule: RangeRule) -> dict[str, RangeRule]:
 _NOT_NEGATIVE = fixed(0.0, math.inf)
 _NOT_POSITIVE = fixed(-math.inf, 0.0)
 RULES: dict[str, RangeRule] = {
-    **_rows("softmax sigmoid hardsigmoid one_hot bernoulli eye gumbel_softmax softmin", fixed(0.0, 1.0)),
+    **_rows("softmax hardsigmoid one_hot bernoulli eye gumbel_softmax softmin", fixed(0.0, 1.0)),
     **_rows("eq ne lt le gt ge logical_and logical_or logical_not isnan isinf any all", fixed(0.0, 1.0)),
+    "sigmoid": sigmoid,
     **_rows("tanh softsign sign", fixed(-1.0, 1.0)),
     "cosine_similarity": fixed(-1.0, 1.0),
     "normalize": normalized,

@@ -16,7 +16,6 @@ from amptune_rules.graph._denominators import (
     constant_zeros,
     epsilons,
     fades,
-    is_above_zero,
     is_kept_off_zero,
     is_off_zero_by_data,
     may_vanish,
@@ -82,8 +81,6 @@ def of_both_signs(rule: GraphRule, context: GraphContext, site: Site, place: int
 def _vanishing(context: GraphContext, site: Site, place: int, root: Site) -> str:
     """What a denominator is that may vanish, with what to do; empty where it does not."""
     if not may_vanish(context.runs[0].ranges.operand(site, place)) or is_off_zero_by_data(context, site, place):
-        return ""
-    if is_above_zero(context.bounds(context.runs[0]) or context.runs[0].ranges, root):
         return ""
     what = what_may_vanish(context, root)
     return f"{what}: add an eps, or clamp it" if what else ""
