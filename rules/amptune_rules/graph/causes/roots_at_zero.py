@@ -46,6 +46,8 @@ def zero_in_batch(rule: GraphRule, context: GraphContext, site: Site) -> Finding
     factor = closing_factor(context.runs[0], site, 0) if exponent < 0 else ""
     if not (zeros or factor) or not breaks_at_zero(context, site) or is_undone(context, site):
         return None
+    if is_between_all_pairs(context.runs[0].ranges, site):
+        return None  # told as such below
     where = f"zero at {zeros} place{'s' * (zeros > 1)} with the batch of make_batch() and any weights"
     if not zeros:
         where = f"a product with the result of {factor}, which is zero for much of what it reads"
