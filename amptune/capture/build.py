@@ -182,7 +182,7 @@ def _site(site_id: str, made: list[tuple[Visit, list[Operand]]], names: Paramete
         inputs=tuple(operand.meta for operand in inputs),
         outputs=_outputs(visit),
         sources=tuple(operand.source for operand in inputs),
-        params=_params(visit, operands, names),
+        params=_params(visit, [operand for _, read in made for operand in read], names),
         gemms=gemms,
         flops=sum(gemm.flops for gemm in gemms),
         bytes_moved=sum(_bytes(each, read, op) for each, read in made),
@@ -252,7 +252,8 @@ def _outputs(visit: Visit) -> tuple[TensorMeta, ...]:
 
 
 def _params(visit: Visit, operands: Sequence[Operand], names: ParameterNames) -> tuple[Param, ...]:
-    """A layer's own parameters, tied or not; for a functional op those that it reads."""
+    """A layer's own parameters, tied or not; for a functional op those that it reads, in any of its calls: a line of a
+    helper is one site, whatever weights it is called with."""
     leaf = visit.call.leaf
     read = [operand.parameter for operand in operands if operand.parameter is not None]
     if leaf is None:

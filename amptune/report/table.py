@@ -70,7 +70,7 @@ def render_estimates(
         rows = [list(column) for column in zip(*rows, strict=True)]
     base = named.get("fp32", "fp32")
     title = f"predicted training step, {mode} mode: milliseconds, speedup over {base}, peak memory (nothing was run)"
-    notes = [*_legend(rows), *_fp8_by_ops(recipes, mode), *_own(estimate, named), *_launches(estimate, launches or {}),
+    notes = [*_legend(rows), *_own(estimate, named), *_launches(estimate, launches or {}), *_fp8_by_ops(recipes, mode),
              *_stopped(estimate, recipes), *_fastest(estimate, named)]  # fmt: skip
     return "\n".join([title, *_aligned(rows), *notes]) + "\n"
 

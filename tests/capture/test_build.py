@@ -399,6 +399,35 @@ def test_layers_that_no_line_calls_point_at_where_they_are_built(
     assert set(built("ready").values()) == {lines[-1]}
 
 
+HELPER = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+
+def project(x, weight):
+    return F.linear(x, weight)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(32, 16))
+        self.down = nn.Parameter(torch.randn(16, 32))
+
+    def forward(self, x):
+        return project(project(x, self.up).relu(), self.down) + project(x, self.up[:16])
+"""
+
+
+def test_a_line_of_a_helper_has_the_weights_of_all_its_calls(load: Load) -> None:
+    """Each once: of the experts of a mixture, the second product's had no gradient and no moments in the estimate."""
+    site = graph_of(load, HELPER, "4x16")["#linear.0"]
+    assert site.calls == 3
+    assert [param.name for param in site.params] == ["up", "down"]
+    assert [gemm.k for gemm in site.gemms] == [16, 32, 16]
+
+
 def test_calls_of_one_line_in_a_loop_are_one_site(load: Load) -> None:
     text = """
     class Net(nn.Module):
