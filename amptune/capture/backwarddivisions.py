@@ -1,22 +1,18 @@
 """Divisions in the backward of a custom autograd function whose denominator can be zero, tried on fake tensors.
 
-The capture has the forward of such a function alone. Its forward and backward are run once here, on fakes of what it
-was given, to see what the backward divides by: a norm, or a sum of what either works out itself, that nothing is added
-to.
+What it divides by is a norm, or a sum of what forward or backward work out themselves, that nothing is added to.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.autograd.function import Function
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
+from amptune.capture.backwards import BackwardWatch, run_backward
 from amptune.capture.names import op_name, spelling_of
 from amptune.capture.target import tensors_in
 from amptune.capture.where import current_place
@@ -50,82 +46,12 @@ def backward_divisions(
         result: what its forward gave.
         given: the arguments of that call.
     """
-    outputs = [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]
-    node = next((tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None), None)
-    if node is None:
-        return ()
     watch = _Divisions()
-    try:
-        mode = next((each.fake_mode for each in outputs if isinstance(each, FakeTensor)), None) or FakeTensorMode()
-        with torch.no_grad(), _disable_current_modes(), mode, watch:
-            gradients = [torch.empty_like(_fake(mode, each)) for each in tensors_in(result)]
-            context = _forward_again(function, given, mode) or _Saved(node, mode)
-            watch.forget()
-            function.backward(context, *gradients)
-    except Exception:  # the user's code, on tensors that it was not made for: what was seen until then stands
-        pass
+    run_backward(function, result, watch, given=given)
     return tuple(dict.fromkeys(watch.found))
 
 
-def _forward_again(function: type[Function], given: tuple[Any, ...], mode: FakeTensorMode) -> _Context | None:
-    """What a forward on fakes saves, so that it is known what made that; ``None`` where it does not run."""
-    arguments = [_fake(mode, each) if isinstance(each, torch.Tensor) else each for each in given]
-    context = _Context(tuple(isinstance(each, torch.Tensor) and each.requires_grad for each in given))
-    try:
-        if function.setup_context is Function.setup_context:
-            function.forward(context, *arguments)
-        else:
-            function.setup_context(context, tuple(arguments), function.forward(*arguments))
-    except Exception:  # the user's code, on tensors that it was not made for
-        return None
-    return context
-
-
-class _Context:
-    """What a forward that runs again is given, and its backward after it."""
-
-    def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
-        self.needs_input_grad = needs_input_grad
-        self.saved_tensors: tuple[Any, ...] = ()
-
-    def save_for_backward(self, *tensors: Any) -> None:
-        self.saved_tensors = tensors
-
-    def mark_dirty(self, *tensors: Any) -> None:
-        """Nothing to note here."""
-
-    mark_non_differentiable = save_for_forward = mark_dirty
-
-    def set_materialize_grads(self, value: bool) -> None:
-        """Nothing to note here."""
-
-
-class _Saved:
-    """What a backward is given, on fakes."""
-
-    def __init__(self, node: Any, mode: FakeTensorMode) -> None:
-        self._node, self._mode = node, mode
-
-    @property
-    def saved_tensors(self) -> tuple[Any, ...]:
-        with _disable_current_modes():  # outputs that were saved are unpacked by an op
-            saved = self._node.saved_tensors
-        return tuple(_fake(self._mode, each) if isinstance(each, torch.Tensor) else each for each in saved)
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._node, name)
-        return _fake(self._mode, found) if isinstance(found, torch.Tensor) else found
-
-
-def _fake(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
-    if isinstance(tensor, FakeTensor):
-        return tensor
-    with _disable_current_modes():  # under the mode itself, nothing may read what a real run saved
-        own = tensor.detach()
-    return mode.from_tensor(own)
-
-
-class _Divisions(TorchFunctionMode):
+class _Divisions(BackwardWatch):
     """Notes what made each tensor, and the divisions by what can be zero."""
 
     def __init__(self) -> None:
@@ -150,9 +76,8 @@ class _Divisions(TorchFunctionMode):
                 self._made[id(tensor)] = op, given, tensor
         return result
 
-    def forget(self) -> None:
-        """Leave out the divisions until now, which a forward made."""
-        self._quotients.clear()
+    def begin(self, gradients: Sequence[torch.Tensor]) -> None:
+        self._quotients.clear()  # those that a forward made
 
     @property
     def found(self) -> list[BackwardDivision]:

@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import Function
 
 from amptune.capture.backwarddivisions import BackwardDivision, backward_divisions
-from amptune.capture.backwards import mixed_product
+from amptune.capture.backwardproducts import mixed_product
 from amptune.capture.modulestack import ModuleStack
 from amptune.capture.where import Place, current_place
 
