@@ -20,8 +20,9 @@ def assigned_to(node: fx.Node) -> frozenset[str]:
     spot = getattr(getattr(node.meta.get("amptune_call"), "place", None), "origin", None)
     if spot is None:
         return frozenset()
+    source = "".join(linecache.getlines(spot.filename))
     span = (spot.line, spot.column, spot.end_line, spot.end_column)
-    return frozenset(name for function in _functions(spot.filename) for name in _attributes(function, span))
+    return frozenset(name for function in _functions(source) for name in _attributes(function, span))
 
 
 def _attributes(function: _Function, span: _Span) -> list[str]:
@@ -74,9 +75,9 @@ def _span(value: ast.expr) -> _Span:
 
 
 @functools.lru_cache(maxsize=64)
-def _functions(filename: str) -> tuple[_Function, ...]:
+def _functions(source: str) -> tuple[_Function, ...]:
     try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
+        tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return ()
     return tuple(node for node in ast.walk(tree) if isinstance(node, _Function))

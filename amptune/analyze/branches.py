@@ -29,7 +29,7 @@ def asked_for_half(site: Site, found: Mapping[str, Any]) -> int | None:
     if site.is_module or site.location is None or not any(_is_outside(each) for each in _numbers(site, found)):
         return None
     location = site.location
-    return _asking(location.path, location.line, location.end_line or location.line)
+    return _asking(_text(location.path), location.line, location.end_line or location.line)
 
 
 def _numbers(site: Site, found: Mapping[str, Any]) -> Iterator[float]:
@@ -43,10 +43,9 @@ def _is_outside(number: float) -> bool:
     return bool(Format.FP16.max < abs(number) < math.inf)
 
 
-@functools.lru_cache(maxsize=4096)
-def _asking(path: str, line: int, end_line: int) -> int | None:
+def _asking(source: str, line: int, end_line: int) -> int | None:
     """The test that the statement at some lines stands under, holds itself, or reads a name from."""
-    inside = [each for each in _functions(path) if each.lineno <= line <= (each.end_lineno or each.lineno)]
+    inside = [each for each in _functions(source) if each.lineno <= line <= (each.end_lineno or each.lineno)]
     if not inside:
         return None
     own = max(inside, key=lambda each: each.lineno)
@@ -56,7 +55,7 @@ def _asking(path: str, line: int, end_line: int) -> int | None:
         if isinstance(each, ast.expr) and line <= each.lineno and (each.end_lineno or each.lineno) <= end_line
     ]
     read = {each.id for each in here if isinstance(each, ast.Name)}
-    for test, names, lines in _choices(own, _helpers(path)):
+    for test, names, lines in _choices(own, _helpers(source)):
         if test.lineno <= line and (line in lines or names & read):
             return test.lineno
     return None
@@ -113,9 +112,9 @@ def _called(call: ast.Call) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _helpers(path: str) -> frozenset[str]:
+def _helpers(source: str) -> frozenset[str]:
     """Functions of a file that return a number that they choose by dtype."""
-    return frozenset(each.name for each in _functions(path) if _returns_choice(each))
+    return frozenset(each.name for each in _functions(source) if _returns_choice(each))
 
 
 def _returns_choice(function: _Function) -> bool:
@@ -166,9 +165,17 @@ def _asks_for_half(test: ast.expr) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _functions(path: str) -> tuple[_Function, ...]:
+def _functions(source: str) -> tuple[_Function, ...]:
     try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):  # code made at run time: nothing to look into
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
         return ()
     return tuple(each for each in ast.walk(tree) if isinstance(each, _Function))
+
+
+def _text(path: str) -> str:
+    """The file as it is now, which may have changed since it was looked at last; empty for code made at run time."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""

@@ -241,17 +241,19 @@ def names_literal(node: fx.Node) -> bool:
         return True
     place = getattr(node.meta.get("amptune_call"), "place", None)
     spot = getattr(place, "origin", None)
-    return spot is not None and not _constants(spot.filename).isdisjoint(_BARE.findall(text))
+    if spot is None:
+        return False
+    return not _constants("".join(linecache.getlines(spot.filename))).isdisjoint(_BARE.findall(text))
 
 
 _BARE = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
 
 
 @functools.lru_cache(maxsize=64)
-def _constants(filename: str) -> frozenset[str]:
+def _constants(source: str) -> frozenset[str]:
     """Names that a file binds once, at its top level, to a dtype of torch."""
     try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
+        tree = ast.parse(source)
     except SyntaxError:
         return frozenset()
     bound = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]

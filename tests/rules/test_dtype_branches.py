@@ -87,3 +87,9 @@ def test_a_number_that_a_dtype_decides_about_is_information(body: str, tmp_path:
 @pytest.mark.parametrize("body", OTHERS.values(), ids=OTHERS)
 def test_other_numbers_are_errors(body: str, tmp_path: Path) -> None:
     assert severities(body, tmp_path) == [Severity.ERROR]
+
+
+def test_a_file_that_has_changed_is_read_anew(tmp_path: Path) -> None:
+    assert severities(ASKED["on the spot"], tmp_path) == [Severity.INFO]
+    assert severities(OTHERS["no question"], tmp_path) == [Severity.ERROR]
+    assert severities(ASKED["on the spot"], tmp_path) == [Severity.INFO]
