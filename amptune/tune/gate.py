@@ -56,16 +56,13 @@ PLAIN_BAR = Bar()
 
 @dataclasses.dataclass(frozen=True)
 class GradientGate:
-    """How the gradients at the same weights compare: the worst parameter of each kind, and what failed.
+    """How the gradients at the same weights compare: the lowest cosine of a parameter, and what failed.
 
     ``failures`` are sentences, ``failing`` the names of the parameters they are about. ``noise`` is that of all
     directions; None where no gradient can be compared, or one is missing or not finite.
     """
 
     worst_cosine: float
-    worst_cosine_of: str
-    worst_norm_ratio: float
-    worst_norm_ratio_of: str
     failures: tuple[str, ...]
     failing: tuple[str, ...] = ()
     noise: Noise | None = None
@@ -82,8 +79,7 @@ def compare_gradients(reference: Gradients, found: Gradients, bars: Mapping[str,
     ``bars``: what each has to reach; the plain bar where it names none.
     """
     failures: dict[str, list[str]] = {}
-    cosines: list[tuple[float, str]] = [(1.0, "")]
-    ratios: list[tuple[float, str]] = [(1.0, "")]
+    worst_cosine = 1.0
     shares: list[float] = []
     is_whole = True
     floor = NEGLIGIBLE * _root_mean_square(reference.values())
@@ -100,18 +96,15 @@ def compare_gradients(reference: Gradients, found: Gradients, bars: Mapping[str,
         if _root_mean_square([expected]) <= floor:
             continue
         cosine, ratio, zero_rise = _compare(expected, actual)
-        cosines.append((cosine, name))
-        ratios.append((ratio, name))
+        worst_cosine = min(worst_cosine, cosine)
         bar = (bars or {}).get(name, PLAIN_BAR)
         if bar.cosine >= LINEAR_COSINE:
             shares.append((_tangent(max(cosine, LEAST_COSINE)) / _tangent(bar.cosine)) ** 2)
         failures[name] = _gradient_failures(name, cosine, ratio, zero_rise, bar)
-    worst_cosine, cosine_of = min(cosines)
-    worst_ratio, ratio_of = max(ratios, key=lambda item: abs(math.log(max(item[0], 1e-30))))
     sentences = tuple(sentence for found in failures.values() for sentence in found)
     failing = tuple(name for name, found in failures.items() if found)
     noise = Noise(max(shares), statistics.median(shares)) if shares and is_whole else None
-    return GradientGate(worst_cosine, cosine_of, worst_ratio, ratio_of, sentences, failing, noise)
+    return GradientGate(worst_cosine, sentences, failing, noise)
 
 
 def bars_of(reference: Gradients, perturbed: Iterable[Gradients]) -> dict[str, Bar]:

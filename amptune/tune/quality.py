@@ -154,7 +154,7 @@ def _settled(bench: Workbench, candidate: Candidate, batches: Batches, seed: int
 
 def reference_itself(reference: Reference, batches: Batches) -> Quality:
     """The verdict on the recipe that the reference was trained with: it trains as it trains."""
-    gate = GradientGate(1.0, "", 1.0, "", ())
+    gate = GradientGate(1.0, ())
     return Quality(0.0, 0.0, reference.threshold, gate, 0, NUM_ORDERS * len(batches.train), "", reference.evaluation)
 
 

@@ -206,7 +206,7 @@ class TruthWorker:
             self.best = min(self.best, (noisy, true)) if trains else self.best
             self.handed.append(self.best[1])
         failing = () if trains else ("layers.0.gate.weight",)
-        gate = GradientGate(1.0, "", 1.0, "", (), failing, truth.noise(choices))
+        gate = GradientGate(1.0, (), failing, truth.noise(choices))
         step = StepTime(noisy, 0.997 * noisy, 1.003 * noisy, (noisy,) * 5)
         return Measured(step, None, Quality(0.0, 0.0, 0.005, gate, 0, 60, "" if trains else "points elsewhere"))
 

@@ -199,7 +199,7 @@ def _step(ms: float) -> StepTime:
 
 def _quality(failing: list[str], trains: bool = True, noise: Noise | None = None) -> Quality:
     reason = "" if trains else (f"the gradient of {failing[0]} is wrong" if failing else "loss gap")
-    gate = GradientGate(1.0, "", 1.0, "", tuple(failing), tuple(failing), noise)
+    gate = GradientGate(1.0, tuple(failing), tuple(failing), noise)
     return Quality(0.0, 0.0, 0.005, gate, 0, 60, reason)
 
 

@@ -46,7 +46,7 @@ class SummingWorker(FormulaWorker):
         self.measured.append(candidate)
         share = self.num_fp8(candidate) / self.most + 0.01
         failing = (f"{SITES[-1]}.weight",) if share > 1 else ()
-        gate = GradientGate(0.9 if failing else 0.99, SITES[-1], 1.0, "", failing, failing, Noise(share, share / 2))
+        gate = GradientGate(0.9 if failing else 0.99, failing, failing, Noise(share, share / 2))
         quality = Quality(0.0, 0.0, 0.005, gate, 0, 60, "the gradient points elsewhere" if failing else "")
         return Measured(step(self.milliseconds(candidate)), None, quality)
 

@@ -76,7 +76,7 @@ class FormulaWorker:
             raise TrialError("the worker process died (signal 9)", worker_lost=True)
         broken = self.fragile and candidate.plan is not None and candidate.plan.sites[FRAGILE].choice != FP32
         failing = (f"{FRAGILE}.weight",) if broken else ()
-        gate = GradientGate(0.5 if broken else 1.0, FRAGILE, 1.0, "", failing, failing)
+        gate = GradientGate(0.5 if broken else 1.0, failing, failing)
         quality = Quality(0.0, 0.0, 0.005, gate, 0, 60, gate.failures[0] if broken else "")
         return Measured(step(self.milliseconds(candidate)), self.memory(candidate), quality)
 
@@ -563,7 +563,7 @@ class Float8Worker(FormulaWorker):
         self.measured.append(candidate)
         is_wrong = bool(candidate.float8) and not self.trains
         failing = tuple(f"{name}.weight" for name in SITES) if is_wrong else ()
-        gate = GradientGate(0.8 if is_wrong else 1.0, SITES[0], 1.0, "", failing, failing)
+        gate = GradientGate(0.8 if is_wrong else 1.0, failing, failing)
         quality = Quality(0.0, 0.0, 0.005, gate, 0, 60, "the gradient points elsewhere" if is_wrong else "")
         return Measured(step(self.milliseconds(candidate)), None, quality)
 
