@@ -13,6 +13,16 @@ from amptune.capture import TargetSpec, load_target
 MODELS = Path(__file__).parent / "models"
 TINY: dict[str, dict[str, Any]] = {
     "qwen": {"LENGTH": 32, "WORDS": 512, "WIDTH": 64, "HIDDEN": 96, "HEADS": 4, "GROUPS": 2, "SIDE": 16, "LAYERS": 2},
+    "mixtral": {
+        "LENGTH": 32,
+        "WORDS": 512,
+        "WIDTH": 64,
+        "HIDDEN": 96,
+        "HEADS": 4,
+        "GROUPS": 2,
+        "EXPERTS": 4,
+        "LAYERS": 2,
+    },
     "dit": {"BATCH": 2, "SIDE": 8, "WIDTH": 48, "HEADS": 4, "DEPTH": 2, "SINES": 16},
     "dgcnn": {"BATCH": 3, "POINTS": 64, "FEATURES": 64},
     "gat": {"NODES": 50, "EDGES": 200},
