@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from amptune.commands.tune import summary
-from amptune.tune.finals import Verdict
+from amptune.tune.finalists.finals import Verdict
 from amptune.tune.run import TuneResult
 from amptune.tune.timing import StepTime
 from amptune.tune.trial import TrialRecord

@@ -7,14 +7,13 @@ goes:
   worker, keeping, state, structure, batches, device
 - training, and the reference in FP32: recipes, training, trained, reference, parting, quality, gate, gradients, noise,
   dropout, float8, lowparams, modelloss, roundedloss, ownautocast, compilation, recompiling
-- what can be planned: foundspace, buildspace, space, encoded, regions, destinations, functioncalls, fixed, idlepins,
-  parts
-- what it costs and what it does to numbers: costs, costcache, sitetimes, kernels, followers, edges, losses, base, host,
-  rounding, sensitivity, costmodel
-- the plans that are tried first: front, allocate, mincut, milp, caps, splits
-- trials: search, trial, study, stockorder, timing, outcomes, moments, timelimit, progress
-- what they teach about the next one: steering, adapt, acquire, stepmodel, steptimes, validity
-- the finalists: finals, finalist, finaltime, way, ways, judging, speedup, attribution
+- what can be planned: foundspace, buildspace, space, regions, destinations, functioncalls, fixed, idlepins, parts
+- what it costs and what it does to numbers: costs, costcache, sitetimes, kernels, followers, edges, losses, rounding,
+  sensitivity
+- the plans that are tried first: the package ``allocation``, and splits
+- trials: search, trial, study, timing, outcomes, moments, timelimit, progress
+- what they teach about the next one: the package ``learning``
+- the finalists, measured again in turns: the package ``finalists``
 - what is written: emit, emitted, explain, stockplan, result, pareto
 - errors in words: kernelerrors, backwardplace
 """

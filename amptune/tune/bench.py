@@ -15,6 +15,7 @@ from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import INDUCTOR, Plan, SitePlan
 from amptune.core.planfile import read_plan
 from amptune.errors import TuneError
+from amptune.tune.finalists.speedup import Speedup
 from amptune.tune.job import Measured, Prepared
 from amptune.tune.options import TuneOptions
 from amptune.tune.ownautocast import own_autocast_notes
@@ -24,7 +25,6 @@ from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.run import SETUP_TIMEOUT, job_of, refuse_patched, started_worker
 from amptune.tune.search import GIVE_UP_MS
-from amptune.tune.speedup import Speedup
 from amptune.tune.timing import StepTime, pooled
 from amptune.tune.training import seed_everything
 

@@ -22,7 +22,7 @@ from amptune.patch.output import patched_files
 from amptune.patch.spec import PatchSpec
 from amptune.patch.wrapper import wrapper_files
 from amptune.report.tune_html import tune_report
-from amptune.tune.finals import Verdict
+from amptune.tune.finalists.finals import Verdict
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.result import TOOL
 

@@ -14,8 +14,8 @@ from amptune.core.choice import FP32, TF32, Choice
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.core.tables import Edge, promoted
-from amptune.tune.costmodel import TF32 as TF32_FLAG
-from amptune.tune.costmodel import CostModel, Point
+from amptune.tune.allocation.costmodel import TF32 as TF32_FLAG
+from amptune.tune.allocation.costmodel import CostModel, Point
 from amptune.tune.space import Group, Space
 
 NEGLIGIBLE_MS = 5e-4

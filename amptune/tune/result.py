@@ -10,14 +10,14 @@ import optuna
 import torch
 
 from amptune import __version__
-from amptune.tune.finals import Verdict
-from amptune.tune.judging import MAX_PAIRED_ROUNDS
+from amptune.tune.finalists.finals import Verdict
+from amptune.tune.finalists.judging import MAX_PAIRED_ROUNDS
+from amptune.tune.finalists.way import Way
+from amptune.tune.learning.stockorder import unmeasured_note
 from amptune.tune.pareto import pareto_numbers, prediction_json
 from amptune.tune.search import Search
-from amptune.tune.stockorder import unmeasured_note
 from amptune.tune.timing import StepTime
 from amptune.tune.trial import Outcome, TrialRecord
-from amptune.tune.way import Way
 
 RESULT_VERSION = 1
 TOOL = f"amptune {__version__}"

@@ -26,14 +26,15 @@ from amptune.patch.instrument import instrument_source, pinnable_sites
 from amptune.patch.rewrite import unpatch_source
 from amptune.patch.spec import PatchSpec
 from amptune.patch.text import read_source
+from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.buildspace import is_pin_candidate
-from amptune.tune.costmodel import CostModel
 from amptune.tune.destinations import is_destination
 from amptune.tune.edges import edges_of
 from amptune.tune.emit import Emission, emit, plan_text
 from amptune.tune.explain import with_reasons
-from amptune.tune.finals import Verdict, decide
-from amptune.tune.finaltime import seconds_to_compile
+from amptune.tune.finalists.finals import Verdict, decide
+from amptune.tune.finalists.finaltime import seconds_to_compile
+from amptune.tune.finalists.way import Way
 from amptune.tune.job import Job, Prepared
 from amptune.tune.options import TuneOptions
 from amptune.tune.ownautocast import is_in_fp32, own_autocast_notes
@@ -50,7 +51,6 @@ from amptune.tune.stockplan import parameters_note, plan_of_stock
 from amptune.tune.structure import parameter_names
 from amptune.tune.study import StudyFile, check_study, locked_folder, open_study
 from amptune.tune.training import seed_everything
-from amptune.tune.way import Way
 
 SETUP_TIMEOUT = 3600.0
 _CHANGED = {

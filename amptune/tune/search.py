@@ -19,13 +19,15 @@ from amptune.core.scaler import FP16_LOSS_SCALE
 from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
-from amptune.tune.adapt import Knowledge, can_learn, learn
-from amptune.tune.base import point_recipes
-from amptune.tune.costmodel import TF32, CostModel
-from amptune.tune.encoded import Encoding
+from amptune.tune.allocation.costmodel import TF32, CostModel
+from amptune.tune.allocation.encoded import Encoding
 from amptune.tune.explain import why_all_fp32
-from amptune.tune.finaltime import seconds_kept
+from amptune.tune.finalists.finaltime import seconds_kept
 from amptune.tune.job import REFERENCE_SECONDS, Prepared
+from amptune.tune.learning.adapt import Knowledge, can_learn, learn
+from amptune.tune.learning.base import point_recipes
+from amptune.tune.learning.steering import Steering
+from amptune.tune.learning.stockorder import recipes_in_front
 from amptune.tune.moments import at_usual_moments
 from amptune.tune.options import TuneOptions
 from amptune.tune.outcomes import GIVE_UP_FACTOR, describe, limited, newly_allowed, outcome_of, paired
@@ -34,8 +36,6 @@ from amptune.tune.process import TrialError, WorkerProcess
 from amptune.tune.progress import Progress
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.space import FOLLOW, Space
-from amptune.tune.steering import Steering
-from amptune.tune.stockorder import recipes_in_front
 from amptune.tune.study import StudyFile
 from amptune.tune.timelimit import OutOfTimeError, TimeLimit
 from amptune.tune.timing import Yardstick

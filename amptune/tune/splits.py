@@ -21,10 +21,10 @@ import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from amptune.core.choice import FP32
-from amptune.tune.adapt import owns
-from amptune.tune.allocate import allocate
-from amptune.tune.caps import Caps
-from amptune.tune.costmodel import CostModel
+from amptune.tune.allocation.allocate import allocate
+from amptune.tune.allocation.caps import Caps
+from amptune.tune.allocation.costmodel import CostModel
+from amptune.tune.learning.adapt import owns
 from amptune.tune.space import Group, Space
 
 MAX_SPLITS = 4

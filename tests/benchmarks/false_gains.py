@@ -17,7 +17,7 @@ import os
 import statistics
 from pathlib import Path
 
-from tests.tune.finalists import HOSTS, Said, repeated
+from tests.tune.finalists.rounds import HOSTS, Said, repeated
 from tests.tune.hosts import Host
 
 REPORT = Path(__file__).parent / "reports" / "false_gains.md"

@@ -40,9 +40,9 @@ from amptune.core.formats import Format
 from amptune.core.graph import INPUT
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
-from amptune.tune.allocate import allocate, problem_of
-from amptune.tune.caps import Caps
-from amptune.tune.costmodel import CostModel
+from amptune.tune.allocation.allocate import allocate, problem_of
+from amptune.tune.allocation.caps import Caps
+from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.gate import GradientGate
 from amptune.tune.job import Measured, Prepared
 from amptune.tune.noise import Noise
@@ -57,7 +57,7 @@ from amptune.tune.study import open_study
 from amptune.tune.timing import StepTime
 
 COMPARED = {
-    "limits": ("amptune.tune.front._of_less_error", "the front has no plans under limits of the error"),
+    "limits": ("amptune.tune.allocation.front._of_less_error", "the front has no plans under limits of the error"),
     "halves": ("amptune.tune.splits._worth_in_fp8", "groups in which FP8 saves time are not halved by its error"),
 }
 """What is left out -> the function that gives it, and what is said of it."""

@@ -28,12 +28,12 @@ from amptune.core.graph import PrecisionGraph
 from amptune.core.hardware import GPUS
 from amptune.core.recipes import RECIPES
 from amptune.core.tables import CostTable, SiteCost
-from amptune.tune.adapt import learn
-from amptune.tune.costmodel import CostModel, Point
+from amptune.tune.allocation.costmodel import CostModel, Point
+from amptune.tune.allocation.encoded import Encoding
 from amptune.tune.edges import edges_of
-from amptune.tune.encoded import Encoding
 from amptune.tune.followers import follower_prices, milliseconds_of, with_followers
 from amptune.tune.foundspace import role_of
+from amptune.tune.learning.adapt import learn
 from amptune.tune.space import COMPILED_LOSS, Group, Space
 from amptune.tune.trial import Outcome
 from tests.benchmarks.search_cases import DATA, recorded

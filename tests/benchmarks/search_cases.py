@@ -25,9 +25,9 @@ from amptune.core.formats import Format
 from amptune.core.graph import INPUT
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
-from amptune.tune.allocate import Problem, problem_of
-from amptune.tune.costmodel import CostModel
-from amptune.tune.encoded import Encoding, Rows
+from amptune.tune.allocation.allocate import Problem, problem_of
+from amptune.tune.allocation.costmodel import CostModel
+from amptune.tune.allocation.encoded import Encoding, Rows
 from amptune.tune.noise import Noise
 from amptune.tune.space import Group, Space
 

@@ -35,7 +35,7 @@ from amptune.capture import TargetSpec
 from amptune.core.choice import Choice
 from amptune.core.formats import Format
 from amptune.core.plan import Plan
-from amptune.tune.front import front_points
+from amptune.tune.allocation.front import front_points
 from amptune.tune.gate import GradientGate
 from amptune.tune.job import Measured, Prepared
 from amptune.tune.noise import Noise

@@ -15,7 +15,7 @@ from amptune.core.formats import Format
 from amptune.core.graph import INPUT, PrecisionGraph
 from amptune.core.plan import Plan
 from amptune.core.tables import CostTable
-from amptune.tune.costmodel import CostModel
+from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.edges import edges_of
 from amptune.tune.emit import plan_text
 from amptune.tune.explain import with_reasons

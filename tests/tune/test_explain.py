@@ -14,8 +14,8 @@ from amptune.core.graph import INPUT, Gemm, Site
 from amptune.core.plan import SitePlan
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
+from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.buildspace import why_no_fp8
-from amptune.tune.costmodel import CostModel
 from amptune.tune.explain import counterfactuals, with_reasons
 from amptune.tune.space import Group, Space
 

@@ -6,8 +6,8 @@ import pytest
 
 from amptune.capture import capture
 from amptune.core.tables import CostTable
+from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.buildspace import build_space
-from amptune.tune.costmodel import CostModel
 from amptune.tune.explain import why_all_fp32, with_reasons
 
 from .conftest import Make

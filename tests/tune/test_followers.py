@@ -12,8 +12,8 @@ from amptune.core.formats import Format
 from amptune.core.graph import PrecisionGraph
 from amptune.core.hardware import GPUS
 from amptune.core.tables import CostTable, SiteCost
+from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.buildspace import build_space
-from amptune.tune.costmodel import CostModel
 from amptune.tune.edges import edges_of
 from amptune.tune.followers import follower_prices, planned_sources, with_followers
 from amptune.tune.losses import PLAIN_LOSS, measure_losses

@@ -11,11 +11,11 @@ import pytest
 from amptune.core.choice import BF16, FP8, FP32
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import CostTable, SiteCost
-from amptune.tune.costmodel import CostModel
-from amptune.tune.encoded import Encoding
+from amptune.tune.allocation.costmodel import CostModel
+from amptune.tune.allocation.encoded import Encoding
+from amptune.tune.learning.validity import Tried, learn_validity
 from amptune.tune.noise import Noise
 from amptune.tune.space import Group, Space
-from amptune.tune.validity import Tried, learn_validity
 
 NAMES = tuple("abcdefghijkl")
 EIGHT = FP8[0]

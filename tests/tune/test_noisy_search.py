@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from amptune.tune.finals import Verdict, decide
+from amptune.tune.finalists.finals import Verdict, decide
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.result import result_json
 from amptune.tune.search import Search

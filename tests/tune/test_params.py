@@ -20,7 +20,7 @@ from amptune.patch.output import patched_files
 from amptune.runtime import masters_of
 from amptune.tune import run
 from amptune.tune.device import Device
-from amptune.tune.finals import Verdict
+from amptune.tune.finalists.finals import Verdict
 from amptune.tune.job import Job
 from amptune.tune.lowparams import check_params
 from amptune.tune.options import TuneOptions

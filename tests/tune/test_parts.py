@@ -15,12 +15,12 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.errors import TuneError
 from amptune.patch.output import patched_files
-from amptune.tune import finals, judging
 from amptune.tune.compilation import forget_compiled
-from amptune.tune.finalist import Finalist
-from amptune.tune.finals import Verdict, decide
+from amptune.tune.finalists import finals, judging
+from amptune.tune.finalists.finalist import Finalist
+from amptune.tune.finalists.finals import Verdict, decide
+from amptune.tune.finalists.judging import MAX_PAIRED_ROUNDS, Judged
 from amptune.tune.job import Job
-from amptune.tune.judging import MAX_PAIRED_ROUNDS, Judged
 from amptune.tune.options import TuneOptions
 from amptune.tune.parts import Parts
 from amptune.tune.process import TrialError

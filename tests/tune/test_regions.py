@@ -18,8 +18,8 @@ from amptune.core.hardware import GPUS
 from amptune.core.plan import Plan
 from amptune.core.tables import CostTable, Edge
 from amptune.runtime import undo_plan
+from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.buildspace import build_space
-from amptune.tune.costmodel import CostModel
 from amptune.tune.device import Device
 from amptune.tune.edges import edges_of
 from amptune.tune.explain import with_reasons

@@ -20,10 +20,11 @@ from amptune.core.graph import LOSS
 from amptune.core.plan import PARAMS
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import EDGE_FORMATS, CastPrice, CostTable, Edge, SiteCost
-from amptune.tune.acquire import Acquisition
-from amptune.tune.finals import decide
+from amptune.tune.finalists.finals import decide
 from amptune.tune.gate import GradientGate
 from amptune.tune.job import Measured, Prepared
+from amptune.tune.learning.acquire import Acquisition
+from amptune.tune.learning.steering import Steering
 from amptune.tune.options import TuneOptions
 from amptune.tune.pareto import pareto_numbers, prediction_json
 from amptune.tune.process import TrialError
@@ -32,7 +33,6 @@ from amptune.tune.quality import Quality
 from amptune.tune.recipes import Candidate, params_candidate
 from amptune.tune.search import Search
 from amptune.tune.space import Group, Space
-from amptune.tune.steering import Steering
 from amptune.tune.stockplan import plan_of_stock
 from amptune.tune.study import locked_folder, open_study
 from amptune.tune.timing import StepTime

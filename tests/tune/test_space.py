@@ -10,12 +10,12 @@ from amptune.core.choice import BF16, FP8, FP16, FP32
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, LOSS, Gemm, PrecisionGraph, Site
 from amptune.core.tables import CostTable, Edge, SiteCost
+from amptune.tune.allocation.costmodel import CostModel
+from amptune.tune.allocation.front import front_points
 from amptune.tune.buildspace import build_space, fp8_fits, is_pin_candidate
-from amptune.tune.costmodel import CostModel
 from amptune.tune.edges import edges_of
 from amptune.tune.explain import why_all_fp32, with_reasons
 from amptune.tune.foundspace import role_of
-from amptune.tune.front import front_points
 from amptune.tune.recipes import plan_candidate
 from amptune.tune.space import Group, Space
 from amptune.tune.training import training

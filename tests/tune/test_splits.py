@@ -5,8 +5,8 @@ import dataclasses
 from amptune.core.choice import BF16, FP8, FP16, FP32, Choice
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import CostTable, SiteCost
-from amptune.tune.allocate import allocate
-from amptune.tune.costmodel import CostModel
+from amptune.tune.allocation.allocate import allocate
+from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.space import Group, Space
 from amptune.tune.splits import split, split_where_it_pays
 

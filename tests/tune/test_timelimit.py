@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from amptune.core.formats import Format
-from amptune.tune.finals import decide
+from amptune.tune.finalists.finals import decide
 from amptune.tune.job import Measured
 from amptune.tune.process import TrialError
 from amptune.tune.recipes import Candidate, float8_candidate

@@ -9,8 +9,8 @@ from amptune.capture import capture
 from amptune.core.choice import BF16
 from amptune.core.formats import Format
 from amptune.core.tables import CostTable
+from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.buildspace import build_space
-from amptune.tune.costmodel import CostModel
 from amptune.tune.explain import with_reasons
 from amptune.tune.recipes import plan_candidate
 from amptune.tune.training import training
