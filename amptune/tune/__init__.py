@@ -4,7 +4,7 @@
 goes:
 
 - the process that owns the device, and what is asked of it: options, job, messages, process, childprocess, serve,
-  worker, keeping, state, structure, batches, device
+  preparing, worker, keeping, state, structure, batches, device
 - training, and the reference in FP32: recipes, training, trained, reference, parting, quality, gate, gradients, noise,
   dropout, float8, lowparams, modelloss, roundedloss, ownautocast, compilation, recompiling
 - what can be planned: foundspace, buildspace, space, regions, destinations, functioncalls, fixed, idlepins, parts

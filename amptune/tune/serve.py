@@ -25,7 +25,8 @@ from amptune.tune.compilation import cause_in_compiler
 from amptune.tune.job import Job
 from amptune.tune.kernelerrors import plain_reason
 from amptune.tune.messages import MessageError, packed, unpacked
-from amptune.tune.worker import Hold, Report, Worker
+from amptune.tune.preparing import Hold, Report
+from amptune.tune.worker import Worker
 
 SAFE_PATH, OURS = "PYTHONSAFEPATH", "amptune"
 """The variable that keeps the working directory off a starting Python's path, and its value where we set it."""
