@@ -40,6 +40,15 @@ def test_a_gain_that_depends_on_the_host_is_told(launch_ms: float | None, is_tol
     assert ("on a slower host less is gained" in _summary(launch_ms=launch_ms)) is is_told
 
 
+def test_a_loss_gap_beyond_the_tolerance_is_told_with_what_allows_it() -> None:
+    """It is within what FP32 is from itself, or the plan would not be there."""
+    data = won(**REST)
+    assert "from itself" not in _said_of(data)
+    data["best"] = data["best"] | {"loss_gap": 0.0266}
+    data["trials"][-1]["loss_gap_allowed"] = 0.0357
+    assert "loss gap to FP32 +2.660%, while FP32 is up to 3.570% from itself." in _said_of(data)
+
+
 def test_a_step_bound_by_launches_is_told_once() -> None:
     text = _summary(launch_ms=84.0, launch_bound=True)
     assert "bound by Python launching kernels" in text
