@@ -9,7 +9,7 @@ from typing import Protocol
 from amptune.core.attending import Attending, attention_seconds
 from amptune.core.autocast import HALF, SiteDtypes
 from amptune.core.formats import Format
-from amptune.core.graph import DTYPE_BYTES, Gemm, Site
+from amptune.core.graph import DTYPE_BYTES, Gemm, Param, Site
 from amptune.core.hardware import Gpu
 from amptune.core.recipes import Recipe
 from amptune.core.roofline import (
@@ -24,9 +24,9 @@ from amptune.core.roofline import (
     traffic_seconds,
 )
 
-ATTRS_READ = ("channels_last", "is_causal", "masked", "mask_strided", "dropout_p", "copied", "rearranged", "stride",
-              "dilation", "in_place", "strided", "in_rows", "fused", "batch_first", "embed_dim", "kdim", "vdim",
-              "dropout", "called", "dim", "mode", "inplace", "s", "image")  # fmt: skip
+ATTRS_READ = ("call_params", "channels_last", "is_causal", "masked", "mask_strided", "dropout_p", "copied",
+              "rearranged", "stride", "dilation", "in_place", "strided", "in_rows", "fused", "batch_first", "embed_dim",
+              "kdim", "vdim", "dropout", "called", "dim", "mode", "inplace", "s", "image")  # fmt: skip
 """The arguments of ops that kernels depend on."""
 
 
@@ -263,10 +263,15 @@ class Setting:
     holds_output: bool = True
 
 
+def params_of_one_call(site: Site) -> tuple[Param, ...]:
+    """Those of the first call of a line that is called with several."""
+    return site.params[: site.attrs.get("call_params", len(site.params))]
+
+
 def call_share(site: Site) -> float:
     """Bytes of all calls of a site over those of its first one, whose shapes the site has: a shared module may be
     called on tensors of other sizes."""
-    tensors = (*site.inputs, *site.outputs, *(param.meta for param in site.params))
+    tensors = (*site.inputs, *site.outputs, *(param.meta for param in params_of_one_call(site)))
     first = sum(tensor.nbytes for tensor in tensors)
     return max(1.0, site.bytes_moved / first) if site.calls > 1 and first and site.bytes_moved else float(site.calls)
 

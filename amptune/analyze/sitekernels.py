@@ -33,6 +33,7 @@ from amptune.analyze.kernels import (
     needs_backward,
     of_one_call,
     output_bytes,
+    params_of_one_call,
     softmax_in_half,
     trains_bias,
 )
@@ -79,6 +80,7 @@ def kernels_of(site: Site, dtypes: SiteDtypes, setting: Setting) -> SiteKernels:
     if not (setting.recipe.fp8 and converts_to_fp8(site)):  # FP8 is made of the FP32 weights
         forward += _weight_casts(site, dtypes)
         backward += _weight_casts(site, dtypes, backward=True)
+    site, dtypes = _with_first_params(site, dtypes)
     if family in _PRODUCTS:
         own = list(_PRODUCTS[family](site, dtypes, setting))
         forward += [kernel for kernel, is_backward in own if not is_backward]
@@ -95,6 +97,14 @@ def kernels_of(site: Site, dtypes: SiteDtypes, setting: Setting) -> SiteKernels:
         share, work = call_share(site) / site.calls, _work_share(site)
         forward, backward = ([_scaled(kernel, share, work) for kernel in kernels] for kernels in (forward, backward))
     return SiteKernels(tuple(forward) * site.calls, tuple(backward) * site.calls if trained else ())
+
+
+def _with_first_params(site: Site, dtypes: SiteDtypes) -> tuple[Site, SiteDtypes]:
+    """A site with the parameters of its first call, whose shapes it has, and not those of all calls of its line."""
+    params = params_of_one_call(site)
+    if len(params) == len(site.params):
+        return site, dtypes
+    return dataclasses.replace(site, params=params), dataclasses.replace(dtypes, params=dtypes.params[: len(params)])
 
 
 def _work_share(site: Site) -> float:

@@ -171,6 +171,8 @@ def _site(site_id: str, made: list[tuple[Visit, list[Operand]]], names: Paramete
     call, leaf = visit.call, visit.call.leaf
     inputs = [operand for operand in operands if not _is_own(operand, call)]
     gemms = tuple(gemm for each, _ in made for gemm in _gemms(each))
+    params = _params(visit, [operand for _, read in made for operand in read], names)
+    first = len(_params(visit, operands, names))
     place = call.custom.place if call.custom and _is_custom(call) else call.place
     reader, op = place.reader, _op(visit)
     return Site(
@@ -182,14 +184,14 @@ def _site(site_id: str, made: list[tuple[Visit, list[Operand]]], names: Paramete
         inputs=tuple(operand.meta for operand in inputs),
         outputs=_outputs(visit),
         sources=tuple(operand.source for operand in inputs),
-        params=_params(visit, [operand for _, read in made for operand in read], names),
+        params=params,
         gemms=gemms,
         flops=sum(gemm.flops for gemm in gemms),
         bytes_moved=sum(_bytes(each, read, op) for each, read in made),
         location=reader.location() if reader else None,
         code=code_at(reader, op) if reader and not leaf and reader == place.origin else "",
         calls=len(made),
-        attrs=_attrs(visit, inputs) | _written(made),
+        attrs=_attrs(visit, inputs) | _written(made) | ({"call_params": first} if first < len(params) else {}),
         nodes=tuple(node.name for each, _ in made for node in each.nodes),
         opaque=is_opaque(leaf.module) if leaf else _is_custom(call),
     )

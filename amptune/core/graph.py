@@ -156,6 +156,7 @@ class Site:
             tensors: ``_foreach_mul_``, ``out=(values, indices)``.
             ``whole``: indices of inputs that are integers, or were before a cast.
             ``random``: an input is drawn in the forward. ``later_sources``: ``sources`` of the calls after the first.
+            ``call_params``: how many of ``params`` the first call reads, where other calls of its line read others.
             ``written``: {index of an input: sites that wrote into parts of it since it was made, all calls}; an empty
             name for a writer that is no site. ``puts``: (indices of inputs, numbers) that the result of ``x[i] = y``
             and its like holds, and nothing else.

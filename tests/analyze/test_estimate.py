@@ -46,6 +46,19 @@ def test_autocast_adds_a_weight_cast_and_an_activation_cast_each_way() -> None:
     assert len([k for k in later.forward if isinstance(k, Move)]) == 1  # its input is bf16 already
 
 
+def test_each_call_of_a_helpers_line_sums_the_gradient_of_its_own_weight() -> None:
+    weights = tuple(Param(name, tensor(64, grad=True), name) for name in ("a", "b"))
+    one = dataclasses.replace(op("#mul.0", "mul", INPUT, shape=(4096, 64)), params=weights[:1])
+    both = dataclasses.replace(one, params=weights, calls=2, bytes_moved=2 * one.bytes_moved, attrs={"call_params": 1})
+    found = []
+    for site in (one, both):
+        graph = graph_of(site)
+        kernels = kernels_of(graph[site.id], realise(graph, RECIPES["fp32"])[site.id], Setting(RECIPES["fp32"]))
+        moves = [kernel for kernel in kernels.backward if isinstance(kernel, Move)]
+        found.append([move.bytes for move in moves if move.traffic is Traffic.REDUCTION])
+    assert found[1] == 2 * found[0] != []
+
+
 def test_without_training_nothing_goes_backward() -> None:
     graph = mlp(layers=1)
     dtypes = realise(graph, RECIPES["fp32"])

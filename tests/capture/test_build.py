@@ -426,6 +426,7 @@ def test_a_line_of_a_helper_has_the_weights_of_all_its_calls(load: Load) -> None
     assert site.calls == 3
     assert [param.name for param in site.params] == ["up", "down"]
     assert [gemm.k for gemm in site.gemms] == [16, 32, 16]
+    assert site.attrs["call_params"] == 1
 
 
 def test_calls_of_one_line_in_a_loop_are_one_site(load: Load) -> None:
