@@ -314,3 +314,25 @@ def test_counts_are_not_said_to_round_to_zero(tmp_path: Path) -> None:
         found = judged(*loaded(tmp_path, NET.replace("image", "x").format(body=counts.format(read)))).findings
         told[read] = any("can round to the end" in each.message for each in found if each.rule == "G213")
     assert told == {"n.half()": False, "2 * n.half() + 1": False, "(n.half() / 3)": True}
+
+
+ITSELF = "h = self.fc(x)\n        d = (h.unsqueeze({0}) - h.unsqueeze({1})).square().sum(-1)\n        return "
+
+
+@pytest.mark.parametrize(
+    ("body", "is_told"),
+    [
+        (ITSELF.format(1, 0) + "torch.log(torch.exp(-d / 2).mean(1)).mean()", False),
+        (ITSELF.format(1, 0) + "torch.log((-0.5 * d).exp().sum(0)).mean()", False),
+        (ITSELF.format(1, 0).replace("sum(-1)", "sum(-1, keepdim=True)") + "(-d).exp().sum(0).log().mean()", False),
+        (ITSELF.format(1, 0) + "torch.log(torch.exp(-d[:, 1:] / 2).mean(1)).mean()", True),
+        (ITSELF.format(1, 0).replace("- h.unsqueeze(0)", "- x[:, :1].unsqueeze(0)")
+         + "torch.log(torch.exp(-d / 2).mean(1)).mean()", True),
+        (ITSELF.format(1, 0).replace("sum(-1)", "sum(1)") + "torch.log(torch.exp(-d).mean(1)).mean()", True),
+    ],
+    ids=["mean", "sum", "keepdim", "without themselves", "of another tensor", "over the pairs"],
+)  # fmt: skip
+def test_a_kernel_of_all_pairs_has_ones_where_a_row_meets_itself(body: str, is_told: bool, tmp_path: Path) -> None:
+    """So its sums along the pairs are at least 1, however far the rows are apart: the density at each of them."""
+    text = NET.replace("image", "x").format(body=body)
+    assert ("G204" in {found.rule for found in judged(*loaded(tmp_path, text)).findings}) is is_told

@@ -17,6 +17,8 @@ _MOVED = re.compile(r"permute|transpose|movedim|swap|\bt\(|flip|roll|as_strided|
 _WHOLE = re.compile(r"(slice\(\(((slice\(None, None, None\)|None|Ellipsis),? ?)+\),\)\{\}\s*)*")
 """Views that a recorded forward writes as indexing, and that add axes alone: ``x[:, None]``."""
 _UNSIGNED = frozenset({"abs"})
+_DEPTH = 4
+"""Factors between distances and the exponential that they are in."""
 
 
 def is_between_all_pairs(ranges: Ranges, site: Site) -> bool:
@@ -30,6 +32,30 @@ def is_between_all_pairs(ranges: Ranges, site: Site) -> bool:
     difference = _maker(ranges, squares)
     axes = _paired_axes(ranges, difference) if difference is not None else frozenset()
     return bool(axes) and not axes.intersection(_summed_axes(total))
+
+
+def reaches_itself(ranges: Ranges, site: Site | None, axes: frozenset[int]) -> bool:
+    """Whether each line of a site along ``axes`` has a zero: squared distances of all pairs, times or over numbers,
+    which are zero where a row meets itself."""
+    for _ in range(_DEPTH):
+        if site is None or site.op not in ("mul", "div", "neg"):
+            break
+        if site.op != "neg" and len(site.inputs) + len(site.params) != 1:
+            return False
+        if site.op == "div" and input_of(site, 0) is None:
+            return False  # a number over the distances
+        site = _maker(ranges, site)
+    if site is None or site.op not in ("sum", "mean"):
+        return False
+    squares = _maker(ranges, site)
+    difference = _maker(ranges, squares) if squares is not None and is_square(ranges, squares) else None
+    paired = _paired_axes(ranges, difference) if difference is not None else frozenset()
+    summed = _summed_axes(site)
+    if not paired or paired & summed:
+        return False
+    is_kept = len(site.outputs[0].shape) == len(site.inputs[0].shape)
+    left = {axis if is_kept else axis - sum(other < axis for other in summed) for axis in paired}
+    return bool(axes & left)
 
 
 def _maker(ranges: Ranges, site: Site) -> Site | None:

@@ -14,6 +14,7 @@ from amptune.core.bounds.relations.cumulative import rest_of_sum, steps_of_sum, 
 from amptune.core.bounds.relations.entropy import LOGARITHMS, SHARES, all_shares, entropy, is_entropy, least_of_powers
 from amptune.core.bounds.relations.masked import least_kept
 from amptune.core.bounds.relations.order import steps_upwards
+from amptune.core.bounds.relations.pairs import reaches_itself
 from amptune.core.bounds.relations.parts import MAXIMA, is_unit_vector, part_of, root_of_squares
 from amptune.core.bounds.relations.products import matrix_product, with_bias
 from amptune.core.bounds.relations.rising import is_rise
@@ -189,6 +190,8 @@ def _total(ranges: Ranges, site: Site) -> Range | None:
     )
     if _reaches_zero(ranges, exponents, axes_of(site), site.outputs[0].numel == 1):
         return Range(1.0, count) if site.op == "sum" else Range(1 / max(reduced_count(site), 1), 1.0)
+    if reaches_itself(ranges, exponents, axes_of(site)):
+        return Range(1.0 if site.op == "sum" else 1 / max(reduced_count(site), 1), math.inf)
     if site.op == "sum" and made.op == "mul" and (found := entropy(ranges, site, made)):
         return found
     if site.op == "sum" and (least := least_kept(ranges, site, made) or least_of_powers(ranges, site, made)) > 0:
