@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from amptune.core.plan import BF16_MASTER
 from amptune.tune.batches import Batches
 from amptune.tune.gate import NUM_PERTURBED, Bar, GradientGate, bars_of, compare_gradients, perturb, rounding_of
 from amptune.tune.recipes import Candidate, with_scale
@@ -72,7 +73,7 @@ def judge(
     raises what plans are compared with.
 
     A candidate with the right gradients whose gap may be too large is asked whether its mean is one that FP32 has to
-    itself: see ``_judged_gap``.
+    itself: see ``_judged_gap``; with more of that noise where gradients tell all: see ``_is_told_by_gradients``.
 
     Steps that a scaler skips until its scale suits the model are a few of thousands, but of K steps they are a loss
     gap: then the candidate trains anew with the scale that it found.
@@ -97,27 +98,35 @@ def judge(
     gate = _gate(bench, candidate, batches, reference, seed)
     threshold = reference.threshold
     if upper > threshold and gate.passed:
-        upper, threshold = _judged_gap(bench, batches, reference, gaps, seed)
+        is_told = _is_told_by_gradients(candidate, skipped)
+        upper, threshold = _judged_gap(bench, batches, reference, gaps, seed, shakes=is_told)
     reason = _reason(gap, upper, threshold, gate, skipped, steps)
     skipped, steps = settled.skipped + skipped, settled.steps + steps
     return Quality(gap, upper, threshold, gate, skipped, steps, reason, evaluation, settled.loss_scale)
 
 
 def _judged_gap(
-    bench: Workbench, batches: Batches, reference: Reference, gaps: Sequence[float], seed: int
+    bench: Workbench, batches: Batches, reference: Reference, gaps: Sequence[float], seed: int, *, shakes: bool
 ) -> tuple[float, float]:
     """The gap that a candidate is judged by, and what it may be.
 
     The noise of FP32 is a bound on what a mean over orders may be without harm, so it is the candidate's mean that is
     compared with it: with its interval on top, two candidates that train alike would pass or fail by the toss of a
-    coin. A mean beyond that noise may still be what rounding without a direction gives FP32 too (``shaken_noise``).
+    coin. A mean beyond that noise may still be what rounding without a direction gives FP32 too (``shaken_noise``),
+    which is asked where ``shakes`` says so.
     """
     mean, noise = statistics.fmean(gaps), reference.noise
-    if mean > noise:
+    if mean > noise and shakes:
         noise = max(noise, shaken_noise(bench, batches, reference, seed))
     if mean <= noise or noise > reference.threshold:
         return mean, max(noise, reference.threshold)
     return upper_bound(gaps), reference.threshold
+
+
+def _is_told_by_gradients(candidate: Candidate, skipped: int) -> bool:
+    """Whether right gradients leave nothing but rounding without a direction for a loss gap: not where steps are left
+    out, nor where BF16 parameters are stepped themselves, whose small updates are lost."""
+    return not skipped and candidate.params in (None, BF16_MASTER)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from amptune.capture.usercode import place_of
 from amptune.core.formats import Format
 from amptune.errors import TuneError
 from amptune.tune.batches import Batches
+from amptune.tune.childprocess import is_fatal
 from amptune.tune.gate import Bar, GradientGate, perturb
 from amptune.tune.kernelerrors import plain_reason
 from amptune.tune.parting import Parting
@@ -215,17 +216,29 @@ def shaken_noise(bench: Workbench, batches: Batches, reference: Reference, seed:
     def gap(order: int) -> float:
         know_order(bench, batches, reference, order, seed)
         with reference.training(), eager(bench), shaken(bench, SHAKEN_BY, seed + order):
-            loss, _ = loss_after_training(bench, Candidate("fp32"), batches, order, seed)
+            loss = _loss_of_shaken(bench, batches, order, seed)
         return reference.gap(order, loss)
 
-    try:
-        first = gap(0)
-    except torch.OutOfMemoryError:  # FP32 and a copy of its weights: then the loss is judged as before
-        reference.shaken.append(0.0)
-        return 0.0
-    is_calm = abs(first) < CALM * reference.tolerance
-    reference.shaken.append(abs(first) if is_calm else _noise_of([first, *map(gap, range(1, NUM_ORDERS))]))
+    first = gap(0)
+    is_all = abs(first) < CALM * reference.tolerance or not math.isfinite(first)
+    reference.shaken.append(_noise_of([first]) if is_all else _noise_of([first, *map(gap, range(1, NUM_ORDERS))]))
     return reference.shaken[0]
+
+
+def _loss_of_shaken(bench: Workbench, batches: Batches, order: int, seed: int) -> float:
+    """What shaken FP32 reaches in one order; NaN, which allows nothing, where it does not run.
+
+    FP32 and a copy of its weights may not fit, and the model may hold weights to what noise breaks: a covariance is
+    positive definite. That is no mistake of the candidate's that is judged.
+    """
+    try:
+        return loss_after_training(bench, Candidate("fp32"), batches, order, seed)[0]
+    except torch.OutOfMemoryError:
+        return math.nan
+    except Exception as error:
+        if is_fatal(error):
+            raise
+        return math.nan
 
 
 def _initial_loss(bench: Workbench, batches: Batches) -> float:
@@ -297,8 +310,9 @@ def _noise(
 
 def _noise_of(gaps: Sequence[float]) -> float:
     """What gaps of FP32 to itself say that a gap may be."""
-    found = max(*map(abs, gaps), upper_bound(gaps), upper_bound([-g for g in gaps]))
-    return found if math.isfinite(found) else 0.0
+    if not all(map(math.isfinite, gaps)):
+        return 0.0
+    return max(*map(abs, gaps), upper_bound(gaps), upper_bound([-g for g in gaps]))
 
 
 def upper_bound(gaps: Sequence[float]) -> float:

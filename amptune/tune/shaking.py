@@ -19,16 +19,16 @@ def shaken(bench: Workbench, relative: float, seed: int) -> Iterator[None]:
     @contextlib.contextmanager
     def shake() -> Iterator[None]:
         named = bench.model.named_parameters()
-        weights = {name: p.detach() for name, p in named if p.requires_grad and p.is_floating_point()}
-        kept = bench.keep("shaken", weights)
-        for weight in weights.values():
-            noise = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=weight.dtype)
-            weight.mul_(noise.mul_(relative).add_(1))
+        weights = {name: p for name, p in named if p.requires_grad and p.is_floating_point()}
+        kept = bench.keep("shaken", {name: weight.detach() for name, weight in weights.items()})
         try:
+            for weight in weights.values():
+                noise = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=weight.dtype)
+                weight.detach().mul_(noise.mul_(relative).add_(1))
             yield
         finally:
             for name, weight in weights.items():
-                weight.copy_(kept[name])
+                weight.detach().copy_(kept[name])  # of what it has now: a forward may give it other ``data``
             bench.kept.pop("shaken")
 
     bench.shake = shake

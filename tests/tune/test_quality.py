@@ -18,8 +18,16 @@ from amptune.errors import CaptureError, TuneError
 from amptune.tune import quality as judging
 from amptune.tune.gate import Bar, bars_of, compare_gradients, perturb
 from amptune.tune.quality import judge, misled
-from amptune.tune.recipes import Candidate, plan_candidate, with_scale
-from amptune.tune.reference import NUM_ORDERS, Reference, know_order, measure_reference, noise_note, upper_bound
+from amptune.tune.recipes import Candidate, params_candidate, plan_candidate, with_scale
+from amptune.tune.reference import (
+    NUM_ORDERS,
+    Reference,
+    know_order,
+    measure_reference,
+    noise_note,
+    shaken_noise,
+    upper_bound,
+)
 from amptune.tune.shaking import shaken
 from amptune.tune.trained import Gradients, gradients_at
 from amptune.tune.training import Workbench, training
@@ -230,6 +238,72 @@ def test_a_loss_that_is_further_off_than_rounding_takes_it_is_refused(make_bench
     reference = dataclasses.replace(reference, noise=0.0, losses=losses, shaken=[0.01])
     quality = judge(bench, plan_candidate(BF16_EVERYWHERE), batches, reference, seed=0)
     assert re.fullmatch(r"loss gap \+[2-5]\.\d+%, allowed 1\.000%", quality.reason)
+
+
+def test_rounding_at_random_excuses_no_lost_updates(make_bench: Make) -> None:
+    """Parameters in BF16 have the right gradients and lose what is below half a step of theirs."""
+    bench, batches = make_bench(MLP.replace("lr=3e-3", "lr=1e-4"), steps=8)
+    reference = dataclasses.replace(measure_reference(bench, batches, 1e-9, seed=0), noise=0.0, shaken=[0.05])
+    quality = judge(bench, params_candidate("bf16"), batches, reference, seed=0)
+    assert quality.gate is not None
+    assert quality.gate.passed
+    assert 1e-9 < quality.loss_gap < 0.05
+    assert quality.reason.startswith("loss gap")
+
+
+def test_rounding_at_random_excuses_no_steps_left_out(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "SETTLING", 0)
+    bench, batches = make_bench(steps=40)
+    reference = dataclasses.replace(measure_reference(bench, batches, 1e-9, seed=0), noise=0.0, shaken=[1.0])
+    stock = Candidate("autocast-fp16", autocast=Format.FP16, scaler=ScalerConfig(enabled=True, init_scale=2.0**30))
+    quality = judge(bench, stock, batches, reference, seed=0, num_orders=1)
+    assert quality.gate is not None
+    assert quality.gate.passed
+    assert 0 < quality.skipped <= quality.steps // 2
+    assert quality.reason.startswith("loss gap")
+
+
+def test_a_model_that_noise_on_its_weights_breaks_allows_no_more(make_bench: Make) -> None:
+    """A covariance stays positive definite under training, and does not under noise on its elements."""
+    covariance = """
+        self.covariance = nn.Parameter(torch.ones(8, 8) + 1e-2 * torch.eye(8), requires_grad=True)"""
+    code = MLP.replace("        self.fc1 =", f"{covariance[1:]}\n        self.fc1 =").replace(
+        "return self.fc2(", "return torch.linalg.cholesky(self.covariance).sum() * 1e-3 + self.fc2("
+    )
+    bench, batches = make_bench(code.replace("lr=3e-3", "lr=1e-7, weight_decay=0.0"))
+    reference = dataclasses.replace(measure_reference(bench, batches, tolerance=1e-9, seed=0), noise=0.0)
+    assert shaken_noise(bench, batches, reference, seed=0) == 0.0
+    assert reference.shaken == [0.0]
+    assert "shaken" not in bench.kept
+
+
+def test_weights_are_set_back_where_a_forward_gives_them_other_data(make_bench: Make) -> None:
+    """Max-norm constraints are written so."""
+    constrained = "self.fc1.weight.data = torch.renorm(self.fc1.weight.data, 2, 0, 100.0)\n        return self.fc2("
+    bench, batches = make_bench(MLP.replace("return self.fc2(", constrained).replace("lr=3e-3", "lr=0.0"))
+    with shaken(bench, 2.0**-8, seed=0), training(bench, Candidate("fp32")) as run:
+        run.optimizer.param_groups[0]["weight_decay"] = 0.0
+        run.step(batches.train[0])
+    assert torch.equal(bench.model.get_parameter("fc1.weight"), bench.initial["fc1.weight"])
+
+
+def test_weights_are_set_back_where_there_is_no_room_for_noise(
+    make_bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, batches = make_bench()
+    drawn = iter([torch.ones(())] * 2)
+
+    def randn(*_: Any, **__: Any) -> torch.Tensor:
+        for each in drawn:
+            return each.clone()
+        raise torch.OutOfMemoryError
+
+    with shaken(bench, 2.0**-8, seed=0), training(bench, Candidate("fp32")) as run, monkeypatch.context() as patched:
+        patched.setattr(torch, "randn", randn)
+        with pytest.raises(torch.OutOfMemoryError):
+            run.step(batches.train[0])
+    assert all(torch.equal(p, bench.initial[name]) for name, p in bench.model.named_parameters())
+    assert "shaken" not in bench.kept
 
 
 def test_shaken_steps_see_other_weights_than_the_optimizer(make_bench: Make) -> None:
