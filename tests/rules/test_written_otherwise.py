@@ -612,3 +612,13 @@ def test_a_mean_of_squares_of_one_row_and_the_mean_of_another_are_no_variance(
 ) -> None:
     body = f"h = torch.sigmoid(self.fc(x)).float()\nsquares, mean = (h * h).mean(-1), h.mean(-1)\nreturn {spread}"
     assert len(found("G218", model_file(body), tmp_path)) == count
+
+
+@pytest.mark.parametrize(("added", "count"), [("1e-9", 1), ("1.0", 0)])
+@pytest.mark.parametrize(("code", "function"), [("G204", "log"), ("G206", "sqrt")])
+def test_only_an_eps_that_was_written_is_lost(code: str, function: str, added: str, count: int, tmp_path: Path) -> None:
+    """Nothing is known of what has no kernel under autocast, nor is an eps where 1 is added to it."""
+    body = f"return torch.{function}(torch.linalg.svdvals(self.fc(x)) + {added})"
+    findings = found(code, model_file(body), tmp_path)
+    assert sum("rounds to zero under autocast-fp16" in each.message for each in findings) == count
+    assert not [each.message for each in findings if "eps of 0 " in each.message]

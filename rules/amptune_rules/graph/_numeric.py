@@ -84,6 +84,8 @@ def lost_eps(context: GraphContext, site: Site) -> tuple[float, tuple[Run, ...]]
     if root is None or root.op != "add" or context.runs[0].ranges.operand(site, 0).is_known:
         return 0.0, ()
     eps = next((float(v) for v in (root.attrs.get("scalars") or {}).values() if 0 < v < 1), 0.0)
+    if not eps:
+        return 0.0, ()
     halves = (Format.FP16, Format.BF16)
     return eps, tuple(run for each in halves if each.round(eps) == 0 for run in delivering(context, root, each))
 
