@@ -282,9 +282,9 @@ def needs_backward(site: Site) -> bool:
 
 
 def format_of(dtype: str, recipe: Recipe) -> Format:
-    """The format that products of this dtype run in."""
+    """The format that products of this dtype run in; FP32 stands for FP64, which no flag lowers to TF32."""
     found = Format.parse(dtype) if dtype in ("float16", "bfloat16") else Format.FP32
-    return Format.TF32 if found is Format.FP32 and recipe.tf32 else found
+    return Format.TF32 if found is Format.FP32 and recipe.tf32 and dtype != "float64" else found
 
 
 def input_bytes(site: Site, dtypes: Sequence[str]) -> list[int]:

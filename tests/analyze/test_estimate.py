@@ -95,6 +95,26 @@ def test_fp8_linears_of_torchao_in_eager_mode_take_what_was_measured(
         assert 1e3 * predicted == pytest.approx(measured, rel=0.2)
 
 
+def test_tf32_does_nothing_to_products_in_float64() -> None:
+    graph = mlp(layers=2)
+    double = [
+        dataclasses.replace(
+            site,
+            inputs=tuple(dataclasses.replace(each, dtype="float64") for each in site.inputs),
+            outputs=tuple(dataclasses.replace(each, dtype="float64") for each in site.outputs),
+            params=tuple(
+                dataclasses.replace(each, meta=dataclasses.replace(each.meta, dtype="float64")) for each in site.params
+            ),
+        )
+        for site in graph
+    ]
+    times = steps(graph_of(*double))
+    assert times["tf32"] == times["fp32"]
+    assert times["autocast-bf16"] == times["fp32"], "autocast leaves float64 alone"
+    single = steps(graph)
+    assert single["tf32"] < single["fp32"]
+
+
 def test_padding_a_misaligned_head_pays() -> None:
     found = steps(mlp(m=16384, width=768, out=50257))
     assert found["autocast-bf16" + FIXED] < 0.7 * found["autocast-bf16"]

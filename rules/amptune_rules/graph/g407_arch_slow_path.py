@@ -68,7 +68,7 @@ class ArchSlowPath(GraphRule):
                 self,
                 double,
                 f"{double.op} runs in float64, which autocast leaves alone and most GPUs run at a 32nd of the float32 "
-                "rate or less",
+                "rate or less: the predicted steps take the float32 rate for it",
             )
 
 
