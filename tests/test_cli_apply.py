@@ -87,6 +87,20 @@ def test_parts_that_cannot_be_compiled_are_refused(folder: Path, parts: str, bac
     assert not (folder / "amptune-out").exists()
 
 
+def test_a_plan_without_sites_is_not_said_to_have_names_in_common(folder: Path) -> None:
+    """As of a search that nothing beat FP32 in: there is no name to compare."""
+    changes = {"target": "net.py", "source_sha256": "", "fingerprint": "0123"}
+    write_plan(folder, Plan(), model=changes)
+    result = amptune_here(folder, "apply", "plan.json", "net.py")
+    assert result.returncode == 2
+    assert "plan.json is for another model: operations or shapes differ" in result.stderr
+    write_plan(folder, Plan(), model=changes | {"source_sha256": "0" * 64, "fingerprint": ""})
+    result = amptune_here(folder, "apply", "plan.json", "net.py")
+    assert result.returncode == 0
+    assert "changed since plan.json was made" in result.stderr
+    assert "sites of the plan" not in result.stderr
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]"])
 def test_something_else_than_a_plan(folder: Path, content: str) -> None:
     (folder / "plan.json").write_text(content)

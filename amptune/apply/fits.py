@@ -60,13 +60,12 @@ def check_fits(
         raise _gone(plan, gone, graph, names, where, changed)
     notes = []
     if changed:
-        notes.append(
-            f"the model's file changed since {where} was made; all {len(plan.sites)} sites of the plan are in it"
-        )
+        kept = f"; all {len(plan.sites)} sites of the plan are in it" if plan.sites else ""
+        notes.append(f"the model's file changed since {where} was made{kept}")
     if plan.fingerprint and plan.fingerprint != graph.fingerprint():
         measured = plan.measured_on.get("inputs")
         if not measured or not inputs or measured == list(inputs):
-            raise _differs(where, changed)
+            raise _differs(plan, where, changed)
         notes.append(
             f"{where} was measured with inputs {_listed(measured)}, here they are {_listed(inputs)}: "
             "the formats hold, the times may not; run amptune tune with this batch to know"
@@ -102,15 +101,16 @@ def _moved(name: str, free: Collection[str]) -> str:
     return f"{name} (now {found}?)" if found else name
 
 
-def _differs(where: Path, changed: bool) -> PlanError:
+def _differs(plan: Plan, where: Path, changed: bool) -> PlanError:
     if changed:
         return PlanError(
             f"{where} is for another model: its file changed since, and operations or shapes differ",
             hint="run amptune tune again",
         )
+    same = "the names are the same, but " if plan.sites else ""  # without a site, no name was compared
     return PlanError(
-        f"{where} is for another model: the names are the same, but operations or shapes differ",
-        hint="give the same --arg and --input as for tune, or run amptune tune again",
+        f"{where} is for another model: {same}operations or shapes differ",
+        hint="give the model that it was made for, the same --arg and --input as for tune, or run amptune tune again",
     )
 
 
