@@ -88,7 +88,7 @@ def assume(target: Target, capture: Capture, stated: Sequence[str] = (), *, aske
     mark_closed_rows(capture.graph, capture.graph_module, tensors)
     note_facts(capture.graph_module, tensors)
     means = {place: mean for place, each in tensors.items() if place not in facts and (mean := _mean(each)) is not None}
-    remarks = tuple(_not_numbers(user_names(target, model, batch), batch, model))
+    remarks = tuple(not_numbers(user_names(target, model, batch), batch, model))
     return Assumed(
         Assumptions(bounds, weights, buffers, means=means), _facts(facts, weights), tuple(inputs), words, remarks
     )
@@ -103,8 +103,14 @@ def _facts(stated: Mapping[str, Range], weights: Mapping[str, Weight]) -> Assump
     return Assumptions(stated, scales={name: symmetric(2 * each.range.magnitude + 1) for name, each in weights.items()})
 
 
-def _not_numbers(names: Mapping[int, str], batch: Any, model: nn.Module | None) -> Iterator[str]:
-    """Tensors of the batch, and parameters, that hold NaN: whatever is computed from them says nothing."""
+def not_numbers(names: Mapping[int, str], batch: Any, model: nn.Module | None) -> Iterator[str]:
+    """Tensors of the batch, and parameters, that hold NaN: whatever is computed from them says nothing.
+
+    Args:
+        names: id of a tensor of the batch -> what to call it, see ``user_names``.
+        batch: from make_batch() or train_batches().
+        model: whose parameters are looked at; none where it is None.
+    """
     for own, tensor in batch_names(batch):
         if count := _nan_count(tensor):
             name = names.get(id(tensor), own)

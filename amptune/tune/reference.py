@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from amptune.analyze.assume import not_numbers, user_names
 from amptune.capture.untrained import CUT_OFF, CUT_OFF_HINT
 from amptune.capture.usercode import place_of
 from amptune.core.formats import Format
@@ -253,7 +254,7 @@ def _initial_loss(bench: Workbench, batches: Batches) -> float:
     initial = _evaluated(bench, batches)
     if not math.isfinite(initial):
         raise TuneError(
-            f"the loss of the FP32 model is {initial} before the first step",
+            f"the loss of the FP32 model is {initial} before the first step{_nan_in(bench, batches)}",
             hint="no precision setting can cure this: check the batch and the model in FP32 first",
         )
     if not loss_of(bench, Candidate("fp32"), batches.train[0]).requires_grad:
@@ -264,6 +265,14 @@ def _initial_loss(bench: Workbench, batches: Batches) -> float:
     with still(bench):
         trained_from = held_back_loss(bench, batches, train_mode=True)
     return min(initial, trained_from) if math.isfinite(trained_from) else initial
+
+
+def _nan_in(bench: Workbench, batches: Batches) -> str:
+    """The first tensor of the held-back batches, or parameter, that holds NaN, as the end of a sentence."""
+    for batch in batches.held_back:
+        for remark in not_numbers(user_names(bench.target, bench.model, batch), batch, bench.model):
+            return f": {remark}"
+    return ""
 
 
 def _evaluated(bench: Workbench, batches: Batches) -> float:

@@ -371,6 +371,29 @@ def test_a_reference_that_is_nan_is_an_error_of_the_model(make_bench: Make) -> N
         measure_reference(bench, batches, tolerance=0.005, seed=0)
 
 
+NAN_IN_BATCH = (
+    MLP.replace("self.embed(ids)", "self.embed(ids) * weight")
+    .replace("def forward(self, ids):", "def forward(self, ids, weight):")
+    .replace("yield ids, ids % 13", "yield (ids, torch.tensor([1.0, float('nan')]).repeat(8)), ids % 13")
+)
+NAN_IN_WEIGHTS = MLP.replace(
+    "    return Net()", "    net = Net()\n    net.fc2.bias.data[3] = float('nan')\n    return net"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        (NAN_IN_BATCH, "weight of the batch holds 8 NaN among 16 numbers"),
+        (NAN_IN_WEIGHTS, "the parameter fc2.bias holds 1 NaN among 13 numbers"),
+    ],
+)
+def test_what_holds_nan_before_anything_was_computed_is_named(make_bench: Make, source: str, named: str) -> None:
+    bench, batches = make_bench(source)
+    with pytest.raises(TuneError, match=f"nan before the first step: {named}"):
+        measure_reference(bench, batches, tolerance=0.005, seed=0)
+
+
 def test_the_loss_of_a_model_that_eval_mode_does_not_suit_yet_is_not_the_scale(make_bench: Make) -> None:
     bench, batches = make_bench(MLP.replace("return self.fc2(", "return (1 if self.training else 1e3) * self.fc2("))
     reference = measure_reference(bench, batches, tolerance=0.005, seed=0)
