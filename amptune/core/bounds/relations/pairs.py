@@ -24,19 +24,12 @@ _DEPTH = 4
 def is_between_all_pairs(ranges: Ranges, site: Site) -> bool:
     """Whether a site reads sums of squares of such differences, over other axes than those of the pairs."""
     total = _maker(ranges, site)
-    if total is None or total.op not in ("sum", "mean"):
-        return False
-    squares = _maker(ranges, total)
-    if squares is None or not (is_square(ranges, squares) or squares.op in _UNSIGNED):
-        return False
-    difference = _maker(ranges, squares)
-    axes = _paired_axes(ranges, difference) if difference is not None else frozenset()
-    return bool(axes) and not axes.intersection(_summed_axes(total))
+    return total is not None and bool(_pairs_of(ranges, total))
 
 
 def reaches_itself(ranges: Ranges, site: Site | None, axes: frozenset[int]) -> bool:
-    """Whether each line of a site along ``axes`` has a zero: squared distances of all pairs, times or over numbers,
-    which are zero where a row meets itself."""
+    """Whether each line of a site along ``axes`` has a zero: distances of all pairs, as sums of squares or magnitudes,
+    times or over numbers. They are zero where a row meets itself."""
     for _ in range(_DEPTH):
         if site is None or site.op not in ("mul", "div", "neg"):
             break
@@ -45,17 +38,21 @@ def reaches_itself(ranges: Ranges, site: Site | None, axes: frozenset[int]) -> b
         if site.op == "div" and input_of(site, 0) is None:
             return False  # a number over the distances
         site = _maker(ranges, site)
-    if site is None or site.op not in ("sum", "mean"):
-        return False
-    squares = _maker(ranges, site)
-    difference = _maker(ranges, squares) if squares is not None and is_square(ranges, squares) else None
+    return site is not None and bool(axes & _pairs_of(ranges, site))
+
+
+def _pairs_of(ranges: Ranges, total: Site) -> frozenset[int]:
+    """The axes of the pairs, in a sum of squares or magnitudes of their differences over other axes; none of others."""
+    squares = _maker(ranges, total) if total.op in ("sum", "mean") else None
+    if squares is None or not (is_square(ranges, squares) or squares.op in _UNSIGNED):
+        return frozenset()
+    difference = _maker(ranges, squares)
     paired = _paired_axes(ranges, difference) if difference is not None else frozenset()
-    summed = _summed_axes(site)
-    if not paired or paired & summed:
-        return False
-    is_kept = len(site.outputs[0].shape) == len(site.inputs[0].shape)
-    left = {axis if is_kept else axis - sum(other < axis for other in summed) for axis in paired}
-    return bool(axes & left)
+    summed = _summed_axes(total)
+    if paired & summed:
+        return frozenset()
+    is_kept = len(total.outputs[0].shape) == len(total.inputs[0].shape)
+    return frozenset(axis if is_kept else axis - sum(other < axis for other in summed) for axis in paired)
 
 
 def _maker(ranges: Ranges, site: Site) -> Site | None:
