@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from amptune.analyze.attention import attention_kernels
 from amptune.analyze.convolutions import convolution_kernels
+from amptune.analyze.fp8casts import fp8_casts
 from amptune.analyze.images import in_channels_last
 from amptune.analyze.kernels import (
     Convolution,
@@ -60,12 +61,6 @@ _LANES_ARE_CHANNELS, _FEW_LANES = (Traffic.BATCH_NORM_LAST, Traffic.BATCH_NORM_N
 """Batch norms whose threads lie along the channels, and channels that leave half of them idle (16 and 32, H200)."""
 ROWWISE_SHARE = 0.72
 """Rate of FP8 products with a scale for each row against those with one scale, H100 (see estimate_check)."""
-TENSOR_CLASS_OPS = 6
-"""What torchao's tensor class, in Python, takes the processor beside the kernels of a cast, in ops: between 4 and 8 by
-the steps of two models that the processor bound (a denoiser and Whisper, on hosts of H200s)."""
-TURNED_BYTE_PS = 9.6
-"""Picoseconds an element that torch takes to transpose a matrix of bytes, which kernels of FP8 products ask for: 9.1 to
-10.9 on an H200 (torch's own casts in reports/fp8_casts_h200.json, less what their two other passes move)."""
 
 
 def kernels_of(site: Site, dtypes: SiteDtypes, setting: Setting) -> SiteKernels:
@@ -332,7 +327,7 @@ def _products(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
     number_format = format_of(dtypes.compute, setting.recipe)
     fp8 = setting.recipe.fp8 if converts_to_fp8(site) else None
     if fp8:
-        yield from _fp8_casts(site, setting)
+        yield from fp8_casts(site, setting)
         number_format = Format.FP8_E4M3
     share = ROWWISE_SHARE if fp8 and fp8 != "tensorwise" else 1.0
     for gemm in of_one_call(site):
@@ -356,34 +351,6 @@ def _own_products(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
         for direction in Pass:
             product = Product(gemm, number_format, direction, setting.fixed, setting.fused)
             yield product, direction is not Pass.FORWARD
-
-
-def _fp8_casts(site: Site, setting: Setting) -> Timed:
-    """Scales and casts of input, weight and output gradient, as torchao's float8 training has them."""
-    weight = sum(param.meta.numel for param in site.params if len(param.meta.shape) > 1)
-    activations = sum(tensor.numel for tensor in site.inputs)
-    gradient = sum(tensor.numel for tensor in site.outputs)
-    if setting.fused:
-        # Read for the largest value, read again and write 1 byte, twice for both layouts.
-        yield Move(Traffic.CAST, (activations + 2 * weight) * 8, 4), False
-        yield Move(Traffic.CAST, gradient * 8, 2), True
-        return
-    # Input and weight in the forward; in the backward both once more, and the gradient for each of its two products.
-    for numel, is_backward in (
-        (activations, False), (weight, False), (activations, True), (weight, True), (gradient, True), (gradient, True)
-    ):  # fmt: skip
-        yield from ((kernel, is_backward) for kernel in _eager_fp8_cast(numel))
-    for numel in (activations, weight, gradient):
-        yield Move(Traffic.CAST, 2 * numel, least=TURNED_BYTE_PS * 1e-12 * numel), True
-
-
-def _eager_fp8_cast(numel: float) -> Iterator[Kernel]:
-    """One cast in eager mode, an op after the other through memory: the magnitudes and their maximum, the scale by four
-    ops of one number, then to FP32, times the scale, clamp and to FP8. From FP32 it moves as many bytes: the first op
-    twice as many, none for the change to FP32."""
-    yield Move(Traffic.POINTWISE, numel * (4 + 6 + 8 + 8 + 5), 9)
-    yield Move(Traffic.REDUCTION, numel * 2)
-    yield Waiting(0.0, TENSOR_CLASS_OPS)
 
 
 def _recurrent(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
