@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from amptune.analyze.assume import not_numbers, user_names
 from amptune.capture.untrained import CUT_OFF, CUT_OFF_HINT
 from amptune.capture.usercode import place_of
 from amptune.core.formats import Format
@@ -269,6 +268,8 @@ def _initial_loss(bench: Workbench, batches: Batches) -> float:
 
 def _nan_in(bench: Workbench, batches: Batches) -> str:
     """The first tensor of the held-back batches, or parameter, that holds NaN, as the end of a sentence."""
+    from amptune.analyze.assume import not_numbers, user_names  # half a second that runs without NaN do not need
+
     for batch in batches.held_back:
         for remark in not_numbers(user_names(bench.target, bench.model, batch), batch, bench.model):
             return f": {remark}"
