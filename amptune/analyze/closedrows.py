@@ -11,6 +11,7 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensor
 
+from amptune.analyze.calling import call_on
 from amptune.analyze.dtypes import root
 from amptune.analyze.folding import LARGEST, Folded
 from amptune.analyze.rewritten import Rewritten
@@ -121,13 +122,8 @@ class Closed:
         if any(each is None for each in indices.values()):
             return None
         full = closed.expand(given.shape)
-        args = fx.node.map_arg(node.args, lambda each: indices.get(each, full))
-        kwargs = fx.node.map_arg(dict(node.kwargs), lambda each: indices.get(each, full))
         try:
-            if node.op == "call_method":
-                found = getattr(full, str(node.target))(*args[1:], **kwargs)
-            else:
-                found = node.target(*args, **kwargs)  # type: ignore[operator]
+            found = call_on(node, lambda each: indices.get(each, full))
         except (RuntimeError, TypeError, IndexError):  # an index that is not for these numbers
             return None
         return found if isinstance(found, torch.Tensor) and found.dtype is torch.bool else None
@@ -172,10 +168,8 @@ def seen_as(node: fx.Node, closed: torch.Tensor | None) -> torch.Tensor | None:
 
 def view_of(node: fx.Node, given: torch.Tensor) -> torch.Tensor | None:
     """The view that a node takes, of another tensor of the same shape; ``None`` where it cannot be taken."""
-    args = fx.node.map_arg(node.args, lambda _: given)
-    called = getattr(torch.Tensor, str(node.target), None) if node.op == "call_method" else node.target
     try:
-        seen = called(*args, **node.kwargs)  # type: ignore[misc, operator]
+        seen = call_on(node, lambda _: given)
     except (RuntimeError, TypeError):  # a view of one dtype as another: the places stay unknown
         return None
     return seen if isinstance(seen, torch.Tensor) else None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from amptune.analyze.calling import call_on
 from amptune.analyze.rewritten import Rewritten
 from amptune.core.ops import Family, op_named
 
@@ -109,14 +110,9 @@ class Folded:
     def _called(self, node: fx.Node) -> Any:
         if any(self._known[each] is None for each in node.all_input_nodes):
             return None
-        args = fx.node.map_arg(node.args, self._known.__getitem__)
-        kwargs = fx.node.map_arg({name: value for name, value in node.kwargs.items() if name != "device"},
-                                 self._known.__getitem__)  # fmt: skip
         try:
             with torch._C.DisableTorchFunction(), torch.no_grad(), torch.device("cpu"):
-                if node.op == "call_method":
-                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                return node.target(*args, **kwargs)  # type: ignore[operator]
+                return call_on(node, self._known.__getitem__, left_out=("device",))
         except Exception:  # an argument that only the capture could resolve: the number stays unknown
             return None
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from amptune.analyze.calling import call_on
 from amptune.analyze.dtypes import root
 from amptune.core.ops import Family, op_named
 
@@ -69,13 +70,8 @@ class Rewritten:
         values[base] = own = value.clone()
         with torch._C.DisableTorchFunction(), torch.no_grad(), torch.device("cpu"):
             for step in found.steps:
-                args = fx.node.map_arg(step.args, values.__getitem__)
-                kwargs = fx.node.map_arg(dict(step.kwargs), values.__getitem__)
                 try:
-                    if step.op == "call_method":
-                        values[step] = getattr(args[0], str(step.target))(*args[1:], **kwargs)
-                    else:
-                        values[step] = step.target(*args, **kwargs)  # type: ignore[operator]
+                    values[step] = call_on(step, values.__getitem__)
                 except Exception:  # an argument that only the capture could resolve
                     return None
         return own

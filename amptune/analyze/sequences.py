@@ -14,6 +14,7 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensorMode
 
+from amptune.analyze.calling import call_on
 from amptune.capture.fakes import map_tensors, new_fake_mode
 from amptune.capture.target import tensors_in
 
@@ -43,14 +44,13 @@ def _set(node: fx.Node, value: Any) -> None:
 
 def _again(node: fx.Node, mode: FakeTensorMode) -> Any:
     """What the node makes of its operands as they lie now; ``None`` where it cannot be called."""
-    args, kwargs = fx.map_arg(
-        (node.args, node.kwargs), lambda each: map_tensors(each.meta.get("val"), lambda value: _empty(value, mode))
-    )
+
+    def empty_like(read: fx.Node) -> Any:
+        return map_tensors(read.meta.get("val"), lambda value: _empty(value, mode))
+
     try:
         with mode, torch.no_grad():
-            if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            return node.target(*args, **kwargs) if callable(node.target) else None
+            return call_on(node, empty_like)
     except Exception:  # a call that fakes cannot make on its own keeps the layout that it was captured with
         return None
 
