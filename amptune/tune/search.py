@@ -26,6 +26,7 @@ from amptune.tune.finalists.finaltime import seconds_kept
 from amptune.tune.job import REFERENCE_SECONDS, Prepared
 from amptune.tune.learning.adapt import Knowledge, can_learn, learn
 from amptune.tune.learning.base import point_recipes
+from amptune.tune.learning.promises import least_gain
 from amptune.tune.learning.steering import Steering
 from amptune.tune.learning.stockorder import recipes_in_front
 from amptune.tune.moments import at_usual_moments
@@ -361,8 +362,10 @@ class Search:
         known = self.knowledge()
         if known is None or not math.isfinite(predicted := known.predicted(point)):
             return outcome
-        table = known.base_ms + known.model.predicted(point)
-        return dataclasses.replace(outcome, predicted_ms=predicted, table_ms=table)
+        table, chance = known.base_ms + known.model.predicted(point), None
+        for best in self.best_plans(1):
+            chance = known.chance_to_gain(point, best.point, least_gain(known, best.outcome))
+        return dataclasses.replace(outcome, predicted_ms=predicted, table_ms=table, gain_chance=chance)
 
     def _best_text(self) -> str:
         records = [r for r in self.records() if r.outcome.valid]

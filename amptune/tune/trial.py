@@ -25,8 +25,9 @@ class Outcome:
     ``gradient_noise`` has the fields of ``noise.Noise``.
     ``worker_lost`` says that the worker died or hung or lost the device, which may have had another cause.
     ``memory_excess`` is the memory minus the allowed one, where there is a limit. ``predicted_ms`` was predicted before
-    the measurement, ``table_ms`` by the cost table alone, without what earlier trials taught. ``launch_ms`` is what
-    Python takes to queue a step, where that is known. ``unsteady`` says that the time depends on the host's moment;
+    the measurement, ``table_ms`` by the cost table alone, without what earlier trials taught. ``gain_chance`` was the
+    chance, before it, that the plan is better than the best one by more than the noise. ``launch_ms`` is what Python
+    takes to queue a step, where that is known. ``unsteady`` says that the time depends on the host's moment;
     then ``paired`` holds how the step compares with the one of an earlier trial that was timed again in turns with it:
     its number (``trial``), the median ``ratio`` with quartiles, how many ratios (``count``), and what the other one's
     step took there (``beside_ms``). ``recompiled`` says that torch.compile was still at work in the timed steps.
@@ -51,6 +52,7 @@ class Outcome:
     step_ms: Mapping[str, Any] | None = None
     predicted_ms: float | None = None
     table_ms: float | None = None
+    gain_chance: float | None = None
     memory_bytes: int | None = None
     memory_excess: int | None = None
     loss_gap: float | None = None

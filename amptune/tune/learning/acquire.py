@@ -60,29 +60,40 @@ class Acquisition:
 
     def gains(self, rows: Rows) -> np.ndarray:
         """What each row is expected to save where it is better, times the chance that it trains."""
-        chance = self.validity.probability(rows) * self.encoding.is_legal(rows)
-        if math.isfinite(self.max_bytes):
-            chance = chance * (self.encoding.bytes(rows) <= self.max_bytes)
-        gains: np.ndarray = chance * self.improvements(rows)
+        gains: np.ndarray = self._may_run(rows) * self.improvements(rows)
         return gains
+
+    def chances(self, rows: Rows, least: float) -> np.ndarray:
+        """The chance that each row trains and saves more than ``least`` milliseconds, or bytes, over the best."""
+        found: np.ndarray = self._may_run(rows) * chance_above(least, *self._saved(rows))
+        return found
 
     def improvements(self, rows: Rows) -> np.ndarray:
         """Milliseconds, or bytes, that each row is expected to save over the best where it is better."""
+        return expected_improvement(*self._saved(rows))
+
+    def _may_run(self, rows: Rows) -> np.ndarray:
+        """The chance that each row trains; none where it is not to be measured."""
+        chance: np.ndarray = self.validity.probability(rows) * self.encoding.is_legal(rows)
+        if math.isfinite(self.max_bytes):
+            chance = chance * (self.encoding.bytes(rows) <= self.max_bytes)
+        return chance
+
+    def _saved(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the milliseconds, or bytes, that each row saves over the best."""
         best = self.best[None]
         if self.of_memory:
-            fewer: np.ndarray = np.maximum(0.0, self.encoding.bytes(best) - self.encoding.bytes(rows))
-            return fewer
+            return self.encoding.bytes(best) - self.encoding.bytes(rows), np.zeros(len(rows))
         more, spread = self.step.differences(rows, self.best)
         on_gpu = self.encoding.milliseconds(best)
         saved = on_gpu - self.encoding.milliseconds(rows) - more
         if self.host is None:
-            return expected_improvement(saved, spread)
+            return saved, spread
         on_gpu = self.base_ms + on_gpu + self.step.corrections(best)
         on_host = self.host.milliseconds(best)
         longer = np.maximum(on_gpu, on_host)
         saved_on_host, host_spread = self.host.saved(rows, self.best)
-        both = smaller_of(saved + longer - on_gpu, spread, saved_on_host + longer - on_host, host_spread)
-        return expected_improvement(*both)
+        return smaller_of(saved + longer - on_gpu, spread, saved_on_host + longer - on_host, host_spread)
 
     def candidates(self, rng: np.random.Generator, starts: Rows) -> tuple[Rows, np.ndarray]:
         """Candidates and what they may gain, best first."""
@@ -235,9 +246,23 @@ def _flat(rows: np.ndarray) -> Rows:
 
 def expected_improvement(saved: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Mean of what a normal variable has above zero; zero where it is not finite."""
-    z = np.divide(saved, spread, out=np.where(saved > 0, 40.0, -40.0), where=spread > 0)
-    z = np.clip(np.nan_to_num(z, nan=-40.0, posinf=40.0, neginf=-40.0), -40.0, 40.0)
-    below = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z])
+    z = _deviations(saved, spread)
     density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
-    gains = np.where(np.isfinite(saved), saved, 0.0) * below + spread * density
+    gains = np.where(np.isfinite(saved), saved, 0.0) * _below(z) + spread * density
     return np.where(np.isfinite(saved), np.maximum(gains, 0.0), 0.0)
+
+
+def chance_above(least: float, saved: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """The chance that a normal variable is more than ``least``; zero where it is not finite."""
+    return np.where(np.isfinite(saved), _below(_deviations(saved - least, spread)), 0.0)
+
+
+def _deviations(saved: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    z = np.divide(saved, spread, out=np.where(saved > 0, 40.0, -40.0), where=spread > 0)
+    found: np.ndarray = np.clip(np.nan_to_num(z, nan=-40.0, posinf=40.0, neginf=-40.0), -40.0, 40.0)
+    return found
+
+
+def _below(z: np.ndarray) -> np.ndarray:
+    """The distribution function of a standard normal variable."""
+    return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z])

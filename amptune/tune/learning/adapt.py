@@ -84,6 +84,11 @@ class Knowledge:
         """What the trial of a plan is expected to save over the best one."""
         return float(self._acquisition(best).gains(self.encoding.encode(point)[None])[0])
 
+    def chance_to_gain(self, point: Point, best: Point, least: float) -> float:
+        """The chance that a plan trains and saves more than ``least`` milliseconds, or bytes by objective, over the
+        best one."""
+        return float(self._acquisition(best).chances(self.encoding.encode(point)[None], least)[0])
+
     def promising(self, seed: int, best: Point, is_tried: IsTried) -> tuple[dict[str, str] | None, float]:
         """The untried plan that is expected to save most over the best one, and what it is expected to save: the mean
         over the posterior of the milliseconds saved where it does (expected improvement), or bytes by objective, times

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from amptune.tune.allocation.front import front_points, with_cheapest_loss
 from amptune.tune.learning.adapt import Knowledge, adds_up, ended_in_an_error, repaired, side_choices, unproven_sides
+from amptune.tune.learning.promises import least_gain, share_kept
 from amptune.tune.learning.stockorder import knows_fp8, recipes_due
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ MIN_SEARCHED = 8
 IN_VAIN = 4
 """So many search trials in a row must have brought no better plan, and so many more are taken together when it is asked
 whether they could: the costs that the model is surest of may be wrong."""
-MEMORY_NOISE = 0.01
-"""Share of the memory that counts as a gain: an allocator rounds by less."""
 
 
 class Steering:
@@ -102,13 +101,12 @@ class Steering:
             return ""
         if best[0].number >= self._searched()[-IN_VAIN].number:
             return ""
-        gain = IN_VAIN * self._promising(known, best[0])[1]
-        outcome = best[0].outcome
-        if self.search.options.objective == "time":
-            noise, unit, size = known.noise_ms, "ms a step", outcome.ranked_ms
-        else:
-            noise, unit, size = MEMORY_NOISE * (outcome.memory_bytes or 0), "bytes", outcome.memory_bytes or 0
-        if not size or gain >= noise:
+        objective, outcome = self.search.options.objective, best[0].outcome
+        size, unit = outcome.score(objective)[0], "ms a step" if objective == "time" else "bytes"
+        noise = least_gain(known, outcome)
+        kept = share_kept(self.search.plans(), noise, lambda outcome: outcome.score(objective)[0])
+        gain = IN_VAIN * kept * self._promising(known, best[0])[1]
+        if not math.isfinite(size) or gain >= noise:
             return ""
         saved = f"{gain:.3g} {unit} ({gain / size:.2%})" if gain >= NOTHING * size else "next to nothing"
         return f"the next {IN_VAIN} plans are expected to save {saved}, less than the noise of {noise:.3g} {unit}"
