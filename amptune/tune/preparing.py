@@ -34,7 +34,7 @@ from amptune.tune.parts import Parts, parts_of
 from amptune.tune.quality import misled
 from amptune.tune.recipes import Candidate, stock_candidates
 from amptune.tune.recompiling import num_compiled
-from amptune.tune.reference import Reference, measure_reference, noise_note
+from amptune.tune.reference import Reference, broken_note, measure_reference, noise_note
 from amptune.tune.sensitivity import measure_sensitivity
 from amptune.tune.space import COMPILED_LOSS, Space
 from amptune.tune.structure import check_structure
@@ -105,7 +105,9 @@ class Preparing:
 
     def _notes_of_the_model(self) -> Iterator[str]:
         """What the reference has shown of the user's code."""
-        yield from filter(None, (own_dtype_note(self.bench.model), noise_note(self.reference)))
+        yield from filter(
+            None, (own_dtype_note(self.bench.model), noise_note(self.reference), broken_note(self.reference))
+        )
         if not self.bench.evaluates:
             yield (
                 f"the model gives no loss in eval mode ({self.bench.eval_error}): its held-back loss is taken in train "

@@ -11,9 +11,21 @@ import math
 import statistics
 from collections.abc import Sequence
 
+import torch
+
 from amptune.core.plan import BF16_MASTER
 from amptune.tune.batches import Batches
-from amptune.tune.gate import NUM_PERTURBED, Bar, GradientGate, bars_of, compare_gradients, perturb, rounding_of
+from amptune.tune.childprocess import is_fatal
+from amptune.tune.gate import (
+    NUM_PERTURBED,
+    Bar,
+    GradientGate,
+    Gradients,
+    bars_of,
+    compare_gradients,
+    perturb,
+    rounding_of,
+)
 from amptune.tune.recipes import Candidate, with_scale
 from amptune.tune.reference import CALM, CLEAR, NUM_ORDERS, Compared, Reference, know_order, shaken_noise, upper_bound
 from amptune.tune.trained import gradients_at, loss_after_training, user_evaluation
@@ -235,9 +247,20 @@ def _bars(
             for copy in range(NUM_PERTURBED)
         )
         with eager(bench):
-            found = (gradients_at(bench, Candidate("fp32"), batches, state, seed).named for state in states)
+            found = (_gradients_off(bench, batches, state, seed) for state in states)
             reference.bars[rounding] = bars_of(reference.gradients, found)
     return reference.bars[rounding]
+
+
+def _gradients_off(bench: Workbench, batches: Batches, state: dict[str, torch.Tensor], seed: int) -> Gradients:
+    """FP32's gradients at weights with noise; none, which lowers no bar, where the model does not run with it: that is
+    no mistake of the candidate's that is judged."""
+    try:
+        return gradients_at(bench, Candidate("fp32"), batches, state, seed).named
+    except Exception as error:
+        if is_fatal(error):
+            raise
+        return {}
 
 
 def _reason(gap: float, upper: float, threshold: float, gate: GradientGate, skipped: int, steps: int) -> str:

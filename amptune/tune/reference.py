@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from amptune.capture.untrained import CUT_OFF, CUT_OFF_HINT
 from amptune.capture.usercode import place_of
 from amptune.core.formats import Format
 from amptune.errors import TuneError
 from amptune.tune.batches import Batches
 from amptune.tune.childprocess import is_fatal
 from amptune.tune.gate import Bar, GradientGate, perturb
+from amptune.tune.initialloss import initial_loss
 from amptune.tune.kernelerrors import plain_reason
 from amptune.tune.parting import Parting
 from amptune.tune.recipes import Candidate
 from amptune.tune.shaking import shaken
 from amptune.tune.state import tensors_of
-from amptune.tune.trained import gradients_at, held_back_loss, loss_after_training, user_evaluation
-from amptune.tune.training import Workbench, eager, loss_of, still, training
+from amptune.tune.trained import gradients_at, loss_after_training, user_evaluation
+from amptune.tune.training import Workbench, eager, training
 
 NUM_ORDERS = 3
 """Orders of the batches that gaps are the mean over."""
@@ -34,6 +34,8 @@ rest 1 - p, which a logit that is off by d multiplies by exp(d): a rounding that
 a wrong gradient. At a tenth, ConvNeXt's gradients under autocast in BF16 were off by up to 14 % in their norms."""
 PERTURBATION = 2.0**-12
 """Relative size of the noise on the weights: a quarter of FP16's distance between numbers."""
+WEAKER = (Format.FP32.epsilon / 2, 0.0)
+"""What is tried where a model does not run with that noise: what FP32 rounds by, and other random numbers alone."""
 SHAKEN_BY = Format.BF16.epsilon / 2
 """Relative size of the noise on the weights of each step: what BF16 rounds them by."""
 CALM = 0.1
@@ -65,7 +67,9 @@ class Reference:
     gone. ``losses`` are those of the orders that were trained so far: the first alone as long as nothing asks for more.
     ``waits`` are the seconds of each order but the first, and ``hold`` is told when one begins and ends. ``bars`` holds
     what gradients have to reach, by rounding, and ``ahead`` how those of candidates compare that were looked at before
-    their trial. ``shaken`` has the noise of steps with rounded weights, once it was asked for."""
+    their trial. ``shaken`` has the noise of steps with rounded weights, once it was asked for. ``noise_size`` is the
+    relative size of what was put on the weights to find ``noise``, and ``broken_by`` what the model raised, or gave,
+    with more of it."""
 
     losses: list[float]
     initial_loss: float
@@ -79,6 +83,8 @@ class Reference:
     hold: Callable[[bool], None] = lambda _is_held: None
     ahead: dict[str, Compared] = dataclasses.field(default_factory=dict)
     shaken: list[float] = dataclasses.field(default_factory=list)
+    noise_size: float = PERTURBATION
+    broken_by: str = ""
 
     @property
     def threshold(self) -> float:
@@ -123,6 +129,19 @@ def noise_note(reference: Reference) -> str | None:
     )
 
 
+def broken_note(reference: Reference) -> str | None:
+    """What the user has to know where the model does not train from weights that are as far off as 16 bits round them;
+    None where it does."""
+    if not reference.broken_by:
+        return None
+    size = reference.noise_size
+    instead = f"weights {size:.0e} off" if size else "other random numbers alone"
+    return (
+        f"in FP32 the model does not train from weights {PERTURBATION:.0e} off ({reference.broken_by}): how far FP32 "
+        f"gets from itself is measured with {instead}, so that a plan may be refused for what is noise"
+    )
+
+
 def measure_reference(bench: Workbench, batches: Batches, tolerance: float, seed: int) -> Reference:
     """Train the FP32 reference (TF32 off) in every order and keep what the others are judged against.
 
@@ -131,7 +150,7 @@ def measure_reference(bench: Workbench, batches: Batches, tolerance: float, seed
     """
     fp32 = Candidate("fp32")
     with training(bench, fp32):
-        initial = _initial_loss(bench, batches)
+        initial = initial_loss(bench, batches)
     judged, losses = _Judged(bench, MEMORISED * initial), list[float]()
 
     def after_step(loss: torch.Tensor) -> bool:
@@ -141,9 +160,9 @@ def measure_reference(bench: Workbench, batches: Batches, tolerance: float, seed
     loss = _reference_loss(bench, batches, 0, seed, after_step)
     state = judged.state(loss)
     draft = Reference([loss], initial, 0.0, state, {}, tolerance, user_evaluation(bench))
-    noise = _noise(bench, fp32, batches, draft, seed, losses)
+    draft = _with_noise(bench, batches, draft, seed, losses)
     gradients = gradients_at(bench, fp32, batches, state, seed).named
-    return dataclasses.replace(draft, noise=noise, gradients=bench.keep("gradients", gradients))
+    return dataclasses.replace(draft, gradients=bench.keep("gradients", gradients))
 
 
 class _Judged:
@@ -241,64 +260,40 @@ def _loss_of_shaken(bench: Workbench, batches: Batches, order: int, seed: int) -
         return math.nan
 
 
-def _initial_loss(bench: Workbench, batches: Batches) -> float:
-    """Loss before the first step: the smaller one of eval mode and train mode.
-
-    Running statistics that nothing has run yet normalise nothing: in eval mode such a model may begin at a hundred
-    times the loss that it trains from, beside which every gap would be small.
-
-    Raises:
-        TuneError: it is NaN or infinity.
-    """
-    initial = _evaluated(bench, batches)
-    if not math.isfinite(initial):
-        raise TuneError(
-            f"the loss of the FP32 model is {initial} before the first step{_nan_in(bench, batches)}",
-            hint="no precision setting can cure this: check the batch and the model in FP32 first",
-        )
-    if not loss_of(bench, Candidate("fp32"), batches.train[0]).requires_grad:
-        raise TuneError(
-            CUT_OFF,
-            hint=CUT_OFF_HINT,
-        )
-    with still(bench):
-        trained_from = held_back_loss(bench, batches, train_mode=True)
-    return min(initial, trained_from) if math.isfinite(trained_from) else initial
+def _with_noise(
+    bench: Workbench, batches: Batches, reference: Reference, seed: int, losses: Sequence[float]
+) -> Reference:
+    """The reference with its noise, by the largest noise on the weights that the model trains with."""
+    broken_by = ""
+    for size in (PERTURBATION, *WEAKER):
+        try:
+            noise = _noise(bench, batches, reference, seed, losses, size)
+        except _BrokenError as broken:
+            broken_by = broken_by or str(broken)
+        else:
+            return dataclasses.replace(reference, noise=noise, noise_size=size, broken_by=broken_by)
+    return dataclasses.replace(reference, noise_size=0.0, broken_by=broken_by)
 
 
-def _nan_in(bench: Workbench, batches: Batches) -> str:
-    """The first tensor of the held-back batches, or parameter, that holds NaN, as the end of a sentence."""
-    from amptune.analyze.assume import not_numbers, user_names  # half a second that runs without NaN do not need
-
-    for batch in batches.held_back:
-        for remark in not_numbers(user_names(bench.target, bench.model, batch), batch, bench.model):
-            return f": {remark}"
-    return ""
-
-
-def _evaluated(bench: Workbench, batches: Batches) -> float:
-    """The held-back loss in eval mode, or in train mode where the model gives none in eval mode, which is noted."""
-    try:
-        return held_back_loss(bench, batches)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # the user's code: this model cannot be evaluated, or fails altogether
-        bench.evaluates, bench.eval_error = False, plain_reason(error, place_of(error))
-        return held_back_loss(bench, batches)
+class _BrokenError(Exception):
+    """The model does not train from weights with noise; the text says what it does instead."""
 
 
 def _noise(
-    bench: Workbench, fp32: Candidate, batches: Batches, reference: Reference, seed: int, losses: Sequence[float]
+    bench: Workbench, batches: Batches, reference: Reference, seed: int, losses: Sequence[float], size: float
 ) -> float:
-    """How far the reference gets from itself with another random seed and weights perturbed by less than FP16 rounds.
+    """How far the reference gets from itself with another random seed and weights off by noise of a relative size,
+    which is less than FP16 rounds.
 
     Training that amplifies such a difference tells nothing about rounding: the same bound that candidates are held to
     (the upper end of the mean gap's interval) is worked out for it. ``losses`` are those of the reference's steps:
     where half of the first run stays clearly close to them, the rest of it is left out.
+
+    Raises:
+        _BrokenError: the model raises, or its loss is not finite.
     """
     names = [name for name, _ in bench.model.named_parameters()]
-    state = perturb(bench.initial, names, PERTURBATION, seed, bench.device.torch)
-
+    state = perturb(bench.initial, names, size, seed, bench.device.torch) if size else None
     parting = Parting(losses, reference.scale(0), CLEAR * CALM * reference.tolerance)
 
     def is_clear(loss: torch.Tensor) -> bool:
@@ -307,7 +302,7 @@ def _noise(
 
     def gap(order: int) -> float:
         know_order(bench, batches, reference, order, seed)
-        loss, _ = loss_after_training(bench, fp32, batches, order, seed + 1000, state, None if order else is_clear)
+        loss = _loss_off(bench, batches, order, seed + 1000, state, None if order else is_clear)
         return reference.gap(order, loss)
 
     first = gap(0)
@@ -316,6 +311,30 @@ def _noise(
     if abs(first) < CALM * reference.tolerance:
         return abs(first)
     return _noise_of([first, *(gap(order) for order in range(1, NUM_ORDERS))])
+
+
+def _loss_off(
+    bench: Workbench,
+    batches: Batches,
+    order: int,
+    seed: int,
+    state: dict[str, torch.Tensor] | None,
+    after_step: Callable[[torch.Tensor], bool] | None,
+) -> float:
+    """What FP32 reaches from weights that are off.
+
+    Raises:
+        _BrokenError: it raises, or the loss is not finite.
+    """
+    try:
+        loss, _ = loss_after_training(bench, Candidate("fp32"), batches, order, seed, state, after_step)
+    except Exception as error:
+        if is_fatal(error):
+            raise
+        raise _BrokenError(plain_reason(error, place_of(error))) from None
+    if not math.isfinite(loss):
+        raise _BrokenError(f"its loss is {loss}")
+    return loss
 
 
 def _noise_of(gaps: Sequence[float]) -> float:

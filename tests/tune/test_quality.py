@@ -22,6 +22,7 @@ from amptune.tune.recipes import Candidate, params_candidate, plan_candidate, wi
 from amptune.tune.reference import (
     NUM_ORDERS,
     Reference,
+    broken_note,
     know_order,
     measure_reference,
     noise_note,
@@ -275,6 +276,47 @@ def test_a_model_that_noise_on_its_weights_breaks_allows_no_more(make_bench: Mak
     assert shaken_noise(bench, batches, reference, seed=0) == 0.0
     assert reference.shaken == [0.0]
     assert "shaken" not in bench.kept
+
+
+COVARIANCE = MLP.replace(
+    "        self.fc1 =",
+    "        self.covariance = nn.Parameter(64 * torch.ones(8, 8) + 2e-2 * torch.eye(8))\n        self.fc1 =",
+).replace("lr=3e-3", "lr=1e-4, weight_decay=0.0")
+RAISING = COVARIANCE.replace(
+    "return self.fc2(", "return torch.linalg.cholesky(self.covariance).sum() * 1e-3 + self.fc2("
+)
+TURNING_NAN = COVARIANCE.replace(
+    "return self.fc2(", "return torch.linalg.det(self.covariance + 0.0).sqrt() * 1e-3 + self.fc2("
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "broken_by"),
+    [(RAISING, r"_LinAlgError: .*not positive-definite.* \(.*model\.py:\d+\)"), (TURNING_NAN, "its loss is nan")],
+    ids=["raises", "NaN"],
+)
+def test_a_model_that_noise_on_its_weights_breaks_is_judged_by_what_can_be_measured(
+    make_bench: Make, code: str, broken_by: str
+) -> None:
+    """A covariance of numbers near 64 is positive definite, and is not with noise of 2^-9 on its elements."""
+    bench, batches = make_bench(code, steps=8)
+    reference = measure_reference(bench, batches, tolerance=0.02, seed=0)
+    assert re.fullmatch(broken_by, reference.broken_by)
+    assert reference.noise_size == Format.FP32.epsilon / 2
+    assert 0 <= reference.noise < 1e-3
+    assert "the model does not train from weights 2e-04 off" in str(broken_note(reference))
+    quality = judge(bench, plan_candidate(BF16_EVERYWHERE), batches, reference, seed=0)
+    assert quality.valid, quality.reason
+    assert all(
+        math.isfinite(bar.cosine) and math.isfinite(bar.ratio) for bar in next(iter(reference.bars.values())).values()
+    )
+    with broken_forward(bench, "fc1", lambda self, x: torch.nn.functional.linear(x, self.weight.detach(), self.bias)):
+        assert not judge(bench, Candidate("frozen"), batches, reference, seed=0).valid
+
+
+def test_a_model_that_trains_with_noise_has_nothing_to_be_told(make_bench: Make) -> None:
+    bench, batches = make_bench()
+    assert broken_note(measure_reference(bench, batches, tolerance=0.005, seed=0)) is None
 
 
 def test_weights_are_set_back_where_a_forward_gives_them_other_data(make_bench: Make) -> None:
