@@ -14,6 +14,7 @@ from amptune.capture.forward import Prepared, batch_names, one_thread, repeatabl
 from amptune.capture.memory import available_bytes, readable_bytes
 from amptune.capture.modulestack import ModuleCall, ModuleStack
 from amptune.capture.prepare import prepare_fake, prepare_real, weight_bytes
+from amptune.capture.quickfakes import QuickFakes
 from amptune.capture.record import GraphRecorder
 from amptune.capture.shrink import SMALL, common_batch_size, cut, grow
 from amptune.capture.target import Target, batch_tensors
@@ -80,7 +81,7 @@ class Frontends:
         """A forward on fake tensors: nothing is computed, no memory is used."""
         prepared, mode = prepare_fake(self.target, train=self.train, notes=self.notes)
         recorder = FakeRecorder(prepared.model, self._stack(prepared), mode)
-        with FakeRules(mode), one_thread():
+        with FakeRules(mode), QuickFakes(mode).watch(), one_thread():
             return self._record(prepared, recorder)
 
     def record_real(self) -> Recorded:
