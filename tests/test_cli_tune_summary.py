@@ -174,3 +174,48 @@ def test_how_finalists_ran_whose_trials_compiled_nothing_is_told(
     text = _said_of(data)
     assert "Compiled, nothing was measured." in text
     assert "without torch.compile" not in text
+
+
+def _rows(text: str) -> list[list[str]]:
+    return [line.split("  ")[0].split(": ") for line in text.partition("\n\n")[0].splitlines()]
+
+
+def test_both_that_the_sentence_compares_are_in_the_table() -> None:
+    text = _summary()
+    assert ["repeated", "autocast-bf16"] in _rows(text)
+    assert ["best, repeated", "plan"] in _rows(text)
+    assert "118.90" in text.partition("\n\n")[0]
+    assert "may seem faster" not in text
+
+
+def test_what_decides_is_told_where_a_trial_was_faster_than_what_is_written() -> None:
+    """On a host that slows down, a plan's repeats take longer than the trial of a recipe that is slower than it."""
+    data = won(**REST)
+    data["stock"][0]["step_ms"]["median"] = 85.0
+    line = _said_of(data).splitlines()[len(_rows(_said_of(data))) - 1]
+    assert line == (
+        "By its trial fp32 (85.00 ms) may seem faster, but trials meet fast and slow moments of the machine: what is "
+        "marked as repeated was measured in turns, which decides."
+    )
+    data["objective"] = "memory"
+    data["best"]["memory_bytes"] = MEMORY
+    assert "may seem faster" not in _said_of(data)
+
+
+@pytest.mark.parametrize(
+    ("usual_ms", "said"),
+    [
+        (130.0, "by these it is autocast-bf16 118.30 ms, fp32 130.00 ms."),
+        (110.0, "of the machine: what was measured in turns decides."),
+    ],
+)
+def test_what_decides_between_recipes_without_repeats_is_told(usual_ms: float, said: str) -> None:
+    """The recipe that is written is the best by what its trial shows beside others, not by the clock."""
+    data = won(**REST | {"repeated": False})
+    data["best"] = data["repeats"]["stock"] = data["stock"][1]
+    data["stock"][0]["step_ms"]["median"] = 110.0
+    data["trials"][0] |= {"paired_ms": 1.0, "usual_ms": usual_ms}
+    text = _said_of(data)
+    assert "By its trial fp32 (110.00 ms) may seem faster" in text
+    assert said in text
+    assert ["best", "autocast-bf16"] in _rows(text)

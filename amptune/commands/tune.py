@@ -87,7 +87,7 @@ def summary(result: TuneResult) -> str:
     data, verdict = result.data, result.verdict
     stock, step = data["repeats"]["stock"], data["best"]["step_ms"]
     stock_text = f"{stock['recipe']} at {stock['step_ms']['median']:.2f} ms a step"
-    lines = [_table(data), ""]
+    lines = [_table(data), *_what_decides(data), ""]
     if verdict.kind == "plan" and data["objective"] == "memory":
         taken, theirs = size_text(data["best"]["memory_bytes"]), size_text(stock["memory_bytes"])
         lines.append(
@@ -231,19 +231,49 @@ def _next_step(result: TuneResult) -> str:
 
 
 def _table(data: dict[str, Any]) -> str:
-    stock = data["stock"]
+    stock, best, beside = data["stock"], data["best"], data["repeats"]["stock"]
     # In the repeats a step may take longer than in its trial, on a host that changes its speed.
     label = "best, repeated" if data["repeated"] else "best"
-    names = [*(entry["recipe"] for entry in stock), f"{label}: {data['best']['recipe']}"]
-    width = max(map(len, names))
+    rows = [(entry["recipe"], entry) for entry in stock]
+    if data["repeated"] and best["recipe"] != beside["recipe"]:
+        rows.append((f"repeated: {beside['recipe']}", beside))
+    rows.append((f"{label}: {best['recipe']}", best))
+    width = max(len(name) for name, _ in rows)
     lines = [f"{'recipe':{width}s} {'ms/step':>9s} {'quartiles':>19s} {'loss gap':>10s}  valid"]
-    for name, entry in zip(names, [*stock, data["best"]], strict=True):
+    for name, entry in rows:
         step, gap = entry["step_ms"], entry["loss_gap"]
         times = f"{step['median']:9.2f} {step['low']:9.2f}-{step['high']:<9.2f}" if step else f"{'-':>9s} {'':19s}"
         gap_text = "-" if gap is None else f"{gap:+.3%}"
         valid = "yes" if entry["valid"] else f"no: {entry['reason']}"
         lines.append(f"{name:{width}s} {times} {gap_text:>10s}  {valid}")
     return "\n".join(lines)
+
+
+def _what_decides(data: dict[str, Any]) -> list[str]:
+    """A line under the table where its numbers seem to say that another recipe is the best: why, and which decide."""
+    stock, best = data["repeats"]["stock"]["recipe"], data["best"]
+    steps = {e["recipe"]: e["step_ms"]["median"] for e in data["stock"] if e["valid"] and e["step_ms"]}
+    if data["objective"] != "time" or data.get("trials_in_eager") or stock not in steps:
+        return []
+    most = max(best["step_ms"]["median"], steps[stock])
+    others = [name for name, ms in steps.items() if ms < most and name != best["recipe"]]
+    if not others:
+        return []
+    shown = " and ".join(f"{name} ({steps[name]:.2f} ms)" for name in others)
+    why = f"By its trial {shown} may seem faster, but trials meet fast and slow moments of the machine"
+    if data["repeated"]:
+        return [f"{why}: what is marked as repeated was measured in turns, which decides."]
+    ranked = {trial["recipe"]: _ranked_ms(trial) for trial in data["trials"]}
+    if ranked[stock] > min(ranked[name] for name in others):
+        return [f"{why}: what was measured in turns decides."]
+    told = ", ".join(f"{name} {ranked[name]:.2f} ms" for name in (stock, *others))
+    return [f"{why}: steps in turns with another trial's decide, and by these it is {told}."]
+
+
+def _ranked_ms(trial: dict[str, Any]) -> float:
+    """Step time that a trial is ranked by, in the order of ``Outcome``."""
+    known = (trial.get("usual_ms"), trial.get("paired_ms"), (trial["step_ms"] or {}).get("median"))
+    return next((float(ms) for ms in known if ms is not None), math.inf)
 
 
 def _check_memory(options: TuneOptions) -> None:
