@@ -48,6 +48,33 @@ def train_batches():
 def loss_fn(output, batch):
     return output["loss"]
 '''
+LEARNT_BY_HEART = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, 128), nn.Linear(128, 1)
+
+    def forward(self, x):
+        output = self.fc2(torch.tanh(self.fc1(x)))
+        return output
+
+def make_batch():
+    x = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
+    return x, 10 + 10 * torch.sin(x[:, :3].sum(-1, keepdim=True))
+
+def make_optimizer(parameters):
+    return torch.optim.Adam(parameters, lr=1e-2)
+
+def loss_fn(output, batch):
+    return ((output - batch[1]) ** 2).mean()
+"""
+IN_BF16 = LEARNT_BY_HEART.replace(
+    "        output = ", "        with torch.autocast('cpu', torch.bfloat16):\n            output = "
+).replace("(output - batch", "(output.float() - batch")
+IN_QUARTERS = LEARNT_BY_HEART.replace("return output", "return output + ((4 * output).round() / 4 - output).detach()")
 ROUNDED = OWN_LOSS.replace("self.fc(x)", "self.fc(x).bfloat16().float()")
 BF16 = Plan(sites={name: SitePlan(Format.BF16) for name in ("embed", "norm", "fc1", "fc2")})
 
@@ -106,6 +133,20 @@ def test_weights_that_a_rounded_loss_trains_worse_are_worse(folder: Path) -> Non
     assert result.returncode == 1, result.stderr
     assert result.stdout.startswith("worse: patched.py against net.py")
     assert "computes itself" not in result.stdout
+
+
+@pytest.mark.parametrize(("patched", "verdict"), [(IN_BF16, "as good"), (IN_QUARTERS, "worse")], ids=["BF16", "worse"])
+def test_a_batch_learnt_by_heart_leaves_what_rounding_makes_of_it(folder: Path, patched: str, verdict: str) -> None:
+    """From a loss of 150, half a percent of the progress would be thousands of times what FP32 ends at."""
+    (folder / "net.py").write_text(LEARNT_BY_HEART)
+    (folder / "patched.py").write_text(patched)
+    result = amptune(folder, "verify", "net.py", "patched.py", "--steps", "400", "--format", "json")
+    data = json.loads(result.stdout)
+    assert data["verdict"] == verdict
+    late = slice(data["steps"] // 2, None)
+    level, theirs = (sum(data["losses"][name][late]) for name in ("original", "patched_in_fp32"))
+    assert 3 * level < theirs, "rounding alone raises it"
+    assert data["gap"]["mean"] < data["tolerance"] * data["losses"]["original"][0]
 
 
 def test_a_module_of_a_package_runs_as_it_will_beside_the_users_file(tmp_path: Path) -> None:

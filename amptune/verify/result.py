@@ -66,7 +66,8 @@ class Verification:
             "gap": _gap_to_json(runs.gap), "own_gap": _gap_to_json(runs.own_gap),
             "tolerance": runs.tolerance, "evaluate": self.evaluations, "device": self.device,
             "losses": {"original": runs.original, "other_seed": runs.other_seed,
-                       "patched": _finite(runs.patched), "patched_in_fp32": _finite(runs.patched_in_fp32)},
+                       "patched": _finite(runs.patched), "patched_in_fp32": _finite(runs.patched_in_fp32),
+                       "rounded": _finite(runs.rounded)},
             "notes": list(self.notes),
         }  # fmt: skip
 

@@ -23,7 +23,7 @@ from amptune.tune.batches import to_device
 from amptune.tune.device import Device
 from amptune.tune.training import seed_everything
 from amptune.verify.judge import FEWEST, Gap, measure_gap
-from amptune.verify.trainer import Trainer, Unpatched, built, copy_state
+from amptune.verify.trainer import Trainer, Unpatched, built, copy_state, rounding_of
 
 CHECK_EVERY = 10
 """Steps between two looks at the gap."""
@@ -42,6 +42,8 @@ class Runs:
         original, other_seed, patched: loss of each step, as the model itself computes it.
         patched_in_fp32: loss that the patched model's weights have in the original's FP32 forward, on the same batch
             before the same step.
+        rounded: loss of the original's weights with each off by what the patched model rounds it by, where one batch
+            is used again and again; else empty.
         stopped: why the runs ended: ``steps``, ``time``, ``data``, ``worse`` or ``not finite``.
         seconds: how long they took.
     """
@@ -51,6 +53,7 @@ class Runs:
     other_seed: list[float] = dataclasses.field(default_factory=list)
     patched: list[float] = dataclasses.field(default_factory=list)
     patched_in_fp32: list[float] = dataclasses.field(default_factory=list)
+    rounded: list[float] = dataclasses.field(default_factory=list)
     stopped: str = ""
     seconds: float = 0.0
 
@@ -79,7 +82,9 @@ class Runs:
     def _gap_of(self, patched: Sequence[float], steps: int) -> Gap | None:
         if steps < FEWEST or self.stopped == "not finite":
             return None
-        return measure_gap(self.original[:steps], patched[:steps], self.other_seed[:steps], self.tolerance)
+        return measure_gap(
+            self.original[:steps], patched[:steps], self.other_seed[:steps], self.tolerance, self.rounded[:steps]
+        )
 
 
 def train_side_by_side(
@@ -101,8 +106,11 @@ def train_side_by_side(
     copy_state(reference.model, model)
     candidate = Trainer(patched, model, device, scaler)
     unpatched = Unpatched(original, built(original, device, seed))
+    rounding = rounding_of(model) if original.train_batches is None else 0.0
     runs, started = Runs(tolerance), time.monotonic()
     for step, batch in enumerate(itertools.islice(_batches(original, device), steps)):
+        if rounding:
+            runs.rounded.append(unpatched.loss(reference.model, batch, seed + step, rounding))
         runs.original.append(reference.step(batch, seed + step))
         runs.other_seed.append(other.step(batch, seed + OTHER_SEED + step))
         runs.patched_in_fp32.append(unpatched.loss(model, batch, seed + step))

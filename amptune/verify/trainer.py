@@ -12,6 +12,7 @@ from torch import nn
 from amptune.capture import Target
 from amptune.capture.prepare import run_lazy_layers
 from amptune.capture.usercode import place_of
+from amptune.core.formats import Format
 from amptune.core.plan import ScalerConfig
 from amptune.errors import CaptureError, WorkError
 from amptune.tune.backwardplace import say_where
@@ -78,8 +79,9 @@ class Unpatched:
         self._target = target
         self._model = model
 
-    def loss(self, patched: nn.Module, batch: Any, seed: int) -> float:
-        """The loss of one batch in train mode; ``seed`` is of what a forward draws.
+    def loss(self, patched: nn.Module, batch: Any, seed: int, rounding: float = 0.0) -> float:
+        """The loss of one batch in train mode; ``seed`` is of what a forward draws, ``rounding`` the relative size of
+        normal noise on the weights.
 
         Raises:
             WorkError: the user's code raises.
@@ -89,10 +91,22 @@ class Unpatched:
             for name, tensor in tensors_of(patched).items():
                 if name in own and own[name].shape == tensor.shape:  # a buffer may grow with what is seen
                     own[name].copy_(tensor)
+            if rounding:
+                seed_everything(seed)
+                for parameter in self._model.parameters():
+                    if parameter.is_floating_point():
+                        parameter.mul_(1 + rounding * torch.randn_like(parameter))
         # With gradients, as in a step: a forward may take some itself.
         with backend_flags(False), _raising(self._target):
             seed_everything(seed)
             return float(self._target.loss(self._target.call(self._model, batch), batch).detach())
+
+
+def rounding_of(model: nn.Module) -> float:
+    """Relative half-ulp of the coarsest format of a patched model: FP8 where a layer is in it, else BF16."""
+    kinds = {base.__name__.lower() for module in model.modules() for base in type(module).__mro__}
+    has_fp8 = any("fp8" in kind or "float8" in kind for kind in kinds)
+    return (Format.FP8_E4M3 if has_fp8 else Format.BF16).epsilon / 2
 
 
 def built(target: Target, device: Device, seed: int) -> nn.Module:
