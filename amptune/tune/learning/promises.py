@@ -15,7 +15,7 @@ from amptune.tune.trial import Outcome, TrialRecord
 if TYPE_CHECKING:
     from amptune.tune.learning.adapt import Knowledge
 
-SURE = 2.0
+SURE = 3.0
 """How sure it is before any trial that as many plans are better as are expected to be, in such plans: the shape of a
 gamma distribution of the share, whose mean is 1."""
 MEMORY_NOISE = 0.01

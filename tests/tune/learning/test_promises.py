@@ -34,8 +34,8 @@ def test_expectations_are_trusted_until_they_were_wrong_often_enough() -> None:
     assert kept() == kept(trial(0, 38.0)) == 1.0
     shares = [kept(trial(0, 38.0), *(trial(n + 1, 38.2, chance=0.5) for n in range(count))) for count in range(13)]
     assert shares == sorted(shares, reverse=True)
-    assert shares[4] == pytest.approx(0.5)
-    assert shares[12] == pytest.approx(0.25)
+    assert shares[6] == pytest.approx(0.5)
+    assert shares[12] == pytest.approx(1 / 3)
 
 
 def test_a_gain_beyond_the_noise_makes_up_for_those_before() -> None:
@@ -49,7 +49,7 @@ def test_small_gains_add_up_to_one() -> None:
 
 
 def test_a_plan_that_does_not_train_is_no_gain() -> None:
-    assert kept(trial(0, 38.0), trial(1, 35.0, chance=0.5, state="invalid")) == pytest.approx(0.8)
+    assert kept(trial(0, 38.0), trial(1, 35.0, chance=0.5, state="invalid")) == pytest.approx(6 / 7)
 
 
 def test_plans_of_the_front_are_not_counted() -> None:
