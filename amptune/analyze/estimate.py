@@ -168,7 +168,7 @@ def applies(graph: PrecisionGraph, recipe: Recipe) -> bool:
 
 def can_run(recipe: Recipe, gpu: Gpu) -> bool:
     """Whether the GPU multiplies in the recipe's format at all; TF32 without TF32 units is no recipe of its own."""
-    if recipe.tf32:
+    if recipe.is_tf32:
         return gpu.is_native(Format.TF32)
     return peak_of(gpu, recipe.format) > 0
 

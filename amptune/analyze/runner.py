@@ -196,7 +196,7 @@ def _stops(findings: Iterable[Finding]) -> dict[str, str]:
             found.setdefault(name, f"{finding.rule} at {finding.location.path}:{finding.location.line}: "
                                    f"{finding.message}")  # fmt: skip
     for recipe in RECIPES.values():
-        like = "autocast-bf16" if recipe.fp8 else "fp32" if recipe.tf32 else ""
+        like = "autocast-bf16" if recipe.fp8 else "fp32" if recipe.is_tf32 else ""
         if like in found:
             found.setdefault(recipe.name, found[like])
     return found

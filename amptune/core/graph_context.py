@@ -146,7 +146,7 @@ class GraphContext:
         for device, wanted in (("cuda", True), ("cpu", False)):
             if any(gpu.is_cuda is wanted for gpu in self.gpus):
                 devices.append(cast("DeviceType", device))
-        recipes = [recipe for recipe in self.recipes if not recipe.fp8 and not recipe.tf32]
+        recipes = [recipe for recipe in self.recipes if not recipe.fp8 and not recipe.is_tf32]
         return tuple(self._run(recipe, device) for device in devices for recipe in recipes)
 
     def _run(self, recipe: Recipe, device: DeviceType) -> Run:

@@ -74,6 +74,10 @@ class Gpu:
         """Whether the matrix units multiply this format themselves, rather than by emulation or not at all."""
         return number_format in self.peaks
 
+    def as_run(self, number_format: Format) -> Format:
+        """The format of the kernels that run where products may use this one: FP32 where there is no TF32."""
+        return Format.FP32 if number_format is Format.TF32 and not self.is_native(number_format) else number_format
+
     @property
     def best_16bit(self) -> Format:
         """BF16 where it is native, else FP16."""

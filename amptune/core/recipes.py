@@ -19,7 +19,7 @@ class Recipe:
     Attributes:
         name: the name in reports.
         autocast: format of the torch.autocast region around forward and loss; ``None`` for no region.
-        tf32: matrix products and convolutions that stay in FP32 may use TF32.
+        tf32: matrix products and convolutions that stay in FP32 may use TF32, on GPUs that have it.
         fp8: how the FP8 linears are scaled; ``None`` for no FP8.
         params: format of parameters and activations where the user's are replaced (a model cast as a whole).
         stock: whether it is one of the recipes that are reported without being asked for.
@@ -40,6 +40,11 @@ class Recipe:
         return self.autocast or self.params or (Format.TF32 if self.tf32 else Format.FP32)
 
     @property
+    def is_tf32(self) -> bool:
+        """Whether TF32 is the narrowest of its formats."""
+        return self.format is Format.TF32
+
+    @property
     def half(self) -> Format | None:
         """The 16-bit format of its activations; ``None`` when there is none."""
         return self.autocast or self.params
@@ -50,15 +55,17 @@ RECIPES: Mapping[str, Recipe] = {
     for recipe in (
         Recipe("fp32"),
         Recipe("tf32", tf32=True),
-        Recipe("autocast-bf16", autocast=Format.BF16),
-        Recipe("autocast-fp16", autocast=Format.FP16),
-        Recipe("fp8-tensorwise", autocast=Format.BF16, fp8="tensorwise"),
-        Recipe("fp8-rowwise", autocast=Format.BF16, fp8="rowwise"),
+        Recipe("autocast-bf16", autocast=Format.BF16, tf32=True),
+        Recipe("autocast-fp16", autocast=Format.FP16, tf32=True),
+        Recipe("fp8-tensorwise", autocast=Format.BF16, tf32=True, fp8="tensorwise"),
+        Recipe("fp8-rowwise", autocast=Format.BF16, tf32=True, fp8="rowwise"),
         Recipe("params-bf16", params=Format.BF16, stock=False),
         Recipe("params-fp16", params=Format.FP16, stock=False),
     )
 }
-"""FP8 recipes keep everything but their linears in BF16 autocast, as torchao's float8 training does."""
+"""FP8 recipes keep everything but their linears in BF16 autocast, as torchao's float8 training does.
+
+What autocast leaves in FP32 may use TF32: that is one line of a user's code, and rounds no more than the rest."""
 
 STOCK = tuple(recipe for recipe in RECIPES.values() if recipe.stock)
 

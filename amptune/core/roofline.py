@@ -95,7 +95,7 @@ def peak_of(gpu: Gpu, number_format: Format) -> float:
     """FLOP/s of the format's matrix products on this GPU, emulated where it has to be; 0 where there is no kernel."""
     if number_format in gpu.peaks:
         return gpu.peaks[number_format] * 1e12
-    if number_format is Format.TF32:
+    if gpu.as_run(number_format) is Format.FP32:
         return gpu.peaks[Format.FP32] * 1e12
     if number_format in (Format.BF16, Format.FP16):
         return gpu.peaks[Format.FP32] * 1e12 * _EMULATED_SHARE_OF_FP32
@@ -128,6 +128,7 @@ def gemm_seconds(
         rows: lengths in elements of the rows of the operands and the result in memory; by default K and N, which is
             what ``x @ weight.T`` has.
     """
+    number_format = gpu.as_run(number_format)
     peak = peak_of(gpu, number_format)
     if not peak or not gemm.flops:
         return 0.0
@@ -209,6 +210,7 @@ def padded_size(value: int, number_format: Format, gpu: Gpu) -> int:
 
     What is smaller than one multiple stays: a product with one column reads its matrix once and pads to nothing better.
     """
+    number_format = gpu.as_run(number_format)
     smallest = padded(value, multiple_for(number_format))
     if smallest == value or value < multiple_for(number_format):
         return value
@@ -233,7 +235,7 @@ def conv_seconds(
         few_channels: whether the input channels fill no load of 16 bytes.
         volume: whether it runs over three dimensions, for which the library has fewer algorithms in FP32.
     """
-    constants = efficiency_of(gpu)
+    constants, number_format = efficiency_of(gpu), gpu.as_run(number_format)
     if direction is Pass.INPUT and few_channels:
         number_format = Format.FP32  # which has kernels for them, as fast in every format
     is_window = taps > 1 and not volume
@@ -287,7 +289,7 @@ def depthwise_seconds(
     taps: int = 1,
 ) -> float:  # fmt: skip
     """Seconds of one pass of a convolution with one channel a group, which vector units compute."""
-    constants = efficiency_of(gpu)
+    constants, number_format = efficiency_of(gpu), gpu.as_run(number_format)
     share = constants.depthwise[number_format, channels_last][_PASSES.index(direction)]
     if channels_last and direction is Pass.WEIGHT and number_format.bytes == 4 and taps > _LARGE_WINDOW:
         share *= _LARGE_WINDOW_SHARE[number_format]

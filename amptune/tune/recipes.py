@@ -28,7 +28,8 @@ class Candidate:
         plan: formats per site; ``None`` runs the model as the user wrote it.
         autocast: format of a torch.autocast region around forward and loss; ``None`` for no region.
         float8: torchao's recipe, ``tensorwise`` or ``rowwise``, that its linears are converted with; ``None`` for none.
-        tf32: TF32 for what stays in FP32.
+        tf32: TF32 for what stays in FP32: a recipe in fewer bits has it too, or a plan beside it, which may allow it,
+            would gain what one line gives to anybody.
         scaler: loss scaling.
         params: one of ``core.plan.PARAMS``; None leaves the parameters in their dtype.
         loss_compile: run the loss of a stock recipe under torch.compile; a plan says so itself.
@@ -97,22 +98,22 @@ def stock_candidates(device: Device, model: nn.Module, params: str | None = None
 
     ``params``: "bf16" for the recipes with parameters in BF16 as well, which are there only when asked for.
     """
-    recipes = [Candidate("fp32")]
-    if device.has_tf32():
+    recipes, tf32 = [Candidate("fp32")], device.has_tf32()
+    if tf32:
         recipes.append(Candidate("tf32", tf32=True))
-    formats = device.formats()
+    formats, scaler = device.formats(), ScalerConfig(enabled=True)
     if Format.BF16 in formats:
-        recipes.append(Candidate("autocast-bf16", autocast=Format.BF16))
+        recipes.append(Candidate("autocast-bf16", autocast=Format.BF16, tf32=tf32))
     if Format.FP16 in formats:
-        recipes.append(Candidate("autocast-fp16", autocast=Format.FP16, scaler=ScalerConfig(enabled=True)))
-    recipes += [float8_candidate(scaling) for scaling in stock_scalings(device, model)]
+        recipes.append(Candidate("autocast-fp16", autocast=Format.FP16, tf32=tf32, scaler=scaler))
+    recipes += [float8_candidate(scaling, tf32=tf32) for scaling in stock_scalings(device, model)]
     recipes += [params_candidate(name) for name in PARAMS] if params else []
     return recipes
 
 
-def float8_candidate(scaling: str) -> Candidate:
+def float8_candidate(scaling: str, *, tf32: bool = False) -> Candidate:
     """torchao's float8 training over BF16 autocast, which is what its users run."""
-    return Candidate(f"fp8-{scaling}", autocast=Format.BF16, float8=scaling)
+    return Candidate(f"fp8-{scaling}", autocast=Format.BF16, tf32=tf32, float8=scaling)
 
 
 def params_candidate(params: str) -> Candidate:

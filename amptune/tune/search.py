@@ -264,13 +264,14 @@ class Search:
     def stock_point(self, name: str) -> dict[str, str]:
         """The point that is most like a recipe, which itself is not in the space."""
         candidate = self.recipes[name]
+        tf32 = {TF32: "on" if candidate.tf32 else "off"} if self.space.tf32 else {}
         if candidate.low is None:
-            return self.space.point({TF32: "on" if candidate.tf32 else "off"} if self.space.tf32 else {})
+            return self.space.point(tf32)
         if candidate.autocast is not None and not candidate.float8:
-            return self.space.under_autocast(candidate.autocast)
+            return self.space.under_autocast(candidate.autocast) | tf32
         pins = {group.name: FOLLOW for group in self.space.groups if group.kind == "pin"}
         float8 = Choice(Format.FP8_E4M3, candidate.float8) if candidate.float8 else None
-        return self.space.uniform(float8 or Choice(candidate.low)) | pins
+        return self.space.uniform(float8 or Choice(candidate.low)) | pins | tf32
 
     def is_tried(self, point: dict[str, str]) -> bool:
         """Whether the plan of a point was measured, or failed."""

@@ -115,6 +115,21 @@ def test_tf32_does_nothing_to_products_in_float64() -> None:
     assert single["tf32"] < single["fp32"]
 
 
+def test_what_autocast_leaves_in_fp32_may_use_tf32_where_there_is_tf32() -> None:
+    """A grouped product of experts, which autocast does not know."""
+    weight = Param("experts", tensor(8, 2048, 2048), True)
+    experts = dataclasses.replace(
+        op("#grouped_mm", "grouped_mm", INPUT, shape=(4096, 2048)), gemms=(Gemm(4096, 2048, 2048),), params=(weight,)
+    )
+    graph = graph_of(experts)
+    dtypes = realise(graph, RECIPES["autocast-bf16"])["#grouped_mm"]
+    assert dtypes.compute == "float32"
+    on_ampere, on_volta = steps(graph, "a100"), steps(graph, "v100")
+    assert on_ampere["autocast-bf16"] == pytest.approx(on_ampere["tf32"], rel=0.05)
+    assert on_ampere["autocast-bf16"] < 0.7 * on_ampere["fp32"]
+    assert on_volta["autocast-fp16"] == pytest.approx(on_volta["fp32"], rel=0.05)
+
+
 def test_padding_a_misaligned_head_pays() -> None:
     found = steps(mlp(m=16384, width=768, out=50257))
     assert found["autocast-bf16" + FIXED] < 0.7 * found["autocast-bf16"]

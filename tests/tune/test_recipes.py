@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -25,6 +26,16 @@ def test_the_reference_comes_first_and_fp16_gets_a_scaler() -> None:
     assert recipes[0] == Candidate("fp32")
     assert {r.name for r in recipes} <= {"fp32", "autocast-bf16", "autocast-fp16"}, "a CPU has no TF32"
     assert all(r.scaler.enabled == (r.autocast is Format.FP16) for r in recipes)
+
+
+def test_what_a_recipe_in_fewer_bits_leaves_in_fp32_may_use_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast leaves the grouped products of experts alone. A plan with TF32 beside autocast without it would gain
+    what one line gives to anybody."""
+    monkeypatch.setattr(Device, "has_tf32", lambda _device: True)
+    recipes = {r.name: r for r in stock_candidates(Device("cpu"), nn.Linear(16, 16))}
+    assert not recipes.pop("fp32").tf32, "the reference"
+    assert {"tf32", "autocast-bf16"} <= recipes.keys()
+    assert all(r.tf32 for r in recipes.values())
 
 
 def test_plans_that_do_the_same_have_one_key() -> None:

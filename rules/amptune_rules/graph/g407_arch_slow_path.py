@@ -55,7 +55,7 @@ class ArchSlowPath(GraphRule):
     def check(self, context: GraphContext) -> Iterable[Finding]:
         """One finding for the GPUs on which TF32 is nothing, and one for FP64 in the model."""
         slow = [gpu for gpu in context.tensor_core_gpus() if _is_tf32_slow(gpu)]
-        if slow and context.gpus_named and any(recipe.tf32 for recipe in context.recipes):
+        if slow and context.gpus_named and any(recipe.is_tf32 for recipe in context.recipes):
             yield context.finding(
                 self,
                 None,
