@@ -26,7 +26,7 @@ from amptune.core.graph import LOSS, Gemm
 _DROPOUTS = {"dropout", "alpha_dropout"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Call:
     """One outermost call of a torch function.
 

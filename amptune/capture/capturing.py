@@ -72,7 +72,13 @@ class Capture:
         return build_calls(self.graph_module, self.model)
 
 
-def capture(target: Target, *, frontends: Sequence[str] = FRONTENDS, train: bool = True) -> Capture:
+def capture(
+    target: Target,
+    *,
+    frontends: Sequence[str] = FRONTENDS,
+    train: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> Capture:
     """Capture the target's forward and loss, by the first frontend that shows what a training step runs.
 
     torch.export is kept only where it sees the sites that a recorded forward sees: models ask whether they are being
@@ -82,6 +88,7 @@ def capture(target: Target, *, frontends: Sequence[str] = FRONTENDS, train: bool
         target: what to capture.
         frontends: which to try, in order.
         train: whether the model is in training mode.
+        say: told how far a long capture is.
 
     Raises:
         UsageError: an unknown frontend.
@@ -92,7 +99,7 @@ def capture(target: Target, *, frontends: Sequence[str] = FRONTENDS, train: bool
     if unknown or not frontends:
         raise UsageError(f"unknown frontend {', '.join(unknown) or '(none)'}; known: {', '.join(FRONTENDS)}")
     start = time.perf_counter()
-    attempts = _Attempts(target, train)
+    attempts = _Attempts(target, train, say)
     with quiet():
         done = attempts.first(frontends)
     notes = tuple(dict.fromkeys([*target.notes, *attempts.frontends.notes, *attempts.notes, *_remarks(done, train)]))
@@ -158,8 +165,8 @@ class _Done:
 class _Attempts:
     """One capture: tries frontends in order, and keeps what failed."""
 
-    def __init__(self, target: Target, train: bool) -> None:
-        self.frontends = Frontends(target, train=train)
+    def __init__(self, target: Target, train: bool, say: Callable[[str], None] | None) -> None:
+        self.frontends = Frontends(target, train=train, say=say)
         self.notes: list[str] = []
         self.failed: list[Attempt] = []
         self._done: dict[str, _Done | None] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from torch import fx
 
@@ -43,15 +44,21 @@ class Recorded:
 class Frontends:
     """The ways to capture one target.
 
+    Args:
+        target: what to capture.
+        train: whether the model is in training mode.
+        say: told how far a long run is.
+
     Attributes:
         notes: what each of them had to assume.
         recorder: that of the run in progress, or of the last one, for what it says about a failure.
         module_count: modules of the model that ran last.
     """
 
-    def __init__(self, target: Target, *, train: bool) -> None:
+    def __init__(self, target: Target, *, train: bool, say: Callable[[str], None] | None = None) -> None:
         self.target = target
         self.train = train
+        self._say = say
         self.notes: list[str] = []
         self.recorder: CallRecorder | None = None
         self.module_count = 0
@@ -114,6 +121,7 @@ class Frontends:
 
     def _record(self, prepared: Prepared, recorder: GraphRecorder) -> Recorded:
         self.recorder = recorder
+        recorder.say = self._say or recorder.say
         for name, tensor in batch_names(prepared.batch):
             recorder.add_input(name, tensor)
         with repeatable():

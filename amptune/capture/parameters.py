@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
@@ -33,5 +35,9 @@ class ParameterNames:
 
 def tensor_meta(tensor: torch.Tensor) -> TensorMeta:
     """Shape and type of a tensor, real, fake or meta."""
-    shape = tuple(int(extent) for extent in tensor.shape)
-    return TensorMeta(shape, str(tensor.dtype).removeprefix("torch."), tensor.requires_grad)
+    return _meta(tensor.shape, tensor.dtype, tensor.requires_grad)
+
+
+@functools.lru_cache(maxsize=4096)
+def _meta(shape: torch.Size, dtype: torch.dtype, requires_grad: bool) -> TensorMeta:
+    return TensorMeta(tuple(int(extent) for extent in shape), str(dtype).removeprefix("torch."), requires_grad)

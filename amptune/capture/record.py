@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import keyword
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,9 +28,26 @@ _OPERATORS: Mapping[str, Callable[..., Any]] = {
 }
 
 
+SAID_EVERY = 20_000
+"""Calls after which a recorder says how far it is: some seconds."""
+
+
 def opaque(name: str, tensors: list[torch.Tensor]) -> Any:
     """Stands in the graph for code that cannot be seen: what ``name`` reads."""
     raise NotImplementedError(f"{name} was recorded without its inside")
+
+
+class RecordedModule(fx.GraphModule):
+    """A graph module whose code is written when it is first called: most are only looked at, and the code of a long
+    loop takes seconds, and more memory than its graph."""
+
+    def recompile(self) -> Any:
+        """Leave the code as it is until it is asked for."""
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the graph; the code that is written here takes this place."""
+        super().recompile()
+        return type(self).forward(self, *inputs)
 
 
 class GraphRecorder(CallRecorder):
@@ -38,12 +56,16 @@ class GraphRecorder(CallRecorder):
     Nodes carry ``meta["val"]`` (a tensor of device meta with shape, stride and dtype, or a tuple of them),
     ``meta["amptune_op"]``, ``meta["amptune_call"]``, ``meta["amptune_stored"]`` (the ``state_dict`` name of what a
     ``get_attr`` reads) and ``meta["amptune_writes"]`` (the nodes whose tensors a call changed).
+
+    Attributes:
+        say: told now and then how far a long run is.
     """
 
     def __init__(self, model: nn.Module, stack: ModuleStack) -> None:
         super().__init__(stack)
         self.graph = fx.Graph()
         self.constants: dict[str, Any] = {}
+        self.say: Callable[[str], None] = lambda text: None
         self._model = model
         self._nodes: dict[int, fx.Node] = {}
         self._unpacked: dict[int, tuple[fx.Node, int]] = {}
@@ -64,7 +86,7 @@ class GraphRecorder(CallRecorder):
         self.graph.output(tuple(self._node_of(tensor) for tensor in outputs))
         stored = {node.meta["amptune_stored"] for node in self.graph.nodes if "amptune_stored" in node.meta}
         tensors = {attribute_name(name): tensor for name, tensor in _named_tensors(self._model) if name in stored}
-        return fx.GraphModule(self.constants | tensors, self.graph)
+        return RecordedModule(self.constants | tensors, self.graph)
 
     def on_call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the call and add a node, if it gave or changed a tensor."""
@@ -88,6 +110,8 @@ class GraphRecorder(CallRecorder):
         node = self._node(func, args, kwargs)
         node.meta["amptune_call"] = call = self.call_of(func, args, kwargs, result)
         node.meta["amptune_op"] = call.op
+        if call.number % SAID_EVERY == 0:
+            self.say(f"{call.number:,} calls recorded so far{f', now in {call.holder}' if call.holder else ''}")
         if changed:
             node.meta["amptune_writes"] = tuple(self._node_of(each) for each in changed)
             node.meta["amptune_trained"] = any(each.requires_grad for each in changed)
@@ -231,8 +255,14 @@ def summary(tensor: torch.Tensor) -> torch.Tensor:
         )
     with torch._C.DisableTorchFunction():
         stride = tensor.stride() if tensor.layout is torch.strided else None
-        if stride is None:
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad)
-        return torch.empty_strided(
-            tensor.shape, stride, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad
-        )
+        return _alike(tensor.shape, stride, tensor.dtype, tensor.requires_grad)
+
+
+@functools.lru_cache(maxsize=4096)
+def _alike(
+    shape: torch.Size, stride: tuple[int, ...] | None, dtype: torch.dtype, requires_grad: bool
+) -> torch.Tensor:  # fmt: skip
+    """One tensor for all values that look alike: a long loop has few shapes, and nothing changes a summary."""
+    if stride is None:
+        return torch.empty(shape, dtype=dtype, device="meta", requires_grad=requires_grad)
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta", requires_grad=requires_grad)

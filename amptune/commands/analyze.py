@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "json", "sarif", "github")
 DEFAULT_TIMEOUT = 600.0
+_MANY_CALLS = 20_000
+"""Nodes of a forward from which judging them takes some seconds, so that it is said."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -144,10 +146,12 @@ def _capture(args: argparse.Namespace, config: Config) -> tuple[Target, Capture]
     spec = target_spec(_model(args, config), args.arg, args.input, state=args.state, batch=args.batch)
     _say(f"capturing {spec.text}")
     target = load_target(spec)
-    captured = capture(target, train=not args.no_loss)
+    captured = capture(target, train=not args.no_loss, say=_say)
     for note in captured.notes:
         _say(f"note: {note}")
     _say(f"{len(captured.graph)} sites captured by {captured.frontend} in {captured.seconds:.1f} s")
+    if (calls := len(captured.graph_module.graph.nodes)) > _MANY_CALLS:
+        _say(f"judging what {calls:,} calls do")
     return target, captured
 
 

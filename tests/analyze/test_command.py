@@ -190,3 +190,11 @@ def test_a_forward_that_hangs(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert "did not finish within 8 s" in done.stderr
     assert done.stdout == ""
+
+
+def test_a_long_forward_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amptune.capture.record.SAID_EVERY", 3)
+    monkeypatch.setattr("amptune.commands.analyze._MANY_CALLS", 3)
+    said = run(tmp_path, "--gpu", "h100").stderr.splitlines()
+    assert "amptune: 3 calls recorded so far" in said
+    assert re.fullmatch(r"amptune: judging what \d+ calls do", said[-1])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from amptune.capture import Capture, capture
+from amptune.capture import Capture, capture, record
 from amptune.core.graph import PrecisionGraph
 from amptune.core.ops import OPS
 from amptune.errors import CaptureError, UsageError
@@ -482,3 +482,47 @@ def test_parts_that_run_again_in_the_backward_are_named(reentrant: bool, fronten
 def test_a_model_without_checkpoints_says_nothing_of_them(load: Load) -> None:
     notes = capture(load("Net = lambda: nn.Linear(8, 8)", name="Net", inputs=("2x8",))).notes
     assert not [note for note in notes if "checkpoint" in note]
+
+
+LOOP = """
+class Cell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x, h):
+        return torch.tanh(self.fc(x) + h)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = Cell()
+
+    def forward(self, x):
+        h, outputs = x.new_zeros(4, 8), torch.zeros(4, 16, 8)
+        for step in range(16):
+            h = self.cell(x[:, step], h)
+            outputs[:, step] = h
+        return outputs
+"""
+
+
+def test_steps_of_a_loop_are_calls_of_the_same_sites(load: Load) -> None:
+    found = capture(load(LOOP, name="Net", inputs=("4x16x8",)), frontends=["record-fake"])
+    assert {(site.id, site.calls) for site in found.graph} >= {
+        ("cell.fc", 16), ("cell#add.0", 16), ("cell#tanh.0", 16),
+    }  # fmt: skip
+    real = capture(load(LOOP, name="Net", inputs=("4x16x8",)), frontends=["record-real"])
+    assert described(found.graph) == described(real.graph)
+
+
+def test_a_long_capture_says_how_far_it_is(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "SAID_EVERY", 30)
+    said: list[str] = []
+    found = capture(load(LOOP, name="Net", inputs=("4x16x8",)), frontends=["record-fake"], say=said.append)
+    assert len(said) == len(_calls(found)) // 30 > 1
+    assert said[0].startswith("30 calls recorded so far, now in cell")
+
+
+def _calls(found: Capture) -> set[int]:
+    return {node.meta["amptune_call"].number for node in found.graph_module.graph.nodes if "amptune_call" in node.meta}

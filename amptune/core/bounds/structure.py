@@ -52,11 +52,14 @@ class Structure:
         self._roots: dict[tuple[str, int], Site | None] = {}
         self._identities: dict[str, object] = {}
         self.told: dict[Any, Any] = {}
+        self._places: dict[tuple[str, int, bool], _Place | None] = {}
+        self._is_whole = known is not None
         if known is not None:
             self._sources, self._roots = known._sources, known._roots
-            self._identities, self.told = known._identities, known.told
+            self._identities, self.told, self._places = known._identities, known.told, known._places
         for site in graph if known is None else ():
             self._identity(site)  # in order, or a long chain would be followed to its start at once
+        self._is_whole = True
 
     def maker(self, site: Site, position: int) -> Site | None:
         """The site that made all of an input; ``None`` where no site did, or others have written into a part of it, or
@@ -140,6 +143,15 @@ class Structure:
 
     def _place(self, site: Site, index: int, *, copies: bool = False) -> _Place | None:
         """Where an operand comes from; with ``copies`` seen through those that pick numbers as well."""
+        key = (site.id, index, copies)
+        if key in self._places:
+            return self._places[key]
+        place = self._place_now(site, index, copies=copies)
+        if self._is_whole:  # before that, an identity may be one for the time being
+            self._places[key] = place
+        return place
+
+    def _place_now(self, site: Site, index: int, *, copies: bool) -> _Place | None:
         position = input_of(site, index)
         if position is None or is_altered(site, position) or not keeps_numbers(passed_on(site, position)):
             return None

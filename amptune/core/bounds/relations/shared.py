@@ -30,12 +30,18 @@ _ZERO = point(0.0)
 _OPS = frozenset({"add", "sub", "mul", "neg", "square", "pow", "div"})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Leaf:
     """An operand that no arithmetic of the formula makes."""
 
     site: Site
     index: int
+
+    def __hash__(self) -> int:
+        return hash((self.site.id, self.index))  # a site's own goes through all that is known of it
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Leaf) and (self.site.id, self.index) == (other.site.id, other.index)
 
 
 @dataclasses.dataclass(frozen=True)
