@@ -31,6 +31,11 @@ class Batches:
     held_back: tuple[Any, ...]
     quality_data: str
 
+    @property
+    def is_one(self) -> bool:
+        """Whether all training batches are one and the same."""
+        return all(batch is self.train[0] for batch in self.train)
+
     def order(self, index: int) -> list[Any]:
         """The training batches in the index-th order: as given, reversed, then seeded shuffles."""
         if index == 0:

@@ -27,7 +27,17 @@ from amptune.tune.gate import (
     rounding_of,
 )
 from amptune.tune.recipes import Candidate, with_scale
-from amptune.tune.reference import CALM, CLEAR, NUM_ORDERS, Compared, Reference, know_order, shaken_noise, upper_bound
+from amptune.tune.reference import (
+    CALM,
+    CLEAR,
+    NUM_ORDERS,
+    Compared,
+    Reference,
+    know_order,
+    repeats_itself,
+    shaken_noise,
+    upper_bound,
+)
 from amptune.tune.trained import gradients_at, loss_after_training, user_evaluation
 from amptune.tune.training import Run, Workbench, eager
 
@@ -80,9 +90,9 @@ def judge(
     """Train ``candidate`` as the reference was trained, and compare.
 
     One order is enough for a candidate that is too slow to win, and where training is calm: neither the reference's
-    noise nor the gap comes near the tolerance. Then the gap itself is judged, without an interval. So is a stock
-    recipe's first gap that is clearly small, however noisy the reference: to let a recipe pass that should not only
-    raises what plans are compared with.
+    noise nor the gap comes near the tolerance; and where the others are known to repeat the first. Then the gap itself
+    is judged, without an interval. So is a stock recipe's first gap that is clearly small, however noisy the reference:
+    to let a recipe pass that should not only raises what plans are compared with.
 
     A candidate with the right gradients whose gap may be too large is asked whether its mean is one that FP32 has to
     itself: see ``_judged_gap``; with more of that noise where gradients tell all: see ``_is_told_by_gradients``.
@@ -94,13 +104,15 @@ def judge(
     candidate, gaps, skipped = settled.candidate, list[float](), 0
     evaluation = None
     for order in range(num_orders):
+        know_order(bench, batches, reference, order, seed)
+        if order and repeats_itself(batches, reference):
+            break
         loss, run = settled.first if order == 0 else loss_after_training(bench, candidate, batches, order, seed)
         skipped += run.skipped
         if not math.isfinite(loss):
             return _failed(reference, settled.skipped + skipped, f"the loss is {loss} after {len(batches.train)} steps")
         if order == 0:
             evaluation = user_evaluation(bench)
-        know_order(bench, batches, reference, order, seed)
         gaps.append(reference.gap(order, loss))
         is_calm = reference.noise < CALM * reference.tolerance
         if (is_calm or candidate.is_stock) and abs(gaps[0]) < CLEAR * reference.tolerance:

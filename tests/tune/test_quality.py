@@ -83,6 +83,43 @@ def test_a_plan_takes_all_orders_where_the_reference_is_noisy_and_a_recipe_one(
     assert len(reference.waits) == num_orders - 1, "what the reference took is known apart from the candidate's time"
 
 
+ONE_BATCH = MLP.replace("def train_batches", "def batches").replace("next(train_batches", "next(batches")
+
+
+def test_orders_of_one_batch_that_repeat_each_other_are_not_trained_and_change_no_judgement(
+    make_bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, batches = make_bench(ONE_BATCH, steps=8)
+    assert batches.is_one
+
+    def found() -> tuple[Reference, judging.Quality]:
+        reference = measure_reference(bench, batches, tolerance=1e-9, seed=0)
+        reference.waits.clear()
+        quality = judge(bench, plan_candidate(BF16_EVERYWHERE), batches, reference, seed=0)
+        return reference, quality
+
+    short, quality = found()
+    assert len(set(short.losses)) == 1
+    monkeypatch.setattr(type(batches), "is_one", False)
+    full, expected = found()
+    assert quality.steps == 8
+    assert expected.steps == 3 * 8
+    assert short.noise == pytest.approx(full.noise)
+    assert (quality.loss_gap, quality.upper, quality.threshold, quality.reason) == pytest.approx(
+        (expected.loss_gap, expected.upper, expected.threshold, expected.reason)
+    )
+    assert len(short.waits) == len(full.waits) == NUM_ORDERS, "of shaken steps, which differ"
+
+
+def test_one_batch_on_which_a_forward_draws_numbers_takes_all_orders(make_bench: Make) -> None:
+    drawing = ONE_BATCH.replace("self.norm(self.embed(ids))", "self.norm(self.embed(ids) + torch.randn(16))")
+    bench, batches = make_bench(drawing, steps=8)
+    reference = measure_reference(bench, batches, tolerance=1e-9, seed=0)
+    assert len(set(reference.losses)) == NUM_ORDERS
+    quality = judge(bench, plan_candidate(BF16_EVERYWHERE), batches, reference, seed=0)
+    assert quality.steps == 3 * 8
+
+
 def test_a_layer_that_never_trains_is_rejected(make_bench: Make) -> None:
     bench, batches = make_bench()
     reference = measure_reference(bench, batches, tolerance=0.5, seed=0)
