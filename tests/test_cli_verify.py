@@ -149,6 +149,28 @@ def test_a_batch_learnt_by_heart_leaves_what_rounding_makes_of_it(folder: Path, 
     assert data["gap"]["mean"] < data["tolerance"] * data["losses"]["original"][0]
 
 
+@pytest.mark.parametrize("check", ["torch.linalg.cholesky(c)", "(c.det() * 1e9).sqrt()"], ids=["raises", "NaN"])
+def test_a_model_that_rounding_breaks_is_verified_all_the_same(folder: Path, check: str) -> None:
+    source = LEARNT_BY_HEART.replace("return output", f"c = self.c\n        return output + 0 * {check}.sum()").replace(
+        "        self.fc1",
+        "        self.c = nn.Parameter(64 * torch.ones(8, 8) + 2e-2 * torch.eye(8))\n        self.fc1",
+    )
+    (folder / "net.py").write_text(source.replace("lr=1e-2", "lr=1e-5"))
+    result = amptune(folder, "verify", "net.py", "net.py", "--steps", "25", "--format", "json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["losses"]["rounded"] == []
+
+
+def test_whatever_a_step_raises_is_one_message(folder: Path) -> None:
+    (folder / "net.py").write_text(
+        MLP.replace("        x = self.norm(", "        assert ids.device == 0, 'no'\n        x = self.norm(")
+    )
+    result = amptune(folder, "verify", "net.py", "net.py", "--steps", "25")
+    assert result.returncode == 3
+    assert "net.py: a training step failed: AssertionError: no (" in result.stderr
+    assert "net.py:16)" in result.stderr
+
+
 def test_a_module_of_a_package_runs_as_it_will_beside_the_users_file(tmp_path: Path) -> None:
     """It imports relatively and reads a file beside itself, and its patched file still lies in the output folder."""
     package = tmp_path / "amptune_test_shop"

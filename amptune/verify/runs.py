@@ -109,8 +109,8 @@ def train_side_by_side(
     rounding = rounding_of(model) if original.train_batches is None else 0.0
     runs, started = Runs(tolerance), time.monotonic()
     for step, batch in enumerate(itertools.islice(_batches(original, device), steps)):
-        if rounding:
-            runs.rounded.append(unpatched.loss(reference.model, batch, seed + step, rounding))
+        if rounding and not _add_finite(runs.rounded, unpatched.rounded(reference.model, batch, seed + step, rounding)):
+            rounding = 0.0
         runs.original.append(reference.step(batch, seed + step))
         runs.other_seed.append(other.step(batch, seed + OTHER_SEED + step))
         runs.patched_in_fp32.append(unpatched.loss(model, batch, seed + step))
@@ -126,6 +126,15 @@ def train_side_by_side(
     else:
         runs.stopped = "steps" if len(runs.original) == steps else "data"
     return runs, {"original": reference.evaluation(), "patched": candidate.evaluation()}
+
+
+def _add_finite(losses: list[float], loss: float) -> bool:
+    """Add a finite loss; one that is not leaves none."""
+    if math.isfinite(loss):
+        losses.append(loss)
+    else:
+        losses.clear()
+    return bool(losses)
 
 
 def _why_to_stop(runs: Runs, minutes: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from amptune.capture.prepare import run_lazy_layers
 from amptune.capture.usercode import place_of
 from amptune.core.formats import Format
 from amptune.core.plan import ScalerConfig
-from amptune.errors import CaptureError, WorkError
+from amptune.errors import AmptuneError, CaptureError, WorkError
 from amptune.tune.backwardplace import say_where
 from amptune.tune.batches import to_device
 from amptune.tune.device import Device
@@ -79,23 +80,36 @@ class Unpatched:
         self._target = target
         self._model = model
 
-    def loss(self, patched: nn.Module, batch: Any, seed: int, rounding: float = 0.0) -> float:
-        """The loss of one batch in train mode; ``seed`` is of what a forward draws, ``rounding`` the relative size of
-        normal noise on the weights.
+    def loss(self, patched: nn.Module, batch: Any, seed: int) -> float:
+        """The loss of one batch in train mode; ``seed`` is of what a forward draws.
 
         Raises:
             WorkError: the user's code raises.
         """
+        self._copy(patched)
+        return self._loss(batch, seed)
+
+    def rounded(self, model: nn.Module, batch: Any, seed: int, relative: float) -> float:
+        """The same of weights with normal noise of a relative size; NaN where they are to be exact, as a covariance."""
+        self._copy(model)
+        seed_everything(seed)
+        with torch.no_grad():
+            for parameter in self._model.parameters():
+                if parameter.is_floating_point():
+                    parameter.mul_(1 + relative * torch.randn_like(parameter))
+        try:
+            return self._loss(batch, seed)
+        except WorkError:
+            return math.nan
+
+    def _copy(self, patched: nn.Module) -> None:
         own = tensors_of(self._model)
         with torch.no_grad():
             for name, tensor in tensors_of(patched).items():
                 if name in own and own[name].shape == tensor.shape:  # a buffer may grow with what is seen
                     own[name].copy_(tensor)
-            if rounding:
-                seed_everything(seed)
-                for parameter in self._model.parameters():
-                    if parameter.is_floating_point():
-                        parameter.mul_(1 + rounding * torch.randn_like(parameter))
+
+    def _loss(self, batch: Any, seed: int) -> float:
         # With gradients, as in a step: a forward may take some itself.
         with backend_flags(False), _raising(self._target):
             seed_everything(seed)
@@ -151,6 +165,8 @@ def _raising(target: Target) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise WorkError("out of memory: verify holds four models", hint="use a smaller batch") from None
-    except (RuntimeError, ValueError, TypeError) as error:
+    except AmptuneError:
+        raise
+    except Exception as error:
         reason = plain_reason(error, place_of(error))
         raise WorkError(f"{target.spec.text}: a training step failed: {reason}") from error
