@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -169,6 +173,25 @@ def test_whatever_a_step_raises_is_one_message(folder: Path) -> None:
     assert result.returncode == 3
     assert "net.py: a training step failed: AssertionError: no (" in result.stderr
     assert "net.py:16)" in result.stderr
+
+
+def test_folders_of_runs_that_were_killed_are_removed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Not those of a process that lives, nor of the last day, nor what has only such a name."""
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f"{ended.pid}-old", f"{ended.pid}-new", f"{os.getpid()}-old", "x-old", "1-file"):
+        path = temporary / f"amptune-verify-{name}"
+        path.touch() if name == "1-file" else path.mkdir()
+        if not name.endswith("new"):
+            os.utime(path, (0, 0))
+    write_plan(folder, BF16)
+    assert amptune(folder, "verify", "net.py", "--plan", "plan.json", "--steps", "20").returncode == 0
+    left = {path.name.removeprefix("amptune-verify-") for path in temporary.glob("amptune-*")}
+    assert left == {f"{ended.pid}-new", f"{os.getpid()}-old", "x-old", "1-file"}
 
 
 def test_a_module_of_a_package_runs_as_it_will_beside_the_users_file(tmp_path: Path) -> None:

@@ -112,3 +112,28 @@ def test_ctrl_c_ends_both_processes(tmp_path: Path) -> None:
     assert (process.returncode, out, err) == (130, "", "interrupted\n")
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
+
+
+def test_sigterm_lets_the_work_clean_up(tmp_path: Path) -> None:
+    """As a batch system or docker stop send it, to the first process alone."""
+    body = (
+        f"import tempfile, pathlib, atexit; folder = tempfile.TemporaryDirectory(dir={str(tmp_path)!r}); "
+        f"(pathlib.Path(folder.name) / 'begun').touch(); time.sleep(1000)"
+    )
+    process = start(body)
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.glob("*/begun")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert told == "interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_model_forks_ends_on_sigterm_in_silence() -> None:
+    body = (
+        "child = os.fork() or time.sleep(1000); time.sleep(0.2); os.kill(child, 15); "
+        "print(os.waitpid(child, 0)[1], file=sys.stderr)"
+    )
+    assert run(body) == (0, "the result\n", f"{int(signal.SIGTERM)}\n")

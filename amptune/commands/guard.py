@@ -14,12 +14,17 @@ from collections.abc import Callable
 from amptune.errors import WorkError
 
 INTERRUPTED = 130
+TERMINATED = 128 + signal.SIGTERM
 POLL_SECONDS = 0.02
 GRACE_SECONDS = 5.0
 """How long a child has to end after it was interrupted."""
 PATIENCE_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
 _DONE = b"d"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, on which the work is undone as on Ctrl-C: its temporary files would stay otherwise."""
 
 
 Finished = Callable[[], None]
@@ -52,6 +57,7 @@ def guarded(
     parent = os.getpid()
     reader, writer = os.pipe()
     child = os.fork()
+    _heed_sigterm()
     if child == 0:
         os.close(reader)
         _die_with(parent)
@@ -60,11 +66,28 @@ def guarded(
     os.set_blocking(reader, False)
     try:
         return _wait(child, reader, seconds)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _stop(child, patience)
-        return INTERRUPTED
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     finally:
         os.close(reader)
+
+
+def _heed_sigterm() -> None:
+    """Raise Terminated on SIGTERM from here on, unless somebody ignores or handles it already.
+
+    Processes that the model forks end at once, as they would without this.
+    """
+    own = os.getpid()
+
+    def raise_terminated(*_: object) -> None:
+        if os.getpid() == own:
+            raise Terminated
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, raise_terminated)
 
 
 def _nothing() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +23,9 @@ from amptune.tune.training import seed_everything
 from amptune.verify.result import Verification
 from amptune.verify.runs import train_side_by_side
 
+PREFIX = "amptune-verify-"
+"""Of folders in the one for temporary files; the process's number follows."""
+OLD_SECONDS = 24 * 3600.0
 SINGLE_BATCH = "one batch, used again and again (there is no train_batches()): a gap on it says little of training"
 
 
@@ -71,7 +77,8 @@ def _subject(
         yield load_target(patched_spec(original, patched)), _scaler_beside(patched), str(patched)
         return
     assert plan is not None
-    with tempfile.TemporaryDirectory(prefix="amptune-verify-") as folder:
+    _sweep(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-") as folder:
         files = apply_plan_file(plan, spec, Path(folder), say)
         path = next(path for name, path in files.items() if name.endswith("_amptuned.py"))
         seed_everything(seed)
@@ -83,6 +90,26 @@ def _subject(
             told = error.message if rest == error.message else f"{name}{rest}"
             look = f"amptune apply {plan} {spec.text} writes {path.name}, to look at"
             raise WorkError(told.replace(f"{folder}/", ""), hint=error.hint or look) from error
+
+
+def _sweep(temporary: Path) -> None:
+    """Remove the folders of runs that were killed: those of the last day may be of a process in another container."""
+    for path in temporary.glob(f"{PREFIX}*-*"):
+        pid = path.name.removeprefix(PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError, OverflowError):
+            is_old = time.time() - path.lstat().st_mtime > OLD_SECONDS
+            if is_old and pid.isdigit() and path.is_dir() and not _is_alive(int(pid)):
+                shutil.rmtree(path)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _scaler_beside(patched: Path) -> ScalerConfig | None:
