@@ -22,7 +22,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from amptune.analyze.kernels import Kernel, Move, Setting
+from amptune.analyze.kernels import Groups, Kernel, Move, Setting, has_grouped_kernel
 from amptune.analyze.memory import Memory, step_memory
 from amptune.analyze.stepkernels import StepKernels, Times, counted
 from amptune.core.autocast import HALF, SiteDtypes, realise
@@ -53,7 +53,7 @@ class Estimate:
         speedup: FP32's step over this one.
         bound: whether the GPU or the launches on the processor set the time.
         fits: False where the recipe does not fit the GPU's memory.
-        gpu_ms, launch_ms: time of the kernels and of launching them.
+        gpu_ms, launch_ms: time of the kernels, and of the processor, which launches them and waits for some.
         own: 16-bit dtypes that the model itself has beside the recipe, by their share of its FLOPs: those of its
             parameters, casts and autocast regions. Empty for recipes that are in 16 bits anyway.
         stops: why the model does not run under the recipe, and the numbers mean nothing; empty where it does.
@@ -197,6 +197,12 @@ class _Work:
     ) -> None:  # fmt: skip
         self.setting = setting
         self.kernels = counted(kernels.of(dtypes, _timed(setting)).values())
+        self.groups = [
+            (kernel, count)
+            for each, count in self.kernels
+            for kernel in (*each.forward, *each.backward)
+            if isinstance(kernel, Groups)
+        ]
         self.memory = memory
         self.own = {} if setting.recipe.half else own_halves(graph, dtypes)
         self.extra = [*kernels.accumulations.under(dtypes, setting), *_optimizer(self.memory, setting)]
@@ -209,7 +215,7 @@ class _Work:
         times = Times(gpu)
         running = sum(times.of_site(each) * count for each, count in self.kernels)
         running += sum(times.of(kernel) for kernel in self.extra)
-        launching = self._launch_seconds(gpu)
+        launching = self._launch_seconds(gpu) + self._stood_seconds(times, gpu)
         step = max(running, launching) * 1e3
         base = others.get("fp32")
         return Estimate(
@@ -222,6 +228,12 @@ class _Work:
             launch_ms=launching * 1e3,
             own=self.own,
         )
+
+    def _stood_seconds(self, times: Times, gpu: Gpu) -> float:
+        """What the processor stands still for: products group by group, each of which it waits for before the next, so
+        that little else is queued meanwhile (beside an H200, Mixtral's step in TF32 took the time of both)."""
+        waits = ((kernel, count) for kernel, count in self.groups if not has_grouped_kernel(kernel.format, gpu))
+        return sum(times.of(kernel) * count for kernel, count in waits)
 
     def _launch_seconds(self, gpu: Gpu) -> float:
         ahead, behind = efficiency_of(gpu).launch_us

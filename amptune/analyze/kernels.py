@@ -47,6 +47,8 @@ of the op. No Python, no lookup of a module, no argument to read (steps beside H
 _LIBRARY_LAUNCH = 0.25
 """The same for a kernel that a library launches itself, as the steps of a GRU and the transposes around a convolution:
 no dispatcher of torch either (a GRU's steps, H200)."""
+_GROUP = 0.6
+"""The same for one of the groups of rows that torch multiplies one by one: four views, a number read and a product."""
 _IN_A_STEP = 1.1
 """Time of a kernel that is bound by memory within a step against the same kernel alone, run over and over: with it the
 mean error of the steps of all 47 models of steps_*_h200.json is least (1.07 to 1.1 whichever of them is left out)."""
@@ -154,6 +156,37 @@ class Product:
         product = oriented(wide, self.direction)
         by_compiler = gemm_seconds(product, self.format, gpu, rows=(wide.k, wide.n), direction=self.direction)
         return min(plain, by_compiler + traffic_seconds(copied, Traffic.LAYOUT, gpu))
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """The products of ``gemm.batch`` groups of rows with a matrix each (``grouped_mm``): one kernel, where it is there.
+
+    Elsewhere torch reads on the CPU where the groups end, for which it waits for the GPU, and multiplies one group
+    after the other (ATen/native/GroupedMMUtils.h, torch 2.13).
+    """
+
+    gemm: Gemm
+    format: Format
+    direction: Pass
+
+    @property
+    def ops(self) -> float:
+        """One, or in a format without the kernel one more for each group, in which torch calls itself."""
+        return 1.0 if self.format is Format.BF16 else 1 + _GROUP * self.gemm.batch
+
+    def seconds(self, gpu: Gpu) -> float:
+        """Time of all groups."""
+        gemm = oriented(self.gemm, self.direction)
+        if has_grouped_kernel(self.format, gpu):
+            return gemm_seconds(gemm, self.format, gpu, direction=self.direction)
+        one = dataclasses.replace(gemm, batch=1)
+        return gemm.batch * gemm_seconds(one, self.format, gpu, direction=self.direction)
+
+
+def has_grouped_kernel(number_format: Format, gpu: Gpu) -> bool:
+    """Whether torch multiplies groups of rows in one kernel: in BF16 on Hopper and on Blackwell of data centers."""
+    return number_format is Format.BF16 and gpu.capability is not None and gpu.capability[0] in (9, 10)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from amptune.analyze.images import in_channels_last
 from amptune.analyze.kernels import (
     Convolution,
     Depthwise,
+    Groups,
     Kernel,
     Move,
     Product,
@@ -115,7 +116,7 @@ def _scaled(kernel: Kernel, share: float, work: float) -> Kernel:
             return dataclasses.replace(kernel, bytes=kernel.bytes * share)
         case Waiting():
             return dataclasses.replace(kernel, alone=kernel.alone * share)
-        case Product():
+        case Product() | Groups():
             return dataclasses.replace(kernel, gemm=_shortened(kernel.gemm, work))
         case Convolution():
             return dataclasses.replace(kernel, gemm=_shortened(kernel.gemm, work), bytes=round(kernel.bytes * share))
@@ -337,7 +338,9 @@ def _products(site: Site, dtypes: SiteDtypes, setting: Setting) -> Timed:
         if any(param.meta.requires_grad for param in site.params) or len(site.inputs) > 1:
             directions.append(Pass.WEIGHT)
         for direction in directions:
-            product = Product(gemm, number_format, direction, setting.fixed, setting.fused, share)
+            product: Kernel = Product(gemm, number_format, direction, setting.fixed, setting.fused, share)
+            if site.op == "grouped_mm":
+                product = Groups(gemm, number_format, direction)
             yield product, direction is not Pass.FORWARD
     if trains_bias(site):
         yield move(Traffic.REDUCTION, sum(output_bytes(site, dtypes)), dtypes.compute), True

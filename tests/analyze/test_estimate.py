@@ -8,7 +8,7 @@ import math
 import pytest
 
 from amptune.analyze.estimate import FIXED, can_run, estimate_all, launch_words, site_times
-from amptune.analyze.kernels import Move, Product, Setting
+from amptune.analyze.kernels import Groups, Move, Product, Setting
 from amptune.analyze.sitekernels import kernels_of
 from amptune.core.autocast import realise
 from amptune.core.formats import Format
@@ -128,6 +128,40 @@ def test_what_autocast_leaves_in_fp32_may_use_tf32_where_there_is_tf32() -> None
     assert on_ampere["autocast-bf16"] == pytest.approx(on_ampere["tf32"], rel=0.05)
     assert on_ampere["autocast-bf16"] < 0.7 * on_ampere["fp32"]
     assert on_volta["autocast-fp16"] == pytest.approx(on_volta["fp32"], rel=0.05)
+
+
+def experts(rows: int = 8192) -> Site:
+    """Eight experts of Mixtral's, whose rows are sorted by expert."""
+    return dataclasses.replace(
+        op("#grouped_mm", "grouped_mm", INPUT, shape=(rows, 1024)), gemms=(Gemm(rows // 8, 7168, 1024, batch=8),),
+        params=(Param("experts", tensor(8, 1024, 7168), True),),
+    )  # fmt: skip
+
+
+def test_groups_of_rows_are_one_kernel_in_bf16_on_hopper_alone() -> None:
+    """2703 kernels and 48 waits in a step of Mixtral, whose experts autocast leaves in FP32 (H200)."""
+
+    def of(recipe: str, gpu: str) -> tuple[float, float]:
+        site = experts()
+        kernels = kernels_of(site, realise(graph_of(site), RECIPES[recipe])[site.id], Setting(RECIPES[recipe]))
+        groups = [k for k in (*kernels.forward, *kernels.backward) if isinstance(k, Groups)]
+        return sum(k.seconds(GPUS[gpu]) for k in groups), sum(k.ops for k in groups)
+
+    on_hopper, launches = of("params-bf16", "h100")
+    by_group, more = of("params-fp16", "h100")
+    assert launches == 3, "one for each product of training"
+    assert more > 3 + 8
+    assert by_group > 1.05 * on_hopper
+    assert of("params-bf16", "a100")[0] == pytest.approx(of("params-fp16", "a100")[0], rel=0.1)
+
+
+def test_the_processor_waits_for_products_group_by_group() -> None:
+    recipes = [RECIPES[name] for name in ("tf32", "params-bf16")]
+    table = estimate_all(graph_of(experts(16384)), [GPUS["h100"]], recipes)["h100"]
+    by_group, at_once = table["tf32"], table["params-bf16"]
+    assert by_group.launch_ms > 0.8 * by_group.gpu_ms
+    assert at_once.launch_ms < 0.2 * at_once.gpu_ms
+    assert by_group.step_ms == max(by_group.launch_ms, by_group.gpu_ms)
 
 
 def test_padding_a_misaligned_head_pays() -> None:

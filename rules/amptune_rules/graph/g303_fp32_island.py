@@ -79,4 +79,7 @@ def _reason(site: Site) -> str:
         return "it stands in a region with autocast off"
     if op_named(site.op).cuda is Autocast.PROMOTE:
         return f"{site.op} promotes to its widest operand"
-    return f"{site.op} is in none of autocast's lists and follows its operands"
+    reason = f"{site.op} is in none of autocast's lists and follows its operands"
+    if site.op == "grouped_mm":  # see amptune.analyze.kernels.Groups
+        reason += "; in float32 torch multiplies group by group, and waits for the GPU to learn where they end"
+    return reason
