@@ -11,6 +11,7 @@ from pathlib import Path
 from amptune.errors import InputError
 
 _ELSEWHERE = "choose another place for the output"
+_FREE = "free space or choose another folder"
 
 
 def cache_folder() -> Path:
@@ -75,8 +76,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     write_all_atomic({path: content})
 
 
-def write_all_atomic(files: Mapping[Path, str | bytes]) -> None:
+def write_all_atomic(files: Mapping[Path, str | bytes], hint: str = _FREE) -> None:
     """Replace several files; nothing is replaced before all of them are written out beside their places.
+
+    ``hint``: what the user can do where that fails.
 
     Raises:
         InputError: a folder is missing or read-only, or the disk is full.
@@ -96,9 +99,7 @@ def write_all_atomic(files: Mapping[Path, str | bytes]) -> None:
         for written in temporary.values():
             with contextlib.suppress(OSError):
                 os.unlink(written)
-        raise InputError(
-            f"cannot write {current}: {error.strerror or error}", hint="free space or choose another folder"
-        ) from error
+        raise InputError(f"cannot write {current}: {error.strerror or error}", hint=hint) from error
 
 
 def _write_out(descriptor: int, data: bytes) -> None:

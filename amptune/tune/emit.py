@@ -18,6 +18,7 @@ from amptune.core.files import write_all_atomic
 from amptune.core.plan import Plan
 from amptune.core.scaler import GradientRecord, scaler_json
 from amptune.core.tables import CostTable
+from amptune.errors import InputError
 from amptune.patch.output import patched_files
 from amptune.patch.spec import PatchSpec
 from amptune.patch.wrapper import wrapper_files
@@ -25,6 +26,8 @@ from amptune.report.tune_html import tune_report
 from amptune.tune.finalists.finals import Verdict
 from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.result import TOOL
+
+GO_ON = "free space, and go on with --resume: the trials are kept"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ def emit(emission: Emission, check: Callable[[Path, Candidate], None]) -> dict[s
             names["patch"] = name
     _check_beforehand(emission, patched, names["patched"], check)
     texts |= patched
-    write_all_atomic({emission.out / name: content for name, content in texts.items()})
+    write_all_atomic({emission.out / name: content for name, content in texts.items()}, GO_ON)
     return {what: emission.out / name for what, name in names.items()}
 
 
@@ -92,12 +95,21 @@ def plan_text(plan: Plan) -> str:
 def _check_beforehand(
     emission: Emission, files: dict[str, bytes], patched: str, check: Callable[[Path, Candidate], None]
 ) -> None:
-    """Run the patched model from a folder of its own, as if it lay beside the user's file."""
-    with tempfile.TemporaryDirectory(dir=emission.out, prefix=".amptune-check-") as folder:
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
-        check(Path(folder) / patched, plan_candidate(emission.plan))
-        shutil.rmtree(Path(folder) / "__pycache__", ignore_errors=True)
+    """Run the patched model from a folder of its own, as if it lay beside the user's file.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    current = emission.out
+    try:
+        with tempfile.TemporaryDirectory(dir=emission.out, prefix=".amptune-check-") as folder:
+            for name, content in files.items():
+                current = emission.out / name
+                (Path(folder) / name).write_bytes(content)
+            check(Path(folder) / patched, plan_candidate(emission.plan))
+            shutil.rmtree(Path(folder) / "__pycache__", ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"cannot write {current}: {error.strerror or error}", hint=GO_ON) from error
 
 
 def _json(data: dict[str, Any]) -> str:
