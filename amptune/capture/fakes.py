@@ -18,6 +18,8 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from amptune.capture.quickfakes import QuickFakes
+
 __all__ = ["FakeRules", "FakeTensorMode", "fake_batch", "fake_model", "map_tensors", "new_fake_mode",
            "parameters_as_fakes"]  # fmt: skip
 
@@ -114,7 +116,11 @@ def parameters_as_fakes(mode: FakeTensorMode, *, large_tensors: bool = True) -> 
 
     module_class.register_parameter, module_class._apply = register, convert
     try:
-        with FakeRules(mode) if large_tensors else contextlib.nullcontext(), _no_rejection_sampling():
+        with (
+            FakeRules(mode) if large_tensors else contextlib.nullcontext(),
+            QuickFakes(mode).watch(),  # a thousand layers are initialised alike
+            _no_rejection_sampling(),
+        ):
             yield
     finally:
         module_class.register_parameter, module_class._apply = original, apply
@@ -164,7 +170,7 @@ def _fake_parameter(param: nn.Parameter, mode: FakeTensorMode, memo: _Memo) -> n
         return known[1]
     with mode:
         data = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device=_device(param))
-        fake = nn.Parameter(data, requires_grad=param.requires_grad)
+    fake = nn.Parameter(data, requires_grad=param.requires_grad)
     vars(fake).update(vars(param))
     memo[id(param)] = (weakref.ref(param), fake)
     return fake

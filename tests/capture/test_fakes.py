@@ -201,3 +201,20 @@ def test_a_target_that_is_ignored_may_be_out_of_range(load: Load) -> None:
     target = load(text, inputs=("4x6:int64:9",))
     for frontend in ("export", "record-fake"):
         assert capture(target, frontends=[frontend]).frontend == frontend
+
+
+def test_layers_that_are_alike_ask_torch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    original = FakeTensor.__torch_dispatch__
+
+    def ask(cls: type, func: object, *given: object) -> object:
+        asked.append(str(func))
+        return original(func, *given)
+
+    monkeypatch.setattr(FakeTensor, "__torch_dispatch__", classmethod(ask))
+    with parameters_as_fakes(new_fake_mode()):
+        layers = [nn.Linear(8, 8)]
+        first = len(asked)
+        layers += [nn.Linear(8, 8) for _ in range(20)]
+    assert len(asked) == first > 0
+    assert all(type(param) is FakeTensor and param.requires_grad for layer in layers for param in layer.parameters())
