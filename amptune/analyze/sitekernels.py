@@ -273,15 +273,16 @@ def _arithmetic_backward(site: Site, reads: Sequence[int], written: int, dtypes:
     scaled = site.op in ("mul", "div")
     dtype = dtypes.outputs[0] if dtypes.outputs else "float32"
     numel = site.outputs[0].numel if site.outputs else 0
-    for tensor, size in zip(site.inputs, reads, strict=True):
+    for place, (tensor, size) in enumerate(zip(site.inputs, reads, strict=True), start=1):
         if not tensor.requires_grad:
             continue
+        is_second = 1 < place == len(reads)
         if scaled:
             other = sum(reads) - size if len(reads) > 1 else 0
-            twice = 3 if site.op == "div" and tensor is site.inputs[-1] and len(reads) > 1 else 1
+            twice = 3 if site.op == "div" and is_second else 1
             kind = Traffic.UNROLLED if other and other != written else Traffic.POINTWISE
             yield move(kind, twice * (written + other + written), dtype, twice)
-        if site.op == "sub" and len(reads) > 1 and tensor is site.inputs[-1]:
+        if site.op == "sub" and is_second:
             yield move(Traffic.POINTWISE, 2 * written, dtype)
         if tensor.numel < numel:
             yield move(Traffic.REDUCTION, written + size, dtype)

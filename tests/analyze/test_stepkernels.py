@@ -61,3 +61,12 @@ def test_calls_of_a_shared_layer_take_what_their_own_sizes_take() -> None:
     apart = sum(seconds(rows) for rows in (65536, 16384, 4096))
     assert seconds(65536, 16384, 4096) == pytest.approx(apart, rel=0.05)
     assert seconds(65536, 65536, 65536) == pytest.approx(3 * seconds(65536))
+
+
+@pytest.mark.parametrize("name", ["sub", "div", "mul", "add"])
+def test_operands_that_look_alike_are_told_apart_by_their_place(name: str) -> None:
+    setting = Setting(RECIPES["fp32"])
+    one = dataclasses.replace(op("a", name, INPUT, INPUT, shape=IMAGE.shape), inputs=(IMAGE, IMAGE), outputs=(IMAGE,))
+    other = dataclasses.replace(one, inputs=(IMAGE, dataclasses.replace(IMAGE)))
+    first, second = (kernels_of(site, realise(graph_of(site), setting.recipe)["a"], setting) for site in (one, other))
+    assert first == second
