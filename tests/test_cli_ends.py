@@ -108,3 +108,14 @@ def test_an_output_folder_may_be_made_with_those_above_it(tmp_path: Path) -> Non
     write_plan(tmp_path)
     result = amptune_here(tmp_path, *COMMANDS["verify"], "--out", "new/folder")
     assert (result.returncode, (tmp_path / "new/folder/verify.html").exists()) == (1, True)  # too short for a verdict
+
+
+def test_that_there_is_nothing_to_resume_is_said_before_the_work(tmp_path: Path) -> None:
+    """The model, which cannot be loaded, is not looked at: the user may have meant another folder."""
+    (tmp_path / "net.py").write_text("raise SystemExit('loaded')")
+    result = amptune_here(tmp_path, "tune", "net.py", "--resume", "--out", "elsewhere")
+    assert result.returncode == 2
+    assert result.stderr.startswith("nothing to resume in elsewhere: a new study begins\n")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/study.journal").write_text('{"op_code": 0}\n')
+    assert "nothing to resume" not in amptune_here(tmp_path, "tune", "net.py", "--resume", "--out", "elsewhere").stderr

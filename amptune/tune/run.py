@@ -49,10 +49,11 @@ from amptune.tune.space import Space
 from amptune.tune.splits import split_where_it_pays
 from amptune.tune.stockplan import parameters_note, plan_of_stock
 from amptune.tune.structure import parameter_names
-from amptune.tune.study import StudyFile, check_study, locked_folder, open_study
+from amptune.tune.study import StudyFile, check_study, holds_study, locked_folder, open_study
 from amptune.tune.training import seed_everything
 
 SETUP_TIMEOUT = 3600.0
+NOTHING_TO_RESUME = "nothing to resume in {}: a new study begins"
 _CHANGED = {
     "model": "the model has other operations or shapes than it had then",
     "search_space": "the choices are others than then, by another amptune or torch, or other layers",
@@ -79,6 +80,8 @@ def tune(options: TuneOptions, progress: Progress) -> TuneResult:
     """
     started = time.monotonic()
     check_study(options.out, options.existing)
+    if options.existing == "resume" and not holds_study(options.out):
+        progress.line(NOTHING_TO_RESUME.format(options.out))  # at once: the user may have meant another folder
     seed_everything(options.seed)  # here as in the worker, for what a file draws when it is loaded
     target = load_target(options.target)
     refuse_patched(target)
@@ -201,8 +204,8 @@ def _start(
         sensitivity = Sensitivity.from_json(header["sensitivity"])
         fragile: dict[str, tuple[str, ...]] = header.get("fragile", {})
     else:
-        if options.existing == "resume":
-            progress.line(f"nothing to resume in {options.out}: a new study begins")
+        if study.resumed:  # it was killed before anything was measured
+            progress.line(NOTHING_TO_RESUME.format(options.out))
         table, sensitivity, fragile = _measured_ahead(options, worker, space, graph, progress)
         measured = {"costs": table.to_json(), "sensitivity": sensitivity.to_json(), "fragile": fragile}
         study.start({"identity": identity, **measured})

@@ -152,7 +152,7 @@ def check_study(folder: Path, existing: str) -> None:
         InputError: the folder cannot be made or written to, or the study to continue is damaged.
     """
     check_folder(folder)
-    if existing == "refuse" and _holds_study(folder / JOURNAL):
+    if existing == "refuse" and holds_study(folder):
         hint = "continue it with --resume, or start anew with --overwrite"
         raise UsageError(f"{folder / JOURNAL} already holds a study", hint=hint)
     if existing == "resume" and (folder / JOURNAL).exists():
@@ -189,7 +189,7 @@ def open_study(folder: Path, existing: str, seed: int) -> StudyFile:
     path = folder / JOURNAL
     if existing == "overwrite":
         path.unlink(missing_ok=True)
-    resumed = _holds_study(path)
+    resumed = holds_study(folder)
     if resumed:
         _cut_torn_line(path)
     storage = JournalStorage(_Journal(path))
@@ -200,7 +200,9 @@ def open_study(folder: Path, existing: str, seed: int) -> StudyFile:
     return StudyFile(study, resumed)
 
 
-def _holds_study(path: Path) -> bool:
+def holds_study(folder: Path) -> bool:
+    """Whether a folder has the journal of a study."""
+    path = folder / JOURNAL
     return path.exists() and path.stat().st_size > 0
 
 
