@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from amptune.analyze.calling import call_on
 from amptune.analyze.closedrows import seen_as, view_of
 from amptune.analyze.dtypes import REVERSED, root, spelling
 from amptune.analyze.folding import LARGEST, Folded
@@ -17,8 +18,9 @@ _DEPTH = 24
 _KEEP = frozenset(
     {"neg", "abs", "square", "sin", "tan", "tanh", "asin", "atan", "log1p", "expm1", "clone", "contiguous"}
 )
-"""Ops that give zero for zero and let its gradient through, as relu and clamp do not."""
+"""Ops that give zero for zero and let its gradient through, as relu does not."""
 _ADD_UP = frozenset({"sum", "mean"})
+_POOLS = frozenset({"avg_pool1d", "avg_pool2d", "avg_pool3d"})
 _PRODUCTS = frozenset({"matmul", "mm", "bmm"})
 
 
@@ -60,12 +62,16 @@ class Zeros:
         if op == "add" and len(operands) == 2:
             return _both([self._read(each, depth) for each in operands])
         if op == "sub" and len(operands) == 2 and not node.kwargs:
-            return _met_with_itself(*operands)
+            return _either([_met_with_itself(*operands), _both([self._read(each, depth) for each in operands])])
         family = op_named(op).family
         if op in _KEEP or family is Family.CAST or (op == "div" and spelling(node) not in REVERSED):
             return self.of(operands[0], depth)
+        if (op == "clamp" and _has_zero(node)) or (op == "pow" and _raises(node)):
+            return self.of(operands[0], depth)
         if op in _ADD_UP:
             return self._of_sum(node, self.of(operands[0], depth))
+        if op in _POOLS:
+            return _of_windows(node, self.of(operands[0], depth))
         if op in _PRODUCTS:
             places = self.of(operands[0], depth)
             rows = places is not None and places.dim() > 1 and places.shape[-1] > 0
@@ -92,6 +98,33 @@ class Zeros:
         for dim in sorted((each % len(shape) for each in ([dims] if isinstance(dims, int) else dims)), reverse=True):
             full = full.all(dim, keepdim=bool(keeps))
         return full
+
+
+def _has_zero(node: fx.Node) -> bool:
+    """Whether a clamp leaves zero as it is; at its very ends too, where the gradient still goes through."""
+    low, high = (
+        node.args[at] if len(node.args) > at else node.kwargs.get(name) for at, name in ((1, "min"), (2, "max"))
+    )
+    is_below = low is None or (isinstance(low, int | float) and low <= 0)
+    return is_below and (high is None or (isinstance(high, int | float) and high >= 0))
+
+
+def _raises(node: fx.Node) -> bool:
+    """Whether a power is of its first operand, with a literal exponent above zero."""
+    exponent = node.args[1] if len(node.args) > 1 else node.kwargs.get("exponent")
+    return spelling(node) not in REVERSED and isinstance(exponent, int | float) and exponent > 0
+
+
+def _of_windows(node: fx.Node, places: torch.Tensor | None) -> torch.Tensor | None:
+    """Where all that a window of an average holds is zero."""
+    given = node.all_input_nodes[0].meta.get("val")
+    if places is None or not isinstance(given, torch.Tensor) or math.prod(given.shape) > LARGEST:
+        return None
+    left = (~places).expand(tuple(given.shape)).float()
+    try:
+        return torch.eq(call_on(node, lambda _: left), 0)
+    except (RuntimeError, TypeError):  # a window that only the capture could resolve: the places stay unknown
+        return None
 
 
 def _met_with_itself(left: fx.Node, right: fx.Node) -> torch.Tensor | None:

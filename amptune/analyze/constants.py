@@ -58,6 +58,10 @@ class NodeBounds:
         self._folded = Folded(self._tensor, lambda node: node not in self._written)
         self._axes: dict[_Numbers, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
+    def worked_out(self, node: fx.Node) -> torch.Tensor | None:
+        """The numbers of a node that is worked out from constants; ``None`` for others, and for large ones."""
+        return self._folded.of(node)
+
     def exact(self, node: fx.Node) -> tuple[float, float, int] | None:
         """Extremes and number of zeros of a node that is worked out from constants; ``None`` for others."""
         value = self._folded.of(node)

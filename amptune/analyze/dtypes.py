@@ -71,6 +71,10 @@ class FollowedDtypes:
         if like:
             yield "like", like
 
+    def named(self, node: fx.Node) -> tuple[str | None, str | None]:
+        """The dtype that a tensor is cast to, and the site or INPUT whose dtype it follows; ``None`` for each."""
+        return self._of(node)
+
     def of_stored(self, node: fx.Node) -> str | None:
         """The dtype that a parameter is cast to on the way; ``None`` where it stays what it is stored in."""
         dtype, followed = self._of(node)

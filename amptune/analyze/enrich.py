@@ -5,9 +5,9 @@ Adds to ``Site.attrs`` the keys ``operands``, ``operand_params``, ``in_place``, 
 ``channels_last``, ``filled``, ``integers``, ``fp32_limit``, ``exact``, ``rises``, ``bounds``, ``batch``, ``views``,
 ``turns``, ``axes``, ``narrowed``, ``passed``, ``passed_too``, ``varied``, ``uneven``, ``random``, ``kept``,
 ``triangles``, ``as_stored``, ``one_hot``, ``pairs``, ``puts``, ``whole``, ``by_name``, ``called``, ``later_sources``,
-``assigned``, ``image``, the facts of :mod:`amptune.analyze.batchfacts` and, of nn.MultiheadAttention, ``fused`` that
-the class describes, and empties a ``dtype`` that is another tensor's. A site whose nodes do not line up with its
-inputs is left as it is.
+``assigned``, ``image``, ``grids``, ``returned``, the facts of :mod:`amptune.analyze.batchfacts` and, of
+nn.MultiheadAttention, ``fused`` that the class describes, and empties a ``dtype`` that is another tensor's. A site
+whose nodes do not line up with its inputs is left as it is.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from amptune.analyze.images import mark_images
 from amptune.analyze.layouts import is_channels_last, order_in_memory
 from amptune.analyze.origins import INTEGERS, is_own, mask_of, origins, read_by
 from amptune.analyze.sequences import IN_ROWS, lay_out
+from amptune.analyze.spacing import grid_of, returned
 from amptune.analyze.views import counted_views
 from amptune.capture.forward import one_thread
 from amptune.core.autocast import UNKNOWN
@@ -82,6 +83,7 @@ def _add_to_all(graph: PrecisionGraph, module: fx.GraphModule, known: PrecisionG
         if not covered or len(outside) != len(site.inputs):
             continue
         added = dict(_facts(site, covered, outside, dtypes)) | dict(origins(site, calls, owners, bounds))
+        added |= _rounded(outside, dtypes, bounds)
         added |= facts_of(own)
         if line := asked_for_half(site, added):
             added["asks_for_half"] = line
@@ -94,6 +96,13 @@ def _add_to_all(graph: PrecisionGraph, module: fx.GraphModule, known: PrecisionG
             added["copied"] = elements
         if added:
             graph.replace_site(dataclasses.replace(site, attrs={**site.attrs, **added}))
+
+
+def _rounded(outside: Sequence[fx.Node], dtypes: FollowedDtypes, bounds: NodeBounds) -> dict[str, Any]:
+    """What a narrower format may take away of the inputs: places of a grid, and integers that come back as such."""
+    grids = {index: grid for index, node in enumerate(outside) if (grid := grid_of(node, bounds.worked_out))}
+    back = {index: found for index, node in enumerate(outside) if (found := returned(node, dtypes))}
+    return ({"grids": grids} if grids else {}) | ({"returned": back} if back else {})
 
 
 def _calls(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:

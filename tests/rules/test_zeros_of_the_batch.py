@@ -11,6 +11,7 @@ from tests.rules.test_written_otherwise import found
 
 INIT = "self.fc = nn.Linear(64, 64)\nself.gain = nn.Parameter(torch.ones(64))"
 SOME = "torch.randn(32, 64) * (torch.arange(32) % 4 > 0)[:, None]"
+PAIRS = "torch.randn(32, 64) * (torch.arange(32) % 4 > 1)[:, None]"
 NONE = "torch.rand(32, 64) + 0.5"
 FAR = "40 * torch.arange(2048.0).view(32, 64)"
 
@@ -65,6 +66,11 @@ def test_a_denominator_that_is_zero_with_the_batch(body: str, batch: str, count:
         ("return torch.sqrt((x * self.gain).square().mean(1)) + self.fc(x).sum(1)", SOME, 1),
         ("return (x.abs() * self.gain.exp()).pow(0.4) + self.fc(x)", SOME, 1),
         ("return (torch.stack([x.abs(), x.square()], 1) * self.gain).sqrt().sum(1) + self.fc(x)", SOME, 1),
+        ("return (x.abs() * self.gain.exp()).clamp(max=2.0).sqrt() + self.fc(x)", SOME, 1),
+        ("return (x.abs() * self.gain.exp()).clamp(-1, 0.5).pow(0.3) + self.fc(x)", SOME, 1),
+        ("return (x.abs() * self.gain.exp()).clamp(min=1e-4).sqrt() + self.fc(x)", SOME, 0),
+        ("y = self.fc(x) * (x != 0)\nreturn F.avg_pool1d((y[1:] - y[:-1]).abs() ** 1.5, 8).sqrt()", PAIRS, 1),
+        ("y = self.fc(x) * (x != 0)\nreturn F.avg_pool1d((y[1:] - y[:-1]).abs() ** 1.5, 8).sqrt()", SOME, 0),
         ("return torch.sqrt((x * self.gain).square().mean(1)) + self.fc(x).sum(1)", NONE, 0),
         ("return torch.sqrt((x * self.gain).square().mean(1) + 1e-6) + self.fc(x).sum(1)", SOME, 0),
         ("return torch.relu(x * self.gain).sqrt() + self.fc(x)", SOME, 0),

@@ -219,7 +219,7 @@ _FOUND = frozenset(
             "exact",
         ),
         *("rises", "fp32_limit", "image", "autocast", "assigned", "asks_for_half", "zeros_read", "zero_times_infinity"),
-        *("below_read", "most_added", "turned_infinite", "zero_times_closed"),
+        *("grids", "returned", "below_read", "most_added", "turned_infinite", "zero_times_closed"),
     }
 )
 """What is told of a site beside its arguments: of its inputs, which are compared by where they come from, and of its

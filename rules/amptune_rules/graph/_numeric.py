@@ -70,7 +70,7 @@ def eps_before(run: Run, site: Site, index: int = 0) -> float | None:
     root = run.ranges.root(site, index)
     if root is None or root.op not in ("add", "clamp", "maximum"):
         return None
-    literals = [*(root.attrs.get("scalars") or {}).values(), root.attrs.get("min")]
+    literals = [limits_of(root)[0]] if root.op == "clamp" else list((root.attrs.get("scalars") or {}).values())
     for bounds in (root.attrs.get("bounds") or {}).values():
         if bounds[0] == bounds[1]:
             literals.append(bounds[0])  # a number in a buffer or a constant tensor

@@ -18,10 +18,10 @@ class RangeOverflow(GraphRule):
     ## What it does
     Looks at the numbers that the code gives to ops which run in FP16 (literals, constants, buffers), at factors that
     take numbers under 1 out of it, and at results whose lower bound (upper bound for negative ones) already lies
-    outside FP16 whatever the inputs are, and at masks made with a large number in FP32 and cast to FP16. Numbers of the
-    batch over 65504 that are cast to FP16 are reported, and, as information, products of two tensors that ops and
-    literals bound, where the bounds meet over 65504. With `--calibrate` it reports what a step on the batch showed,
-    with `--range` where the bounds first leave FP16.
+    outside FP16 whatever the inputs are, or with the numbers of the batch alone, and at masks made with a large number
+    in FP32 and cast to FP16. Numbers of the batch over 65504 that are cast to FP16 are reported, and, as information,
+    products of two tensors that ops and literals bound, where the bounds meet over 65504. With `--calibrate` it reports
+    what a step on the batch showed, with `--range` where the bounds first leave FP16.
 
     ## Why is this bad
     masked_fill raises: "value cannot be converted to type c10::Half without overflow". An addition or where gives
@@ -151,6 +151,10 @@ class RangeOverflow(GraphRule):
         yield from fp16_data.narrowed_results(self, context)
         yield from fp16_data.grown_batch(self, context)
         yield from fp16_bounds.certain_results(self, context)
+        for site, found in fp16_bounds.results_of_batch(self, context):
+            if site.id not in told:
+                told.add(site.id)
+                yield found
         yield from fp16_data.summed_products(self, context)
         bounded = {site.id: found for site, found in fp16_data.bounded_products(self, context)}
         yield from bounded.values()

@@ -22,6 +22,7 @@ from amptune_rules.graph.causes.backward_divisions import backward_divisions
 from amptune_rules.graph.causes.batch_zeros import zero_denominator
 from amptune_rules.graph.causes.closed_rows import closed_rows
 from amptune_rules.graph.causes.infinities import zero_times_infinity
+from amptune_rules.graph.causes.lone_deviations import lone_deviations
 from amptune_rules.graph.causes.singular_matrices import singular_matrices
 
 
@@ -37,8 +38,9 @@ class DivisionByZero(GraphRule):
     for half of what it reads. Sums of exponentials are above zero, and not reported, nor is a lost eps beside such a
     sum by segment. A squared distance by its three terms has rounding errors of both signs, whatever eps is below
     them; an eps that FP16 holds may still be too small to divide by there: 1 / 1e-5 is over 65504. Told too is what
-    is NaN as 0 / 0 is: rows of a softmax that a mask closes, and a mask that is multiplied with infinity; and the
-    inverse of a product of a tensor with itself that is singular by its shape. The backward of a custom autograd
+    is NaN as 0 / 0 is: rows of a softmax that a mask closes, a mask that is multiplied with infinity, and the
+    unbiased variance of a single number; and the inverse of a product of a tensor with itself that is singular by its
+    shape. The backward of a custom autograd
     function is run once on fakes: what it divides by is information.
 
     ## Why is this bad
@@ -187,6 +189,7 @@ class DivisionByZero(GraphRule):
         yield from zero_denominators.without_eps(self, context)
         yield from closed_rows(self, context)
         yield from zero_times_infinity(self, context)
+        yield from lone_deviations(self, context)
         yield from singular_matrices(self, context, "inverse", "solve")
         yield from backward_divisions(self, context)
 

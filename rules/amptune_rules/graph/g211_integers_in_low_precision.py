@@ -10,6 +10,7 @@ from amptune.core.rule import Example, GraphRule
 from amptune_rules.graph._examples import model_file
 from amptune_rules.graph.causes.rounded_angles import rounded_angles, rounded_integers
 from amptune_rules.graph.causes.rounded_counts import rounded_counts, rounded_differences, rounded_rows
+from amptune_rules.graph.causes.rounded_grids import returned_integers, rounded_grids
 
 
 class IntegersInLowPrecision(GraphRule):
@@ -20,8 +21,9 @@ class IntegersInLowPrecision(GraphRule):
     with more of them than the format counts exactly: 256 in BF16, 2048 in FP16. Autocast does this to a matmul with
     positions. Integers of the batch, up to the largest one in it, are reported on their way to a sine or cosine alone,
     and so are its other numbers, as times, where the rounding moves the angle by a quarter of a radian and more. So is
-    a sum of a mask that counts further than its format does, and a number computed in 16 bits that is cast to an
-    integer and picks a row of a table with more of them.
+    a sum of a mask that counts further than its format does, a number computed in 16 bits that is cast to an
+    integer and picks a row of a table with more of them, integers of the batch that are cast to 16 bits and back, and
+    an evenly spaced grid of coordinates of which 16 bits leave fewer than nine places in ten.
 
     ## Why is this bad
     BF16 has no 257: positions 256 and 257 become one. Rotary embeddings computed so are wrong for long sequences.
@@ -138,3 +140,5 @@ class IntegersInLowPrecision(GraphRule):
             for cause in (rounded_angles, rounded_differences, rounded_counts, rounded_rows):
                 if (found := cause(self, context, site)) is not None:
                     yield found
+        yield from rounded_grids(self, context)
+        yield from returned_integers(self, context)

@@ -115,7 +115,10 @@ class SquareOverflow(GraphRule):
             if not runs or of_data * BATCH_MARGIN <= limit:
                 continue
             if not (is_normalised := _is_normalised(runs[0], site, place)) or limit < 1:
+                found = runs[0].ranges.operand(site, place)
                 known = "a norm makes them 1 on average" if is_normalised else "nothing in the graph bounds them"
+                if math.isfinite(found.magnitude) and not is_normalised:
+                    known = f"these lie in {found}"
                 yield context.finding(
                     self,
                     site,

@@ -75,6 +75,15 @@ def all_shares(ranges: Ranges, site: Site, made: Site) -> Range | None:
     return Range(rows / 2, 2 * rows) if rows else None
 
 
+def all_one_hot(site: Site) -> Range | None:
+    """Bounds of a sum over all kinds, of what one_hot gave and no view has turned: each row has a single 1."""
+    shape = site.inputs[0].shape if site.inputs else ()
+    is_whole = 0 in site.attrs.get("one_hot", ()) and 0 not in (site.attrs.get("views") or {})
+    if not is_whole or not shape or not shape[-1] or len(shape) - 1 not in _axes(site, len(shape)):
+        return None
+    return point(float(reduced_count(site) // shape[-1]))
+
+
 def _count(ranges: Ranges, shares: Site | None, total: Site) -> int:
     """Over how many numbers shares add up to 1, where a sum runs over all of those; 0 for what are no shares."""
     if shares is None or not shares.outputs or not shares.outputs[0].shape:

@@ -11,7 +11,15 @@ from amptune.core.bounds.relations.alignment import axes_of, is_elementwise, is_
 from amptune.core.bounds.relations.blends import blended
 from amptune.core.bounds.relations.conditions import chosen, filled, guarded_sum, selected
 from amptune.core.bounds.relations.cumulative import rest_of_sum, steps_of_sum, whole_and_rest
-from amptune.core.bounds.relations.entropy import LOGARITHMS, SHARES, all_shares, entropy, is_entropy, least_of_powers
+from amptune.core.bounds.relations.entropy import (
+    LOGARITHMS,
+    SHARES,
+    all_one_hot,
+    all_shares,
+    entropy,
+    is_entropy,
+    least_of_powers,
+)
 from amptune.core.bounds.relations.masked import least_kept
 from amptune.core.bounds.relations.order import steps_upwards
 from amptune.core.bounds.relations.pairs import reaches_itself
@@ -177,6 +185,8 @@ def _total(ranges: Ranges, site: Site) -> Range | None:
     count = float(max(site.inputs[0].numel, 1)) if site.inputs else 1.0
     if site.op == "sum" and 0 in site.attrs.get("pairs", ()):
         return Range(1.0, count)
+    if site.op == "sum" and (found := all_one_hot(site)):
+        return found
     if made is None:
         return None
     if site.op == "sum" and (found := all_shares(ranges, site, made)):

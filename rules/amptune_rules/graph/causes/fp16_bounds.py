@@ -10,7 +10,7 @@ from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext, Run, recipes_in
 from amptune.core.observed import Stat
 from amptune.core.rule import GraphRule
-from amptune_rules.graph._numeric import called, chain, delivering, is_settled
+from amptune_rules.graph._numeric import called, chain, delivering, is_guarded_after, is_settled
 from amptune_rules.graph._overflows import (
     delivering_fp16,
     is_outside,
@@ -19,6 +19,7 @@ from amptune_rules.graph._overflows import (
     reached,
     run_in_fp16,
 )
+from amptune_rules.graph.causes.batch_zeros import is_taken_out
 
 
 def certain_results(rule: GraphRule, context: GraphContext) -> Iterator[Finding]:
@@ -35,6 +36,32 @@ def certain_results(rule: GraphRule, context: GraphContext) -> Iterator[Finding]
                 bound=[found.low, found.high],
                 chain=chain(context, site),
             )
+
+
+def results_of_batch(rule: GraphRule, context: GraphContext) -> Iterator[tuple[Site, Finding]]:
+    """Results of the numbers of the batch, which no weight has a part in, that all lie outside: the first of a row."""
+    told: set[str] = set()
+    for site, runs in delivering_fp16(context):
+        bounds = context.bounds_with_batch(runs[0])
+        if bounds is None or site.id in context.weighted or is_outside(runs[0], site):
+            continue
+        found, makers = bounds.exact(site), {each.id for each in context.graph.producers(site.id)}
+        if not lies_outside(found) or not told.isdisjoint(makers):
+            told.update([site.id] if lies_outside(found) else [])
+            continue
+        told.add(site.id)
+        if is_guarded_after(context, site) or is_taken_out(context, site):
+            continue
+        message = (
+            f"the result of this {called(site)} lies in {found} with the numbers of the batch, outside of fp16 "
+            f"(65504): infinity under {recipes_in(runs)}; compute it in float32, or scale it first"
+        )
+        yield (
+            site,
+            context.finding(
+                rule, site, message, format="fp16", bound=[found.low, found.high], chain=chain(context, site)
+            ),
+        )
 
 
 def seen_results(rule: GraphRule, context: GraphContext, told: Set[str], over: Mapping[str, Stat]) -> Iterator[Finding]:
