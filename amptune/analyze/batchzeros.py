@@ -20,6 +20,8 @@ _KEEP = frozenset(
 )
 """Ops that give zero for zero and let its gradient through, as relu does not."""
 _ADD_UP = frozenset({"sum", "mean"})
+_SPECTRA = frozenset({"fft", "ifft", "rfft", "irfft"})
+"""Transforms along one axis."""
 _POOLS = frozenset({"avg_pool1d", "avg_pool2d", "avg_pool3d"})
 _PRODUCTS = frozenset({"matmul", "mm", "bmm"})
 
@@ -44,7 +46,9 @@ class Zeros:
         """Truth values that broadcast to the shape of a node; ``None`` where none is known to be zero."""
         if node not in self._known:
             value = node.meta.get("val")
-            is_plain = depth > 0 and isinstance(value, torch.Tensor) and value.is_floating_point()
+            is_plain = (
+                depth > 0 and isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+            )
             found = self._found(node, depth - 1) if is_plain else None
             self._known[node] = found if found is not None and bool(found.any()) else None
         return self._known[node]
@@ -70,6 +74,8 @@ class Zeros:
             return self.of(operands[0], depth)
         if op in _ADD_UP:
             return self._of_sum(node, self.of(operands[0], depth))
+        if spelling(node).removeprefix("fft_") in _SPECTRA:
+            return _of_spectrum(node, self.of(operands[0], depth))
         if op in _POOLS:
             return _of_windows(node, self.of(operands[0], depth))
         if op in _PRODUCTS:
@@ -83,7 +89,7 @@ class Zeros:
     def _read(self, node: fx.Node, depth: int) -> torch.Tensor | None:
         """The same of an operand, which may be integers or truth values, as a mask is."""
         value = self._folded.of(node)
-        return value == 0 if value is not None and not value.is_complex() else self.of(node, depth)
+        return value == 0 if value is not None else self.of(node, depth)
 
     def _of_sum(self, node: fx.Node, places: torch.Tensor | None) -> torch.Tensor | None:
         """Where all terms of a sum are zero."""
@@ -113,6 +119,19 @@ def _raises(node: fx.Node) -> bool:
     """Whether a power is of its first operand, with a literal exponent above zero."""
     exponent = node.args[1] if len(node.args) > 1 else node.kwargs.get("exponent")
     return spelling(node) not in REVERSED and isinstance(exponent, int | float) and exponent > 0
+
+
+def _of_spectrum(node: fx.Node, places: torch.Tensor | None) -> torch.Tensor | None:
+    """Where a line that is transformed is zero throughout."""
+    given, dim = (
+        node.all_input_nodes[0].meta.get("val"),
+        node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", -1),
+    )
+    if places is None or not isinstance(given, torch.Tensor) or not isinstance(dim, int):
+        return None
+    if math.prod(given.shape) > LARGEST:
+        return None
+    return places.expand(tuple(given.shape)).all(dim, keepdim=True)
 
 
 def _of_windows(node: fx.Node, places: torch.Tensor | None) -> torch.Tensor | None:

@@ -1,5 +1,5 @@
-"""Grids and integers of which 16 bits keep some (G211), deviations of one number (G205), numbers of the batch over
-FP16's largest (G201), and squares of what is bounded, but not by enough (G214)."""
+"""Grids, integers and levels of which 16 bits keep some (G211), predictions rounded beside an offset (G212), deviations
+of one number (G205), numbers of the batch over FP16's largest (G201), squares of what is bounded, but not by enough."""
 
 from __future__ import annotations
 
@@ -73,6 +73,45 @@ def test_integers_that_come_back_from_16_bits(body: str, step: int, count: int, 
 @pytest.mark.parametrize(
     ("body", "count"),
     [
+        ("return torch.floor(torch.sigmoid(self.fc(x)) * 1023) / 1023", 1),
+        ("return (self.fc(x) * 4095).round() / 4095", 1),
+        ("return ((self.fc(x).clamp(-1, 1) / (1 / 511)).trunc()) / 511", 1),
+        ("return torch.floor(torch.sigmoid(self.fc(x)) * 255) / 255", 0),
+        ("return torch.floor(torch.sigmoid(self.fc(x)).float() * 1023) / 1023", 0),
+        ("return (self.fc(x) * 0.5).round()", 0),
+    ],
+)
+def test_rounding_to_more_levels_than_bf16_has(body: str, count: int, tmp_path: Path) -> None:
+    assert sum("whole numbers" in each.message for each in found("G211", model_file(body), tmp_path)) == count
+
+
+@pytest.mark.parametrize(
+    ("body", "loss", "count"),
+    [
+        ("return 101.3 + 0.9 * self.fc(x)", "(output - 99.0).square().mean()", 1),
+        ("return (self.fc(x) / 4) - 60.0", "F.l1_loss(output.float(), torch.full_like(output, -61.0))", 1),
+        ("return 300 + 50 * torch.tanh(self.fc(x))", "F.huber_loss(output, torch.full_like(output, 290.0))", 1),
+        ("return 101.3 + 0.9 * self.fc(x).float()", "F.mse_loss(output, torch.full_like(output, 99.0))", 0),
+        ("return 0.1 + self.fc(x)", "F.mse_loss(output.float(), torch.full_like(output, 1.0))", 0),
+        ("return torch.log_softmax(40.0 + self.fc(x), -1)", "F.nll_loss(output, output.argmax(-1))", 0),
+    ],
+)
+def test_predictions_that_are_rounded_beside_their_offset(body: str, loss: str, count: int, tmp_path: Path) -> None:
+    findings = found("G212", model_file(body, loss=loss), tmp_path)
+    assert sum("a prediction is rounded" in each.message for each in findings) == count
+
+
+def test_a_root_of_what_goes_below_zero_says_so(tmp_path: Path) -> None:
+    root = "torch.sqrt(1 - 1.7 * (1 - self.fc(x).square()))"
+    (finding,) = found("G206", model_file(f"return torch.where(x > 0, {root}, 0.0)"), tmp_path)
+    assert "below zero too" in finding.message
+    (finding,) = found("G206", model_file("return torch.sqrt(self.fc(x).square())"), tmp_path)
+    assert "below zero" not in finding.message
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
         ("return self.fc(x).view(32, 1, 64).std(1)", 1),
         ("return torch.std_mean(self.fc(x)[:1], 0)[0]", 1),
         ("return torch.var(self.fc(x)[:, :2], 1, correction=2)", 1),
@@ -110,7 +149,6 @@ def test_a_square_of_what_is_bounded_by_too_much_names_the_bounds(tmp_path: Path
 
 
 def test_one_hot_adds_up_to_one_in_each_row(tmp_path: Path) -> None:
-    body = "k = F.one_hot(kind, 40).float()\nreturn self.fc(x) / {total}"
+    body = "h = self.fc(x)\nk = F.one_hot(h.argmax(-1), 64).float()\nreturn h / {total}"
     for total, count in (("k.sum()", 0), ("k.sum(-1, keepdim=True)", 0), ("k[:, 1:].sum()", 1)):
-        source = model_file(body.format(total=total), takes="x, kind", batch=KINDS.format(step=1))
-        assert len(found("G205", source, tmp_path)) == count
+        assert len(found("G205", model_file(body.format(total=total)), tmp_path)) == count

@@ -54,6 +54,10 @@ def messages(code: str, body: str, batch: str, folder: Path) -> list[str]:
         ("y = self.fc(x)\nd = (y[:, None] - y[None]).square().sum(-1)\nreturn 1 / (d + torch.eye(32))", NONE, 0),
         ("y = self.fc(x)\nreturn 1 / (y[1:] - y[:-1]).square().sum(-1)", NONE, 0),
         ("y = F.dropout(x.abs() + 1, 0.5)\nreturn self.fc(x) / (y + 1)", NONE, 0),
+        ("y = torch.fft.rfft(x * self.gain.exp(), dim=1).abs()\nreturn self.fc(x)[:, :33] / y", SOME, 1),
+        ("y = torch.fft.fft(x * self.gain.exp())\nreturn self.fc(x) * (y / y.abs()).real", SOME, 1),
+        ("y = torch.fft.fft(x * self.gain.exp(), dim=0)\nreturn self.fc(x) * (y / y.abs()).real", SOME, 0),
+        ("y = torch.fft.ifft(torch.fft.fft(x) * self.gain)\nreturn self.fc(x) / (y.abs() + 1e-3)", SOME, 0),
     ],
 )
 def test_a_denominator_that_is_zero_with_the_batch(body: str, batch: str, count: int, tmp_path: Path) -> None:

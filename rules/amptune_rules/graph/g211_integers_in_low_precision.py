@@ -11,6 +11,7 @@ from amptune_rules.graph._examples import model_file
 from amptune_rules.graph.causes.rounded_angles import rounded_angles, rounded_integers
 from amptune_rules.graph.causes.rounded_counts import rounded_counts, rounded_differences, rounded_rows
 from amptune_rules.graph.causes.rounded_grids import returned_integers, rounded_grids
+from amptune_rules.graph.causes.rounded_levels import rounded_levels
 
 
 class IntegersInLowPrecision(GraphRule):
@@ -23,7 +24,8 @@ class IntegersInLowPrecision(GraphRule):
     and so are its other numbers, as times, where the rounding moves the angle by a quarter of a radian and more. So is
     a sum of a mask that counts further than its format does, a number computed in 16 bits that is cast to an
     integer and picks a row of a table with more of them, integers of the batch that are cast to 16 bits and back, and
-    an evenly spaced grid of coordinates of which 16 bits leave fewer than nine places in ten.
+    an evenly spaced grid of coordinates of which 16 bits leave fewer than nine places in ten, and a rounding to more
+    whole numbers than the format has.
 
     ## Why is this bad
     BF16 has no 257: positions 256 and 257 become one. Rotary embeddings computed so are wrong for long sequences.
@@ -137,7 +139,7 @@ class IntegersInLowPrecision(GraphRule):
             if (found := rounded_integers(self, context, site)) is not None:
                 yield found
                 continue
-            for cause in (rounded_angles, rounded_differences, rounded_counts, rounded_rows):
+            for cause in (rounded_angles, rounded_differences, rounded_counts, rounded_rows, rounded_levels):
                 if (found := cause(self, context, site)) is not None:
                     yield found
         yield from rounded_grids(self, context)

@@ -75,14 +75,25 @@ def at_zero(rule: GraphRule, context: GraphContext, site: Site, bad: tuple[Run, 
         )
     if is_undone(context, site):
         return None
+    below = "; it can be below zero too as far as its terms show, and NaN" if _goes_below(context, bad[0], site) else ""
     normalised = ", and what is normalised by it NaN" if not is_inverse and normalised_by(context, site) else ""
     return context.finding(
         rule,
         site,
-        f"{named(site)} of what can be exactly zero, without an eps: {what} is infinite there{normalised}",
+        f"{named(site)} of what can be exactly zero, without an eps: {what} is infinite there{normalised}{below}",
         severity=None if is_inverse and gives_zeros(bad[0], site) else Severity.INFO,
         chain=chain(context, site),
     )
+
+
+_BELOW = -0.01
+"""From where on a bound is below zero by more than rounding."""
+
+
+def _goes_below(context: GraphContext, run: Run, site: Site) -> bool:
+    """Whether the bounds of what a root is taken of reach below zero, with the numbers of the batch too."""
+    bounds = context.bounds_with_batch(run) or run.ranges
+    return max(each.operand(site, 0).low for each in (bounds, run.ranges)) < _BELOW
 
 
 def lost_beside(rule: GraphRule, context: GraphContext, site: Site) -> Finding | None:
