@@ -10,8 +10,8 @@ import pytest
 from amptune.commands.tune import summary
 from amptune.tune.finalists.finals import Verdict
 from amptune.tune.run import TuneResult
-from amptune.tune.timing import StepTime
-from amptune.tune.trial import TrialRecord
+from amptune.tune.running.timing import StepTime
+from amptune.tune.study.trial import TrialRecord
 
 from .report.tune_sample import plan, result, trials, won
 

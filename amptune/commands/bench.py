@@ -38,7 +38,7 @@ def _work(args: argparse.Namespace, finished: Finished) -> int:
         check_file(args.out)
     options = options_of(args)
     from amptune.tune.bench import bench
-    from amptune.tune.progress import Progress
+    from amptune.tune.study.progress import Progress
 
     progress = Progress(0)
     with progress.live():

@@ -35,7 +35,7 @@ def _work(args: argparse.Namespace, finished: Finished) -> int:
     from amptune.debug.run import debug
     from amptune.debug.session import DebugOptions
     from amptune.debug.text import render
-    from amptune.tune.device import find_device
+    from amptune.tune.running.device import find_device
 
     spec = target_spec(args.model or default_model(), args.arg, args.input, state=args.state, batch=args.batch)
     scaler = args.scaler == "on" if args.scaler else args.dtype == "fp16"

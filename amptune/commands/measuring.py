@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from amptune.commands.values import positive_int, seconds, share
 
 if TYPE_CHECKING:
-    from amptune.tune.options import TuneOptions
+    from amptune.tune.workers.options import TuneOptions
 
 
 def add_measurement(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +38,8 @@ def options_of(args: argparse.Namespace, **more: Any) -> TuneOptions:
     """
     from amptune.commands.targets import stem_of, target_spec
     from amptune.config import default_model
-    from amptune.tune.device import find_device
-    from amptune.tune.options import TuneOptions
+    from amptune.tune.running.device import find_device
+    from amptune.tune.workers.options import TuneOptions
 
     text = args.model or default_model()
     settings: dict[str, Any] = {

@@ -77,7 +77,7 @@ def _here() -> dict[str, str]:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         facts["torch"] = importlib.metadata.version("torch")
     if "torch" in sys.modules:
-        from amptune.tune.device import find_device
+        from amptune.tune.running.device import find_device
 
         facts["gpu"] = str(find_device(None).describe()["gpu"])
     return facts

@@ -16,8 +16,8 @@ from amptune.core.sizes import size_text
 from amptune.report.tune_data import MAYBE_FASTER
 
 if TYPE_CHECKING:
-    from amptune.tune.options import TuneOptions
     from amptune.tune.run import TuneResult
+    from amptune.tune.workers.options import TuneOptions
 
 
 NEARLY_BOUND = 0.7
@@ -66,8 +66,8 @@ def _work(args: argparse.Namespace, finished: Finished) -> int:
     settings = {name: getattr(args, name) for name in names}
     options = options_of(args, **settings | ({"out": args.out} if args.out else {}))
     _check_memory(options)
-    from amptune.tune.progress import Progress
     from amptune.tune.run import tune
+    from amptune.tune.study.progress import Progress
 
     progress = Progress(options.budget)
     try:

@@ -48,7 +48,7 @@ def _work(args: argparse.Namespace, finished: Finished) -> int:
     from amptune.core.files import check_folder, make_folder, write_all_atomic
     from amptune.core.planfile import read_plan
     from amptune.report.verify_html import verify_page
-    from amptune.tune.device import find_device
+    from amptune.tune.running.device import find_device
     from amptune.verify.run import VerifyOptions, verify
 
     if (args.patched is None) == (args.plan is None):

@@ -18,9 +18,9 @@ from amptune.capture.usercode import UserCodeError, user_code
 from amptune.core.formats import Format
 from amptune.debug.emulate import Emulation, emulating
 from amptune.debug.record import Op, PassRecorder, Rewrite, Spot, run_backward
-from amptune.tune.recipes import Candidate, autocast_region, backend_flags
-from amptune.tune.state import dense
-from amptune.tune.training import Workbench, seed_everything
+from amptune.tune.running.recipes import Candidate, autocast_region, backend_flags
+from amptune.tune.running.state import dense
+from amptune.tune.running.training import Workbench, seed_everything
 
 _HALF = (torch.float16, torch.bfloat16)
 FP32 = Candidate("fp32")

@@ -7,9 +7,9 @@ import warnings
 from amptune.capture import TargetSpec, load_target
 from amptune.debug.result import DebugResult
 from amptune.debug.session import DebugOptions, Session
-from amptune.tune.batches import load_batches
-from amptune.tune.device import Device
-from amptune.tune.training import Workbench
+from amptune.tune.running.batches import load_batches
+from amptune.tune.running.device import Device
+from amptune.tune.running.training import Workbench
 
 
 def debug(spec: TargetSpec, device: Device, options: DebugOptions) -> DebugResult:

@@ -24,10 +24,10 @@ from amptune.debug.result import DebugResult, Extreme, Finding
 from amptune.debug.scaling import find_underfed
 from amptune.debug.sites import same_line, site_of
 from amptune.errors import CaptureError
-from amptune.tune.batches import Batches
-from amptune.tune.device import Device
-from amptune.tune.recipes import Candidate, backend_flags
-from amptune.tune.training import Run, Workbench
+from amptune.tune.running.batches import Batches
+from amptune.tune.running.device import Device
+from amptune.tune.running.recipes import Candidate, backend_flags
+from amptune.tune.running.training import Run, Workbench
 
 MOST_FINDINGS = 8
 """After that many culprits the run ends: a model that needs more is not debugged line by line."""

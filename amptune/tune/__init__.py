@@ -1,19 +1,16 @@
 """amptune tune: the search for the fastest valid plan, by measurement.
 
-``run`` is the command as one function, ``bench`` that of ``amptune bench``. The modules, in the order in which a search
-goes:
+``run`` is the command as one function, ``search`` its trials, ``bench`` that of ``amptune bench``. The
+packages, each of which knows those before it alone:
 
-- the process that owns the device, and what is asked of it: options, job, messages, process, childprocess, serve,
-  preparing, worker, keeping, state, structure, batches, device
-- training, and the reference in FP32: recipes, training, trained, reference, parting, quality, gate, gradients, noise,
-  dropout, float8, lowparams, modelloss, roundedloss, ownautocast, compilation, recompiling
-- what can be planned: foundspace, buildspace, space, regions, destinations, functioncalls, fixed, idlepins, parts
-- what it costs and what it does to numbers: costs, costcache, sitetimes, kernels, followers, edges, losses, rounding,
-  sensitivity
-- the plans that are tried first: the package ``allocation``, and splits
-- trials: search, trial, study, timing, outcomes, moments, timelimit, progress
-- what they teach about the next one: the package ``learning``
-- the finalists, measured again in turns: the package ``finalists``
-- what is written: emit, emitted, explain, stockplan, result, pareto
-- errors in words: kernelerrors, backwardplace
+- ``running``: one candidate, a recipe or a plan: its training step, compilation, time and memory
+- ``choices``: what a plan may choose, and what is decided together
+- ``prices``: what each choice costs by measurement
+- ``quality``: whether a candidate trains as well as FP32
+- ``workers``: the process that owns the device, and what it is asked
+- ``study``: the trials as they are kept
+- ``allocation``: the plans that are best by the costs alone, which are tried first
+- ``learning``: what trials teach about the next one
+- ``finalists``: the best plans and recipes, measured again in turns
+- ``outputs``: what is written
 """

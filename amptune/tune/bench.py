@@ -15,18 +15,18 @@ from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import INDUCTOR, Plan, SitePlan
 from amptune.core.planfile import read_plan
 from amptune.errors import TuneError
+from amptune.tune.choices.ownautocast import own_autocast_notes
 from amptune.tune.finalists.speedup import Speedup
-from amptune.tune.job import Measured, Prepared
-from amptune.tune.options import TuneOptions
-from amptune.tune.ownautocast import own_autocast_notes
-from amptune.tune.parts import Parts
-from amptune.tune.process import TrialError, WorkerProcess, must
-from amptune.tune.progress import Progress
-from amptune.tune.recipes import Candidate, plan_candidate
 from amptune.tune.run import SETUP_TIMEOUT, job_of, refuse_patched, started_worker
+from amptune.tune.running.recipes import Candidate, plan_candidate
+from amptune.tune.running.timing import StepTime, pooled
+from amptune.tune.running.training import seed_everything
 from amptune.tune.search import GIVE_UP_MS
-from amptune.tune.timing import StepTime, pooled
-from amptune.tune.training import seed_everything
+from amptune.tune.study.progress import Progress
+from amptune.tune.workers.job import Measured, Prepared
+from amptune.tune.workers.options import TuneOptions
+from amptune.tune.workers.parts import Parts
+from amptune.tune.workers.process import TrialError, WorkerProcess, must
 
 BENCH_VERSION = 1
 ALIGNED = 64

@@ -27,30 +27,30 @@ from amptune.patch.rewrite import unpatch_source
 from amptune.patch.spec import PatchSpec
 from amptune.patch.text import read_source
 from amptune.tune.allocation.costmodel import CostModel
-from amptune.tune.buildspace import is_pin_candidate
-from amptune.tune.destinations import is_destination
-from amptune.tune.edges import edges_of
-from amptune.tune.emit import Emission, emit, plan_text
-from amptune.tune.explain import with_reasons
+from amptune.tune.allocation.explain import with_reasons
+from amptune.tune.choices.buildspace import is_pin_candidate
+from amptune.tune.choices.destinations import is_destination
+from amptune.tune.choices.edges import edges_of
+from amptune.tune.choices.ownautocast import is_in_fp32, own_autocast_notes
+from amptune.tune.choices.space import Space
+from amptune.tune.choices.structure import parameter_names
 from amptune.tune.finalists.finals import Verdict, decide
 from amptune.tune.finalists.finaltime import seconds_to_compile
 from amptune.tune.finalists.way import Way
-from amptune.tune.job import Job, Prepared
-from amptune.tune.options import TuneOptions
-from amptune.tune.ownautocast import is_in_fp32, own_autocast_notes
-from amptune.tune.parts import Parts
-from amptune.tune.process import TrialError, WorkerProcess, must
-from amptune.tune.progress import Progress
-from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.result import result_json
-from amptune.tune.roundedloss import rounded_loss_note
+from amptune.tune.learning.splits import split_where_it_pays
+from amptune.tune.outputs.emit import Emission, emit, plan_text
+from amptune.tune.outputs.result import result_json
+from amptune.tune.outputs.stockplan import parameters_note, plan_of_stock
+from amptune.tune.quality.roundedloss import rounded_loss_note
+from amptune.tune.running.recipes import Candidate, plan_candidate
+from amptune.tune.running.training import seed_everything
 from amptune.tune.search import Search
-from amptune.tune.space import Space
-from amptune.tune.splits import split_where_it_pays
-from amptune.tune.stockplan import parameters_note, plan_of_stock
-from amptune.tune.structure import parameter_names
-from amptune.tune.study import StudyFile, check_study, holds_study, locked_folder, open_study
-from amptune.tune.training import seed_everything
+from amptune.tune.study.progress import Progress
+from amptune.tune.study.study import StudyFile, check_study, holds_study, locked_folder, open_study
+from amptune.tune.workers.job import Job, Prepared
+from amptune.tune.workers.options import TuneOptions
+from amptune.tune.workers.parts import Parts
+from amptune.tune.workers.process import TrialError, WorkerProcess, must
 
 SETUP_TIMEOUT = 3600.0
 NOTHING_TO_RESUME = "nothing to resume in {}: a new study begins"

@@ -21,26 +21,26 @@ from amptune.core.tables import CostTable, Edge
 from amptune.errors import TuneError
 from amptune.tune.allocation.costmodel import TF32, CostModel
 from amptune.tune.allocation.encoded import Encoding
-from amptune.tune.explain import why_all_fp32
+from amptune.tune.allocation.explain import why_all_fp32
+from amptune.tune.choices.space import FOLLOW, Space
 from amptune.tune.finalists.finaltime import seconds_kept
-from amptune.tune.job import REFERENCE_SECONDS, Prepared
 from amptune.tune.learning.adapt import Knowledge, can_learn, learn
 from amptune.tune.learning.base import point_recipes
 from amptune.tune.learning.promises import least_gain
 from amptune.tune.learning.steering import Steering
 from amptune.tune.learning.stockorder import recipes_in_front
-from amptune.tune.moments import at_usual_moments
-from amptune.tune.options import TuneOptions
-from amptune.tune.outcomes import GIVE_UP_FACTOR, describe, limited, newly_allowed, outcome_of, paired
-from amptune.tune.parts import Parts
-from amptune.tune.process import TrialError, WorkerProcess
-from amptune.tune.progress import Progress
-from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.space import FOLLOW, Space
-from amptune.tune.study import StudyFile
-from amptune.tune.timelimit import OutOfTimeError, TimeLimit
-from amptune.tune.timing import Yardstick
-from amptune.tune.trial import Outcome, TrialRecord
+from amptune.tune.running.recipes import Candidate, plan_candidate
+from amptune.tune.running.timing import Yardstick
+from amptune.tune.study.moments import at_usual_moments
+from amptune.tune.study.outcomes import GIVE_UP_FACTOR, describe, limited, newly_allowed, outcome_of, paired
+from amptune.tune.study.progress import Progress
+from amptune.tune.study.study import StudyFile
+from amptune.tune.study.timelimit import OutOfTimeError, TimeLimit
+from amptune.tune.study.trial import Outcome, TrialRecord
+from amptune.tune.workers.job import REFERENCE_SECONDS, Prepared
+from amptune.tune.workers.options import TuneOptions
+from amptune.tune.workers.parts import Parts
+from amptune.tune.workers.process import TrialError, WorkerProcess
 
 GIVE_UP_MS = 20.0
 """And is this much slower, so that a hiccup in a step of a millisecond does not count."""

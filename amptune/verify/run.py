@@ -18,8 +18,8 @@ from amptune.capture import Target, TargetSpec, load_target
 from amptune.core.plan import ScalerConfig
 from amptune.core.planfile import read_plan
 from amptune.errors import WorkError
-from amptune.tune.device import Device
-from amptune.tune.training import seed_everything
+from amptune.tune.running.device import Device
+from amptune.tune.running.training import seed_everything
 from amptune.verify.result import Verification
 from amptune.verify.runs import train_side_by_side
 

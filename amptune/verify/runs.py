@@ -19,9 +19,9 @@ from torch import nn
 from amptune.capture import Target
 from amptune.core.plan import ScalerConfig
 from amptune.errors import TuneError
-from amptune.tune.batches import to_device
-from amptune.tune.device import Device
-from amptune.tune.training import seed_everything
+from amptune.tune.running.batches import to_device
+from amptune.tune.running.device import Device
+from amptune.tune.running.training import seed_everything
 from amptune.verify.judge import FEWEST, Gap, measure_gap
 from amptune.verify.trainer import Trainer, Unpatched, built, copy_state, rounding_of
 

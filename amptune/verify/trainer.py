@@ -16,13 +16,13 @@ from amptune.capture.usercode import place_of
 from amptune.core.formats import Format
 from amptune.core.plan import ScalerConfig
 from amptune.errors import AmptuneError, CaptureError, WorkError
-from amptune.tune.backwardplace import say_where
-from amptune.tune.batches import to_device
-from amptune.tune.device import Device
-from amptune.tune.kernelerrors import plain_reason
-from amptune.tune.recipes import backend_flags
-from amptune.tune.state import tensors_of
-from amptune.tune.training import make_optimizer, seed_everything
+from amptune.tune.running.backwardplace import say_where
+from amptune.tune.running.batches import to_device
+from amptune.tune.running.device import Device
+from amptune.tune.running.kernelerrors import plain_reason
+from amptune.tune.running.recipes import backend_flags
+from amptune.tune.running.state import tensors_of
+from amptune.tune.running.training import make_optimizer, seed_everything
 
 
 class Trainer:

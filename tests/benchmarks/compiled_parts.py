@@ -18,11 +18,11 @@ from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from amptune.capture import Target, TargetSpec, load_target
 from amptune.core.formats import Format
-from amptune.tune.batches import to_device
-from amptune.tune.compilation import Compilation
-from amptune.tune.device import Device
-from amptune.tune.recipes import Candidate
-from amptune.tune.training import Workbench, training
+from amptune.tune.running.batches import to_device
+from amptune.tune.running.compilation import Compilation
+from amptune.tune.running.device import Device
+from amptune.tune.running.recipes import Candidate
+from amptune.tune.running.training import Workbench, training
 
 KERNELS = 14
 STEPS = 10

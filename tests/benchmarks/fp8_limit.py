@@ -43,22 +43,22 @@ from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
 from amptune.tune.allocation.allocate import allocate, problem_of
 from amptune.tune.allocation.caps import Caps
 from amptune.tune.allocation.costmodel import CostModel
-from amptune.tune.gate import GradientGate
-from amptune.tune.job import Measured, Prepared
-from amptune.tune.noise import Noise
-from amptune.tune.options import TuneOptions
-from amptune.tune.progress import Progress
-from amptune.tune.quality import Quality
-from amptune.tune.recipes import Candidate, float8_candidate
+from amptune.tune.choices.space import Group, Space
+from amptune.tune.learning.splits import split_where_it_pays
+from amptune.tune.quality.gate import GradientGate
+from amptune.tune.quality.noise import Noise
+from amptune.tune.quality.quality import Quality
+from amptune.tune.running.recipes import Candidate, float8_candidate
+from amptune.tune.running.timing import StepTime
 from amptune.tune.search import Search
-from amptune.tune.space import Group, Space
-from amptune.tune.splits import split_where_it_pays
-from amptune.tune.study import open_study
-from amptune.tune.timing import StepTime
+from amptune.tune.study.progress import Progress
+from amptune.tune.study.study import open_study
+from amptune.tune.workers.job import Measured, Prepared
+from amptune.tune.workers.options import TuneOptions
 
 COMPARED = {
     "limits": ("amptune.tune.allocation.front._of_less_error", "the front has no plans under limits of the error"),
-    "halves": ("amptune.tune.splits._worth_in_fp8", "groups in which FP8 saves time are not halved by its error"),
+    "halves": ("amptune.tune.learning.splits._worth_in_fp8", "groups in which FP8 saves time are not halved by error"),
 }
 """What is left out -> the function that gives it, and what is said of it."""
 REPORTS = Path(__file__).parent / "reports"

@@ -26,17 +26,17 @@ from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.choice import BF16, FP8, FP16, FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.tables import CostTable, SiteCost
-from amptune.tune.batches import load_batches
-from amptune.tune.buildspace import build_space
-from amptune.tune.device import Device
-from amptune.tune.gate import compare_gradients
-from amptune.tune.quality import _bars
-from amptune.tune.recipes import plan_candidate
-from amptune.tune.reference import measure_reference
-from amptune.tune.sensitivity import measure_sensitivity
-from amptune.tune.space import Space
-from amptune.tune.trained import gradients_at
-from amptune.tune.training import Workbench
+from amptune.tune.choices.buildspace import build_space
+from amptune.tune.choices.space import Space
+from amptune.tune.quality.gate import compare_gradients
+from amptune.tune.quality.quality import _bars
+from amptune.tune.quality.reference import measure_reference
+from amptune.tune.quality.sensitivity import measure_sensitivity
+from amptune.tune.quality.trained import gradients_at
+from amptune.tune.running.batches import load_batches
+from amptune.tune.running.device import Device
+from amptune.tune.running.recipes import plan_candidate
+from amptune.tune.running.training import Workbench
 
 REPORT = Path(__file__).parent / "reports" / "gradient_noise.md"
 PLANS = 40

@@ -167,7 +167,7 @@ def _capability(device: str) -> str:
 
 
 def _processor() -> str:
-    from amptune.tune.device import Device
+    from amptune.tune.running.device import Device
 
     return str(Device("cpu").describe()["gpu"])
 

@@ -30,12 +30,12 @@ from amptune.core.recipes import RECIPES
 from amptune.core.tables import CostTable, SiteCost
 from amptune.tune.allocation.costmodel import CostModel, Point
 from amptune.tune.allocation.encoded import Encoding
-from amptune.tune.edges import edges_of
-from amptune.tune.followers import follower_prices, milliseconds_of, with_followers
-from amptune.tune.foundspace import role_of
+from amptune.tune.choices.edges import edges_of
+from amptune.tune.choices.foundspace import role_of
+from amptune.tune.choices.space import COMPILED_LOSS, Group, Space
 from amptune.tune.learning.adapt import learn
-from amptune.tune.space import COMPILED_LOSS, Group, Space
-from amptune.tune.trial import Outcome
+from amptune.tune.prices.followers import follower_prices, milliseconds_of, with_followers
+from amptune.tune.study.trial import Outcome
 from tests.benchmarks.search_cases import DATA, recorded
 
 REPORTS = Path(__file__).parent / "reports"

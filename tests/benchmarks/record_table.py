@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 
 from amptune.capture import TargetSpec, capture, load_target
-from amptune.tune.device import find_device
-from amptune.tune.edges import edges_of
-from amptune.tune.job import Job
-from amptune.tune.options import TuneOptions
-from amptune.tune.recipes import Candidate
-from amptune.tune.worker import Worker
+from amptune.tune.choices.edges import edges_of
+from amptune.tune.running.device import find_device
+from amptune.tune.running.recipes import Candidate
+from amptune.tune.workers.job import Job
+from amptune.tune.workers.options import TuneOptions
+from amptune.tune.workers.worker import Worker
 
 DATA = Path(__file__).parent / "data"
 

@@ -28,8 +28,8 @@ from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
 from amptune.tune.allocation.allocate import Problem, problem_of
 from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.allocation.encoded import Encoding, Rows
-from amptune.tune.noise import Noise
-from amptune.tune.space import Group, Space
+from amptune.tune.choices.space import Group, Space
+from amptune.tune.quality.noise import Noise
 
 DATA = Path(__file__).parent / "data"
 COST_ERROR = 0.12

@@ -36,15 +36,15 @@ from amptune.core.choice import Choice
 from amptune.core.formats import Format
 from amptune.core.plan import Plan
 from amptune.tune.allocation.front import front_points
-from amptune.tune.gate import GradientGate
-from amptune.tune.job import Measured, Prepared
-from amptune.tune.noise import Noise
-from amptune.tune.options import TuneOptions
-from amptune.tune.quality import Quality
-from amptune.tune.recipes import Candidate
+from amptune.tune.quality.gate import GradientGate
+from amptune.tune.quality.noise import Noise
+from amptune.tune.quality.quality import Quality
+from amptune.tune.running.recipes import Candidate
+from amptune.tune.running.timing import StepTime
 from amptune.tune.search import Search
-from amptune.tune.study import open_study
-from amptune.tune.timing import StepTime
+from amptune.tune.study.study import open_study
+from amptune.tune.workers.job import Measured, Prepared
+from amptune.tune.workers.options import TuneOptions
 
 BUDGET = 50
 AFTER = (10, 20, 50)
@@ -205,7 +205,7 @@ def _quality(failing: list[str], trains: bool = True, noise: Noise | None = None
 
 def run_amptune(trials: Trials) -> None:
     """The search itself, with two stock recipes before it as on a device."""
-    from amptune.tune.progress import Progress
+    from amptune.tune.study.progress import Progress
 
     model = trials.truth.model
 

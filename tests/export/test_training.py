@@ -22,10 +22,10 @@ from amptune.cli import run
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.core.scaler import choose_scaler
-from amptune.tune.batches import load_batches
-from amptune.tune.device import Device
-from amptune.tune.gradients import record_gradients
-from amptune.tune.training import Workbench
+from amptune.tune.quality.gradients import record_gradients
+from amptune.tune.running.batches import load_batches
+from amptune.tune.running.device import Device
+from amptune.tune.running.training import Workbench
 
 from . import plans
 from .conftest import Importer, export, with_patched

@@ -10,7 +10,7 @@ from amptune.capture import TargetSpec
 from amptune.debug.result import DebugResult, location_of
 from amptune.debug.run import debug
 from amptune.debug.session import DebugOptions
-from amptune.tune.device import Device
+from amptune.tune.running.device import Device
 
 from ..debug.conftest import line_of, part
 from ..debug.test_defects import CUSTOM

@@ -23,7 +23,7 @@ from amptune.apply import apply, check_realised
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, SitePlan
 from amptune.runtime import SCALINGS, apply_plan
-from amptune.tune.float8 import STOCK_SCALINGS, float8_linears
+from amptune.tune.running.float8 import STOCK_SCALINGS, float8_linears
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]

@@ -12,19 +12,19 @@ import torch
 from amptune.capture import Target, TargetSpec, load_target
 from amptune.core.formats import Format
 from amptune.core.plan import Plan, ScalerConfig, SitePlan
-from amptune.tune.batches import load_batches
-from amptune.tune.device import Device
-from amptune.tune.gate import MIN_COSINE
-from amptune.tune.modelloss import ModelLoss
-from amptune.tune.options import TuneOptions
-from amptune.tune.progress import Progress
-from amptune.tune.quality import Quality, judge
-from amptune.tune.recipes import Candidate, plan_candidate, stock_candidates
-from amptune.tune.reference import measure_reference
+from amptune.tune.choices.space import COMPILED_LOSS
+from amptune.tune.prices.modelloss import ModelLoss
+from amptune.tune.quality.gate import MIN_COSINE
+from amptune.tune.quality.quality import Quality, judge
+from amptune.tune.quality.reference import measure_reference
 from amptune.tune.run import tune
-from amptune.tune.space import COMPILED_LOSS
-from amptune.tune.timing import measure_step
-from amptune.tune.training import Workbench
+from amptune.tune.running.batches import load_batches
+from amptune.tune.running.device import Device
+from amptune.tune.running.recipes import Candidate, plan_candidate, stock_candidates
+from amptune.tune.running.timing import measure_step
+from amptune.tune.running.training import Workbench
+from amptune.tune.study.progress import Progress
+from amptune.tune.workers.options import TuneOptions
 
 from ..tune.conftest import MLP
 
@@ -197,7 +197,7 @@ def memory_of_own_loop(target: Target) -> int:
 @pytest.mark.parametrize("share", [1.0, 0.0], ids=["kept on the device", "kept on the host"])
 def test_memory_is_that_of_the_users_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     """Not that of the weights, gradients and batches that the worker keeps for its judgement, 0.5 GiB here."""
-    monkeypatch.setattr("amptune.tune.keeping.DEVICE_SHARE", share)
+    monkeypatch.setattr("amptune.tune.running.keeping.DEVICE_SHARE", share)
     path = tmp_path / "wide.py"
     path.write_text(WIDE)
     target = load_target(TargetSpec(str(path)))
@@ -251,7 +251,7 @@ def test_so_it_is_in_a_search(tmp_path: Path) -> None:
 def test_tf32_is_off_in_the_reference() -> None:
     x = torch.randn(512, 512, device="cuda")
     exact = x.double() @ x.double()
-    from amptune.tune.recipes import backend_flags
+    from amptune.tune.running.recipes import backend_flags
 
     with backend_flags(False):
         assert (x @ x - exact).abs().max() < 1e-3

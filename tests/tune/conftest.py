@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from amptune.capture import TargetSpec, load_target
-from amptune.tune.batches import Batches, load_batches
-from amptune.tune.device import Device
-from amptune.tune.state import tensors_of
-from amptune.tune.training import Workbench
+from amptune.tune.running.batches import Batches, load_batches
+from amptune.tune.running.device import Device
+from amptune.tune.running.state import tensors_of
+from amptune.tune.running.training import Workbench
 
 MLP = """
 import torch

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import random
 
-from amptune.tune.timing import StepTime
+from amptune.tune.running.timing import StepTime
 
 SLOW = 1.33
 """A step that waits for Python took 27 or 36 ms (ViT-B/16 on an H200)."""

@@ -12,12 +12,12 @@ from amptune.apply.patching import apply_plan_file
 from amptune.capture import Target, TargetSpec, capture, load_target
 from amptune.core.graph import PrecisionGraph
 from amptune.core.plan import Plan
-from amptune.tune.emit import plan_text
-from amptune.tune.options import TuneOptions
-from amptune.tune.recipes import plan_candidate
+from amptune.tune.choices.space import Space
+from amptune.tune.outputs.emit import plan_text
 from amptune.tune.run import job_of
-from amptune.tune.space import Space
-from amptune.tune.worker import Worker
+from amptune.tune.running.recipes import plan_candidate
+from amptune.tune.workers.options import TuneOptions
+from amptune.tune.workers.worker import Worker
 
 
 def worker_of_file(path: Path) -> tuple[Worker, PrecisionGraph, Space]:

@@ -14,14 +14,14 @@ from amptune.core.formats import Format
 from amptune.core.plan import Plan
 from amptune.errors import TuneError
 from amptune.tune.bench import extras, far_off, in_turns, measured_rows
-from amptune.tune.job import Job, Measured
-from amptune.tune.kernels import uses_tensor_cores
-from amptune.tune.options import TuneOptions
-from amptune.tune.process import TrialError, WorkerProcess
-from amptune.tune.progress import Progress
-from amptune.tune.quality import Quality
-from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.timing import StepTime
+from amptune.tune.quality.quality import Quality
+from amptune.tune.running.kernels import uses_tensor_cores
+from amptune.tune.running.recipes import Candidate, plan_candidate
+from amptune.tune.running.timing import StepTime
+from amptune.tune.study.progress import Progress
+from amptune.tune.workers.job import Job, Measured
+from amptune.tune.workers.options import TuneOptions
+from amptune.tune.workers.process import TrialError, WorkerProcess
 
 from .conftest import MLP
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from amptune.tune.study import JOURNAL, NAME
+from amptune.tune.study.study import JOURNAL, NAME
 
 from ..export.test_libraries import interpreter
 from .test_search import FormulaWorker, make_search

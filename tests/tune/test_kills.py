@@ -23,7 +23,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from amptune.tune.study import JOURNAL, NAME, locked_folder
+from amptune.tune.study.study import JOURNAL, NAME, locked_folder
 
 from .conftest import MLP
 from .test_search import FormulaWorker, make_search

@@ -11,12 +11,12 @@ from amptune.core.choice import BF16, FP32, Choice
 from amptune.core.formats import Format
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import SiteCost
-from amptune.tune.gate import GradientGate
-from amptune.tune.job import Measured
-from amptune.tune.noise import Noise
-from amptune.tune.quality import Quality
-from amptune.tune.recipes import Candidate
+from amptune.tune.quality.gate import GradientGate
+from amptune.tune.quality.noise import Noise
+from amptune.tune.quality.quality import Quality
+from amptune.tune.running.recipes import Candidate
 from amptune.tune.search import Search
+from amptune.tune.workers.job import Measured
 
 from .test_search import SITES, FormulaWorker, make_search, step
 

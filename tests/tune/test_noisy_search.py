@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from amptune.tune.finalists.finals import Verdict, decide
-from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.result import result_json
+from amptune.tune.outputs.result import result_json
+from amptune.tune.running.recipes import Candidate, plan_candidate
+from amptune.tune.running.timing import PAIRS, StepTime, Yardstick, joined
 from amptune.tune.search import Search
-from amptune.tune.timing import PAIRS, StepTime, Yardstick, joined
 
 from .hosts import Host
 from .test_search import FormulaWorker, make_search

@@ -20,22 +20,22 @@ from amptune.core.graph import LOSS
 from amptune.core.plan import PARAMS
 from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import EDGE_FORMATS, CastPrice, CostTable, Edge, SiteCost
+from amptune.tune.choices.space import Group, Space
 from amptune.tune.finalists.finals import decide
-from amptune.tune.gate import GradientGate
-from amptune.tune.job import Measured, Prepared
 from amptune.tune.learning.acquire import Acquisition
 from amptune.tune.learning.steering import Steering
-from amptune.tune.options import TuneOptions
-from amptune.tune.pareto import pareto_numbers, prediction_json
-from amptune.tune.process import TrialError
-from amptune.tune.progress import Progress
-from amptune.tune.quality import Quality
-from amptune.tune.recipes import Candidate, params_candidate
+from amptune.tune.outputs.pareto import pareto_numbers, prediction_json
+from amptune.tune.outputs.stockplan import plan_of_stock
+from amptune.tune.quality.gate import GradientGate
+from amptune.tune.quality.quality import Quality
+from amptune.tune.running.recipes import Candidate, params_candidate
+from amptune.tune.running.timing import StepTime
 from amptune.tune.search import Search
-from amptune.tune.space import Group, Space
-from amptune.tune.stockplan import plan_of_stock
-from amptune.tune.study import locked_folder, open_study
-from amptune.tune.timing import StepTime
+from amptune.tune.study.progress import Progress
+from amptune.tune.study.study import locked_folder, open_study
+from amptune.tune.workers.job import Measured, Prepared
+from amptune.tune.workers.options import TuneOptions
+from amptune.tune.workers.process import TrialError
 
 Capsys = pytest.CaptureFixture[str]
 SITES = [f"block.{i}.fc" for i in range(8)]

@@ -18,7 +18,7 @@ from amptune.core.graph import INPUT
 from amptune.core.tables import EDGE_FORMATS, CostTable, Edge, promoted
 from amptune.tune.allocation.caps import NO_CAPS, Caps
 from amptune.tune.allocation.mincut import minimum_cut
-from amptune.tune.space import Space
+from amptune.tune.choices.space import Space
 
 Assignment = dict[str, Choice]
 Values = Mapping[str, Mapping[Choice, float]]

@@ -14,8 +14,8 @@ from amptune.core.graph import INPUT, LOSS
 from amptune.core.sensitivity import Sensitivity
 from amptune.core.tables import CostTable, Edge
 from amptune.tune.allocation.allocate import Problem, Values, problem_of
-from amptune.tune.losses import PLAIN_LOSS
-from amptune.tune.space import COMPILED_LOSS, FOLLOW, HIGH, Space
+from amptune.tune.choices.space import COMPILED_LOSS, FOLLOW, HIGH, Space
+from amptune.tune.prices.losses import PLAIN_LOSS
 
 LAYOUT, TF32 = ":channels_last", ":tf32"
 Point = Mapping[str, str]

@@ -17,8 +17,8 @@ from amptune.core.graph import INPUT
 from amptune.core.tables import EDGE_FORMATS
 from amptune.tune.allocation.allocate import Link, Problem
 from amptune.tune.allocation.costmodel import LAYOUT, TF32, CostModel
-from amptune.tune.losses import PLAIN_LOSS
-from amptune.tune.space import FOLLOW
+from amptune.tune.choices.space import FOLLOW
+from amptune.tune.prices.losses import PLAIN_LOSS
 
 LOSS_CHOICE = ":loss"
 _FORMAT_INDEX = {number_format: index for index, number_format in enumerate(EDGE_FORMATS)}

@@ -11,7 +11,7 @@ from amptune.core.formats import Format
 from amptune.tune.allocation.allocate import Assignment, Problem, allocate, front
 from amptune.tune.allocation.caps import Caps
 from amptune.tune.allocation.costmodel import LAYOUT, CostModel
-from amptune.tune.space import FOLLOW, Space
+from amptune.tune.choices.space import FOLLOW, Space
 
 LIMIT_STEP = 1.5
 """Each limit of the error is this many times the one before."""

@@ -9,7 +9,7 @@ from amptune.core.plan import Plan
 from amptune.tune.finalists.finalist import Finalist, repeat, width
 from amptune.tune.finalists.finaltime import MAX_ROUNDS, FinalTime
 from amptune.tune.finalists.way import Way
-from amptune.tune.recipes import plan_candidate
+from amptune.tune.running.recipes import plan_candidate
 from amptune.tune.search import Search
 
 FORMATS_ROUNDS = 5

@@ -9,11 +9,11 @@ from amptune.errors import TuneError
 from amptune.tune.finalists.finaltime import FinalTime
 from amptune.tune.finalists.speedup import ERROR, Speedup
 from amptune.tune.finalists.way import Way
-from amptune.tune.process import TrialError
-from amptune.tune.recipes import Candidate, plan_candidate
+from amptune.tune.running.recipes import Candidate, plan_candidate
+from amptune.tune.running.timing import StepTime, pooled
 from amptune.tune.search import Search
-from amptune.tune.timing import StepTime, pooled
-from amptune.tune.trial import Outcome, TrialRecord
+from amptune.tune.study.trial import Outcome, TrialRecord
+from amptune.tune.workers.process import TrialError
 
 
 class EndlessError(TrialError):

@@ -45,10 +45,10 @@ from amptune.tune.finalists.judging import (
 from amptune.tune.finalists.speedup import ERROR
 from amptune.tune.finalists.way import Way
 from amptune.tune.finalists.ways import faster_ways, fastest_recipe, left_in_eager, num_fitting
-from amptune.tune.process import TrialError
+from amptune.tune.running.timing import StepTime
 from amptune.tune.search import Search
-from amptune.tune.timing import StepTime
-from amptune.tune.trial import Outcome, TrialRecord
+from amptune.tune.study.trial import Outcome, TrialRecord
+from amptune.tune.workers.process import TrialError
 
 CLOSE = 1.1
 """A plan whose trial took more than this many times the best one's step is no finalist."""

@@ -11,10 +11,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from amptune.tune.choices.foundspace import role_of
 from amptune.tune.finalists.way import Way
-from amptune.tune.foundspace import role_of
-from amptune.tune.timelimit import OVERTIME
-from amptune.tune.trial import Outcome
+from amptune.tune.study.timelimit import OVERTIME
+from amptune.tune.study.trial import Outcome
 
 if TYPE_CHECKING:
     from amptune.tune.finalists.finalist import Finalist

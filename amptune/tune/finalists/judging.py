@@ -10,9 +10,9 @@ from amptune.tune.finalists.finalist import Finalist, fits, outcomes_of, plan_as
 from amptune.tune.finalists.finaltime import CHOICE_ROUNDS, MAX_ROUNDS, FinalTime, seconds_of_rounds
 from amptune.tune.finalists.speedup import ERROR, Speedup
 from amptune.tune.finalists.way import Way
-from amptune.tune.process import TrialError
 from amptune.tune.search import Search
-from amptune.tune.trial import TrialRecord
+from amptune.tune.study.trial import TrialRecord
+from amptune.tune.workers.process import TrialError
 
 LOOKS = 2
 """Rounds are looked at when the first are there, and when all are. Each look may err with a part of ``ERROR``."""

@@ -12,7 +12,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from amptune.tune.timing import StepTime
+from amptune.tune.running.timing import StepTime
 
 ERROR = 0.05
 """Chance that an end of the interval is passed, for each end by itself."""

@@ -12,15 +12,15 @@ import numpy as np
 from amptune.core.choice import FP32, Choice
 from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.allocation.encoded import Encoding, Rows
-from amptune.tune.float8 import STOCK_SCALINGS
+from amptune.tune.choices.space import HIGH, Group, Space
 from amptune.tune.learning.acquire import Acquisition
 from amptune.tune.learning.base import AUTOCAST, base_ms, is_known
 from amptune.tune.learning.host import Host
 from amptune.tune.learning.stepmodel import Point, StepModel
 from amptune.tune.learning.steptimes import learn_times, noise_of
 from amptune.tune.learning.validity import Tried, Validity, learn_validity
-from amptune.tune.space import HIGH, Group, Space
-from amptune.tune.trial import TrialRecord
+from amptune.tune.running.float8 import STOCK_SCALINGS
+from amptune.tune.study.trial import TrialRecord
 
 IsTried = Callable[[dict[str, str]], bool]
 

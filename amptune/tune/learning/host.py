@@ -16,7 +16,7 @@ import numpy as np
 from amptune.tune.allocation.encoded import Encoding, Rows
 from amptune.tune.learning.base import AUTOCAST
 from amptune.tune.learning.stepmodel import StepModel
-from amptune.tune.trial import Outcome
+from amptune.tune.study.trial import Outcome
 
 UNSTEADY = 0.02
 """Distance of the quartiles, as a share of the median, from which on steps depend on the host's moment."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from amptune.tune.trial import Outcome, TrialRecord
+from amptune.tune.study.trial import Outcome, TrialRecord
 
 if TYPE_CHECKING:
     from amptune.tune.learning.adapt import Knowledge

@@ -13,7 +13,7 @@ from amptune.tune.learning.stockorder import knows_fp8, recipes_due
 
 if TYPE_CHECKING:
     from amptune.tune.search import Search
-    from amptune.tune.trial import TrialRecord
+    from amptune.tune.study.trial import TrialRecord
 
 FRONT_SHARE = 0.4
 """Share of the trials left after the stock recipes that the front may take."""

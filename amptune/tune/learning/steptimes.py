@@ -11,7 +11,7 @@ import numpy as np
 from amptune.tune.allocation.encoded import Encoding
 from amptune.tune.learning.host import HOST_SCALES, Host, learn_fixed, waited_for_host
 from amptune.tune.learning.stepmodel import Feature, Features, Observation, StepModel, fit_model
-from amptune.tune.trial import Outcome, TrialRecord
+from amptune.tune.study.trial import Outcome, TrialRecord
 
 NOISE_FLOOR = 0.003
 """Smallest share of a step that counts as a gain: clocks and temperature alone change as much."""

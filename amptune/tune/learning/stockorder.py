@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from amptune.tune.learning.adapt import Knowledge
 from amptune.tune.learning.base import point_recipes
-from amptune.tune.timelimit import expected_seconds, seconds_of
+from amptune.tune.study.timelimit import expected_seconds, seconds_of
 
 if TYPE_CHECKING:
     from amptune.tune.search import Search

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from amptune.tune.allocation.encoded import Encoding, Rows
-from amptune.tune.noise import INDEPENDENT, Noise, Shown, shown_by
+from amptune.tune.quality.noise import INDEPENDENT, Noise, Shown, shown_by
 
 NUM_DRAWS = 400
 ERROR_SPREAD = 0.5

@@ -19,7 +19,7 @@ from amptune.tune.allocation.allocate import Assignment, Link, Problem, allocate
 from amptune.tune.allocation.caps import NO_CAPS, Caps
 from amptune.tune.allocation.milp import solve
 from amptune.tune.allocation.mincut import minimum_cut
-from amptune.tune.space import Group, Space
+from amptune.tune.choices.space import Group, Space
 
 PAIRS = [frozenset(pair) for pair in itertools.combinations((Format.FP32, Format.BF16, Format.FP16), 2)]
 FOUR = (FP32, BF16, FP16, FP8[1])

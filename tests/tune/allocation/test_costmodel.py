@@ -11,9 +11,9 @@ from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
 from amptune.tune.allocation.allocate import allocate
 from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.allocation.front import front_points
+from amptune.tune.choices.space import COMPILED_LOSS, Group, Space
 from amptune.tune.learning.base import SUM_ERROR, UNPRICED, base_ms
-from amptune.tune.losses import PLAIN_LOSS
-from amptune.tune.space import COMPILED_LOSS, Group, Space
+from amptune.tune.prices.losses import PLAIN_LOSS
 
 LOSSES = {PLAIN_LOSS: 2.0, "fp32": 5.0, "follow": 1.5, COMPILED_LOSS: 3.0}
 CASTS = {

@@ -8,8 +8,8 @@ from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import CostTable, Edge, SiteCost
 from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.allocation.front import front_points
-from amptune.tune.losses import PLAIN_LOSS
-from amptune.tune.space import COMPILED_LOSS, Group, Space
+from amptune.tune.choices.space import COMPILED_LOSS, Group, Space
+from amptune.tune.prices.losses import PLAIN_LOSS
 
 NAMES = tuple("abcdefgh")
 EIGHT = FP8[0]

@@ -15,10 +15,10 @@ from amptune.core.plan import Plan, SitePlan
 from amptune.tune.finalists import finaltime
 from amptune.tune.finalists.finals import Verdict, decide
 from amptune.tune.finalists.way import Way
-from amptune.tune.parts import Parts
-from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.timing import StepTime
-from amptune.tune.trial import Outcome
+from amptune.tune.running.recipes import Candidate, plan_candidate
+from amptune.tune.running.timing import StepTime
+from amptune.tune.study.trial import Outcome
+from amptune.tune.workers.parts import Parts
 from tests.tune.hosts import Host
 
 STEP_MS = 27.0

@@ -12,18 +12,19 @@ import pytest
 from torch import nn
 
 from amptune.capture import TargetSpec
-from amptune.tune import compilation, timelimit
 from amptune.tune.finalists import finaltime
 from amptune.tune.finalists.finals import decide
-from amptune.tune.job import Job, Measured
-from amptune.tune.options import TuneOptions
-from amptune.tune.parts import Parts
-from amptune.tune.process import TrialError
-from amptune.tune.recipes import Candidate
-from amptune.tune.result import result_json
+from amptune.tune.outputs.result import result_json
+from amptune.tune.running import compilation
+from amptune.tune.running.recipes import Candidate
 from amptune.tune.search import Search
-from amptune.tune.timelimit import OVERTIME
-from amptune.tune.worker import Worker
+from amptune.tune.study import timelimit
+from amptune.tune.study.timelimit import OVERTIME
+from amptune.tune.workers.job import Job, Measured
+from amptune.tune.workers.options import TuneOptions
+from amptune.tune.workers.parts import Parts
+from amptune.tune.workers.process import TrialError
+from amptune.tune.workers.worker import Worker
 from tests.tune.test_search import SITES, Capsys, FormulaWorker, make_search, step
 
 BLOCKS = 4.0

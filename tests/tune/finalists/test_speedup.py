@@ -5,7 +5,7 @@ import math
 import pytest
 
 from amptune.tune.finalists.speedup import Speedup
-from amptune.tune.timing import StepTime
+from amptune.tune.running.timing import StepTime
 from tests.tune.hosts import Host
 
 

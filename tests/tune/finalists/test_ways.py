@@ -16,27 +16,27 @@ from torch import nn
 from amptune.capture import TargetSpec
 from amptune.core.plan import Plan
 from amptune.errors import TuneError
-from amptune.tune import compilation
 from amptune.tune.bench import rows_of
-from amptune.tune.compilation import forget_compiled, is_dear, parts_to_compile, repeated_blocks
 from amptune.tune.finalists import finals, finaltime
 from amptune.tune.finalists.finals import Verdict, decide
 from amptune.tune.finalists.finaltime import MAX_ROUNDS
 from amptune.tune.finalists.judging import Judged, judge
 from amptune.tune.finalists.speedup import ERROR
-from amptune.tune.job import Job, Measured
-from amptune.tune.options import TuneOptions
-from amptune.tune.parts import Parts
-from amptune.tune.process import TrialError
-from amptune.tune.recipes import Candidate, plan_candidate
-from amptune.tune.result import result_json
+from amptune.tune.outputs.result import result_json
+from amptune.tune.running import compilation
+from amptune.tune.running.compilation import forget_compiled, is_dear, parts_to_compile, repeated_blocks
+from amptune.tune.running.recipes import Candidate, plan_candidate
+from amptune.tune.running.timing import StepTime
+from amptune.tune.running.training import training, whole
 from amptune.tune.search import Search
-from amptune.tune.timing import StepTime
-from amptune.tune.training import training, whole
-from amptune.tune.worker import Worker
+from amptune.tune.workers.job import Job, Measured
+from amptune.tune.workers.options import TuneOptions
+from amptune.tune.workers.parts import Parts
+from amptune.tune.workers.process import TrialError
+from amptune.tune.workers.worker import Worker
 from tests.tune.finalists.rounds import repeated
 from tests.tune.hosts import Host
-from tests.tune.test_compilation import COMPILED, num_graphs
+from tests.tune.running.test_compilation import COMPILED, num_graphs
 from tests.tune.test_search import FormulaWorker, make_search, step
 
 LAYERS = 30

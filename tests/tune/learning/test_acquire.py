@@ -15,10 +15,10 @@ from amptune.core.formats import Format
 from amptune.core.tables import CastPrice, CostTable, Edge, SiteCost
 from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.allocation.encoded import Encoding
+from amptune.tune.choices.space import Group, Space
 from amptune.tune.learning.acquire import Acquisition, expected_improvement, smaller_of
 from amptune.tune.learning.stepmodel import Features, Observation, StepModel, fit_model
 from amptune.tune.learning.validity import Tried, learn_validity
-from amptune.tune.space import Group, Space
 
 NAMES = tuple("abcdef")
 NOISE = 0.01

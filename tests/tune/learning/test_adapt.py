@@ -14,10 +14,10 @@ from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import CostTable, SiteCost
 from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.allocation.encoded import Encoding
+from amptune.tune.choices.space import Group, Space
 from amptune.tune.learning.adapt import Knowledge, learn
-from amptune.tune.recipes import Candidate
-from amptune.tune.space import Group, Space
-from amptune.tune.trial import Outcome, TrialRecord
+from amptune.tune.running.recipes import Candidate
+from amptune.tune.study.trial import Outcome, TrialRecord
 from tests.tune.test_search import FormulaWorker, make_search
 
 NAMES = tuple("abcd")

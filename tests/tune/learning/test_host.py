@@ -14,10 +14,10 @@ import pytest
 from amptune.core.formats import Format
 from amptune.core.tables import CastPrice, CostTable, Edge
 from amptune.tune.learning.host import Seen, learn_fixed, likeliest, waited_for_host
-from amptune.tune.pareto import prediction_json
-from amptune.tune.recipes import Candidate
+from amptune.tune.outputs.pareto import prediction_json
+from amptune.tune.running.recipes import Candidate
 from amptune.tune.search import Search
-from amptune.tune.trial import Outcome
+from amptune.tune.study.trial import Outcome
 from tests.tune.hosts import Host
 from tests.tune.test_search import SITES, FormulaWorker, make_search
 

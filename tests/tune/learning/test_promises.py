@@ -11,8 +11,8 @@ import pytest
 
 from amptune.tune.learning.acquire import chance_above
 from amptune.tune.learning.promises import share_kept
-from amptune.tune.timing import StepTime
-from amptune.tune.trial import Outcome, TrialRecord
+from amptune.tune.running.timing import StepTime
+from amptune.tune.study.trial import Outcome, TrialRecord
 from tests.tune.hosts import Host
 from tests.tune.test_noisy_search import LaunchBoundWorker
 from tests.tune.test_search import make_search

@@ -14,11 +14,11 @@ from amptune.core.formats import Format
 from amptune.core.sensitivity import Sensitivity, SiteSensitivity
 from amptune.core.tables import SiteCost
 from amptune.tune.finalists.finals import decide
-from amptune.tune.job import Measured
 from amptune.tune.learning.stockorder import FIRST_PLANS
-from amptune.tune.recipes import Candidate, float8_candidate
-from amptune.tune.result import result_json
+from amptune.tune.outputs.result import result_json
+from amptune.tune.running.recipes import Candidate, float8_candidate
 from amptune.tune.search import Search
+from amptune.tune.workers.job import Measured
 from tests.tune.test_noise_search import ERRORS, MS, SITES, TENSORWISE, SummingWorker, summing_search
 
 RECIPE = "fp8-tensorwise"

@@ -13,9 +13,9 @@ from amptune.core.sensitivity import RoundingError, Sensitivity, SiteSensitivity
 from amptune.core.tables import CostTable, SiteCost
 from amptune.tune.allocation.costmodel import CostModel
 from amptune.tune.allocation.encoded import Encoding
+from amptune.tune.choices.space import Group, Space
 from amptune.tune.learning.validity import Tried, Validity, learn_validity
-from amptune.tune.noise import Noise
-from amptune.tune.space import Group, Space
+from amptune.tune.quality.noise import Noise
 
 NAMES = tuple("abcdefghijkl")
 UNIT = len(NAMES) * BF16.format.epsilon**2

@@ -1,0 +1,1 @@
+"""Whether a candidate trains as well as FP32: the reference, its noise, losses, gradients, rounding errors."""

@@ -1,0 +1,1 @@
+"""Runs one candidate, a stock recipe or a plan: its training step, its compilation, its time and memory."""
