@@ -34,6 +34,9 @@ QUICK = (
     "crowd_points",
     "body_keypoints",
     "online_features",
+    "one_shot_birds",
+    "lane_markings",
+    "phase_locking",
 )
 FILES = [file for name in ROUNDS for file in files(name)]
 

@@ -28,7 +28,7 @@ class Restorer(nn.Module):
 
     def forward(self, wave):
         clean = torch.tanh(self.end(self.layers(self.begin(wave))))
-        stored = torch.round(clean * LEVELS) / LEVELS
+        stored = torch.round(clean * LEVELS) / LEVELS  # planted: G211
         return clean + (stored - clean).detach()
 
 

@@ -35,5 +35,5 @@ def loss_fn(output, batch):
     fallen = batch[1]
     z = (fallen - amount) / spread
     wet = 0.5 * z.square() + spread.log() + 0.5 * math.log(2 * math.pi)
-    dry = -torch.log(0.5 * (1.0 + torch.erf(-amount / (spread * math.sqrt(2.0)))))
+    dry = -torch.log(0.5 * (1.0 + torch.erf(-amount / (spread * math.sqrt(2.0)))))  # planted: G204
     return torch.where(fallen > 0, wet, dry).mean()

@@ -24,8 +24,8 @@ class SeaLevel(nn.Module):
     def forward(self, tracks, latitude):
         level = self.net(tracks).squeeze(1)
         turn = (2.0 * SPIN * torch.sin(latitude * (math.pi / 180.0))).to(level.dtype)
-        pull = GRAVITY / turn
-        north = (level[:, 2:, 1:-1] - level[:, :-2, 1:-1]) / (2 * self.spacing)
+        pull = GRAVITY / turn  # planted: G201
+        north = (level[:, 2:, 1:-1] - level[:, :-2, 1:-1]) / (2 * self.spacing)  # planted: G202
         east = (level[:, 1:-1, 2:] - level[:, 1:-1, :-2]) / (2 * self.spacing)
         pull = pull[:, 1:-1, None]
         return level, torch.stack((-pull * north, pull * east), 1)

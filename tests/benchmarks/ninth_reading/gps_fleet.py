@@ -14,7 +14,7 @@ def haversine(a, b):
     lat2, lon2 = b.unbind(-1)
     u = torch.sin(0.5 * (lat2 - lat1)).square()
     v = torch.cos(lat1) * torch.cos(lat2) * torch.sin(0.5 * (lon2 - lon1)).square()
-    return 2.0 * EARTH_KM * torch.asin((u + v).clamp(max=0.999).sqrt())
+    return 2.0 * EARTH_KM * torch.asin((u + v).clamp(max=0.999).sqrt())  # planted: G206
 
 
 def destinations(n, seed):

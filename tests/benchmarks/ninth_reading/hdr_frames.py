@@ -11,7 +11,7 @@ C1, C2, C3 = 3424 / 4096, 2413 / 128, 2392 / 128
 
 def perceptual(nits):
     """The perceptual quantiser's code in [0, 1] of light in nits, 0 to 10,000."""
-    light = (nits / 10000.0).clamp(max=1.0) ** M1
+    light = (nits / 10000.0).clamp(max=1.0) ** M1  # planted: G206
     return ((C1 + C2 * light) / (1.0 + C3 * light)) ** M2
 
 

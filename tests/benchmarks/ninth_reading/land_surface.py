@@ -24,9 +24,9 @@ class Surface(nn.Module):
 
     def forward(self, bands):
         h = self.body(bands)
-        kelvin = 270.0 + 70.0 * torch.tanh(self.kelvin(h))
+        kelvin = 270.0 + 70.0 * torch.tanh(self.kelvin(h))  # planted: G212
         emissivity = 0.9 + 0.1 * torch.sigmoid(self.emissivity(h))
-        squared = kelvin * kelvin
+        squared = kelvin * kelvin  # planted: G214
         emitted = emissivity * (SIGMA * squared * squared)
         return kelvin.squeeze(-1), emitted.squeeze(-1)
 

@@ -15,7 +15,7 @@ class WithPlaces(nn.Module):
 
     def forward(self, x):
         b, _, rows, columns = x.shape
-        across = torch.linspace(-1, 1, columns, device=x.device, dtype=x.dtype)
+        across = torch.linspace(-1, 1, columns, device=x.device, dtype=x.dtype)  # planted: G211
         along = torch.linspace(-1, 1, rows, device=x.device, dtype=x.dtype)
         places = torch.stack((across.expand(rows, columns), along[:, None].expand(rows, columns)))
         return self.conv(torch.cat((x, places.expand(b, -1, -1, -1)), 1))

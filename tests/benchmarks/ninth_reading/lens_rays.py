@@ -21,7 +21,7 @@ def refract(way, normal, ratio):
     cos_in = -(way * normal).sum(-1)
     rest = 1.0 - ratio**2 * (1.0 - cos_in.square())
     through = rest > 0
-    cos_out = torch.where(through, torch.sqrt(rest), 0.0)
+    cos_out = torch.where(through, torch.sqrt(rest), 0.0)  # planted: G206
     return ratio * way + (ratio * cos_in - cos_out)[..., None] * normal, through
 
 

@@ -21,7 +21,7 @@ class LoadForecaster(nn.Module):
 
 class LogCosh(nn.Module):
     def forward(self, forecast, truth):
-        return torch.log(torch.cosh(forecast - truth)).mean()
+        return torch.log(torch.cosh(forecast - truth)).mean()  # planted: G203
 
 
 def make_model():

@@ -21,7 +21,7 @@ class LocalAttention(nn.Module):
         place = torch.arange(t, device=x.device)
         apart = (place[:, None] - place[None, :]).to(scores.dtype)
         narrow = 0.5 * torch.exp(-self.width).to(scores.dtype)
-        scores = scores - apart * apart * narrow[:, None, None]
+        scores = scores - apart * apart * narrow[:, None, None]  # planted: G214
         mixed = scores.softmax(-1).to(v.dtype) @ v
         return self.out(mixed.transpose(1, 2).reshape(b, t, -1))
 

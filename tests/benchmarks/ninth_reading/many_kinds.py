@@ -37,7 +37,7 @@ def complete_iou(a, b, eps=1e-6):
     iou = shared / union
     hull = (torch.maximum(high_a, high_b) - torch.minimum(low_a, low_b)).square().sum(-1) + eps
     away = (a[..., :2] - b[..., :2]).square().sum(-1) / hull
-    shape_a, shape_b = torch.atan(a[..., 2] / a[..., 3]), torch.atan(b[..., 2] / b[..., 3])
+    shape_a, shape_b = torch.atan(a[..., 2] / a[..., 3]), torch.atan(b[..., 2] / b[..., 3])  # planted: G205
     shape = 4.0 / math.pi**2 * (shape_b - shape_a).square()
     with torch.no_grad():
         trade = shape / (1.0 - iou + shape + eps)
@@ -63,7 +63,7 @@ def make_batch():
 def loss_fn(output, batch):
     boxes, logits = output
     true_box, true_kind = batch[1]
-    rows = torch.cat((true_box, true_kind[..., None]), -1).to(boxes.dtype)
+    rows = torch.cat((true_box, true_kind[..., None]), -1).to(boxes.dtype)  # planted: G211
     kind = rows[..., 4].long()
     wanted = F.one_hot(kind, logits.shape[-1]).float()
     shape = complete_iou(boxes.float(), rows[..., :4].float()).mean()

@@ -36,7 +36,7 @@ class Matcher(nn.Module):
         for layer in self.layers:
             h = layer(h, c)
         end = self.end(h)
-        return (end - point) / (1 - t)
+        return (end - point) / (1 - t)  # planted: G205
 
 
 def make_model():

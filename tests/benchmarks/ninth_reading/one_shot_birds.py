@@ -30,7 +30,7 @@ class Nearest(nn.Module):
         shots = s.shape[1]
         mean = s.mean(1)
         of_task = s.flatten(0, 1).var(0)
-        of_class = s.var(1)
+        of_class = s.var(1)  # planted: G205
         trust = shots / (shots + 1.0)
         spread = trust * of_class + (1.0 - trust) * of_task + 1.0
         away = (q[:, None] - mean[None]).square() / spread[None]

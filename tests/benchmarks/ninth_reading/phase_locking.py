@@ -23,7 +23,7 @@ class PhaseLocking(nn.Module):
         away = (self.hertz[None] - self.middle[:, None]) / (self.width[:, None].abs() + 0.5)
         kept = torch.exp(-0.5 * away.square())
         analytic = torch.fft.ifft(spectrum[:, None] * kept[None, :, None], n=self.samples, dim=-1)
-        unit = analytic / analytic.abs()
+        unit = analytic / analytic.abs()  # planted: G205
         locked = (unit @ unit.mH / self.samples).abs()
         row, column = torch.triu_indices(self.channels, self.channels, 1)
         return self.head(locked[..., row, column].flatten(1))

@@ -27,7 +27,7 @@ class Filter(nn.Module):
         for step in range(motion.shape[1]):
             places = places + motion[:, step, None] + 0.1 * self.drift(motion[:, step]).float()[:, None]
             weight = weight * self.likelihood(places, heard[:, step])
-            weight = weight / weight.sum(-1, keepdim=True)
+            weight = weight / weight.sum(-1, keepdim=True)  # planted: G205
             answers.append((weight[..., None] * places).sum(1))
         return torch.stack(answers, 1)
 

@@ -18,7 +18,7 @@ class Topics(nn.Module):
         k = F.softplus(self.shape(h)) + 0.2
         scale = F.softplus(self.scale(h)) + 0.01
         u = torch.rand_like(scale)
-        amount = scale * (-torch.log(u)).pow(1.0 / k)
+        amount = scale * (-torch.log(u)).pow(1.0 / k)  # planted: G204
         share = amount / amount.sum(-1, keepdim=True)
         return self.words(share), k, scale
 

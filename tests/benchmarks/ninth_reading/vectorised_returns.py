@@ -23,7 +23,7 @@ def returns_to_go(rewards, gamma=0.95):
     steps = rewards.shape[-1]
     discount = gamma ** torch.arange(steps, device=rewards.device, dtype=rewards.dtype)
     future = (rewards * discount).flip(-1).cumsum(-1).flip(-1)
-    return future / discount
+    return future / discount  # planted: G205
 
 
 def make_model():

@@ -31,4 +31,4 @@ def make_batch():
 def loss_fn(output, batch):
     bad = batch[1]
     p = output.clamp(1e-8, 1.0 - 1e-8)
-    return -(bad * torch.log(p) + (1.0 - bad) * torch.log(1.0 - p)).mean()
+    return -(bad * torch.log(p) + (1.0 - bad) * torch.log(1.0 - p)).mean()  # planted: G204
