@@ -48,7 +48,8 @@ class _Result:
         shape, stride, dtype: of a new tensor.
         viewed: index of the argument that a new tensor is a view of.
         offset: how far the view begins behind the beginning of that argument, in elements.
-        state: what torch keeps beside the tensor: the device that it stands for, and the mode.
+        device: that a new tensor stands for.
+        state: what torch keeps beside the tensor: that device, and the mode.
     """
 
     same: int | None = None
@@ -57,6 +58,7 @@ class _Result:
     dtype: torch.dtype = torch.float32
     viewed: int | None = None
     offset: int = 0
+    device: torch.device = _META
     state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -166,7 +168,11 @@ def _description(
     except _UnknownError:
         return None
     entry = type(result), found
-    alike = all(_looks(a) == _looks(b) for a, b in zip(_several(_made(entry, args)), results, strict=True))
+    try:
+        made = _several(_made(entry, args))
+    except Exception:  # a release of torch that keeps its fakes in another way: it is asked each time
+        return None
+    alike = all(_looks(a) == _looks(b) for a, b in zip(made, results, strict=True))
     return entry if alike else None
 
 
@@ -181,7 +187,8 @@ def _result(tensor: Any, kind: _Kind, args: Sequence[Any], operands: Sequence[An
     if len(sharing) != kind.gives_views or (viewed is None) == kind.gives_views:
         raise _UnknownError
     offset = 0 if viewed is None else int(tensor.storage_offset()) - args[viewed].storage_offset()
-    return _Result(None, tuple(tensor.shape), tensor.stride(), tensor.dtype, viewed, offset, dict(vars(tensor)))
+    shape, stride, device = tuple(tensor.shape), tensor.stride(), tensor.fake_device
+    return _Result(None, shape, stride, tensor.dtype, viewed, offset, device, dict(vars(tensor)))
 
 
 def _made(entry: tuple[type, tuple[_Result, ...]], args: Sequence[Any]) -> Any:
@@ -198,8 +205,9 @@ def _tensor(result: _Result, args: Sequence[Any]) -> Any:
     if result.viewed is not None:
         base = args[result.viewed]
         held.set_(base.untyped_storage(), base.storage_offset() + result.offset, result.shape, result.stride)
-    device = result.state["_fake_device"]
-    fake = torch.Tensor._make_subclass(FakeTensor, held, False, dispatch_device=True, device_for_backend_keys=device)
+    fake = torch.Tensor._make_subclass(
+        FakeTensor, held, False, dispatch_device=True, device_for_backend_keys=result.device
+    )
     torch._C._set_throw_on_mutable_data_ptr(fake)
     vars(fake).update(result.state)
     return fake
