@@ -22,9 +22,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from amptune.analyze.kernels import Groups, Kernel, Move, Setting, has_grouped_kernel
-from amptune.analyze.memory import Memory, step_memory
-from amptune.analyze.stepkernels import StepKernels, Times, counted
+from amptune.analyze.stepcost.kernels import Groups, Kernel, Move, Setting, has_grouped_kernel
+from amptune.analyze.stepcost.memory import Memory, step_memory
+from amptune.analyze.stepcost.stepkernels import StepKernels, Times, counted
 from amptune.core.autocast import HALF, SiteDtypes, realise
 from amptune.core.closeness import FIXED
 from amptune.core.formats import Format

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from amptune import __version__
 from amptune.analyze.estimate import launch_words
-from amptune.analyze.kernels import needs_backward
 from amptune.analyze.sitetable import shape_of
+from amptune.analyze.stepcost.kernels import needs_backward
 from amptune.core.autocast import SiteDtypes, realise
 from amptune.core.bounds.intervals import Range
 from amptune.core.bounds.ranges import Ranges

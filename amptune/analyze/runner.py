@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from amptune.analyze.causes import by_cause
-from amptune.analyze.confirm import confirmed
-from amptune.analyze.enrich import enrich
 from amptune.analyze.estimate import Estimate, SiteTimes, estimate_all, site_times
-from amptune.analyze.grouping import group, of_sites, without_repeats
-from amptune.analyze.stepkernels import StepKernels
+from amptune.analyze.findings.causes import by_cause
+from amptune.analyze.findings.confirm import confirmed
+from amptune.analyze.findings.grouping import group, of_sites, without_repeats
+from amptune.analyze.sitefacts.enrich import enrich
+from amptune.analyze.stepcost.stepkernels import StepKernels
 from amptune.capture import Capture
 from amptune.core.closeness import FIXED, nearly_fastest
 from amptune.core.evidence import Evidence, ranges_section

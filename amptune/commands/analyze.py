@@ -86,7 +86,7 @@ def _rare_collections() -> Iterator[None]:
 
 def _work(args: argparse.Namespace, config: Config, finished: Finished) -> int:
     _say("importing torch")
-    from amptune.analyze.assume import parse_range
+    from amptune.analyze.assumed.assume import parse_range
     from amptune.analyze.runner import analyze
 
     question = _question(args, config)
@@ -109,7 +109,7 @@ def _work(args: argparse.Namespace, config: Config, finished: Finished) -> int:
 def _question(args: argparse.Namespace, config: Config) -> Question:
     import torch
 
-    from amptune.analyze.calibrate import with_present_measured
+    from amptune.analyze.calibration.calibrate import with_present_measured
     from amptune.analyze.device import chosen_gpus
     from amptune.analyze.runner import Question
 
@@ -157,7 +157,7 @@ def _capture(args: argparse.Namespace, config: Config) -> tuple[Target, Capture]
 
 def _evidence(args: argparse.Namespace, target: Target, captured: Capture) -> tuple[Evidence, WorkError | None]:
     """What is known of the values, and why the step of --calibrate is not part of it, where it failed."""
-    from amptune.analyze.evidence import gather
+    from amptune.analyze.assumed.evidence import gather
 
     def gathered(*, observe: bool) -> Evidence:
         return gather(target, captured, stated=args.range, observe=observe, train=not args.no_loss, say=_say)
@@ -174,7 +174,7 @@ def _evidence(args: argparse.Namespace, target: Target, captured: Capture) -> tu
 
 def _say_beginning(analysis: Analysis, question: Question) -> None:
     """Where the recorded step broke, if no finding says so."""
-    from amptune.analyze.confirm import beginnings
+    from amptune.analyze.findings.confirm import beginnings
 
     observed = question.evidence.observed
     if observed is None or analysis.capture is None or any("broke" in each.evidence for each in analysis.findings):

@@ -1,6 +1,6 @@
 """Which share of a GPU's peaks and bandwidth real kernels reach: the constants of the roofline, one set a generation.
 
-Where they come from: for a GPU that is present, amptune/analyze/calibrate.py measures some there and scales the others.
+Where they come from: for a GPU that is present, amptune/analyze/calibration measures some there and scales the others.
 The table below is for GPUs that are not. Hopper's are from an H200 (tests/benchmarks/reports): matrix products,
 convolutions and most memory traffic from single kernels (kernels_h200.json, read by kernel_constants.py, and
 kernels_further_h200.json); casts, the weights of norms, blocks of threads, attention, the optimizer and softmax from

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from amptune.analyze.evidence import gather
+from amptune.analyze.assumed.evidence import gather
 from amptune.analyze.runner import Analysis, Question, analyze
 from amptune.capture import capture, capturing
 from amptune.capture.load import load_target

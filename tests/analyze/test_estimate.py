@@ -8,8 +8,8 @@ import math
 import pytest
 
 from amptune.analyze.estimate import FIXED, can_run, estimate_all, launch_words, site_times
-from amptune.analyze.kernels import Groups, Move, Product, Setting
-from amptune.analyze.sitekernels import kernels_of
+from amptune.analyze.stepcost.kernels import Groups, Move, Product, Setting
+from amptune.analyze.stepcost.sitekernels import kernels_of
 from amptune.core.autocast import realise
 from amptune.core.formats import Format
 from amptune.core.graph import INPUT, Gemm, Param, PrecisionGraph, Site

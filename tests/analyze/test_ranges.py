@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from amptune.analyze.assume import assume, parse_range
-from amptune.analyze.enrich import enrich
-from amptune.analyze.evidence import gather
-from amptune.analyze.initial import recorded_initialisers
-from amptune.analyze.observe import stat_of
+from amptune.analyze.assumed.assume import assume, parse_range
+from amptune.analyze.assumed.evidence import gather
+from amptune.analyze.assumed.initial import recorded_initialisers
+from amptune.analyze.assumed.observe import stat_of
 from amptune.analyze.runner import Analysis, Question, analyze
+from amptune.analyze.sitefacts.enrich import enrich
 from amptune.capture import Capture, Target, TargetSpec, capture, load_target
 from amptune.capture.fakes import new_fake_mode, parameters_as_fakes
 from amptune.cli import run
@@ -311,7 +311,7 @@ def test_sampled_rows_stay_within_the_estimate() -> None:
 
 def test_calibration_of_what_does_not_fit_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, captured = loaded(tmp_path, SMALL)
-    monkeypatch.setattr("amptune.analyze.observe.available_bytes", lambda: 100)
+    monkeypatch.setattr("amptune.analyze.assumed.observe.available_bytes", lambda: 100)
     with pytest.raises(WorkError, match="--calibrate runs the model for real"):
         gather(target, captured, observe=True)
 
@@ -324,7 +324,7 @@ def test_calibration_moves_to_the_processor_where_the_gpu_is_too_small(
 
     target, captured = loaded(tmp_path, SMALL)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("amptune.analyze.observe._on_gpu", too_small)
+    monkeypatch.setattr("amptune.analyze.assumed.observe._on_gpu", too_small)
     observed = gather(target, captured, observe=True).observed
     assert observed is not None
     assert observed.device == "cpu"

@@ -64,7 +64,7 @@ def measured_here(
     """
     import torch
 
-    from amptune.analyze.calibrate import calibrate
+    from amptune.analyze.calibration.calibrate import calibrate
     from amptune.analyze.device import present_gpu
 
     start = time.perf_counter()
@@ -121,7 +121,7 @@ def constants_of(measured: Mapping[str, Any]) -> dict[str, Gpu]:
     """The GPU with the table's constants, and with those of its calibration."""
     gpus = {"table": gpu_of(measured)}
     if measured.get("calibration"):
-        from amptune.analyze.calibrate import constants_from
+        from amptune.analyze.calibration.calibrate import constants_from
 
         gpus["calibrated"] = dataclasses.replace(
             gpus["table"], measured=constants_from(gpus["table"], measured["calibration"])
@@ -131,8 +131,8 @@ def constants_of(measured: Mapping[str, Any]) -> dict[str, Gpu]:
 
 def predict(entry: Entry, recipes: Sequence[str], gpus: Mapping[str, Gpu], mode: str) -> dict[str, Any]:
     """Constants -> recipe (``+fixed`` included) -> milliseconds and bytes, for one model in a process of its own."""
-    from amptune.analyze.enrich import enrich
     from amptune.analyze.estimate import estimate_all
+    from amptune.analyze.sitefacts.enrich import enrich
     from amptune.capture import capture, load_target
 
     captured = capture(load_target(entry.spec))

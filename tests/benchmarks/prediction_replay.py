@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amptune.analyze.kernels import Setting
+from amptune.analyze.stepcost.kernels import Setting
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.choice import BF16, FP8, FP16, FP32, TF32, Choice
 from amptune.core.formats import Format

@@ -183,7 +183,7 @@ def test_a_run_goes_on_after_a_model_that_fails_and_where_it_was_broken_off(
         yield {"model": entry.model, "recipe": "fp32"}
 
     monkeypatch.setattr("amptune.analyze.device.present_gpu", lambda: GPUS["h200"])
-    monkeypatch.setattr("amptune.analyze.calibrate.calibrate", lambda _: Nothing())
+    monkeypatch.setattr("amptune.analyze.calibration.calibrate.calibrate", lambda _: Nothing())
     monkeypatch.setattr(estimate_check, "measure", measure)
     monkeypatch.setattr(
         estimate_check, "ENTRIES", [step_times.Entry(name, unseen=4) for name in ("done", "broken", "left")]

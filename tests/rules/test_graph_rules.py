@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amptune.analyze.evidence import gather
+from amptune.analyze.assumed.evidence import gather
 from amptune.analyze.runner import Analysis, Question, analyze
 from amptune.capture import TargetSpec, capture, load_target
 from amptune.core.evidence import Evidence

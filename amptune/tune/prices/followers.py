@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 
-from amptune.analyze.calibrate import calibrated
+from amptune.analyze.calibration.calibrate import calibrated
 from amptune.analyze.device import present_gpu
-from amptune.analyze.kernels import Setting
-from amptune.analyze.sitekernels import kernels_of
+from amptune.analyze.stepcost.kernels import Setting
+from amptune.analyze.stepcost.sitekernels import kernels_of
 from amptune.apply import held_by, owner_of
 from amptune.core.autocast import SiteDtypes
 from amptune.core.choice import TF32, Choice

@@ -43,7 +43,10 @@ def initial_loss(bench: Workbench, batches: Batches) -> float:
 
 def _nan_in(bench: Workbench, batches: Batches) -> str:
     """The first tensor of the held-back batches, or parameter, that holds NaN, as the end of a sentence."""
-    from amptune.analyze.assume import not_numbers, user_names  # half a second that runs without NaN do not need
+    from amptune.analyze.assumed.assume import (  # half a second that runs without NaN do not need
+        not_numbers,
+        user_names,
+    )
 
     for batch in batches.held_back:
         for remark in not_numbers(user_names(bench.target, bench.model, batch), batch, bench.model):

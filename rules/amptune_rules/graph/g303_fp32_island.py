@@ -80,6 +80,6 @@ def _reason(site: Site) -> str:
     if op_named(site.op).cuda is Autocast.PROMOTE:
         return f"{site.op} promotes to its widest operand"
     reason = f"{site.op} is in none of autocast's lists and follows its operands"
-    if site.op == "grouped_mm":  # see amptune.analyze.kernels.Groups
+    if site.op == "grouped_mm":  # see amptune.analyze.stepcost.kernels.Groups
         reason += "; in float32 torch multiplies group by group, and waits for the GPU to learn where they end"
     return reason

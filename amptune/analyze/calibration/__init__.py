@@ -1,0 +1,1 @@
+"""The constants of the GPU at hand, by a micro-benchmark that looks at no model."""

@@ -1,0 +1,1 @@
+"""What sites are told of the captured nodes: dtypes, constants, views, zeros of the batch, where values come from."""
