@@ -56,14 +56,15 @@ def test_three_dimensions_or_float64_have_no_fused_kernel() -> None:
     assert backend_of(attention(), "float64") is Backend.MATH
 
 
-def test_plain_attention_multiplies_in_fp32_under_autocast() -> None:
+def test_plain_attention_multiplies_no_halves_under_autocast() -> None:
+    """Its scores are in FP32, whose products may use TF32."""
     setting = Setting(RECIPES["autocast-bf16"])
     graphs = [graph_of(attention(mask=True)), graph_of(attention(mask=True, mask_strided=True))]
     fused, plain = (
         kernels_of(graph["#sdpa.0"], realise(graph, setting.recipe)["#sdpa.0"], setting) for graph in graphs
     )
     assert {kernel.format for kernel in fused.forward if isinstance(kernel, Attention)} == {Format.BF16}
-    assert {kernel.format for kernel in plain.forward if isinstance(kernel, Product)} == {Format.FP32}
+    assert {kernel.format for kernel in plain.forward if isinstance(kernel, Product)} == {Format.TF32}
     assert not any(isinstance(kernel, Attention) for kernel in plain.forward)
 
 
