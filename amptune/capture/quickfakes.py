@@ -128,7 +128,8 @@ class QuickFakes:
     def _add(self, parts: list[Any], value: Any, kind: _Kind) -> None:
         cls = type(value)
         if cls is FakeTensor:
-            if value.constant is not None or value.fake_mode is not self._mode or value.layout is not torch.strided:
+            is_known = value.fake_mode is self._mode and value.layout is torch.strided
+            if not is_known or value.constant is not None or value._has_symbolic_sizes_strides:
                 raise _UnknownError
             parts += (value.shape, value.stride(), value.dtype, value.device, value.requires_grad, _key_set(value))
         elif cls in _NUMBERS:
@@ -183,6 +184,8 @@ def _result(tensor: Any, kind: _Kind, args: Sequence[Any], operands: Sequence[An
         if value is tensor:
             return _Result(same=place)
     sharing = [value for value in operands if _share(value, tensor)]
+    if any(value.dtype != tensor.dtype for value in sharing):
+        raise _UnknownError  # offsets are counted in other elements than those of what it is a view of
     viewed = next((place for place, value in enumerate(args) if _share(value, tensor)), None)
     if len(sharing) != kind.gives_views or (viewed is None) == kind.gives_views:
         raise _UnknownError

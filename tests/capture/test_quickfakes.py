@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses import FakeTensor
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn import functional as F
 
 from amptune.capture.fakes import new_fake_mode
@@ -99,6 +100,33 @@ def test_view_shares_memory_and_a_write_into_it_reaches_the_whole() -> None:
             assert view.storage_offset() == step * 32
             assert whole._version == before + 1
             assert whole.requires_grad
+
+
+VIEWS_IN_OTHER_NUMBERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "real from complex": lambda x: torch.view_as_real(x[1]),
+    "imaginary parts": lambda x: x[1].imag,
+    "complex from real": lambda x: torch.view_as_complex(torch.view_as_real(x)[1]),
+    "other bits": lambda x: x[1].view(torch.int32),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS_IN_OTHER_NUMBERS)
+def test_view_in_other_numbers_begins_where_that_of_torch_does(name: str) -> None:
+    mode = new_fake_mode()
+    with mode:
+        whole = torch.zeros(6, 4, 8, dtype=torch.complex64)
+    told = [_seen(VIEWS_IN_OTHER_NUMBERS[name](whole[step:])) for step in range(5)]
+    with QuickFakes(mode).watch():
+        assert [_seen(VIEWS_IN_OTHER_NUMBERS[name](whole[step:])) for step in range(5)] == told
+
+
+def test_symbolic_sizes_are_left_to_torch() -> None:
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    x = mode.from_tensor(torch.randn(4, 8))
+    quick = QuickFakes(mode)
+    with quick.watch():
+        assert [(x + 1).shape for _ in range(2)] == [x.shape] * 2
+    assert quick.learnt == 0
 
 
 def test_gradient_can_be_taken_through_what_was_repeated() -> None:
