@@ -16,6 +16,9 @@ EXPONENTIALS = {
     "perplexity of codes that one_hot makes":
         "p = F.one_hot(self.fc(x).argmax(-1), 4096).float().mean(0)\n"
         "        return self.fc(x).sum() + torch.exp(-(p * torch.log(p + 1e-10)).sum())",
+    "perplexity of codes of several heads":
+        "p = F.one_hot(self.fc(x).view(-1, 4, 1024).argmax(-1), 1024).float().view(-1, 1024).mean(0)\n"
+        "        return self.fc(x).sum() + torch.exp(-(p * torch.log(p + 1e-10)).sum())",
     "perplexity of codes that are scattered":
         "h = self.fc(x)\n        p = torch.zeros(h.shape, device=h.device)\n"
         "        p.scatter_(1, h.argmin(1).unsqueeze(1), 1)\n        p = p.mean(0)\n"
@@ -70,6 +73,9 @@ SHARES_OF_NOTHING = {
         "p = torch.zeros(x.shape[0], 4096, device=x.device)\n"
         "        p.scatter_(1, self.fc(x).topk(9)[1], 1)\n        p = p.mean(0)\n"
         "        return self.fc(x).sum() + torch.exp(-4096 * (p * torch.log(p + 1e-10)).sum())",
+    "rows of several codes":
+        "p = F.one_hot(self.fc(x).view(-1, 16).argmax(-1), 16).float()\n        p = p.view(-1, 4096).mean(0)\n"
+        "        return self.fc(x).sum() + torch.exp(-(p * torch.log(p + 1e-10)).sum())",
     "half a product":
         "z = self.fc(x)\n        return torch.exp(-0.5 * z * z.flip(-1))",
     "a matrix times its own transpose, number by number":

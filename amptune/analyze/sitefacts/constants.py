@@ -168,8 +168,11 @@ class NodeBounds:
         return narrowed(known, passed(node)) if known is not None else None
 
     def is_one_hot(self, node: fx.Node) -> bool:
-        """Whether one_hot made a tensor, and nothing was written into it since."""
-        return _op(base := _root(node)) == "one_hot" and base not in self._written
+        """Whether one_hot made a tensor, with rows as long as these, and nothing was written into it since."""
+        if _op(base := _root(node)) != "one_hot" or base in self._written:
+            return False
+        made, seen = _tensor(base), _tensor(node)
+        return made is not None and seen is not None and made.shape[-1:] == seen.shape[-1:]
 
     def is_random(self, node: fx.Node) -> bool:
         """Whether a tensor is drawn in the forward."""

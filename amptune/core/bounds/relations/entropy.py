@@ -126,7 +126,8 @@ def _is_one_hot(ranges: Ranges, site: Site, rank: int) -> bool:
     index = site.inputs[1].shape if len(site.inputs) == 2 else ()
     along = site.attrs.get("dim")
     last = isinstance(along, int) and along % rank == rank - 1
-    return last and literal == 1 and index[-1:] == (1,) and ranges.input(site, 0) == point(0.0)
+    one_each = index == (*site.outputs[0].shape[:-1], 1)
+    return last and literal == 1 and one_each and ranges.input(site, 0) == point(0.0)
 
 
 def _rows_add_to_one(ranges: Ranges, site: Site, depth: int) -> bool:
