@@ -1,4 +1,4 @@
-"""How well a plan's summed rounding errors say how noisy its gradients are: what ``tune/noise.py`` rests on.
+"""How well a plan's summed rounding errors say how noisy its gradients are: what ``tune/quality/noise.py`` rests on.
 
     PYTHONPATH=.:rules python tests/benchmarks/gradient_noise.py     # 10 CPU minutes; writes reports/gradient_noise.md
 
