@@ -114,10 +114,13 @@ def test_ctrl_c_ends_both_processes(tmp_path: Path) -> None:
         os.kill(int(started.read_text()), 0)
 
 
-def test_sigterm_lets_the_work_clean_up(tmp_path: Path) -> None:
-    """As a batch system or docker stop send it, to the first process alone."""
+@pytest.mark.parametrize("at_ctrl_c", ["default_int_handler", "SIG_IGN"])
+def test_sigterm_lets_the_work_clean_up(tmp_path: Path, at_ctrl_c: str) -> None:
+    """As a batch system or docker stop send it, to the first process alone; what a script starts in the background
+    ignores Ctrl-C."""
     body = (
-        f"import tempfile, pathlib, atexit; folder = tempfile.TemporaryDirectory(dir={str(tmp_path)!r}); "
+        f"signal.signal(signal.SIGINT, signal.{at_ctrl_c}); import tempfile, pathlib; "
+        f"folder = tempfile.TemporaryDirectory(dir={str(tmp_path)!r}); "
         f"(pathlib.Path(folder.name) / 'begun').touch(); time.sleep(1000)"
     )
     process = start(body)

@@ -66,9 +66,12 @@ def guarded(
     os.set_blocking(reader, False)
     try:
         return _wait(child, reader, seconds)
-    except KeyboardInterrupt as stop:
-        _stop(child, patience)
-        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    except Terminated:
+        _stop(child, patience, signal.SIGTERM)
+        return TERMINATED
+    except KeyboardInterrupt:
+        _stop(child, patience, signal.SIGINT)
+        return INTERRUPTED
     finally:
         os.close(reader)
 
@@ -171,9 +174,10 @@ def _code(code: int, *, done: bool) -> int:
     )
 
 
-def _stop(child: int, patience: float) -> None:
-    """End a child on Ctrl-C: a terminal has told it already, a program that signals this process alone has not."""
-    for number, time_left in ((0, patience), (signal.SIGINT, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
+def _stop(child: int, patience: float, told: signal.Signals) -> None:
+    """End a child as this process was told to: a terminal has told it already, a program that signals this process
+    alone has not. By the same signal: a shell has what it starts in the background ignore Ctrl-C."""
+    for number, time_left in ((0, patience), (told, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
         try:
             os.kill(child, number)
             if _wait_for(child, time_left):
