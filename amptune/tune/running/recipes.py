@@ -107,7 +107,7 @@ def stock_candidates(device: Device, model: nn.Module, params: str | None = None
     if Format.FP16 in formats:
         recipes.append(Candidate("autocast-fp16", autocast=Format.FP16, tf32=tf32, scaler=scaler))
     recipes += [float8_candidate(scaling, tf32=tf32) for scaling in stock_scalings(device, model)]
-    recipes += [params_candidate(name) for name in PARAMS] if params else []
+    recipes += [params_candidate(name, tf32=tf32) for name in PARAMS] if params else []
     return recipes
 
 
@@ -116,9 +116,9 @@ def float8_candidate(scaling: str, *, tf32: bool = False) -> Candidate:
     return Candidate(f"fp8-{scaling}", autocast=Format.BF16, tf32=tf32, float8=scaling)
 
 
-def params_candidate(params: str) -> Candidate:
+def params_candidate(params: str, *, tf32: bool = False) -> Candidate:
     """The model cast to BF16; the user's optimizer steps on these parameters or on FP32 copies."""
-    return Candidate(f"params-{params}", params=params)
+    return Candidate(f"params-{params}", tf32=tf32, params=params)
 
 
 def with_scale(candidate: Candidate, loss_scale: float) -> Candidate:

@@ -32,9 +32,9 @@ def test_what_a_recipe_in_fewer_bits_leaves_in_fp32_may_use_tf32(monkeypatch: py
     """Autocast leaves the grouped products of experts alone. A plan with TF32 beside autocast without it would gain
     what one line gives to anybody."""
     monkeypatch.setattr(Device, "has_tf32", lambda _device: True)
-    recipes = {r.name: r for r in stock_candidates(Device("cpu"), nn.Linear(16, 16))}
+    recipes = {r.name: r for r in stock_candidates(Device("cpu"), nn.Linear(16, 16), params="bf16")}
     assert not recipes.pop("fp32").tf32, "the reference"
-    assert {"tf32", "autocast-bf16"} <= recipes.keys()
+    assert {"tf32", "autocast-bf16", "params-bf16", "params-bf16-master"} <= recipes.keys()
     assert all(r.tf32 for r in recipes.values())
 
 
