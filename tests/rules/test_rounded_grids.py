@@ -119,6 +119,9 @@ def test_a_root_of_what_goes_below_zero_says_so(tmp_path: Path) -> None:
         ("return torch.var(self.fc(x)[:1], 0, correction=0)", 0),
         ("return self.fc(x).view(16, 2, 64).std(1)", 0),
         ("return torch.nan_to_num(self.fc(x)[:1].var(0))", 0),
+        ("h = self.fc(x)\nreturn h + h[:1].std(0).nansum()", 0),
+        ("h = self.fc(x)\nreturn h + h[:1].std(0).sum()", 1),
+        ("h = self.fc(x)\nself.spread = h[:1].detach().std(0)\nreturn h", 0),
     ],
 )
 def test_a_deviation_of_one_number(body: str, count: int, tmp_path: Path) -> None:

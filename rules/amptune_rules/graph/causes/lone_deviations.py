@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from amptune.core.arguments import reduced_count
 from amptune.core.finding import Finding
+from amptune.core.graph import Site
 from amptune.core.graph_context import GraphContext
 from amptune.core.rule import GraphRule
 from amptune_rules.graph._numeric import called, floating_sites, is_compared_alone, is_guarded_after
@@ -21,6 +22,8 @@ def lone_deviations(rule: GraphRule, context: GraphContext) -> Iterator[Finding]
             continue
         if is_guarded_after(context, site) or is_compared_alone(context, site) or is_taken_out(context, site):
             continue
+        if not any(context.graph.graph.successors(site.id)) or _is_left_out(context, site):
+            continue
         yield context.finding(
             rule,
             site,
@@ -28,3 +31,9 @@ def lone_deviations(rule: GraphRule, context: GraphContext) -> Iterator[Finding]
             f"n - {less:g}: 0 / 0 is NaN, in every step; use correction=0, or leave it out for so few",
             count=count,
         )
+
+
+def _is_left_out(context: GraphContext, site: Site) -> bool:
+    """Whether all that reads a site sums what is no NaN."""
+    readers = context.graph.consumers(site.id)
+    return bool(readers) and all(each.attrs.get("called", each.op) in ("nansum", "nanmean") for each in readers)
