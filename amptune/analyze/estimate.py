@@ -237,13 +237,18 @@ class _Work:
 
     def _launch_seconds(self, gpu: Gpu) -> float:
         ahead, behind = efficiency_of(gpu).launch_us
-        forward = sum(kernel.ops * count for each, count in self.kernels for kernel in each.forward) + self.modules
-        backward = sum(kernel.ops * count for each, count in self.kernels for kernel in each.backward)
+        forward = sum(_ops(kernel, gpu) * count for each, count in self.kernels for kernel in each.forward)
+        forward += self.modules
+        backward = sum(_ops(kernel, gpu) * count for each, count in self.kernels for kernel in each.backward)
         backward += len(self.extra) + self.trained
         # A view launches nothing, but is an op forward and a node of autograd backward: half of an op each.
         views = self.views * (ahead + behind * self.setting.train) / 2
         eager = (forward * ahead + backward * behind + views) * 1e-6
         return eager * (COMPILED_LAUNCH_SHARE if self.setting.fused else 1.0)
+
+
+def _ops(kernel: Kernel, gpu: Gpu) -> float:
+    return kernel.ops + (kernel.further_ops(gpu) if isinstance(kernel, Groups) else 0.0)
 
 
 def _modules(graph: PrecisionGraph) -> int:

@@ -172,8 +172,12 @@ class Groups:
 
     @property
     def ops(self) -> float:
-        """One, or in a format without the kernel one more for each group, in which torch calls itself."""
-        return 1.0 if self.format is Format.BF16 else 1 + _GROUP * self.gemm.batch
+        """The call of the user's code."""
+        return 1.0
+
+    def further_ops(self, gpu: Gpu) -> float:
+        """Those in which torch calls itself: for each group, where there is no kernel for all."""
+        return 0.0 if has_grouped_kernel(self.format, gpu) else _GROUP * self.gemm.batch
 
     def seconds(self, gpu: Gpu) -> float:
         """Time of all groups."""
