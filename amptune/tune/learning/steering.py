@@ -105,7 +105,7 @@ class Steering:
         size, unit = outcome.score(objective)[0], "ms a step" if objective == "time" else "bytes"
         noise = least_gain(known, outcome)
         kept = share_kept(self.search.plans(), noise, lambda outcome: outcome.score(objective)[0])
-        gain = IN_VAIN * kept * self._promising(known, best[0])[1]
+        gain = min(size, IN_VAIN * kept * self._promising(known, best[0])[1])  # nobody saves more than all of it
         if not math.isfinite(size) or gain >= noise:
             return ""
         saved = f"{gain:.3g} {unit} ({gain / size:.2%})" if gain >= NOTHING * size else "next to nothing"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from amptune.tune.learning.acquire import chance_above
+from amptune.tune.learning.adapt import Knowledge
 from amptune.tune.learning.promises import share_kept
 from amptune.tune.running.timing import StepTime
 from amptune.tune.study.trial import Outcome, TrialRecord
@@ -84,3 +85,16 @@ def test_a_search_beside_slow_moments_ends(tmp_path: Path) -> None:
     assert len(search.records()) < 32
     chances = [r.outcome.gain_chance for r in search.plans() if r.outcome.kind == "search"]
     assert all(each is not None and 0 < each <= 1 for each in chances)
+
+
+def test_no_more_than_the_whole_step_is_expected_to_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A host of a hundred times slower moments had "77 ms a step (2474 %)" said of a step of 3 ms."""
+    promising = Knowledge.promising
+    monkeypatch.setattr(Knowledge, "promising", lambda *told: (promising(*told)[0], 1e6))
+    monkeypatch.setattr("amptune.tune.learning.steering.least_gain", lambda *_: 2e6)
+    search = make_search(tmp_path, LaunchBoundWorker(Host(3, dwell=2.0)), budget=40)
+    search.run()
+    assert search.stopped == "no gain"
+    assert "(100.00%), less than the noise" in capsys.readouterr().err
