@@ -27,6 +27,7 @@ from amptune.tune.finalists.finals import Verdict
 from amptune.tune.outputs.result import TOOL
 from amptune.tune.running.recipes import Candidate, plan_candidate
 
+CHECKING = ".amptune-check-"
 GO_ON = "free space, and go on with --resume: the trials are kept"
 
 
@@ -97,12 +98,16 @@ def _check_beforehand(
 ) -> None:
     """Run the patched model from a folder of its own, as if it lay beside the user's file.
 
+    Those of runs that were killed meanwhile go: the output folder is this process's alone.
+
     Raises:
         InputError: the disk is full.
     """
     current = emission.out
+    for left in emission.out.glob(f"{CHECKING}*"):
+        shutil.rmtree(left, ignore_errors=True)
     try:
-        with tempfile.TemporaryDirectory(dir=emission.out, prefix=".amptune-check-") as folder:
+        with tempfile.TemporaryDirectory(dir=emission.out, prefix=CHECKING) as folder:
             for name, content in files.items():
                 current = emission.out / name
                 (Path(folder) / name).write_bytes(content)

@@ -13,7 +13,7 @@ import pytest
 from amptune.core.files import write_all_atomic
 from amptune.core.plan import Plan
 from amptune.errors import InputError
-from amptune.tune.outputs.emit import GO_ON, Emission, _check_beforehand
+from amptune.tune.outputs.emit import CHECKING, GO_ON, Emission, _check_beforehand
 
 
 def test_a_disk_that_is_full_before_the_check_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,6 +32,21 @@ def test_a_disk_that_is_full_before_the_check_names_the_file(tmp_path: Path, mon
         _check_beforehand(emission, files, "net_amptuned.py", lambda *_: pytest.fail("nothing is checked"))
     assert raised.value.message == f"cannot write {tmp_path}/amptune_runtime.py: No space left on device"
     assert raised.value.hint == GO_ON
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_check_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / f"{CHECKING}0abc"
+    left.mkdir()
+    (left / "net_amptuned.py").write_text("old")
+    emission, checked = cast("Emission", SimpleNamespace(out=tmp_path, plan=Plan(sites={}))), list[str]()
+
+    def check(path: Path, _candidate: Any) -> None:
+        checked.append(path.read_text())
+        assert list(tmp_path.iterdir()) == [path.parent]
+
+    _check_beforehand(emission, {"net_amptuned.py": b"new"}, "net_amptuned.py", check)
+    assert checked == ["new"]
     assert not list(tmp_path.iterdir())
 
 
