@@ -1,5 +1,6 @@
 """Ops on fake tensors that are answered for, against what torch says of the same."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,56 @@ def test_answer_is_that_of_torch(name: str) -> None:
     told = _seen(OPS[name](*given))
     with QuickFakes(mode).watch():
         assert [_seen(OPS[name](*given)) for _ in range(3)] == [told] * 3
+
+
+STEPS: tuple[Callable[[torch.Tensor, random.Random], Any], ...] = (
+    lambda t, r: t[r.randrange(t.shape[0])].expand_as(t),
+    lambda t, r: t[:, r.randrange(3) :].narrow(1, 0, 1),
+    lambda t, r: t.transpose(0, 1),
+    lambda t, r: t.transpose(0, 1).contiguous(),
+    lambda t, r: t.flip(r.randrange(2)),
+    lambda t, r: t + r.choice([1, 1.5, True, 1j]),
+    lambda t, r: t.to(r.choice([torch.half, torch.float64, t.dtype])),
+    lambda t, r: t.clamp(min=r.choice([0, -0.5])) if not t.is_complex() else torch.view_as_real(t)[r.randrange(2)],
+    lambda t, r: t.clone().mul_(r.choice([2, 0.5])),
+    lambda t, r: t.zero_(),
+    lambda t, r: t[:1].fill_(r.randrange(3)),
+    lambda t, r: t.sum(r.choice([0, 1, -1]), keepdim=r.random() < 0.8),
+    lambda t, r: t.split(r.randrange(1, 4), r.randrange(2)),
+    lambda t, r: t.unbind(r.randrange(2)),
+    lambda t, r: torch.cat([t, t[:1]], 0),
+    lambda t, r: torch.empty_like(t, memory_format=r.choice([torch.preserve_format, torch.contiguous_format])),
+    lambda t, r: t.reshape(-1).view(t.shape[0], -1),
+    lambda t, r: t[: r.randrange(3)].max(0) if not t.is_complex() else t.conj(),
+)  # fmt: skip
+
+
+def _random_program(mode: FakeTensorMode, seed: int) -> list[Any]:
+    """What each step of a program gives, or the kind of error that it ends with, and which results share memory."""
+    draw, told = random.Random(seed), list[Any]()
+    with mode:
+        pool = [torch.zeros(4, 6), torch.zeros(6, 4).t(), torch.zeros(5, 4, 6)[draw.randrange(5)]]
+    pool.append(torch.complex(pool[0], pool[0]))
+    for _ in range(30):
+        operand, step = draw.choice(pool), draw.choice(STEPS)
+        try:
+            found = [each for each in tensors_in(step(operand, draw)) if each.dim() == 2]
+        except (RuntimeError, IndexError) as error:
+            told.append(type(error))
+            continue
+        pool += found
+        memory = [each.untyped_storage()._cdata for each in pool]
+        told.append((_seen(found), [each._version for each in pool], [memory.index(each) for each in memory]))
+    return told
+
+
+def test_random_programs_give_what_torch_gives() -> None:
+    mode = new_fake_mode()
+    told = [_random_program(mode, seed) for seed in range(40)]
+    quick = QuickFakes(mode)
+    with quick.watch():
+        assert [_random_program(mode, seed) for seed in range(40)] == told
+    assert quick.repeated > quick.learnt > 100
 
 
 def test_an_op_is_asked_of_torch_once() -> None:
