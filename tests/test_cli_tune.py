@@ -189,13 +189,18 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
     assert "[5/5] trial" in result.stderr
 
 
+def _heed_ctrl_c() -> None:
+    """As in a terminal: a script has what it starts in the background ignore it, these tests among it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupted_search_says_what_is_kept(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(MLP)
     journal = tmp_path / "amptune-out/net/study.journal"
     process = subprocess.Popen(
         [sys.executable, "-m", "amptune", "tune", "net.py", "--budget", "50", *FAST],
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environment(),
-        start_new_session=True,
+        start_new_session=True, preexec_fn=_heed_ctrl_c,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (journal.exists() and b'"outcome"' in journal.read_bytes()):
