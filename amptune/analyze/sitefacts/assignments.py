@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
-import functools
 import linecache
 
 from torch import fx
 
+from amptune.analyze.sitefacts.userfunctions import Function, functions_in
+
 _KEEP = frozenset({"to", "clone", "detach", "contiguous", "type_as", "half", "bfloat16", "float"})
 """Methods that an assigned result may go through."""
 _Span = tuple[int, int, int | None, int | None]
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def assigned_to(node: fx.Node) -> frozenset[str]:
@@ -22,10 +22,10 @@ def assigned_to(node: fx.Node) -> frozenset[str]:
         return frozenset()
     source = "".join(linecache.getlines(spot.filename))
     span = (spot.line, spot.column, spot.end_line, spot.end_column)
-    return frozenset(name for function in _functions(source) for name in _attributes(function, span))
+    return frozenset(name for function in functions_in(source) for name in _attributes(function, span))
 
 
-def _attributes(function: _Function, span: _Span) -> list[str]:
+def _attributes(function: Function, span: _Span) -> list[str]:
     """Attributes that a function assigns the expression at a place to."""
     if not function.lineno <= span[0] <= (function.end_lineno or 0):
         return []
@@ -46,7 +46,7 @@ def _attribute(target: ast.expr) -> str:
     return target.attr if isinstance(target, ast.Attribute) else ""
 
 
-def _assignments(function: _Function) -> list[tuple[ast.expr, ast.expr]]:
+def _assignments(function: Function) -> list[tuple[ast.expr, ast.expr]]:
     """Targets with what is assigned to them, in the order of the lines."""
     found: list[tuple[ast.expr, ast.expr]] = []
     for node in ast.walk(function):
@@ -72,12 +72,3 @@ def _kept(value: ast.expr) -> ast.expr:
 
 def _span(value: ast.expr) -> _Span:
     return value.lineno, value.col_offset, value.end_lineno, value.end_col_offset
-
-
-@functools.lru_cache(maxsize=64)
-def _functions(source: str) -> tuple[_Function, ...]:
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return ()
-    return tuple(node for node in ast.walk(tree) if isinstance(node, _Function))

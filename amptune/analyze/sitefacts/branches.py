@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from amptune.analyze.sitefacts.userfunctions import Function, functions_in
 from amptune.core.formats import Format
 from amptune.core.graph import Site
 
@@ -16,7 +17,6 @@ _FORMATS = frozenset({"float16", "half", "float32", "float"})
 _WIDTHS = frozenset({"itemsize", "element_size", "bits", "is_autocast_enabled", "get_autocast_dtype"})
 """Names that tell 16 bits from 32 without one of a format."""
 _NUMBERS = ("value", "fill_value", "min", "max", "min_val", "max_val")
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def asked_for_half(site: Site, found: Mapping[str, Any]) -> int | None:
@@ -45,7 +45,7 @@ def _is_outside(number: float) -> bool:
 
 def _asking(source: str, line: int, end_line: int) -> int | None:
     """The test that the statement at some lines stands under, holds itself, or reads a name from."""
-    inside = [each for each in _functions(source) if each.lineno <= line <= (each.end_lineno or each.lineno)]
+    inside = [each for each in functions_in(source) if each.lineno <= line <= (each.end_lineno or each.lineno)]
     if not inside:
         return None
     own = max(inside, key=lambda each: each.lineno)
@@ -61,14 +61,14 @@ def _asking(source: str, line: int, end_line: int) -> int | None:
     return None
 
 
-def _choices(function: _Function, helpers: frozenset[str]) -> Iterator[tuple[ast.expr, set[str], range]]:
+def _choices(function: Function, helpers: frozenset[str]) -> Iterator[tuple[ast.expr, set[str], range]]:
     """Tests for the precision, with the names that they decide about and the lines that stand under them."""
     for node in ast.walk(function):
         if isinstance(node, ast.If) and _asks_for_half(node.test):
             body = [*node.body, *node.orelse]
             last = (function.end_lineno if _returns_other(node) else node.end_lineno) or node.lineno
             yield node.test, set(_assigned(body)), range(node.lineno, last + 1)
-        elif isinstance(node, ast.stmt) and not isinstance(node, _Function | ast.If | ast.For | ast.While | ast.With):
+        elif isinstance(node, ast.stmt) and not isinstance(node, Function | ast.If | ast.For | ast.While | ast.With):
             for each in ast.walk(node):
                 if isinstance(each, ast.expr) and (test := _choice(each, helpers)) is not None:
                     lines = range(test.lineno, (each.end_lineno or each.lineno) + 1)
@@ -114,10 +114,10 @@ def _called(call: ast.Call) -> str:
 @functools.lru_cache(maxsize=64)
 def _helpers(source: str) -> frozenset[str]:
     """Functions of a file that return a number that they choose by dtype."""
-    return frozenset(each.name for each in _functions(source) if _returns_choice(each))
+    return frozenset(each.name for each in functions_in(source) if _returns_choice(each))
 
 
-def _returns_choice(function: _Function) -> bool:
+def _returns_choice(function: Function) -> bool:
     numbers = {
         target.id
         for each in ast.walk(function)
@@ -162,15 +162,6 @@ def _asks_for_half(test: ast.expr) -> bool:
     names = {each.attr for each in ast.walk(test) if isinstance(each, ast.Attribute)}
     names |= {each.id for each in ast.walk(test) if isinstance(each, ast.Name)}
     return ("dtype" in names and bool(names & _FORMATS)) or bool(names & _WIDTHS)
-
-
-@functools.lru_cache(maxsize=64)
-def _functions(source: str) -> tuple[_Function, ...]:
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return ()
-    return tuple(each for each in ast.walk(tree) if isinstance(each, _Function))
 
 
 def _text(path: str) -> str:
