@@ -13,7 +13,7 @@ from amptune.commands.measuring import add_measurement, options_of
 from amptune.commands.targets import add_state_and_batch, add_target, say, surviving
 from amptune.commands.values import positive_int, seconds, size
 from amptune.core.sizes import size_text
-from amptune.report.tune_data import MAYBE_FASTER
+from amptune.report.tune_data import MAYBE_FASTER, Run
 
 if TYPE_CHECKING:
     from amptune.tune.run import TuneResult
@@ -263,17 +263,11 @@ def _what_decides(data: dict[str, Any]) -> list[str]:
     why = f"By its trial {shown} may seem faster, but trials meet fast and slow moments of the machine"
     if data["repeated"]:
         return [f"{why}: what is marked as repeated was measured in turns, which decides."]
-    ranked = {trial["recipe"]: _ranked_ms(trial) for trial in data["trials"]}
+    ranked = {trial["recipe"]: Run.read(trial).ranked for trial in data["trials"]}
     if ranked[stock] > min(ranked[name] for name in others):
         return [f"{why}: what was measured in turns decides."]
     told = ", ".join(f"{name} {ranked[name]:.2f} ms" for name in (stock, *others))
     return [f"{why}: steps in turns with another trial's decide, and by these it is {told}."]
-
-
-def _ranked_ms(trial: dict[str, Any]) -> float:
-    """Step time that a trial is ranked by, in the order of ``Outcome``."""
-    known = (trial.get("usual_ms"), trial.get("paired_ms"), (trial["step_ms"] or {}).get("median"))
-    return next((float(ms) for ms in known if ms is not None), math.inf)
 
 
 def _check_memory(options: TuneOptions) -> None:
