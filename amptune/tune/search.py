@@ -363,9 +363,9 @@ class Search:
         known = self.knowledge()
         if known is None or not math.isfinite(predicted := known.predicted(point)):
             return outcome
-        table, chance = known.base_ms + known.model.predicted(point), None
-        for best in self.best_plans(1):
-            chance = known.chance_to_gain(point, best.point, least_gain(known, best.outcome))
+        table, best, chance = known.base_ms + known.model.predicted(point), self.best_plans(1), None
+        if best:
+            chance = known.chance_to_gain(point, best[0].point, least_gain(known, best[0].outcome))
         return dataclasses.replace(outcome, predicted_ms=predicted, table_ms=table, gain_chance=chance)
 
     def _best_text(self) -> str:

@@ -112,9 +112,8 @@ def bars_of(reference: Gradients, perturbed: Iterable[Gradients]) -> dict[str, B
     found: dict[str, list[tuple[float, float, float]]] = {n: [] for n, expected in reference.items() if expected.any()}
     for gradients in perturbed:  # one set at a time is in memory
         for name in found.keys() & gradients.keys():
-            if bool(
-                torch.isfinite(gradients[name]).all()
-            ):  # NaN says that noise breaks the model, not where the bar is
+            # NaN says that noise breaks the model, not where the bar is.
+            if bool(torch.isfinite(gradients[name]).all()):
                 found[name].append(_compare(reference[name], gradients[name]))
     return {name: _bar(compared) for name, compared in found.items()}
 

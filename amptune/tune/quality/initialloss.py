@@ -32,10 +32,7 @@ def initial_loss(bench: Workbench, batches: Batches) -> float:
             hint="no precision setting can cure this: check the batch and the model in FP32 first",
         )
     if not loss_of(bench, Candidate("fp32"), batches.train[0]).requires_grad:
-        raise TuneError(
-            CUT_OFF,
-            hint=CUT_OFF_HINT,
-        )
+        raise TuneError(CUT_OFF, hint=CUT_OFF_HINT)
     with still(bench):
         trained_from = held_back_loss(bench, batches, train_mode=True)
     return min(initial, trained_from) if math.isfinite(trained_from) else initial
@@ -43,10 +40,8 @@ def initial_loss(bench: Workbench, batches: Batches) -> float:
 
 def _nan_in(bench: Workbench, batches: Batches) -> str:
     """The first tensor of the held-back batches, or parameter, that holds NaN, as the end of a sentence."""
-    from amptune.analyze.assumed.assume import (  # half a second that runs without NaN do not need
-        not_numbers,
-        user_names,
-    )
+    # Half a second that runs without NaN do not need.
+    from amptune.analyze.assumed.assume import not_numbers, user_names
 
     for batch in batches.held_back:
         for remark in not_numbers(user_names(bench.target, bench.model, batch), batch, bench.model):
